@@ -1,0 +1,1 @@
+"""Terrain- and wind-aware air-quality transformers, trained with DeepSpeed ZeRO-2."""

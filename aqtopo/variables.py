@@ -1,0 +1,129 @@
+"""The variables of the data set: names, units, physical ranges and the published normalisation constants.
+
+Everything that needs to know what a channel means asks here. The order of `INPUT_VARIABLES` is the order in
+which the model's per-variable weights are stored, so it must not change.
+"""
+
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+VariableKind = Literal["dynamic", "static"]
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One physical field.
+
+    Attributes:
+        name: short name, as in CAQRA and the store.
+        long_name: what a reader should see.
+        standard_name: CF standard name, or None where CF has none.
+        units: UDUNITS string; concentrations are in ug m-3, carbon monoxide too.
+        kind: `dynamic` fields change every hour, `static` ones do not.
+        valid_range: lowest and highest value that is physically believable, in `units`.
+        topoflow_mean: mean published with TopoFlow, in `units`.
+        topoflow_std: standard deviation published with TopoFlow, in `units`.
+    """
+
+    name: str
+    long_name: str
+    standard_name: str | None
+    units: str
+    kind: VariableKind
+    valid_range: tuple[float, float]
+    topoflow_mean: float
+    topoflow_std: float
+
+
+def _mass_concentration(species: str) -> str:
+    return f"mass_concentration_of_{species}_in_air"
+
+
+_ALL = (
+    Variable("u", "eastward wind", "eastward_wind", "m s-1", "dynamic", (-120.0, 120.0), 0.0, 10.0),
+    Variable("v", "northward wind", "northward_wind", "m s-1", "dynamic", (-120.0, 120.0), 0.0, 10.0),
+    Variable("temp", "air temperature", "air_temperature", "K", "dynamic", (180.0, 340.0), 273.15, 30.0),
+    Variable("rh", "relative humidity", "relative_humidity", "%", "dynamic", (0.0, 110.0), 50.0, 30.0),
+    Variable(
+        "psfc", "surface pressure", "surface_air_pressure", "Pa", "dynamic", (3e4, 1.1e5), 101325.0, 1000.0
+    ),
+    Variable(
+        "pm10",
+        "PM10",
+        _mass_concentration("pm10_ambient_aerosol_particles"),
+        "ug m-3",
+        "dynamic",
+        (0.0, 1e4),
+        50.0,
+        25.0,
+    ),
+    Variable(
+        "so2",
+        "sulfur dioxide",
+        _mass_concentration("sulfur_dioxide"),
+        "ug m-3",
+        "dynamic",
+        (0.0, 5e3),
+        5.0,
+        5.0,
+    ),
+    Variable(
+        "no2",
+        "nitrogen dioxide",
+        _mass_concentration("nitrogen_dioxide"),
+        "ug m-3",
+        "dynamic",
+        (0.0, 2e3),
+        20.0,
+        15.0,
+    ),
+    Variable(
+        "co",
+        "carbon monoxide",
+        _mass_concentration("carbon_monoxide"),
+        "ug m-3",
+        "dynamic",
+        (0.0, 1e5),
+        200.0,
+        100.0,
+    ),
+    Variable("o3", "ozone", _mass_concentration("ozone"), "ug m-3", "dynamic", (0.0, 2e3), 40.0, 20.0),
+    Variable("lat2d", "latitude", "latitude", "degrees_north", "static", (-90.0, 90.0), 32.0, 12.0),
+    Variable("lon2d", "longitude", "longitude", "degrees_east", "static", (-180.0, 360.0), 106.0, 16.0),
+    Variable(
+        "pm25",
+        "PM2.5",
+        _mass_concentration("pm2p5_ambient_aerosol_particles"),
+        "ug m-3",
+        "dynamic",
+        (0.0, 5e3),
+        25.0,
+        15.0,
+    ),
+    Variable(
+        "elevation", "elevation", "surface_altitude", "m", "static", (-500.0, 9000.0), 1039.13, 1931.40
+    ),
+    Variable("population", "population density", None, "km-2", "static", (0.0, 5e6), 13381.20, 67986.97),
+)
+
+VARIABLES = MappingProxyType({variable.name: variable for variable in _ALL})
+"""Every variable by its short name."""
+
+INPUT_VARIABLES = tuple(VARIABLES)
+"""The model's input channels, in the order of its per-variable weights."""
+
+DYNAMIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "dynamic")
+"""The hourly fields, in input order: the channels of the store's `fields` array."""
+
+STATIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "static")
+"""The inputs that do not change with time, in input order."""
+
+STATIC_CHANNELS = ("elevation", "population", "lat2d", "lon2d", "mask")
+"""The channels of the store's `static` array; `mask` is 1 where the loss and the scores count."""
+
+TARGET_VARIABLES = ("pm25", "pm10", "so2", "no2", "co", "o3")
+"""The pollutants that are forecast, in the order of the head's outputs."""
+
+HORIZONS_H = (12, 24, 48, 96)
+"""Forecast horizons [h]."""

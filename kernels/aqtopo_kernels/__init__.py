@@ -1,0 +1,1 @@
+"""aqtopo_kernels."""
