@@ -1,1 +1,1 @@
-"""training."""
+"""Training: the DeepSpeed engine, parameter groups, schedule, loss and loop."""
