@@ -1,1 +1,6 @@
-"""checkpoint."""
+"""Saved training states: tags, what is in them, and reading weights back."""
+
+from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags
+from aqtopo.checkpoint.weights import LoadedRun, load_run, load_weights
+
+__all__ = ["LoadedRun", "Tag", "best_tag", "find_tag", "last_tag", "list_tags", "load_run", "load_weights"]

@@ -1,0 +1,86 @@
+"""Reading weights back for evaluation and forecasts: safetensors only, neither pickle nor DeepSpeed."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from aqtopo.checkpoint.tags import Tag, find_tag
+from aqtopo.config import RunConfig, load_config
+from aqtopo.data.statistics import Normalization, normalization_for
+from aqtopo.data.store import Store, open_store
+from aqtopo.model import AirQualityViT, Terrain, build_model
+
+WEIGHTS_FILE = "weights.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained run, ready to forecast.
+
+    Attributes:
+        run_dir: where it lies.
+        config: its configuration.
+        tag: which saved state was read.
+        model: in evaluation mode, on the CPU.
+        store: the opened data.
+        normalization: maps fields to what the model sees, and back.
+    """
+
+    run_dir: Path
+    config: RunConfig
+    tag: Tag
+    model: AirQualityViT
+    store: Store
+    normalization: Normalization
+
+
+def load_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors by name from a safetensors file.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read the weights {path}: {error}. Choose another --tag.") from error
+
+
+def read_run_config(run_dir: Path) -> RunConfig:
+    """The configuration a run was trained with.
+
+    Raises:
+        ValueError: `run_dir` is not a run directory.
+    """
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{run_dir} is not a run directory: it has no {CONFIG_FILE}. "
+            "Name the directory that `aqtopo train` wrote (training.run_dir)."
+        )
+    return load_config(run_dir / CONFIG_FILE)
+
+
+def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
+    """Open a trained run.
+
+    Args:
+        run_dir: the run directory.
+        tag: `best`, `last` or a tag's name.
+
+    Raises:
+        ValueError: no run, no such tag, damaged weights, weights that do not fit the model, or a bad store.
+    """
+    config = read_run_config(run_dir)
+    found = find_tag(run_dir, tag)
+    store = open_store(config.data.store)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    path = found.folder(run_dir) / WEIGHTS_FILE
+    try:
+        model.load_state_dict(load_weights(path), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error
+    return LoadedRun(run_dir, config, found, model.eval(), store, normalization_for(config, store))

@@ -1,0 +1,168 @@
+"""The only module that talks to torch.distributed: who we are, how we connect, what ranks agree on.
+
+A process learns its rank from whatever started it: `deepspeed` and `torchrun` export RANK and its kin, `srun`
+exports SLURM_* variables, and a program started alone is rank 0 of 1. All four go through the same code.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""Longest wait in a collective; a rank that lags longer is taken for dead."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher told this process.
+
+    Attributes:
+        launcher: `torch` (deepspeed and torchrun set the same variables), `slurm` or `alone`.
+        rank: this process among all.
+        local_rank: this process on its node.
+        size: processes of the run.
+        local_size: processes on this node.
+        master_addr: where rank 0 listens.
+        master_port: its port; 0 lets a program started alone pick a free one.
+    """
+
+    launcher: str
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    master_addr: str
+    master_port: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the console."""
+        return self.rank == 0
+
+
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Find out how this process was started.
+
+    Raises:
+        ValueError: the launcher's variables are incomplete.
+    """
+    if "RANK" in environ:
+        return _read_torch_launch(environ)
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+        return _read_slurm_launch(environ)
+    return Launch("alone", 0, 0, 1, 1, "127.0.0.1", 0)
+
+
+def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
+    missing = [
+        name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ
+    ]
+    if missing:
+        raise ValueError(
+            f"RANK = {environ['RANK']} is set but {', '.join(missing)} is not. Start the program with "
+            "`deepspeed`, `torchrun` or `srun`, or unset RANK to run alone."
+        )
+    size = int(environ["WORLD_SIZE"])
+    return Launch(
+        "torch",
+        int(environ["RANK"]),
+        int(environ["LOCAL_RANK"]),
+        size,
+        int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or size),
+        environ["MASTER_ADDR"],
+        int(environ["MASTER_PORT"]),
+    )
+
+
+def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
+    """Map Slurm's own variables, which carry neither an address nor a port of rank 0."""
+    size = int(environ["SLURM_STEP_NUM_TASKS"])
+    nodes = int(environ.get("SLURM_STEP_NUM_NODES", "1"))
+    if nodes > 1 and "MASTER_ADDR" not in environ:
+        raise ValueError(
+            f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
+            'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    # One port a job, so that two jobs sharing a node do not meet.
+    default_port = 20000 + int(environ["SLURM_JOB_ID"]) % 20000
+    return Launch(
+        "slurm",
+        int(environ["SLURM_PROCID"]),
+        int(environ["SLURM_LOCALID"]),
+        size,
+        max(1, size // nodes),
+        environ.get("MASTER_ADDR", "127.0.0.1"),
+        int(environ.get("MASTER_PORT", default_port)),
+    )
+
+
+def select_device(launch: Launch) -> torch.device:
+    """The accelerator of this rank, or the CPU; tells DeepSpeed the same before it is first imported."""
+    if torch.cuda.is_available():  # ROCm counts as cuda
+        os.environ.setdefault("DS_ACCELERATOR", "cuda")
+        torch.cuda.set_device(launch.local_rank)
+        return torch.device("cuda", launch.local_rank)
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))
+    return torch.device("cpu")
+
+
+def connect(launch: Launch) -> torch.device:
+    """Join the process group and return this rank's device.
+
+    The variables that DeepSpeed reads are exported first: without them it tries to discover MPI.
+    """
+    device = select_device(launch)
+    os.environ.update(
+        RANK=str(launch.rank),
+        LOCAL_RANK=str(launch.local_rank),
+        WORLD_SIZE=str(launch.size),
+        LOCAL_SIZE=str(launch.local_size),
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port or _free_port()),
+    )
+    from deepspeed import init_distributed  # after DS_ACCELERATOR is set: it decides at import
+    from deepspeed.utils.logging import set_log_level_from_string
+
+    set_log_level_from_string("warning")
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    init_distributed(dist_backend=backend, verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    return device
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def disconnect() -> None:
+    """Leave the process group, if this process ever joined it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every rank is here."""
+    dist.barrier()
+
+
+def total(values: torch.Tensor) -> torch.Tensor:
+    """Sum `values` over all ranks, in place, and return them."""
+    dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def gather_texts(text: str) -> list[str]:
+    """Every rank's text, on every rank, in rank order."""
+    texts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(texts, text)
+    return [str(item) for item in texts]

@@ -1,0 +1,119 @@
+"""One training step, whole: what every rank does between two optimizer updates."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aqtopo.config import RunConfig
+from aqtopo.data.batch import Batch
+from aqtopo.model.dropout import sample_seed
+from aqtopo.training import distributed
+from aqtopo.training.engine import set_lrs
+from aqtopo.training.loss import squared_error
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The training loss is NaN or infinite; the weights have not been updated with it."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves for the log, equal on all ranks.
+
+    Attributes:
+        loss: mean squared error over the step's valid pixels, normalised units.
+        grad_norm: norm of the whole gradient before clipping.
+        samples: samples of weight 1.
+        filled: NaN inputs that were replaced by their channel's mean.
+        stop: whether any rank has been asked to stop.
+    """
+
+    loss: float
+    grad_norm: float
+    samples: int
+    filled: int
+    stop: bool
+
+
+def train_step(
+    engine: Any,
+    micro_batches: Sequence[Batch],
+    config: RunConfig,
+    epoch: int,
+    step: int,
+    lrs: dict[str, float],
+    stop_requested: bool,
+) -> StepResult:
+    """Accumulate the gradient of the step's samples and update the weights once.
+
+    Args:
+        engine: the DeepSpeed engine.
+        micro_batches: this rank's share; every rank has the same number.
+        config: the run.
+        epoch: the epoch, for the dropout masks.
+        step: index of this update, for messages.
+        lrs: rate by group for this update.
+        stop_requested: whether this rank wants the run to stop after this step.
+
+    Raises:
+        NonFiniteLossError: on all ranks, before the update.
+    """
+    set_lrs(engine, lrs)
+    device = engine.device
+    facts = [[int(b.valid.sum()), b.samples, b.filled, int(stop_requested)] for b in micro_batches]
+    pixels, samples, filled, stops = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
+    errors: list[Tensor] = []
+    for index, batch in enumerate(micro_batches):
+        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+        error = _forward(engine, batch.to(device), config, epoch)
+        engine.backward(error * (engine.world_size / max(1, pixels)), scale_wrt_gas=False)
+        errors.append(error.detach())
+        if index < len(micro_batches) - 1:
+            engine.step()
+    loss = float(distributed.total(torch.stack(errors).sum())) / max(1, pixels)
+    if not np.isfinite(loss):
+        raise NonFiniteLossError(_describe_non_finite(loss, step, epoch, errors, micro_batches, config))
+    engine.step()
+    return StepResult(loss, float(engine.get_global_grad_norm()), samples, filled, stops > 0)
+
+
+def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:
+    """Sum of squared errors of one micro-batch; dropout masks depend on each sample's place in the epoch."""
+    seeds = [sample_seed(config.training.seed, epoch, place) for place in batch.places]
+    prediction = engine(batch.inputs, batch.wind, batch.lead_hours, seeds)
+    return squared_error(prediction, batch.targets, batch.valid)
+
+
+def _describe_non_finite(
+    loss: float,
+    step: int,
+    epoch: int,
+    errors: Sequence[Tensor],
+    micro_batches: Sequence[Batch],
+    config: RunConfig,
+) -> str:
+    """Name the step, the samples and their ranges, of whichever ranks saw the value first hand."""
+    own = [
+        _describe_batch(batch, config)
+        for error, batch in zip(errors, micro_batches, strict=True)
+        if not torch.isfinite(error)
+    ]
+    everyones = [text for text in distributed.gather_texts("; ".join(own)) if text]
+    return (
+        f"the training loss is {loss} at step {step}, epoch {epoch}; the weights were not updated. "
+        f"Batches with a non-finite loss: {' | '.join(everyones)}. Look at these times in the store, "
+        "lower optimizer.base_lr, lengthen schedule.warmup_steps or set deepspeed.gradient_clipping."
+    )
+
+
+def _describe_batch(batch: Batch, config: RunConfig) -> str:
+    times = ", ".join(str(time) for time in batch.times)
+    ranges = ", ".join(
+        f"{name} {values.min():.3g}..{values.max():.3g}"
+        for name, values in zip(config.data.variables, batch.inputs.transpose(0, 1), strict=True)
+    )
+    return f"times {times}; normalised ranges {ranges}"
