@@ -1,0 +1,109 @@
+"""What the parts of a configuration must agree on: a check yields the value to change and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations, pairwise
+from typing import TYPE_CHECKING
+
+from aqtopo.config.strict import Path, Problem
+from aqtopo.variables import TARGET_VARIABLES, VARIABLES
+
+if TYPE_CHECKING:
+    from aqtopo.config.run import RunConfig
+
+
+def contradictions(config: RunConfig) -> Iterator[Problem]:
+    """Every contradiction between the values of `config`, each of which is fine by itself."""
+    for check in (_channels, _times, _shapes, _groups, _learning_rate, _batch):
+        yield from check(config)
+
+
+def _channels(config: RunConfig) -> Iterator[Problem]:
+    data, model = config.data, config.model
+    yield from _known(("data", "variables"), data.variables, tuple(VARIABLES))
+    yield from _known(("data", "targets"), data.targets, TARGET_VARIABLES)
+    needed = {"u": model.wind_order, "v": model.wind_order, "elevation": bool(model.elevation_bias)}
+    for variable, is_needed in needed.items():
+        if is_needed and variable not in data.variables:
+            option = "model.elevation_bias" if variable == "elevation" else "model.wind_order"
+            yield Problem(
+                ("data", "variables"),
+                data.variables,
+                f"must hold {variable}, which {option} needs; add it or set {option} to false",
+            )
+
+
+def _known(path: Path, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
+    for place, name in enumerate(names):
+        if name not in known:
+            yield Problem((*path, place), name, f"must be one of {', '.join(known)}")
+        elif name in names[:place]:
+            yield Problem((*path, place), name, "must be named once")
+
+
+def _times(config: RunConfig) -> Iterator[Problem]:
+    data = config.data
+    splits = {split: getattr(data, split) for split in ("train_years", "validation_years", "test_years")}
+    for field, values in {"horizons": data.horizons, **splits}.items():
+        if any(later <= earlier for earlier, later in pairwise(values)):
+            yield Problem(("data", field), values, "must be ascending, without repetition")
+    for (first, years), (second, others) in combinations(splits.items(), 2):
+        shared = sorted(set(years) & set(others))
+        if shared:
+            both = ", ".join(map(str, shared))
+            yield Problem(
+                ("data", second), others, f"must not share years with data.{first}, and {both} is in both"
+            )
+
+
+def _shapes(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    for axis, name in enumerate(("rows", "columns")):
+        cells, regions = config.data.grid[axis], model.regions[axis]
+        if cells % model.patch:
+            yield Problem(("data", "grid", axis), cells, f"must be a multiple of model.patch = {model.patch}")
+        elif (cells // model.patch) % regions:
+            patches = cells // model.patch
+            yield Problem(("model", "regions", axis), regions, f"must divide the {patches} {name} of patches")
+    if model.dim % model.heads:
+        yield Problem(("model", "dim"), model.dim, f"must be a multiple of model.heads = {model.heads}")
+    if not (model.dim * model.mlp_ratio).is_integer():
+        yield Problem(("model", "mlp_ratio"), model.mlp_ratio, f"times model.dim = {model.dim} must be whole")
+
+
+def _groups(config: RunConfig) -> Iterator[Problem]:
+    names = [group.name for group in config.optimizer.groups]
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            path = ("optimizer", "groups", place, "name")
+            yield Problem(path, name, "must differ from the names of the groups before it")
+
+
+def _learning_rate(config: RunConfig) -> Iterator[Problem]:
+    schedule, optimizer = config.schedule, config.optimizer
+    if schedule.interval == "epoch" and schedule.warmup_steps:
+        yield Problem(
+            ("schedule", "warmup_steps"),
+            schedule.warmup_steps,
+            'must be 0 with schedule.interval = "epoch"; warm up with interval "step"',
+        )
+    lowest = min(optimizer.groups, key=lambda group: group.lr_multiplier)
+    if schedule.eta_min > lowest.lr_multiplier * optimizer.base_lr:
+        start = lowest.lr_multiplier * optimizer.base_lr
+        yield Problem(
+            ("schedule", "eta_min"),
+            schedule.eta_min,
+            f"must be at most {start:g}, where group {lowest.name} starts (lr_multiplier x optimizer.base_lr)",
+        )
+
+
+def _batch(config: RunConfig) -> Iterator[Problem]:
+    given = config.deepspeed.train_batch_size
+    if given is not None and given != config.train_batch:
+        yield Problem(
+            ("deepspeed", "train_batch_size"),
+            given,
+            f"must be {config.train_batch}: micro-batch {config.micro_batch} x accumulation"
+            f" {config.accumulation} x world size {config.world_size}; or leave it out",
+        )

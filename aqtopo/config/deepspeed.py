@@ -1,0 +1,386 @@
+"""The `deepspeed` block: DeepSpeed's own keys, as far as ZeRO stage 2 uses them; nothing is dropped in silence.
+
+DeepSpeed ignores top-level keys that it does not know, so a typo there costs a run. Here every key is declared,
+and keys which DeepSpeed has but aqtopo decides elsewhere are refused with the place where they live (`REFUSED`).
+Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
+`monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
+"""
+
+from collections.abc import Iterator
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from aqtopo.config.strict import Elements, NonNegative, Positive, Problem, Strict, refuse
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Names = Annotated[tuple[str, ...], Field(strict=False)]
+
+
+class OffloadOptimizer(Strict):
+    """Where the optimizer's state and step live."""
+
+    device: Literal["none", "cpu"] = "none"
+    """`cpu` keeps moments and master weights in host memory; NVMe needs stage 3."""
+
+    pin_memory: bool = True
+    """Page-locked host memory: faster transfers; turn off where `ulimit -l` is tight."""
+
+
+class ZeroOptimization(Strict):
+    """ZeRO stage 2: optimizer state and gradients divided among the ranks."""
+
+    stage: Literal[2]
+    """Must be 2: saving, resuming and the memory plan are made for it."""
+
+    contiguous_gradients: bool = True
+    """Copy gradients to one buffer as they are produced, against fragmentation."""
+
+    reduce_scatter: bool = True
+    """Average gradients by reduce-scatter instead of all-reduce."""
+
+    reduce_bucket_size: Elements = 500_000_000
+    """Elements reduced at a time."""
+
+    allgather_partitions: bool = True
+    """Collect the updated parameters by all-gather instead of broadcasts."""
+
+    allgather_bucket_size: Elements = 500_000_000
+    """Elements gathered at a time."""
+
+    overlap_comm: bool | None = None
+    """Overlap gradient reduction with the backward pass; null lets DeepSpeed choose (off at stage 2)."""
+
+    use_multi_rank_bucket_allreduce: bool = True
+    """Join the reduce buckets of several ranks: fewer, larger messages at high rank counts."""
+
+    offload_optimizer: OffloadOptimizer | None = None
+    """Keep the optimizer's state in host memory."""
+
+    sub_group_size: Elements = 1_000_000_000
+    """Elements which one optimizer update handles at a time."""
+
+    load_from_fp32_weights: bool = True
+    """Start the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
+
+    ignore_unused_parameters: bool = True
+    """Go on when a parameter received no gradient."""
+
+    parameter_alignment: bool = False
+    """Pad the flat buffers so that each parameter starts at a 16-byte boundary."""
+
+    enable_sanity_checks: bool = False
+    """DeepSpeed's internal checks, for debugging."""
+
+    round_robin_gradients: Literal[False] = False
+    """Must be false: it reorders the flat buffers, and a restored tensor would be another one's."""
+
+    elastic_checkpoint: Literal[False] = False
+    """Must be false: a legacy format; other world sizes are served by the universal checkpoint."""
+
+    compute_grad_norm: Literal[True] = True
+    """Must be true: every step logs the norm of the gradient."""
+
+
+class BFloat16(Strict):
+    """Mixed precision in bfloat16."""
+
+    enabled: bool = False
+    """Compute in bf16, with fp32 master weights."""
+
+    immediate_grad_update: bool = False
+    """Apply gradient updates at once instead of at the boundary."""
+
+    check_grad_overflow: bool = True
+    """Skip a step whose gradients are not finite."""
+
+
+class Float16(Strict):
+    """Mixed precision in float16 with loss scaling."""
+
+    enabled: bool = False
+    """Compute in fp16, with fp32 master weights."""
+
+    auto_cast: bool = False
+    """Cast the inputs to fp16."""
+
+    loss_scale: float = Field(0.0, ge=0)
+    """Static loss scale; 0 means dynamic."""
+
+    initial_scale_power: NonNegative = 16
+    """Dynamic scaling starts at 2 to this power."""
+
+    loss_scale_window: Positive = 1000
+    """Steps without overflow before the dynamic scale doubles."""
+
+    hysteresis: Positive = 2
+    """Overflows tolerated before the scale is lowered."""
+
+    consecutive_hysteresis: bool = False
+    """Refill the hysteresis after a step without overflow."""
+
+    min_loss_scale: Positive = 1
+    """Lowest dynamic scale."""
+
+
+class Autocast(Strict):
+    """PyTorch's autocast: parameters stay fp32, chosen modules compute in lower precision."""
+
+    enabled: bool = False
+    """Turn autocast on."""
+
+    dtype: Literal["bfloat16", "float16"] = "bfloat16"
+    """What autocast computes in."""
+
+    lower_precision_safe_modules: Names | None = None
+    """Dotted class names whose gradients may travel in lower precision; null for DeepSpeed's list."""
+
+
+class DataTypes(Strict):
+    """Types of internal buffers."""
+
+    grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type in which gradients are accumulated; null for the model's."""
+
+
+class TensorBoard(Strict):
+    """DeepSpeed's TensorBoard monitor."""
+
+    enabled: bool = False
+    """Write event files."""
+
+    output_path: str = ""
+    """Folder, relative to the working directory."""
+
+    job_name: str = "DeepSpeedJobName"
+    """Folder below `output_path`."""
+
+
+class CsvMonitor(Strict):
+    """DeepSpeed's CSV monitor."""
+
+    enabled: bool = False
+    """Write one CSV file a metric."""
+
+    output_path: str = ""
+    """Folder, relative to the working directory."""
+
+    job_name: str = "DeepSpeedJobName"
+    """Folder below `output_path`."""
+
+
+class Wandb(Strict):
+    """DeepSpeed's Weights & Biases monitor; needs the `wandb` package."""
+
+    enabled: bool = False
+    """Send metrics to Weights & Biases."""
+
+    group: str | None = None
+    """Group of runs."""
+
+    team: str | None = None
+    """Team or user that owns the project."""
+
+    project: str = "deepspeed"
+    """Project."""
+
+
+class CommsLogger(Strict):
+    """DeepSpeed's log of collectives."""
+
+    enabled: bool = False
+    """Record size and duration of collectives."""
+
+    verbose: bool = False
+    """Print each collective."""
+
+    prof_all: bool = True
+    """Record all operations, not only `prof_ops`."""
+
+    debug: bool = False
+    """Add the calling function's name."""
+
+    prof_ops: Names = ()
+    """Operations to record when `prof_all` is false, such as `all_reduce`."""
+
+
+class FlopsProfiler(Strict):
+    """DeepSpeed's one-step profile of floating-point operations."""
+
+    enabled: bool = False
+    """Profile one step."""
+
+    recompute_fwd_factor: float = Field(0.0, ge=0, le=1)
+    """Share of the forward pass that is computed again, with activation checkpointing."""
+
+    profile_step: Positive = 1
+    """The step that is profiled."""
+
+    module_depth: int = Field(-1, ge=-1)
+    """Depth of the printed module tree; -1 for all of it."""
+
+    top_modules: Positive = 1
+    """Modules printed a level."""
+
+    detailed: bool = True
+    """Print every module."""
+
+    output_file: str | None = None
+    """File for the profile; null for standard output."""
+
+
+class ThroughputTimer(Strict):
+    """DeepSpeed's throughput timer."""
+
+    enabled: bool = True
+    """Measure samples a second."""
+
+    synchronized: bool = True
+    """Wait for the device at each reading: exact, and slower."""
+
+
+class Timers(Strict):
+    """DeepSpeed's timers."""
+
+    throughput: ThroughputTimer = ThroughputTimer()
+    """The throughput timer."""
+
+
+class TagCheckpoint(Strict):
+    """DeepSpeed's own checkpoint options."""
+
+    tag_validation: Literal["Warn", "Ignore", "Fail"] = "Warn"
+    """What happens when ranks disagree about a tag's name."""
+
+
+class DeepSpeedConfig(Strict):
+    """The block that goes to `deepspeed.initialize`; `verbatim` gives it exactly as it was written."""
+
+    train_micro_batch_size_per_gpu: Positive
+    """Samples a rank handles in one micro-step."""
+
+    gradient_accumulation_steps: Positive = 1
+    """Micro-steps a step, at the configured world size."""
+
+    train_batch_size: Positive | None = None
+    """Samples a step over all ranks; if given, must be micro-batch x accumulation x world size."""
+
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0 turns clipping off, and DeepSpeed's own default is 1."""
+
+    zero_optimization: ZeroOptimization
+    """ZeRO stage 2."""
+
+    bf16: BFloat16 = BFloat16()
+    """Mixed precision in bfloat16; fp32 without it and without `fp16`."""
+
+    fp16: Float16 = Float16()
+    """Mixed precision in float16."""
+
+    torch_autocast: Autocast = Autocast()
+    """PyTorch's autocast, instead of `bf16` or `fp16`."""
+
+    data_types: DataTypes = DataTypes()
+    """Types of internal buffers."""
+
+    communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
+    """Type in which gradients travel; null for the model's."""
+
+    zero_allow_untested_optimizer: bool = False
+    """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
+
+    zero_force_ds_cpu_optimizer: bool = True
+    """With `offload_optimizer`, insist on DeepSpeed's compiled CPU Adam."""
+
+    steps_per_print: Positive | None = None
+    """DeepSpeed prints its own progress every so many steps; null for never."""
+
+    wall_clock_breakdown: bool = False
+    """Time forward, backward and step; synchronises the device."""
+
+    memory_breakdown: bool = False
+    """Log memory at DeepSpeed's checkpoints within a step."""
+
+    dump_state: bool = False
+    """Print DeepSpeed's resolved configuration at start."""
+
+    tensorboard: TensorBoard = TensorBoard()
+    """TensorBoard monitor."""
+
+    csv_monitor: CsvMonitor = CsvMonitor()
+    """CSV monitor."""
+
+    wandb: Wandb = Wandb()
+    """Weights & Biases monitor."""
+
+    comms_logger: CommsLogger = CommsLogger()
+    """Log of collectives."""
+
+    flops_profiler: FlopsProfiler = FlopsProfiler()
+    """Profile of one step."""
+
+    timers: Timers = Timers()
+    """Timers."""
+
+    checkpoint: TagCheckpoint = TagCheckpoint()
+    """Checkpoint options."""
+
+    @property
+    def precision(self) -> Precision:
+        """What the model's weights are computed in; autocast leaves them fp32."""
+        if self.bf16.enabled:
+            return "bf16"
+        return "fp16" if self.fp16.enabled else "fp32"
+
+    def verbatim(self) -> dict[str, Any]:
+        """The block exactly as its author wrote it: only the keys that were set, no defaults of ours."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        refuse("deepspeed", _contradictions(self))
+        return self
+
+
+def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
+    """Pairs of keys which DeepSpeed would refuse, or worse accept, only once all ranks are running."""
+    modes = [name for name in ("bf16", "fp16", "torch_autocast") if getattr(config, name).enabled]
+    for mode in modes[1:]:
+        yield Problem(
+            (mode, "enabled"), True, f"only one precision may be enabled, and {modes[0]} already is"
+        )
+    if config.bf16.immediate_grad_update and not config.bf16.enabled:
+        yield Problem(("bf16", "immediate_grad_update"), True, "needs bf16.enabled to be true")
+
+
+REFUSED = MappingProxyType(
+    {
+        "optimizer": "the optimizer has a block of its own, `optimizer`, beside `deepspeed`",
+        "scheduler": "the learning rate has a block of its own, `schedule`, beside `deepspeed`",
+        "activation_checkpointing": "use model.gradient_checkpointing",
+        "bfloat16": "an old name; write bf16",
+        "amp": "removed from DeepSpeed; use bf16, fp16 or torch_autocast",
+        "gradient_allreduce_op": "gradients are always averaged: the loss is weighted for it",
+        "prescale_gradients": "gradients are always averaged after reduction: the loss is weighted for it",
+        "gradient_predivide_factor": "gradients are always averaged: the loss is weighted for it",
+        "managed_gradient_accumulation": "aqtopo sets the accumulation boundary itself",
+        "dataloader_drop_last": "aqtopo has its own loader; see `data`",
+        "data_efficiency": "aqtopo has its own loader; see `data`",
+        "elasticity": "removed from DeepSpeed; aqtopo resumes at other world sizes by itself",
+        "autotuning": "it rewrites the batch sizes, which are fixed for the life of a run",
+        "compile": "DeepCompile is not supported",
+        "pipeline": "the model has no pipeline stages",
+        "tensor_parallel": "the model is not split over ranks",
+        "sequence_parallel_size": "the model is not split over ranks",
+        "comet": "use tensorboard, csv_monitor or wandb",
+        "zero_optimization.offload_param": "needs ZeRO stage 3, and aqtopo trains with stage 2",
+        "zero_optimization.cpu_offload": "deprecated in DeepSpeed; write offload_optimizer: {device: cpu}",
+        "zero_optimization.offload_optimizer.nvme_path": "NVMe offload needs ZeRO stage 3",
+        "zero_optimization.offload_optimizer.ratio": "partial offload needs ZeRO stage 3",
+        "zero_optimization.zenflow": "ZenFlow delays updates, so that steps depend on the world size",
+        "checkpoint.load_universal": "aqtopo decides this when it restores a run",
+        "checkpoint.use_node_local_storage": "every node must be able to read a checkpoint",
+    }
+)
+"""DeepSpeed's own keys, by their path in the block, that a run may not set, and what to do instead."""
