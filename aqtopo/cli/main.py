@@ -1,23 +1,46 @@
 """The `aqtopo` command: assembles the command groups and turns a user's error into one paragraph."""
 
+import os
 import sys
 import textwrap
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+from aqtopo.cli.train import train
 
+EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("train")(train)
+
+
+@app.callback()
+def options(
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # noqa: ARG001
+) -> None:
+    """Terrain- and wind-aware air-quality transformers, trained with DeepSpeed ZeRO-2."""
+    # The deepspeed launcher puts --local_rank=N in front of the arguments; LOCAL_RANK says the same.
 
 
 def main() -> None:
-    """Run the command line; a `ValueError` becomes one paragraph on stderr and exit code 2."""
+    """Run the command line; what a user can put right becomes a message on stderr, without a traceback."""
     try:
         app()
     except ValueError as error:
-        paragraph = textwrap.fill(f"aqtopo: {error}", width=100, break_long_words=False, break_on_hyphens=False)
-        print(paragraph, file=sys.stderr)  # noqa: T201
+        _complain(str(error))
         sys.exit(EXIT_BAD_INPUT)
+    except FloatingPointError as error:
+        _complain(str(error))
+        sys.exit(EXIT_FAILED)
+
+
+def _complain(text: str) -> None:
+    rank = os.environ.get("RANK")
+    speaker = "aqtopo" if rank is None else f"aqtopo [rank {rank}]"
+    for line in f"{speaker}: {text}".splitlines():
+        print(textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ class Schedule:
         return {group: self.lr(group, step) for group in self.peak_lrs}
 
     def _progress(self, step: int) -> float:
-        """t / T of the cosine, 0 at the end of the warm-up."""
+        """How far the cosine has come, t / T: 0 at the end of the warm-up."""
         if self.interval == "epoch":
             return (step // self.steps_per_epoch) / self.epochs
         return (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)

@@ -16,7 +16,7 @@ from aqtopo.training.engine import set_lrs
 from aqtopo.training.loss import squared_error
 
 
-class NonFiniteLossError(ArithmeticError):
+class NonFiniteLossError(FloatingPointError):
     """The training loss is NaN or infinite; the weights have not been updated with it."""
 
 

@@ -1,0 +1,71 @@
+"""What a run says: one JSON line an event, a progress bar on a terminal, plain lines elsewhere."""
+
+import json
+import resource
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+METRICS_FILE = "metrics.jsonl"
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class RunLog:
+    """Writes `metrics.jsonl` and the console on rank 0; on other ranks every call does nothing.
+
+    Args:
+        run_dir: the run directory, or None on ranks that do not write.
+        total_steps: length of the run, for the time left.
+    """
+
+    def __init__(self, run_dir: Path | None, total_steps: int) -> None:
+        self._path = None if run_dir is None else run_dir / METRICS_FILE
+        self._total = total_steps
+        self._started = time.monotonic()
+        self._steps_seen = 0
+        self._last_line = float("-inf")
+        silent = self._path is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=total_steps, unit="step", disable=silent, file=sys.stderr, dynamic_ncols=True)
+
+    def event(self, event: str, **facts: Any) -> None:
+        """Append one line to `metrics.jsonl`."""
+        if self._path is None:
+            return
+        stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._path.open("a") as file:
+            file.write(json.dumps({"event": event, "time": stamp, **facts}) + "\n")
+
+    def say(self, text: str) -> None:
+        """Print a line for people, above the progress bar if there is one."""
+        if self._path is not None:
+            tqdm.write(text, file=sys.stderr)
+
+    def progress(self, step: int, text: str) -> None:
+        """Show how far the run is, how fast, and how long it will take."""
+        if self._path is None:
+            return
+        self._steps_seen += 1
+        self._bar.set_description(text, refresh=False)
+        self._bar.update(1)
+        now = time.monotonic()
+        if self._bar.disable and (now - self._last_line >= PLAIN_LINE_EVERY_S or step == self._total):
+            self._last_line = now
+            rate = self._steps_seen / (now - self._started)
+            left = tqdm.format_interval((self._total - step) / rate)
+            self.say(f"step {step}/{self._total}  {text}  {rate:.2f} steps/s, {left} left")
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._bar.close()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Highest memory use of this process so far [GiB]: the allocator's on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB
