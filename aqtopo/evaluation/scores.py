@@ -153,3 +153,29 @@ def skill_against(rmse: xr.DataArray) -> xr.DataArray:
     model = rmse.sel(forecast=MODEL, drop=True)
     reference = rmse.sel({"forecast": list(REFERENCES)}).rename(forecast="reference")
     return (1.0 - model / reference.where(reference > 0.0)).transpose("reference", ...)
+
+
+@dataclass(frozen=True)
+class Wins:
+    """In how many pollutant-horizon pairs the model has the lower RMSE.
+
+    Attributes:
+        pairs: pairs in which anything was counted.
+        over: by reference, the pairs in which the model is strictly better than it.
+        over_all: pairs in which it is better than every reference.
+    """
+
+    pairs: int
+    over: Mapping[str, int]
+    over_all: int
+
+
+def count_wins(scores: xr.Dataset) -> Wins:
+    """Count the pairs in which the model beats the references, from what `ErrorSums.scores` gives."""
+    rmse = scores["rmse"]
+    better = rmse.sel(forecast=MODEL, drop=True) < rmse.sel(forecast=list(REFERENCES))
+    return Wins(
+        pairs=int((scores["count"] > 0).sum()),
+        over={name: int(better.sel(forecast=name).sum()) for name in REFERENCES},
+        over_all=int(better.all("forecast").sum()),
+    )

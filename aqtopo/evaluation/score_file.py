@@ -1,0 +1,134 @@
+"""`scores.json`: scores with everything needed to know later what they are scores of.
+
+The head of the file is the dataset's attributes; `scores` has one entry a pollutant and horizon, with the units,
+the number of points, RMSE, MAE and bias of every forecast, and the model's skill. What has no value is null.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from aqtopo.evaluation.scores import FORECASTS, REFERENCES, count_wins
+
+SCORES_FILE = "scores.json"
+FORMAT_VERSION = 1
+
+_MEASURES = ("rmse", "mae", "bias")
+_COUNTS = ("count", "left_out")
+
+
+def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
+    """A scores dataset as what `scores.json` holds."""
+    wins = count_wins(scores)
+    return {
+        "format_version": FORMAT_VERSION,
+        **scores.attrs,
+        "summary": {
+            "pairs": wins.pairs,
+            **{f"model_beats_{name}": count for name, count in wins.over.items()},
+            "model_beats_both": wins.over_all,
+        },
+        "scores": [
+            _entry(scores.sel(pollutant=pollutant, horizon=horizon))
+            for pollutant in scores["pollutant"].values
+            for horizon in scores["horizon"].values
+        ],
+    }
+
+
+def _entry(pair: xr.Dataset) -> dict[str, Any]:
+    return {
+        "pollutant": str(pair["pollutant"].values),
+        "horizon_h": int(pair["horizon"]),
+        "units": str(pair["units"].values),
+        **{name: int(pair[name]) for name in _COUNTS},
+        **{
+            name: {measure: _number(pair[measure].sel(forecast=name)) for measure in _MEASURES}
+            for name in FORECASTS
+        },
+        "skill": {name: _number(pair["skill"].sel(reference=name)) for name in REFERENCES},
+    }
+
+
+def _number(value: xr.DataArray) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
+    """The dataset that `scores_as_json` was given."""
+    head = {
+        key: value for key, value in content.items() if key not in ("format_version", "summary", "scores")
+    }
+    entries = {(entry["pollutant"], entry["horizon_h"]): entry for entry in content["scores"]}
+    pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
+
+    def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
+        rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
+        return np.array(rows, dtype=dtype)
+
+    per_pair = ("pollutant", "horizon")
+    return xr.Dataset(
+        {
+            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
+            **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
+        },
+        coords={
+            "forecast": list(FORECASTS),
+            "reference": list(REFERENCES),
+            "pollutant": pollutants,
+            "units": ("pollutant", [entries[name, horizons[0]]["units"] for name in pollutants]),
+            "horizon": ("horizon", horizons, {"units": "hours"}),
+        },
+        attrs=head,
+    )
+
+
+def _dig(entry: dict[str, Any], keys: tuple[str, ...]) -> float:
+    value: Any = entry
+    for key in keys:
+        value = value[key]
+    return math.nan if value is None else value
+
+
+def write_scores(scores: xr.Dataset, run_dir: Path) -> Path:
+    """Write `scores.json` into a run directory, in place of an older one; aside first, so never half of it."""
+    path = run_dir / SCORES_FILE
+    aside = path.with_suffix(".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump(scores_as_json(scores), file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    return path
+
+
+def read_scores(run_dir: Path) -> xr.Dataset:
+    """Read a run's scores.
+
+    Raises:
+        ValueError: the run has none, or the file is not one that this version wrote.
+    """
+    path = run_dir / SCORES_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} is missing. Score the run first with `aqtopo evaluate {run_dir}`."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Run `aqtopo evaluate {run_dir}` again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, and this aqtopo reads {FORMAT_VERSION}. "
+            f"Run `aqtopo evaluate {run_dir}` again."
+        )
+    return scores_from_json(content)

@@ -1,0 +1,71 @@
+"""Scores for people: a table for the terminal, and one sentence that says who won."""
+
+import xarray as xr
+from rich.table import Table
+
+from aqtopo.evaluation.scores import FORECASTS, MODEL, REFERENCES, count_wins
+from aqtopo.variables import VARIABLES
+
+TABLE_WIDTH = 108
+"""Columns of text that the table needs."""
+
+
+def score_table(scores: xr.Dataset) -> Table:
+    """RMSE of every forecast, the lowest marked, and the model's MAE, bias and skill, by pollutant and horizon.
+
+    Args:
+        scores: what `aqtopo.evaluation.evaluate` gives.
+    """
+    head = scores.attrs
+    table = Table(
+        title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}",
+        caption="* lowest RMSE; skill = 1 - RMSE / RMSE of the reference, positive where the model is better",
+    )
+    table.add_column("pollutant", no_wrap=True)
+    table.add_column("lead", justify="right", no_wrap=True)
+    for name in FORECASTS:
+        table.add_column(f"RMSE\n{name}", justify="right", no_wrap=True)
+    for name in REFERENCES:
+        table.add_column(f"skill vs\n{name}", justify="right", no_wrap=True)
+    for measure in ("MAE", "bias"):
+        table.add_column(f"{measure}\n{MODEL}", justify="right", no_wrap=True)
+    for pollutant in scores["pollutant"].values:
+        for horizon in scores["horizon"].values:
+            table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
+        table.add_section()
+    return table
+
+
+def _row(pair: xr.Dataset) -> list[str]:
+    variable = VARIABLES[str(pair["pollutant"].values)]
+    rmse = pair["rmse"]
+    lowest = float(rmse.min())
+    return [
+        f"{variable.long_name} [{variable.units}]".replace("[", r"\["),
+        f"{int(pair['horizon'])} h",
+        *(_marked(float(rmse.sel(forecast=name)), lowest) for name in FORECASTS),
+        *(_number(float(pair["skill"].sel(reference=name)), "+.3f") for name in REFERENCES),
+        _number(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
+        _number(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
+    ]
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if value != value else format(value, form)
+
+
+def _marked(value: float, lowest: float) -> str:
+    text = _number(value, ".2f")
+    return f"[bold green]{text}*[/]" if value == lowest else f"{text} "
+
+
+def summary(scores: xr.Dataset) -> str:
+    """One sentence: in how many pollutant-horizon pairs the model beats what it has to beat."""
+    wins = count_wins(scores)
+    over = {name: f"{name} in {count}" for name, count in wins.over.items()}
+    unscored = scores["count"].size - wins.pairs
+    without = f"; {unscored} more have no data" if unscored else ""
+    return (
+        f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {' and than '.join(over.values())}, "
+        f"than both in {wins.over_all}{without}."
+    )
