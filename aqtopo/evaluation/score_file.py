@@ -1,7 +1,8 @@
 """`scores.json`: scores with everything needed to know later what they are scores of.
 
-The head of the file is the dataset's attributes; `scores` has one entry a pollutant and horizon, with the units,
-the number of points, RMSE, MAE and bias of every forecast, and the model's skill. What has no value is null.
+The head of the file is the dataset's attributes; `scores` has one entry a pollutant and horizon, with the
+units, the number of points, RMSE, MAE and bias of every forecast, and the model's skill. What has no value is
+null.
 """
 
 import json
@@ -20,6 +21,7 @@ FORMAT_VERSION = 1
 
 _MEASURES = ("rmse", "mae", "bias")
 _COUNTS = ("count", "left_out")
+_NOT_ATTRIBUTES = ("format_version", "summary", "scores")
 
 
 def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
@@ -62,9 +64,7 @@ def _number(value: xr.DataArray) -> float | None:
 
 def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
     """The dataset that `scores_as_json` was given."""
-    head = {
-        key: value for key, value in content.items() if key not in ("format_version", "summary", "scores")
-    }
+    head = {key: value for key, value in content.items() if key not in _NOT_ATTRIBUTES}
     entries = {(entry["pollutant"], entry["horizon_h"]): entry for entry in content["scores"]}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
 
@@ -98,7 +98,7 @@ def _dig(entry: dict[str, Any], keys: tuple[str, ...]) -> float:
 
 
 def write_scores(scores: xr.Dataset, run_dir: Path) -> Path:
-    """Write `scores.json` into a run directory, in place of an older one; aside first, so never half of it."""
+    """Write `scores.json` into a run directory in place of an older one; aside first, so never half of it."""
     path = run_dir / SCORES_FILE
     aside = path.with_suffix(".tmp")
     with aside.open("w", encoding="utf-8") as file:
@@ -120,9 +120,7 @@ def read_scores(run_dir: Path) -> xr.Dataset:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ValueError(
-            f"{path} is missing. Score the run first with `aqtopo evaluate {run_dir}`."
-        ) from error
+        raise ValueError(f"{path} is missing. Score the run with `aqtopo evaluate {run_dir}`.") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON ({error}). Run `aqtopo evaluate {run_dir}` again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None

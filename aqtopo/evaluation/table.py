@@ -11,7 +11,7 @@ TABLE_WIDTH = 108
 
 
 def score_table(scores: xr.Dataset) -> Table:
-    """RMSE of every forecast, the lowest marked, and the model's MAE, bias and skill, by pollutant and horizon.
+    """RMSE of every forecast, the lowest marked, and the model's skill, MAE and bias, a row a pair.
 
     Args:
         scores: what `aqtopo.evaluation.evaluate` gives.
@@ -62,10 +62,10 @@ def _marked(value: float, lowest: float) -> str:
 def summary(scores: xr.Dataset) -> str:
     """One sentence: in how many pollutant-horizon pairs the model beats what it has to beat."""
     wins = count_wins(scores)
-    over = {name: f"{name} in {count}" for name, count in wins.over.items()}
+    over = ", ".join(f"{name} in {count}" for name, count in wins.over.items())
     unscored = scores["count"].size - wins.pairs
     without = f"; {unscored} more have no data" if unscored else ""
     return (
-        f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {' and than '.join(over.values())}, "
-        f"than both in {wins.over_all}{without}."
+        f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {over}, "
+        f"and than both in {wins.over_all}{without}."
     )
