@@ -1,6 +1,28 @@
 """One JSON file per run, checked before anything is read, built or started."""
 
-from aqtopo.config.files import load_config
-from aqtopo.config.run import DataConfig, ModelConfig, ParameterGroup, RunConfig
+from aqtopo.config.deepspeed import DeepSpeedConfig
+from aqtopo.config.files import load_config, schema
+from aqtopo.config.run import (
+    CheckpointConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParameterGroup,
+    RunConfig,
+    ScheduleConfig,
+    TrainingConfig,
+)
 
-__all__ = ["DataConfig", "ModelConfig", "ParameterGroup", "RunConfig", "load_config"]
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DeepSpeedConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParameterGroup",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainingConfig",
+    "load_config",
+    "schema",
+]

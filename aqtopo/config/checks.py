@@ -94,7 +94,7 @@ def _learning_rate(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             ("schedule", "eta_min"),
             schedule.eta_min,
-            f"must be at most {start:g}, where group {lowest.name} starts (lr_multiplier x optimizer.base_lr)",
+            f"must be at most {start:g}, where group {lowest.name} starts: its multiplier x base_lr",
         )
 
 

@@ -1,7 +1,7 @@
-"""The `deepspeed` block: DeepSpeed's own keys, as far as ZeRO stage 2 uses them; nothing is dropped in silence.
+"""The `deepspeed` block: DeepSpeed's own keys, as far as ZeRO stage 2 uses them; none is dropped in silence.
 
-DeepSpeed ignores top-level keys that it does not know, so a typo there costs a run. Here every key is declared,
-and keys which DeepSpeed has but aqtopo decides elsewhere are refused with the place where they live (`REFUSED`).
+DeepSpeed ignores top-level keys that it does not know, so a typo there costs a run. Here every key is
+declared; those which DeepSpeed has but aqtopo decides elsewhere are refused, with the reason (`REFUSED`).
 Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
@@ -67,9 +67,6 @@ class ZeroOptimization(Strict):
     ignore_unused_parameters: bool = True
     """Go on when a parameter received no gradient."""
 
-    parameter_alignment: bool = False
-    """Pad the flat buffers so that each parameter starts at a 16-byte boundary."""
-
     enable_sanity_checks: bool = False
     """DeepSpeed's internal checks, for debugging."""
 
@@ -130,8 +127,8 @@ class Autocast(Strict):
     enabled: bool = False
     """Turn autocast on."""
 
-    dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    """What autocast computes in."""
+    dtype: Literal["bfloat16", "float16"] | None = None
+    """What autocast computes in; needed where it is enabled."""
 
     lower_precision_safe_modules: Names | None = None
     """Dotted class names whose gradients may travel in lower precision; null for DeepSpeed's list."""
@@ -291,7 +288,7 @@ class DeepSpeedConfig(Strict):
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
 
     zero_force_ds_cpu_optimizer: bool = True
-    """With `offload_optimizer`, insist on DeepSpeed's compiled CPU Adam."""
+    """Insist on DeepSpeed's compiled CPU Adam; must be false with `offload_optimizer`."""
 
     steps_per_print: Positive | None = None
     """DeepSpeed prints its own progress every so many steps; null for never."""
@@ -350,8 +347,16 @@ def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
         yield Problem(
             (mode, "enabled"), True, f"only one precision may be enabled, and {modes[0]} already is"
         )
-    if config.bf16.immediate_grad_update and not config.bf16.enabled:
-        yield Problem(("bf16", "immediate_grad_update"), True, "needs bf16.enabled to be true")
+    if config.torch_autocast.enabled and config.torch_autocast.dtype is None:
+        yield Problem(
+            ("torch_autocast", "dtype"), None, 'must be "bfloat16" or "float16" with autocast enabled'
+        )
+    offload = config.zero_optimization.offload_optimizer
+    if offload and offload.device == "cpu" and config.zero_force_ds_cpu_optimizer:
+        allowed = (
+            "must be false with offload_optimizer: the optimizer is PyTorch's AdamW, not DeepSpeed's CPU Adam"
+        )
+        yield Problem(("zero_force_ds_cpu_optimizer",), True, allowed)
 
 
 REFUSED = MappingProxyType(
@@ -378,6 +383,7 @@ REFUSED = MappingProxyType(
         "zero_optimization.cpu_offload": "deprecated in DeepSpeed; write offload_optimizer: {device: cpu}",
         "zero_optimization.offload_optimizer.nvme_path": "NVMe offload needs ZeRO stage 3",
         "zero_optimization.offload_optimizer.ratio": "partial offload needs ZeRO stage 3",
+        "zero_optimization.parameter_alignment": "not proven with the universal checkpoint",
         "zero_optimization.zenflow": "ZenFlow delays updates, so that steps depend on the world size",
         "checkpoint.load_universal": "aqtopo decides this when it restores a run",
         "checkpoint.use_node_local_storage": "every node must be able to read a checkpoint",

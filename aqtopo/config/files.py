@@ -1,12 +1,91 @@
-"""Reading a run's configuration from its JSON file."""
+"""Reading a run's configuration from its JSON file, and the schema that editors read."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
+
+from aqtopo.config.errors import describe
+from aqtopo.config.overrides import apply_override, parse_override
+from aqtopo.config.paths import spell
 from aqtopo.config.run import RunConfig
+from aqtopo.config.strict import Path as JsonPath
 
 
-def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:  # noqa: ARG001
-    """Read and check the configuration at `path`."""
-    return RunConfig.model_validate(json.loads(Path(path).read_text()))
+def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read and check a run's configuration.
+
+    Args:
+        path: the JSON file.
+        overrides: `a.b=value` texts, applied in order before the check.
+
+    Raises:
+        ValueError: the file cannot be read, is not JSON, or what it says cannot be run; then a line an error,
+            with file, JSON path, value and what is allowed.
+    """
+    document = read_document(Path(path))
+    parsed = [parse_override(text) for text in overrides]
+    for override in parsed:
+        apply_override(document, override)
+    try:
+        return RunConfig.model_validate(document)
+    except ValidationError as error:
+        raise ValueError(describe(error, RunConfig, str(path), parsed)) from None
+
+
+def schema() -> str:
+    """The JSON schema of a configuration file, as text; the checks between values are not part of it."""
+    return json.dumps(RunConfig.model_json_schema(), indent=2) + "\n"
+
+
+class _Object(dict[str, Any]):
+    """A JSON object that remembers the keys which it was given twice."""
+
+    repeated: tuple[str, ...] = ()
+
+
+def _object(pairs: list[tuple[str, Any]]) -> _Object:
+    result = _Object(pairs)
+    keys = [key for key, _ in pairs]
+    result.repeated = tuple(key for place, key in enumerate(keys) if key in keys[:place])
+    return result
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """Parse a JSON file that holds one object, in which no key may stand twice.
+
+    Raises:
+        ValueError: no such file, not text, not JSON (with line and column), not an object, a repeated key.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}. Name a configuration file.") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not UTF-8; a configuration is JSON text.") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{path}: {place}: not JSON: {_first_lower(error.msg)}.") from None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: must hold one JSON object, and holds a {type(document).__name__}.")
+    repeated = [f"{path}: {spell(place)}: stands twice; keep one" for place in _repeated(document)]
+    if repeated:
+        raise ValueError("\n".join(repeated))
+    return document
+
+
+def _repeated(value: object, path: JsonPath = ()) -> Iterator[JsonPath]:
+    """The paths of all keys that stand more than once in their object."""
+    if isinstance(value, _Object):
+        yield from ((*path, key) for key in value.repeated)
+        for key, item in value.items():
+            yield from _repeated(item, (*path, key))
+    elif isinstance(value, list):
+        for place, item in enumerate(value):
+            yield from _repeated(item, (*path, place))
+
+
+def _first_lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

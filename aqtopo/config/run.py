@@ -1,4 +1,4 @@
-"""One run's configuration: what its JSON file holds, with units, meanings and the checks between its parts."""
+"""One run's configuration: what its JSON file holds, with units and meanings."""
 
 import hashlib
 import json
@@ -141,7 +141,7 @@ class ParameterGroup(Strict):
     """Parameters that share a learning rate."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    """What logs and checkpoints call the group."""
+    """What logs and checkpoints call the group: lower-case letters, digits and underscore."""
 
     lr_multiplier: float = Field(gt=0)
     """The group's learning rate, as a multiple of `optimizer.base_lr`."""
@@ -213,7 +213,7 @@ class TrainingConfig(Strict):
     ranks_per_node: Positive
     """Processes a machine, one an accelerator."""
 
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, sample order and dropout."""
 
     validate_every: Positive = 100
@@ -254,22 +254,22 @@ class RunConfig(Strict):
     """What the run is for, in a sentence."""
 
     data: DataConfig
-    """Samples."""
+    """Which samples there are, and how they reach the model."""
 
     model: ModelConfig = ModelConfig()
-    """Transformer."""
+    """The transformer."""
 
     optimizer: OptimizerConfig
-    """Optimizer and parameter groups."""
+    """The optimizer and its parameter groups."""
 
     schedule: ScheduleConfig = ScheduleConfig()
-    """Learning rate over time."""
+    """The learning rate over time."""
 
     training: TrainingConfig
-    """Duration, world size, validation."""
+    """Where, how long and on what."""
 
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """Saved states."""
+    """Which states are kept."""
 
     deepspeed: DeepSpeedConfig
     """What goes to DeepSpeed; batch, accumulation, clipping and precision live here only."""
@@ -325,7 +325,7 @@ class RunConfig(Strict):
 
     def to_json(self) -> str:
         """The resolved configuration as JSON text: defaults filled in, the `deepspeed` block as written."""
-        return json.dumps(self._tree(), indent=2) + "\n"
+        return json.dumps(self._tree(), indent=2)
 
     def _tree(self) -> dict[str, object]:
         return {**self.model_dump(mode="json"), "deepspeed": self.deepspeed.verbatim()}

@@ -1,0 +1,143 @@
+"""What a user reads when a configuration is wrong: `file: path = value: what is allowed`, a line an error."""
+
+import json
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from aqtopo.config.deepspeed import REFUSED
+from aqtopo.config.paths import fields_of, model_at, spell, suggestion
+from aqtopo.config.strict import CROSS_CHECK, Path, Strict
+
+_LONGEST_VALUE = 60
+
+_ALLOWED = {
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "bool_type": "must be true or false",
+    "string_type": "must be a string",
+    "tuple_type": "must be a list",
+    "model_type": "must be an object",
+    "greater_than": "must be greater than {gt:.15g}",
+    "greater_than_equal": "must be at least {ge:.15g}",
+    "less_than": "must be less than {lt:.15g}",
+    "less_than_equal": "must be at most {le:.15g}",
+    "string_too_short": "must not be empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "too_short": "must hold at least {min_length} item",
+    "too_long": "must hold at most {max_length} items",
+    CROSS_CHECK: "{allowed}",
+}
+"""What is allowed, by pydantic's type of error and with its context."""
+
+
+class Override(NamedTuple):
+    """One `--set path=value`.
+
+    Attributes:
+        text: as typed, `model.depth=2`.
+        path: the place it sets.
+        value: what it sets there.
+    """
+
+    text: str
+    path: Path
+    value: object
+
+    def sets(self, path: Path) -> bool:
+        """Whether the value at `path` is this override's or part of it."""
+        return path[: len(self.path)] == self.path
+
+
+def describe(
+    error: ValidationError, root: type[Strict], file: str, overrides: Sequence[Override] = ()
+) -> str:
+    """One line for each thing that is wrong, in the order of the models' fields.
+
+    Args:
+        error: what validation raised.
+        root: the model that was validated.
+        file: the file's name, as the user gave it.
+        overrides: the `--set` options that were applied to the file.
+    """
+    lines = []
+    for detail in error.errors(include_url=False):
+        if _is_echo(detail):
+            continue
+        path = detail["loc"]
+        origin = _origin(file, path, overrides, everywhere=detail["type"] == CROSS_CHECK)
+        lines.append(f"{origin}: {spell(path)}{_value(detail)}: {_allowed(detail, root)}")
+    return "\n".join(lines)
+
+
+def _origin(file: str, path: Path, overrides: Sequence[Override], *, everywhere: bool) -> str:
+    """The file, and the overrides that may be to blame: the one that set the value, else all of them."""
+    guilty = [override for override in overrides if override.sets(path)] or (overrides if everywhere else [])
+    return file + "".join(f" with --set {override.text}" for override in guilty)
+
+
+def _value(detail: ErrorDetails) -> str:
+    """` = value`, cut to a readable length; nothing for a value that is not there."""
+    if detail["type"] == "missing":
+        return ""
+    text = json.dumps(detail["input"], default=str)
+    return f" = {text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'}"
+
+
+def _is_echo(detail: ErrorDetails) -> bool:
+    """Whether pydantic calls a list too short only because some of its items, reported already, failed."""
+    return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
+
+
+def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
+    special = {
+        "extra_forbidden": _unknown,
+        "missing": _missing,
+        "literal_error": _choice,
+        "string_pattern_mismatch": _pattern,
+    }
+    kind = detail["type"]
+    if kind in special:
+        return special[kind](detail["loc"], detail, root)
+    # A kind of error that no field gives rise to today still reads well in pydantic's own words.
+    template = _ALLOWED.get(kind)
+    return template.format(**detail.get("ctx", {})) if template else _lower_first(detail["msg"])
+
+
+def _unknown(path: Path, _: ErrorDetails, root: type[Strict]) -> str:
+    reason = REFUSED.get(spell(path[1:])) if path[0] == "deepspeed" else None
+    return f"not allowed: {reason}" if reason else f"unknown key; {suggestion(root, path)}"
+
+
+def _missing(path: Path, _: ErrorDetails, root: type[Strict]) -> str:
+    meaning = _description(root, path)
+    return f"missing, and required{f' ({meaning})' if meaning else ''}"
+
+
+def _choice(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
+    """The choices as JSON spells them; where only one is left, the field's description tells why."""
+    meaning = _description(root, path)
+    if meaning.startswith("must be "):
+        return meaning
+    expected: str = detail["ctx"]["expected"]
+    return "must be " + expected.replace("'", '"').replace("False", "false")
+
+
+def _pattern(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
+    return f"must match {detail['ctx']['pattern']} ({_description(root, path)})"
+
+
+def _description(root: type[Strict], path: Path) -> str:
+    """The docstring of the field at `path`, to go on with a sentence; empty for an item of a list."""
+    model = model_at(root, path[:-1])
+    if model is None or isinstance(path[-1], int):
+        return ""
+    return _lower_first(fields_of(model)[path[-1]].description).removesuffix(".")
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
