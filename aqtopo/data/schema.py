@@ -1,0 +1,149 @@
+"""The layout of a data store, and what every block written to one and every store opened must satisfy.
+
+A store is one zarr v3 group:
+
+* `fields (time, channel, lat, lon)` float32: the hourly variables, `aqtopo.variables.DYNAMIC_VARIABLES`, in
+  any order; one chunk an hour, one shard (a file) a day.
+* `static (static_channel, lat, lon)` float32: `aqtopo.variables.STATIC_CHANNELS`, all values finite; `mask`
+  is 1 where the loss and the scores count, else 0.
+* coordinates `time` (UTC, whole hours, increasing, gaps allowed), `lat`, `lon` (strictly monotonic, either
+  way), `channel`, `static_channel`.
+* attributes: `schema_version`, `source`, and once computed `channel_mean`, `channel_std`, `statistics_years`.
+
+Every refusal is a `ValueError` of one paragraph: which store, what is wrong, what to do.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+
+SCHEMA_VERSION = 1
+"""Raised whenever a store of the old layout could be misread."""
+
+HOURS_PER_SHARD = 24
+"""Hours in one file of `fields`: a year is 366 files, and a day is written or lost as a whole."""
+
+FIELDS_DIMS = ("time", "channel", "lat", "lon")
+STATIC_DIMS = ("static_channel", "lat", "lon")
+
+Hours = NDArray[np.datetime64]
+"""Times with the resolution of an hour, UTC (`datetime64[h]`)."""
+
+
+def refuse(store: object, what: str, remedy: str) -> NoReturn:
+    """Raise the `ValueError` that tells a user which store is unusable, why, and what to do."""
+    raise ValueError(f"The data store {store} {what}. {remedy}")
+
+
+def check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Refuse an array whose channels are not `expected`, each once, in whatever order."""
+    remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store anew with them."
+    missing = [name for name in expected if name not in found]
+    if missing:
+        refuse(store, f"lacks the channel {', '.join(missing)} in `{array}`", remedy)
+    unknown = sorted(set(found) - set(expected))
+    if unknown:
+        refuse(store, f"has the unknown channel {', '.join(unknown)} in `{array}`", remedy)
+    if len(found) != len(expected):
+        refuse(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
+
+
+def check_units(store: object, units: Mapping[str, str]) -> None:
+    """Refuse units other than those of `aqtopo.variables`; a channel without units is not judged."""
+    for name, found in units.items():
+        if name in VARIABLES and found != VARIABLES[name].units:
+            refuse(
+                store,
+                f"gives the channel {name} in {found!r}",
+                f"It must be in {VARIABLES[name].units!r}: convert the values and write the store anew.",
+            )
+
+
+def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
+    """The time axis as `datetime64[h]`; refuses one that is empty, unsorted, repeated or between hours."""
+    hours = times.astype("datetime64[h]")
+    if hours.size == 0:
+        refuse(store, "holds no time", "Write at least one hour to it.")
+    if np.isnat(times).any():
+        refuse(store, "has a missing value on its time axis", "Write it anew with a time for every field.")
+    between = np.flatnonzero(hours != times)
+    if between.size:
+        refuse(
+            store,
+            f"has the time {times[between[0]]}, which is not a whole hour",
+            "Fields belong to whole hours UTC: correct the time axis and write the store anew.",
+        )
+    steps = np.diff(hours)
+    wrong = np.flatnonzero(steps <= np.timedelta64(0, "h"))
+    if wrong.size:
+        fault = "repeated" if steps[wrong[0]] == np.timedelta64(0, "h") else "out of order"
+        refuse(
+            store,
+            f"has the time {hours[wrong[0] + 1]} {fault} on its time axis",
+            "Sort the hours, drop the repeated ones, and write the store anew.",
+        )
+    return hours
+
+
+def check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
+    """Refuse a latitude or longitude axis that is not strictly monotonic (either direction will do)."""
+    steps = np.diff(values)
+    if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
+        refuse(
+            store,
+            f"has a coordinate `{name}` that is not strictly monotonic",
+            f"Sort the rows and columns by `{name}` and write the store anew.",
+        )
+
+
+def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> None:
+    """Refuse static fields with a value that is not finite, and a mask other than 0 and 1."""
+    for name, values in static.items():
+        bad = int(np.count_nonzero(~np.isfinite(values)))
+        if bad == values.size:
+            refuse(store, f"has no finite value in the static channel {name}", "Write it anew with data.")
+        if bad:
+            refuse(
+                store,
+                f"has {bad} of {values.size} cells without a finite value in the static channel {name}",
+                "Nothing can stand in for a static field: fill them (0 m over sea) and write it anew.",
+            )
+    if not np.isin(static["mask"], (0.0, 1.0)).all():
+        refuse(
+            store, "has a mask with values other than 0 and 1", "Write 1 where cells count and 0 elsewhere."
+        )
+
+
+def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Attributes of a stacked array: units, CF standard name and long name of each channel.
+
+    CF describes a variable with one `units` string, but a stacked array needs one for each channel; hence
+    mappings by channel name.
+    """
+    known = {name: VARIABLES[name] for name in names if name in VARIABLES}
+    return {
+        "channel_units": {name: variable.units for name, variable in known.items()},
+        "channel_standard_name": {
+            n: v.standard_name for n, v in known.items() if v.standard_name is not None
+        },
+        "channel_long_name": {name: variable.long_name for name, variable in known.items()},
+    }
+
+
+def coordinate_attributes() -> dict[str, dict[str, Any]]:
+    """CF attributes of the coordinates that have any, by coordinate."""
+    return {
+        "time": {"standard_name": "time", "long_name": "time (UTC)", "axis": "T"},
+        "lat": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+        "lon": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+        "channel": {"long_name": "hourly variable"},
+        "static_channel": {"long_name": "variable that does not change with time"},
+    }
+
+
+EXPECTED_CHANNELS = {"fields": DYNAMIC_VARIABLES, "static": STATIC_CHANNELS}
+"""The channels of each array, in the order in which they are usually written."""

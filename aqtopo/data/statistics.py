@@ -1,0 +1,195 @@
+"""Mean and standard deviation of every channel: computed in one streaming pass, stored, applied.
+
+Statistics cover every finite value of the hourly fields in the given calendar years, and every cell of the
+static fields; cells outside the mask count too, since the model reads them.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from aqtopo.config import RunConfig
+from aqtopo.data.schema import HOURS_PER_SHARD, refuse
+from aqtopo.data.store import Store, open_store
+from aqtopo.variables import STATIC_VARIABLES, VARIABLES
+
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and population standard deviation by variable, in its units; NaN without a finite value."""
+
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+    years: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Count, mean and sum of squared deviations a channel, (C,) float64 each."""
+
+    count: Values
+    mean: Values
+    squares: Values
+
+    @classmethod
+    def of(cls, values: NDArray[np.float32]) -> "Moments":
+        """Moments over time and space of (n, C, H, W) values; what is not finite is left out."""
+        wide = values.astype(np.float64)
+        finite = np.isfinite(wide)
+        axes = (0, 2, 3)
+        count = finite.sum(axis=axes).astype(np.float64)
+        mean = np.where(finite, wide, 0.0).sum(axis=axes) / np.maximum(count, 1.0)
+        deviations = np.where(finite, wide - mean[:, None, None], 0.0)
+        return cls(count, mean, (deviations**2).sum(axis=axes))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Moments of both sets together (Chan, Golub and LeVeque 1983, the pairwise form of Welford's)."""
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        share = other.count / np.maximum(count, 1.0)
+        squares = self.squares + other.squares + delta**2 * self.count * share
+        return Moments(count, self.mean + delta * share, squares)
+
+
+def compute_statistics(store: Store, years: Sequence[int]) -> Statistics:
+    """Statistics over calendar years, one shard (a day) in memory at a time.
+
+    Raises:
+        ValueError: the store has no hour of one of the years, or a shard cannot be read.
+    """
+    wanted = tuple(sorted(set(years)))
+    absent = sorted(set(wanted) - set(store.years))
+    if not wanted or absent:
+        refuse(
+            store.path,
+            f"has no hours in {absent[0]}" if absent else "was asked for statistics over no years",
+            f"Choose from the years it holds: {', '.join(map(str, store.years))}.",
+        )
+    zero = np.zeros(len(store.channels))
+    total = Moments(zero, zero, zero)
+    for first, last in _spans(store, wanted):
+        total = total.merged(Moments.of(store.read_span(first, last)))
+    known = total.count > 0
+    mean = np.where(known, total.mean, np.nan)
+    std = np.where(known, np.sqrt(total.squares / np.maximum(total.count, 1.0)), np.nan)
+    static = {name: store.static[name].astype(np.float64) for name in STATIC_VARIABLES}
+    return Statistics(
+        mean=dict(zip(store.channels, mean.tolist(), strict=True))
+        | {name: float(values.mean()) for name, values in static.items()},
+        std=dict(zip(store.channels, std.tolist(), strict=True))
+        | {name: float(values.std()) for name, values in static.items()},
+        years=wanted,
+    )
+
+
+def _spans(store: Store, years: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of time indices that cover `years`, none of them across two shards."""
+    for year in years:
+        start, end = np.searchsorted(
+            store.times, np.array([f"{year}-01-01", f"{year + 1}-01-01"], "datetime64[h]")
+        )
+        cuts = range(int(start) // HOURS_PER_SHARD * HOURS_PER_SHARD, int(end), HOURS_PER_SHARD)
+        yield from ((max(cut, int(start)), min(cut + HOURS_PER_SHARD, int(end))) for cut in cuts)
+
+
+def write_statistics(path: str | Path, years: Sequence[int]) -> Statistics:
+    """Compute the statistics of a store over `years` and keep them in its attributes.
+
+    Raises:
+        ValueError: the store is unusable, lacks a year, or cannot be written.
+    """
+    statistics = compute_statistics(open_store(path), years)
+    try:
+        zarr.open_group(path, mode="r+").attrs.update(
+            {
+                "channel_mean": _nulls(statistics.mean),
+                "channel_std": _nulls(statistics.std),
+                "statistics_years": list(statistics.years),
+            }
+        )
+    except OSError as error:
+        refuse(
+            path,
+            f"cannot be written ({error})",
+            "Statistics are kept in its attributes: allow writing there.",
+        )
+    return statistics
+
+
+def _nulls(values: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: null stands for a channel without a finite value."""
+    return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Takes fields from their units to about zero mean and unit variance, and back.
+
+    Attributes:
+        mean: by variable, in its units.
+        std: by variable, in its units, positive: a channel that never varies has 1.
+    """
+
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+
+    @classmethod
+    def from_statistics(cls, mean: Mapping[str, float], std: Mapping[str, float]) -> "Normalization":
+        """Replace each standard deviation of 0 by 1, so that a constant channel becomes 0 and not NaN."""
+        return cls(dict(mean), {name: value if value > 0 else 1.0 for name, value in std.items()})
+
+    def means(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """Means of `names`, (C, 1, 1), to broadcast over the grid."""
+        return np.array([self.mean[name] for name in names], dtype=np.float32)[:, None, None]
+
+    def stds(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """Standard deviations of `names`, (C, 1, 1)."""
+        return np.array([self.std[name] for name in names], dtype=np.float32)[:, None, None]
+
+    def normalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
+        """(..., C, H, W) in units to (..., C, H, W) without units; `names` are the C variables."""
+        return (values - self.means(names)) / self.stds(names)
+
+    def denormalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
+        """The inverse of `normalize`."""
+        return values * self.stds(names) + self.means(names)
+
+
+def normalization_for(config: RunConfig, store: Store) -> Normalization:
+    """The normalisation a run asks for.
+
+    The store must have statistics either way: they show that every channel the run needs has data. For
+    `dataset` they must cover exactly the training years, so that nothing of validation or test leaks in.
+
+    Raises:
+        ValueError: there are no statistics, they cover other years, or a channel has no finite value.
+    """
+    years = config.data.train_years
+    command = f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, years))}`."
+    if not store.statistics_years:
+        refuse(store.path, "has no statistics of its channels yet", command)
+    if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
+        covered = ", ".join(map(str, store.statistics_years))
+        trained = ", ".join(map(str, years))
+        refuse(store.path, f"has statistics over {covered}, and the run trains on {trained}", command)
+    for name in ("u", "v", *config.data.variables, *config.data.targets):
+        if not math.isfinite(store.mean.get(name, math.nan)):
+            covered = ", ".join(map(str, store.statistics_years))
+            refuse(
+                store.path,
+                f"has no finite value of the channel {name} in the years {covered}",
+                f"Write the store anew with values for it, or leave {name} out of the run's variables.",
+            )
+    if config.data.normalization == "topoflow":
+        return Normalization(
+            {name: variable.topoflow_mean for name, variable in VARIABLES.items()},
+            {name: variable.topoflow_std for name, variable in VARIABLES.items()},
+        )
+    return Normalization.from_statistics(store.mean, store.std)

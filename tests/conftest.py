@@ -1,0 +1,148 @@
+"""What tests of several parts share: a store of three short years on an 8 x 16 grid, and a run on it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
+from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+
+TINY_GRID = (8, 16)
+TINY_YEARS = (2016, 2017, 2018)
+TINY_DAYS = 10
+"""Days in each of the three years, from January 1st: 144 hours of each have all four targets."""
+
+
+def _smooth_waves(rng: np.random.Generator, hours: int) -> NDArray[np.float32]:
+    """(hours, channel, lat, lon) in about [-1, 1]: for each channel two waves that travel over the grid."""
+    rows, columns = TINY_GRID
+    shape = (2, len(DYNAMIC_VARIABLES), 1, 1)
+    phase = rng.uniform(0, 2 * np.pi, shape)
+    time = np.arange(hours)[:, None, None, None, None] * rng.uniform(0.05, 0.3, shape)
+    y = np.arange(rows)[:, None] * rng.uniform(0.2, 0.8, shape)
+    x = np.arange(columns) * rng.uniform(0.1, 0.5, shape)
+    waves: NDArray[np.float32] = np.sin(time + y + x + phase).mean(axis=1).astype(np.float32)
+    return waves
+
+
+def _fields(seed: int) -> tuple[NDArray[np.float32], NDArray[np.datetime64]]:
+    centre = np.array([VARIABLES[name].topoflow_mean for name in DYNAMIC_VARIABLES], np.float32)[
+        :, None, None
+    ]
+    spread = np.array([VARIABLES[name].topoflow_std for name in DYNAMIC_VARIABLES], np.float32)[:, None, None]
+    starts = [np.datetime64(f"{year}-01-01", "h") for year in TINY_YEARS]
+    times = np.concatenate([start + np.arange(24 * TINY_DAYS).astype("timedelta64[h]") for start in starts])
+    waves = _smooth_waves(np.random.default_rng(seed), times.size)
+    return centre + 0.9 * spread * waves, times
+
+
+def _static(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A slanting ridge, people east of it, and a mask without the western column."""
+    lat2d, lon2d = np.meshgrid(lat, lon, indexing="ij")
+    elevation = 200 + 3000 * np.exp(-(((lon2d - lon.mean() - 0.5 * (lat2d - lat.mean())) / 6.0) ** 2))
+    population = 100 + 5000 * (lon2d > lon.mean())
+    mask = (lon2d > lon[0]).astype(float)
+    by_name = {
+        "elevation": elevation,
+        "population": population,
+        "lat2d": lat2d,
+        "lon2d": lon2d,
+        "mask": mask,
+    }
+    return np.stack([by_name[name] for name in STATIC_CHANNELS]).astype(np.float32)
+
+
+def make_tiny_dataset(seed: int = 0) -> xr.Dataset:
+    """What the tiny store holds, as the dataset that `write_store` takes, to be changed before writing."""
+    rows, columns = TINY_GRID
+    lat, lon = np.linspace(20.0, 48.0, rows), np.linspace(74.0, 134.0, columns)
+    fields, times = _fields(seed)
+    return xr.Dataset(
+        {
+            "fields": (("time", "channel", "lat", "lon"), fields),
+            "static": (("static_channel", "lat", "lon"), _static(lat, lon)),
+        },
+        coords={
+            "time": times.astype("datetime64[ns]"),
+            "channel": list(DYNAMIC_VARIABLES),
+            "lat": lat,
+            "lon": lon,
+            "static_channel": list(STATIC_CHANNELS),
+        },
+        attrs={"source": "smooth waves made for tests", "simulated": True},
+    )
+
+
+@pytest.fixture
+def tiny_dataset() -> xr.Dataset:
+    """A fresh dataset like the tiny store's, to change and write."""
+    return make_tiny_dataset()
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store for reading only: 8 x 16, ten days each of 2016, 2017, 2018, with statistics over 2016."""
+    path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
+    write_store(make_tiny_dataset(), path)
+    write_statistics(path, [2016])
+    return path
+
+
+TinyConfig = Callable[..., RunConfig]
+"""Section by section changes, as keywords, to a `RunConfig`."""
+
+
+@pytest.fixture
+def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
+    """Make a run on the tiny store: `tiny_config(training={"ranks_per_node": 2}, model={"dropout": 0.1})`.
+
+    Every keyword is a section of the configuration (or `name`, `description`), merged over a run of one rank,
+    24 training times, 6 validation and 6 test times, whose run directory lies in the test's own folder.
+    """
+    base: dict[str, Any] = {
+        "name": "tiny",
+        "data": {
+            "store": str(tiny_store),
+            "grid": list(TINY_GRID),
+            "horizons": [12, 24, 48, 96],
+            "train_years": [2016],
+            "validation_years": [2017],
+            "test_years": [2018],
+            "time_stride_hours": 6,
+            "validation_stride_hours": 24,
+            "test_stride_hours": 24,
+            "workers": 0,
+        },
+        "model": {
+            "patch": 2,
+            "dim": 32,
+            "depth": 2,
+            "heads": 2,
+            "dropout": 0.0,
+            "drop_path": 0.0,
+            "regions": [2, 2],
+        },
+        "optimizer": {"base_lr": 1e-3},
+        "training": {"run_dir": str(tmp_path / "run"), "epochs": 2, "nodes": 1, "ranks_per_node": 1},
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 1.0,
+            "zero_optimization": {"stage": 2},
+        },
+    }
+
+    def make(**changes: Any) -> RunConfig:
+        merged = {
+            key: {**base.get(key, {}), **change} if isinstance(change, dict) else change
+            for key, change in changes.items()
+        }
+        return RunConfig.model_validate({**base, **merged})
+
+    return make
