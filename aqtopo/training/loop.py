@@ -1,7 +1,6 @@
-"""The training loop: epochs of steps, with validation, saving, early stopping and orderly ends between them."""
+"""The training loop: epochs of steps, and between them validation, saving, early stopping, orderly ends."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import evaluation_batches, training_steps
-from aqtopo.data.samples import SampleTable, StepPlan
+from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.statistics import normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
@@ -78,8 +77,7 @@ def prepare(config: RunConfig, launch: Launch) -> Prepared:
     check_run_directory(run_dir, config)
     store = open_store(config.data.store)
     normalization_for(config, store)
-    entries = SampleTable.for_split(store.times, config, "train").entries
-    plan = StepPlan(entries, config.micro_batch, config.accumulation, config.world_size)
+    plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     if plan.micro_steps_per_epoch < config.training.validate_every:
         raise ValueError(
             f"training.validate_every = {config.training.validate_every} micro-steps, but an epoch has only "
@@ -176,6 +174,8 @@ class _Run:
                 result = self._step(micro_batches)
                 if self._validation_due():
                     self._validate()
+                elif self._save_due():
+                    self._save(None)
                 if result.stop:
                     return "asked to stop by a signal"
                 if self.stop_after is not None and self.progress.step >= self.stop_after:
@@ -237,6 +237,10 @@ class _Run:
         before = (self.progress.step_in_epoch - 1) * accumulation
         return done // every > before // every
 
+    def _save_due(self) -> bool:
+        every = self.config.checkpoint.every_steps
+        return every is not None and self.progress.step % every == 0
+
     def _validate(self) -> None:
         val_loss = validation_loss(self.engine, self._validation_batches())
         best = self.early.update(val_loss)
@@ -263,6 +267,5 @@ class _Run:
 
     def _save(self, val_loss: float | None) -> None:
         tag = self.progress.tag(val_loss)
-        barrier: Callable[[], None] = distributed.barrier
-        save(self.engine, self.prepared.run_dir, tag, self.config.checkpoint.keep_best, barrier)
+        save(self.engine, self.prepared.run_dir, tag, self.config.checkpoint, distributed.barrier)
         self.saved_step = self.progress.step

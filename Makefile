@@ -1,0 +1,52 @@
+# Two commands matter: `make demo` shows the whole thing, `make test` checks it.
+# Both set up .venv from constraints.txt on their first run and not again until a requirement changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+# Compiled extensions and pictures' font lists stay inside the checkout, so that a clean clone is really clean.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
+export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
+
+DEMO_CONFIG := ds_configs/demo_cpu.json
+
+.PHONY: help install demo quick test lint types layers clean
+
+help:
+	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report (minutes)"
+	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make quick  the same without the slow tests"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "aqtopo needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,triton,report,dev]'
+	touch $@
+
+demo: $(STAMP)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/demo.py $(DEMO_CONFIG)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+layers: $(STAMP)
+	$(BIN)/lint-imports --cache-dir .cache/import_linter
+
+quick: lint types layers
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n 2
+
+test: lint types layers
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+
+clean:
+	rm -rf .cache .coverage* runs data

@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, write_state
+
+TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87, None, 0.3)]
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    for tag in TAGS:
+        tag.folder(tmp_path).mkdir(parents=True)
+        write_state(tag, tmp_path)
+    (tmp_path / "checkpoints" / "epoch09-step000999").mkdir()  # killed while saving: no description
+    return tmp_path
+
+
+def test_name_reads_like_epoch_step_and_loss() -> None:
+    assert TAGS[1].name == "epoch03-step000311-val0.3557"
+    assert TAGS[2].name == "epoch03-step000348"
+
+
+def test_saved_states_come_back_oldest_first_without_unfinished_ones(run_dir: Path) -> None:
+    assert list_tags(run_dir) == TAGS
+
+
+def test_best_is_the_lowest_validation_loss_and_last_the_most_steps(run_dir: Path) -> None:
+    assert best_tag(run_dir) == find_tag(run_dir, "best") == TAGS[1]
+    assert last_tag(run_dir) == find_tag(run_dir, "last") == TAGS[2]
+    assert find_tag(run_dir, TAGS[0].name) == TAGS[0]
+
+
+def test_unknown_tag_lists_the_known_ones(run_dir: Path) -> None:
+    with pytest.raises(ValueError, match=r"no saved state 'epoch07'; it has epoch00-step000050-val0.9000"):
+        find_tag(run_dir, "epoch07")
+
+
+def test_run_without_states_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none: train it first"):
+        find_tag(tmp_path, "best")
+
+
+def test_damaged_description_is_named(run_dir: Path) -> None:
+    path = TAGS[0].folder(run_dir) / "state.json"
+    path.write_text('{"epoch": 1}')
+    with pytest.raises(ValueError, match=r"state.json does not describe a saved state"):
+        list_tags(run_dir)

@@ -1,0 +1,61 @@
+import pytest
+
+from aqtopo.config import RunConfig, load_config
+from aqtopo.training.groups import group_parameters
+
+NAMES = [
+    "token_embeds.proj_weights",
+    "token_embeds.proj_biases",
+    "var_embed",
+    "var_query",
+    "pos_embed",
+    "var_agg.in_proj_weight",
+    "var_agg.in_proj_bias",
+    "var_agg.out_proj.weight",
+    "var_agg.out_proj.bias",
+    "lead_time_embed.weight",
+    "lead_time_embed.bias",
+    "blocks.0.attn.alpha",
+    "blocks.11.mlp.fc1.weight",
+    "norm.weight",
+    "norm.bias",
+    "head.0.weight",
+    "head.4.bias",
+]
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config("ds_configs/resume_reference.json")
+
+
+def test_every_parameter_is_in_one_group_whatever_the_order(config: RunConfig) -> None:
+    groups = group_parameters(NAMES, config)
+    assert list(groups) == ["vit_blocks", "wind_embedding", "head", "others"]
+    assert groups["vit_blocks"] == ["blocks.0.attn.alpha", "blocks.11.mlp.fc1.weight"]
+    assert groups["wind_embedding"] == ["token_embeds.proj_weights", "token_embeds.proj_biases"]
+    assert groups["head"] == ["head.0.weight", "head.4.bias"]
+    assert len(groups["others"]) == 11
+    backwards = group_parameters(reversed(NAMES), config)
+    assert {name: sorted(members) for name, members in groups.items()} == {
+        name: sorted(members) for name, members in backwards.items()
+    }
+
+
+def test_parameter_without_a_group_is_named(config: RunConfig) -> None:
+    with pytest.raises(ValueError, match="parameter novel.weight is in no group"):
+        group_parameters([*NAMES, "novel.weight"], config)
+
+
+def test_parameter_in_two_groups_is_named_with_both() -> None:
+    config = load_config(
+        "ds_configs/resume_reference.json", ['optimizer.groups.2.parameters=["head.*", "blocks.0.*"]']
+    )
+    with pytest.raises(ValueError, match=r"blocks.0.attn.alpha is in 2 groups \(vit_blocks, head\)"):
+        group_parameters(NAMES, config)
+
+
+def test_pattern_that_matches_nothing_is_named(config: RunConfig) -> None:
+    names = [name for name in NAMES if not name.startswith("norm.")]
+    with pytest.raises(ValueError, match=r"'norm.*' \(others\) matches no parameter"):
+        group_parameters(names, config)
