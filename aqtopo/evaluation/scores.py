@@ -73,8 +73,8 @@ class ErrorSums:
             wanted: (B, K, C, H, W), true where a score is wanted; points without a finite truth are skipped.
 
         Raises:
-            ValueError: the model has no finite value at a point that has a truth: such a forecast is broken,
-                and leaving the point out would flatter it.
+            FloatingPointError: the model has no finite value at a point that has a truth: such a forecast is
+                broken, and leaving the point out would flatter it.
         """
         assert truth.shape == wanted.shape, "one flag for each truth value"
         due = wanted & np.isfinite(truth)
@@ -95,7 +95,7 @@ class ErrorSums:
         if not broken.any():
             return
         _, horizon, pollutant, _, _ = np.argwhere(broken)[0]
-        raise ValueError(
+        raise FloatingPointError(
             f"the model's forecast is not finite at {int(broken.sum())} points where the truth is known, "
             f"{self.pollutants[pollutant]} at {self.horizons_h[horizon]} h among them; its weights have "
             "diverged: evaluate another tag, or lower the learning rate and train again"

@@ -116,7 +116,7 @@ def test_a_forecast_that_is_not_finite_is_refused_by_pollutant_and_horizon(broke
     forecasts, truth, wanted = sample(5, holes=0.0)
     wanted[:] = True
     forecasts[MODEL][2, 1, 1] = broken
-    with pytest.raises(ValueError, match=r"not finite at 12 points .* o3 at 48 h .* evaluate another tag"):
+    with pytest.raises(FloatingPointError, match=r"not finite at 12 points .* o3 at 48 h .* another tag"):
         summed((forecasts, truth, wanted))
 
 
