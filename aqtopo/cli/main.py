@@ -7,18 +7,20 @@ from typing import Annotated
 
 import typer
 
+from aqtopo.cli.config import app as config_app
 from aqtopo.cli.train import train
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(config_app, name="config")
 app.command("train")(train)
 
 
 @app.callback()
 def options(
-    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,  # noqa: ARG001
+    local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Terrain- and wind-aware air-quality transformers, trained with DeepSpeed ZeRO-2."""
     # The deepspeed launcher puts --local_rank=N in front of the arguments; LOCAL_RANK says the same.

@@ -66,8 +66,10 @@ def _shapes(config: RunConfig) -> Iterator[Problem]:
         elif (cells // model.patch) % regions:
             patches = cells // model.patch
             yield Problem(("model", "regions", axis), regions, f"must divide the {patches} {name} of patches")
-    if model.dim % model.heads:
-        yield Problem(("model", "dim"), model.dim, f"must be a multiple of model.heads = {model.heads}")
+    for divisor, meaning in ((model.heads, "model.heads"), (4, "the position embedding's sines and cosines")):
+        if model.dim % divisor:
+            allowed = f"must be a multiple of {divisor} ({meaning})"
+            yield Problem(("model", "dim"), model.dim, allowed)
     if not (model.dim * model.mlp_ratio).is_integer():
         yield Problem(("model", "mlp_ratio"), model.mlp_ratio, f"times model.dim = {model.dim} must be whole")
 

@@ -1,0 +1,109 @@
+"""`aqtopo config`: check, show and describe a run's configuration; never needs the data."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from aqtopo.config import RunConfig
+
+app = typer.Typer(no_args_is_help=True, help="Check, show and describe configurations.")
+
+File = Annotated[Path, typer.Argument(help="The run's JSON file.", metavar="FILE")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the file.")
+]
+
+
+@app.command()
+def validate(file: File, overrides: Overrides = None) -> None:
+    """Check a configuration, down to the parameters which its optimizer groups match."""
+    from aqtopo.config import load_config
+
+    config = load_config(file, overrides or [])
+    groups = _parameters_by_group(config, file)
+    sizes = ", ".join(f"{name} {len(parameters)}" for name, parameters in groups.items())
+    typer.echo(
+        f"{file}: valid: {config.name}, {config.training.nodes} x {config.training.ranks_per_node} ranks, "
+        f"{config.train_batch} samples a step, {config.deepspeed.precision}, tensors a group: {sizes}"
+    )
+
+
+@app.command("schema")
+def print_schema() -> None:
+    """Print the JSON schema of a configuration file."""
+    from aqtopo.config import schema
+
+    typer.echo(schema(), nl=False)
+
+
+@app.command()
+def show(
+    file: File,
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, defaults filled in.")] = False,
+) -> None:
+    """Show a configuration with its defaults and overrides, and what follows from it."""
+    from aqtopo.config import load_config
+
+    config = load_config(file, overrides or [])
+    if as_json:
+        typer.echo(config.to_json())
+    else:
+        _print_table(config)
+
+
+def _parameters_by_group(config: "RunConfig", file: Path) -> dict[str, list[str]]:
+    """The model's parameters by optimizer group, from a model without memory."""
+    import torch
+
+    from aqtopo.model import Terrain, build_model
+    from aqtopo.training.groups import group_parameters
+
+    with torch.device("meta"):
+        model = build_model(config, Terrain.flat(config.data.grid))
+    try:
+        return group_parameters([name for name, _ in model.named_parameters()], config)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _print_table(config: "RunConfig") -> None:
+    """Every value by its path, as it would be set, and below the line what is derived."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("path", "value", title=config.name, title_justify="left")
+    for path, value in _leaves(json.loads(config.to_json())):
+        table.add_row(path, json.dumps(value))
+    table.add_section()
+    for name, value in _derived(config).items():
+        table.add_row(name, str(value), style="dim")
+    Console().print(table)
+
+
+def _leaves(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    leaves: list[tuple[str, object]] = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            leaves += _leaves({str(place): item for place, item in enumerate(value)}, f"{prefix}{key}.")
+        else:
+            leaves.append((f"{prefix}{key}", value))
+    return leaves
+
+
+def _derived(config: "RunConfig") -> dict[str, object]:
+    rows, columns = config.patch_grid
+    return {
+        "world size": config.world_size,
+        "samples a step": config.train_batch,
+        "tokens": f"{config.tokens} ({rows} x {columns})",
+        "patches a region": "{} x {}".format(*config.region_patches),
+        "head width": config.model.head_dim,
+        "precision": config.deepspeed.precision,
+        "digest": config.digest,
+    }
