@@ -40,12 +40,9 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
     years = [str(year) for year in (*data.train_years, *data.validation_years, *data.test_years)]
     train_years = [str(year) for year in data.train_years]
     ranks = str(config.training.ranks_per_node)
+    synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
     return [
-        Stage(
-            "simulate",
-            ["aqtopo", "synth", data.store, "--years", *years, "--grid", f"{rows}x{columns}"]
-            + ["--train-years", *train_years],
-        ),
+        Stage("simulate", [*synth, "--train-years", *train_years]),
         Stage("plan", ["aqtopo", "plan", config_path]),
         Stage("train", ["deepspeed", "--num_gpus", ranks, "--module", "aqtopo", "train", config_path]),
         Stage("evaluate", ["aqtopo", "evaluate", run_dir]),

@@ -43,7 +43,7 @@ def test_every_parameter_is_in_one_group_whatever_the_order(config: RunConfig) -
 
 
 def test_parameter_without_a_group_is_named(config: RunConfig) -> None:
-    with pytest.raises(ValueError, match="parameter novel.weight is in no group"):
+    with pytest.raises(ValueError, match=r"parameter novel\.weight is in no group"):
         group_parameters([*NAMES, "novel.weight"], config)
 
 
