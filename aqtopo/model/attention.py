@@ -1,0 +1,90 @@
+"""The two attentions of the model: with the elevation bias (block 0) and without.
+
+Both read tokens in storage order and may write their rows in another order: what a row attends to is summed
+over, so only the queries move.
+
+Shapes: B batch, H heads, N tokens, D width, E = D / H.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from aqtopo_kernels import elevation_attention, wind_gather
+from torch import Tensor, nn
+from torch.nn import functional
+
+from aqtopo.model.dropout import SampleDropout, Seeds
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention, softmax(q k / sqrt(E)) v, by PyTorch's fused kernels."""
+
+    def __init__(self, dim: int, heads: int, *, dropout: float, layer: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
+
+    def forward(self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None) -> Tensor:
+        """Row r of the result is the attention of token order[r], or of token r without an order."""
+        q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
+        if order_BN is not None:
+            q_BND = wind_gather(q_BND, order_BN)
+        q, k, v = (_split_heads(y, self.heads) for y in (q_BND, k_BND, v_BND))
+        y_BND = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        projected_BND: Tensor = self.proj_drop(self.proj(y_BND), seeds)
+        return projected_BND
+
+
+class ElevationAttention(nn.Module):
+    """Self-attention that loses strength with every metre the key lies above the query.
+
+    Args:
+        dim: D.
+        heads: H.
+        height_m: (N,) float32; the tokens' heights [m] in storage order, or their negatives, which turns the
+            direction round: then what comes from below is hindered.
+        alpha: initial barrier strength [1/km].
+        per_head: learn one strength a head.
+        dropout: share of the projection's outputs dropped in training.
+        layer: name of this layer in the seeds of its masks.
+    """
+
+    height_bits: Tensor  # (N,) int32
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        height_m: npt.NDArray[np.float32],
+        *,
+        alpha: float,
+        per_head: bool,
+        dropout: float,
+        layer: str,
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+        self.alpha = nn.Parameter(torch.full((heads if per_head else 1,), alpha))
+        self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
+        # As bit patterns: casting the model to bfloat16 would cast a float buffer too, and 4.37 km with it to
+        # the nearest 32 m.
+        bits = np.ascontiguousarray(height_m, np.float32).view(np.int32)
+        self.register_buffer("height_bits", torch.as_tensor(bits), persistent=False)
+
+    def forward(self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None) -> Tensor:
+        """Row r of the result is the attention of token order[r], or of token r without an order."""
+        q, k, v = (_split_heads(y, self.heads) for y in self.qkv(x_BND).chunk(3, -1))
+        height_BN = self.height_bits.view(torch.float32).expand(x_BND.shape[0], -1)
+        y_BHNE = elevation_attention(q, k, v, height_BN, self.alpha, order_BN)
+        projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
+        return projected_BND
+
+
+def _split_heads(x_BND: Tensor, heads: int) -> Tensor:
+    """(B, H, N, E), a view."""
+    B, N, D = x_BND.shape
+    return x_BND.view(B, N, heads, D // heads).transpose(1, 2)

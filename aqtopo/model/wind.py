@@ -1,0 +1,121 @@
+"""Wind order: inside each region, tokens are visited from upwind to downwind.
+
+The order of every sector is tabulated when the model is built, and a sample's order is looked up on the
+device it lives on: no cache, no first-forward work, no number ever leaves the device.
+
+Shapes: B batch, R regions, S sectors, P patches of a region, N = R P tokens; Y, X the grid's
+rows and columns.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+IntArray = npt.NDArray[np.int64]
+
+_DECIMALS = 6
+"""Projections that are equal on paper differ by 1e-16 in floating point, and would come in haphazard order."""
+
+
+def sector_order_table(
+    region: tuple[int, int], sectors: int = 16, *, latitude_ascending: bool = True
+) -> IntArray:
+    """For each sector the raster indices of a region's patches, most upwind first.
+
+    Sector s is the wind that blows *towards* the angle theta = 2 pi s / sectors, counted from east to north.
+    Patches are sorted by x cos(theta) + y sin(theta), x east and y north in cells; ties go by raster index.
+
+    Args:
+        region: patches of a region along (latitude, longitude).
+        sectors: S, directions that are told apart.
+        latitude_ascending: whether row 0 is the southernmost.
+
+    Returns:
+        (S + 1, P): the last row is raster order, for calm.
+    """
+    rows, columns = region
+    y, x = np.meshgrid(np.arange(rows, dtype=np.float64), np.arange(columns, dtype=np.float64), indexing="ij")
+    north = y if latitude_ascending else -y
+    theta = 2.0 * np.pi * np.arange(sectors, dtype=np.float64)[:, None] / sectors
+    projection_SP = np.round(np.cos(theta) * x.ravel() + np.sin(theta) * north.ravel(), _DECIMALS)
+    order_SP = np.argsort(projection_SP, axis=1, kind="stable")
+    return np.concatenate([order_SP, np.arange(rows * columns)[None]]).astype(np.int64)
+
+
+class WindOrder(nn.Module):
+    """Turns a wind field into the order in which its tokens are visited.
+
+    Args:
+        patch: cells along each side of a patch.
+        patch_grid: patches along (latitude, longitude).
+        regions: regions along (latitude, longitude); they stay in raster order, only their insides are sorted.
+        sectors: directions that are told apart.
+        calm_below: mean wind speed [m/s] below which a region keeps raster order.
+        latitude_ascending: whether row 0 is the southernmost.
+
+    Raises:
+        ValueError: the patch grid is not a multiple of the regions.
+    """
+
+    table: Tensor  # (S + 1, P) raster index inside the region
+    origin: Tensor  # (R,) raster index of each region's first patch
+    offset: Tensor  # (P,) distance of a region's patches from that, in raster indices
+
+    def __init__(
+        self,
+        patch: int,
+        patch_grid: tuple[int, int],
+        regions: tuple[int, int],
+        *,
+        sectors: int,
+        calm_below: float,
+        latitude_ascending: bool,
+    ) -> None:
+        super().__init__()
+        if patch_grid[0] % regions[0] or patch_grid[1] % regions[1]:
+            raise ValueError(
+                f"A grid of {patch_grid[0]} x {patch_grid[1]} patches cannot be cut into {regions[0]} x "
+                f"{regions[1]} regions; choose model.regions that divide it."
+            )
+        self.regions, self.sectors, self.calm_below = regions, sectors, calm_below
+        region = patch_grid[0] // regions[0], patch_grid[1] // regions[1]
+        self.region_cells = region[0] * patch, region[1] * patch
+        table = sector_order_table(region, sectors, latitude_ascending=latitude_ascending)
+        raster = np.arange(patch_grid[0] * patch_grid[1], dtype=np.int64).reshape(patch_grid)
+        buffers = {
+            "table": table,
+            "origin": raster[:: region[0], :: region[1]].ravel(),
+            "offset": raster[: region[0], : region[1]].ravel(),
+        }
+        for name, values in buffers.items():
+            self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(values)), persistent=False)
+
+    def sector(self, wind_B2YX: Tensor) -> Tensor:
+        """Sector of each region's vector-mean wind, (B, R), int64; S where it is calm or not a number.
+
+        Args:
+            wind_B2YX: eastward and northward wind [m/s].
+        """
+        (rows, columns), (high, wide) = self.regions, self.region_cells
+        wind = wind_B2YX.to(torch.promote_types(wind_B2YX.dtype, torch.float32))
+        mean_B2R = wind.view(-1, 2, rows, high, columns, wide).mean((3, 5)).flatten(2)
+        u_BR, v_BR = mean_B2R.unbind(1)
+        nearest_BR = torch.round(torch.atan2(v_BR, u_BR) * (self.sectors / (2.0 * math.pi)))
+        moving_BR = torch.hypot(u_BR, v_BR) >= self.calm_below
+        return torch.where(moving_BR, nearest_BR.long() % self.sectors, self.sectors)
+
+    def forward(self, wind_B2YX: Tensor) -> Tensor:
+        """Raster index of the token at each scan position, (B, N), int64; each row is a permutation.
+
+        Args:
+            wind_B2YX: eastward and northward wind [m/s] on the grid.
+        """
+        place_BRP = self.offset[self.table[self.sector(wind_B2YX)]]
+        return (self.origin[:, None] + place_BRP).flatten(1)
+
+    def calm_order(self) -> Tensor:
+        """The order of a windless sample, (N,): region by region, each in raster order."""
+        return (self.origin[:, None] + self.offset).flatten()

@@ -1,0 +1,39 @@
+"""Elevation attention written out: the truth that every faster path is compared with.
+
+Shapes: B batch, H heads, N tokens, D head width.
+"""
+
+import torch
+from torch import Tensor
+
+METRES_PER_UNIT = 1000.0
+"""The barrier strength alpha is per kilometre, elevations are in metres."""
+
+
+def elevation_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor,
+    alpha: Tensor,
+    order: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Softmax attention with score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000, z in metres.
+
+    Dense: it holds several (B, H, N, N) tensors. Computed in float64 for float64 inputs, else in float32.
+    The bias is not clamped: a clamp would take alpha's gradient away, and exp needs none. Arguments, result
+    and the meaning of `order` are those of `aqtopo_kernels.elevation_attention`, unchecked.
+    """
+    compute = torch.promote_types(q.dtype, torch.float32)
+    q_BHND, k_BHND, v_BHND = (x.to(compute) for x in (q, k, v))
+    z_BN = elevation.to(compute)
+    z_query_BN = z_BN
+    if order is not None:
+        rows_BN = order.long()
+        q_BHND = q_BHND.gather(2, rows_BN[:, None, :, None].expand_as(q_BHND))
+        z_query_BN = z_BN.gather(1, rows_BN)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    rise_B1NN = (z_BN[:, None, None, :] - z_query_BN[:, None, :, None]).clamp_min(0.0) / METRES_PER_UNIT
+    score_BHNN = scale * (q_BHND @ k_BHND.transpose(-1, -2)) - alpha.to(compute)[:, None, None] * rise_B1NN
+    return (score_BHNN.softmax(-1) @ v_BHND).to(q.dtype)

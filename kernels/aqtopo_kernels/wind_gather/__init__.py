@@ -1,0 +1,1 @@
+"""Tokens put into wind order, and back."""
