@@ -14,7 +14,7 @@ from aqtopo.variables import VARIABLES
 
 CONVENTIONS = "CF-1.11"
 
-_TIME_ENCODING = {"units": "hours since 1970-01-01 00:00:00", "calendar": "standard", "dtype": "int64"}
+_TIME_ENCODING = {"units": "hours since 1970-01-01", "calendar": "standard", "dtype": "int64"}
 
 
 def lead_time_dataset(

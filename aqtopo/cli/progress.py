@@ -1,0 +1,43 @@
+"""How far a command is: a bar on a terminal, a plain line now and then elsewhere; always on stderr."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+PLAIN_LINE_EVERY_S = 5.0
+
+
+class Progress:
+    """Shows one count after another, with its rate and the time left.
+
+    Call it with what is counted, how many are done and how many there are; a new `what` begins a new count.
+    """
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._bar: tqdm[Any] | None = None
+        self._started = self._last_line = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show that `done` of `total` are done."""
+        if what != self._what:
+            self._begin(what, total)
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if self._bar is None and (now - self._last_line >= PLAIN_LINE_EVERY_S or done == total):
+            self._last_line = now
+            rate = done / max(now - self._started, 1e-9)
+            left = tqdm.format_interval((total - done) / max(rate, 1e-9))
+            print(f"{done}/{total} {what}, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)  # noqa: T201
+        if self._bar is not None and done == total:
+            self._bar.close()
+
+    def _begin(self, what: str, total: int) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._what, self._started, self._last_line = what, time.monotonic(), time.monotonic()
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=total, desc=what, unit="", file=sys.stderr, dynamic_ncols=True)
