@@ -104,8 +104,8 @@ def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
     usable = usable_times(times, years, data.horizons, stride)
     if not usable.size:
         raise ValueError(
-            f"No time of `data.{split}_years` ({', '.join(map(str, years))}) can be used: none in "
-            f"{data.store} has its targets {', '.join(map(str, data.horizons))} h ahead in the same calendar year. "
+            f"No time of `data.{split}_years` ({', '.join(map(str, years))}) can be used: none in the "
+            f"store {data.store} has targets {', '.join(map(str, data.horizons))} h ahead in the same year. "
             "Choose years that the store holds (`aqtopo data info` lists them) or shorter horizons."
         )
     return SampleTable(usable, data.horizons, split == "train" and config.model.lead_time == "encoder")
