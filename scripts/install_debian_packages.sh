@@ -1,0 +1,63 @@
+#!/bin/bash
+# Installs the Debian packages that some tests use: Slurm (tests/slurm) and Chromium (the report in a browser).
+#
+# Only what is missing is installed, only on Debian and only as root; otherwise it says which tests will be
+# skipped and exits 0, so that `make test` works everywhere. A failing installation exits 1. No service is
+# started: the tests run a Slurm cluster of their own under a temporary directory.
+set -euo pipefail
+
+packages=(slurmctld slurmd slurm-client munge chromium)
+policy=/usr/sbin/policy-rc.d
+
+say() { echo "install_debian_packages: $*"; }
+
+is_installed() { [[ $(dpkg-query --show --showformat='${db:Status-Status}' "$1" 2>/dev/null) == installed ]]; }
+
+skip() {
+    say "$1; the tests that need ${missing[*]} will be skipped."
+    exit 0
+}
+
+# While packages are configured, a policy-rc.d that says 101 keeps their services from being started.
+forbid_service_starts() {
+    # One that is already saved stays: an earlier run was killed before it could put it back.
+    if [[ -e $policy && ! -e $policy.aqtopo-saved ]]; then
+        mv "$policy" "$policy.aqtopo-saved"
+    fi
+    trap restore_policy EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+}
+
+restore_policy() {
+    rm -f "$policy"
+    if [[ -e $policy.aqtopo-saved ]]; then
+        mv "$policy.aqtopo-saved" "$policy"
+    fi
+}
+
+missing=()
+for package in "${packages[@]}"; do
+    is_installed "$package" || missing+=("$package")
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
+    say "nothing to do: ${packages[*]} are installed."
+    exit 0
+fi
+[[ $(. /etc/os-release 2>/dev/null && echo "${ID:-}") == debian ]] || skip "this is not Debian"
+[[ $EUID -eq 0 ]] || skip "not root, so nothing can be installed (as root: bash scripts/install_debian_packages.sh)"
+
+say "installing ${missing[*]} ..."
+log=$(mktemp)
+forbid_service_starts
+export DEBIAN_FRONTEND=noninteractive
+if ! {
+    apt-get update --quiet &&
+        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
+} >"$log" 2>&1 </dev/null; then
+    tail -n 20 "$log" >&2
+    say "apt-get failed; its whole log is $log. Install by hand: apt-get install ${missing[*]}" >&2
+    exit 1
+fi
+rm -f "$log"
+say "installed ${missing[*]}; no service was started."
