@@ -12,9 +12,8 @@ from aqtopo.cli.progress import Progress
 
 
 class Split(StrEnum):
-    """The parts of a run's data."""
+    """The parts of a run's data that may be scored."""
 
-    TRAIN = "train"
     VALIDATION = "validation"
     TEST = "test"
 

@@ -2,30 +2,30 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from aqtopo.checkpoint import LoadedRun
-from aqtopo.data.batch import Batch
 from aqtopo.data.loader import evaluation_batches
-from aqtopo.data.samples import Split, sample_table
+from aqtopo.data.samples import sample_table
 from aqtopo.evaluation.baselines import Climatology, Report, hourly_climatology, in_silence, persistence
+from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import MODEL, ErrorSums
 from aqtopo.variables import VARIABLES
 
 TOKENS_AT_ONCE = 2**13
 """Tokens of one forward pass: one map of the reference grid, sixteen of 32 x 64 cells."""
 
+EvaluatedSplit = Literal["validation", "test"]
+"""The splits that are scored: training samples would flatter the model."""
+
 _VERSIONED = ("aqtopo", "torch", "numpy", "xarray", "zarr")
 
 
-def evaluate(run: LoadedRun, split: Split = "test", report: Report = in_silence) -> xr.Dataset:
+def evaluate(run: LoadedRun, split: EvaluatedSplit = "test", report: Report = in_silence) -> xr.Dataset:
     """Score the model, persistence and climatology over all initial times of a split.
 
     All three are scored at the same points: inside the store's mask, where the truth is finite and both
@@ -33,7 +33,7 @@ def evaluate(run: LoadedRun, split: Split = "test", report: Report = in_silence)
 
     Args:
         run: from `aqtopo.checkpoint.load_run`; its model moves to the GPU if there is one.
-        split: `train`, `validation` or `test`.
+        split: `validation` or `test`.
         report: told how far it is.
 
     Returns:
@@ -49,14 +49,15 @@ def evaluate(run: LoadedRun, split: Split = "test", report: Report = in_silence)
     climatology = hourly_climatology(run.store, data.targets, data.train_years, report)
     sums = ErrorSums.empty(data.targets, data.horizons)
     done = filled = 0
-    for batch, forecast in model_forecasts(run, split):
+    size = max(1, TOKENS_AT_ONCE // run.config.tokens)
+    for batch in evaluation_batches(run.store, run.config, split, rank=0, world=1, batch=size):
         valid_times = batch.times[:, None] + np.array(data.horizons, dtype="timedelta64[h]")
         references = {
             "persistence": persistence(run.store, data.targets, batch.times, len(data.horizons)),
             "climatology": climatology.at(valid_times),
         }
         truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
-        sums.add({MODEL: forecast, **references}, truth, batch.valid.numpy())
+        sums.add({MODEL: predict(run, batch), **references}, truth, batch.valid.numpy())
         done, filled = done + len(batch.times), filled + batch.filled
         report("forecasts", done, init_times.size)
     scores = sums.scores()
@@ -70,35 +71,15 @@ def evaluate(run: LoadedRun, split: Split = "test", report: Report = in_silence)
     )
 
 
-def model_forecasts(run: LoadedRun, split: Split) -> Iterator[tuple[Batch, NDArray[np.float32]]]:
-    """The model's forecasts over a split, batch by batch, with the batches they were made from.
-
-    Yields:
-        The batch on the CPU, and the forecast (B, K, C, H, W) in physical units.
-    """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = run.model.to(device).eval()
-    size = max(1, TOKENS_AT_ONCE // run.config.tokens)
-    for batch in evaluation_batches(run.store, run.config, split, rank=0, world=1, batch=size):
-        on_device = batch.to(device)
-        with torch.inference_mode():
-            normalised = model(on_device.inputs, on_device.wind, on_device.lead_hours, None)
-        yield batch, run.normalization.denormalize(normalised.float().cpu().numpy(), run.config.data.targets)
-
-
-def _provenance(run: LoadedRun, split: Split, climatology: Climatology) -> dict[str, Any]:
+def _provenance(run: LoadedRun, split: EvaluatedSplit, climatology: Climatology) -> dict[str, Any]:
     """What the scores are scores of."""
-    years = {
-        "train": run.config.data.train_years,
-        "validation": run.config.data.validation_years,
-        "test": run.config.data.test_years,
-    }
+    data = run.config.data
     return {
         "run": run.config.name,
         "tag": run.tag.name,
         "config_digest": run.config.digest,
         "split": split,
-        "years": list(years[split]),
+        "years": list(data.test_years if split == "test" else data.validation_years),
         "climatology_years": list(climatology.years),
         "weighting": "none: every cell inside the mask counts the same",
         "data_source": run.store.source,
