@@ -1,0 +1,91 @@
+"""`aqtopo data`: look into a data store and keep its statistics."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aqtopo.cli.years import YearsCommand
+
+app = typer.Typer(no_args_is_help=True, help="Look into a data store and keep its statistics.")
+
+StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
+
+_GAPS_SHOWN = 10
+
+
+@app.command()
+def info(
+    store: StorePath,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+) -> None:
+    """Show what a store holds: grid, hours, gaps, channels with their statistics, and source."""
+    from aqtopo.data.store import open_store
+    from aqtopo.data.summary import summarize
+
+    summary = summarize(open_store(store))
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        _print_summary(summary)
+
+
+@app.command(cls=YearsCommand)
+def statistics(
+    store: StorePath,
+    years: Annotated[list[int], typer.Option(help="The training years, one or several: 2013 2014.")],
+) -> None:
+    """Compute mean and standard deviation of every channel over the training years and store them."""
+    from aqtopo.data.statistics import write_statistics
+
+    written = write_statistics(store, years)
+    _print_channels(
+        f"Statistics over {', '.join(map(str, written.years))}, kept in {store}",
+        {name: (written.mean[name], written.std[name]) for name in written.mean},
+    )
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    rows, columns = summary["grid"]
+    south_north, west_east = summary["latitude"], summary["longitude"]
+    years = ", ".join(f"{year} ({hours} h)" for year, hours in summary["hours_by_year"].items())
+    typer.echo(f"store    {summary['path']}")
+    typer.echo(f"source   {summary['source']}{' (simulated)' if summary['simulated'] else ''}")
+    typer.echo(
+        f"grid     {rows} x {columns}, latitude {south_north[0]:g} to {south_north[1]:g}, "
+        f"longitude {west_east[0]:g} to {west_east[1]:g} degrees"
+    )
+    typer.echo(f"hours    {summary['hours']}, {summary['first']} to {summary['last']} UTC: {years}")
+    missing = summary["gaps"]
+    typer.echo(f"gaps     {len(missing)}, {sum(gap['hours'] for gap in missing)} h missing")
+    for gap in missing[:_GAPS_SHOWN]:
+        typer.echo(f"         {gap['first']} to {gap['last']} ({gap['hours']} h)")
+    if len(missing) > _GAPS_SHOWN:
+        typer.echo(f"         and {len(missing) - _GAPS_SHOWN} more (see --json)")
+    covered = ", ".join(map(str, summary["statistics_years"]))
+    _print_channels(
+        f"Statistics over {covered}" if covered else "No statistics yet: run `aqtopo data statistics`",
+        {name: (channel["mean"], channel["std"]) for name, channel in summary["channels"].items()},
+    )
+
+
+def _print_channels(title: str, channels: dict[str, tuple[float | None, float | None]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from aqtopo.variables import VARIABLES
+
+    table = Table("channel", "meaning", "units", title=title, title_justify="left")
+    table.add_column("mean", justify="right")
+    table.add_column("std", justify="right")
+    for name, (mean, std) in channels.items():
+        known = VARIABLES.get(name)
+        numbers = ["-" if number is None else f"{number:.4g}" for number in (mean, std)]
+        table.add_row(
+            name,
+            known.long_name if known else "1 where loss and scores count",
+            known.units if known else "1",
+            *numbers,
+        )
+    Console().print(table)
