@@ -11,9 +11,9 @@ from aqtopo.checkpoint.save import save
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
+from aqtopo.data.check import check_store
 from aqtopo.data.loader import evaluation_batches, training_steps
 from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.statistics import normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
@@ -76,7 +76,7 @@ def prepare(config: RunConfig, launch: Launch) -> Prepared:
     run_dir = Path(config.training.run_dir)
     check_run_directory(run_dir, config)
     store = open_store(config.data.store)
-    normalization_for(config, store)
+    check_store(store, config)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     if plan.micro_steps_per_epoch < config.training.validate_every:
         raise ValueError(
@@ -105,7 +105,6 @@ def train(config: RunConfig, launch: Launch, stop_after: int | None = None) -> N
         if launch.is_main:
             claim_run_directory(prepared.run_dir, config, launch, device)
         log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
-        torch.manual_seed(config.training.seed)
         model = build_model(config, Terrain(prepared.store.static["elevation"], prepared.store.lat))
         engine = build_engine(config, model, launch.size, device)
         run = _Run(prepared, engine, device, log, signals, stop_after)

@@ -1,0 +1,146 @@
+"""`aqtopo train` with real processes, started in every way that users start it."""
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqtopo.checkpoint import list_tags
+from aqtopo.config import RunConfig
+
+TinyConfig = Callable[..., RunConfig]
+
+pytestmark = pytest.mark.slow
+
+
+def settings(ranks: int, accumulation: int, **changes: Any) -> dict[str, Any]:
+    """A run of 4 samples a step whatever the ranks, long enough to validate twice an epoch."""
+    return {
+        "training": {"ranks_per_node": ranks, "epochs": 1, "validate_every": 12 * accumulation} | changes,
+        "model": {"dropout": 0.1, "drop_path": 0.1},
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": 4 // (ranks * accumulation),
+            "gradient_accumulation_steps": accumulation,
+        },
+    }
+
+
+def test_losses_do_not_depend_on_launcher_or_world_size(
+    tiny_config: TinyConfig, run_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    runs = {}
+    for launcher, ranks, accumulation in (("alone", 1, 2), ("deepspeed", 2, 1), ("torchrun", 4, 1)):
+        run_dir = str(tmp_path / launcher)
+        finished = run_training(
+            tiny_config(**settings(ranks, accumulation, run_dir=run_dir)), launcher, ranks=ranks
+        )
+        assert finished.code == 0, finished.output
+        runs[launcher] = finished
+
+    alone = runs["alone"]
+    assert len(alone.losses()) == 24
+    assert alone.losses()[-1] < alone.losses()[0]
+    for other in ("deepspeed", "torchrun"):
+        assert runs[other].losses() == pytest.approx(alone.losses(), rel=2e-5)
+        validations = [event["val_loss"] for event in runs[other].events("validation")]
+        assert validations == pytest.approx(
+            [event["val_loss"] for event in alone.events("validation")], rel=2e-5
+        )
+
+
+def test_a_run_leaves_metrics_versions_and_its_best_states(
+    tiny_config: TinyConfig, run_training: Callable[..., Any]
+) -> None:
+    config = tiny_config(**settings(2, 1, validate_every=4), checkpoint={"keep_best": 2}, data={"workers": 1})
+    finished = run_training(config, "torchrun")
+    assert finished.code == 0, finished.output
+
+    steps = finished.events("step")
+    assert [event["step"] for event in steps] == list(range(1, 25))
+    for key in ("train_loss", "grad_norm", "samples_per_s", "memory_gib"):
+        assert all(event[key] > 0 for event in steps), key
+    assert set(steps[0]["lr"]) == {"vit_blocks", "wind_embedding", "head", "others"}
+    assert steps[0]["lr"]["wind_embedding"] == pytest.approx(2e-3)
+
+    validations = finished.events("validation")
+    assert [event["step"] for event in validations] == [4, 8, 12, 16, 20, 24]
+    best_two = sorted(event["val_loss"] for event in validations)[:2]
+    tags = list_tags(finished.run_dir)
+    assert tags[-1].step == 24
+    assert {tag.val_loss for tag in tags} == {*best_two, validations[-1]["val_loss"]}
+    assert {path.name for path in (finished.run_dir / "checkpoints").iterdir() if path.is_dir()} == {
+        tag.name for tag in tags
+    }
+
+    facts = json.loads((finished.run_dir / "run.json").read_text())
+    assert facts["world_size"] == 2
+    assert facts["config_digest"] == config.digest
+    assert facts["versions"]["torch"]
+    assert finished.events("stop")[0]["reason"] == "all epochs done"
+
+
+def test_patience_ends_the_run(tiny_config: TinyConfig, run_training: Callable[..., Any]) -> None:
+    hopeless = settings(1, 2, validate_every=4, patience=2)
+    finished = run_training(tiny_config(**hopeless, optimizer={"base_lr": 1e-12}), "alone")
+    assert finished.code == 0, finished.output
+    assert "no better val_loss in 2 validations" in finished.events("stop")[0]["reason"]
+    assert len(finished.losses()) < 24
+
+
+def test_stop_after_saves_the_very_step(tiny_config: TinyConfig, run_training: Callable[..., Any]) -> None:
+    finished = run_training(tiny_config(**settings(1, 2)), "alone", ["--stop-after", "3"])
+    assert finished.code == 0, finished.output
+    assert [tag.step for tag in list_tags(finished.run_dir)] == [3]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_one_rank_ends_all_at_the_same_step(
+    tiny_config: TinyConfig, start_ranks: Callable[..., Any], number: signal.Signals
+) -> None:
+    config = tiny_config(**settings(2, 1, epochs=200), data={"workers": 1})
+    ranks = start_ranks(config)
+    metrics = Path(config.training.run_dir) / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and '"step"' in metrics.read_text()):
+        assert time.monotonic() < deadline, [rank.finish() for rank in ranks if rank.process.poll()]
+        time.sleep(0.2)
+    ranks[1].process.send_signal(number)
+
+    endings = [rank.finish() for rank in ranks]
+    assert [code for code, _ in endings] == [0, 0], endings
+    assert "Traceback" not in endings[0][1] + endings[1][1]
+    stop = json.loads(metrics.read_text().splitlines()[-1])
+    assert stop["reason"] == "asked to stop by a signal"
+    assert list_tags(metrics.parent)[-1].step == stop["step"]
+
+
+def test_loss_that_is_not_a_number_stops_before_the_update(
+    tiny_config: TinyConfig, run_training: Callable[..., Any]
+) -> None:
+    config = tiny_config(**settings(2, 1), optimizer={"base_lr": 1e30}, deepspeed={"gradient_clipping": 0.0})
+    finished = run_training(config, "torchrun")
+    assert finished.code == 1
+    message = " ".join(finished.output.split())
+    assert "the weights were not updated" in message
+    assert "times 2016-01-" in message
+    assert "normalised ranges u " in message
+    assert not list_tags(finished.run_dir)
+
+
+def test_monitors_of_the_deepspeed_block_get_losses_and_rates(
+    tiny_config: TinyConfig, run_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    changes = settings(1, 2)
+    changes["deepspeed"] |= {
+        "csv_monitor": {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "tiny"},
+        "tensorboard": {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "board"},
+    }
+    finished = run_training(tiny_config(**changes), "alone", ["--stop-after", "3"])
+    assert finished.code == 0, finished.output
+    written = {path.name for path in (tmp_path / "monitor").rglob("*") if path.is_file()}
+    assert "Train_loss.csv" in written
+    assert any(name.startswith("events.out.tfevents") for name in written)
