@@ -75,7 +75,9 @@ def _print_table(config: "RunConfig") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("path", "value", title=config.name, title_justify="left")
+    table = Table(title=config.name, title_justify="left")
+    table.add_column("path", overflow="fold")
+    table.add_column("value", overflow="fold")
     for path, value in _leaves(json.loads(config.to_json())):
         table.add_row(path, json.dumps(value))
     table.add_section()

@@ -53,7 +53,7 @@ def _times(config: RunConfig) -> Iterator[Problem]:
         if shared:
             both = ", ".join(map(str, shared))
             yield Problem(
-                ("data", second), others, f"must not share years with data.{first}, and {both} is in both"
+                ("data", second), others, f"must share no year with data.{first}, and {both} is in both"
             )
 
 

@@ -267,7 +267,7 @@ class DeepSpeedConfig(Strict):
     """Largest global gradient norm; 0 turns clipping off, and DeepSpeed's own default is 1."""
 
     zero_optimization: ZeroOptimization
-    """ZeRO stage 2."""
+    """Settings of ZeRO stage 2."""
 
     bf16: BFloat16 = BFloat16()
     """Mixed precision in bfloat16; fp32 without it and without `fp16`."""
@@ -344,9 +344,7 @@ def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
     """Pairs of keys which DeepSpeed would refuse, or worse accept, only once all ranks are running."""
     modes = [name for name in ("bf16", "fp16", "torch_autocast") if getattr(config, name).enabled]
     for mode in modes[1:]:
-        yield Problem(
-            (mode, "enabled"), True, f"only one precision may be enabled, and {modes[0]} already is"
-        )
+        yield Problem((mode, "enabled"), True, f"must be false, since {modes[0]} is enabled")
     if config.torch_autocast.enabled and config.torch_autocast.dtype is None:
         yield Problem(
             ("torch_autocast", "dtype"), None, 'must be "bfloat16" or "float16" with autocast enabled'

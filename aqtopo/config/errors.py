@@ -95,12 +95,13 @@ def _is_echo(detail: ErrorDetails) -> bool:
 
 def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
     special = {
-        "extra_forbidden": _unknown,
         "missing": _missing,
         "literal_error": _choice,
         "string_pattern_mismatch": _pattern,
     }
     kind = detail["type"]
+    if kind == "extra_forbidden":
+        return unknown_key(detail["loc"], root)
     if kind in special:
         return special[kind](detail["loc"], detail, root)
     # A kind of error that no field gives rise to today still reads well in pydantic's own words.
@@ -108,7 +109,8 @@ def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
     return template.format(**detail.get("ctx", {})) if template else _lower_first(detail["msg"])
 
 
-def _unknown(path: Path, _: ErrorDetails, root: type[Strict]) -> str:
+def unknown_key(path: Path, root: type[Strict]) -> str:
+    """Why the key at `path`, which `root` does not have, cannot stand there."""
     reason = REFUSED.get(spell(path[1:])) if path[0] == "deepspeed" else None
     return f"not allowed: {reason}" if reason else f"unknown key; {suggestion(root, path)}"
 

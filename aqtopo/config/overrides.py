@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic_core import PydanticUndefined
 
-from aqtopo.config.errors import Override
-from aqtopo.config.paths import default_at, model_at, parse, spell, suggestion
+from aqtopo.config.errors import Override, unknown_key
+from aqtopo.config.paths import default_at, model_at, parse, spell
 from aqtopo.config.run import RunConfig
 from aqtopo.config.strict import Path
 
@@ -50,7 +50,7 @@ def _start_of(path: Path, override: Override) -> object:
         return default
     if model_at(RunConfig, path) is None:
         known = default is not PydanticUndefined
-        reason = "it holds a single value" if known else f"unknown key; {suggestion(RunConfig, path)}"
+        reason = "it holds a single value" if known else unknown_key(path, RunConfig)
         raise ValueError(f"--set {override.text}: {spell(path)}: {reason}")
     return {}
 

@@ -70,7 +70,7 @@ def suggestion(root: type[Strict], path: Path) -> str:
     """What the author of the unknown key at `path` may have meant, as a half-sentence, or the known keys."""
     model, key = model_at(root, path[:-1]), str(path[-1])
     known = list(fields_of(model)) if model else []
-    close = difflib.get_close_matches(key, known, n=1)
+    close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.startswith(key)]
     if close:
         return f"did you mean {close[0]}?"
     places = list(places_of(root, key))

@@ -1,0 +1,82 @@
+"""`aqtopo config` from outside: what goes to which stream, and the exit code."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aqtopo.cli.config import app
+from aqtopo.config import RunConfig, load_config, schema
+
+DEMO = "ds_configs/demo_cpu.json"
+
+
+def run(*arguments: str, program: str = "-m aqtopo config") -> subprocess.CompletedProcess[str]:
+    """The real command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, *program.split(), *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_validate_needs_no_data_and_counts_the_groups() -> None:
+    result = CliRunner().invoke(app, ["validate", "ds_configs/resume_reference.json"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.endswith(
+        "resume_reference, 50 x 8 ranks, 1600 samples a step, fp32, "
+        "tensors a group: vit_blocks 72, wind_embedding 2, head 6, others 11\n"
+    )
+
+
+def test_validate_refuses_groups_that_miss_a_parameter() -> None:
+    arguments = ["validate", DEMO, "--set", 'optimizer.groups.2.parameters=["head.0.*"]']
+    with pytest.raises(ValueError, match=rf"^{DEMO}: .*head\.2\.weight"):
+        CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_a_bad_value_is_a_message_on_stderr_and_exit_code_2() -> None:
+    result = run("validate", DEMO, "--set", "deepspeed.zero_optimization.stage=3", "--set", "model.dept=3")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    text = " ".join(result.stderr.split())
+    assert (
+        f"{DEMO} with --set deepspeed.zero_optimization.stage=3: deepspeed.zero_optimization.stage = 3"
+        in text
+    )
+    assert "model.dept = 3: unknown key; did you mean depth?" in text
+
+
+def test_show_prints_only_json_when_asked() -> None:
+    result = run("show", DEMO, "--set", "model.depth=2", "--json")
+    assert result.returncode == 0, result.stderr
+    shown = RunConfig.model_validate(json.loads(result.stdout))
+    assert shown == load_config(DEMO, ["model.depth=2"])
+
+
+def test_show_lists_values_by_the_path_that_sets_them() -> None:
+    result = CliRunner().invoke(app, ["show", DEMO], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for text in ("optimizer.groups.0.lr_multiplier", "deepspeed.zero_optimization.stage", "samples a step"):
+        assert text in result.stdout
+    assert load_config(DEMO).digest in result.stdout
+
+
+def test_schema_prints_the_schema() -> None:
+    result = CliRunner().invoke(app, ["schema"])
+    assert result.exit_code == 0
+    assert result.stdout == schema()
+
+
+def test_help_and_show_start_without_torch(tmp_path: Path) -> None:
+    program = tmp_path / "show.py"
+    program.write_text(
+        "import sys\n"
+        "from aqtopo.cli.config import app\n"
+        f"app(['show', {DEMO!r}, '--json'], standalone_mode=False)\n"
+        "sys.exit('torch' in sys.modules)\n"
+    )
+    result = run(program=str(program))
+    assert result.returncode == 0, result.stderr

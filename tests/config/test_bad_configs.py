@@ -1,0 +1,249 @@
+"""Everything that may be wrong in a configuration, and the message that its author must read."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aqtopo.config import load_config
+
+MISSING = object()
+"""Stands for a key that is taken out."""
+
+CHANNELS = "u, v, temp, rh, psfc, pm10, so2, no2, co, o3, lat2d, lon2d, pm25, elevation, population"
+BLOCKS = "name, description, data, model, optimizer, schedule, training, checkpoint, deepspeed"
+ONE_GROUP = {"name": "all", "lr_multiplier": 1.0, "parameters": ["*"]}
+
+UNKNOWN_KEYS = [
+    ("deepspeed.gradient_cliping", 1.0, "unknown key; did you mean gradient_clipping?"),
+    ("deepspeed.zero_optimisation", {"stage": 2}, "unknown key; did you mean zero_optimization?"),
+    ("deepspeed.zero_optimization.overlap_com", True, "unknown key; did you mean overlap_comm?"),
+    ("deepspeed.bf16.enable", True, "unknown key; did you mean enabled?"),
+    ("deepspeed.tensorboard.output_dir", "x", "unknown key; did you mean output_path?"),
+    (
+        "deepspeed.micro",
+        2,
+        "unknown key; known here: train_micro_batch_size_per_gpu, gradient_accumulation_steps",
+    ),
+    ("model.dept", 3, "unknown key; did you mean depth?"),
+    ("data.batch", 3, "unknown key; known here: store, grid, variables"),
+    ("training.base_lr", 1e-3, "unknown key; it belongs to optimizer.base_lr"),
+    ("dim", 768, "unknown key; it belongs to model.dim"),
+    ("optimiser", {}, "unknown key; did you mean optimizer?"),
+    ("whatever", 1, f"unknown key; known here: {BLOCKS}"),
+]
+
+REFUSED_KEYS = [
+    (
+        "deepspeed.optimizer",
+        {"type": "AdamW"},
+        "not allowed: the optimizer has a block of its own, `optimizer`",
+    ),
+    ("deepspeed.scheduler", {}, "not allowed: the learning rate has a block of its own, `schedule`"),
+    ("deepspeed.activation_checkpointing", {}, "not allowed: use model.gradient_checkpointing"),
+    ("deepspeed.bfloat16", {"enabled": True}, "not allowed: an old name; write bf16"),
+    ("deepspeed.prescale_gradients", True, "not allowed: gradients are always averaged"),
+    ("deepspeed.zero_optimization.offload_param", {}, "not allowed: needs ZeRO stage 3"),
+    ("deepspeed.checkpoint.load_universal", True, "not allowed: aqtopo decides this when it restores a run"),
+]
+
+TYPES = [
+    ("model.dim", "768", "must be a whole number"),
+    ("model.depth", 6.0, "must be a whole number"),
+    ("model.wind_order", "yes", "must be true or false"),
+    ("model.wind_order", 1, "must be true or false"),
+    ("optimizer.base_lr", "1e-4", "must be a number"),
+    ("optimizer.base_lr", True, "must be a number"),
+    ("model.alpha", float("nan"), "must be a finite number"),
+    ("deepspeed.fp16.loss_scale", float("inf"), "must be a finite number"),
+    ("data.horizons", 24, "must be a list"),
+    ("data.grid[1]", 32.5, "must be a whole number"),
+    ("description", None, "must be a string"),
+    ("model", 3, "must be an object"),
+    ("deepspeed.zero_optimization", True, "must be an object"),
+    ("deepspeed.zero_optimization.reduce_bucket_size", 5.5, "must be a whole number"),
+]
+
+RANGES = [
+    ("optimizer.base_lr", 0, "must be greater than 0"),
+    ("optimizer.weight_decay", -0.01, "must be at least 0"),
+    ("optimizer.betas[1]", 1.0, "must be less than 1"),
+    ("optimizer.eps", 0, "must be greater than 0"),
+    ("schedule.eta_min", -1e-6, "must be at least 0"),
+    ("model.dropout", 1.0, "must be less than 1"),
+    ("model.patch", 0, "must be at least 1"),
+    ("model.sectors", 1, "must be at least 2"),
+    ("training.epochs", 0, "must be at least 1"),
+    ("training.validate_every", 0, "must be at least 1"),
+    ("training.patience", 0, "must be at least 1"),
+    ("training.seed", 2**32, "must be less than 4294967296"),
+    ("checkpoint.keep_best", 0, "must be at least 1"),
+    ("checkpoint.every_steps", 0, "must be at least 1"),
+    ("data.workers", -1, "must be at least 0"),
+    ("data.time_stride_hours", 0, "must be at least 1"),
+    ("data.train_years[0]", 13, "must be at least 1900"),
+    ("deepspeed.gradient_clipping", -1.0, "must be at least 0"),
+    ("deepspeed.train_micro_batch_size_per_gpu", 0, "must be at least 1"),
+    ("deepspeed.steps_per_print", 0, "must be at least 1"),
+]
+
+CHOICES = [
+    (
+        "deepspeed.zero_optimization.stage",
+        3,
+        "must be 2: saving, resuming and the memory plan are made for it",
+    ),
+    (
+        "deepspeed.zero_optimization.stage",
+        1,
+        "must be 2: saving, resuming and the memory plan are made for it",
+    ),
+    (
+        "deepspeed.zero_optimization.round_robin_gradients",
+        True,
+        "must be false: it reorders the flat buffers",
+    ),
+    ("deepspeed.zero_optimization.compute_grad_norm", False, "must be true: every step logs the norm"),
+    ("deepspeed.zero_optimization.offload_optimizer", {"device": "nvme"}, 'must be "none" or "cpu"'),
+    ("deepspeed.communication_data_type", "int8", 'must be "fp32", "bf16" or "fp16"'),
+    ("optimizer.name", "lamb", 'must be "adamw"'),
+    ("schedule.interval", "batch", 'must be "epoch" or "step"'),
+    ("model.elevation_bias", True, 'must be "published", "uphill" or false'),
+    ("model.lead_time", "both", 'must be "encoder" or "decoder"'),
+    ("data.worker_start", "fork", 'must be "forkserver" or "spawn"'),
+    ("data.normalization", "none", 'must be "dataset" or "topoflow"'),
+]
+
+LENGTHS_AND_NAMES = [
+    ("data.grid", [16, 32, 2], "must hold at most 2 items"),
+    ("data.grid", [16], "missing, and required"),
+    ("data.test_years", [], "must hold at least 1 item"),
+    ("optimizer.groups", [], "must hold at least 1 item"),
+    ("data.store", "", "must not be empty"),
+    ("name", "a b", "must match ^[A-Za-z0-9][A-Za-z0-9._-]*$ (the run's name: letters"),
+    (
+        "optimizer.groups",
+        [ONE_GROUP | {"name": "A"}],
+        "(what logs and checkpoints call the group: lower-case",
+    ),
+]
+
+MISSING_KEYS = [
+    ("data", MISSING, "missing, and required (which samples there are, and how they reach the model)"),
+    ("data.store", MISSING, "missing, and required (path of the zarr store"),
+    ("optimizer.base_lr", MISSING, "missing, and required (learning rate after warm-up"),
+    ("training.run_dir", MISSING, "missing, and required (folder of this run's results"),
+    ("deepspeed.zero_optimization", MISSING, "missing, and required (settings of ZeRO stage 2)"),
+    ("deepspeed.train_micro_batch_size_per_gpu", MISSING, "missing, and required (samples a rank handles"),
+]
+
+CONTRADICTIONS = [
+    ("data.variables[0]", "wind", f"must be one of {CHANNELS}"),
+    ("data.variables[1]", "u", "must be named once"),
+    ("data.variables", ["u", "elevation"], "must hold v, which model.wind_order needs"),
+    ("data.variables", ["u", "v"], "must hold elevation, which model.elevation_bias needs"),
+    ("data.targets[0]", "temp", "must be one of pm25, pm10, so2, no2, co, o3"),
+    ("data.horizons", [24, 12], "must be ascending, without repetition"),
+    ("data.horizons", [12, 12], "must be ascending, without repetition"),
+    ("data.train_years", [2014, 2013], "must be ascending, without repetition"),
+    ("data.validation_years", [2014], "must share no year with data.train_years, and 2014 is in both"),
+    ("data.test_years", [2017, 2018], "must share no year with data.validation_years, and 2017 is in both"),
+    ("data.grid[0]", 17, "must be a multiple of model.patch = 2"),
+    ("model.regions[1]", 3, "must divide the 16 columns of patches"),
+    ("model.dim", 66, "must be a multiple of 4 (model.heads)"),
+    ("model.mlp_ratio", 1.01, "times model.dim = 64 must be whole"),
+    ("optimizer.groups", [ONE_GROUP, ONE_GROUP], "must differ from the names of the groups before it"),
+    ("schedule.eta_min", 2e-4, "must be at most 0.0001, where group vit_blocks starts"),
+    ("schedule.interval", "epoch", 'must be 0 with schedule.interval = "epoch"'),
+    ("deepspeed.train_batch_size", 16, "must be 8: micro-batch 4 x accumulation 1 x world size 2"),
+    (
+        "deepspeed.zero_optimization.offload_optimizer",
+        {"device": "cpu"},
+        "must be false with offload_optimizer",
+    ),
+    ("deepspeed.torch_autocast.enabled", True, 'must be "bfloat16" or "float16" with autocast enabled'),
+]
+
+ALL = (
+    UNKNOWN_KEYS + REFUSED_KEYS + TYPES + RANGES + CHOICES + LENGTHS_AND_NAMES + MISSING_KEYS + CONTRADICTIONS
+)
+
+BLAMED = {
+    ("data.grid", "missing, and required"): "data.grid[1]",
+    ("deepspeed.zero_optimization.offload_optimizer", 'must be "none" or "cpu"'): (
+        "deepspeed.zero_optimization.offload_optimizer.device"
+    ),
+    ("deepspeed.zero_optimization.offload_optimizer", "must be false with offload_optimizer"): (
+        "deepspeed.zero_force_ds_cpu_optimizer"
+    ),
+    ("optimizer.groups", "(what logs and checkpoints call the group: lower-case"): "optimizer.groups[0].name",
+    ("optimizer.groups", "must differ from the names of the groups before it"): "optimizer.groups[1].name",
+    ("schedule.interval", 'must be 0 with schedule.interval = "epoch"'): "schedule.warmup_steps",
+    ("deepspeed.torch_autocast.enabled", 'must be "bfloat16" or "float16" with autocast enabled'): (
+        "deepspeed.torch_autocast.dtype"
+    ),
+}
+"""Where the message names another place than the one that was changed."""
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "allowed"), ALL, ids=[f"{path}-{n}" for n, (path, *_) in enumerate(ALL)]
+)
+def test_a_bad_value_is_refused_with_file_path_value_and_what_is_allowed(
+    document: dict[str, Any], write: Callable[[object], str], path: str, value: object, allowed: str
+) -> None:
+    change(document, path, value)
+    with pytest.raises(ValueError, match=r"^run\.json: ") as caught:
+        load_config(write(document))
+    place = BLAMED.get((path, allowed), path)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith(f"run.json: {place}")]
+    assert any(allowed in line for line in lines), str(caught.value)
+
+
+def test_every_error_has_its_own_line_and_none_is_reported_twice(
+    document: dict[str, Any], write: Callable[[object], str]
+) -> None:
+    change(document, "model.dim", "wide")
+    change(document, "training.epochs", 0)
+    change(document, "optimizer.groups", [{"name": "all", "lr_multiplier": 0, "parameters": ["*"]}])
+    with pytest.raises(ValueError, match="model") as caught:
+        load_config(write(document))
+    assert str(caught.value).splitlines() == [
+        'run.json: model.dim = "wide": must be a whole number',
+        "run.json: optimizer.groups[0].lr_multiplier = 0: must be greater than 0",
+        "run.json: training.epochs = 0: must be at least 1",
+    ]
+
+
+def test_two_precisions_at_once_are_refused(document: dict[str, Any], write: Callable[[object], str]) -> None:
+    document["deepspeed"] |= {"bf16": {"enabled": True}, "fp16": {"enabled": True}}
+    with pytest.raises(
+        ValueError, match=r"deepspeed\.fp16\.enabled = true: must be false, since bf16 is enabled"
+    ):
+        load_config(write(document))
+
+
+def test_a_long_value_is_cut(document: dict[str, Any], write: Callable[[object], str]) -> None:
+    document["description"] = ["x"] * 1000
+    with pytest.raises(ValueError, match=r'description = \["x", .*\.\.\.: must be a string$') as caught:
+        load_config(write(document))
+    assert len(str(caught.value)) < 150
+
+
+def change(document: dict[str, Any], path: str, value: object) -> None:
+    """Set or take out the value at a path such as `data.grid[1]`, making what is missing on the way."""
+    defaults: dict[str, list[object]] = {
+        "variables": CHANNELS.split(", "),
+        "targets": ["pm25", "o3"],
+        "betas": [0.9, 0.999],
+    }
+    *parents, last = path.split(".")
+    for part in parents:
+        document = document.setdefault(part, {})
+    name, _, index = last.partition("[")
+    if index:
+        document.setdefault(name, defaults.get(name))[int(index[:-1])] = value
+    elif value is MISSING:
+        del document[name]
+    else:
+        document[name] = value
