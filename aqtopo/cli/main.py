@@ -11,6 +11,7 @@ from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
+from aqtopo.cli.plan import plan
 from aqtopo.cli.train import train
 
 EXIT_FAILED = 1
@@ -19,6 +20,7 @@ EXIT_BAD_INPUT = 2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.command("plan")(plan)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
