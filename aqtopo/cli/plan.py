@@ -28,8 +28,8 @@ def plan(
     made = make_plan(load_config(config, overrides or []), at_epoch)
     if not made.calendar.from_store:
         typer.echo(
-            f"There is no store at {made.config.data.store}: a complete hourly calendar of the configured years "
-            "is counted.",
+            f"There is no store at {made.config.data.store}: a complete hourly calendar of the configured "
+            "years is counted.",
             err=True,
         )
     if as_json:

@@ -1,9 +1,9 @@
 """Bytes of activations that one micro-step keeps for its backward pass: an estimate.
 
-The model is run once on the meta device, which computes nothing and needs no memory, and autograd's hooks see
-each tensor that it would keep. So the count follows the model's code. It leaves out temporaries, the allocator's
-rounding and the backward pass's own products; fused attention is taken to keep what every flash kernel keeps
-(query, key, value, output and log-sum-exp), whatever the device at hand would choose.
+The model is run once on the meta device, which computes nothing and needs no memory, and autograd's hooks
+see each tensor that it would keep. So the count follows the model's code. It leaves out temporaries, the
+allocator's rounding and the backward pass's own products; fused attention is taken to keep what every flash
+kernel keeps (query, key, value, output and log-sum-exp), whatever the device at hand would choose.
 """
 
 from collections import defaultdict
@@ -117,11 +117,12 @@ class _Counter:
 
 
 def _storage_key(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    key: int = tensor.untyped_storage()._cdata  # the address of the storage itself; meta tensors have no data
+    return key
 
 
 class _FlashAttention(TorchFunctionMode):
-    """Lets fused attention keep what flash kernels keep; on the meta device PyTorch would unfold it to N x N."""
+    """Lets fused attention keep what flash kernels keep; on the meta device it would be unfolded to N x N."""
 
     def __torch_function__(
         self,

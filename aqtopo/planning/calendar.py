@@ -1,5 +1,7 @@
-"""What a run will do and when: samples, steps, validations. Counted from the store, or without one from a
-complete hourly calendar."""
+"""What a run will do and when: samples, steps, validations.
+
+Counted in the store, or without one in a complete hourly calendar of the configured years.
+"""
 
 import math
 from dataclasses import dataclass

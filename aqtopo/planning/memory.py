@@ -10,9 +10,9 @@ parameters and b bytes an element of the model's type (4 in fp32, 2 in bf16 and 
     moments         8 P / W  AdamW's two, in fp32
 
 With `offload_optimizer: cpu` the last three are host memory, gradients in fp32. During the backward pass a
-reduction buffer comes on top: `setup_buckets` allocates `reduce_bucket_size` elements at once, two of them with
-`overlap_comm`, however small the model is. Without `contiguous_gradients` the gradients wait for their reduction
-where they are, and are flattened into a second copy.
+reduction buffer comes on top: `setup_buckets` allocates `reduce_bucket_size` elements at once, two such
+buffers with `overlap_comm`, however small the model is. Without `contiguous_gradients` the gradients wait for
+their reduction where they are, and are flattened into a second copy.
 """
 
 import math

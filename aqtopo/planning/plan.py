@@ -121,8 +121,8 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
     """
     if not 0 <= epoch < config.training.epochs:
         raise ValueError(
-            f"--at-epoch {epoch}: {config.name} has training.epochs = {config.training.epochs}, counted from 0. "
-            f"Choose 0 to {config.training.epochs - 1}."
+            f"--at-epoch {epoch}: {config.name} has training.epochs = {config.training.epochs}, counted from "
+            f"0. Choose 0 to {config.training.epochs - 1}."
         )
     calendar = make_calendar(config)
     schedule = Schedule.from_config(config, calendar.steps.steps_per_epoch)
