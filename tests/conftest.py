@@ -146,3 +146,36 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
         return RunConfig.model_validate({**base, **merged})
 
     return make
+
+
+SaveUntrained = Callable[[RunConfig], Path]
+"""Saves the first weights of a run as if it had been trained; returns the run directory."""
+
+
+@pytest.fixture
+def save_untrained() -> SaveUntrained:
+    """Make a run directory with one saved state, for what reads runs: evaluation, forecasts, reports."""
+    from safetensors.torch import save_file
+
+    from aqtopo.checkpoint.tags import Tag, write_state
+    from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE
+    from aqtopo.data import open_store
+    from aqtopo.model import Terrain, build_model
+
+    def save(config: RunConfig) -> Path:
+        run_dir, store = Path(config.training.run_dir), open_store(config.data.store)
+        tag = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6)
+        tag.folder(run_dir).mkdir(parents=True)
+        (run_dir / CONFIG_FILE).write_text(config.to_json())
+        model = build_model(config, Terrain(store.static["elevation"], store.lat))
+        save_file(model.state_dict(), tag.folder(run_dir) / WEIGHTS_FILE)
+        write_state(tag, run_dir)
+        return run_dir
+
+    return save
+
+
+@pytest.fixture
+def untrained_run(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> Path:
+    """The run directory of `tiny_config()` with its first weights saved."""
+    return save_untrained(tiny_config())

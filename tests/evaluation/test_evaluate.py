@@ -1,0 +1,166 @@
+"""Scores of a run, against the same computed from the store with xarray."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+from aqtopo.checkpoint import LoadedRun, load_run
+from aqtopo.config import RunConfig
+from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.scores import FORECASTS
+from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
+
+INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
+"""The test times of the tiny run: every 24 h, with all targets in the ten days of the year."""
+
+
+def stored_fields(path: str | Path) -> xr.DataArray:
+    store = xr.open_zarr(path, consolidated=False, chunks=None)
+    inside = store["static"].sel(static_channel="mask", drop=True) > 0
+    fields: xr.DataArray = (
+        store["fields"].sel(channel=list(TARGET_VARIABLES)).astype(np.float64).where(inside)
+    )
+    return fields
+
+
+def at(fields: xr.DataArray, times: np.ndarray) -> np.ndarray:
+    values: np.ndarray = fields.sel(time=times.astype("datetime64[ns]")).values
+    return values
+
+
+@pytest.fixture
+def run(untrained_run: Path) -> LoadedRun:
+    return load_run(untrained_run)
+
+
+def test_references_are_scored_as_directly_from_the_store(run: LoadedRun) -> None:
+    scores = evaluate(run)
+    fields = stored_fields(run.store.path)
+    by_hour = fields.sel(time="2016").groupby("time.hour").mean()
+    for horizon in HORIZONS_H:
+        valid = INITS + np.timedelta64(horizon, "h")
+        truth = at(fields, valid)
+        forecasts = {
+            "persistence": at(fields, INITS),
+            "climatology": by_hour.sel(hour=xr.DataArray(valid.astype(int) % 24, dims="time"))
+            .transpose("time", ...)
+            .values,
+        }
+        for name, forecast in forecasts.items():
+            error = forecast - truth
+            got = scores.sel(horizon=horizon).sel(forecast=name)
+            axes = (0, 2, 3)
+            np.testing.assert_allclose(got["rmse"], np.sqrt(np.nanmean(error**2, axis=axes)), rtol=1e-5)
+            np.testing.assert_allclose(got["mae"], np.nanmean(np.abs(error), axis=axes), rtol=1e-5)
+            np.testing.assert_allclose(got["bias"], np.nanmean(error, axis=axes), rtol=1e-4, atol=1e-4)
+
+
+def test_the_model_is_scored_in_physical_units_at_every_point_of_the_mask(run: LoadedRun) -> None:
+    # Without a bias or weight in its last layer the network forecasts 0, which is the mean in physical units.
+    with torch.no_grad():
+        for parameter in list(run.model.head[-1].parameters()):
+            parameter.zero_()
+    scores = evaluate(run).sel(forecast="model")
+    fields = stored_fields(run.store.path)
+    for c, name in enumerate(TARGET_VARIABLES):
+        for horizon in HORIZONS_H:
+            truth = at(fields, INITS + np.timedelta64(horizon, "h"))[:, c]
+            pair = scores.sel(pollutant=name, horizon=horizon)
+            expected = np.sqrt(np.nanmean((run.store.mean[name] - truth) ** 2))
+            np.testing.assert_allclose(pair["rmse"], expected, rtol=1e-5)
+            assert pair["count"] == INITS.size * 8 * 15
+
+
+def test_every_forecast_of_a_calm_world_is_perfect_but_the_models(
+    tiny_dataset: xr.Dataset,
+    tmp_path: Path,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[[RunConfig], Path],
+) -> None:
+    tiny_dataset["fields"][:] = tiny_dataset["fields"][:1].values
+    store = tmp_path / "calm.zarr"
+    write_store(tiny_dataset, store)
+    write_statistics(store, [2016])
+    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)}))))
+    for name in ("persistence", "climatology"):
+        np.testing.assert_allclose(scores["rmse"].sel(forecast=name), 0.0, atol=1e-3)
+    assert (scores["rmse"].sel(forecast="model") > 1e-3).all()
+
+
+def test_missing_values_are_left_out_and_counted(
+    tiny_dataset: xr.Dataset,
+    tmp_path: Path,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[[RunConfig], Path],
+) -> None:
+    fields = tiny_dataset["fields"]
+    cell = {"lat": fields.lat[2], "lon": fields.lon[5]}
+    fields.loc[{"channel": "so2", "time": "2018-01-02T00", **cell}] = np.nan  # truth at 24 h, persistence
+    fields.loc[{"channel": "o3", "time": slice("2016-01-01", "2016-12-31"), **cell}] = np.nan  # climatology
+    store = tmp_path / "holes.zarr"
+    write_store(tiny_dataset, store)
+    write_statistics(store, [2016])
+    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)}))))
+    whole = INITS.size * 8 * 15
+    so2, o3 = scores.sel(pollutant="so2"), scores.sel(pollutant="o3")
+    np.testing.assert_array_equal(so2["left_out"], 1)
+    # The truth itself is missing once, at 24 h from the first day.
+    np.testing.assert_array_equal(so2["count"], [whole - 1, whole - 2, whole - 1, whole - 1])
+    np.testing.assert_array_equal(o3["left_out"], INITS.size)
+    np.testing.assert_array_equal(o3["count"], whole - INITS.size)
+    assert scores.attrs["inputs_filled"] == 1
+    assert not scores["left_out"].sel(pollutant=["pm25", "pm10", "no2", "co"]).any()
+
+
+@pytest.mark.parametrize("lead_time", ["encoder", "decoder"])
+def test_the_size_of_the_batches_does_not_change_the_scores(
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[[RunConfig], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    lead_time: str,
+) -> None:
+    run = load_run(save_untrained(tiny_config(model={"lead_time": lead_time})))
+    whole = evaluate(run)
+    monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_AT_ONCE", 4 * run.config.tokens)
+    in_parts = evaluate(run)
+    assert whole.attrs.pop("created")
+    assert in_parts.attrs.pop("created")
+    xr.testing.assert_allclose(in_parts, whole, rtol=1e-5)
+    assert in_parts.attrs == whole.attrs
+
+
+def test_scores_say_what_they_are_scores_of(run: LoadedRun) -> None:
+    told: list[tuple[str, int, int]] = []
+    scores = evaluate(run, "validation", lambda *facts: told.append(facts))
+    assert dict(scores.sizes) == {"forecast": 3, "reference": 2, "pollutant": 6, "horizon": 4}
+    assert tuple(scores["forecast"].values) == FORECASTS
+    np.testing.assert_array_equal(scores["units"], [VARIABLES[name].units for name in TARGET_VARIABLES])
+    expected: dict[str, Any] = {
+        "run": "tiny",
+        "tag": "epoch00-step000007-val0.5000",
+        "config_digest": run.config.digest,
+        "split": "validation",
+        "years": [2017],
+        "climatology_years": [2016],
+        "initialisations": 6,
+        "first_init": "2017-01-01T00",
+        "last_init": "2017-01-06T00",
+        "inputs_filled": 0,
+        "data_source": open_store(run.config.data.store).source,
+    }
+    assert {key: scores.attrs[key] for key in expected} == expected
+    assert {"aqtopo", "torch", "numpy", "python"} <= scores.attrs["versions"].keys()
+    assert told[-1] == ("forecasts", 6, 6)
+
+
+def test_weights_that_have_diverged_are_named(run: LoadedRun) -> None:
+    with torch.no_grad():
+        next(iter(run.model.head[-1].parameters())).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        evaluate(run)
