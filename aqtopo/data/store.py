@@ -188,6 +188,7 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
 
 def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> None:
     channels: tuple[str, ...] = ()
+    attributes: dict[str, Any] = {}
     last_time: Hours | None = None
     hours = 0
     for block in blocks:
@@ -201,11 +202,15 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
         whole_hours(name, joined)
         if last_time is None:
             channels = tuple(fields["channel"].values.tolist())
-            _create(block, fields, partial, name)
+            attributes = _create(block, fields, partial, name)
         else:
             if tuple(fields["channel"].values.tolist()) != channels:
                 raise ValueError(f"A block of {name} has its channels in another order than the first block.")
-            fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").to_zarr(
+            # Appending replaces the group's attributes by those of the block.
+            more = (
+                fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
+            )
+            more.to_zarr(
                 partial, zarr_format=3, consolidated=False, append_dim="time", write_empty_chunks=True
             )
         last_time, hours = fields["time"].values[-1:], hours + fields.sizes["time"]
@@ -226,8 +231,8 @@ def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
     return plain.reset_coords(drop=True).assign_coords(time=plain["time"].astype("datetime64[ns]"))
 
 
-def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> None:
-    """Write the first block: static fields, coordinates, attributes."""
+def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
+    """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
     if not isinstance(block.attrs.get("source"), str):
         refuse(name, "was given no attribute `source`", "Say in one string where the data come from.")
     if "static" not in block or block["static"].dims != STATIC_DIMS:
@@ -260,6 +265,7 @@ def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) 
         write_empty_chunks=True,
         encoding=_encoding(fields, static),
     )
+    return {str(key): value for key, value in dataset.attrs.items()}
 
 
 def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,332 @@
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
+
+Change = Callable[[xr.Dataset], xr.Dataset]
+
+
+def days(dataset: xr.Dataset, *lengths: int) -> Iterator[xr.Dataset]:
+    start = 0
+    for length in lengths:
+        yield dataset.isel(time=slice(start, start + length))
+        start += length
+
+
+def test_what_was_written_is_read_back_hour_by_hour(tiny_dataset: xr.Dataset, tiny_store: Path) -> None:
+    store = open_store(tiny_store)
+    assert store.channels == DYNAMIC_VARIABLES
+    np.testing.assert_array_equal(store.times, tiny_dataset["time"].values.astype("datetime64[h]"))
+    for index in (0, 23, 24, 719):
+        read = store.read(index)
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, tiny_dataset["fields"].values[index])
+    for place, name in enumerate(STATIC_CHANNELS):
+        np.testing.assert_array_equal(store.static[name], tiny_dataset["static"].values[place])
+    assert store.source == tiny_dataset.attrs["source"]
+    assert store.attributes["simulated"] is True
+    assert store.years == (2016, 2017, 2018)
+    assert store.latitude_ascending
+
+
+def test_one_chunk_an_hour_and_one_shard_a_day(tiny_store: Path) -> None:
+    fields = zarr.open_group(tiny_store, mode="r")["fields"]
+    assert isinstance(fields, zarr.Array)
+    assert fields.chunks == (1, 11, 8, 16)
+    assert fields.shards == (24, 11, 8, 16)
+    assert len(list((tiny_store / "fields" / "c").iterdir())) == 30
+
+
+def test_xarray_reads_it_with_cf_units_and_names(tiny_store: Path) -> None:
+    with xr.open_zarr(tiny_store, consolidated=False) as dataset:
+        assert dataset["fields"].attrs["channel_units"]["co"] == "ug m-3"
+        assert dataset["fields"].attrs["channel_standard_name"]["u"] == "eastward_wind"
+        assert dataset["static"].attrs["channel_units"]["elevation"] == "m"
+        assert dataset["lat"].attrs == {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"}
+        assert dataset["time"].attrs["standard_name"] == "time"
+        assert dataset["time"].values[0] == np.datetime64("2016-01-01T00")
+
+
+def test_blocks_make_the_same_store_as_one_dataset(
+    tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path
+) -> None:
+    write_store(days(tiny_dataset, 48, 240, 432), tmp_path / "blocks.zarr")
+    write_statistics(tmp_path / "blocks.zarr", [2016])
+    blocks, whole = open_store(tmp_path / "blocks.zarr"), open_store(tiny_store)
+    assert blocks.digest == whole.digest
+    for index in (47, 48, 300, 719):
+        np.testing.assert_array_equal(blocks.read(index), whole.read(index))
+
+
+def test_descending_latitude_is_kept(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    write_store(tiny_dataset.isel(lat=slice(None, None, -1)), tmp_path / "flipped.zarr")
+    store = open_store(tmp_path / "flipped.zarr")
+    assert not store.latitude_ascending
+    np.testing.assert_array_equal(store.read(5), tiny_dataset["fields"].values[5, :, ::-1])
+    np.testing.assert_array_equal(store.static["lat2d"][:, 0], store.lat)
+
+
+def test_a_store_may_be_sent_to_another_process_after_reading(tiny_store: Path) -> None:
+    store = open_store(tiny_store)
+    before = store.read(7)
+    sent = pickle.loads(pickle.dumps(store))
+    assert "_fields" not in sent.__dict__
+    np.testing.assert_array_equal(sent.read(7), before)
+
+
+def test_locate_finds_times_and_names_the_first_absent_one(tiny_store: Path) -> None:
+    store = open_store(tiny_store)
+    times = np.array([["2016-01-02T03", "2018-01-10T23"]], "datetime64[h]")
+    np.testing.assert_array_equal(store.locate(times), [[27, 719]])
+    with pytest.raises(ValueError, match=r"has no fields for 2016-01-11T00.*lists the gaps"):
+        store.locate(np.array(["2016-01-02T03", "2016-01-11T00", "2030-01-01T00"], "datetime64[h]"))
+
+
+def test_digest_tells_statistics_and_coordinates_apart(damaged: Path) -> None:
+    first = open_store(damaged).digest
+    assert open_store(damaged).digest == first
+    write_statistics(damaged, [2017])
+    second = open_store(damaged).digest
+    longitudes = zarr.open_group(damaged, mode="r+")["lon"]
+    assert isinstance(longitudes, zarr.Array)
+    longitudes[0] = 73.0
+    assert len({first, second, open_store(damaged).digest}) == 3
+
+
+# What cannot be opened.
+
+
+def set_attribute(path: Path, name: str, value: object) -> None:
+    zarr.open_group(path, mode="r+").attrs.update({name: value})
+
+
+def set_value(path: Path, array: str, index: object, value: object) -> None:
+    found = zarr.open_group(path, mode="r+")[array]
+    assert isinstance(found, zarr.Array)
+    found[index] = value  # type: ignore[index]
+
+
+def rename_channel(path: Path) -> None:
+    set_value(path, "channel", 5, "pm100")
+
+
+def shuffle_hours(path: Path) -> None:
+    set_value(path, "time", slice(10, 12), np.array([403235, 403234]))
+
+
+def change_units(path: Path) -> None:
+    metadata = path / "fields" / "zarr.json"
+    described = json.loads(metadata.read_text())
+    described["attributes"]["channel_units"]["co"] = "mg m-3"
+    metadata.write_text(json.dumps(described))
+
+
+def count_time_in_minutes(path: Path) -> None:
+    metadata = path / "time" / "zarr.json"
+    described = json.loads(metadata.read_text())
+    described["attributes"]["units"] = "minutes since 2016-01-01"
+    metadata.write_text(json.dumps(described))
+
+
+UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (shutil.rmtree, r"There is no data store at .*aqtopo synth"),
+    "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"cannot be read as a zarr v3 group"),
+    "broken metadata": (lambda p: (p / "zarr.json").write_text("{"), r"cannot be read as a zarr v3 group"),
+    "a file": (lambda p: (shutil.rmtree(p), p.write_text("hello")), r"cannot be read as a zarr v3 group"),
+    "zarr v2": (
+        lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=2)),
+        r"cannot be read as a zarr v3 group",
+    ),
+    "schema version": (
+        lambda p: set_attribute(p, "schema_version", 99),
+        r"has the schema version 99, and this aqtopo reads version 1\. Make it anew",
+    ),
+    "no schema version": (
+        lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=3)),
+        r"has the schema version None",
+    ),
+    "no source": (lambda p: set_attribute(p, "source", 3), r"no attribute `source`"),
+    "no fields": (lambda p: shutil.rmtree(p / "fields"), r"lacks the float32 array `fields"),
+    "no static fields": (lambda p: shutil.rmtree(p / "static"), r"lacks the float32 array `static"),
+    "no latitude": (lambda p: shutil.rmtree(p / "lat"), r"lacks the coordinate `lat`"),
+    "missing channel": (rename_channel, r"lacks the channel pm10 in `fields`.*holds exactly the channels"),
+    "missing static channel": (
+        lambda p: set_value(p, "static_channel", 0, "height"),
+        r"lacks the channel elevation in `static`",
+    ),
+    "units": (change_units, r"gives the channel co in 'mg m-3'\. It must be in 'ug m-3'"),
+    "unsorted time": (shuffle_hours, r"has the time 2016-01-01T10 out of order on its time axis.*Sort"),
+    "repeated time": (
+        lambda p: set_value(p, "time", 10, 403233),
+        r"has the time 2016-01-01T09 repeated on its time axis",
+    ),
+    "half hours": (count_time_in_minutes, r"which is not a whole hour\. Fields belong to whole hours"),
+    "latitude not monotonic": (
+        lambda p: set_value(p, "lat", 3, 10.0),
+        r"has a coordinate `lat` that is not strictly monotonic",
+    ),
+    "longitude repeated": (lambda p: set_value(p, "lon", 3, 82.0), r"coordinate `lon` that is not strictly"),
+    "empty static channel": (
+        lambda p: set_value(p, "static", 1, np.nan),
+        r"has no finite value in the static channel population",
+    ),
+    "hole in the terrain": (
+        lambda p: set_value(p, "static", (0, 2, 2), np.nan),
+        r"has 1 of 128 cells without a finite value in the static channel elevation",
+    ),
+    "fractional mask": (
+        lambda p: set_value(p, "static", (4, 2, 2), 0.5),
+        r"mask with values other than 0 and 1",
+    ),
+}
+
+
+def snapshot(path: Path) -> dict[Path, tuple[int, int]]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_an_unusable_store_is_named_with_its_remedy(damaged: Path, fault: str) -> None:
+    damage, message = UNUSABLE[fault]
+    damage(damaged)
+    before = snapshot(damaged)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_store(damaged)
+    assert str(damaged) in str(caught.value)
+    assert "\n\n" not in str(caught.value)
+    assert snapshot(damaged) == before
+
+
+# What cannot be read.
+
+
+def shard(path: Path, day: int) -> Path:
+    return path / "fields" / "c" / str(day) / "0" / "0" / "0"
+
+
+def flip(file: Path, position: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[position] ^= 0x10
+    file.write_bytes(content)
+
+
+READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut short": (lambda f: f.write_bytes(f.read_bytes()[:1000]), "cannot be read"),
+    "empty": (lambda f: f.write_bytes(b""), "cannot be read"),
+    "flipped byte in the data": (lambda f: flip(f, 300), "cannot be read"),
+    "flipped byte in the index": (lambda f: flip(f, -20), "cannot be read"),
+    "gone": (Path.unlink, "is gone"),
+}
+
+
+@pytest.mark.parametrize("fault", READ_FAULTS)
+def test_a_damaged_shard_is_named_with_its_time(damaged: Path, fault: str) -> None:
+    damage, message = READ_FAULTS[fault]
+    damage(shard(damaged, 2))
+    store = open_store(damaged)
+    store.read(47)
+    with pytest.raises(ValueError, match=rf"lost the fields of 2016-01-03T00.*fields/c/2/0/0/0 {message}"):
+        store.read(48)
+
+
+def test_an_hour_without_values_is_no_lost_shard(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    tiny_dataset["fields"][24:48] = np.nan
+    write_store(tiny_dataset, tmp_path / "nan.zarr")
+    assert np.isnan(open_store(tmp_path / "nan.zarr").read(30)).all()
+
+
+# What cannot be written.
+
+
+def swap_channels(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.isel(channel=[1, 0, *range(2, 11)])
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "no source": (lambda d: d.drop_attrs(), r"no attribute `source`"),
+    "no fields": (lambda d: d.drop_vars("fields"), r"without `fields"),
+    "no static": (lambda d: d.drop_vars("static"), r"without `static"),
+    "dimensions in another order": (lambda d: d.transpose("channel", ...), r"without `fields"),
+    "no longitude": (lambda d: d.drop_vars("lon"), r"without the coordinate `lon`"),
+    "missing channel": (lambda d: d.isel(channel=slice(1, None)), r"lacks the channel u in `fields`"),
+    "unknown channel": (
+        lambda d: d.isel(channel=[*range(11), 0]).assign_coords(channel=[*DYNAMIC_VARIABLES, "ch4"]),
+        r"unknown channel ch4",
+    ),
+    "channel twice": (lambda d: d.isel(channel=[*range(11), 0]), r"names a channel twice"),
+    "wrong units": (
+        lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"co": "mg m-3"})),
+        r"channel co in 'mg m-3'",
+    ),
+    "time runs backwards": (lambda d: d.isel(time=slice(None, None, -1)), r"out of order"),
+    "half an hour": (
+        lambda d: d.assign_coords(time=d["time"].values + np.timedelta64(30, "m")),
+        r"not a whole hour",
+    ),
+    "no time": (lambda d: d.isel(time=slice(0, 0)), r"holds no time"),
+    "NaN in static": (
+        lambda d: d.assign(static=d["static"].where(d["lat"] > 21)),
+        r"static channel elevation",
+    ),
+    "latitude twice": (
+        lambda d: d.assign_coords(lat=d["lat"].values.round(-1)),
+        r"`lat` that is not strictly",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_an_unfit_dataset_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_path: Path, fault: str) -> None:
+    change, message = REFUSED[fault]
+    with pytest.raises(ValueError, match=message):
+        write_store(change(tiny_dataset), tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_must_follow_each_other(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    first, second, third = days(tiny_dataset, 48, 24, 30)
+    with pytest.raises(ValueError, match="2016-01-01T00 out of order"):
+        write_store([second, first], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="repeated"):
+        write_store([first, first.isel(time=[-1])], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="another order"):
+        write_store([first, swap_channels(second)], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match=r"ends after 30 h .* multiple of 24 h"):
+        write_store([third, tiny_dataset.isel(time=slice(200, 300))], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="no block was given"):
+        write_store([], tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_store_is_not_overwritten(tiny_dataset: xr.Dataset, damaged: Path) -> None:
+    before = snapshot(damaged)
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        write_store(tiny_dataset, damaged)
+    assert snapshot(damaged) == before
+
+
+def test_a_writer_that_is_still_at_work_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "new.zarr.partial").mkdir()
+    with pytest.raises(ValueError, match="another process is writing"):
+        write_store(tiny_dataset, tmp_path / "new.zarr")
+    assert (tmp_path / "new.zarr.partial").exists()
+
+
+def test_an_interrupted_writer_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    def interrupted() -> Iterator[xr.Dataset]:
+        yield tiny_dataset.isel(time=slice(0, 48))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(interrupted(), tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
