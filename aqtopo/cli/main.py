@@ -12,6 +12,7 @@ from aqtopo.cli.data import app as data_app
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
+from aqtopo.cli.report import report
 from aqtopo.cli.train import train
 
 EXIT_FAILED = 1
@@ -24,6 +25,7 @@ app.command("plan")(plan)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
+app.command("report")(report)
 
 
 @app.callback()

@@ -1,0 +1,42 @@
+"""`aqtopo report`: one page about a run, for people."""
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, trained and evaluated.")],
+    init: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Initial time of the maps, UTC, such as 2018-01-15T00. "
+            "By default the most polluted start of the test period.",
+        ),
+    ] = None,
+) -> None:
+    """Write RUN/report.html: scores, maps, learning curves, configuration; it loads no other file."""
+    _need_extra()
+    # Some libraries log to stdout, which belongs to the result alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        from aqtopo.evaluation.forecast import parse_init_time
+        from aqtopo.evaluation.report import write_report
+
+        page = write_report(run_dir, None if init is None else parse_init_time(init))
+    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in any browser")
+
+
+def _need_extra() -> None:
+    """Refuse before any work where the `report` extra is not installed."""
+    from importlib.util import find_spec
+
+    absent = [package for package in ("jinja2", "matplotlib") if find_spec(package) is None]
+    if absent:
+        raise ValueError(
+            f"`aqtopo report` needs {' and '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not "
+            "installed. Install with `pip install 'aqtopo[report]'`."
+        )

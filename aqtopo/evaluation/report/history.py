@@ -1,0 +1,112 @@
+"""What happened in training, read back from `metrics.jsonl`.
+
+A resumed run appends to the same file and may repeat steps that were lost with the process, so the last line
+about a step is the one that counts.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer update.
+
+    Attributes:
+        step: updates done, this one included.
+        epoch: the epoch it belongs to, from 0.
+        train_loss: masked mean squared error on normalised targets.
+        lrs: learning rate by group.
+        samples_per_s: training samples a second over all ranks, or None where it was not written.
+    """
+
+    step: int
+    epoch: int
+    train_loss: float
+    lrs: dict[str, float]
+    samples_per_s: float | None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """One pass over the validation split: its loss, and the step after which it came."""
+
+    step: int
+    epoch: int
+    val_loss: float
+
+
+@dataclass(frozen=True)
+class History:
+    """Steps and validations in the order of training.
+
+    Attributes:
+        steps: one entry an update, steps increasing.
+        validations: one entry a validation, steps increasing.
+        starts: how many times training was started; above 1 the run was resumed.
+    """
+
+    steps: tuple[Step, ...]
+    validations: tuple[Validation, ...]
+    starts: int
+
+    @property
+    def best(self) -> Validation | None:
+        """The validation with the lowest loss, the earliest of equals; None before the first validation."""
+        return min(self.validations, key=lambda validation: validation.val_loss, default=None)
+
+
+def read_history(path: Path) -> History:
+    """Read a run's `metrics.jsonl`.
+
+    Raises:
+        ValueError: the file is missing, a line of it cannot be understood, or no step has been logged.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing, so there are no learning curves to draw. "
+            "Give the directory that `aqtopo train` wrote."
+        )
+    steps: dict[int, Step] = {}
+    validations: dict[int, Validation] = {}
+    starts = 0
+    for event in _events(path):
+        if event["event"] == "step":
+            steps[event["step"]] = _step(event)
+        elif event["event"] == "validation":
+            validations[event["step"]] = Validation(event["step"], event["epoch"], event["val_loss"])
+        elif event["event"] == "start":
+            starts += 1
+    if not steps:
+        raise ValueError(f"{path} holds no training step yet. Wait for the run's first step.")
+    return History(
+        tuple(steps[step] for step in sorted(steps)),
+        tuple(validations[step] for step in sorted(validations)),
+        starts,
+    )
+
+
+def _step(event: dict[str, Any]) -> Step:
+    return Step(
+        event["step"], event["epoch"], event["train_loss"], dict(event["lr"]), event.get("samples_per_s")
+    )
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """Parse the lines; the last one may be cut off, since a running or killed process writes the file."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise ValueError(
+                f"{path}, line {number}: {line[:60]!r} is not JSON ({error.msg}). "
+                "Remove that line, or take the file from a backup."
+            ) from error

@@ -1,0 +1,112 @@
+"""Fields as coloured map layers, with the colour bars that explain them.
+
+The layers are palette PNGs of one pixel a cell: what is seen is the grid that the model works on, and a page
+of dozens of maps stays small. Relief, coast and arrows are laid over them by the page.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.ticker import MaxNLocator
+
+from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.images import UInt8Array, indexed_png_uri
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+CONCENTRATION_COLOURS = LinearSegmentedColormap.from_list(
+    "haze", ["#f4f8f4", "#d9ebc8", "#f6e08a", "#f2b04d", "#dd6b35", "#b02a3c", "#6d1a52", "#2f0d3f"]
+)
+"""Clean air pale, haze dark: lightness falls steadily, so order survives greyscale and colour blindness."""
+
+DIFFERENCE_COLOURS = colormaps["RdBu_r"]
+"""Blue where the forecast is too low, red where it is too high."""
+
+_LEVELS = 250
+_NOT_DRAWN = 255
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Colours of a range of values.
+
+    Attributes:
+        low: value of the first colour; lower values get it too.
+        high: value of the last colour; higher values get it too.
+        difference: whether the colours are for differences, centred on zero.
+    """
+
+    low: float
+    high: float
+    difference: bool = False
+
+    @property
+    def palette(self) -> UInt8Array:
+        """(256, 3) RGB; the last rows are unused."""
+        colours = DIFFERENCE_COLOURS if self.difference else CONCENTRATION_COLOURS
+        rgb = np.zeros((256, 3), dtype=np.uint8)
+        rgb[:_LEVELS] = np.round(colours(np.linspace(0.0, 1.0, _LEVELS))[:, :3] * 255)
+        return rgb
+
+    @property
+    def gradient(self) -> str:
+        """The colours as a CSS gradient from left to right."""
+        picked = self.palette[np.linspace(0, _LEVELS - 1, 17).astype(int)]
+        return f"linear-gradient(to right, {', '.join(_hex(colour) for colour in picked)})"
+
+    @property
+    def ticks(self) -> tuple[tuple[float, str], ...]:
+        """Round values on the bar: place in percent from the left, and text."""
+        values = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+        inside = [value for value in values if self.low <= value <= self.high]
+        return tuple(
+            (100.0 * (value - self.low) / (self.high - self.low), self._text(value)) for value in inside
+        )
+
+    def _text(self, value: float) -> str:
+        text = f"{value:+g}" if self.difference and value else f"{value:g}"
+        return text.replace("-", "\N{MINUS SIGN}")
+
+    def layer(self, canvas: Canvas, field: FloatArray) -> str:
+        """Data URI of (H, W) values, one pixel a cell, north on top; NaN is not drawn."""
+        place = (canvas.north_up(field).astype(np.float64) - self.low) / (self.high - self.low)
+        indices = np.full(field.shape, _NOT_DRAWN, dtype=np.uint8)
+        known = np.isfinite(place)
+        indices[known] = np.round(np.clip(place[known], 0.0, 1.0) * (_LEVELS - 1)).astype(np.uint8)
+        return indexed_png_uri(indices, self.palette, _NOT_DRAWN)
+
+
+def concentration_scale(fields: Sequence[FloatArray]) -> Scale:
+    """From zero to a value that only one cell in a hundred exceeds, one scale for all the fields."""
+    high = max(_percentile(field, 99.0) for field in fields)
+    return Scale(0.0, _rounded_up(high))
+
+
+def difference_scale(differences: Sequence[FloatArray]) -> Scale:
+    """Symmetric about zero, up to a size that only two cells in a hundred exceed."""
+    high = _rounded_up(max(_percentile(np.abs(field), 98.0) for field in differences))
+    return Scale(-high, high, difference=True)
+
+
+def _percentile(field: FloatArray, percent: float) -> float:
+    known = field[np.isfinite(field)]
+    return float(np.percentile(known, percent)) if known.size else 0.0
+
+
+def _rounded_up(value: float) -> float:
+    """The next 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten; 1 for a field of zeros."""
+    if value <= 0.0:
+        return 1.0
+    power = 10.0 ** np.floor(np.log10(value))
+    return float(
+        next(s * power for s in (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0) if s * power >= value)
+    )
+
+
+def _hex(colour: UInt8Array) -> str:
+    return "#" + "".join(f"{channel:02x}" for channel in colour)

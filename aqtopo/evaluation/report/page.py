@@ -1,0 +1,195 @@
+"""`report.html`: one self-contained page about a run. Gathers the parts and fills the template.
+
+The template escapes all that it is given; only this package's own style sheet and script pass as they are.
+"""
+
+import importlib.metadata
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import xarray as xr
+from markupsafe import Markup
+
+from aqtopo.checkpoint import LoadedRun, load_run
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import sample_table
+from aqtopo.data.store import Store
+from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.case import Case, load_case
+from aqtopo.evaluation.report.curves import loss_curve, lr_curve
+from aqtopo.evaluation.report.history import History, read_history
+from aqtopo.evaluation.report.panels import draw_pollutants, spoken_time
+from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
+from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain, wind_arrows
+from aqtopo.evaluation.score_file import read_scores
+from aqtopo.evaluation.table import summary
+
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the data: its years, usable start times and samples."""
+
+    name: str
+    years: str
+    times: int
+    samples: int
+
+
+def write_report(run_dir: Path, init: np.datetime64 | None = None) -> Path:
+    """Write a run's report page.
+
+    Args:
+        run_dir: the run directory, trained and evaluated.
+        init: initial time of the maps, UTC; None for the most polluted start of the test period.
+
+    Returns:
+        Where the page is: `report.html` in the run directory.
+
+    Raises:
+        ValueError: the run lacks what the page shows (the message names the command that makes it), or `init`
+            cannot be forecast from and verified.
+    """
+    scores = read_scores(run_dir)
+    history = read_history(run_dir / "metrics.jsonl")
+    run = load_run(run_dir, str(scores.attrs["tag"]))
+    html = render(run, scores, history, load_case(run, init), _read_facts(run_dir / "run.json"))
+    page = run_dir / REPORT_FILE
+    aside = page.with_suffix(".tmp")
+    aside.write_text(html, encoding="utf-8")
+    aside.replace(page)
+    return page
+
+
+def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, facts: dict[str, Any]) -> str:
+    """The page as HTML text.
+
+    Args:
+        run: the trained run whose scores and maps are shown.
+        scores: what `aqtopo evaluate` found.
+        history: what happened in training.
+        case: the forecast on the maps.
+        facts: what `run.json` says of machine and versions.
+    """
+    store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
+    board = score_board(scores)
+    arrows, ten_metres_per_second = wind_arrows(canvas, case.u, case.v)
+    parts = {
+        "config": run.config,
+        "source": store.source,
+        "simulated": bool(store.attributes.get("simulated", False)),
+        "board": board,
+        "summary": summary(scores),
+        "scored_on": f"the {scores.attrs['split']} period {_listed(scores.attrs['years'])}",
+        "numbers": _numbers(run, board, history),
+        "canvas": canvas,
+        "terrain": draw_terrain(canvas, store.static["elevation"], store.static["mask"]),
+        "arrows": arrows,
+        "ten_metres_per_second": ten_metres_per_second,
+        "contour_levels": _listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
+        "init_time": spoken_time(case.init_time),
+        "reason": case.reason,
+        "pollutants": draw_pollutants(case, canvas),
+        "loss": loss_curve(history),
+        "lr": lr_curve(history),
+        "learning": _learning(history),
+        "splits": _splits(run.config, store),
+        "sample_rule": _sample_rule(run.config),
+        "facts": _run_facts(run, facts),
+        "versions": [(name, version or "not installed") for name, version in facts["versions"].items()],
+        "version": importlib.metadata.version("aqtopo"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return _template().render(parts)
+
+
+def _template() -> jinja2.Template:
+    package = files("aqtopo.evaluation.report")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["style"] = Markup(package.joinpath("style.css").read_text(encoding="utf-8"))
+    environment.globals["script"] = Markup(package.joinpath("script.js").read_text(encoding="utf-8"))
+    return environment.from_string(package.joinpath("template.html.jinja").read_text(encoding="utf-8"))
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). `aqtopo train` writes it: copy the whole run directory."
+        ) from error
+    return facts
+
+
+def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[str, str]]:
+    """What a reader wants to know at first sight."""
+    best = history.best
+    first = board.rows[0]
+    return [
+        (f"{first.label} skill at {board.horizons_h[0]} h", first.cells[0].percent),
+        ("best validation loss", "none" if best is None else f"{best.val_loss:.4f}"),
+        ("steps trained", f"{history.steps[-1].step:,}"),
+        ("parameters", f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} million"),
+        ("grid", " × ".join(str(cells) for cells in run.config.data.grid)),
+    ]
+
+
+def _learning(history: History) -> str:
+    last, best = history.steps[-1], history.best
+    text = f"{last.step:,} steps in {last.epoch + 1} epoch{'s' if last.epoch else ''}"
+    if history.starts > 1:
+        text += f", started {history.starts} times"
+    if best is None:
+        return f"{text}. The run was not validated."
+    return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
+
+
+def _splits(config: RunConfig, store: Store) -> list[Split]:
+    years = {
+        "train": config.data.train_years,
+        "validation": config.data.validation_years,
+        "test": config.data.test_years,
+    }
+    tables = {name: sample_table(config, store.times, name) for name in years}
+    return [Split(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()]
+
+
+def _sample_rule(config: RunConfig) -> str:
+    horizons = _listed(config.data.horizons)
+    if config.model.lead_time == "encoder":
+        return (
+            f"A training sample is a pair of a start time and one horizon ({horizons} h). "
+            "Validation and test take each time with all its horizons."
+        )
+    return f"A sample is a start time with all its horizons ({horizons} h)."
+
+
+def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
+    names = {
+        "started": "started",
+        "world_size": "processes",
+        "launcher": "launcher",
+        "device": "device",
+        "host_cores": "cores of the host",
+        "threads_per_rank": "threads a process",
+        "platform": "platform",
+        "python": "Python",
+    }
+    return [
+        ("saved state", run.tag.name),
+        ("configuration digest", run.config.digest[:16]),
+        *((label, str(facts[key])) for key, label in names.items() if facts.get(key) is not None),
+    ]
+
+
+def _listed(items: Any) -> str:
+    return ", ".join(str(item) for item in items)

@@ -1,0 +1,193 @@
+"""What every map shares: shaded relief, and as SVG paths contours, coast, cities, degrees, wind arrows."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from contourpy import contour_generator
+from matplotlib.colors import LightSource
+from PIL import Image
+
+from aqtopo.evaluation.report.canvas import WIDTH, Canvas
+from aqtopo.evaluation.report.images import png_uri
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+CONTOUR_LEVELS_M = (500.0, 1500.0, 3000.0, 4500.0)
+
+CITIES = (
+    ("Beijing", 39.90, 116.41),
+    ("Shanghai", 31.23, 121.47),
+    ("Guangzhou", 23.13, 113.26),
+    ("Chengdu", 30.66, 104.07),
+    ("Xi'an", 34.34, 108.94),
+    ("Lhasa", 29.65, 91.11),
+    ("Ürümqi", 43.83, 87.62),
+)
+"""Name, degrees north, degrees east: for finding one's way; those outside the grid are left out."""
+
+# Relief is exaggerated, or plains and hills would look alike on a map that is 5000 km wide.
+_VERTICAL_EXAGGERATION = 25.0
+_DARKEST_SHADE = 0.52
+_ARROWS_ACROSS = 16
+
+
+@dataclass(frozen=True)
+class Label:
+    """A word on the map at a drawing position."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Terrain:
+    """The shared layers of one grid.
+
+    Attributes:
+        shade: data URI of the shaded relief, grey, to be multiplied with the colours below it.
+        contours: SVG path of the elevation contours at `CONTOUR_LEVELS_M`.
+        coast: SVG path of the border of the scored area; empty where everything is scored.
+        cities: cities inside the grid.
+        meridians: degree labels along the lower edge.
+        parallels: degree labels along the left edge.
+    """
+
+    shade: str
+    contours: str
+    coast: str
+    cities: tuple[Label, ...]
+    meridians: tuple[Label, ...]
+    parallels: tuple[Label, ...]
+
+
+def draw_terrain(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> Terrain:
+    """Draw the shared layers.
+
+    Args:
+        canvas: the grid.
+        elevation_m: (H, W) elevation [m].
+        mask: (H, W), 1 where the scores count.
+    """
+    elevation = canvas.north_up(np.nan_to_num(elevation_m))
+    places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
+    return Terrain(
+        shade=png_uri(_hillshade(canvas, elevation)),
+        contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
+        coast=_contour_path(canvas, canvas.north_up(mask), 0.5),
+        cities=tuple(Label(*place, name) for name, place in places if place is not None),
+        meridians=_meridians(canvas),
+        parallels=_parallels(canvas),
+    )
+
+
+def wind_arrows(canvas: Canvas, u: FloatArray, v: FloatArray) -> tuple[str, float]:
+    """Draw block means of the wind as arrows that point where the air moves.
+
+    Args:
+        canvas: the grid.
+        u: (H, W) eastward wind [m/s].
+        v: (H, W) northward wind [m/s].
+
+    Returns:
+        The SVG path, and the length of 10 m/s in drawing units.
+    """
+    block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
+    u, v = (_block_means(canvas.north_up(component), block) for component in (u, v))
+    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
+    typical = float(np.nanpercentile(np.hypot(u, v), 95))
+    per_metre_per_second = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
+    path = "".join(
+        _arrow(
+            x[column], y[row], u[row, column] * per_metre_per_second, -v[row, column] * per_metre_per_second
+        )
+        for row, column in np.argwhere(np.isfinite(u) & np.isfinite(v))
+    )
+    return path, 10.0 * per_metre_per_second
+
+
+def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
+    """Light from the north-west; level ground stays white, so that colours on it keep their meaning."""
+    factor = max(1, round(640 / elevation.shape[1]))
+    height, width = elevation.shape
+    fine = np.asarray(
+        Image.fromarray(elevation.astype(np.float32)).resize(
+            (width * factor, height * factor), Image.Resampling.BICUBIC
+        )
+    )
+    dy, dx = (size / factor for size in canvas.cell_size_m)
+    light = LightSource(azdeg=315, altdeg=45).hillshade(
+        fine, vert_exag=_VERTICAL_EXAGGERATION, dx=dx, dy=dy, fraction=1.0
+    )
+    level = math.sin(math.radians(45))
+    shade = np.clip(light / level, _DARKEST_SHADE, 1.0)
+    return np.round(shade * 63).astype(np.uint8) * 4 + 3  # 64 greys: half the bytes, no visible bands
+
+
+def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
+    lines = contour_generator(canvas.x, canvas.y, field).lines(level)
+    return "".join(_polyline(np.asarray(line)) for line in lines if len(line) > 3)
+
+
+def _polyline(points: FloatArray) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _block_means(field: FloatArray, block: int) -> FloatArray:
+    rows, columns = (size // block for size in field.shape)
+    whole = field[: rows * block, : columns * block].astype(np.float64)
+    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
+    return means
+
+
+def _block_centres(positions: FloatArray, block: int) -> FloatArray:
+    whole = positions[: len(positions) // block * block]
+    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
+    return centres
+
+
+def _arrow(x: float, y: float, dx: float, dy: float) -> str:
+    """A shaft centred on (x, y) and two barbs at its tip."""
+    length = math.hypot(dx, dy)
+    if length < 1.0:
+        return ""
+    head = min(0.4 * length, 13.0)
+    tip_x, tip_y = x + dx / 2, y + dy / 2
+    angle = math.atan2(dy, dx)
+    left, right = (
+        (tip_x - head * math.cos(angle + turn), tip_y - head * math.sin(angle + turn)) for turn in (0.5, -0.5)
+    )
+    return (
+        f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
+        f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
+    )
+
+
+def _meridians(canvas: Canvas) -> tuple[Label, ...]:
+    middle = float(np.mean(canvas.lat))
+    places = [(degrees, canvas.place(middle, degrees)) for degrees in _round_degrees(canvas.lon)]
+    return tuple(
+        Label(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
+        for degrees, place in places
+        if place is not None
+    )
+
+
+def _parallels(canvas: Canvas) -> tuple[Label, ...]:
+    middle = float(np.mean(canvas.lon))
+    places = [(degrees, canvas.place(degrees, middle)) for degrees in _round_degrees(canvas.lat)]
+    return tuple(
+        Label(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
+        for degrees, place in places
+        if place is not None
+    )
+
+
+def _round_degrees(centres: FloatArray) -> range:
+    """Four to eight round values well inside the axis."""
+    low, high = float(np.min(centres)), float(np.max(centres))
+    step = next(step for step in (1, 2, 5, 10, 20, 30, 60) if (high - low) / step <= 7)
+    return range(math.ceil((low + step / 4) / step) * step, math.floor(high - step / 4) + 1, step)
