@@ -1,0 +1,62 @@
+"""`aqtopo synth`: simulate air quality over real terrain and write it as a data store."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from aqtopo.data.simulate.world import World
+
+
+def synth(
+    out: Annotated[Path, typer.Argument(help="The zarr store to write.", metavar="OUT")],
+    years: Annotated[list[int], typer.Option(help="The years to simulate, ascending: 2016 2017 2018.")],
+    grid: Annotated[str, typer.Option(help="Latitudes x longitudes.", metavar="HxW")] = "32x64",
+    seed: Annotated[int, typer.Option(help="Draws the weather.")] = 0,
+    train_years: Annotated[
+        list[int] | None,
+        typer.Option(help="The years of the statistics, one or several.", show_default="the first year"),
+    ] = None,
+    lat: Annotated[
+        tuple[float, float], typer.Option(help="Southern and northern edge in degrees.", metavar="S N")
+    ] = (17.0, 49.0),
+    lon: Annotated[
+        tuple[float, float], typer.Option(help="Western and eastern edge in degrees.", metavar="W E")
+    ] = (72.0, 136.0),
+) -> None:
+    """Simulate hourly weather and air quality over real terrain, and the statistics of the training years.
+
+    The result has the units and ranges of a reanalysis and is none: its attributes say that it is simulated.
+    """
+    from aqtopo.data.simulate.simulator import simulate
+    from aqtopo.data.simulate.world import World, parse_grid
+    from aqtopo.data.statistics import write_statistics
+    from aqtopo.data.store import write_store
+
+    world = World(years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon)
+    train_years = train_years or years[:1]
+    missing = sorted(set(train_years) - set(years))
+    if missing:
+        raise ValueError(
+            f"--train-years names {', '.join(map(str, missing))}, which is not simulated by "
+            f"--years {' '.join(map(str, years))}: add it there or leave it out here"
+        )
+    write_store(_with_progress(simulate(world), world), out)
+    write_statistics(out, train_years)
+    typer.echo(f"{out}: {grid} cells, {', '.join(map(str, years))}, simulated with seed {seed}")
+
+
+def _with_progress(blocks: "Iterator[xr.Dataset]", world: "World") -> "Iterator[xr.Dataset]":
+    """Pass the blocks on and show how many simulated days are written."""
+    from aqtopo.cli.progress import Progress
+
+    progress, days, total = Progress(), 0, world.days
+    progress("simulated days", days, total)
+    for block in blocks:
+        yield block
+        days += block.sizes["time"] // 24
+        progress("simulated days", days, total)
