@@ -13,7 +13,9 @@ from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
 from aqtopo.cli.report import report
+from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
+from aqtopo.cli.years import YearsCommand
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -21,6 +23,7 @@ EXIT_BAD_INPUT = 2
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)
 app.command("evaluate")(evaluate)
