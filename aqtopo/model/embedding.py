@@ -58,8 +58,8 @@ def collapsed_embedding(
     dtype = var_query_11D.dtype
     compute = torch.promote_types(dtype, torch.float32)
     # The constant c_v is the projection of one more pixel, whose value is 1.
-    constant_VD1 = (token_embeds.proj_biases + var_embed_1VD[0]).unsqueeze(-1)
-    affine_VDQ = torch.cat([token_embeds.proj_weights.flatten(2), constant_VD1], -1).to(compute)
+    constant_VD = token_embeds.proj_biases.to(compute) + var_embed_1VD[0]
+    affine_VDQ = torch.cat([token_embeds.proj_weights.flatten(2), constant_VD.unsqueeze(-1)], -1)
     pixels_BNVQ = functional.pad(x_BNVQ.to(compute), (0, 1), value=1.0)
     (B, N, V, _), H = pixels_BNVQ.shape, var_agg.heads
 

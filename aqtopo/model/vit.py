@@ -7,7 +7,7 @@ for all further blocks; norm; (+ lead time, in decoder mode) head; back to raste
 Position embeddings belong to scan positions, everything else travels with its patch: that is how the order
 acts, for attention itself does not see it.
 
-Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's rows and columns, N tokens, D width.
+Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells, N tokens, D width.
 """
 
 from collections.abc import Callable

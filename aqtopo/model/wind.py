@@ -17,7 +17,7 @@ from torch import Tensor, nn
 IntArray = npt.NDArray[np.int64]
 
 _DECIMALS = 6
-"""Projections that are equal on paper differ by 1e-16 in floating point, and would come in haphazard order."""
+"""Projections that are equal on paper differ by 1e-16 in floating point, and would come out of order."""
 
 
 def sector_order_table(
@@ -51,7 +51,7 @@ class WindOrder(nn.Module):
     Args:
         patch: cells along each side of a patch.
         patch_grid: patches along (latitude, longitude).
-        regions: regions along (latitude, longitude); they stay in raster order, only their insides are sorted.
+        regions: regions along (latitude, longitude); they stay in raster order, their insides are sorted.
         sectors: directions that are told apart.
         calm_below: mean wind speed [m/s] below which a region keeps raster order.
         latitude_ascending: whether row 0 is the southernmost.

@@ -1,0 +1,55 @@
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from aqtopo.model import Terrain
+
+LATITUDE = np.array([20.0, 21.0, 22.0, 23.0])
+
+
+def test_patch_heights_are_plain_means_in_metres() -> None:
+    elevation_m = np.arange(24, dtype=np.float32).reshape(4, 6) * 100
+    means = Terrain(elevation_m, LATITUDE).patch_means_m(2)
+    assert means.dtype == np.float32
+    assert means.tolist() == [350.0, 550.0, 750.0, 1550.0, 1750.0, 1950.0]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -501.0, 9001.0])
+def test_refuses_heights_that_the_earth_does_not_have(bad: float) -> None:
+    elevation_m = np.zeros((4, 6), np.float32)
+    elevation_m[1, 2] = bad
+    with pytest.raises(ValueError, match=r"elevation (is not finite in 1 of 24 cells|runs from)"):
+        Terrain(elevation_m, LATITUDE)
+
+
+def test_accepts_the_dead_sea_and_everest() -> None:
+    elevation_m = np.array([[-430.0, 8849.0]] * 4, np.float32)
+    assert Terrain(elevation_m, LATITUDE).patch_means_m(2).tolist() == [4209.5, 4209.5]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Terrain(np.zeros((4, 6)), LATITUDE[:3]), r"elevation \(4, 6\) and latitude \(3,\)"),
+        (lambda: Terrain(np.zeros(4), LATITUDE), r"elevation \(4,\)"),
+        (lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 22.0, 21.0, 23.0])), "strictly ascending"),
+        (lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 20.0, 21.0, 23.0])), "strictly ascending"),
+        (lambda: Terrain(np.zeros((4, 6)), LATITUDE).patch_means_m(4), "4 x 6 cells .* patches of 4 x 4"),
+    ],
+)
+def test_refuses_axes_that_do_not_fit(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_knows_which_way_latitude_runs() -> None:
+    assert Terrain(np.zeros((4, 6)), LATITUDE).latitude_ascending
+    assert not Terrain(np.zeros((4, 6)), LATITUDE[::-1]).latitude_ascending
+
+
+def test_flat_terrain_is_sea_level_on_any_grid() -> None:
+    terrain = Terrain.flat((128, 256))
+    assert terrain.latitude_ascending
+    assert not terrain.patch_means_m(2).any()
+    assert Terrain.flat((1, 4)).patch_means_m(1).shape == (4,)
