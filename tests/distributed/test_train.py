@@ -22,6 +22,7 @@ def settings(ranks: int, accumulation: int, **changes: Any) -> dict[str, Any]:
     return {
         "training": {"ranks_per_node": ranks, "epochs": 1, "validate_every": 12 * accumulation} | changes,
         "model": {"dropout": 0.1, "drop_path": 0.1},
+        "optimizer": {"base_lr": 1e-2},
         "deepspeed": {
             "train_micro_batch_size_per_gpu": 4 // (ranks * accumulation),
             "gradient_accumulation_steps": accumulation,
@@ -42,13 +43,13 @@ def test_losses_do_not_depend_on_launcher_or_world_size(
         runs[launcher] = finished
 
     alone = runs["alone"]
+    validations = [event["val_loss"] for event in alone.events("validation")]
     assert len(alone.losses()) == 24
-    assert alone.losses()[-1] < alone.losses()[0]
+    assert validations[-1] < 0.95 * validations[0]
     for other in ("deepspeed", "torchrun"):
         assert runs[other].losses() == pytest.approx(alone.losses(), rel=2e-5)
-        validations = [event["val_loss"] for event in runs[other].events("validation")]
-        assert validations == pytest.approx(
-            [event["val_loss"] for event in alone.events("validation")], rel=2e-5
+        assert [event["val_loss"] for event in runs[other].events("validation")] == pytest.approx(
+            validations, rel=2e-5
         )
 
 
@@ -85,7 +86,8 @@ def test_a_run_leaves_metrics_versions_and_its_best_states(
 
 def test_patience_ends_the_run(tiny_config: TinyConfig, run_training: Callable[..., Any]) -> None:
     hopeless = settings(1, 2, validate_every=4, patience=2)
-    finished = run_training(tiny_config(**hopeless, optimizer={"base_lr": 1e-12}), "alone")
+    hopeless["optimizer"] = {"base_lr": 1e-12}
+    finished = run_training(tiny_config(**hopeless), "alone")
     assert finished.code == 0, finished.output
     assert "no better val_loss in 2 validations" in finished.events("stop")[0]["reason"]
     assert len(finished.losses()) < 24
@@ -121,8 +123,8 @@ def test_signal_to_one_rank_ends_all_at_the_same_step(
 def test_loss_that_is_not_a_number_stops_before_the_update(
     tiny_config: TinyConfig, run_training: Callable[..., Any]
 ) -> None:
-    config = tiny_config(**settings(2, 1), optimizer={"base_lr": 1e30}, deepspeed={"gradient_clipping": 0.0})
-    finished = run_training(config, "torchrun")
+    exploding = settings(2, 1) | {"optimizer": {"base_lr": 1e30}}
+    finished = run_training(tiny_config(**exploding), "torchrun")
     assert finished.code == 1
     message = " ".join(finished.output.split())
     assert "the weights were not updated" in message

@@ -1,0 +1,132 @@
+"""What a user has to put right ends with code 2, a paragraph and no trace on the disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import xarray as xr
+
+from aqtopo.cli.main import main
+from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
+
+TinyConfig = Callable[..., RunConfig]
+Refusal = Callable[[RunConfig], str]
+
+
+@pytest.fixture
+def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """The message with which `aqtopo train CONFIG` refuses a configuration, after checking how it ends."""
+
+    def refuse(config: RunConfig) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(config.to_json())
+        monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(path)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        output = capsys.readouterr()
+        assert ending.value.code == 2
+        assert output.out == ""
+        assert "Traceback" not in output.err
+        return " ".join(output.err.split())
+
+    return refuse
+
+
+def nothing_written(config: RunConfig) -> bool:
+    return not Path(config.training.run_dir).exists()
+
+
+def test_other_world_size_than_configured(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config(training={"ranks_per_node": 2})
+    expected = "1 process(es) were started, but training.nodes x training.ranks_per_node = 1 x 2 = 2"
+    assert expected in refusal(config)
+    assert nothing_written(config)
+
+
+def test_missing_store(tiny_config: TinyConfig, refusal: Refusal, tmp_path: Path) -> None:
+    config = tiny_config(data={"store": str(tmp_path / "nowhere.zarr")})
+    assert "nowhere.zarr" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_store_of_another_grid(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config(data={"grid": [16, 16]})
+    message = refusal(config)
+    assert "8 x 16" in message
+    assert "16 x 16" in message
+    assert nothing_written(config)
+
+
+def test_statistics_of_other_years(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config(data={"train_years": [2017], "validation_years": [2016]})
+    assert "aqtopo data statistics" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_channel_without_any_value(
+    tiny_config: TinyConfig, refusal: Refusal, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    tiny_dataset["fields"].loc[{"channel": "so2"}] = float("nan")
+    path = tmp_path / "gap.zarr"
+    write_store(tiny_dataset, path)
+    write_statistics(path, [2016])
+    config = tiny_config(data={"store": str(path)})
+    assert "so2" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_run_directory_of_another_configuration(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config()
+    run_dir = Path(config.training.run_dir)
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text(tiny_config(name="other").to_json())
+    assert "is already used by another configuration" in refusal(config)
+    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+
+
+def test_run_directory_of_the_same_configuration(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config()
+    run_dir = Path(config.training.run_dir)
+    run_dir.mkdir()
+    (run_dir / "config.json").write_text(config.to_json())
+    assert "is already used by this very configuration" in refusal(config)
+    assert [path.name for path in run_dir.iterdir()] == ["config.json"]
+
+
+def test_run_directory_with_foreign_files(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config()
+    run_dir = Path(config.training.run_dir)
+    run_dir.mkdir()
+    (run_dir / "thesis.tex").touch()
+    assert "is not empty and holds no run" in refusal(config)
+    assert [path.name for path in run_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_run_directory_that_is_a_file(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config()
+    Path(config.training.run_dir).write_text("not a directory")
+    assert "cannot be written" in refusal(config)
+    assert Path(config.training.run_dir).read_text() == "not a directory"
+
+
+def test_unwritable_run_directory(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    # Not even root may create a file here, so the test means the same for every user.
+    config = tiny_config(training={"run_dir": "/proc/self/fdinfo/run"})
+    assert "/proc/self/fdinfo/run cannot be written" in refusal(config)
+
+
+def test_epoch_too_short_to_be_validated(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config(training={"validate_every": 100})
+    assert "an epoch has only 48" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_missing_config_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert ending.value.code == 2
+    assert "none.json" in capsys.readouterr().err
