@@ -1,13 +1,12 @@
 """The `deepspeed` block: DeepSpeed's own keys, as far as ZeRO stage 2 uses them; none is dropped in silence.
 
 DeepSpeed ignores top-level keys that it does not know, so a typo there costs a run. Here every key is
-declared; those which DeepSpeed has but aqtopo decides elsewhere are refused, with the reason (`REFUSED`).
+declared; those which DeepSpeed has but a run may not set are in `refused.py`, with the reason.
 Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
 
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -57,9 +56,6 @@ class ZeroOptimization(Strict):
 
     offload_optimizer: OffloadOptimizer | None = None
     """Keep the optimizer's state in host memory."""
-
-    sub_group_size: Elements = 1_000_000_000
-    """Elements which one optimizer update handles at a time."""
 
     load_from_fp32_weights: bool = True
     """Start the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
@@ -293,6 +289,12 @@ class DeepSpeedConfig(Strict):
     steps_per_print: Positive | None = None
     """DeepSpeed prints its own progress every so many steps; null for never."""
 
+    disable_python_gc: bool = False
+    """Keep Python's garbage collector out of the training loop."""
+
+    log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
+    """Least serious message that DeepSpeed logs; null leaves its logger alone."""
+
     wall_clock_breakdown: bool = False
     """Time forward, backward and step; synchronises the device."""
 
@@ -355,36 +357,3 @@ def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
             "must be false with offload_optimizer: the optimizer is PyTorch's AdamW, not DeepSpeed's CPU Adam"
         )
         yield Problem(("zero_force_ds_cpu_optimizer",), True, allowed)
-
-
-REFUSED = MappingProxyType(
-    {
-        "optimizer": "the optimizer has a block of its own, `optimizer`, beside `deepspeed`",
-        "scheduler": "the learning rate has a block of its own, `schedule`, beside `deepspeed`",
-        "activation_checkpointing": "use model.gradient_checkpointing",
-        "bfloat16": "an old name; write bf16",
-        "amp": "removed from DeepSpeed; use bf16, fp16 or torch_autocast",
-        "gradient_allreduce_op": "gradients are always averaged: the loss is weighted for it",
-        "prescale_gradients": "gradients are always averaged after reduction: the loss is weighted for it",
-        "gradient_predivide_factor": "gradients are always averaged: the loss is weighted for it",
-        "managed_gradient_accumulation": "aqtopo sets the accumulation boundary itself",
-        "dataloader_drop_last": "aqtopo has its own loader; see `data`",
-        "data_efficiency": "aqtopo has its own loader; see `data`",
-        "elasticity": "removed from DeepSpeed; aqtopo resumes at other world sizes by itself",
-        "autotuning": "it rewrites the batch sizes, which are fixed for the life of a run",
-        "compile": "DeepCompile is not supported",
-        "pipeline": "the model has no pipeline stages",
-        "tensor_parallel": "the model is not split over ranks",
-        "sequence_parallel_size": "the model is not split over ranks",
-        "comet": "use tensorboard, csv_monitor or wandb",
-        "zero_optimization.offload_param": "needs ZeRO stage 3, and aqtopo trains with stage 2",
-        "zero_optimization.cpu_offload": "deprecated in DeepSpeed; write offload_optimizer: {device: cpu}",
-        "zero_optimization.offload_optimizer.nvme_path": "NVMe offload needs ZeRO stage 3",
-        "zero_optimization.offload_optimizer.ratio": "partial offload needs ZeRO stage 3",
-        "zero_optimization.parameter_alignment": "not proven with the universal checkpoint",
-        "zero_optimization.zenflow": "ZenFlow delays updates, so that steps depend on the world size",
-        "checkpoint.load_universal": "aqtopo decides this when it restores a run",
-        "checkpoint.use_node_local_storage": "every node must be able to read a checkpoint",
-    }
-)
-"""DeepSpeed's own keys, by their path in the block, that a run may not set, and what to do instead."""

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from aqtopo.config.deepspeed import REFUSED
 from aqtopo.config.paths import fields_of, model_at, spell, suggestion
+from aqtopo.config.refused import reason_against
 from aqtopo.config.strict import CROSS_CHECK, Path, Strict
 
 _LONGEST_VALUE = 60
@@ -111,7 +111,7 @@ def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
 
 def unknown_key(path: Path, root: type[Strict]) -> str:
     """Why the key at `path`, which `root` does not have, cannot stand there."""
-    reason = REFUSED.get(spell(path[1:])) if path[0] == "deepspeed" else None
+    reason = reason_against(spell(path[1:])) if path[0] == "deepspeed" else None
     return f"not allowed: {reason}" if reason else f"unknown key; {suggestion(root, path)}"
 
 

@@ -17,6 +17,9 @@ Year = Annotated[int, Field(ge=1900, le=2200)]
 Years = Annotated[tuple[Year, ...], Field(min_length=1, strict=False)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 FilePath = Annotated[str, Field(min_length=1)]
+# DeepSpeed's conversion to a universal checkpoint looks for files by glob: with a bracket in the path it
+# finds none, drops the optimizer's state and reports success.
+GlobSafePath = Annotated[str, Field(pattern=r"^[^*?\[\]]+$")]
 
 
 def _ignore(_: str | None) -> None:
@@ -201,8 +204,8 @@ class ScheduleConfig(Strict):
 class TrainingConfig(Strict):
     """Where, how long and on what."""
 
-    run_dir: FilePath
-    """Folder of this run's results, relative to the working directory."""
+    run_dir: GlobSafePath
+    """Folder of this run's results, relative to the working directory; without any of * ? [ ]."""
 
     epochs: Positive
     """Passes over the training samples."""

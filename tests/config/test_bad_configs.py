@@ -1,11 +1,19 @@
 """Everything that may be wrong in a configuration, and the message that its author must read."""
 
+import copy
+import json
+import re
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from aqtopo.config import load_config
+from aqtopo.config import RunConfig, load_config
+from aqtopo.config.errors import describe
 
 MISSING = object()
 """Stands for a key that is taken out."""
@@ -14,7 +22,7 @@ CHANNELS = "u, v, temp, rh, psfc, pm10, so2, no2, co, o3, lat2d, lon2d, pm25, el
 BLOCKS = "name, description, data, model, optimizer, schedule, training, checkpoint, deepspeed"
 ONE_GROUP = {"name": "all", "lr_multiplier": 1.0, "parameters": ["*"]}
 
-UNKNOWN_KEYS = [
+UNKNOWN_KEYS: list[tuple[Any, ...]] = [
     ("deepspeed.gradient_cliping", 1.0, "unknown key; did you mean gradient_clipping?"),
     ("deepspeed.zero_optimisation", {"stage": 2}, "unknown key; did you mean zero_optimization?"),
     ("deepspeed.zero_optimization.overlap_com", True, "unknown key; did you mean overlap_comm?"),
@@ -33,7 +41,7 @@ UNKNOWN_KEYS = [
     ("whatever", 1, f"unknown key; known here: {BLOCKS}"),
 ]
 
-REFUSED_KEYS = [
+REFUSED_KEYS: list[tuple[Any, ...]] = [
     (
         "deepspeed.optimizer",
         {"type": "AdamW"},
@@ -43,11 +51,11 @@ REFUSED_KEYS = [
     ("deepspeed.activation_checkpointing", {}, "not allowed: use model.gradient_checkpointing"),
     ("deepspeed.bfloat16", {"enabled": True}, "not allowed: an old name; write bf16"),
     ("deepspeed.prescale_gradients", True, "not allowed: gradients are always averaged"),
-    ("deepspeed.zero_optimization.offload_param", {}, "not allowed: needs ZeRO stage 3"),
+    ("deepspeed.zero_optimization.offload_param", {}, "not allowed: it needs ZeRO stage 3"),
     ("deepspeed.checkpoint.load_universal", True, "not allowed: aqtopo decides this when it restores a run"),
 ]
 
-TYPES = [
+TYPES: list[tuple[Any, ...]] = [
     ("model.dim", "768", "must be a whole number"),
     ("model.depth", 6.0, "must be a whole number"),
     ("model.wind_order", "yes", "must be true or false"),
@@ -64,7 +72,7 @@ TYPES = [
     ("deepspeed.zero_optimization.reduce_bucket_size", 5.5, "must be a whole number"),
 ]
 
-RANGES = [
+RANGES: list[tuple[Any, ...]] = [
     ("optimizer.base_lr", 0, "must be greater than 0"),
     ("optimizer.weight_decay", -0.01, "must be at least 0"),
     ("optimizer.betas[1]", 1.0, "must be less than 1"),
@@ -87,7 +95,7 @@ RANGES = [
     ("deepspeed.steps_per_print", 0, "must be at least 1"),
 ]
 
-CHOICES = [
+CHOICES: list[tuple[Any, ...]] = [
     (
         "deepspeed.zero_optimization.stage",
         3,
@@ -104,7 +112,12 @@ CHOICES = [
         "must be false: it reorders the flat buffers",
     ),
     ("deepspeed.zero_optimization.compute_grad_norm", False, "must be true: every step logs the norm"),
-    ("deepspeed.zero_optimization.offload_optimizer", {"device": "nvme"}, 'must be "none" or "cpu"'),
+    (
+        "deepspeed.zero_optimization.offload_optimizer",
+        {"device": "nvme"},
+        'must be "none" or "cpu"',
+        "deepspeed.zero_optimization.offload_optimizer.device",
+    ),
     ("deepspeed.communication_data_type", "int8", 'must be "fp32", "bf16" or "fp16"'),
     ("optimizer.name", "lamb", 'must be "adamw"'),
     ("schedule.interval", "batch", 'must be "epoch" or "step"'),
@@ -114,21 +127,28 @@ CHOICES = [
     ("data.normalization", "none", 'must be "dataset" or "topoflow"'),
 ]
 
-LENGTHS_AND_NAMES = [
+LENGTHS_AND_NAMES: list[tuple[Any, ...]] = [
     ("data.grid", [16, 32, 2], "must hold at most 2 items"),
-    ("data.grid", [16], "missing, and required"),
+    ("data.grid", [16], "missing, and required", "data.grid[1]"),
     ("data.test_years", [], "must hold at least 1 item"),
     ("optimizer.groups", [], "must hold at least 1 item"),
     ("data.store", "", "must not be empty"),
+    (
+        "training.run_dir",
+        "runs/[1]",
+        "(folder of this run's results, relative to the working directory; without",
+    ),
+    ("training.run_dir", "", "(folder of this run's results"),
     ("name", "a b", "must match ^[A-Za-z0-9][A-Za-z0-9._-]*$ (the run's name: letters"),
     (
         "optimizer.groups",
         [ONE_GROUP | {"name": "A"}],
         "(what logs and checkpoints call the group: lower-case",
+        "optimizer.groups[0].name",
     ),
 ]
 
-MISSING_KEYS = [
+MISSING_KEYS: list[tuple[Any, ...]] = [
     ("data", MISSING, "missing, and required (which samples there are, and how they reach the model)"),
     ("data.store", MISSING, "missing, and required (path of the zarr store"),
     ("optimizer.base_lr", MISSING, "missing, and required (learning rate after warm-up"),
@@ -137,7 +157,7 @@ MISSING_KEYS = [
     ("deepspeed.train_micro_batch_size_per_gpu", MISSING, "missing, and required (samples a rank handles"),
 ]
 
-CONTRADICTIONS = [
+CONTRADICTIONS: list[tuple[Any, ...]] = [
     ("data.variables[0]", "wind", f"must be one of {CHANNELS}"),
     ("data.variables[1]", "u", "must be named once"),
     ("data.variables", ["u", "elevation"], "must hold v, which model.wind_order needs"),
@@ -152,52 +172,64 @@ CONTRADICTIONS = [
     ("model.regions[1]", 3, "must divide the 16 columns of patches"),
     ("model.dim", 66, "must be a multiple of 4 (model.heads)"),
     ("model.mlp_ratio", 1.01, "times model.dim = 64 must be whole"),
-    ("optimizer.groups", [ONE_GROUP, ONE_GROUP], "must differ from the names of the groups before it"),
+    (
+        "optimizer.groups",
+        [ONE_GROUP, ONE_GROUP],
+        "must differ from the names of the groups before it",
+        "optimizer.groups[1].name",
+    ),
     ("schedule.eta_min", 2e-4, "must be at most 0.0001, where group vit_blocks starts"),
-    ("schedule.interval", "epoch", 'must be 0 with schedule.interval = "epoch"'),
+    ("schedule.interval", "epoch", 'must be 0 with schedule.interval = "epoch"', "schedule.warmup_steps"),
     ("deepspeed.train_batch_size", 16, "must be 8: micro-batch 4 x accumulation 1 x world size 2"),
     (
         "deepspeed.zero_optimization.offload_optimizer",
         {"device": "cpu"},
         "must be false with offload_optimizer",
+        "deepspeed.zero_force_ds_cpu_optimizer",
     ),
-    ("deepspeed.torch_autocast.enabled", True, 'must be "bfloat16" or "float16" with autocast enabled'),
+    (
+        "deepspeed.torch_autocast.enabled",
+        True,
+        'must be "bfloat16" or "float16" with autocast enabled',
+        "deepspeed.torch_autocast.dtype",
+    ),
 ]
 
-ALL = (
-    UNKNOWN_KEYS + REFUSED_KEYS + TYPES + RANGES + CHOICES + LENGTHS_AND_NAMES + MISSING_KEYS + CONTRADICTIONS
-)
 
-BLAMED = {
-    ("data.grid", "missing, and required"): "data.grid[1]",
-    ("deepspeed.zero_optimization.offload_optimizer", 'must be "none" or "cpu"'): (
-        "deepspeed.zero_optimization.offload_optimizer.device"
-    ),
-    ("deepspeed.zero_optimization.offload_optimizer", "must be false with offload_optimizer"): (
-        "deepspeed.zero_force_ds_cpu_optimizer"
-    ),
-    ("optimizer.groups", "(what logs and checkpoints call the group: lower-case"): "optimizer.groups[0].name",
-    ("optimizer.groups", "must differ from the names of the groups before it"): "optimizer.groups[1].name",
-    ("schedule.interval", 'must be 0 with schedule.interval = "epoch"'): "schedule.warmup_steps",
-    ("deepspeed.torch_autocast.enabled", 'must be "bfloat16" or "float16" with autocast enabled'): (
-        "deepspeed.torch_autocast.dtype"
-    ),
-}
-"""Where the message names another place than the one that was changed."""
+class Case(NamedTuple):
+    """The value to put at `path`, what the message must say, and the place it must name if not `path`."""
+
+    path: str
+    value: object
+    allowed: str
+    named: str | None = None
 
 
-@pytest.mark.parametrize(
-    ("path", "value", "allowed"), ALL, ids=[f"{path}-{n}" for n, (path, *_) in enumerate(ALL)]
-)
+TABLES = [
+    UNKNOWN_KEYS,
+    REFUSED_KEYS,
+    TYPES,
+    RANGES,
+    CHOICES,
+    LENGTHS_AND_NAMES,
+    MISSING_KEYS,
+    CONTRADICTIONS,
+]
+CASES = [Case(*row) for table in TABLES for row in table]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.path}={case.value!r:.20}")
 def test_a_bad_value_is_refused_with_file_path_value_and_what_is_allowed(
-    document: dict[str, Any], write: Callable[[object], str], path: str, value: object, allowed: str
+    document: dict[str, Any], write: Callable[[object], str], case: Case
 ) -> None:
-    change(document, path, value)
+    change(document, case.path, case.value)
     with pytest.raises(ValueError, match=r"^run\.json: ") as caught:
         load_config(write(document))
-    place = BLAMED.get((path, allowed), path)
-    lines = [line for line in str(caught.value).splitlines() if line.startswith(f"run.json: {place}")]
-    assert any(allowed in line for line in lines), str(caught.value)
+    start = f"run.json: {case.named or case.path}"
+    lines = [
+        line for line in str(caught.value).splitlines() if line.startswith((f"{start} = ", f"{start}: "))
+    ]
+    assert any(case.allowed in line for line in lines), str(caught.value)
 
 
 def test_every_error_has_its_own_line_and_none_is_reported_twice(
@@ -230,9 +262,37 @@ def test_a_long_value_is_cut(document: dict[str, Any], write: Callable[[object],
     assert len(str(caught.value)) < 150
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+DEMO = json.loads(Path("ds_configs/demo_cpu.json").read_text())
+PLACES = [(block,) for block in DEMO] + [
+    (block, key) for block, values in DEMO.items() if isinstance(values, dict) for key in (*values, "new")
+]
+
+
+@given(place=st.sampled_from(PLACES), value=JSON)
+def test_whatever_stands_anywhere_is_accepted_or_refused_in_words(
+    place: tuple[str, ...], value: object
+) -> None:
+    document = copy.deepcopy(DEMO)
+    parent = document if len(place) == 1 else document[place[0]]
+    parent[place[-1]] = value
+    try:
+        RunConfig.model_validate(document)
+    except ValidationError as error:
+        lines = describe(error, RunConfig, "run.json").split("\nrun.json: ")
+        assert lines[0].startswith("run.json: ")
+        for line in lines:
+            assert re.match(r"(run\.json: )?[^ ]+( = .+)?: [a-zA-Z]", line, re.DOTALL)
+            assert "Input should" not in line
+
+
 def change(document: dict[str, Any], path: str, value: object) -> None:
     """Set or take out the value at a path such as `data.grid[1]`, making what is missing on the way."""
-    defaults: dict[str, list[object]] = {
+    defaults: dict[str, list[Any]] = {
         "variables": CHANNELS.split(", "),
         "targets": ["pm25", "o3"],
         "betas": [0.9, 0.999],
@@ -242,7 +302,7 @@ def change(document: dict[str, Any], path: str, value: object) -> None:
         document = document.setdefault(part, {})
     name, _, index = last.partition("[")
     if index:
-        document.setdefault(name, defaults.get(name))[int(index[:-1])] = value
+        document.setdefault(name, defaults.get(name, []))[int(index[:-1])] = value
     elif value is MISSING:
         del document[name]
     else:

@@ -1,0 +1,90 @@
+"""DeepSpeed's own keys that a run may not set, with the reason or what to do instead."""
+
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+_STAGE_3 = "it needs ZeRO stage 3, and aqtopo trains with stage 2"
+_AVERAGED = "gradients are always averaged over the ranks: the loss is weighted for it"
+_LOADER = "aqtopo has its own loader; see `data`"
+_ONE_RANK = "the model is not divided among ranks"
+_PRECISION = "precision follows from bf16, fp16 and torch_autocast"
+_REMOVED = "DeepSpeed has removed it"
+_CPU_OFFLOAD = 'deprecated in DeepSpeed; write "offload_optimizer": {"device": "cpu"}'
+
+REFUSED = MappingProxyType(
+    {
+        "optimizer": "the optimizer has a block of its own, `optimizer`, beside `deepspeed`",
+        "scheduler": "the learning rate has a block of its own, `schedule`, beside `deepspeed`",
+        "activation_checkpointing": "use model.gradient_checkpointing",
+        "bfloat16": "an old name; write bf16",
+        "amp": "DeepSpeed has removed it; use bf16, fp16 or torch_autocast",
+        "comet": "use tensorboard, csv_monitor or wandb",
+        "gradient_allreduce_op": _AVERAGED,
+        "prescale_gradients": _AVERAGED,
+        "gradient_predivide_factor": _AVERAGED,
+        "managed_gradient_accumulation": "aqtopo sets the accumulation boundary itself",
+        "elasticity": "DeepSpeed has removed it; aqtopo resumes at other world sizes by itself",
+        "autotuning": "it rewrites the batch sizes, which are fixed for the life of a run",
+        "compile": "DeepCompile has not been tried with this model",
+        "disable_allgather": "write zero_optimization.allgather_partitions",
+        "data_efficiency": _LOADER,
+        "dataloader_drop_last": _LOADER,
+        "curriculum_learning": _LOADER,
+        "vocabulary_size": "the model has no vocabulary",
+        "pipeline": _ONE_RANK,
+        "tensor_parallel": _ONE_RANK,
+        "sequence_parallel_size": _ONE_RANK,
+        "seq_parallel_communication_data_type": _ONE_RANK,
+        "expert_parallel": _ONE_RANK,
+        "use_data_before_expert_parallelism": _ONE_RANK,
+        "hybrid_engine": "it is for generating text",
+        "weight_quantization": "it is for inference",
+        "aio": "it is for NVMe offload, which needs ZeRO stage 3",
+        "datastates": "aqtopo writes checkpoints itself",
+        "nebula": _REMOVED,
+        "compression_training": _REMOVED,
+        "quantize_training": _REMOVED,
+        "sparse_gradients": _REMOVED,
+        "sparse_attention": _REMOVED,
+        "eigenvalue": _REMOVED,
+        "graph_harvesting": _REMOVED,
+        "progressive_layer_drop": _REMOVED,
+        "data_types.param_dtype": _PRECISION,
+        "data_types.buffer_dtype": _PRECISION,
+        "data_types.keep_in_fp32_modules": _PRECISION,
+        "checkpoint.load_universal": "aqtopo decides this when it restores a run",
+        "checkpoint.use_node_local_storage": "every node must be able to read a checkpoint",
+        "checkpoint.parallel_write": "the model has no pipeline stages",
+        "checkpoint.writer": "aqtopo writes checkpoints itself",
+        "checkpoint.checkpoint_serialization": "aqtopo writes checkpoints itself",
+        "zero_optimization.zenflow": "ZenFlow delays updates, so that steps depend on the world size",
+        "zero_optimization.parameter_alignment": "not proven with the universal checkpoint",
+        "zero_optimization.legacy_stage1": "it is for ZeRO stage 1, and aqtopo trains with stage 2",
+        "zero_optimization.mics_*": _REMOVED,
+        "zero_optimization.zeropp_*": _REMOVED,
+        "zero_optimization.cpu_offload": _CPU_OFFLOAD,
+        "zero_optimization.cpu_offload_use_pin_memory": _CPU_OFFLOAD,
+        "zero_optimization.cpu_offload_param": _STAGE_3,
+        "zero_optimization.offload_param": _STAGE_3,
+        "zero_optimization.sub_group_size": _STAGE_3,
+        "zero_optimization.stage3_*": _STAGE_3,
+        "zero_optimization.zero_*": _STAGE_3,
+        "zero_optimization.memory_efficient_linear": _STAGE_3,
+        "zero_optimization.pipeline_loading_checkpoint": _STAGE_3,
+        "zero_optimization.override_module_apply": _STAGE_3,
+        "zero_optimization.log_trace_cache_warnings": _STAGE_3,
+        "zero_optimization.save_muon_momentum_buffer_in_memory": _STAGE_3,
+        "zero_optimization.leaf_module": _STAGE_3,
+        **{
+            f"zero_optimization.offload_optimizer.{key}": _STAGE_3
+            for key in ("nvme_path", "buffer_count", "pipeline_*", "fast_init", "ratio", "super_offload")
+        },
+        "zero_optimization.offload_optimizer.cpuadam_cores_perc": _STAGE_3,
+    }
+)
+"""Reasons by glob pattern over paths in the `deepspeed` block; the first pattern that matches speaks."""
+
+
+def reason_against(path: str) -> str | None:
+    """Why the key at `path` in the `deepspeed` block may not be set; None if DeepSpeed has no such key."""
+    return next((reason for pattern, reason in REFUSED.items() if fnmatchcase(path, pattern)), None)
