@@ -1,0 +1,228 @@
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from aqtopo.config import RunConfig
+from aqtopo.data import open_store
+from aqtopo.data.batch import SURPLUS, Batch
+from aqtopo.data.loader import evaluation_batches, evaluation_loader, training_steps
+
+TinyConfig = Callable[..., RunConfig]
+Sample = tuple[int, str, tuple[float, ...]]
+
+
+def epoch(store: Path, config: RunConfig, rank: int = 0, world: int = 1, first: int = 0) -> list[list[Batch]]:
+    return list(training_steps(open_store(store), config, 0, first, rank, world))
+
+
+def samples(steps: list[list[Batch]]) -> list[list[Sample]]:
+    return [
+        [
+            (place, str(time), tuple(leads.tolist()))
+            for batch in step
+            for place, time, leads in zip(batch.places, batch.times, batch.lead_hours, strict=True)
+            if place != SURPLUS
+        ]
+        for step in steps
+    ]
+
+
+def assert_same(first: Batch, second: Batch) -> None:
+    for name in ("inputs", "wind", "targets", "valid", "lead_hours"):
+        torch.testing.assert_close(getattr(first, name), getattr(second, name), rtol=0, atol=0)
+    assert first.places == second.places
+    np.testing.assert_array_equal(first.times, second.times)
+    assert first.filled == second.filled
+
+
+def test_an_epoch_takes_each_pair_once_in_full_steps(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    steps = epoch(tiny_store, tiny_config())
+    assert [[batch.samples for batch in step] for step in steps] == [[2, 2]] * 24
+    taken = [sample for step in samples(steps) for sample in step]
+    assert [place for place, _, _ in taken] == list(range(96))
+    assert len({(time, leads) for _, time, leads in taken}) == 96
+    assert steps[0][0].targets.shape == (2, 1, 6, 8, 16)
+
+
+def test_with_the_decoder_a_sample_is_a_time_with_all_horizons(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    steps = epoch(tiny_store, tiny_config(model={"lead_time": "decoder"}))
+    assert len(steps) == 6
+    assert steps[0][0].targets.shape == (2, 4, 6, 8, 16)
+    assert steps[0][0].lead_hours[0].tolist() == [12, 24, 48, 96]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+def test_every_world_size_sees_the_same_steps(tiny_store: Path, tiny_config: TinyConfig, world: int) -> None:
+    config = tiny_config(
+        data={"time_stride_hours": 12}, training={"ranks_per_node": 3, "run_dir": "run", "epochs": 1}
+    )
+    reference = samples(epoch(tiny_store, config, world=1))
+    ranks = [epoch(tiny_store, config, rank, world) for rank in range(world)]
+    assert len({tuple(len(step) for step in steps) for steps in ranks}) == 1
+    together = [sorted(chain(*step)) for step in zip(*map(samples, ranks), strict=True)]
+    assert together == [sorted(step) for step in reference]
+    assert [len(step) for step in together] == [12, 12, 12, 12]
+
+
+def test_an_epoch_entered_in_the_middle_goes_on_as_if_never_left(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    whole, rest = epoch(tiny_store, tiny_config()), epoch(tiny_store, tiny_config(), first=20)
+    assert len(rest) == 4
+    for complete, resumed in zip(whole[20:], rest, strict=True):
+        for first, second in zip(complete, resumed, strict=True):
+            assert_same(first, second)
+    assert epoch(tiny_store, tiny_config(), first=24) == []
+
+
+def test_epochs_and_seeds_have_their_own_order(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    store = open_store(tiny_store)
+
+    def starts(seed: int, number: int) -> list[str]:
+        config = tiny_config(training={"seed": seed})
+        return [str(time) for time in next(training_steps(store, config, number, 0, 0, 1))[0].times]
+
+    orders = {tuple(starts(seed, number)) for seed in (0, 1) for number in (0, 1)}
+    assert len(orders) == 4
+    assert starts(1, 1) == starts(1, 1)
+
+
+def test_the_global_random_generator_is_left_alone(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    before = torch.random.get_rng_state()
+    epoch(tiny_store, tiny_config(data={"time_stride_hours": 24}))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+@pytest.mark.parametrize("world", [1, 4])
+def test_evaluation_takes_each_time_once_with_all_horizons(
+    tiny_store: Path, tiny_config: TinyConfig, split: str, world: int
+) -> None:
+    store, config = open_store(tiny_store), tiny_config()
+    ranks = [list(evaluation_batches(store, config, split, rank, world, 4)) for rank in range(world)]
+    times = sorted(str(time) for batches in ranks for batch in batches for time in batch.times)
+    year = 2017 if split == "validation" else 2018
+    assert times == [f"{year}-01-0{day}T00" for day in range(1, 7)]
+    assert all(batch.targets.shape[1] == 4 for batches in ranks for batch in batches)
+    assert all(SURPLUS not in batch.places for batches in ranks for batch in batches)
+
+
+def test_a_rank_without_a_share_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    config = tiny_config(data={"workers": 1})
+    assert list(evaluation_batches(open_store(tiny_store), config, "test", 7, 8, 4)) == []
+
+
+def test_too_few_samples_are_refused_before_anything_is_read(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(
+        data={"time_stride_hours": 24}, training={"nodes": 50, "run_dir": "run", "epochs": 1}
+    )
+    with pytest.raises(ValueError, match=r"give 24 samples, fewer .*2 on each of 50 ranks = 100"):
+        training_steps(open_store(tiny_store), config, 0, 0, 0, 50)
+
+
+def test_a_store_that_does_not_fit_is_refused_before_anything_is_read(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    with pytest.raises(ValueError, match="has 8 x 16 cells"):
+        evaluation_batches(open_store(tiny_store), tiny_config(data={"grid": [16, 32]}), "test", 0, 1, 2)
+
+
+# With loader processes.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("start", "workers"), [("forkserver", 2), ("spawn", 1)])
+def test_loader_processes_deliver_what_reading_here_does(
+    tiny_store: Path, tiny_config: TinyConfig, start: str, workers: int
+) -> None:
+    here = epoch(tiny_store, tiny_config())
+    there = epoch(tiny_store, tiny_config(data={"workers": workers, "worker_start": start}))
+    assert [len(step) for step in there] == [len(step) for step in here]
+    for mine, theirs in zip(here, there, strict=True):
+        for first, second in zip(mine, theirs, strict=True):
+            assert_same(first, second)
+
+
+@pytest.mark.slow
+def test_loader_processes_wait_for_the_next_pass_over_a_split(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    loader = evaluation_loader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
+    assert len(loader) == 3
+    assert next(iter(loader)).places == (0, 1)
+    before = {process.pid for process in multiprocessing.active_children()}
+    assert [batch.places for batch in loader] == [(0, 1), (2, 3), (4, 5)]
+    assert {process.pid for process in multiprocessing.active_children()} == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
+    tiny_store: Path, tiny_config: TinyConfig, tmp_path: Path, workers: int
+) -> None:
+    broken = tmp_path / "broken.zarr"
+    shutil.copytree(tiny_store, broken)
+    shard = broken / "fields" / "c" / "20" / "0" / "0" / "0"
+    shard.write_bytes(shard.read_bytes()[:500])
+    loader = evaluation_loader(open_store(broken), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
+    with pytest.raises(
+        ValueError, match=r"lost the fields of 2018-01-01T00: the shard fields/c/20"
+    ) as caught:
+        list(loader)
+    assert "Traceback" not in str(caught.value)
+    assert str(broken) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_loader_processes_outlive_signals_meant_for_the_trainer(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    others = set(multiprocessing.active_children())
+    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 0, 0, 1)
+    next(steps)
+    workers = [process for process in multiprocessing.active_children() if process not in others]
+    assert len(workers) == 2
+    # kill(1) is another process, as a scheduler's daemon would be.
+    for name in ("INT", "TERM", "USR1"):
+        os.spawnlp(os.P_WAIT, "kill", "kill", f"-{name}", *(str(process.pid) for process in workers))
+    assert len(list(steps)) == 23
+
+
+@pytest.mark.slow
+def test_loader_processes_end_when_the_trainer_terminates_them(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    others = set(multiprocessing.active_children())
+    loader = evaluation_loader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
+    list(loader)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    # A process that ends by itself is no failure of the loader's, which is not asked again.
+    worker.terminate()
+    worker.join(timeout=20)
+    assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_is_killed_ends_with_a_message(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    others = set(multiprocessing.active_children())
+    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 0, 0, 1)
+    next(steps)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(ValueError, match=r"loader process ended unexpectedly .*`data\.workers`"):
+        list(steps)
