@@ -39,7 +39,8 @@ def evaluate(
     if as_json:
         typer.echo(written.read_text(encoding="utf-8"), nl=False)
         return
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH, highlight=False)
+    # On a narrower terminal lines wrap; rich would cut figures off instead.
+    console = Console(width=max(Console().width, TABLE_WIDTH), highlight=False)
     console.print(score_table(scores))
     console.print(summary(scores))
     console.print(f"written to {written}", soft_wrap=True)

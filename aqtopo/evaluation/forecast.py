@@ -28,7 +28,7 @@ def parse_init_time(text: str) -> np.datetime64:
         time = datetime.fromisoformat(text)
     except ValueError as error:
         raise ValueError(
-            f"the initial time {text!r} is no ISO 8601 time. Write it as 2018-01-15T00."
+            f"the initial time {text!r} is not in ISO 8601. Write it as 2018-01-15T00."
         ) from error
     if time.tzinfo is not None:
         time = time.astimezone(UTC).replace(tzinfo=None)

@@ -1,12 +1,13 @@
 """Scores for people: a table for the terminal, and one sentence that says who won."""
 
+import rich.box
 import xarray as xr
 from rich.table import Table
 
 from aqtopo.evaluation.scores import FORECASTS, MODEL, REFERENCES, count_wins
 from aqtopo.variables import VARIABLES
 
-TABLE_WIDTH = 108
+TABLE_WIDTH = 120
 """Columns of text that the table needs."""
 
 
@@ -17,9 +18,12 @@ def score_table(scores: xr.Dataset) -> Table:
         scores: what `aqtopo.evaluation.evaluate` gives.
     """
     head = scores.attrs
+    units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
     table = Table(
         title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}",
-        caption="* lowest RMSE; skill = 1 - RMSE / RMSE of the reference, positive where the model is better",
+        caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference: "
+        "above 0 the model is better",
+        box=rich.box.SIMPLE_HEAD,
     )
     table.add_column("pollutant", no_wrap=True)
     table.add_column("lead", justify="right", no_wrap=True)
@@ -37,11 +41,11 @@ def score_table(scores: xr.Dataset) -> Table:
 
 
 def _row(pair: xr.Dataset) -> list[str]:
-    variable = VARIABLES[str(pair["pollutant"].values)]
+    name = VARIABLES[str(pair["pollutant"].values)].long_name
     rmse = pair["rmse"]
     lowest = float(rmse.min())
     return [
-        f"{variable.long_name} [{variable.units}]".replace("[", r"\["),
+        name,
         f"{int(pair['horizon'])} h",
         *(_marked(float(rmse.sel(forecast=name)), lowest) for name in FORECASTS),
         *(_number(float(pair["skill"].sel(reference=name)), "+.3f") for name in REFERENCES),

@@ -17,7 +17,8 @@ def scores_with_rmse(rmse: np.ndarray) -> xr.Dataset:
     sums = ErrorSums.empty(TARGET_VARIABLES, HORIZONS_H)
     wide = rmse[:, None, :, :, None, None]
     sums.add(dict(zip(FORECASTS, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool))
-    return sums.scores().assign_attrs(run="demo", tag="epoch02-step000100", split="test", years=[2017, 2018])
+    scores = sums.scores().assign_coords(units=("pollutant", ["ug m-3"] * 6))
+    return scores.assign_attrs(run="demo", tag="epoch02-step000100", split="test", years=[2017, 2018])
 
 
 @pytest.fixture
@@ -39,10 +40,11 @@ def printed(scores: xr.Dataset) -> list[str]:
 def test_every_pair_has_a_row_that_fits(scores: xr.Dataset) -> None:
     lines = printed(scores)
     assert max(map(len, lines)) <= TABLE_WIDTH
-    rows = [line for line in lines if "[ug m-3]" in line]
+    rows = [line for line in lines if " h " in line]
     assert len(rows) == 24
-    assert "PM2.5 [ug m-3]" in rows[0]
-    assert "carbon monoxide [ug m-3]" in rows[16]
+    assert rows[0].split()[:3] == ["PM2.5", "12", "h"]
+    assert rows[23].split()[:3] == ["ozone", "96", "h"]
+    assert any("in ug m-3;" in line for line in lines)
     assert not any("…" in line for line in lines)
 
 

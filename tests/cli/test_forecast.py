@@ -1,0 +1,63 @@
+"""`aqtopo forecast` as typed."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+Command = Callable[..., Any]
+
+INIT = "2018-01-03T00"
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".nc"])
+def test_it_writes_what_the_suffix_says(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"out{suffix}"
+    ended = aqtopo("forecast", untrained_run, output, "--init", INIT)
+    assert ended.code == 0
+    assert ended.out == f"{output}: pm25, pm10, so2, no2, co, o3 at 12, 24, 48, 96 h from {INIT} UTC\n"
+    with xr.open_dataset(output) as dataset:
+        assert dict(dataset.sizes) == {"lead_time": 4, "lat": 8, "lon": 16}
+        assert str(dataset["init_time"].values)[:13] == INIT
+        assert dataset.attrs["tag"] == "epoch00-step000007-val0.5000"
+        assert dataset["pm25"].notnull().all()
+
+
+def test_an_older_forecast_is_replaced_only_when_asked(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.nc"
+    assert aqtopo("forecast", untrained_run, output, "--init", INIT).code == 0
+    again = ("forecast", untrained_run, output, "--init", "2018-01-04T00")
+    assert "exists already" in aqtopo(*again).complaint
+    assert aqtopo(*again, "--overwrite").code == 0
+    with xr.open_dataset(output) as dataset:
+        assert str(dataset["init_time"].values)[:10] == "2018-01-04"
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("out.nc", ["--init", "2019-06-01T00"], "The nearest time it has is 2018-01-10T23"),
+        ("out.nc", ["--init", "soon"], "'soon' is not in ISO 8601"),
+        ("out.nc", ["--init", INIT, "--tag", "epoch99"], "no saved state 'epoch99'"),
+        ("out.grib", ["--init", INIT], "must end in .zarr or .nc"),
+        ("nowhere/out.nc", ["--init", INIT], "does not exist"),
+        ("out.nc", [], "--init"),
+    ],
+)
+def test_bad_input_is_refused_and_nothing_is_written(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path, output: str, options: list[str], message: str
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert message in aqtopo("forecast", untrained_run, tmp_path / output, *options).complaint
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_that_is_no_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
+    ended = aqtopo("forecast", tmp_path, tmp_path / "out.nc", "--init", INIT)
+    assert "is not a run directory" in ended.complaint
