@@ -81,7 +81,7 @@ def _print_channels(title: str, channels: dict[str, tuple[float | None, float | 
     table.add_column("std", justify="right")
     for name, (mean, std) in channels.items():
         known = VARIABLES.get(name)
-        numbers = ["-" if number is None else f"{number:.4g}" for number in (mean, std)]
+        numbers = ["-" if number is None else f"{number:.6g}" for number in (mean, std)]
         table.add_row(
             name,
             known.long_name if known else "1 where loss and scores count",

@@ -1,0 +1,61 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aqtopo.cli.main import app
+from aqtopo.data import open_store
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "copy.zarr"
+    shutil.copytree(tiny_store, copy)
+    return copy
+
+
+def test_info_prints_grid_hours_gaps_and_source(tiny_store: Path) -> None:
+    result = runner.invoke(app, ["data", "info", str(tiny_store)])
+    assert result.exit_code == 0
+    assert "8 x 16, latitude 20 to 48" in result.stdout
+    assert "2016 (240 h), 2017 (240 h), 2018 (240 h)" in result.stdout
+    assert "2016-01-11T00 to 2016-12-31T23 (8544 h)" in result.stdout
+    assert "smooth waves made for tests (simulated)" in result.stdout
+    assert "Statistics over 2016" in result.stdout
+
+
+def test_info_as_json_is_only_json(tiny_store: Path) -> None:
+    result = runner.invoke(app, ["data", "info", str(tiny_store), "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["digest"] == open_store(tiny_store).digest
+
+
+def test_statistics_take_several_years_after_one_option(store: Path) -> None:
+    result = runner.invoke(app, ["data", "statistics", str(store), "--years", "2016", "2018"])
+    assert result.exit_code == 0
+    assert "Statistics over 2016, 2018" in result.stdout
+    assert open_store(store).statistics_years == (2016, 2018)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "nowhere.zarr"], "There is no data store at nowhere.zarr"),
+        (["statistics", "nowhere.zarr", "--years", "2016"], "There is no data store at nowhere.zarr"),
+    ],
+)
+def test_a_missing_store_is_an_error_of_the_user(arguments: list[str], message: str) -> None:
+    result = runner.invoke(app, ["data", *arguments])
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
+
+
+def test_statistics_over_an_absent_year_are_refused(store: Path) -> None:
+    result = runner.invoke(app, ["data", "statistics", str(store), "--years", "2030"])
+    assert isinstance(result.exception, ValueError)
+    assert "has no hours in 2030" in str(result.exception)
+    assert open_store(store).statistics_years == (2016,)
