@@ -1,7 +1,7 @@
 """A real Slurm cluster of two nodes on this host, for tests: munged, slurmctld and one slurmd a node.
 
-Everything lives in one directory (key, socket, logs, spool) and on free ports, so that clusters of several test
-runs do not meet. Written for Slurm 22.05, Debian 12's. It must run as root: slurmd becomes the user of a job.
+Everything lives in one directory (key, socket, logs, spool) and on free ports, so that clusters of several
+test runs do not meet. Written for Slurm 22.05, Debian 12's, and run as root: slurmd becomes a job's user.
 """
 
 import os
@@ -18,7 +18,7 @@ from pathlib import Path
 NODES = ("node1", "node2")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "setpriv", "timeout")
 START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
 POLL_S = 0.1
 INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
 """What daemons and jobs see of the caller's environment: no traces of a launcher (RANK, SLURM_*, ...)."""
@@ -51,7 +51,7 @@ SelectTypeParameters=CR_Core
 
 # Job ids start anywhere: aqtopo derives the port of a job's rank 0 from its id.
 FirstJobId={first_job}
-# What is lost is noticed within half a minute: a node, or the srun of a job; a node that comes back is used again.
+# A lost node, or the lost srun of a job, is noticed within half a minute; a node that comes back is used.
 SlurmdTimeout=30
 InactiveLimit=30
 # On a loaded machine an answer may take its time.
@@ -93,7 +93,7 @@ class SlurmCluster:
         """Run a client, with environment variables of its own, and return its standard output.
 
         Raises:
-            RuntimeError: it failed or was ended after `timeout_s` (code 124); says what it and the daemons wrote.
+            RuntimeError: it failed, or `timeout_s` were over (code 124); says what it and the daemons wrote.
         """
         words = ["timeout", "--kill-after=10", str(timeout_s), *map(str, command)]
         done = subprocess.run(
@@ -112,7 +112,7 @@ class SlurmCluster:
     def node_states(self) -> dict[str, str]:
         """What `sinfo` says of every node: `idle`, `allocated`, `down*`, ..."""
         rows = self.run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
-        return {name: state for name, state in map(str.split, rows)}
+        return dict(row.split() for row in rows)
 
     def log_tails(self, lines: int = 10) -> str:
         """The last lines that each daemon wrote."""
