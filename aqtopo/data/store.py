@@ -167,7 +167,7 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
     The store is written aside, as `<path>.partial`, and takes its name when it is complete.
 
     Raises:
-        ValueError: `path` exists already, or a block does not fit `aqtopo.data.schema`.
+        ValueError: `path` exists already or cannot be written, or a block does not fit `aqtopo.data.schema`.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -180,6 +180,12 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
         )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ValueError(
+            f"{final} cannot be written ({error}). Choose a place where you may write."
+        ) from error
+    try:
         _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final)
         partial.rename(final)
     finally:

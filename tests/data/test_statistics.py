@@ -72,6 +72,15 @@ def test_years_that_are_not_stored_are_refused(damaged: Path, years: list[int], 
     assert (damaged / "zarr.json").read_text() == before
 
 
+def test_a_store_that_may_not_be_written_is_named(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zarr.core.attributes.Attributes, "update", read_only)
+    with pytest.raises(ValueError, match=r"damaged\.zarr cannot be written .*Permission denied"):
+        write_statistics(damaged, [2016])
+
+
 def test_normalize_and_denormalize_are_inverse_and_broadcast() -> None:
     normalization = Normalization({"u": 1.0, "o3": 40.0}, {"u": 2.0, "o3": 20.0})
     values = np.random.default_rng(0).standard_normal((3, 2, 4, 5)).astype(np.float32)

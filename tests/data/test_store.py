@@ -87,6 +87,7 @@ def test_locate_finds_times_and_names_the_first_absent_one(tiny_store: Path) -> 
     store = open_store(tiny_store)
     times = np.array([["2016-01-02T03", "2018-01-10T23"]], "datetime64[h]")
     np.testing.assert_array_equal(store.locate(times), [[27, 719]])
+    assert int(store.locate(np.array("2016-01-02T03", "datetime64[h]"))) == 27
     with pytest.raises(ValueError, match=r"has no fields for 2016-01-11T00.*lists the gaps"):
         store.locate(np.array(["2016-01-02T03", "2016-01-11T00", "2030-01-01T00"], "datetime64[h]"))
 
@@ -320,6 +321,12 @@ def test_a_writer_that_is_still_at_work_is_not_disturbed(tiny_dataset: xr.Datase
     with pytest.raises(ValueError, match="another process is writing"):
         write_store(tiny_dataset, tmp_path / "new.zarr")
     assert (tmp_path / "new.zarr.partial").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/new\.zarr cannot be written"):
+        write_store(tiny_dataset, tmp_path / "file" / "new.zarr")
 
 
 def test_an_interrupted_writer_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
