@@ -45,12 +45,12 @@ def synth(
             f"--train-years names {', '.join(map(str, missing))}, which is not simulated by "
             f"--years {' '.join(map(str, years))}: add it there or leave it out here"
         )
-    write_store(_with_progress(simulate(world), world), out)
+    write_store(with_progress(simulate(world), world), out)
     write_statistics(out, train_years)
     typer.echo(f"{out}: {grid} cells, {', '.join(map(str, years))}, simulated with seed {seed}")
 
 
-def _with_progress(blocks: "Iterator[xr.Dataset]", world: "World") -> "Iterator[xr.Dataset]":
+def with_progress(blocks: "Iterator[xr.Dataset]", world: "World") -> "Iterator[xr.Dataset]":
     """Pass the blocks on and show how many simulated days are written."""
     from aqtopo.cli.progress import Progress
 

@@ -87,7 +87,6 @@ CITIES = _cities(
     ("Hanoi", 21.0, 105.8, 8.0),
     ("Mandalay", 22.0, 96.1, 1.8),
     ("Almaty", 43.2, 76.9, 2.0),
-    ("Tashkent", 41.3, 69.3, 3.0),
 )
 """Agglomerations with their population in millions, rounded (UN World Urbanization Prospects 2018)."""
 
