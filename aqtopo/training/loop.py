@@ -12,7 +12,7 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.check import check_store
-from aqtopo.data.loader import evaluation_batches, training_steps
+from aqtopo.data.loader import evaluation_loader, training_steps
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
@@ -137,6 +137,10 @@ class _Run:
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
         self.saved_step = -1
+        rank, size = prepared.launch.rank, prepared.launch.size
+        self.validation_batches = evaluation_loader(
+            prepared.store, self.config, "validation", rank, size, self.config.micro_batch
+        )
 
     def execute(self) -> None:
         """Train until the last step, a signal or the end of patience; leave a saved state in any case."""
@@ -159,7 +163,7 @@ class _Run:
         )
         limit = self.config.training.sanity_micro_batches
         if limit:
-            val_loss = validation_loss(self.engine, self._validation_batches(), limit)
+            val_loss = validation_loss(self.engine, self.validation_batches, limit)
             self.log.say(f"sanity validation on {limit} batch(es) a rank: loss {val_loss:.4f}")
         self.log.event("start", world_size=launch.size, **fields, total_steps=prepared.schedule.total_steps)
 
@@ -241,7 +245,7 @@ class _Run:
         return every is not None and self.progress.step % every == 0
 
     def _validate(self) -> None:
-        val_loss = validation_loss(self.engine, self._validation_batches())
+        val_loss = validation_loss(self.engine, self.validation_batches)
         best = self.early.update(val_loss)
         self.log.event(
             "validation", step=self.progress.step, epoch=self.progress.epoch, val_loss=val_loss, best=best
@@ -252,17 +256,6 @@ class _Run:
             f"train loss {self.progress.train_loss:.4f}"
         )
         self._save(val_loss)
-
-    def _validation_batches(self) -> Any:
-        launch = self.prepared.launch
-        return evaluation_batches(
-            self.prepared.store,
-            self.config,
-            "validation",
-            launch.rank,
-            launch.size,
-            self.config.micro_batch,
-        )
 
     def _save(self, val_loss: float | None) -> None:
         tag = self.progress.tag(val_loss)
