@@ -87,5 +87,8 @@ class SampleDropPath(_PerSample):
         layer_seeds = self._layer_seeds(x, seeds)
         if layer_seeds is None:
             return x
-        factors = [1.0 / (1.0 - self.p) if seed >= self.p * 2.0**63 else 0.0 for seed in layer_seeds]
-        return x * torch.tensor(factors, dtype=x.dtype, device=x.device).view(-1, *[1] * (x.ndim - 1))
+        factor = x.new_empty(len(layer_seeds), *[1] * (x.ndim - 1))
+        for row, seed in zip(factor, layer_seeds, strict=True):
+            # Filled row by row: a tensor made of a list would wait for the device to copy it.
+            row.fill_(1.0 / (1.0 - self.p) if seed >= self.p * 2.0**63 else 0.0)
+        return x * factor

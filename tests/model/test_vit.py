@@ -9,6 +9,7 @@ from torch.nn import functional
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.model.wind import WindOrder
+from aqtopo.training.groups import group_parameters
 
 from .conftest import (
     GRID,
@@ -100,6 +101,13 @@ def test_the_reference_model_has_91_tensors_in_four_parts(changes: dict[str, obj
     parts = Counter(name.split(".")[0] for name in names)
     assert len(names) == 91
     assert (parts["blocks"], parts["token_embeds"], parts["head"]) == (72, 2, 6)
+
+
+def test_the_reference_model_falls_into_the_four_named_groups(tiny_config: Callable[..., RunConfig]) -> None:
+    names = [name for name, _ in reference_model().named_parameters()]
+    groups = group_parameters(names, tiny_config())
+    counts = {group: len(members) for group, members in groups.items()}
+    assert counts == {"vit_blocks": 72, "wind_embedding": 2, "head": 6, "others": 11}
 
 
 def test_the_reference_model_has_52_million_parameters() -> None:
