@@ -16,6 +16,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.store import Store
 from aqtopo.evaluation.forecast import forecast, truth_for
+from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Hours = npt.NDArray[np.datetime64]
@@ -76,7 +77,8 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
         for index in store.locate(candidates).tolist()
     ]
     starts = f"{len(candidates)} starts {'at 00 UTC ' if len(midnights) else ''}in the test period"
-    reason = f"of {starts} the one with the most polluted air, whatever the forecast made of it"
+    label = VARIABLES[config.data.targets[0]].long_name
+    reason = f"of {starts} the one with the highest mean {label}, whatever the forecast made of it"
     return candidates[int(np.nanargmax(means))], reason
 
 
@@ -93,7 +95,7 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Case:
     if init_time is None:
         init_time, reason = most_polluted_time(run.store, run.config)
     else:
-        reason = "chosen by whoever made this page"
+        reason = "chosen by hand"
     forecasts, truths = forecast(run, init_time), truth_for(run, init_time)
     pollutants, horizons = run.config.data.targets, run.config.data.horizons
     scored = run.store.static["mask"] > 0

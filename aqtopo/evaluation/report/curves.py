@@ -57,7 +57,7 @@ def loss_curve(history: History) -> Curve:
     with rc_context(_STYLE):
         figure, axes = _new_figure("loss (normalised units squared)")
         steps, losses = thinned(_step_numbers(history.steps), np.array([s.train_loss for s in history.steps]))
-        axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=1.2, label="training")
+        axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.9, label="training")
         if history.validations:
             axes.plot(
                 [v.step for v in history.validations],

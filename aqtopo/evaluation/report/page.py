@@ -84,10 +84,11 @@ def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, fac
     parts = {
         "config": run.config,
         "source": store.source,
-        "simulated": bool(store.attributes.get("simulated", False)),
+        "simulated": str(store.attributes.get("simulated", "no")).lower() in ("yes", "true", "1"),
         "board": board,
         "summary": summary(scores),
         "scored_on": f"the {scores.attrs['split']} period {_listed(scores.attrs['years'])}",
+        "starts": _starts(scores.attrs),
         "numbers": _numbers(run, board, history),
         "canvas": canvas,
         "terrain": draw_terrain(canvas, store.static["elevation"], store.static["mask"]),
@@ -143,6 +144,12 @@ def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[
     ]
 
 
+def _starts(head: dict[Any, Any]) -> str:
+    """How many forecasts the scores are made of."""
+    first, last = (spoken_time(np.datetime64(head[key])) for key in ("first_init", "last_init"))
+    return f"{head['initialisations']:,} forecasts, started from {first} to {last}."
+
+
 def _learning(history: History) -> str:
     last, best = history.steps[-1], history.best
     text = f"{last.step:,} steps in {last.epoch + 1} epoch{'s' if last.epoch else ''}"
@@ -175,7 +182,6 @@ def _sample_rule(config: RunConfig) -> str:
 
 def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
-        "started": "started",
         "world_size": "processes",
         "launcher": "launcher",
         "device": "device",
@@ -187,6 +193,10 @@ def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("saved state", run.tag.name),
         ("configuration digest", run.config.digest[:16]),
+        (
+            "training started",
+            f"{datetime.fromisoformat(facts['started']).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        ),
         *((label, str(facts[key])) for key, label in names.items() if facts.get(key) is not None),
     ]
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
-from aqtopo.evaluation.report.scoreboard import pretty_units, round_together
+from aqtopo.evaluation.report.scoreboard import capitalised, pretty_units, round_together
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -82,7 +82,7 @@ def _draw(case: Case, canvas: Canvas, c: int) -> Pollutant:
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
     return Pollutant(
         variable.name,
-        variable.long_name,
+        capitalised(variable.long_name),
         pretty_units(variable.units),
         scale,
         difference,

@@ -133,7 +133,7 @@ def score_board(scores: xr.Dataset) -> Scoreboard:
     rows = tuple(
         Row(
             name,
-            VARIABLES[name].long_name,
+            capitalised(VARIABLES[name].long_name),
             pretty_units(VARIABLES[name].units),
             tuple(_cell(scores, name, h) for h in horizons),
         )
@@ -143,6 +143,11 @@ def score_board(scores: xr.Dataset) -> Scoreboard:
         _line(scores, name, h, method) for name in pollutants for h in horizons for method in FORECASTS
     )
     return Scoreboard(horizons, rows, lines)
+
+
+def capitalised(name: str) -> str:
+    """A name as it stands at the head of a row: `sulfur dioxide` becomes `Sulfur dioxide`."""
+    return name[:1].upper() + name[1:]
 
 
 def pretty_units(units: str) -> str:
@@ -176,5 +181,5 @@ def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> Cell:
 def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> Line:
     picked = scores.sel(pollutant=pollutant, horizon=horizon_h)
     rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
-    label = VARIABLES[pollutant].long_name
+    label = capitalised(VARIABLES[pollutant].long_name)
     return Line(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))

@@ -77,7 +77,7 @@ def draw_terrain(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> T
     return Terrain(
         shade=png_uri(_hillshade(canvas, elevation)),
         contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
-        coast=_contour_path(canvas, canvas.north_up(mask), 0.5),
+        coast=_outline(canvas, canvas.north_up(mask) > 0),
         cities=tuple(Label(*place, name) for name, place in places if place is not None),
         meridians=_meridians(canvas),
         parallels=_parallels(canvas),
@@ -130,6 +130,28 @@ def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
 def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
     lines = contour_generator(canvas.x, canvas.y, field).lines(level)
     return "".join(_polyline(np.asarray(line)) for line in lines if len(line) > 3)
+
+
+def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
+    """The border of an area along the edges of its cells, each straight stretch one line."""
+    width, height = WIDTH / inside.shape[1], canvas.height / inside.shape[0]
+    across = "".join(
+        f"M{start * width:.1f},{row * height:.1f}H{end * width:.1f}"
+        for row, start, end in _stretches(inside[1:] != inside[:-1])
+    )
+    down = "".join(
+        f"M{column * width:.1f},{start * height:.1f}V{end * height:.1f}"
+        for column, start, end in _stretches((inside[:, 1:] != inside[:, :-1]).T)
+    )
+    return across + down
+
+
+def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """Runs of true values: index of the edge below row i (i + 1), start and end along the row."""
+    padded = np.pad(border, ((0, 0), (1, 1))).astype(np.int8)
+    rows, starts = np.nonzero(np.diff(padded, axis=1) == 1)
+    _, ends = np.nonzero(np.diff(padded, axis=1) == -1)
+    return list(zip((rows + 1).tolist(), starts.tolist(), ends.tolist(), strict=True))
 
 
 def _polyline(points: FloatArray) -> str:
