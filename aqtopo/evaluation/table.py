@@ -21,8 +21,8 @@ def score_table(scores: xr.Dataset) -> Table:
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
     table = Table(
         title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}",
-        caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference: "
-        "above 0 the model is better",
+        caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
+        "positive is better",
         box=rich.box.SIMPLE_HEAD,
     )
     table.add_column("pollutant", no_wrap=True)

@@ -106,3 +106,15 @@ def test_a_write_that_fails_leaves_nothing_and_spares_the_old_one(
         write_forecast(dataset.assign_attrs(broken=object()), path, overwrite=True)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_message(
+    dataset: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_zarr", full)
+    with pytest.raises(ValueError, match=r"cannot write .*forecast.zarr: .*No space left"):
+        write_forecast(dataset, tmp_path / "forecast.zarr")
+    assert not list(tmp_path.iterdir())

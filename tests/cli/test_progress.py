@@ -1,0 +1,62 @@
+"""Progress: a bar on a terminal, plain lines now and then elsewhere."""
+
+import io
+
+import pytest
+
+from aqtopo.cli.progress import Progress
+
+
+class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock that stands still until its only element is changed."""
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    return now
+
+
+def test_plain_lines_come_every_five_seconds_and_at_the_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show = Progress()
+    for done in range(9):
+        show("forecasts", done, 8)
+        clock[0] += 2.0
+    assert capsys.readouterr().err.splitlines() == [
+        "3/8 forecasts, 0.5/s, 00:10 left",
+        "6/8 forecasts, 0.5/s, 00:04 left",
+        "8/8 forecasts, 0.5/s, 00:00 left",
+    ]
+
+
+def test_a_new_count_starts_its_own_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    show = Progress()
+    show("hours", 0, 10)
+    clock[0] += 10.0
+    show("hours", 10, 10)
+    show("forecasts", 0, 4)
+    clock[0] += 10.0
+    show("forecasts", 2, 4)
+    assert capsys.readouterr().err.splitlines() == [
+        "10/10 hours, 1.0/s, 00:00 left",
+        "2/4 forecasts, 0.2/s, 00:10 left",
+    ]
+
+
+def test_a_terminal_gets_one_bar_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    show = Progress()
+    show("hours", 5, 10)
+    show("forecasts", 4, 4)
+    text = terminal.getvalue()
+    assert "hours:" in text
+    assert "forecasts: 100%" in text
+    assert "left" not in text
