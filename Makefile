@@ -43,10 +43,11 @@ layers: $(STAMP)
 	$(BIN)/lint-imports --cache-dir .cache/import_linter
 
 quick: lint types layers
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n 2 --dist loadgroup -rs
 
 test: lint types layers
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --cov --cov-report=term:skip-covered
+	bash scripts/install_debian_packages.sh
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs --cov --cov-report=term:skip-covered
 
 clean:
 	rm -rf .cache .coverage* runs data

@@ -5,6 +5,7 @@ exports SLURM_* variables, and a program started alone is rank 0 of 1. All four 
 """
 
 import os
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,6 +45,12 @@ class Launch:
     def is_main(self) -> bool:
         """Whether this process writes the files and the console."""
         return self.rank == 0
+
+    def example(self, nodes: int, ranks_per_node: int) -> str:
+        """How to start that many processes the way this one was started."""
+        if self.launcher == "slurm":
+            return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
+        return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
@@ -96,10 +103,16 @@ def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
         int(environ["SLURM_PROCID"]),
         int(environ["SLURM_LOCALID"]),
         size,
-        max(1, size // nodes),
+        _tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[int(environ["SLURM_NODEID"])],
         environ.get("MASTER_ADDR", "127.0.0.1"),
         int(environ.get("MASTER_PORT", default_port)),
     )
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand Slurm's run-length form: `8(x2),4` is 8, 8, 4."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in runs for _ in range(int(times or 1))]
 
 
 def select_device(launch: Launch) -> torch.device:

@@ -66,12 +66,12 @@ def prepare(config: RunConfig, launch: Launch) -> Prepared:
     Raises:
         ValueError: anything a user has to put right.
     """
+    nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
     if launch.size != config.world_size:
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
-            f"{config.training.nodes} x {config.training.ranks_per_node} = {config.world_size}. Start that "
-            f"many, for example `deepspeed --num_gpus {config.training.ranks_per_node} --module aqtopo train "
-            "...`, or change training.nodes and training.ranks_per_node."
+            f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
+            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes and training.ranks_per_node."
         )
     run_dir = Path(config.training.run_dir)
     check_run_directory(run_dir, config)

@@ -27,6 +27,8 @@ SRUN = {
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "16",
     "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "8(x2)",
+    "SLURM_NODEID": "1",
     "SLURM_LOCALID": "1",
     "SLURM_JOB_ID": "123456",
     "MASTER_ADDR": "nid001",
@@ -46,6 +48,11 @@ def test_srun_variables_are_mapped_with_one_port_a_job() -> None:
     launch = read_launch(SRUN)
     assert launch == Launch("slurm", 9, 1, 16, 8, "nid001", 20000 + 123456 % 20000)
     assert read_launch(SRUN | {"MASTER_PORT": "1234"}).master_port == 1234
+
+
+def test_uneven_srun_tasks_are_counted_on_this_very_node() -> None:
+    uneven = SRUN | {"SLURM_STEP_TASKS_PER_NODE": "2,1", "SLURM_STEP_NUM_TASKS": "3"}
+    assert [read_launch(uneven | {"SLURM_NODEID": node}).local_size for node in "01"] == [2, 1]
 
 
 def test_batch_shell_without_srun_is_alone() -> None:
