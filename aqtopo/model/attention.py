@@ -9,11 +9,11 @@ Shapes: B batch, H heads, N tokens, D width, E = D / H.
 import numpy as np
 import numpy.typing as npt
 import torch
-from aqtopo_kernels import elevation_attention, wind_gather
 from torch import Tensor, nn
 from torch.nn import functional
 
 from aqtopo.model.dropout import SampleDropout, Seeds
+from aqtopo_kernels import elevation_attention, wind_gather
 
 
 class SelfAttention(nn.Module):

@@ -3,11 +3,11 @@
 Shapes: B batch, N tokens, D width.
 """
 
-from aqtopo_kernels import wind_gather
 from torch import Tensor, nn
 
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.dropout import SampleDropout, SampleDropPath, Seeds
+from aqtopo_kernels import wind_gather
 
 
 class Mlp(nn.Module):

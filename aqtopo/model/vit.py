@@ -16,7 +16,6 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import torch
-from aqtopo_kernels import wind_scatter
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -28,6 +27,7 @@ from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapse
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
 from aqtopo.model.terrain import Terrain
 from aqtopo.model.wind import WindOrder
+from aqtopo_kernels import wind_scatter
 
 HOURS_PER_LEAD_UNIT = 100.0
 """ClimaX feeds lead times in units of 100 hours."""

@@ -71,7 +71,7 @@ def prepare(config: RunConfig, launch: Launch) -> Prepared:
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
             f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
-            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes and training.ranks_per_node."
+            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
         )
     run_dir = Path(config.training.run_dir)
     check_run_directory(run_dir, config)

@@ -3,11 +3,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from aqtopo_kernels import elevation_attention
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+
+from aqtopo_kernels import elevation_attention
 
 Arguments = dict[str, Tensor]
 

@@ -2,11 +2,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from aqtopo_kernels import wind_gather, wind_scatter
-from aqtopo_kernels.wind_gather.reference import invert_order
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from aqtopo_kernels import wind_gather, wind_scatter
+from aqtopo_kernels.wind_gather.reference import invert_order
 
 
 def random_case(batch: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
