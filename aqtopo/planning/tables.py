@@ -23,9 +23,7 @@ def readable_bytes(count: int) -> str:
 
 
 def _groups(plan: Plan) -> Table:
-    table = Table(
-        title=f"{plan.config.name}: parameters, and learning rates at the start of epoch {plan.epoch}"
-    )
+    table = Table(title=f"{plan.config.name}, start of epoch {plan.epoch}")
     table.add_column("group")
     for name in ("tensors", "parameters", "lr"):
         table.add_column(name, justify="right")
@@ -39,9 +37,12 @@ def _groups(plan: Plan) -> Table:
 def _course(plan: Plan) -> Table:
     calendar, steps, config = plan.calendar, plan.calendar.steps, plan.config
     hours = (
-        "the store's hours" if calendar.from_store else f"no store at {config.data.store}: every hour assumed"
+        "those in the store"
+        if calendar.from_store
+        else f"no store at {config.data.store}: every hour assumed"
     )
-    table = Table(title=f"Samples and steps ({hours})", show_header=False)
+    table = Table(title="Samples and steps", show_header=False)
+    table.add_row("hours", hours)
     for split, samples in calendar.tables.items():
         table.add_row(f"{split} samples", f"{len(samples):,} of {len(samples.times):,} times")
     table.add_section()
