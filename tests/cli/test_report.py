@@ -1,0 +1,42 @@
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aqtopo.checkpoint import load_run
+from aqtopo.cli.main import app
+from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.score_file import write_scores
+
+
+def test_the_command_names_the_page(untrained_run: Path) -> None:
+    write_scores(evaluate(load_run(untrained_run)), untrained_run)
+    lrs = '{"vit_blocks": 1e-4}'
+    line = f'{{"event": "step", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {lrs}}}\n'
+    (untrained_run / "metrics.jsonl").write_text(line)
+    (untrained_run / "run.json").write_text('{"started": "2026-11-21T20:15:00+00:00", "versions": {}}')
+    result = CliRunner().invoke(app, ["report", str(untrained_run), "--init", "2018-01-02T00"])
+    assert result.exit_code == 0, result.output
+    assert str(untrained_run / "report.html") in result.stdout
+    assert (untrained_run / "report.html").is_file()
+
+
+def test_a_run_without_scores_is_told_how_to_get_them(untrained_run: Path) -> None:
+    with pytest.raises(ValueError, match="aqtopo evaluate"):
+        CliRunner().invoke(app, ["report", str(untrained_run)], catch_exceptions=False)
+
+
+def test_a_bad_start_is_refused(untrained_run: Path) -> None:
+    with pytest.raises(ValueError, match="the initial time 'yesterday'"):
+        CliRunner().invoke(app, ["report", str(untrained_run), "--init", "yesterday"], catch_exceptions=False)
+
+
+def test_the_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found: Callable[..., object] = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "jinja2" else found(name, *rest)
+    )
+    with pytest.raises(ValueError, match=r"needs jinja2, which is not installed.*aqtopo\[report\]"):
+        CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+
+from aqtopo.evaluation.report.history import read_history
+
+from .conftest import step_line, validation_line, write_metrics
+
+
+def test_steps_and_validations_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(
+        path,
+        [
+            {"event": "start"},
+            step_line(1, 2.0),
+            step_line(2, 1.0),
+            validation_line(2, 0.9),
+            step_line(3, 0.8, epoch=1),
+            validation_line(3, 0.7, epoch=1),
+            {"event": "stop"},
+        ],
+    )
+    history = read_history(path)
+    assert [step.train_loss for step in history.steps] == [2.0, 1.0, 0.8]
+    assert history.steps[-1].epoch == 1
+    assert history.best is not None
+    assert (history.best.step, history.best.val_loss) == (3, 0.7)
+    assert history.starts == 1
+
+
+def test_a_repeated_step_replaces_the_lost_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start = {"event": "start"}
+    write_metrics(path, [start, step_line(1, 2.0), step_line(2, 9.0), start, step_line(2, 1.0)])
+    history = read_history(path)
+    assert [step.train_loss for step in history.steps] == [2.0, 1.0]
+    assert history.starts == 2
+    assert history.best is None
+
+
+def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, [step_line(1, 2.0)])
+    path.write_text(path.read_text() + '{"event": "step", "st')
+    assert len(read_history(path).steps) == 1
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event": "start"}\nnot json\n{"event": "stop"}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: 'not json' is not JSON"):
+        read_history(path)
+
+
+def test_a_run_without_a_step_has_nothing_to_draw(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, [{"event": "start"}])
+    with pytest.raises(ValueError, match="no training step yet"):
+        read_history(path)
+    with pytest.raises(ValueError, match=r"absent\.jsonl is missing"):
+        read_history(tmp_path / "absent.jsonl")
