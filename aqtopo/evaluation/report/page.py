@@ -155,6 +155,9 @@ def _learning(history: History) -> str:
     text = f"{last.step:,} steps in {last.epoch + 1} epoch{'s' if last.epoch else ''}"
     if history.starts > 1:
         text += f", started {history.starts} times"
+    rates = [step.samples_per_s for step in history.steps if step.samples_per_s is not None]
+    if rates:
+        text += f", {np.median(rates):,.1f} samples a second (median)"
     if best is None:
         return f"{text}. The run was not validated."
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."

@@ -81,6 +81,12 @@ class Line:
     bias: float
     count: int
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """RMSE, mean absolute error and bias with the same decimals, the bias with its sign."""
+        rmse, mae, bias = round_together((self.rmse, self.mae, self.bias))
+        return rmse, mae, f"+{bias}" if self.bias > 0.0 else bias
+
 
 @dataclass(frozen=True)
 class Scoreboard:

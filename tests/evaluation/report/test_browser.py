@@ -1,4 +1,4 @@
-"""The page in a real browser; `make test` installs chromium where it may, elsewhere these tests are skipped."""
+"""The page in a real browser; where chromium is missing and may not be installed, these tests say so."""
 
 import html
 import json

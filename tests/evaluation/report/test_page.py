@@ -109,4 +109,6 @@ def test_an_older_page_survives_a_failure(finished_run: Path) -> None:
 def test_a_run_that_was_resumed_says_so(finished_run: Path) -> None:
     path = finished_run / "metrics.jsonl"
     path.write_text(json.dumps({"event": "start"}) + "\n" + path.read_text())
-    assert "7 steps in 1 epoch, started 2 times." in write_report(finished_run).read_text(encoding="utf-8")
+    assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in write_report(
+        finished_run
+    ).read_text(encoding="utf-8")

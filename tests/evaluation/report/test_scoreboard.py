@@ -58,6 +58,7 @@ def test_the_full_table_has_a_line_for_each_forecast() -> None:
     lines = score_board(scores(8.0)).lines
     assert [line.forecast for line in lines] == list(FORECASTS)
     assert (lines[0].rmse, lines[0].mae, lines[0].bias, lines[0].count) == (8.0, 4.0, -2.0, 123)
+    assert lines[0].texts == ("8.00", "4.00", "\N{MINUS SIGN}2.00")
 
 
 @pytest.mark.parametrize(("units", "pretty"), [("ug m-3", "µg\xa0m⁻³"), ("K", "K"), ("m s-1", "m\xa0s⁻¹")])
