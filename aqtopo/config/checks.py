@@ -32,6 +32,10 @@ def _channels(config: RunConfig) -> Iterator[Problem]:
                 data.variables,
                 f"must hold {variable}, which {option} needs; add it or set {option} to false",
             )
+    absent = [name for name in data.targets if name not in data.variables]
+    if model.prediction == "tendency" and absent:
+        allowed = f'must be "state": a tendency starts from {", ".join(absent)}, not in data.variables'
+        yield Problem(("model", "prediction"), model.prediction, allowed)
 
 
 def _known(path: Path, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:

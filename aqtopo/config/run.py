@@ -126,6 +126,9 @@ class ModelConfig(Strict):
     lead_time: Literal["encoder", "decoder"] = "encoder"
     """Where the horizon enters: with the tokens, one horizon a pass; or before the head, all at once."""
 
+    prediction: Literal["state", "tendency"] = "state"
+    """What the head gives: the pollutants themselves, or their change since the start."""
+
     gradient_checkpointing: bool = False
     """Compute each block's activations again in the backward pass, to save memory."""
 

@@ -10,7 +10,7 @@ acts, for attention itself does not see it.
 Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells, N tokens, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -44,6 +44,7 @@ class AirQualityViT(nn.Module):
         terrain: heights [m] and latitudes of the grid.
         variables: V.
         targets: C.
+        present: for a tendency, where each target is among the input variables.
         seed: of the first weights.
 
     Raises:
@@ -51,10 +52,19 @@ class AirQualityViT(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, terrain: Terrain, *, variables: int, targets: int, seed: int = 0
+        self,
+        config: ModelConfig,
+        terrain: Terrain,
+        *,
+        variables: int,
+        targets: int,
+        present: Sequence[int] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
+        assert len(present) == (targets if config.prediction == "tendency" else 0), present
         self.config, self.variables, self.targets = config, variables, targets
+        self.present = list(present)
         self.grid = terrain.elevation_m.shape
         height_m = terrain.patch_means_m(config.patch)
         self.patch_grid = self.grid[0] // config.patch, self.grid[1] // config.patch
@@ -99,7 +109,10 @@ class AirQualityViT(nn.Module):
         else:
             encoded_BND = self.encode(x_BND, seeds, order_BN)
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
-        return self.unpatchify(_to_raster(pixels_BKNR, order_BN))
+        forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
+        if self.config.prediction == "tendency":
+            forecast = forecast + inputs[:, None, self.present].to(forecast.dtype)
+        return forecast
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Tokens (B, N, D) of the fields (B, V, Y, X), in raster order."""
@@ -175,9 +188,15 @@ def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
             f"data.grid is {config.data.grid[0]} x {config.data.grid[1]}, but the terrain has {rows} x "
             f"{columns} cells; set data.grid to the store's."
         )
-    variables, targets = len(config.data.variables), len(config.data.targets)
+    variables, targets = config.data.variables, config.data.targets
+    tendency = config.model.prediction == "tendency"
     return AirQualityViT(
-        config.model, terrain, variables=variables, targets=targets, seed=config.training.seed
+        config.model,
+        terrain,
+        variables=len(variables),
+        targets=len(targets),
+        present=[variables.index(name) for name in targets] if tendency else (),
+        seed=config.training.seed,
     )
 
 

@@ -123,6 +123,7 @@ CHOICES: list[tuple[Any, ...]] = [
     ("schedule.interval", "batch", 'must be "epoch" or "step"'),
     ("model.elevation_bias", True, 'must be "published", "uphill" or false'),
     ("model.lead_time", "both", 'must be "encoder" or "decoder"'),
+    ("model.prediction", "change", 'must be "state" or "tendency"'),
     ("data.worker_start", "fork", 'must be "forkserver" or "spawn"'),
     ("data.normalization", "none", 'must be "dataset" or "topoflow"'),
 ]

@@ -165,3 +165,9 @@ def _minimal(grid: list[int], **model: object) -> Document:
         "training": {"run_dir": "r", "epochs": 1, "nodes": 1, "ranks_per_node": 1},
         "deepspeed": {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}},
     }
+
+
+def test_a_tendency_needs_every_target_among_the_inputs() -> None:
+    changes = ["model.prediction=tendency", 'data.variables=["u", "v", "elevation", "pm25"]']
+    with pytest.raises(ValueError, match=r'model\.prediction = "tendency".*a tendency starts from pm10, so2'):
+        load_config("ds_configs/demo_cpu.json", changes)

@@ -10,6 +10,7 @@ from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.model.wind import WindOrder
 from aqtopo.training.groups import group_parameters
+from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES
 
 from .conftest import (
     GRID,
@@ -286,6 +287,17 @@ def test_build_model_follows_the_run_s_configuration(tiny_config: Callable[..., 
     assert torch.equal(model.head[0].weight, again.head[0].weight)
     with pytest.raises(ValueError, match=r"data\.grid is 8 x 16, but the terrain has 4 x 16 cells"):
         build_model(config, Terrain.flat((4, 16)))
+
+
+def test_a_tendency_is_the_change_from_the_present_state(tiny_config: Callable[..., RunConfig]) -> None:
+    terrain = Terrain.flat(GRID)
+    state = build_model(tiny_config(), terrain)
+    tendency = build_model(tiny_config(model={"prediction": "tendency"}), terrain)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(1, len(INPUT_VARIABLES), *GRID, generator=generator)
+    arguments = inputs, torch.zeros(1, 2, *GRID), torch.full((1, 1), 24.0)
+    present = inputs[:, [INPUT_VARIABLES.index(name) for name in TARGET_VARIABLES]]
+    torch.testing.assert_close(tendency(*arguments), state(*arguments) + present[:, None])
 
 
 BAD_SHAPES = [
