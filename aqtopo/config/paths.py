@@ -1,6 +1,7 @@
 """Places in a configuration: their spelling, and what the models have there."""
 
 import difflib
+import json
 import re
 import types
 from collections.abc import Iterator
@@ -14,9 +15,14 @@ _PATH = re.compile(r"^[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*$")
 
 
 def spell(path: Path) -> str:
-    """Write ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`."""
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in path]
+    """Write ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`; odd keys as JSON strings."""
+    parts = [f"[{part}]" if isinstance(part, int) else f".{_spell_key(part)}" for part in path]
     return "".join(parts).removeprefix(".")
+
+
+def _spell_key(key: str) -> str:
+    """The key itself where a reader can see where it begins and ends."""
+    return key if re.fullmatch(r"[\w$-]+", key, re.ASCII) else json.dumps(key)
 
 
 def parse(text: str) -> Path:

@@ -1,7 +1,11 @@
-"""First values of the weights, as in ClimaX, but a pure function of a seed.
+"""First values of the weights: a pure function of a seed, scaled to the width of the model.
 
-Linear weights and patch projections from a normal distribution of width 0.02 cut off at 2, biases 0, norms 1,
-variable and position embeddings sines and cosines, the variables' query 0.
+Variances are kept through every layer: Linear weights are uniform after Xavier; patch projections are normal
+with 1 / (pixels of a patch) as variance, so that a patch of normalised pixels makes tokens as large as the
+position embedding's. ClimaX takes 0.02 everywhere: about right for its own width of 1024, but in a narrow
+model it drowns the input in the position embedding. The head's last layer has ClimaX's 0.02, so that a run
+begins near the mean (with tendencies: near the present state). Biases 0, norms 1, the variables' query 0,
+variable and position embeddings sines and cosines, as in ClimaX.
 """
 
 import numpy as np
@@ -11,21 +15,31 @@ from torch import nn
 
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation
 
-_STD = 0.02
+_LAST_LAYER_STD = 0.02
 
 
-def initialise_modules(model: nn.Module, seed: int) -> None:
-    """Gives every Linear, LayerNorm, patch projection and aggregation of the model its first values."""
+def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> None:
+    """Gives every Linear, LayerNorm, patch projection and aggregation of the model its first values.
+
+    Args:
+        model: whose modules are filled, in the order of `model.modules()`.
+        last_layer: the Linear that gives the forecast.
+        seed: of all draws.
+    """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=_STD, generator=generator)
+            if module is last_layer:
+                nn.init.trunc_normal_(module.weight, std=_LAST_LAYER_STD, generator=generator)
+            else:
+                nn.init.xavier_uniform_(module.weight, generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()
         elif isinstance(module, TokenEmbedding):
-            nn.init.trunc_normal_(module.proj_weights, std=_STD, generator=generator)
+            pixels = module.proj_weights[0, 0].numel()
+            nn.init.normal_(module.proj_weights, std=pixels**-0.5, generator=generator)
             nn.init.zeros_(module.proj_biases)
         elif isinstance(module, VariableAggregation):
             nn.init.xavier_uniform_(module.in_proj_weight, generator=generator)

@@ -168,7 +168,7 @@ class AirQualityViT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
-        initialise_modules(self, seed)
+        initialise_modules(self, self.head[-1], seed)
         self.var_embed.copy_(torch.as_tensor(sincos_1d(self.config.dim, np.arange(self.variables))))
         position_ND = torch.as_tensor(sincos_2d(self.config.dim, self.patch_grid))
         if self.wind_order is not None:

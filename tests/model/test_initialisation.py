@@ -8,6 +8,8 @@ from aqtopo.model.initialisation import sincos_1d, sincos_2d
 
 from .conftest import GRID, SMALL, random_terrain
 
+LAST_LAYER = "head.4.weight"
+
 
 def fresh(seed: int = 0, **changes: object) -> AirQualityViT:
     config = ModelConfig.model_validate({**SMALL, "dim": 64, **changes})
@@ -35,20 +37,29 @@ def test_a_scan_position_starts_with_the_coordinates_it_has_without_wind() -> No
     assert torch.equal(fresh().pos_embed[0, 4], raster[8])  # the fifth place: second row of the first region
 
 
-def test_weights_are_climax_s() -> None:
-    model = fresh()
-    state = model.state_dict()
+def test_weights_keep_the_variance_whatever_the_width() -> None:
+    state = fresh().state_dict()
     for name, tensor in state.items():
         if name.endswith(("bias", "proj_biases")) or name == "var_query":
             assert not tensor.any(), name
         elif "norm" in name:
             assert (tensor == 1).all(), name
-        elif name.endswith("in_proj_weight"):
-            limit = (6 / (64 + 3 * 64)) ** 0.5
-            assert limit * 0.98 < tensor.abs().max() <= limit
-        elif name.endswith(("weight", "proj_weights")):
-            assert float(tensor.std()) == pytest.approx(0.02, rel=0.3), name
+        elif name == "token_embeds.proj_weights":
+            assert float(tensor.std()) == pytest.approx(1 / 2, rel=0.1)  # patches of 2 x 2 pixels
+        elif name == LAST_LAYER:
+            assert float(tensor.std()) == pytest.approx(0.02, rel=0.3)
+        elif name.endswith("weight"):
+            limit = (6 / sum(tensor.shape)) ** 0.5
+            assert limit * 0.9 < tensor.abs().max() <= limit, name
     assert torch.equal(state["var_embed"][0], torch.from_numpy(sincos_1d(64, np.arange(5))).float())
+
+
+def test_the_input_is_not_drowned_in_the_position_embedding() -> None:
+    model = fresh(dim=64)
+    generator = torch.Generator().manual_seed(0)
+    embedded = model.embed(torch.randn(4, 5, *GRID, generator=generator))
+    signal = (embedded - embedded.mean(0)).std()
+    assert signal > 0.1 * model.pos_embed.std()
 
 
 def test_first_weights_follow_from_the_seed_alone() -> None:
