@@ -41,10 +41,11 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
     train_years = [str(year) for year in data.train_years]
     ranks = str(config.training.ranks_per_node)
     synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
+    deepspeed = ["deepspeed", "--num_gpus", ranks, "--log_level", "warning"]
     return [
         Stage("simulate", [*synth, "--train-years", *train_years]),
         Stage("plan", ["aqtopo", "plan", config_path]),
-        Stage("train", ["deepspeed", "--num_gpus", ranks, "--module", "aqtopo", "train", config_path]),
+        Stage("train", [*deepspeed, "--module", "aqtopo", "train", config_path]),
         Stage("evaluate", ["aqtopo", "evaluate", run_dir]),
         Stage("forecast", ["aqtopo", "forecast", run_dir, "--init", INITIAL_TIME, f"{run_dir}/forecast.nc"]),
         Stage("report", ["aqtopo", "report", run_dir]),

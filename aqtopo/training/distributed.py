@@ -7,6 +7,7 @@ exports SLURM_* variables, and a program started alone is rank 0 of 1. All four 
 import os
 import re
 import socket
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -145,6 +146,8 @@ def connect(launch: Launch) -> torch.device:
     from deepspeed.utils.logging import set_log_level_from_string
 
     set_log_level_from_string("warning")
+    # DeepSpeed 0.19 still calls it by its old name; nothing a user could do about it.
+    warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     backend = "nccl" if device.type == "cuda" else "gloo"
     init_distributed(dist_backend=backend, verbose=False, timeout=COLLECTIVE_TIMEOUT)
     return device

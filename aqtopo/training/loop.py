@@ -173,8 +173,9 @@ class _Run:
             self.progress.epoch, self.progress.step_in_epoch = epoch, 0
             launch = self.prepared.launch
             steps = training_steps(self.prepared.store, self.config, epoch, 0, launch.rank, launch.size)
+            began = time.monotonic()
             for micro_batches in steps:
-                result = self._step(micro_batches)
+                result = self._step(micro_batches, began)
                 if self._validation_due():
                     self._validate()
                 elif self._save_due():
@@ -185,10 +186,11 @@ class _Run:
                     return f"--stop-after {self.stop_after}"
                 if self.early.exhausted:
                     return f"no better val_loss in {self.early.waited} validations"
+                began = time.monotonic()  # the next step's time begins with the wait for its data
         return "all epochs done"
 
-    def _step(self, micro_batches: list[Batch]) -> StepResult:
-        """One update, and what the log says of it."""
+    def _step(self, micro_batches: list[Batch], began: float) -> StepResult:
+        """One update, and what the log says of it; `began` is when the wait for its data began [s]."""
         progress = self.progress
         lrs = self.prepared.schedule.lrs(progress.step)
         began = time.monotonic()
