@@ -193,7 +193,6 @@ class _Run:
         """One update, and what the log says of it; `began` is when the wait for its data began [s]."""
         progress = self.progress
         lrs = self.prepared.schedule.lrs(progress.step)
-        began = time.monotonic()
         result = train_step(
             self.engine,
             micro_batches,
