@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.tags import Tag, find_tag
 from aqtopo.config import RunConfig, load_config
 from aqtopo.data.statistics import Normalization, normalization_for
@@ -80,7 +81,8 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
-        model.load_state_dict(load_weights(path), strict=True)
+        with reading(path.parent):
+            model.load_state_dict(load_weights(path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error
     return LoadedRun(run_dir, config, found, model.eval(), store, normalization_for(config, store))

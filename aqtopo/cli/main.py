@@ -16,9 +16,11 @@ from aqtopo.cli.report import report
 from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
 from aqtopo.cli.years import YearsCommand
+from aqtopo.refusal import RefusedError
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
+EXIT_REFUSED = 3
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
@@ -46,6 +48,9 @@ def main() -> None:
     except ValueError as error:
         _complain(str(error))
         sys.exit(EXIT_BAD_INPUT)
+    except RefusedError as error:
+        _complain(str(error))
+        sys.exit(EXIT_REFUSED)
     except FloatingPointError as error:
         _complain(str(error))
         sys.exit(EXIT_FAILED)

@@ -177,6 +177,35 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+@dataclass(frozen=True)
+class World:
+    """All ranks of the run, for the parts below that need collectives and may not import this module.
+
+    Attributes:
+        rank: this process.
+        size: how many there are.
+        device: where collectives on tensors run.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        barrier()
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Every rank's text, on every rank, in rank order."""
+        return gather_texts(text)
+
+    def gather_parts(self, part: torch.Tensor) -> torch.Tensor:
+        """Every rank's equally long part, one after the other, in host memory on every rank."""
+        whole = torch.empty(self.size * part.numel(), dtype=part.dtype, device=self.device)
+        dist.all_gather_into_tensor(whole, part.to(self.device))
+        return whole.cpu()
+
+
 def gather_texts(text: str) -> list[str]:
     """Every rank's text, on every rank, in rank order."""
     texts: list[Any] = [None] * dist.get_world_size()

@@ -1,12 +1,15 @@
 """The training loop: epochs of steps, and between them validation, saving, early stopping, orderly ends."""
 
+import json
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
 from aqtopo.checkpoint.save import save
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
@@ -19,12 +22,34 @@ from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.distributed import Launch
 from aqtopo.training.engine import batch_fields, build_engine
-from aqtopo.training.run_directory import check_run_directory, claim_run_directory
+from aqtopo.training.position import next_samples
+from aqtopo.training.probe import probe_batch, probe_loss
+from aqtopo.training.resume import (
+    AUTO,
+    NEVER,
+    Resumed,
+    ResumeOptions,
+    check_source,
+    find_source,
+    is_own,
+    resume,
+)
+from aqtopo.training.run_directory import (
+    check_run_directory,
+    claim_run_directory,
+    take_over_run_directory,
+)
 from aqtopo.training.run_log import RunLog, peak_memory_gib
 from aqtopo.training.schedule import Schedule
 from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, StopSignals
 from aqtopo.training.validation import validation_loss
+
+RUNNING_STEPS = 20
+"""Steps that the running training loss is the mean of."""
+
+JUMP = 1.25
+"""A running loss after resuming that is this many times the saved one is reported."""
 
 
 @dataclass
@@ -58,23 +83,35 @@ class Prepared:
     store: Store
     plan: StepPlan
     schedule: Schedule
+    options: ResumeOptions
+    source: Path | None
+    """The saved state to go on from; None for a fresh start."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run goes on in its own directory."""
+        return self.source is not None and is_own(self.source, self.run_dir)
 
 
-def prepare(config: RunConfig, launch: Launch) -> Prepared:
+def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepared:
     """Open the data, count the steps and refuse what cannot work; writes nothing.
 
     Raises:
         ValueError: anything a user has to put right.
+        RefusedError: the saved state is another run's.
     """
     nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
-    if launch.size != config.world_size:
+    run_dir = Path(config.training.run_dir)
+    source = find_source(run_dir, options.source)
+    # A resumed run takes what ranks there are: the samples of a step are fixed by the configured world.
+    if source is None and launch.size != config.world_size:
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
             f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
             f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
         )
-    run_dir = Path(config.training.run_dir)
-    check_run_directory(run_dir, config)
+    if source is None or not is_own(source, run_dir):
+        check_run_directory(run_dir, config, start_over=options.source == AUTO)
     store = open_store(config.data.store)
     check_store(store, config)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
@@ -84,35 +121,73 @@ def prepare(config: RunConfig, launch: Launch) -> Prepared:
             f"{plan.micro_steps_per_epoch}: the run would never be validated. Lower training.validate_every."
         )
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
-    return Prepared(config, launch, run_dir, store, plan, schedule)
+    if source is not None:
+        check_source(source, config, store, options.allowed)
+    return Prepared(config, launch, run_dir, store, plan, schedule, options, source)
 
 
-def train(config: RunConfig, launch: Launch, stop_after: int | None = None) -> None:
-    """Train a model from the start, as one of `launch.size` processes.
+def train(
+    config: RunConfig,
+    launch: Launch,
+    stop_after: int | None = None,
+    options: ResumeOptions | None = None,
+) -> None:
+    """Train a model, from the start or from a saved state, as one of `launch.size` processes.
 
     Args:
         config: the run.
         launch: who this process is.
         stop_after: end after this many steps, as if asked to by a signal; None for the whole run.
+        options: where to go on from; None never resumes.
 
     Raises:
         ValueError: anything a user has to put right, before anything is written.
+        RefusedError: the run cannot go on from the saved state as asked; nothing is written.
         NonFiniteLossError: the loss is not a number any more.
     """
-    prepared = prepare(config, launch)
+    prepared = prepare(config, launch, options or ResumeOptions(NEVER))
     with StopSignals() as signals:
         device = distributed.connect(launch)
-        if launch.is_main:
-            claim_run_directory(prepared.run_dir, config, launch, device)
         log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
-        model = build_model(config, Terrain(prepared.store.static["elevation"], prepared.store.lat))
-        engine = build_engine(config, model, launch.size, device)
-        run = _Run(prepared, engine, device, log, signals, stop_after)
         try:
-            run.execute()
+            _make_run(prepared, device, log, signals, stop_after).execute()
         finally:
             log.close()
             distributed.disconnect()
+
+
+def _make_run(
+    prepared: Prepared, device: torch.device, log: RunLog, signals: StopSignals, stop_after: int | None
+) -> "_Run":
+    """The engine, fresh or resumed and verified; only then is the run directory written to."""
+    config, launch, store = prepared.config, prepared.launch, prepared.store
+    ranks = distributed.World(launch.rank, launch.size, device)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    probe, resumed = probe_batch(store, config), None
+    if prepared.source is None:
+        engine = build_engine(config, model, launch.size, device)
+    else:
+        resumed = resume(
+            prepared.source,
+            config,
+            store,
+            model,
+            prepared.plan,
+            prepared.schedule,
+            probe,
+            prepared.options.allowed,
+            ranks,
+            device,
+        )
+        engine = resumed.engine
+    if launch.is_main and prepared.continues:
+        take_over_run_directory(prepared.run_dir, config)
+    elif launch.is_main:
+        claim_run_directory(prepared.run_dir, config, launch, device)
+    run = _Run(prepared, engine, ranks, log, signals, stop_after, probe)
+    if resumed is not None:
+        run.go_on_from(resumed)
+    return run
 
 
 class _Run:
@@ -122,24 +197,52 @@ class _Run:
         self,
         prepared: Prepared,
         engine: Any,
-        device: torch.device,
+        ranks: distributed.World,
         log: RunLog,
         signals: StopSignals,
         stop_after: int | None,
+        probe: Batch,
     ) -> None:
         self.prepared = prepared
         self.config = prepared.config
         self.engine = engine
-        self.device = device
+        self.ranks = ranks
+        self.device = ranks.device
         self.log = log
         self.signals = signals
         self.stop_after = stop_after
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
         self.saved_step = -1
+        self.probe = probe
+        self.recent_losses: deque[float] = deque(maxlen=RUNNING_STEPS)
+        self.expected_loss: float | None = None
         rank, size = prepared.launch.rank, prepared.launch.size
         self.validation_batches = evaluation_loader(
             prepared.store, self.config, "validation", rank, size, self.config.micro_batch
+        )
+
+    def go_on_from(self, resumed: Resumed) -> None:
+        """Take the position, the best validation loss and what the next losses are held against."""
+        run = resumed.manifest.run
+        position, losses = run.position, run.losses
+        train_loss = float("nan") if losses.train is None else losses.train
+        self.progress = Progress(position.epoch, position.step_in_epoch, position.step, train_loss)
+        if losses.best_validation is not None:
+            self.early.best = losses.best_validation
+        self.early.waited = losses.validations_waited
+        self.expected_loss = losses.running
+        if self.prepared.continues:
+            self.saved_step = position.step
+        self.log.say(resumed.line)
+        self.log.event(
+            "resume",
+            step=position.step,
+            source=str(self.prepared.source),
+            line=resumed.line,
+            seconds=resumed.seconds,
+            world_before=resumed.manifest.world_size,
+            world_size=self.ranks.size,
         )
 
     def execute(self) -> None:
@@ -168,11 +271,13 @@ class _Run:
         self.log.event("start", world_size=launch.size, **fields, total_steps=prepared.schedule.total_steps)
 
     def _train(self) -> str:
-        """Run the epochs; the reason for ending."""
-        for epoch in range(self.config.training.epochs):
-            self.progress.epoch, self.progress.step_in_epoch = epoch, 0
-            launch = self.prepared.launch
-            steps = training_steps(self.prepared.store, self.config, epoch, 0, launch.rank, launch.size)
+        """Run the epochs from where the run is; the reason for ending."""
+        progress, ranks = self.progress, self.ranks
+        for epoch in range(progress.epoch, self.config.training.epochs):
+            if epoch != progress.epoch:
+                progress.epoch, progress.step_in_epoch = epoch, 0
+            first = progress.step_in_epoch
+            steps = training_steps(self.prepared.store, self.config, epoch, first, ranks.rank, ranks.size)
             began = time.monotonic()
             for micro_batches in steps:
                 result = self._step(micro_batches, began)
@@ -205,6 +310,9 @@ class _Run:
         progress.step += 1
         progress.step_in_epoch += 1
         progress.train_loss = result.loss
+        self.recent_losses.append(result.loss)
+        if self.expected_loss is not None and len(self.recent_losses) == RUNNING_STEPS:
+            self._compare_losses(self.expected_loss)
         if progress.step % self.config.training.log_every == 0:
             self._log_step(result, lrs, time.monotonic() - began)
         return result
@@ -225,6 +333,20 @@ class _Run:
         self._monitor({"Train/loss": result.loss, "Train/grad_norm": result.grad_norm})
         self._monitor({f"Train/lr/{group}": lr for group, lr in lrs.items()})
         self.log.progress(progress.step, f"epoch {progress.epoch}  loss {result.loss:.4f}")
+
+    def _compare_losses(self, expected: float) -> None:
+        """Say, once, whether the training loss goes on where it was when the state was saved."""
+        self.expected_loss = None
+        running = sum(self.recent_losses) / len(self.recent_losses)
+        jumped = running > JUMP * expected
+        self.log.event(
+            "loss_after_resume", step=self.progress.step, running=running, saved=expected, jump=jumped
+        )
+        verdict = "WARNING: it has jumped" if jumped else "as expected"
+        self.log.say(
+            f"train loss over {RUNNING_STEPS} steps after resuming {running:.4f}, "
+            f"saved {expected:.4f}: {verdict}"
+        )
 
     def _monitor(self, values: dict[str, float]) -> None:
         """Pass values on to the monitors that the `deepspeed` block switches on."""
@@ -260,5 +382,33 @@ class _Run:
 
     def _save(self, val_loss: float | None) -> None:
         tag = self.progress.tag(val_loss)
-        save(self.engine, self.prepared.run_dir, tag, self.config.checkpoint, distributed.barrier)
+        save(self.engine, self.prepared.run_dir, tag, self._facts(), self.config.checkpoint, self.ranks)
         self.saved_step = self.progress.step
+
+    def _facts(self) -> RunFacts:
+        """What a manifest says of the run."""
+        progress, prepared, config = self.progress, self.prepared, self.config
+        where = progress.epoch, progress.step_in_epoch
+        over = progress.step >= prepared.schedule.total_steps
+        recent = self.recent_losses
+        return RunFacts(
+            position=Position(
+                epoch=progress.epoch,
+                step_in_epoch=progress.step_in_epoch,
+                step=progress.step,
+                next_samples=next_samples(config, prepared.store, prepared.plan, *where),
+            ),
+            losses=Losses(
+                train=progress.train_loss,
+                running=sum(recent) / len(recent) if recent else None,
+                probe=probe_loss(self.engine, self.probe),
+                best_validation=self.early.best if self.early.best < float("inf") else None,
+                validations_waited=self.early.waited,
+            ),
+            next_lrs={} if over else prepared.schedule.lrs(progress.step),
+            seed=config.training.seed,
+            precision=config.deepspeed.precision,
+            config=json.loads(config.to_json()),
+            config_digest=config.digest,
+            data_digest=prepared.store.digest,
+        )

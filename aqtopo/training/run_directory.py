@@ -1,6 +1,5 @@
 """The run directory: claimed once by one configuration, never written over."""
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -10,28 +9,39 @@ from pathlib import Path
 
 import torch
 
+from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.checkpoint.retention import sweep
+from aqtopo.checkpoint.tags import UNFINISHED, list_tags
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.distributed import Launch
+from aqtopo.training.run_log import METRICS_FILE
 
 RUN_FILE = "run.json"
-REPORTED_PACKAGES = ("aqtopo", "torch", "deepspeed", "triton", "numpy", "pydantic", "xarray", "zarr")
 
 
-def check_run_directory(run_dir: Path, config: RunConfig) -> None:
-    """Make sure that the run may write there; leaves no trace.
+def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
+    """Make sure that a fresh run may write there; leaves no trace.
+
+    Args:
+        run_dir: the run directory.
+        config: the run.
+        start_over: accept a directory which this very configuration claimed and left before its first save.
 
     Raises:
         ValueError: the directory is used, is no directory or cannot be written.
     """
     if (run_dir / CONFIG_FILE).exists():
         same = read_run_config(run_dir).digest == config.digest
+        if same and start_over and not list_tags(run_dir):
+            return
         whose = "this very configuration" if same else "another configuration"
         raise ValueError(
             f"the run directory {run_dir} is already used by {whose}, and a run never writes over another. "
             "Choose another with --set training.run_dir=DIR, or move the old run away."
         )
-    if run_dir.is_dir() and any(run_dir.iterdir()):
+    if run_dir.is_dir() and any(not path.name.endswith(UNFINISHED) for path in run_dir.iterdir()):
         raise ValueError(
             f"the run directory {run_dir} is not empty and holds no run ({CONFIG_FILE} is missing). "
             "Choose another with --set training.run_dir=DIR."
@@ -62,15 +72,25 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
         "threads_per_rank": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in REPORTED_PACKAGES},
+        "versions": package_versions(),
     }
-    (run_dir / RUN_FILE).write_text(json.dumps(facts, indent=2) + "\n")
-    (run_dir / CONFIG_FILE).write_text(config.to_json() + "\n")
+    # The configuration first: it is what makes the directory this run's, should the process be killed here.
+    write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
+    write_durably(run_dir / RUN_FILE, json.dumps(facts, indent=2) + "\n")
 
 
-def _version(package: str) -> str | None:
-    """The installed version, or None where the package is absent."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def take_over_run_directory(run_dir: Path, config: RunConfig) -> None:
+    """Go on in a directory: clear what killed processes left half done, note what was changed on purpose."""
+    sweep(run_dir)
+    mend_metrics(run_dir / METRICS_FILE)
+    if read_run_config(run_dir).digest != config.digest:
+        write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
+
+
+def mend_metrics(path: Path) -> None:
+    """Drop the last line if a killed process wrote only a part of it."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)

@@ -11,17 +11,17 @@ from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 
 TinyConfig = Callable[..., RunConfig]
-Refusal = Callable[[RunConfig], str]
+Refusal = Callable[..., str]
 
 
 @pytest.fixture
 def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refusal:
     """The message with which `aqtopo train CONFIG` refuses a configuration, after checking how it ends."""
 
-    def refuse(config: RunConfig) -> str:
+    def refuse(config: RunConfig, *arguments: str) -> str:
         path = tmp_path / "config.json"
         path.write_text(config.to_json())
-        monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(path)])
+        monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(path), *arguments])
         with pytest.raises(SystemExit) as ending:
             main()
         output = capsys.readouterr()
@@ -90,7 +90,7 @@ def test_run_directory_of_the_same_configuration(tiny_config: TinyConfig, refusa
     run_dir = Path(config.training.run_dir)
     run_dir.mkdir()
     (run_dir / "config.json").write_text(config.to_json())
-    assert "is already used by this very configuration" in refusal(config)
+    assert "is already used by this very configuration" in refusal(config, "--resume", "never")
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
 
 

@@ -1,0 +1,88 @@
+"""Files of a saved state: what they must contain, to the bit, and how to write them whole or not at all.
+
+A file is known by its size and the SHA-256 of each 4 MiB block, so that many ranks can check one file
+together, each reading its share, and a message can say where a file is damaged. For a file of one block it
+is the number that `sha256sum` prints.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from aqtopo.checkpoint.ranks import Ranks, refuse_together, share
+
+BLOCK_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What a file must be.
+
+    Attributes:
+        size: bytes.
+        sha256: of each block, in order.
+    """
+
+    size: int
+    sha256: tuple[str, ...]
+
+
+def describe_file(path: Path) -> FileRecord:
+    """Read a file once and note size and hashes."""
+    with path.open("rb") as file:
+        hashes = tuple(iter(lambda: _hash(file.read(BLOCK_BYTES)), _hash(b"")))
+    return FileRecord(path.stat().st_size, hashes)
+
+
+def check_files(folder: Path, records: Mapping[str, FileRecord], ranks: Ranks) -> None:
+    """Compare all files with their records, each rank its share of the blocks.
+
+    Raises:
+        RefusedError: on all ranks; it names every file that is missing, longer, shorter or different.
+    """
+    problems = [problem for name in records if (problem := _size_problem(folder / name, records[name].size))]
+    blocks = [(name, index) for name, record in records.items() for index in range(len(record.sha256))]
+    if not problems:
+        problems = list(_changed_blocks(folder, records, share(blocks, ranks)))
+    refuse_together(ranks, f"{folder} is damaged", problems, "Resume from another tag, or restore the files.")
+
+
+def _changed_blocks(
+    folder: Path, records: Mapping[str, FileRecord], blocks: Iterable[tuple[str, int]]
+) -> Iterable[str]:
+    for name, index in blocks:
+        with (folder / name).open("rb") as file:
+            file.seek(index * BLOCK_BYTES)
+            if _hash(file.read(BLOCK_BYTES)) != records[name].sha256[index]:
+                yield f"{name}: changed within bytes {index * BLOCK_BYTES} to {(index + 1) * BLOCK_BYTES}"
+
+
+def _size_problem(path: Path, size: int) -> str | None:
+    if not path.is_file():
+        return f"{path.name}: missing ({path})"
+    found = path.stat().st_size
+    return None if found == size else f"{path.name}: {found} bytes instead of {size} ({path})"
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, text: str) -> None:
+    """Write a small file aside, sync and rename it: readers see the old text or the new, never a part."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(text)
+    sync(aside)
+    aside.replace(path)
+    sync(path.parent)

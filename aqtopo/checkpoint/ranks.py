@@ -1,0 +1,83 @@
+"""What a checkpoint needs from the processes of a run: who takes part, waiting, telling each other.
+
+The collectives come from above (`aqtopo.training.distributed`); commands that run alone use `ALONE`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from aqtopo.refusal import refuse
+
+Item = TypeVar("Item")
+
+
+class Ranks(Protocol):
+    """The processes that save or restore together."""
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Every rank's text, on every rank, in rank order."""
+
+    def gather_parts(self, part: Tensor) -> Tensor:
+        """Every rank's equally long part, one after the other, on every rank."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A single process without a process group."""
+
+    rank: int = 0
+    size: int = 1
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+    def gather_texts(self, text: str) -> list[str]:
+        """Only this process's text."""
+        return [text]
+
+    def gather_parts(self, part: Tensor) -> Tensor:
+        """The one part is the whole."""
+        return part
+
+
+ALONE = Alone()
+
+
+def refuse_together(ranks: Ranks, what: str, problems: Sequence[str], remedy: str = "") -> None:
+    """Come to one verdict: every rank raises, with everyone's problems, if any rank has one.
+
+    Raises:
+        RefusedError: some rank found a problem.
+    """
+    everyones = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
+    refuse(what, sorted({problem for own in everyones for problem in own}), remedy)
+
+
+def gather_mappings(own: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
+    """The union of every rank's mapping of names to JSON values."""
+    return {
+        name: value
+        for text in ranks.gather_texts(json.dumps(own))
+        for name, value in json.loads(text).items()
+    }
+
+
+def share(items: Sequence[Item], ranks: Ranks) -> Sequence[Item]:
+    """This rank's consecutive part of `items`; parts differ in length by at most one."""
+    first, end = (len(items) * turn // ranks.size for turn in (ranks.rank, ranks.rank + 1))
+    return items[first:end]

@@ -1,0 +1,71 @@
+"""The universal layout: a saved state by parameter name, from which any number of ranks can go on.
+
+    <tag>.universal/latest_universal                      the tag
+    <tag>.universal/<tag>/manifest.json, weights.safetensors
+    <tag>.universal/<tag>/mp_rank_00_model_states.pt      counters
+    <tag>.universal/<tag>/zero/optimizer_state.pt         one entry a group, in order
+    <tag>.universal/<tag>/zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt
+
+It is DeepSpeed's own layout, and DeepSpeed can load it. It is written here and not by DeepSpeed's converter,
+which drops state without a word where a shard or a glob fails, and runs whatever code a file holds.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aqtopo.checkpoint.manifest import Manifest, read_manifest
+from aqtopo.checkpoint.pickles import load_data
+from aqtopo.checkpoint.tags import UNIVERSAL
+from aqtopo.refusal import RefusedError
+
+LATEST = "latest_universal"
+MODEL_STATES = "mp_rank_00_model_states.pt"
+ZERO = "zero"
+OPTIMIZER_STATE = f"{ZERO}/optimizer_state.pt"
+STEP = "step"
+
+
+def universal_folder(tag_folder: Path) -> Path:
+    """Where the universal form of a saved state lies: a sibling, with a folder of the tag's name in it."""
+    return tag_folder.with_name(tag_folder.name + UNIVERSAL) / tag_folder.name
+
+
+def tensor_file(name: str, kind: str) -> str:
+    """Path of a parameter's tensor within the universal folder."""
+    return f"{ZERO}/{name}/{kind}.pt"
+
+
+class UniversalState:
+    """A saved state by parameter name; tensors are read from the disk only as far as they are used.
+
+    Args:
+        folder: the inner folder, with the manifest.
+
+    Raises:
+        RefusedError: the manifest cannot be read or is not of this layout.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        if self.manifest.layout != "universal":
+            raise RefusedError(f"{folder} holds a {self.manifest.layout} state, not a universal one.")
+
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """The whole fp32 tensor of a parameter: its weight or a moment.
+
+        Raises:
+            RefusedError: the file cannot be read, or its tensor is of another shape or type.
+        """
+        path = self.folder / tensor_file(name, kind)
+        data = load_data(path)
+        found = data.get("param") if isinstance(data, dict) else None
+        expected = self.manifest.parameters[name].shape
+        if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
+            what = (
+                f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+            )
+            raise RefusedError(f"{path} holds {what}, but the manifest says {expected} torch.float32.")
+        return found

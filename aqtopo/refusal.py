@@ -1,0 +1,27 @@
+"""Refusing a saved state that cannot be trusted or continued, with every reason at once."""
+
+from collections.abc import Sequence
+
+SHOWN = 12
+"""Reasons that a message spells out; further ones are counted."""
+
+
+class RefusedError(Exception):
+    """A saved state is damaged, or continuing from it would not be the run that was asked for.
+
+    `aqtopo` ends with exit code 3; nothing has been overwritten and no optimizer step was made.
+    """
+
+
+def refuse(what: str, problems: Sequence[str], remedy: str = "") -> None:
+    """Raise if there are problems, and name them.
+
+    Raises:
+        RefusedError: `problems` is not empty.
+    """
+    if not problems:
+        return
+    shown = [f"  {problem}" for problem in problems[:SHOWN]]
+    if len(problems) > SHOWN:
+        shown.append(f"  ... and {len(problems) - SHOWN} more")
+    raise RefusedError("\n".join([f"{what}:", *shown, *([remedy] if remedy else [])]))

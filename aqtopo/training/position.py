@@ -1,0 +1,28 @@
+"""Where a run is in the order of its data, as a manifest predicts it."""
+
+import hashlib
+
+from aqtopo.checkpoint.manifest import NextSamples
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import StepPlan, epoch_order, sample_table
+from aqtopo.data.store import Store
+
+
+def next_samples(
+    config: RunConfig, store: Store, plan: StepPlan, epoch: int, step_in_epoch: int
+) -> NextSamples | None:
+    """The samples of the step that follows `step_in_epoch` steps of `epoch`; None after the last one.
+
+    They are the same at every world size: start times and horizons, in the order in which they are dealt out.
+    """
+    if step_in_epoch >= plan.steps_per_epoch:
+        epoch, step_in_epoch = epoch + 1, 0
+    if epoch >= config.training.epochs:
+        return None
+    table = sample_table(config, store.times, "train")
+    places = plan.step_places(step_in_epoch)
+    samples = epoch_order(config.training.seed, epoch, len(table))[places.start : places.stop]
+    times, leads = table.lookup(samples)
+    digest = hashlib.sha256(times.astype("datetime64[h]").astype("<i8").tobytes())
+    digest.update(leads.astype("<i8").tobytes())
+    return NextSamples(epoch=epoch, step_in_epoch=step_in_epoch, count=len(places), sha256=digest.hexdigest())
