@@ -74,7 +74,7 @@ class ShardedState:
     def _part(self, rank: int, index: int, kind: str) -> Tensor:
         shard = self._shard(rank)
         if kind == MASTER:
-            part: Tensor = shard["single_partition_of_fp32_groups"][index]
+            part: Tensor = shard["single_partition_of_fp32_groups"][index].detach()
         else:
             part = shard["base_optimizer_state"]["state"][index][kind]
         return part

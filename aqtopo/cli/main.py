@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from aqtopo.cli.checkpoint import app as checkpoint_app
 from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
 from aqtopo.cli.evaluate import evaluate
@@ -25,6 +26,7 @@ EXIT_REFUSED = 3
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)

@@ -1,0 +1,202 @@
+"""Looking at saved states without resuming them: what is in them, whether they are whole, how two differ."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from aqtopo.checkpoint.convert import NamedTensors, same_bits
+from aqtopo.checkpoint.files import check_files
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
+from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, STATE_FILE, UNFINISHED, UNIVERSAL, last_tag
+from aqtopo.checkpoint.universal import LATEST, UniversalState
+from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
+from aqtopo.refusal import RefusedError, refuse
+
+
+@dataclass(frozen=True)
+class SavedState:
+    """A saved state of either layout.
+
+    Attributes:
+        folder: where its manifest is.
+        manifest: what it says.
+        tensors: weights and moments by name.
+    """
+
+    folder: Path
+    manifest: Manifest
+    tensors: NamedTensors
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One parameter: its group, shape, and the norms of weight and moments."""
+
+    group: str
+    name: str
+    shape: tuple[int, ...]
+    norms: dict[str, float]
+
+
+@dataclass(frozen=True)
+class FolderRow:
+    """One folder under `checkpoints`: complete or what a killed process left."""
+
+    name: str
+    complete: bool
+    note: str
+    step: int | None
+    val_loss: float | None
+    size: int
+
+
+def find_state(path: Path) -> Path:
+    """The folder with the manifest, of a tag, a universal checkpoint or a run (its last tag).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if (path / LATEST).is_file():
+        return path / (path / LATEST).read_text().strip()
+    if (path / CHECKPOINTS).is_dir() and (tag := last_tag(path)) is not None:
+        return tag.folder(path)
+    if (path / MANIFEST_FILE).is_file() or (path / STATE_FILE).is_file():
+        return path
+    raise ValueError(
+        f"{path} holds no saved state. Name the folder of a tag (RUN/{CHECKPOINTS}/TAG), "
+        "of a universal checkpoint, or of a run."
+    )
+
+
+def open_state(path: Path) -> SavedState:
+    """Open a saved state for reading; its files are not checked yet.
+
+    Raises:
+        ValueError: there is none.
+        RefusedError: its manifest or its shards cannot be what they should be.
+    """
+    folder = find_state(path)
+    manifest = read_manifest(folder)
+    tensors: NamedTensors = (
+        UniversalState(folder) if manifest.layout == "universal" else ShardedState(folder, manifest)
+    )
+    return SavedState(folder, manifest, tensors)
+
+
+def list_folders(run_dir: Path) -> list[FolderRow]:
+    """Everything under `checkpoints`, complete or not, in order of names."""
+    folders = sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.is_dir())
+    return [_folder_row(folder) for folder in folders]
+
+
+def _folder_row(folder: Path) -> FolderRow:
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    notes = {UNFINISHED: "unfinished", DISCARDED: "being removed", UNIVERSAL: "universal form"}
+    for suffix, note in notes.items():
+        if folder.name.endswith(suffix):
+            return FolderRow(folder.name, suffix == UNIVERSAL, note, None, None, size)
+    try:
+        run = read_manifest(folder).run
+    except RefusedError as refusal:
+        return FolderRow(folder.name, False, str(refusal).splitlines()[0], None, None, size)
+    match = folder.name.partition("-val")[2].partition("-take")[0]
+    return FolderRow(folder.name, True, "", run.position.step, float(match) if match else None, size)
+
+
+def inspect_state(state: SavedState) -> Iterator[TensorRow]:
+    """Every trained parameter with its norms, groups in order."""
+    for group in state.manifest.groups:
+        for info in group.parameters:
+            norms = {kind: float(state.tensors.tensor(info.name, kind).double().norm()) for kind in KINDS}
+            yield TensorRow(group.name, info.name, info.shape, norms)
+
+
+def verify_state(state: SavedState) -> int:
+    """Check all files, that every tensor is there and finite, and that the weights are the trained ones.
+
+    Returns:
+        How many tensors were checked.
+
+    Raises:
+        RefusedError: it names every file or tensor that is wrong.
+    """
+    manifest = state.manifest
+    check_files(state.folder, manifest.files, ALONE)
+    listed = {path.relative_to(state.folder).as_posix() for path in state.folder.rglob("*") if path.is_file()}
+    extra = listed - manifest.files.keys() - {MANIFEST_FILE}
+    problems = [f"{name}: not in the manifest" for name in sorted(extra)]
+    if isinstance(state.tensors, ShardedState):
+        state.tensors.check_steps(ALONE)
+    weights = load_weights(state.folder / WEIGHTS_FILE)
+    problems += _weight_problems(weights, manifest)
+    count = len(weights)
+    for name, info in manifest.parameters.items():
+        for kind in KINDS:
+            tensor = state.tensors.tensor(name, kind)
+            count += 1
+            problems += [f"{name} {kind}: {problem}" for problem in _value_problems(tensor, kind)]
+            if kind == MASTER and manifest.run.precision == "fp32" and name in weights:
+                trained = weights[name].reshape(info.shape)
+                problems += (
+                    [] if same_bits(trained, tensor) else [f"{name}: not the weight in {WEIGHTS_FILE}"]
+                )
+    refuse(f"{state.folder} is not sound", problems, "Resume from another tag.")
+    return count
+
+
+def _weight_problems(weights: dict[str, Tensor], manifest: Manifest) -> Iterator[str]:
+    expected = manifest.module_tensors
+    for name in sorted(expected.keys() ^ weights.keys()):
+        yield f"{name}: {'missing in' if name in expected else 'not expected in'} {WEIGHTS_FILE}"
+    for name in expected.keys() & weights.keys():
+        if tuple(weights[name].shape) != expected[name].shape:
+            yield f"{name}: shape {list(weights[name].shape)} in {WEIGHTS_FILE}"
+
+
+def _value_problems(tensor: Tensor, kind: str) -> Iterator[str]:
+    if not bool(torch.isfinite(tensor).all()):
+        yield f"{int((~torch.isfinite(tensor)).sum())} values are not finite"
+    if kind == KINDS[2] and bool((tensor < 0).any()):
+        yield "a second moment is negative"
+
+
+def diff_states(one: SavedState, other: SavedState) -> Iterator[tuple[str, str]]:
+    """What differs between two saved states, by name: name, and how."""
+    ours, theirs = one.manifest.parameters, other.manifest.parameters
+    for name in sorted(ours.keys() ^ theirs.keys()):
+        yield name, f"only in {(one if name in ours else other).folder.name}"
+    for group in one.manifest.groups:
+        for name in group.elements:
+            if name in theirs:
+                yield from _tensor_differences(name, one, other)
+    yield from _group_differences(one.manifest, other.manifest)
+    steps = [state.manifest.run.position.step for state in (one, other)]
+    if steps[0] != steps[1]:
+        yield "step", f"{steps[0]} and {steps[1]}"
+
+
+def _group_differences(one: Manifest, other: Manifest) -> Iterator[tuple[str, str]]:
+    pairs = {group.name: group.hyperparameters for group in other.groups}
+    for group in one.groups:
+        for key, value in group.hyperparameters.items():
+            theirs = pairs.get(group.name, {}).get(key)
+            if theirs != value:
+                yield f"group {group.name}", f"{key}: {value} and {theirs}"
+
+
+def _tensor_differences(name: str, one: SavedState, other: SavedState) -> Iterator[tuple[str, str]]:
+    for kind in KINDS:
+        ours, theirs = one.tensors.tensor(name, kind), other.tensors.tensor(name, kind)
+        if ours.shape != theirs.shape:
+            yield f"{name} {kind}", f"shapes {list(ours.shape)} and {list(theirs.shape)}"
+        elif not same_bits(ours, theirs):
+            largest = float((ours.double() - theirs.double()).abs().max())
+            yield (
+                f"{name} {kind}",
+                f"{int((ours != theirs).sum())} of {ours.numel()} differ, by up to {largest:.3g}",
+            )

@@ -1,0 +1,135 @@
+"""`aqtopo checkpoint`: list, look into, check, convert, compare and import saved states."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Saved states: list, inspect, verify, convert, compare, import.")
+
+Run = Annotated[Path, typer.Argument(help="A run directory.")]
+State = Annotated[Path, typer.Argument(help="The folder of a tag, of a universal checkpoint, or of a run.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+
+
+@app.command("ls")
+def list_command(run: Run, as_json: Json = False) -> None:
+    """List the saved states of a run."""
+    from aqtopo.checkpoint.inspection import list_folders
+
+    rows = list_folders(run)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+        return
+    if not rows:
+        raise ValueError(f"{run} has no saved state yet.")
+    _print_table(
+        ("tag", "step", "val_loss", "MiB", "complete"),
+        [
+            (
+                row.name,
+                "" if row.step is None else str(row.step),
+                "" if row.val_loss is None else f"{row.val_loss:.4f}",
+                f"{row.size / 2**20:.1f}",
+                "yes" if row.complete and not row.note else row.note,
+            )
+            for row in rows
+        ],
+    )
+
+
+@app.command()
+def inspect(state: State, as_json: Json = False) -> None:
+    """Show groups, parameters, shapes and the norms of weights and moments."""
+    from aqtopo.checkpoint.inspection import inspect_state, open_state
+
+    opened = open_state(state)
+    rows = list(inspect_state(opened))
+    manifest = opened.manifest
+    if as_json:
+        summary = manifest.model_dump(mode="json", by_alias=True, exclude={"files"})
+        _print_json(summary | {"tensors": [asdict(row) for row in rows]})
+        return
+    table = [
+        (row.group, row.name, "x".join(map(str, row.shape)), *(f"{norm:.4g}" for norm in row.norms.values()))
+        for row in rows
+    ]
+    _print_table(("group", "parameter", "shape", "|weight|", "|exp_avg|", "|exp_avg_sq|"), table)
+    print(  # noqa: T201
+        f"{manifest.tag}: {manifest.layout}, {manifest.optimizer}, {manifest.run.precision}, step "
+        f"{manifest.run.position.step}, saved by {manifest.world_size} rank(s)"
+    )
+
+
+@app.command()
+def verify(state: State, as_json: Json = False) -> None:
+    """Check every file, tensor and number of a saved state; exit code 3 if anything is wrong."""
+    from aqtopo.checkpoint.inspection import open_state, verify_state
+    from aqtopo.refusal import RefusedError
+
+    try:
+        opened = open_state(state)
+        count = verify_state(opened)
+    except RefusedError as refusal:
+        if as_json:
+            _print_json({"sound": False, "problems": str(refusal).splitlines()})
+        raise
+    if as_json:
+        files = len(opened.manifest.files)
+        _print_json({"sound": True, "tag": opened.manifest.tag, "tensors": count, "files": files})
+    else:
+        print(f"{opened.folder}: sound, {count} tensors in {len(opened.manifest.files)} files")  # noqa: T201
+
+
+@app.command()
+def convert(
+    tag: State, out: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.")]
+) -> None:
+    """Write a saved state by parameter name, as DeepSpeed's universal checkpoint."""
+    from aqtopo.checkpoint.convert import convert as convert_state
+    from aqtopo.checkpoint.files import check_files
+    from aqtopo.checkpoint.inspection import find_state
+    from aqtopo.checkpoint.manifest import read_manifest
+    from aqtopo.checkpoint.ranks import ALONE
+
+    source = find_state(tag)
+    manifest = read_manifest(source)
+    if manifest.layout == "universal":
+        raise ValueError(f"{source} is already universal.")
+    if out.exists():
+        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+    check_files(source, manifest.files, ALONE)
+    convert_state(source, out / source.name, ALONE)
+    print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
+
+
+@app.command()
+def diff(one: State, other: State, as_json: Json = False) -> None:
+    """Compare two saved states by parameter name; exit code 1 if they differ."""
+    from aqtopo.checkpoint.inspection import diff_states, open_state
+
+    differences = list(diff_states(open_state(one), open_state(other)))
+    if as_json:
+        _print_json([{"name": name, "difference": text} for name, text in differences])
+    elif differences:
+        _print_table(("name", "difference"), differences)
+    else:
+        print("equal to the bit: all weights, moments, hyperparameters and the step")  # noqa: T201
+    if differences:
+        raise typer.Exit(1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))  # noqa: T201
+
+
+def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 160).print(table)

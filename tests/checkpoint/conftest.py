@@ -1,0 +1,72 @@
+"""Running jobs on several ranks, forked from one process that has imported everything."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+TIME_LIMIT_S = 400
+
+
+@dataclass(frozen=True)
+class Job:
+    """A function of jobs.py on a number of ranks."""
+
+    world: int
+    function: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a job ended: each rank's exit code, and what all of them printed."""
+
+    codes: list[int]
+    output: str
+
+    @property
+    def text(self) -> str:
+        """The output without line breaks."""
+        return " ".join(self.output.split())
+
+
+RunJobs = Callable[..., list[Ended]]
+
+
+def run_jobs_in(folder: Path, jobs: list[Job]) -> list[Ended]:
+    """Run jobs one after the other; how each ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    folders = [folder / f"job{number}" for number in range(len(jobs))]
+    plan = [job.__dict__ | {"folder": str(place)} for job, place in zip(jobs, folders, strict=True)]
+    (folder / "jobs.json").write_text(json.dumps(plan))
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
+    done = subprocess.run(
+        [sys.executable, str(HERE / "forked.py"), str(folder / "jobs.json")],
+        env=clean | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [
+        Ended(
+            json.loads((place / "codes.json").read_text()),
+            "".join(path.read_text() for path in sorted(place.glob("rank*.log"))),
+        )
+        for place in folders
+    ]
+
+
+@pytest.fixture
+def run_jobs(tmp_path: Path) -> RunJobs:
+    """`run_jobs(Job(...), ...)`: run jobs one after the other."""
+    count = iter(range(100))
+    return lambda *jobs: run_jobs_in(tmp_path / f"jobs{next(count)}", list(jobs))

@@ -1,0 +1,86 @@
+"""What a file must contain, to the bit, checked by many ranks together."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aqtopo.checkpoint import files
+from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably
+from aqtopo.checkpoint.ranks import ALONE, Alone, share
+from aqtopo.refusal import RefusedError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(files, "BLOCK_BYTES", 10)
+    (tmp_path / "long").write_bytes(bytes(range(95)))
+    (tmp_path / "short").write_bytes(b"abc")
+    (tmp_path / "empty").write_bytes(b"")
+    return tmp_path
+
+
+def records(folder: Path) -> dict[str, FileRecord]:
+    return {path.name: describe_file(path) for path in folder.iterdir()}
+
+
+def test_unchanged_files_pass(folder: Path) -> None:
+    known = records(folder)
+    assert len(known["long"].sha256) == 10
+    check_files(folder, known, ALONE)
+
+
+@pytest.mark.parametrize("place", range(0, 95, 7))
+def test_one_flipped_bit_is_found_and_placed(folder: Path, place: int) -> None:
+    known = records(folder)
+    data = bytearray((folder / "long").read_bytes())
+    data[place] ^= 1 << (place % 8)
+    (folder / "long").write_bytes(data)
+    block = place // 10 * 10
+    with pytest.raises(RefusedError, match=f"long: changed within bytes {block} to {block + 10}"):
+        check_files(folder, known, ALONE)
+
+
+def test_missing_longer_and_shorter_files_are_named_together(folder: Path) -> None:
+    known = records(folder)
+    (folder / "short").unlink()
+    (folder / "long").write_bytes(b"x")
+    (folder / "empty").write_bytes(b"x")
+    with pytest.raises(RefusedError) as refusal:
+        check_files(folder, known, ALONE)
+    for text in ("short: missing", "long: 1 bytes instead of 95", "empty: 1 bytes instead of 0"):
+        assert text in str(refusal.value)
+
+
+@dataclass(frozen=True)
+class Counting(Alone):
+    """One of many ranks that hears nothing from the others."""
+
+
+def test_ranks_share_the_blocks_and_miss_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = records(folder)
+    read: list[int] = []
+    monkeypatch.setattr(files, "_hash", lambda data: read.append(len(data)) or "")
+    for rank in range(400):
+        before = len(read)
+        with pytest.raises(RefusedError) if share(range(11), Counting(rank, 400)) else nullcontext():
+            check_files(folder, known, Counting(rank, 400))
+        assert len(read) - before <= 1
+    assert sum(read) == 98
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_shares_are_the_whole_in_order(items: int, world: int) -> None:
+    parts = [list(share(range(items), Counting(rank, world))) for rank in range(world)]
+    assert [item for part in parts for item in part] == list(range(items))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
+    write_durably(tmp_path / "latest", "one\n")
+    write_durably(tmp_path / "latest", "two\n")
+    assert (tmp_path / "latest").read_text() == "two\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]
