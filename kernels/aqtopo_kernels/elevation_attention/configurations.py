@@ -1,0 +1,109 @@
+"""Block sizes and compiler options of each kernel, fixed for each architecture and dtype.
+
+No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. The table is what
+`benchmarks/search_configurations.py` finds for D = 96 by reading machine code.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+Kernel = Literal["forward", "dq", "dkdv"]
+KERNELS: tuple[Kernel, ...] = ("forward", "dq", "dkdv")
+ARCHITECTURES = ("gfx90a", "gfx942", "sm_80", "sm_90")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+WIDEST_HEAD = 256
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one kernel is compiled.
+
+    Attributes:
+        block_m: query rows of a block of scores.
+        block_n: keys of a block of scores.
+        num_warps: wavefronts (64 lanes on AMD, 32 on NVIDIA) a program.
+        num_stages: how many blocks of the loop are in flight.
+        matrix_rows: M of the matrix instruction, 16 or 32 (AMD only).
+        interleaved: AMD's scheduling of exponentials between matrix instructions (its "attention" hint).
+        groups: how many columns apart the matrix unit takes its second operand (see `_regroup`); 1: leave it.
+    """
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int = 2
+    matrix_rows: int = 0
+    interleaved: bool = False
+    groups: int = 1
+
+    def options(self, arch: str) -> dict[str, Any]:
+        """What the compiler is told; fused multiply-adds are on by name, as their default may change."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options["enable_fp_fusion"] = True
+        if arch.startswith("gfx"):
+            options["matrix_instr_nonkdim"] = self.matrix_rows
+            options["schedule_hint"] = "attention" if self.interleaved else "none"
+        return options
+
+
+_C = Configuration
+_CDNA_FLOAT32: dict[Kernel, Configuration] = {
+    "forward": _C(256, 32, 8, matrix_rows=32, interleaved=True, groups=2),
+    "dq": _C(64, 32, 4, matrix_rows=16, interleaved=True),
+    "dkdv": _C(16, 128, 8, matrix_rows=16, interleaved=True),
+}
+_CDNA_HALF: dict[Kernel, Configuration] = {
+    "forward": _C(128, 32, 4, matrix_rows=32, interleaved=True),
+    "dq": _C(128, 32, 4, matrix_rows=32, interleaved=True),
+    "dkdv": _C(32, 64, 4, matrix_rows=16),
+}
+_NVIDIA_FLOAT32: dict[Kernel, Configuration] = {
+    "forward": _C(64, 32, 8),
+    "dq": _C(32, 32, 8),
+    "dkdv": _C(32, 32, 8),
+}
+_AMPERE_HALF: dict[Kernel, Configuration] = {
+    "forward": _C(128, 64, 8),
+    "dq": _C(64, 64, 8),
+    "dkdv": _C(32, 128, 8),
+}
+_HOPPER_HALF: dict[Kernel, Configuration] = {
+    "forward": _C(128, 64, 8),
+    "dq": _C(128, 64, 8),
+    "dkdv": _C(64, 128, 8),
+}
+
+TABLE: dict[str, dict[int, dict[Kernel, Configuration]]] = {
+    "gfx90a": {4: _CDNA_FLOAT32, 2: _CDNA_HALF},
+    "gfx942": {4: _CDNA_FLOAT32, 2: _CDNA_HALF},
+    "sm_80": {4: _NVIDIA_FLOAT32, 2: _AMPERE_HALF},
+    "sm_90": {4: _NVIDIA_FLOAT32, 2: _HOPPER_HALF},
+}
+"""By architecture, bytes of an element and kernel."""
+
+
+def configuration(kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96) -> Configuration:
+    """The configuration of a kernel; heads wider than 128 get smaller blocks, for registers and LDS."""
+    found = TABLE[arch][dtype.itemsize][kernel]
+    if head_dim <= 128:
+        return found
+    if kernel == "dkdv":
+        return replace(found, block_n=max(found.block_n // 2, 32), matrix_rows=found.matrix_rows and 16)
+    return replace(found, block_m=max(found.block_m // 2, 32), block_n=32)
+
+
+def parts(head_dim: int) -> tuple[tuple[int, int], ...]:
+    """First column and width of the powers of two that make up a head: 96 is (0, 64) and (64, 32).
+
+    Raises:
+        ValueError: not a multiple of 16 up to 256.
+    """
+    if head_dim % 16 or not 0 < head_dim <= WIDEST_HEAD:
+        raise ValueError(
+            f"The Triton kernels take heads whose width D is a multiple of 16 up to {WIDEST_HEAD}, but got "
+            f"D = {head_dim}; choose dim and heads accordingly, or ask for the reference."
+        )
+    widths = [width for width in (256, 128, 64, 32, 16) if head_dim & width]
+    return tuple((sum(widths[:i]), width) for i, width in enumerate(widths))

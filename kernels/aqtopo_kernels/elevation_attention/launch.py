@@ -1,0 +1,226 @@
+"""Launches the Triton kernels of elevation attention: strides, scalings, grids, nothing else.
+
+Arguments are those of `aqtopo_kernels.elevation_attention`, already checked by it. Importing this module
+needs Triton; nothing does so unless the Triton backend was chosen.
+
+Shapes: B batch, H heads, N tokens, D head width.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aqtopo_kernels.architecture import architecture
+from aqtopo_kernels.elevation_attention.configurations import Configuration, Kernel, configuration, parts
+from aqtopo_kernels.elevation_attention.kernel import (
+    forward_kernel,
+    key_value_gradient_kernel,
+    output_products_kernel,
+    query_gradient_kernel,
+)
+
+_UNIT_M = 2.0**20
+"""Heights in the kernels are in this unit [m]: a power of two, so that scaling is exact, above any rise."""
+
+_UNIT_KM = _UNIT_M / 1000.0
+
+_HEIGHT_PADDING = 256
+"""At least the largest block: heights of a block that reaches beyond the last token are read unmasked."""
+
+_PRODUCT_ROWS = 16
+"""Rows a program of `output_products_kernel`, which is bound by memory."""
+
+
+class _Terrain(NamedTuple):
+    height: Tensor | None  # (B, N + padding) float32
+    height_b: int
+    slope: Tensor | None  # (H,) float32
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Attention (B, H, N, D) and lse (B, H, N) float32, the base-2 logarithm of the softmax's sum.
+
+    Row r of the output belongs to token order[r]; lse stays in storage order. elevation None leaves the bias
+    out. The output's memory is (B, N, H, D), so that merging its heads is free.
+
+    Raises:
+        ValueError: D, the scale or the size of a head does not suit the kernels.
+    """
+    B, H, N, D = q.shape
+    scale = _positive(scale, D)
+    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    arch, chosen = _chosen("forward", q)
+    out = _empty_like_tokens(q)
+    lse = q.new_empty((B, H, N), dtype=torch.float32)
+    terrain = _terrain(elevation, alpha, H, scale)
+    forward_kernel[(_blocks(N, chosen.block_m), B * H)](
+        q, k, v, out, lse, terrain.height, terrain.slope, _int32(order), terrain.height_b,
+        *_strides(q, k, v, out), H, N, scale * math.log2(math.e),
+        **_constants(chosen, q, N, terrain), ORDERED=order is not None, GROUPS=chosen.groups,
+        **chosen.options(arch),
+    )  # fmt: skip
+    return out, lse
+
+
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and alpha (None without elevation), from what `forward` returned.
+
+    Every sum has a fixed order and a single writer: repeated calls agree bit for bit.
+    """
+    scale = _positive(scale, q.shape[3])
+    dout, q, k, v, out = (_unit_stride(x) for x in (dout, q, k, v, out))
+    terrain = _terrain(elevation, alpha, q.shape[1], scale)
+    products, dout = _output_products(dout, out, order)
+    inputs = (q, k, v, dout, lse, products, terrain, scale)
+    dk, dv = _key_value_gradients(*inputs)
+    dq, drise = _query_gradient(*inputs)
+    if alpha is None or drise is None:
+        return dq, dk, dv, None
+    dalpha = drise.double().view(*q.shape[:2], -1).sum((0, 2)) * -_UNIT_KM
+    dalpha = dalpha.sum(0, keepdim=True) if alpha.shape[0] == 1 else dalpha
+    return dq, dk, dv, dalpha.to(alpha.dtype)
+
+
+def _output_products(dout: Tensor, out: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The sums over D of dout out, (B, H, N) float32, and dout, both in storage order."""
+    B, H, N, D = dout.shape
+    products = dout.new_empty((B, H, N), dtype=torch.float32)
+    stored = dout if order is None else _empty_like_tokens(dout)
+    width = 1 << (D - 1).bit_length()
+    output_products_kernel[(_blocks(N, _PRODUCT_ROWS), B * H)](
+        dout, out, products, stored, _int32(order), *_strides(dout, out, stored), H, N,
+        D=D, WIDTH=width, ROWS=_PRODUCT_ROWS, ORDERED=order is not None, num_warps=4,
+    )  # fmt: skip
+    return products, stored
+
+
+def _query_gradient(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    products: Tensor,
+    terrain: _Terrain,
+    scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    B, H, N, _ = q.shape
+    arch, chosen = _chosen("dq", q)
+    blocks = _blocks(N, chosen.block_m)
+    dq = _empty_like_tokens(q)
+    drise = None if terrain.height is None else q.new_empty((B * H, blocks), dtype=torch.float32)
+    query_gradient_kernel[(blocks, B * H)](
+        q, k, v, dout, lse, products, terrain.height, terrain.slope, dq, drise, terrain.height_b,
+        *_strides(q, k, v, dout, dq), H, N, scale * math.log2(math.e), scale,
+        **_constants(chosen, q, N, terrain), **chosen.options(arch),
+    )  # fmt: skip
+    return dq, drise
+
+
+def _key_value_gradients(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    lse: Tensor,
+    products: Tensor,
+    terrain: _Terrain,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    B, H, N, _ = q.shape
+    arch, chosen = _chosen("dkdv", q)
+    dk, dv = _empty_like_tokens(k), _empty_like_tokens(v)
+    key_value_gradient_kernel[(_blocks(N, chosen.block_n), B * H)](
+        q, k, v, dout, lse, products, terrain.height, terrain.slope, dk, dv, terrain.height_b,
+        *_strides(q, k, v, dout, dk, dv), H, N, scale * math.log2(math.e), scale,
+        **_constants(chosen, q, N, terrain), **chosen.options(arch),
+    )  # fmt: skip
+    return dk, dv
+
+
+def _chosen(kernel: Kernel, q: Tensor) -> tuple[str, Configuration]:
+    arch = architecture()
+    return arch, configuration(kernel, q.dtype, arch, q.shape[3])
+
+
+def _constants(chosen: Configuration, q: Tensor, tokens: int, terrain: _Terrain) -> dict[str, Any]:
+    """What a kernel is compiled for."""
+    return {
+        "PARTS": parts(q.shape[3]),
+        "BLOCK_M": chosen.block_m,
+        "BLOCK_N": chosen.block_n,
+        "BIAS": terrain.height is not None,
+        "EVEN": tokens % chosen.block_m == 0 and tokens % chosen.block_n == 0,
+        "BY_BITS": q.dtype == torch.bfloat16 and architecture().startswith("gfx"),
+    }
+
+
+def _terrain(elevation: Tensor | None, alpha: Tensor | None, heads: int, scale: float) -> _Terrain:
+    """Heights in the kernels' unit, and the factor that turns a rise into a score before scaling."""
+    if elevation is None or alpha is None:
+        return _Terrain(None, 0, None)
+    height = functional.pad(elevation.detach().float() / _UNIT_M, (0, _HEIGHT_PADDING))
+    slope = (alpha.detach().float() * (-_UNIT_KM / scale)).expand(heads).contiguous()
+    return _Terrain(height, height.stride(0), slope)
+
+
+def _positive(scale: float | None, head_dim: int) -> float:
+    scale = head_dim**-0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(
+            f"The Triton kernels need a positive scale, but got {scale}; negate q instead, or ask for the "
+            "reference."
+        )
+    return scale
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    """Copies x only if neighbouring columns are not neighbours in memory; rows must fit into 32 bits."""
+    x = x if x.stride(3) == 1 else x.contiguous()
+    if x.shape[2] * x.stride(2) >= 2**31:
+        raise ValueError(
+            f"The Triton kernels address a head in 32 bits, but N = {x.shape[2]} tokens of stride "
+            f"{x.stride(2)} exceed 2^31 elements; use fewer tokens, or make q, k and v contiguous."
+        )
+    return x
+
+
+def _empty_like_tokens(x: Tensor) -> Tensor:
+    """(B, H, N, D) over memory (B, N, H, D)."""
+    B, H, N, D = x.shape
+    return x.new_empty((B, N, H, D)).transpose(1, 2)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    """Batch, head and token stride of each."""
+    return [x.stride(axis) for x in tensors for axis in range(3)]
+
+
+def _int32(order: Tensor | None) -> Tensor | None:
+    return None if order is None else order.to(torch.int32).contiguous()
+
+
+def _blocks(tokens: int, block: int) -> int:
+    return -(-tokens // block)

@@ -1,0 +1,38 @@
+"""The Triton kernel of the wind gather and of its inverse: rows are moved whole, one pass over memory.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+# Triton reads this file as a language of its own: annotations mark compile-time values, and an `if` on one must
+# stay a statement.
+# mypy: ignore-errors
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def move_rows_kernel(
+    source, add, target, order,
+    source_b, source_n, add_b, add_n, target_b, target_n, tokens, width,
+    INVERSE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Row r of target is source[order[r]] (+ add[r]); INVERSE: row order[r] of target is source[r]."""
+    batch = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    inside = rows < tokens
+    within = inside[:, None] & (columns < width)
+    # Rows in 64 bits: nothing here is bound by arithmetic.
+    places = tl.load(order + batch * tokens + rows, mask=inside, other=0).to(tl.int64)[:, None]
+    rows = rows.to(tl.int64)[:, None]
+    if INVERSE:
+        values = tl.load(source + batch * source_b + rows * source_n + columns, mask=within, other=0.0)
+        tl.store(target + batch * target_b + places * target_n + columns, values, mask=within)
+    else:
+        values = tl.load(source + batch * source_b + places * source_n + columns, mask=within, other=0.0)
+        values = values.to(target.dtype.element_ty)
+        if ADD:
+            added = tl.load(add + batch * add_b + rows * add_n + columns, mask=within, other=0.0)
+            values += added.to(target.dtype.element_ty)
+        tl.store(target + batch * target_b + rows * target_n + columns, values, mask=within)

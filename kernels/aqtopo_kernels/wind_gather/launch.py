@@ -1,0 +1,37 @@
+"""Launches the Triton kernel of the wind gather; arguments were checked by `wind_gather` and `wind_scatter`.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels.wind_gather.kernel import move_rows_kernel
+
+_ROWS = 8
+_COLUMNS = 256
+"""8 x 256 elements a program: rows of D = 768 in three pieces, 16 bytes a lane in bfloat16 on four wavefronts."""
+
+
+def gather(x: Tensor, order: Tensor, add: Tensor | None) -> Tensor:
+    """Row r of the result is x[order[r]] (+ add[r]); the dtype of x, promoted by that of `add`."""
+    dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
+    return _move(x, order, add, x.new_empty(x.shape, dtype=dtype), inverse=False)
+
+
+def scatter(y: Tensor, order: Tensor) -> Tensor:
+    """Row order[r] of the result is y[r]."""
+    return _move(y, order, None, y.new_empty(y.shape), inverse=True)
+
+
+def _move(source: Tensor, order: Tensor, add: Tensor | None, target: Tensor, *, inverse: bool) -> Tensor:
+    source = source if source.stride(2) == 1 else source.contiguous()
+    B, N, D = source.shape
+    added = source if add is None else add.expand(B, N, D)
+    added = added if added.stride(2) == 1 else added.contiguous()
+    move_rows_kernel[(-(-N // _ROWS), -(-D // _COLUMNS), B)](
+        source, added, target, order.to(torch.int32).contiguous(),
+        *source.stride()[:2], *added.stride()[:2], *target.stride()[:2], N, D,
+        INVERSE=inverse, ADD=add is not None, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+    )  # fmt: skip
+    return target
