@@ -3,6 +3,7 @@
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.files import load_config, schema
 from aqtopo.config.run import (
+    AttentionSetting,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
@@ -14,6 +15,7 @@ from aqtopo.config.run import (
 )
 
 __all__ = [
+    "AttentionSetting",
     "CheckpointConfig",
     "DataConfig",
     "DeepSpeedConfig",

@@ -26,6 +26,9 @@ def _ignore(_: str | None) -> None:
     """Forget a value that says nothing about the run, so that it does not tell two equal runs apart."""
 
 
+AttentionSetting = Literal["auto", "torch", "fused"]
+
+
 class DataConfig(Strict):
     """Which samples there are, and how they reach the model."""
 
@@ -122,6 +125,9 @@ class ModelConfig(Strict):
 
     alpha_per_head: bool = False
     """One barrier strength a head instead of one for all."""
+
+    attention: AttentionSetting = "auto"
+    """Blocks without elevation bias: by PyTorch's attention, by aqtopo_kernels', or by the better one."""
 
     lead_time: Literal["encoder", "decoder"] = "encoder"
     """Where the horizon enters: with the tokens, one horizon a pass; or before the head, all at once."""

@@ -12,16 +12,30 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from aqtopo.config import AttentionSetting
 from aqtopo.model.dropout import SampleDropout, Seeds
-from aqtopo_kernels import elevation_attention, wind_gather
+from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, wind_gather
+
+BY_TORCH = "PyTorch's scaled_dot_product_attention"
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention, softmax(q k / sqrt(E)) v, by PyTorch's fused kernels."""
+    """Multi-head self-attention, softmax(q k / sqrt(E)) v.
 
-    def __init__(self, dim: int, heads: int, *, dropout: float, layer: str) -> None:
+    Args:
+        dim: D.
+        heads: H.
+        setting: `model.attention`: whose kernels to use.
+        dropout: share of the projection's outputs dropped in training.
+        layer: name of this layer in the seeds of its masks.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, *, setting: AttentionSetting = "auto", dropout: float, layer: str
+    ) -> None:
         super().__init__()
         self.heads = heads
+        self.setting = setting
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
@@ -29,12 +43,23 @@ class SelfAttention(nn.Module):
     def forward(self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None) -> Tensor:
         """Row r of the result is the attention of token order[r], or of token r without an order."""
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
-        if order_BN is not None:
-            q_BND = wind_gather(q_BND, order_BN)
-        q, k, v = (_split_heads(y, self.heads) for y in (q_BND, k_BND, v_BND))
-        y_BND = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        projected_BND: Tensor = self.proj_drop(self.proj(y_BND), seeds)
+        k, v = _split_heads(k_BND, self.heads), _split_heads(v_BND, self.heads)
+        if self._fused(x_BND.device, x_BND.dtype):
+            y_BHNE = elevation_attention(_split_heads(q_BND, self.heads), k, v, order=order_BN)
+        else:
+            q_BND = q_BND if order_BN is None else wind_gather(q_BND, order_BN)
+            y_BHNE = functional.scaled_dot_product_attention(_split_heads(q_BND, self.heads), k, v)
+        projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
+
+    def backend(self, device: torch.device, dtype: torch.dtype) -> str:
+        """What computes the attention on such a device, in words."""
+        return f"aqtopo_kernels ({backend_for(device)})" if self._fused(device, dtype) else BY_TORCH
+
+    def _fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+        if self.setting == "auto":
+            return better_than_torch(device, dtype)
+        return self.setting == "fused"
 
 
 class ElevationAttention(nn.Module):
@@ -82,6 +107,10 @@ class ElevationAttention(nn.Module):
         y_BHNE = elevation_attention(q, k, v, height_BN, self.alpha, order_BN)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
+
+    def backend(self, device: torch.device, dtype: torch.dtype) -> str:  # noqa: ARG002
+        """What computes the attention on such a device, in words."""
+        return f"aqtopo_kernels ({backend_for(device)}) with elevation bias"
 
 
 def _split_heads(x_BND: Tensor, heads: int) -> Tensor:

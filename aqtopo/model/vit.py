@@ -12,6 +12,8 @@ Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -137,6 +139,18 @@ class AirQualityViT(nn.Module):
         normed_BND: Tensor = self.norm(x_BND)
         return normed_BND
 
+    def attention_backends(self, device: torch.device) -> str:
+        """What computes the attention of each block on such a device, in words."""
+        attentions = [
+            module for module in self.modules() if isinstance(module, SelfAttention | ElevationAttention)
+        ]
+        names = [attention.backend(device, self.var_query.dtype) for attention in attentions]
+        runs = [(name, [index for index, _ in run]) for name, run in groupby(enumerate(names), itemgetter(1))]
+        return "; ".join(
+            f"block {found[0]}: {name}" if len(found) == 1 else f"blocks {found[0]}-{found[-1]}: {name}"
+            for name, found in runs
+        )
+
     def unpatchify(self, pixels_BKNR: Tensor) -> Tensor:
         """Fields (B, K, C, Y, X) of the head's R = p p C outputs a token, pixels first, channels last."""
         (rows, columns), p = self.patch_grid, self.config.patch
@@ -226,7 +240,13 @@ def _block(config: ModelConfig, index: int, height_m: npt.NDArray[np.float32]) -
             layer=f"{layer}.attn",
         )
     else:
-        attention = SelfAttention(config.dim, config.heads, dropout=config.dropout, layer=f"{layer}.attn")
+        attention = SelfAttention(
+            config.dim,
+            config.heads,
+            setting=config.attention,
+            dropout=config.dropout,
+            layer=f"{layer}.attn",
+        )
     drop_path = config.drop_path * index / max(config.depth - 1, 1)
     return Block(
         config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer

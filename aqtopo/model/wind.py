@@ -3,16 +3,16 @@
 The order of every sector is tabulated when the model is built, and a sample's order is looked up on the
 device it lives on: no cache, no first-forward work, no number ever leaves the device.
 
-Shapes: B batch, R regions, S sectors, P patches of a region, N = R P tokens; Y, X the grid's
-rows and columns.
+Shapes: B batch, R regions, S sectors, P patches of a region, N = R P tokens; Y, X rows and columns of the
+grid.
 """
-
-import math
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from aqtopo_kernels import wind_order, wind_sector
 
 IntArray = npt.NDArray[np.int64]
 
@@ -61,8 +61,6 @@ class WindOrder(nn.Module):
     """
 
     table: Tensor  # (S + 1, P) raster index inside the region
-    origin: Tensor  # (R,) raster index of each region's first patch
-    offset: Tensor  # (P,) distance of a region's patches from that, in raster indices
 
     def __init__(
         self,
@@ -80,18 +78,11 @@ class WindOrder(nn.Module):
                 f"A grid of {patch_grid[0]} x {patch_grid[1]} patches cannot be cut into {regions[0]} x "
                 f"{regions[1]} regions; choose model.regions that divide it."
             )
+        self.patch, self.patch_grid = patch, patch_grid
         self.regions, self.sectors, self.calm_below = regions, sectors, calm_below
         region = patch_grid[0] // regions[0], patch_grid[1] // regions[1]
-        self.region_cells = region[0] * patch, region[1] * patch
         table = sector_order_table(region, sectors, latitude_ascending=latitude_ascending)
-        raster = np.arange(patch_grid[0] * patch_grid[1], dtype=np.int64).reshape(patch_grid)
-        buffers = {
-            "table": table,
-            "origin": raster[:: region[0], :: region[1]].ravel(),
-            "offset": raster[: region[0], : region[1]].ravel(),
-        }
-        for name, values in buffers.items():
-            self.register_buffer(name, torch.as_tensor(np.ascontiguousarray(values)), persistent=False)
+        self.register_buffer("table", torch.as_tensor(table), persistent=False)
 
     def sector(self, wind_B2YX: Tensor) -> Tensor:
         """Sector of each region's vector-mean wind, (B, R), int64; S where it is calm or not a number.
@@ -99,13 +90,8 @@ class WindOrder(nn.Module):
         Args:
             wind_B2YX: eastward and northward wind [m/s].
         """
-        (rows, columns), (high, wide) = self.regions, self.region_cells
-        wind = wind_B2YX.to(torch.promote_types(wind_B2YX.dtype, torch.float32))
-        mean_B2R = wind.view(-1, 2, rows, high, columns, wide).mean((3, 5)).flatten(2)
-        u_BR, v_BR = mean_B2R.unbind(1)
-        nearest_BR = torch.round(torch.atan2(v_BR, u_BR) * (self.sectors / (2.0 * math.pi)))
-        moving_BR = torch.hypot(u_BR, v_BR) >= self.calm_below
-        return torch.where(moving_BR, nearest_BR.long() % self.sectors, self.sectors)
+        u, v = wind_B2YX.unbind(1)
+        return wind_sector(u, v, regions=self.regions, sectors=self.sectors, calm_below=self.calm_below)
 
     def forward(self, wind_B2YX: Tensor) -> Tensor:
         """Raster index of the token at each scan position, (B, N), int64; each row is a permutation.
@@ -113,9 +99,13 @@ class WindOrder(nn.Module):
         Args:
             wind_B2YX: eastward and northward wind [m/s] on the grid.
         """
-        place_BRP = self.offset[self.table[self.sector(wind_B2YX)]]
-        return (self.origin[:, None] + place_BRP).flatten(1)
+        u, v = wind_B2YX.unbind(1)
+        return wind_order(
+            u, v, self.table, regions=self.regions, patch=self.patch, calm_below=self.calm_below
+        )
 
     def calm_order(self) -> Tensor:
         """The order of a windless sample, (N,): region by region, each in raster order."""
-        return (self.origin[:, None] + self.offset).flatten()
+        cells = self.patch_grid[0] * self.patch, self.patch_grid[1] * self.patch
+        no_wind_B2YX = torch.full((1, 2, *cells), torch.nan, device=self.table.device)
+        return self.forward(no_wind_B2YX)[0]

@@ -264,6 +264,7 @@ class _Run:
             f"{fields['gradient_accumulation_steps']}, {self.config.train_batch} samples a step, "
             f"{prepared.plan.steps_per_epoch} steps an epoch, {prepared.schedule.total_steps} in all"
         )
+        self.log.say(f"attention: {self.engine.module.attention_backends(self.device)}")
         limit = self.config.training.sanity_micro_batches
         if limit:
             val_loss = validation_loss(self.engine, self.validation_batches, limit)

@@ -1,10 +1,22 @@
-"""The two operations aqtopo adds to a vision transformer: elevation attention and the wind gather.
+"""The operations aqtopo adds to a vision transformer: elevation attention, the wind order and its gather.
 
-One folder an operation: `reference.py` is the formula in plain PyTorch, `op.py` what callers use. Nothing
-here knows of aqtopo: tensors in, tensors out.
+One folder an operation: `reference.py` is the formula in plain PyTorch, `op.py` what callers use, `cpu.py`
+and `kernel.py` (launched by `launch.py`) compute it; `backend_for` says which of them. Nothing here knows
+of aqtopo: tensors in, tensors out.
 """
 
+from aqtopo_kernels.backend import Backend, backend_for, better_than_torch
 from aqtopo_kernels.elevation_attention.op import elevation_attention
 from aqtopo_kernels.wind_gather.op import wind_gather, wind_scatter
+from aqtopo_kernels.wind_order.op import wind_order, wind_sector
 
-__all__ = ["elevation_attention", "wind_gather", "wind_scatter"]
+__all__ = [
+    "Backend",
+    "backend_for",
+    "better_than_torch",
+    "elevation_attention",
+    "wind_gather",
+    "wind_order",
+    "wind_scatter",
+    "wind_sector",
+]

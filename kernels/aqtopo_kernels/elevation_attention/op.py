@@ -1,28 +1,35 @@
-"""The elevation attention that callers use: checks its arguments, then computes.
+"""The elevation attention that callers use: checks its arguments, then runs the device's implementation.
 
-What computes today is the dense reference on every device: exact, with memory that grows as N squared. A
-faster path belongs in this module's dispatch and must agree with the reference.
+One operator of PyTorch, `aqtopo_kernels::elevation_attention`, serves every device: `backend_for` says which
+implementation. A caller sees the attention alone; the operator returns the log-sum-exp too, for its backward
+pass.
 
 Shapes: B batch, H heads, N tokens, D head width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from aqtopo_kernels.backend import Backend, backend_for, implementation
+from aqtopo_kernels.elevation_attention.cpu import empty_like_tokens
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
+from aqtopo_kernels.order import check_order
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_INTEGERS = (torch.int32, torch.int64)
+_WIDEST_HEAD = 256
 
 
 def elevation_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    elevation: Tensor,
-    alpha: Tensor,
+    elevation: Tensor | None = None,
+    alpha: Tensor | None = None,
     order: Tensor | None = None,
     scale: float | None = None,
+    backend: Backend | str | None = None,
 ) -> Tensor:
     """Attention in which a key that lies higher than the query is discounted by the rise between them.
 
@@ -34,12 +41,15 @@ def elevation_attention(
         k: keys, likewise.
         v: values, likewise.
         elevation: height z of each token [m], (B, N), in storage order; float32 or float64 whatever q's dtype
-            is (bfloat16 would round 4.37 km by up to 16 m).
-        alpha: barrier strength [1/km], one for all heads (1,) or one a head (H,); any sign.
+            is (bfloat16 would round 4.37 km by up to 16 m). It gets no gradient.
+        alpha: barrier strength [1/km], one for all heads (1,) or one a head (H,); any sign. Elevation and
+            alpha None: attention without bias.
         order: (B, N), int32 or int64; row r of the result is the attention of token order[r]. Keys and
             values stay in storage order: they are summed over. Each row must be a permutation of 0..N-1; this
-            is not checked, since it would wait for the device. None keeps storage order.
+            is not checked, since it would wait for the device, unless AQTOPO_KERNELS_DEBUG=1 is set. None
+            keeps storage order.
         scale: factor on q k; 1 / sqrt(D) if None.
+        backend: "reference" asks for the formula written out; None is what `backend_for` gives.
 
     Returns:
         (B, H, N, D), in q's dtype.
@@ -48,10 +58,97 @@ def elevation_attention(
         ValueError: shapes, dtypes or devices do not fit; names them.
     """
     _check_qkv(q, k, v)
-    _check_terrain(q, elevation, alpha)
+    if elevation is not None and alpha is not None:
+        _check_terrain(q, elevation, alpha)
+    elif elevation is not None or alpha is not None:
+        raise ValueError("elevation_attention needs both elevation and alpha, or neither (no bias).")
     if order is not None:
-        _check_order(q, order)
-    return elevation_attention_reference(q, k, v, elevation, alpha, order, scale)
+        check_order("elevation_attention", order, (q.shape[0], q.shape[2]), q.device)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if _resolve(backend, q) is Backend.REFERENCE:
+        return elevation_attention_reference(q, k, v, elevation, alpha, order, scale)
+    out_BHND: Tensor = _attention(q, k, v, elevation, alpha, order, scale)[0]
+    return out_BHND
+
+
+@torch.library.custom_op("aqtopo_kernels::elevation_attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    compute = implementation("elevation_attention", q.device)
+    out, lse = compute.forward(q, k, v, elevation, alpha, order, scale)
+    return out, lse
+
+
+@torch.library.custom_op("aqtopo_kernels::elevation_attention_backward", mutates_args=())
+def _attention_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    compute = implementation("elevation_attention", q.device)
+    dq, dk, dv, dalpha = compute.backward(dout, q, k, v, out, lse, elevation, alpha, order, scale)
+    return dq, dk, dv, q.new_zeros(1, dtype=torch.float32) if dalpha is None else dalpha
+
+
+@_attention.register_fake
+def _(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+    return empty_like_tokens(q), lse
+
+
+@_attention_backward.register_fake
+def _(_: Tensor, q: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    alpha = rest[5]
+    dalpha = q.new_empty(1, dtype=torch.float32) if alpha is None else torch.empty_like(alpha)
+    return empty_like_tokens(q), empty_like_tokens(q), empty_like_tokens(q), dalpha
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, elevation, alpha, order, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output, elevation, alpha, order)
+
+
+def _differentiate(ctx: Any, dout: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    dq, dk, dv, dalpha = _attention_backward(dout, *ctx.saved_tensors, ctx.scale)
+    return dq, dk, dv, None, dalpha if ctx.needs_input_grad[4] else None, None, None
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)
+
+
+def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
+    if backend is not None and Backend(backend) is Backend.REFERENCE:
+        return Backend.REFERENCE
+    given = backend_for(q.device)
+    if backend is not None and Backend(backend) is not given:
+        raise ValueError(
+            f"elevation_attention runs through {given.value!r} on {q.device.type!r}, and backend="
+            f'{str(backend)!r} was asked for; only "reference" runs everywhere.'
+        )
+    if given is Backend.TRITON and (
+        q.dtype == torch.float64 or q.shape[-1] % 16 or q.shape[-1] > _WIDEST_HEAD
+    ):
+        raise ValueError(
+            "elevation_attention's Triton kernels take a head width that is a multiple of 16 up "
+            f"to {_WIDEST_HEAD}, in float32, bfloat16 or float16, but got q {tuple(q.shape)} in {q.dtype}; "
+            'choose another width, or ask for backend="reference".'
+        )
+    return given
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -60,6 +157,8 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"elevation_attention needs q, k and v of one shape (B, H, N, D), but got q {tuple(q.shape)}, "
             f"k {tuple(k.shape)} and v {tuple(v.shape)}."
         )
+    if not q.numel():
+        raise ValueError(f"elevation_attention needs at least one token, but got q {tuple(q.shape)}.")
     if q.dtype not in _FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(
             f"elevation_attention needs q, k and v of one floating dtype, but got q {q.dtype}, k {k.dtype} "
@@ -80,6 +179,8 @@ def _check_terrain(q: Tensor, elevation: Tensor, alpha: Tensor) -> None:
             f"elevation_attention needs elevation [m] in float32 or float64, but got {elevation.dtype}, "
             "which rounds heights by metres; keep it in float32 when the model is cast."
         )
+    if elevation.requires_grad:
+        raise ValueError("elevation_attention gives elevation no gradient; pass elevation.detach().")
     if alpha.shape not in ((1,), (heads,)):
         raise ValueError(
             f"elevation_attention needs alpha of shape (1,) or (H,) = ({heads},) for q {tuple(q.shape)}, but "
@@ -88,17 +189,6 @@ def _check_terrain(q: Tensor, elevation: Tensor, alpha: Tensor) -> None:
     if alpha.dtype not in _FLOATS:
         raise ValueError(f"elevation_attention needs a floating alpha, but got {alpha.dtype}.")
     _check_device("q, elevation and alpha", q, elevation, alpha)
-
-
-def _check_order(q: Tensor, order: Tensor) -> None:
-    if order.shape != (q.shape[0], q.shape[2]):
-        raise ValueError(
-            f"elevation_attention needs order of shape (B, N) = {(q.shape[0], q.shape[2])} for q "
-            f"{tuple(q.shape)}, but got {tuple(order.shape)}."
-        )
-    if order.dtype not in _INTEGERS:
-        raise ValueError(f"elevation_attention needs order in int32 or int64, but got {order.dtype}.")
-    _check_device("q and order", q, order)
 
 
 def _check_device(names: str, *tensors: Tensor) -> None:

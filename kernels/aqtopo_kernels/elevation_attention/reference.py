@@ -14,8 +14,8 @@ def elevation_attention_reference(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    elevation: Tensor,
-    alpha: Tensor,
+    elevation: Tensor | None = None,
+    alpha: Tensor | None = None,
     order: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
@@ -27,13 +27,13 @@ def elevation_attention_reference(
     """
     compute = torch.promote_types(q.dtype, torch.float32)
     q_BHND, k_BHND, v_BHND = (x.to(compute) for x in (q, k, v))
-    z_BN = elevation.to(compute)
-    z_query_BN = z_BN
     if order is not None:
-        rows_BN = order.long()
-        q_BHND = q_BHND.gather(2, rows_BN[:, None, :, None].expand_as(q_BHND))
-        z_query_BN = z_BN.gather(1, rows_BN)
+        q_BHND = q_BHND.gather(2, order.long()[:, None, :, None].expand_as(q_BHND))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    rise_B1NN = (z_BN[:, None, None, :] - z_query_BN[:, None, :, None]).clamp_min(0.0) / METRES_PER_UNIT
-    score_BHNN = scale * (q_BHND @ k_BHND.transpose(-1, -2)) - alpha.to(compute)[:, None, None] * rise_B1NN
+    score_BHNN = scale * (q_BHND @ k_BHND.transpose(-1, -2))
+    if elevation is not None and alpha is not None:
+        z_key_BN = elevation.to(compute)
+        z_query_BN = z_key_BN if order is None else z_key_BN.gather(1, order.long())
+        rise_B1NN = (z_key_BN[:, None, None, :] - z_query_BN[:, None, :, None]).clamp_min(0.0)
+        score_BHNN = score_BHNN - alpha.to(compute)[:, None, None] * (rise_B1NN / METRES_PER_UNIT)
     return (score_BHNN.softmax(-1) @ v_BHND).to(q.dtype)

@@ -1,15 +1,19 @@
 """The gather into wind order and its inverse that callers use: check the arguments, then compute.
 
-What computes today is the reference on every device. A fused path belongs in this module's dispatch and must
-agree with the reference bit for bit: nothing here rounds but the one addition.
+Two operators of PyTorch, `aqtopo_kernels::wind_gather` and `aqtopo_kernels::wind_scatter`, each the gradient
+of the other. Every implementation agrees with the reference bit for bit: nothing here rounds but the one
+addition.
 
 Shapes: B batch, N tokens, D width.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
+from aqtopo_kernels.backend import implementation
+from aqtopo_kernels.order import check_order
 
 
 def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
@@ -17,8 +21,9 @@ def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
 
     Args:
         x: tokens (B, N, D) in storage order.
-        order: (B, N), int32 or int64, each row a permutation of 0..N-1 (not checked: it would wait for the
-            device); row r of the result is x[order[r]] + add[r].
+        order: (B, N), int32 or int64, each row a permutation of 0..N-1 (checked only with
+            AQTOPO_KERNELS_DEBUG=1, since it would wait for the device); row r of the result is x[order[r]] +
+            add[r].
         add: (B, N, D) or (1, N, D), in the new order.
 
     Returns:
@@ -30,7 +35,10 @@ def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
     _check("wind_gather", x, order)
     if add is not None:
         _check_add(x, add)
-    return wind_gather_reference(x, order, add)
+        dtype = torch.promote_types(x.dtype, add.dtype)
+        x, add = x.to(dtype), add.to(dtype)
+    y_BND: Tensor = _gather(x, order, add)
+    return y_BND
 
 
 def wind_scatter(y: Tensor, order: Tensor) -> Tensor:
@@ -47,21 +55,63 @@ def wind_scatter(y: Tensor, order: Tensor) -> Tensor:
         ValueError: shapes, dtypes or devices do not fit; names them.
     """
     _check("wind_scatter", y, order)
-    return wind_scatter_reference(y, order)
+    x_BND: Tensor = _scatter(y, order)
+    return x_BND
+
+
+@torch.library.custom_op("aqtopo_kernels::wind_gather", mutates_args=())
+def _gather(x: Tensor, order: Tensor, add: Tensor | None) -> Tensor:
+    y_BND: Tensor = implementation("wind_gather", x.device).gather(x, order, add)
+    return y_BND
+
+
+@torch.library.custom_op("aqtopo_kernels::wind_scatter", mutates_args=())
+def _scatter(y: Tensor, order: Tensor) -> Tensor:
+    x_BND: Tensor = implementation("wind_gather", y.device).scatter(y, order)
+    return x_BND
+
+
+@_gather.register_fake
+def _(x: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+@_scatter.register_fake
+def _(y: Tensor, *_: Any) -> Tensor:
+    return y.new_empty(y.shape)
+
+
+def _save_gather(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+    _, order, add = inputs
+    ctx.shared_add = add is not None and len(add) < len(output)
+    ctx.save_for_backward(order)
+
+
+def _differentiate_gather(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    (order,) = ctx.saved_tensors
+    dx = _scatter(dy, order) if ctx.needs_input_grad[0] else None
+    dadd = None
+    if ctx.needs_input_grad[2]:
+        dadd = dy.sum(0, keepdim=True) if ctx.shared_add else dy
+    return dx, None, dadd
+
+
+def _save_scatter(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG001
+    ctx.save_for_backward(inputs[1])
+
+
+def _differentiate_scatter(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
+    return _gather(dx, ctx.saved_tensors[0], None), None
+
+
+_gather.register_autograd(_differentiate_gather, setup_context=_save_gather)
+_scatter.register_autograd(_differentiate_scatter, setup_context=_save_scatter)
 
 
 def _check(op: str, x: Tensor, order: Tensor) -> None:
-    if x.ndim != 3 or order.shape != x.shape[:2]:
-        raise ValueError(
-            f"{op} needs tokens (B, N, D) and an order (B, N), but got {tuple(x.shape)} and "
-            f"{tuple(order.shape)}."
-        )
-    if order.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{op} needs the order in int32 or int64, but got {order.dtype}.")
-    if order.device != x.device:
-        raise ValueError(
-            f"{op} needs tokens and order on one device, but they are on {x.device}, {order.device}."
-        )
+    if x.ndim != 3:
+        raise ValueError(f"{op} needs tokens (B, N, D), but got {tuple(x.shape)}.")
+    check_order(op, order, (x.shape[0], x.shape[1]), x.device)
 
 
 def _check_add(x: Tensor, add: Tensor) -> None:

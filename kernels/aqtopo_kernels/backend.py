@@ -1,0 +1,79 @@
+"""Which implementation of an operation runs: one rule, for every operation of this package.
+
+The rule looks at the device alone. An implementation that cannot run says so; nothing falls back to another.
+"""
+
+import os
+from enum import StrEnum
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
+import torch
+
+
+class Backend(StrEnum):
+    """An implementation of this package's operations."""
+
+    CPU = "cpu"
+    """PyTorch's own CPU kernels, O(N) in memory."""
+
+    TRITON = "triton"
+    """This package's Triton kernels, on CUDA and ROCm; on the CPU only inside Triton's interpreter."""
+
+    REFERENCE = "reference"
+    """The formula written out, N x N in memory; only ever when a caller asks for it."""
+
+
+def backend_for(device: torch.device | str) -> Backend:
+    """The implementation that tensors on this device run through.
+
+    ROCm devices are called `cuda` by PyTorch. With TRITON_INTERPRET=1 in the environment (Triton's own
+    switch), CPU tensors run through the Triton kernels in Triton's interpreter.
+
+    Raises:
+        ValueError: there is no implementation for such a device.
+    """
+    kind = torch.device(device).type
+    if kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return Backend.TRITON
+    if kind in ("cpu", "meta"):  # meta tensors have shapes only: any implementation's will do
+        return Backend.CPU
+    raise ValueError(
+        f"aqtopo_kernels runs on CPU, CUDA and ROCm devices, but the tensors are on {kind!r}; move them, or "
+        'ask for backend="reference".'
+    )
+
+
+def better_than_torch(device: torch.device | str, dtype: torch.dtype) -> bool:
+    """Whether attention without bias goes through this package rather than PyTorch's own.
+
+    So it does where the compiled code says so: on gfx90a PyTorch's forward kernel (AOTriton) keeps the matrix
+    units busy for 0.33 of its clocks in bfloat16 and for 0.69 in float32, where it spills registers; this
+    package's for 0.62 and 0.93. Elsewhere PyTorch's kernels are the vendors' best, or the very ones that the
+    CPU path is made of.
+    """
+    if torch.version.hip is None or torch.device(device).type != "cuda" or dtype == torch.float64:
+        return False
+    return str(torch.cuda.get_device_properties(device).gcnArchName).startswith("gfx90a")
+
+
+def implementation(operation: str, device: torch.device) -> ModuleType:
+    """The module that computes `operation` for tensors on this device.
+
+    Raises:
+        ValueError: the device has no implementation, or Triton is not installed where it is needed.
+    """
+    backend = backend_for(device)
+    if backend is Backend.TRITON and find_spec("triton") is None:
+        raise ValueError(
+            f"{operation} needs Triton on {device.type!r}, and it is not installed. PyTorch's CUDA and ROCm "
+            "wheels bring it along; otherwise `pip install aqtopo[triton]`."
+        )
+    module = "launch" if backend is Backend.TRITON else "cpu"
+    return import_module(f"aqtopo_kernels.{operation}.{module}")
+
+
+def debugging() -> bool:
+    """Whether AQTOPO_KERNELS_DEBUG=1 asks for checks that wait for the device."""
+    return os.environ.get("AQTOPO_KERNELS_DEBUG") == "1"

@@ -1,0 +1,270 @@
+"""Elevation attention on the CPU: PyTorch's own flash kernels, over tokens sorted by elevation.
+
+With tokens in ascending order of elevation, the bias -alpha max(0, z_j - z_i) of a band of queries is zero
+for the keys below the band, and for those above it falls apart into -alpha (z_j - top), which is added to
+the key's column of scores, and alpha (z_i - top), a constant of the query's row, which moves the log-sum-exp
+and nothing else. Only among the band's own keys has it to be written out. So a band takes three flash
+attentions, which compute block by block in O(N) memory, and the only matrix is of the size of a band.
+The three are exact parts of one softmax, put together by their log-sum-exps; in the backward pass each gets
+the merged output and log-sum-exp, which is all that ties them.
+
+Two causal attentions, one for each half of the sorted score matrix, would do with fewer calls. But they
+spend 6% of their work on masked scores (N 8192), and in float32 their log-sum-exps hold alpha z of the
+whole terrain: alpha's gradient lost 7 times more digits than by the dense formula (alpha 5, heights to 9 km).
+
+16-bit inputs are computed in float32, float64 in float64.
+
+Shapes: B batch, H heads, G heads of a group, N tokens, R rows of a band, C keys of a piece, D head width.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels.elevation_attention.rises import (
+    BIN,
+    factors_above,
+    factors_across_bins,
+    pairwise_rise,
+    sum_within_bins,
+)
+from aqtopo_kernels.elevation_attention.sorting import Ground
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+_BAND = 1024
+"""Queries of a band. PyTorch takes its large blocks, 256 x 512, from 768 queries on."""
+
+_SPARE = 2 * (_BAND // BIN - 1)
+"""Columns behind D that sorted copies have in the backward pass, for the factors of rises."""
+
+_GROUP_ELEMENTS = 1 << 20
+"""Elements of q that are worked on at a time, or more, to fill the threads: bounds the sorted copies."""
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The attention (B, H, N, D) in q's dtype and its log-sum-exp (B, H, N), rows in the given order.
+
+    Without elevation the ground is level. The output's memory is (B, N, H, D), so that merging its heads is
+    free.
+    """
+    elevation, alpha = _terrain(q, elevation, alpha)
+    ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
+    out_BHND, lse_BHN1 = empty_like_tokens(q), q.new_empty((*q.shape[:3], 1), dtype=ground.compute)
+    for heads in _head_groups(q):
+        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads]) for x in (q, k, v))
+        q_BGND.mul_(scale)
+        out_BGND, lse_BGN1 = torch.empty_like(q_BGND), torch.empty_like(q_BGND[..., :1])
+        for band in _bands(ground, _of_heads(alpha, heads)):
+            rows = band[0].rows
+            out_BGND[:, :, rows], lse_BGN1[:, :, rows] = _merged(
+                [piece.attend(q_BGND, k_BGND, v_BGND) for piece in band]
+            )
+        ground.write_results(out_BHND[:, heads], out_BGND)
+        ground.write_results(lse_BHN1[:, heads], lse_BGN1)
+    return out_BHND, lse_BHN1.squeeze(-1)
+
+
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    elevation: Tensor | None,
+    alpha: Tensor | None,
+    order: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v (in their dtype) and alpha, from those of the rows (B, H, N, D)."""
+    elevation, alpha = _terrain(q, elevation, alpha)
+    ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
+    dq, dk, dv = gradients = tuple(empty_like_tokens(q) for _ in range(3))
+    dalpha_H = torch.zeros(q.shape[1], dtype=torch.float64)
+    for heads in _head_groups(q):
+        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads], _SPARE) for x in (q, k, v))
+        q_BGND.mul_(scale)
+        out_BGND, dout_BGND = (ground.results(x[:, heads], _SPARE) for x in (out, dout))
+        lse_BGN = ground.results(lse[:, heads].unsqueeze(-1)).squeeze(-1)
+        saved = _Saved(q_BGND, k_BGND, v_BGND, out_BGND, dout_BGND, lse_BGN)
+        sums = tuple(lse_BGN.new_zeros((*lse_BGN.shape, q.shape[-1])) for _ in range(3))
+        for band in _bands(ground, _of_heads(alpha, heads)):
+            for piece in band:
+                dalpha_H[heads] -= piece.add_gradients(sums, saved)
+        sums[0].mul_(scale)
+        for gradient, part in zip(gradients, sums, strict=True):
+            ground.write_sources(gradient[:, heads], part)
+    dalpha = dalpha_H if len(alpha) > 1 else dalpha_H.sum(0, keepdim=True)
+    return dq, dk, dv, dalpha.to(alpha.dtype)
+
+
+def empty_like_tokens(x: Tensor) -> Tensor:
+    """Uninitialised (B, H, N, D) over memory (B, N, H, D), as every implementation returns it."""
+    B, H, N, D = x.shape
+    return x.new_empty((B, N, H, D)).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What the backward pass of a group of heads reads, sorted: (B, G, N, D + spare), lse (B, G, N)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    dout: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Attention of a band's queries to the keys below it; and what its other pieces have in common.
+
+    Attributes:
+        rows: places of the queries.
+        columns: places of the keys.
+        query_height: (B, R) [km].
+        key_height: (B, C) [km].
+        alpha: (G, 1, 1) [1/km], or (1, 1, 1).
+    """
+
+    rows: slice
+    columns: slice
+    query_height: Tensor
+    key_height: Tensor
+    alpha: Tensor
+
+    def mask(self) -> Tensor | None:
+        """What is added to the scores, (B, G, R or 1, C), float64."""
+        return None
+
+    def row_bias(self) -> Tensor:
+        """What is added to the scores of a row as a whole, (B, G, R), float64."""
+        return torch.zeros(())
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Left (B, R, X) and right (B, C, X) factors of the rises."""
+        return self.query_height[..., None][..., :0], self.key_height[..., None][..., :0]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The piece's attention (B, G, R, D) and log-sum-exp (B, G, R)."""
+        keys = k[:, :, self.columns], v[:, :, self.columns]
+        out, lse = _flash(q[:, :, self.rows], *keys, attn_mask=self._mask_as(q.dtype), scale=1.0)
+        return out, lse + self.row_bias().to(lse.dtype)
+
+    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved) -> Tensor:
+        """Add the piece's part to the gradients of q, k and v; its sum of score gradient x rise, (G,)."""
+        left_BRX, right_BCX = self.factors()
+        D = sums[0].shape[-1]
+        wide = slice(0, D + right_BCX.shape[-1])
+        saved.k[:, :, self.columns, D : wide.stop] = right_BCX.unsqueeze(1).to(saved.k.dtype)
+        dq, dk, dv = _flash_backward(
+            saved.dout[:, :, self.rows, wide],
+            saved.q[:, :, self.rows, wide],
+            saved.k[:, :, self.columns, wide],
+            saved.v[:, :, self.columns, wide],
+            saved.out[:, :, self.rows, wide],
+            saved.lse[:, :, self.rows] - self.row_bias().to(saved.lse.dtype),
+            0.0,
+            False,
+            attn_mask=self._mask_as(saved.k.dtype),
+            scale=1.0,
+        )
+        sums[0][:, :, self.rows] += dq[..., :D]
+        sums[1][:, :, self.columns] += dk[..., :D]
+        sums[2][:, :, self.columns] += dv[..., :D]
+        total_G: Tensor = (dq[..., D:] * left_BRX.unsqueeze(1)).sum((0, 2, 3))
+        return total_G
+
+    def _mask_as(self, dtype: torch.dtype) -> Tensor | None:
+        mask = self.mask()
+        return None if mask is None else mask.to(dtype)
+
+
+class _Above(_Piece):
+    """Attention of a band's queries to the keys above it."""
+
+    def mask(self) -> Tensor:
+        return -self.alpha * (self.key_height - self.query_height[:, -1:])[:, None, None]
+
+    def row_bias(self) -> Tensor:
+        return (self.alpha * (self.query_height - self.query_height[:, -1:])[:, None, None]).squeeze(2)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return factors_above(self.query_height, self.key_height)
+
+
+class _Within(_Piece):
+    """Attention of a band's queries to the band's own keys."""
+
+    def mask(self) -> Tensor:
+        return -self.alpha * pairwise_rise(self.key_height).unsqueeze(1)
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        return factors_across_bins(self.key_height)
+
+    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved) -> Tensor:
+        D = sums[0].shape[-1]
+        q, k, v, out, dout = (
+            x[:, :, self.rows, :D] for x in (saved.q, saved.k, saved.v, saved.out, saved.dout)
+        )
+        lse = saved.lse[:, :, self.rows]
+        close_G = sum_within_bins(q, k, v, out, dout, lse, self.key_height, self.alpha)
+        return close_G + super().add_gradients(sums, saved)
+
+
+def _bands(ground: Ground, alpha_G11: Tensor) -> Iterator[list[_Piece]]:
+    """Every band's pieces, which together see each key once."""
+    N = ground.height.shape[1]
+    for first in range(0, N, _BAND):
+        end = min(first + _BAND, N)
+        rows = slice(first, end)
+        pieces = {_Piece: slice(0, first), _Within: rows, _Above: slice(end, N)}
+        yield [
+            piece(rows, columns, ground.height[:, rows], ground.height[:, columns], alpha_G11)
+            for piece, columns in pieces.items()
+            if columns.start < columns.stop
+        ]
+
+
+def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Attention to all keys of the parts, (B, G, R, D), and its log-sum-exp (B, G, R, 1)."""
+    lse_BGRP = torch.stack([lse for _, lse in parts], -1)
+    merged_BGR1 = lse_BGRP.logsumexp(-1, keepdim=True)
+    share_BGRP = (lse_BGRP - merged_BGR1).exp_()
+    out_BGRD = parts[0][0].mul_(share_BGRP[..., :1])
+    for index, (out, _) in enumerate(parts[1:], start=1):
+        out_BGRD.addcmul_(out, share_BGRP[..., index : index + 1])
+    return out_BGRD, merged_BGR1
+
+
+def _terrain(q: Tensor, elevation: Tensor | None, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Elevation and alpha, or level ground where there is none."""
+    if elevation is None or alpha is None:
+        return q.new_zeros((q.shape[0], q.shape[2]), dtype=torch.float32), q.new_zeros(1, dtype=torch.float32)
+    return elevation, alpha
+
+
+def _of_heads(alpha: Tensor, heads: slice) -> Tensor:
+    """Alpha of these heads, (G, 1, 1), or (1, 1, 1) if all share one."""
+    return (alpha[heads] if len(alpha) > 1 else alpha).double()[:, None, None]
+
+
+def _head_groups(q: Tensor) -> Iterator[slice]:
+    """Heads in groups that fill the threads (PyTorch's backward spreads over B x H) but not the memory."""
+    B, H, N, D = q.shape
+    fill_threads = -(-torch.get_num_threads() // B)
+    group = min(H, max(fill_threads, _GROUP_ELEMENTS // (B * N * D), 1))
+    return (slice(first, min(first + group, H)) for first in range(0, H, group))

@@ -1,0 +1,65 @@
+"""Tokens in ascending order of elevation, and back: the order in which the CPU path works.
+
+Shapes: B batch, G heads, N tokens, D head width.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels.elevation_attention.reference import METRES_PER_UNIT
+from aqtopo_kernels.order import invert_order
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The terrain of a batch, sorted.
+
+    Attributes:
+        height: (B, N) ascending heights [km], float64.
+        token: (B, N) the token at each place of the ascending order.
+        row: (B, N) the row of the result at each place.
+        place: (B, N) the place of each row.
+        compute: dtype of sorted copies.
+    """
+
+    height: Tensor
+    token: Tensor
+    row: Tensor
+    place: Tensor
+    compute: torch.dtype
+
+    @classmethod
+    def of(cls, elevation: Tensor, order: Tensor | None, compute: torch.dtype) -> Self:
+        """Sort heights (B, N) [m] whose results are wanted in the given order (B, N)."""
+        metres_BN, token_BN = elevation.double().sort(dim=1, stable=True)
+        row_BN = token_BN if order is None else invert_order(order).gather(1, token_BN)
+        return cls(metres_BN / METRES_PER_UNIT, token_BN, row_BN, invert_order(row_BN), compute)
+
+    def sources(self, x_BGND: Tensor, more_columns: int = 0) -> Tensor:
+        """Queries, keys or values, sorted, with columns of zeros behind their own: (B, G, N, D + more)."""
+        return self._sorted(x_BGND, self.token, more_columns)
+
+    def results(self, y_BGND: Tensor, more_columns: int = 0) -> Tensor:
+        """Rows of the result or their gradients, sorted: (B, G, N, D + more)."""
+        return self._sorted(y_BGND, self.row, more_columns)
+
+    def write_sources(self, to_BGND: Tensor, sorted_BGND: Tensor) -> None:
+        """Put sorted gradients of the sources where those came from."""
+        for sample, token_N in enumerate(self.token):
+            to_BGND[sample].index_copy_(1, token_N, sorted_BGND[sample].to(to_BGND.dtype))
+
+    def write_results(self, to_BGND: Tensor, sorted_BGND: Tensor) -> None:
+        """Put sorted rows of the result where they belong."""
+        for sample, place_N in enumerate(self.place):
+            to_BGND[sample] = sorted_BGND[sample].index_select(1, place_N)
+
+    def _sorted(self, x_BGND: Tensor, index_BN: Tensor, more_columns: int) -> Tensor:
+        *shape, D = x_BGND.shape
+        sorted_BGND = torch.empty((*shape, D + more_columns), dtype=self.compute)
+        sorted_BGND[..., D:] = 0.0
+        for sample, index_N in enumerate(index_BN):
+            sorted_BGND[sample, ..., :D] = x_BGND[sample].index_select(1, index_N)
+        return sorted_BGND

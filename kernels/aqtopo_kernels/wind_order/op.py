@@ -1,0 +1,81 @@
+"""From a wind field to the order in which its tokens are visited, without leaving the device.
+
+Plain PyTorch on every device: a few small kernels, no value of which the host has to know. Whole numbers, so
+there is no gradient.
+
+Shapes: B batch, Y, X the grid's cells, R regions, S sectors, P patches of a region, N = R P tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wind_order(
+    u: Tensor, v: Tensor, table: Tensor, *, regions: tuple[int, int], patch: int, calm_below: float
+) -> Tensor:
+    """Raster index of the token at each scan position.
+
+    The grid is cut into regions; each region's vector-mean wind chooses a row of the table, which says in
+    which order the region's patches are visited. Regions stay in raster order.
+
+    Args:
+        u: eastward wind [m/s], (B, Y, X).
+        v: northward wind [m/s], likewise.
+        table: (S + 1, P), int64; for each of S sectors, sector s being the wind that blows towards the angle
+            2 pi s / S from east to north, the raster indices inside a region in the order of visiting; the
+            last row is for calm.
+        regions: regions along (Y, X).
+        patch: cells along each side of a patch.
+        calm_below: mean wind speed [m/s] below which the last row is taken, as it is for a wind that is not
+            a number.
+
+    Returns:
+        (B, N), int64; each row is a permutation.
+
+    Raises:
+        ValueError: the grid does not fit regions, patch and table.
+    """
+    region = _region_patches(u, v, table, regions, patch)
+    sector_BR = wind_sector(u, v, regions=regions, sectors=len(table) - 1, calm_below=calm_below)
+    columns = regions[1] * region[1]
+    row_R1 = torch.arange(regions[0], device=u.device).repeat_interleave(regions[1])[:, None] * region[0]
+    column_R1 = torch.arange(regions[1], device=u.device).repeat(regions[0])[:, None] * region[1]
+    place_BRP = table[sector_BR]
+    # The same places in indices of the whole grid of patches.
+    row_BRP, column_BRP = place_BRP // region[1] + row_R1, place_BRP % region[1] + column_R1
+    return (row_BRP * columns + column_BRP).flatten(1)
+
+
+def _region_patches(
+    u: Tensor, v: Tensor, table: Tensor, regions: tuple[int, int], patch: int
+) -> tuple[int, int]:
+    """Patches of a region along (Y, X)."""
+    if u.ndim != 3 or v.shape != u.shape:
+        raise ValueError(
+            f"wind_order needs u and v of one shape (B, Y, X), but got {tuple(u.shape)} and {tuple(v.shape)}."
+        )
+    rows, columns = u.shape[1] // (regions[0] * patch), u.shape[2] // (regions[1] * patch)
+    if (rows * regions[0] * patch, columns * regions[1] * patch) != u.shape[1:]:
+        raise ValueError(
+            f"wind_order cannot cut a grid of {u.shape[1]} x {u.shape[2]} cells into {regions[0]} x "
+            f"{regions[1]} regions of patches of {patch} x {patch}; choose numbers that divide it."
+        )
+    if table.ndim != 2 or table.shape[1] != rows * columns:
+        raise ValueError(
+            f"wind_order needs a table (S + 1, {rows * columns}) for regions of {rows} x {columns} patches, "
+            f"but got {tuple(table.shape)}."
+        )
+    return rows, columns
+
+
+def wind_sector(u: Tensor, v: Tensor, *, regions: tuple[int, int], sectors: int, calm_below: float) -> Tensor:
+    """Sector of each region's vector-mean wind, (B, R), int64; `sectors` where it is calm or not a number."""
+    B, Y, X = u.shape
+    wind_2BYX = torch.stack([u, v]).to(torch.promote_types(u.dtype, torch.float32))
+    tiles = wind_2BYX.view(2, B, regions[0], Y // regions[0], regions[1], X // regions[1])
+    u_BR, v_BR = tiles.mean((3, 5)).flatten(2)
+    nearest_BR = torch.round(torch.atan2(v_BR, u_BR) * (sectors / (2.0 * math.pi)))
+    moving_BR = torch.hypot(u_BR, v_BR) >= calm_below
+    return torch.where(moving_BR, nearest_BR.long() % sectors, sectors)
