@@ -3,8 +3,7 @@
 Shapes: B batch, N tokens, D width.
 """
 
-# Triton reads this file as a language of its own: annotations mark compile-time values, and an `if` on one must
-# stay a statement.
+# Triton reads this file as a language of its own, in which annotations mark compile-time values.
 # mypy: ignore-errors
 
 import triton

@@ -10,7 +10,7 @@ from aqtopo_kernels.wind_gather.kernel import move_rows_kernel
 
 _ROWS = 8
 _COLUMNS = 256
-"""8 x 256 elements a program: rows of D = 768 in three pieces, 16 bytes a lane in bfloat16 on four wavefronts."""
+"""8 x 256 elements a program: rows of D = 768 in three pieces, 16 bytes a lane in bfloat16."""
 
 
 def gather(x: Tensor, order: Tensor, add: Tensor | None) -> Tensor:

@@ -1,0 +1,102 @@
+"""`python -m aqtopo_kernels.aot`: compile every kernel without a GPU, print what came out, fill a cache."""
+
+# ruff: noqa: T201 - this is a command
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from triton import knobs
+
+from aqtopo_kernels.aot.mca import find_llvm_mca
+from aqtopo_kernels.aot.stand_in import SHARED_BYTES
+from aqtopo_kernels.aot.survey import DTYPES, Row, survey
+from aqtopo_kernels.elevation_attention.configurations import parts
+
+_COLUMNS = {
+    "kernel": 16,
+    "dtype": 5,
+    "arch": 6,
+    "vgprs": 5,
+    "agprs": 5,
+    "vgpr_spills": 11,
+    "sgpr_spills": 11,
+    "lds_bytes": 9,
+    "occupancy": 9,
+    "instructions_per_iteration": 12,
+    "useful": 6,
+    "eff1": 6,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; 0, or 2 for arguments that do not fit."""
+    options = _parser().parse_args(arguments)
+    try:
+        parts(options.head_dim)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if options.out:
+        knobs.cache.dir = str(options.out)
+    if find_llvm_mca() is None and any(arch.startswith("gfx") for arch in options.arch):
+        print("No llvm-mca (Debian: llvm-22): eff1 stays empty.", file=sys.stderr)
+    rows = _told(options)
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print(rows)
+    if options.out:
+        print(_ADVICE.format(out=options.out), file=sys.stderr)
+    return 0
+
+
+_ADVICE = """Set TRITON_CACHE_DIR to a copy of {out} on each node, and no rank compiles at the start of a job.
+The cache's keys hash Triton itself: fill it inside the container that will run."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m aqtopo_kernels.aot", description=__doc__)
+    parser.add_argument("--arch", nargs="+", choices=list(SHARED_BYTES), default=list(SHARED_BYTES))
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=list(DTYPES))
+    parser.add_argument(
+        "--head-dim", type=int, default=96, help="width of a head; a multiple of 16 up to 256"
+    )
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument(
+        "--tokens", type=int, default=8192, help="only its divisibility matters: by 16 and by blocks"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects and nothing else")
+    parser.add_argument("--out", type=Path, help="a Triton cache to fill, for TRITON_CACHE_DIR")
+    return parser
+
+
+def _told(options: argparse.Namespace) -> list[Row]:
+    """All rows, each announced on stderr: a kernel takes seconds the first time."""
+    rows = []
+    for row, compilation in survey(
+        options.arch, options.dtype, head_dim=options.head_dim, heads=options.heads, tokens=options.tokens
+    ):
+        how = "cached" if compilation.cached else "compiled"
+        print(f"{how} {row['kernel']} {row['dtype']} {row['arch']}", file=sys.stderr)
+        rows.append(row)
+    return rows
+
+
+def _print(rows: Iterable[Row]) -> None:
+    def line(cells: dict[str, object]) -> str:
+        return " ".join(f"{cells[name]!s:>{width}}" for name, width in _COLUMNS.items())
+
+    print(
+        line({name: name.replace("instructions_per_iteration", "instructions") for name in _COLUMNS}),
+        "matrix instructions",
+    )
+    for row in rows:
+        cells = {name: "" if row[name] is None else row[name] for name in _COLUMNS}
+        print(line(cells), " ".join(f"{count}x{name}" for name, count in row["matrix_instructions"].items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""llvm-mca's estimate of a loop on CDNA, and eff1: the share of it that the matrix unit works for the result.
+
+llvm-mca is Debian's llvm-22 package; any LLVM from 22 on will do. It models one wavefront, with fixed
+latencies. One of its cycles is four clocks; matrix instructions are right, a transcendental takes four and is
+counted as one.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from aqtopo_kernels.aot.machine_code import is_transcendental
+
+_NAMES = ("llvm-mca-22", "/usr/lib/llvm-22/bin/llvm-mca", "llvm-mca")
+_ITERATIONS = 10
+_FLOP_A_CYCLE = {"fp32": 256, "bf16": 1024, "fp16": 1024}
+_FLOP_A_CYCLE_GFX942 = {"fp32": 512, "bf16": 2048, "fp16": 2048}
+"""Of the matrix unit of one SIMD, per llvm-mca cycle of four clocks."""
+
+
+def find_llvm_mca() -> Path | None:
+    """The program, if this machine has it."""
+    found = (shutil.which(name) for name in _NAMES)
+    return next((Path(path) for path in found if path), None)
+
+
+def cycles_an_iteration(loop: list[str], arch: str) -> float | None:
+    """llvm-mca cycles of one iteration, transcendentals corrected; None where it does not come to an end."""
+    program = find_llvm_mca()
+    if program is None or not loop:
+        return None
+    command = [str(program), "-mtriple=amdgcn-amd-amdhsa", f"-mcpu={arch}", f"-iterations={_ITERATIONS}"]
+    try:
+        report = subprocess.run(
+            command, input="\n".join(loop), check=True, capture_output=True, text=True, timeout=20
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return None
+    total = re.search(r"Total Cycles:\s+(\d+)", report)
+    assert total, "llvm-mca tells no cycles: its format has changed"
+    return int(total[1]) / _ITERATIONS + 3 * sum(map(is_transcendental, loop))
+
+
+def eff1(loop: list[str], arch: str, dtype: str, flop: float) -> float | None:
+    """Ideal cycles of the matrix unit for the useful FLOP of one wavefront's iteration, by those it takes."""
+    cycles = cycles_an_iteration(loop, arch)
+    rate = (_FLOP_A_CYCLE_GFX942 if arch == "gfx942" else _FLOP_A_CYCLE)[dtype]
+    return None if cycles is None else flop / rate / cycles

@@ -1,0 +1,133 @@
+"""Every kernel x dtype x architecture: launched under the stand-in, read, and listed as rows of a table."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels.aot import machine_code, mca
+from aqtopo_kernels.aot.stand_in import Compilation, standing_in
+from aqtopo_kernels.elevation_attention import launch as attention
+from aqtopo_kernels.wind_gather import launch as wind_gather
+
+Row = dict[str, Any]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+_NAMES = {
+    "forward_kernel": "forward",
+    "query_gradient_kernel": "dq",
+    "key_value_gradient_kernel": "dkdv",
+    "output_products_kernel": "output_products",
+    "move_rows_kernel": "wind_gather",
+}
+_PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}
+"""Matrix products in the loop of each kernel, each of 2 BLOCK_M BLOCK_N D FLOP."""
+
+_MATRIX_FLOP = {
+    "32x32x8": 16384,
+    "32x32x4": 8192,
+    "16x16x16": 8192,
+    "16x16x8": 4096,
+    "32x32x2": 4096,
+    "16x16x4": 2048,
+}
+_SHARED_A_MULTIPROCESSOR = {"sm_80": 167936, "sm_90": 233472}
+
+
+def survey(
+    archs: Iterable[str], dtypes: Iterable[str], *, head_dim: int, heads: int, tokens: int
+) -> Iterable[tuple[Row, Compilation]]:
+    """Compiles what a model launches, and reads it into the rows that the command prints as JSON."""
+    for arch in archs:
+        for dtype in dtypes:
+            yield from _rows(arch, dtype, head_dim=head_dim, heads=heads, tokens=tokens)
+
+
+def launch_all(dtype: torch.dtype, *, head_dim: int, heads: int, tokens: int) -> None:
+    """Launches every kernel of a model on tensors without memory, in each of its variants."""
+    qkv = torch.empty((1, tokens, 3 * heads * head_dim), dtype=dtype, device="meta")
+    q, k, v = (x.view(1, tokens, heads, head_dim).transpose(1, 2) for x in qkv.chunk(3, -1))
+    elevation = torch.empty((1, tokens), device="meta")
+    alpha = torch.empty(1, device="meta")
+    order = torch.empty((1, tokens), dtype=torch.int32, device="meta")
+    for some_order in (order, None):
+        for height, strength in ((elevation, alpha), (None, None)):
+            out, lse = attention.forward(q, k, v, height, strength, some_order, None)
+            dout = torch.empty_like(out)
+            attention.backward(dout, q, k, v, out, lse, height, strength, some_order, None)
+    _launch_gathers(qkv[..., : heads * head_dim].contiguous(), order)
+
+
+def _launch_gathers(tokens: Tensor, order: Tensor) -> None:
+    wind_gather.gather(tokens, order, None)
+    wind_gather.gather(tokens, order, tokens)
+    wind_gather.gather(tokens, order, tokens.float())
+    wind_gather.scatter(tokens, order)
+
+
+def _rows(arch: str, dtype: str, **sizes: int) -> Iterable[tuple[Row, Compilation]]:
+    with standing_in(arch) as compilations:
+        launch_all(DTYPES[dtype], **sizes)
+    # Unordered kernels with a bias and ordered ones without are compiled too, but differ in a load only.
+    for compilation in compilations:
+        constants = compilation.constants
+        twin = "BIAS" in constants and constants["BIAS"] != constants.get("ORDERED", constants["BIAS"])
+        if not twin:
+            yield _row(compilation, arch, dtype, sizes["head_dim"]), compilation
+
+
+def _row(compilation: Compilation, arch: str, dtype: str, head_dim: int) -> Row:
+    kernel = _NAMES[compilation.function]
+    code = _read(compilation, arch)
+    metadata, constants = compilation.metadata, compilation.constants
+    plain = constants.get("BIAS") is False
+    flop = None
+    if kernel in _PRODUCTS:
+        block = constants["BLOCK_M"] * constants["BLOCK_N"]
+        flop = 2.0 * _PRODUCTS[kernel] * block * head_dim / metadata["num_warps"]
+    amd = arch.startswith("gfx")
+    issued = sum(_matrix_flop(instruction) for instruction in code.loop) if amd else 0
+    return {
+        "kernel": f"{kernel}_plain" if plain else kernel,
+        "dtype": dtype,
+        "arch": arch,
+        "config": _config(compilation),
+        "vgprs": code.vgprs,
+        "agprs": code.agprs,
+        "vgpr_spills": code.vgpr_spills,
+        "sgpr_spills": code.sgpr_spills,
+        "head_dim": head_dim,
+        "lds_bytes": metadata["shared"],
+        "occupancy": code.occupancy,
+        "matrix_instructions": code.matrix_instructions,
+        "instructions_per_iteration": len(code.loop) or None,
+        "useful": round(flop / issued, 4) if flop and issued else None,
+        "eff1": _rounded(mca.eff1(code.loop, arch, dtype, flop)) if flop and amd else None,
+    }
+
+
+def _read(compilation: Compilation, arch: str) -> machine_code.MachineCode:
+    shared, warps = compilation.metadata["shared"], compilation.metadata["num_warps"]
+    if arch.startswith("gfx"):
+        return machine_code.read_amd(compilation.texts["amdgcn"].read_text(), shared, warps)
+    limit = _SHARED_A_MULTIPROCESSOR[arch]
+    return machine_code.read_nvidia(compilation.texts["cubin"], shared, limit, warps)
+
+
+def _config(compilation: Compilation) -> dict[str, Any]:
+    """What tells this compilation from others of the same kernel."""
+    constants = {name.lower(): value for name, value in compilation.constants.items() if value is not None}
+    named = ("num_warps", "num_stages", "matrix_instr_nonkdim", "schedule_hint")
+    return constants | {name: compilation.metadata[name] for name in named if name in compilation.metadata}
+
+
+def _matrix_flop(instruction: str) -> int:
+    if not instruction.startswith(("v_mfma", "v_smfma")):
+        return 0
+    return next(flop for shape, flop in _MATRIX_FLOP.items() if f"_{shape}" in instruction)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
