@@ -50,4 +50,4 @@ test: lint types layers
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs --cov --cov-report=term:skip-covered
 
 clean:
-	rm -rf .cache .coverage* runs data
+	rm -rf .cache .coverage*

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aqtopo.config import RunConfig, load_config
+from aqtopo.data import open_store
 
 INITIAL_TIME = "2018-01-15T00"
 console = Console(highlight=False)
@@ -67,11 +68,25 @@ def run(stage: Stage, environment: dict[str, str]) -> tuple[float, float]:
     return time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
+def remove_old_demo(config: RunConfig) -> None:
+    """Remove the store and the run of an earlier demo, and nothing else.
+
+    Raises:
+        SystemExit: the store is not a simulated one.
+    """
+    store, run_dir = Path(config.data.store), Path(config.training.run_dir)
+    if store.exists():
+        if not open_store(store).simulated:
+            raise SystemExit(f"demo: {store} holds no simulated data; it is not the demo's to replace")
+        shutil.rmtree(store)
+    if run_dir.exists():
+        shutil.rmtree(run_dir)
+
+
 def main(config_path: str) -> None:
     """Run all stages from a clean slate and print what they took and where the results are."""
     config = load_config(config_path)
-    for path in (config.data.store, config.training.run_dir):
-        shutil.rmtree(path, ignore_errors=True)
+    remove_old_demo(config)
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
     table = Table("stage", "seconds", "peak memory of a process so far [GiB]", title="the demo took")
     total = 0.0

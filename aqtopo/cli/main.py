@@ -3,6 +3,7 @@
 import os
 import sys
 import textwrap
+import traceback
 from typing import Annotated
 
 import typer
@@ -48,18 +49,26 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
+        if not _raised_by_us(error):
+            raise  # a mistake in the code, whatever it calls itself
         _complain(str(error))
         sys.exit(EXIT_BAD_INPUT)
     except RefusedError as error:
         _complain(str(error))
         sys.exit(EXIT_REFUSED)
-    except FloatingPointError as error:
-        _complain(str(error))
+    except (FloatingPointError, OSError) as error:
+        _complain(str(error))  # an OSError names the file and says why
         sys.exit(EXIT_FAILED)
 
 
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether a line of aqtopo said `raise`, rather than a library that was given nonsense by aqtopo."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__", "")).startswith("aqtopo")
+
+
 def _complain(text: str) -> None:
-    rank = os.environ.get("RANK")
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
     speaker = "aqtopo" if rank is None else f"aqtopo [rank {rank}]"
     for line in f"{speaker}: {text}".splitlines():
         print(textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)  # noqa: T201

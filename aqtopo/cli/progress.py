@@ -18,26 +18,35 @@ class Progress:
     def __init__(self) -> None:
         self._what: str | None = None
         self._bar: tqdm[Any] | None = None
-        self._started = self._last_line = 0.0
+        self._first, self._started, self._last_line = 0, 0.0, 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show that `done` of `total` are done."""
         if what != self._what:
-            self._begin(what, total)
+            self._begin(what, done, total)
         if self._bar is not None:
             self._bar.update(done - self._bar.n)
         now = time.monotonic()
         if self._bar is None and (now - self._last_line >= PLAIN_LINE_EVERY_S or done == total):
             self._last_line = now
-            rate = done / max(now - self._started, 1e-9)
-            left = tqdm.format_interval((total - done) / max(rate, 1e-9))
-            print(f"{done}/{total} {what}, {rate:.1f}/s, {left} left", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"{done}/{total} {what}{self._pace(done, total, now)}", file=sys.stderr, flush=True)  # noqa: T201
         if self._bar is not None and done == total:
             self._bar.close()
 
-    def _begin(self, what: str, total: int) -> None:
+    def _pace(self, done: int, total: int, now: float) -> str:
+        """Rate since the first call and time left, once there is something to measure them by."""
+        counted, seconds = done - self._first, now - self._started
+        if not counted or not seconds:
+            return ""
+        left = tqdm.format_interval((total - done) * seconds / counted)
+        return f", {counted / seconds:.1f}/s, {left} left"
+
+    def _begin(self, what: str, done: int, total: int) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._what, self._started, self._last_line = what, time.monotonic(), time.monotonic()
+        now = time.monotonic()
+        self._what, self._first, self._started, self._last_line = what, done, now, now
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=what, unit="", file=sys.stderr, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=total, initial=done, desc=what, unit="", file=sys.stderr, dynamic_ncols=True
+            )

@@ -117,19 +117,6 @@ class Float16(Strict):
     """Lowest dynamic scale."""
 
 
-class Autocast(Strict):
-    """PyTorch's autocast: parameters stay fp32, chosen modules compute in lower precision."""
-
-    enabled: bool = False
-    """Turn autocast on."""
-
-    dtype: Literal["bfloat16", "float16"] | None = None
-    """What autocast computes in; needed where it is enabled."""
-
-    lower_precision_safe_modules: Names | None = None
-    """Dotted class names whose gradients may travel in lower precision; null for DeepSpeed's list."""
-
-
 class DataTypes(Strict):
     """Types of internal buffers."""
 
@@ -271,9 +258,6 @@ class DeepSpeedConfig(Strict):
     fp16: Float16 = Float16()
     """Mixed precision in float16."""
 
-    torch_autocast: Autocast = Autocast()
-    """PyTorch's autocast, instead of `bf16` or `fp16`."""
-
     data_types: DataTypes = DataTypes()
     """Types of internal buffers."""
 
@@ -327,7 +311,7 @@ class DeepSpeedConfig(Strict):
 
     @property
     def precision(self) -> Precision:
-        """What the model's weights are computed in; autocast leaves them fp32."""
+        """What the model's weights are computed in."""
         if self.bf16.enabled:
             return "bf16"
         return "fp16" if self.fp16.enabled else "fp32"
@@ -344,13 +328,8 @@ class DeepSpeedConfig(Strict):
 
 def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
     """Pairs of keys which DeepSpeed would refuse, or worse accept, only once all ranks are running."""
-    modes = [name for name in ("bf16", "fp16", "torch_autocast") if getattr(config, name).enabled]
-    for mode in modes[1:]:
-        yield Problem((mode, "enabled"), True, f"must be false, since {modes[0]} is enabled")
-    if config.torch_autocast.enabled and config.torch_autocast.dtype is None:
-        yield Problem(
-            ("torch_autocast", "dtype"), None, 'must be "bfloat16" or "float16" with autocast enabled'
-        )
+    if config.bf16.enabled and config.fp16.enabled:
+        yield Problem(("fp16", "enabled"), True, "must be false, since bf16 is enabled")
     offload = config.zero_optimization.offload_optimizer
     if offload and offload.device == "cpu" and config.zero_force_ds_cpu_optimizer:
         allowed = (

@@ -7,7 +7,7 @@ _STAGE_3 = "it needs ZeRO stage 3, and aqtopo trains with stage 2"
 _AVERAGED = "gradients are always averaged over the ranks: the loss is weighted for it"
 _LOADER = "aqtopo has its own loader; see `data`"
 _ONE_RANK = "the model is not divided among ranks"
-_PRECISION = "precision follows from bf16, fp16 and torch_autocast"
+_PRECISION = "precision follows from bf16 and fp16"
 _REMOVED = "DeepSpeed has removed it"
 _CPU_OFFLOAD = 'deprecated in DeepSpeed; write "offload_optimizer": {"device": "cpu"}'
 
@@ -17,7 +17,8 @@ REFUSED = MappingProxyType(
         "scheduler": "the learning rate has a block of its own, `schedule`, beside `deepspeed`",
         "activation_checkpointing": "use model.gradient_checkpointing",
         "bfloat16": "an old name; write bf16",
-        "amp": "DeepSpeed has removed it; use bf16, fp16 or torch_autocast",
+        "amp": "DeepSpeed has removed it; use bf16 or fp16",
+        "torch_autocast": "it would compute the elevation bias in half precision; use bf16",
         "comet": "use tensorboard, csv_monitor or wandb",
         "gradient_allreduce_op": _AVERAGED,
         "prescale_gradients": _AVERAGED,

@@ -69,7 +69,7 @@ class DataConfig(Strict):
     """Mean and standard deviation: of the training years, or the constants published with TopoFlow."""
 
     workers: NonNegative = 2
-    """Loader processes a rank; 0 reads in the training process."""
+    """Loader processes a rank, for training and again for validation; 0 reads in the training process."""
 
     worker_start: Literal["forkserver", "spawn"] = "forkserver"
     """How loader processes start; never by fork, which copies the threads' locks."""

@@ -25,4 +25,10 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
     for name in (*config.data.variables, *config.data.targets):
         if name not in store.channels and name not in store.static:
             refuse(store.path, f"lacks the channel {name}", f"Leave {name} out of the run's variables.")
+    if not (store.static["mask"] > 0).any():
+        refuse(
+            store.path,
+            "has a mask without a single cell of value 1, so nothing would be learnt or scored",
+            "Write the store again with a mask that is 1 where the loss and the scores count.",
+        )
     return normalization_for(config, store)

@@ -72,11 +72,6 @@ class SampleTable:
     def __len__(self) -> int:
         return self.times.size * (len(self.horizons) if self.paired else 1)
 
-    @property
-    def leads_per_sample(self) -> int:
-        """K: horizons of one sample."""
-        return 1 if self.paired else len(self.horizons)
-
     def lookup(self, samples: NDArray[np.int64]) -> tuple[Hours, NDArray[np.int64]]:
         """Start times (B,) and lead times (B, K) [h] of the samples numbered `samples` (B,)."""
         horizons = np.array(self.horizons, dtype=np.int64)
@@ -191,6 +186,17 @@ class StepPlan:
     def steps_per_epoch(self) -> int:
         """Optimizer updates of an epoch; the last may have fewer micro-steps than the others."""
         return math.ceil(self.micro_steps_per_epoch / self.accumulation)
+
+    def validation_steps(self, every: int) -> dict[int, int]:
+        """When an epoch is validated: after every so many micro-steps, at the end of the step they fall in.
+
+        Returns:
+            Micro-steps done, by the step of the epoch (from 1) after which they are validated. Of several
+            that fall into one step only the last counts. Empty where an epoch is shorter than that.
+        """
+        last = self.micro_steps_per_epoch
+        due = range(every, last + 1, every)
+        return {math.ceil(micro_step / self.accumulation): micro_step for micro_step in due}
 
     def step_places(self, step_in_epoch: int) -> range:
         """The places that a step of the epoch takes."""

@@ -94,9 +94,9 @@ class Store:
         return array
 
     @property
-    def latitude_ascending(self) -> bool:
-        """Whether row 0 is the southernmost."""
-        return bool(self.lat.size < 2 or self.lat[0] < self.lat[1])
+    def simulated(self) -> bool:
+        """Whether the data says of itself that it is simulated: `yes` or `true` in its attributes."""
+        return str(self.attributes.get("simulated", "no")).lower() in ("yes", "true")
 
     @property
     def years(self) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ def summarize(store: Store) -> dict[str, Any]:
     return {
         "path": store.path,
         "source": store.source,
-        "simulated": bool(store.attributes.get("simulated", False)),
+        "simulated": store.simulated,
         "grid": [store.lat.size, store.lon.size],
         "latitude": [float(store.lat[0]), float(store.lat[-1])],
         "longitude": [float(store.lon[0]), float(store.lon[-1])],

@@ -80,6 +80,7 @@ def hourly_climatology(
     shape = (HOURS_A_DAY, len(channels), len(store.lat), len(store.lon))
     total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
     done = 0
+    report("hours of climatology", done, indices.size)
     for shard in np.split(indices, np.flatnonzero(np.diff(indices // HOURS_PER_SHARD)) + 1):
         first, last = int(shard[0]), int(shard[-1]) + 1
         values = store.read_span(first, last)[shard - first][:, channels]

@@ -50,6 +50,7 @@ def evaluate(run: LoadedRun, split: EvaluatedSplit = "test", report: Report = in
     sums = ErrorSums.empty(data.targets, data.horizons)
     done = filled = 0
     size = max(1, TOKENS_AT_ONCE // run.config.tokens)
+    report("forecasts", done, init_times.size)
     for batch in evaluation_batches(run.store, run.config, split, rank=0, world=1, batch=size):
         valid_times = batch.times[:, None] + np.array(data.horizons, dtype="timedelta64[h]")
         references = {

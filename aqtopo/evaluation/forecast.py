@@ -26,12 +26,12 @@ def parse_init_time(text: str) -> np.datetime64:
     """
     try:
         time = datetime.fromisoformat(text)
-    except ValueError as error:
+        if time.tzinfo is not None:
+            time = time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
         raise ValueError(
             f"the initial time {text!r} is not in ISO 8601. Write it as 2018-01-15T00."
         ) from error
-    if time.tzinfo is not None:
-        time = time.astimezone(UTC).replace(tzinfo=None)
     hour = np.datetime64(time, "h")
     if hour != np.datetime64(time):
         raise ValueError(f"the initial time {text} is between hours; fields are hourly. Take {hour}.")
@@ -146,15 +146,14 @@ def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
 
 
 def _origin(run: LoadedRun) -> dict[str, Any]:
-    """Attributes that lead back to the run; `simulated` as the store has it."""
+    """Attributes that lead back to the run; `simulated` as the store says."""
     version = importlib.metadata.version("aqtopo")
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    simulated = run.store.attributes.get("simulated")
     return {
         "history": f"{now} made by aqtopo {version} from the run {run.config.name}, tag {run.tag.name}",
         "run": run.config.name,
         "tag": run.tag.name,
         "config_digest": run.config.digest,
         "weights_step": run.tag.step,
-        **({} if simulated is None else {"simulated": str(simulated)}),
+        "simulated": "yes" if run.store.simulated else "no",
     }

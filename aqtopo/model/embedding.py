@@ -37,7 +37,7 @@ class VariableAggregation(nn.Module):
 def patch_pixels(x_BVYX: Tensor, patch: int) -> Tensor:
     """The pixels of each patch, (B, N, V, Q), patches and pixels in raster order."""
     B, V, Y, X = x_BVYX.shape
-    tiles = x_BVYX.view(B, V, Y // patch, patch, X // patch, patch)
+    tiles = x_BVYX.reshape(B, V, Y // patch, patch, X // patch, patch)
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, V, patch * patch)
 
 

@@ -42,14 +42,10 @@ class Calendar:
         return epoch * self.steps.steps_per_epoch + math.ceil(micro_step / self.steps.accumulation)
 
     def validations(self, epoch: int) -> dict[int, int]:
-        """The validations of an epoch: after how many of its micro-steps, and the step at which each comes.
-
-        Training validates between steps, so of two that fall into one step only the later one takes place.
-        """
-        last = self.steps.micro_steps_per_epoch
-        due = range(self.validate_every, last + 1, self.validate_every)
-        by_step = {self.step_of(epoch, micro_step): micro_step for micro_step in due}
-        return {micro_step: step for step, micro_step in by_step.items()}
+        """The validations of an epoch: after how many micro-steps, and the step at which each comes."""
+        before = epoch * self.steps.steps_per_epoch
+        due = self.steps.validation_steps(self.validate_every)
+        return {micro_step: before + step for step, micro_step in due.items()}
 
 
 def make_calendar(config: RunConfig) -> Calendar:

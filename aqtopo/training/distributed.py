@@ -49,7 +49,7 @@ class Launch:
 
     def example(self, nodes: int, ranks_per_node: int) -> str:
         """How to start that many processes the way this one was started."""
-        if self.launcher == "slurm":
+        if self.launcher == "slurm" or nodes > 1:
             return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
         return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
 
@@ -76,37 +76,54 @@ def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
             f"RANK = {environ['RANK']} is set but {', '.join(missing)} is not. Start the program with "
             "`deepspeed`, `torchrun` or `srun`, or unset RANK to run alone."
         )
-    size = int(environ["WORLD_SIZE"])
+    size = _integer(environ, "WORLD_SIZE")
+    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE")
     return Launch(
         "torch",
-        int(environ["RANK"]),
-        int(environ["LOCAL_RANK"]),
+        _integer(environ, "RANK"),
+        _integer(environ, "LOCAL_RANK"),
         size,
-        int(environ.get("LOCAL_WORLD_SIZE") or environ.get("LOCAL_SIZE") or size),
+        _integer(environ, local),
         environ["MASTER_ADDR"],
-        int(environ["MASTER_PORT"]),
+        _integer(environ, "MASTER_PORT"),
     )
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A launcher's variable as a number.
+
+    Raises:
+        ValueError: it is missing, without a default, or no number.
+    """
+    text = environ.get(name, "" if default is None else str(default))
+    if not text.isdigit():
+        raise ValueError(
+            f"the environment variable {name} must be a number and is {text!r}. Start the program with "
+            "`deepspeed`, `torchrun` or `srun`, or unset RANK and SLURM_PROCID to run alone."
+        )
+    return int(text)
 
 
 def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
     """Map Slurm's own variables, which carry neither an address nor a port of rank 0."""
-    size = int(environ["SLURM_STEP_NUM_TASKS"])
-    nodes = int(environ.get("SLURM_STEP_NUM_NODES", "1"))
+    size = _integer(environ, "SLURM_STEP_NUM_TASKS")
+    nodes = _integer(environ, "SLURM_STEP_NUM_NODES", 1)
+    node = _integer(environ, "SLURM_NODEID", 0)
     if nodes > 1 and "MASTER_ADDR" not in environ:
         raise ValueError(
             f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
             'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
     # One port a job, so that two jobs sharing a node do not meet.
-    default_port = 20000 + int(environ["SLURM_JOB_ID"]) % 20000
+    default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
     return Launch(
         "slurm",
-        int(environ["SLURM_PROCID"]),
-        int(environ["SLURM_LOCALID"]),
+        _integer(environ, "SLURM_PROCID"),
+        _integer(environ, "SLURM_LOCALID"),
         size,
-        _tasks_per_node(environ["SLURM_STEP_TASKS_PER_NODE"])[int(environ["SLURM_NODEID"])],
+        _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[node],
         environ.get("MASTER_ADDR", "127.0.0.1"),
-        int(environ.get("MASTER_PORT", default_port)),
+        _integer(environ, "MASTER_PORT", default_port),
     )
 
 
@@ -117,12 +134,18 @@ def _tasks_per_node(text: str) -> list[int]:
 
 
 def select_device(launch: Launch) -> torch.device:
-    """The accelerator of this rank, or the CPU; tells DeepSpeed the same before it is first imported."""
-    if torch.cuda.is_available():  # ROCm counts as cuda
-        os.environ.setdefault("DS_ACCELERATOR", "cuda")
-        torch.cuda.set_device(launch.local_rank)
-        return torch.device("cuda", launch.local_rank)
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    """This rank's device: what DS_ACCELERATOR says, else a GPU where there is one.
+
+    DeepSpeed reads the same variable when it is first imported.
+    """
+    kind = os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    if kind == "cuda":  # ROCm counts as cuda
+        # A wrapper may show each rank its own GPU only.
+        index = launch.local_rank % max(1, torch.cuda.device_count())
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if kind != "cpu":
+        raise ValueError(f"DS_ACCELERATOR = {kind}: aqtopo runs on cuda (ROCm counts as that) and cpu.")
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))
     return torch.device("cpu")
@@ -150,6 +173,8 @@ def connect(launch: Launch) -> torch.device:
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
     backend = "nccl" if device.type == "cuda" else "gloo"
     init_distributed(dist_backend=backend, verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    # Until here every rank only looked; behind this line rank 0 may write what slower ranks must not see yet.
+    barrier()
     return device
 
 

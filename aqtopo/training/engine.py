@@ -1,5 +1,7 @@
 """The DeepSpeed engine: ZeRO-2 around the model, with named groups and batch fields for the actual world."""
 
+import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +23,25 @@ def batch_fields(config: RunConfig, world_size: int) -> dict[str, int]:
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": config.micro_batch * accumulation * world_size,
     }
+
+
+def check_engine(config: RunConfig) -> None:
+    """Refuse what DeepSpeed would only refuse once all ranks are running.
+
+    Raises:
+        ValueError: a precision this device lacks, or a monitor whose package is missing.
+    """
+    on_gpu = os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu") == "cuda"
+    if config.deepspeed.precision == "fp16" and not on_gpu:
+        raise ValueError(
+            "deepspeed.fp16.enabled = true needs a GPU, and this run is on a CPU: use bf16, or neither."
+        )
+    for monitor, package in {"tensorboard": "tensorboard", "wandb": "wandb"}.items():
+        if getattr(config.deepspeed, monitor).enabled and find_spec(package) is None:
+            raise ValueError(
+                f"deepspeed.{monitor}.enabled = true needs the package {package}, which is not installed: "
+                f"`pip install {package}`, or switch the monitor off."
+            )
 
 
 def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, device: torch.device) -> Any:

@@ -21,7 +21,8 @@ from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.distributed import Launch
-from aqtopo.training.engine import batch_fields, build_engine
+from aqtopo.training.engine import batch_fields, build_engine, check_engine
+from aqtopo.training.groups import group_parameters
 from aqtopo.training.position import next_samples
 from aqtopo.training.probe import probe_batch, probe_loss
 from aqtopo.training.resume import (
@@ -114,12 +115,17 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
         check_run_directory(run_dir, config, start_over=options.source == AUTO)
     store = open_store(config.data.store)
     check_store(store, config)
+    check_engine(config)
+    with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
+        model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    group_parameters([name for name, _ in model.named_parameters()], config)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
-    if plan.micro_steps_per_epoch < config.training.validate_every:
+    if not plan.validation_steps(config.training.validate_every):
         raise ValueError(
             f"training.validate_every = {config.training.validate_every} micro-steps, but an epoch has only "
             f"{plan.micro_steps_per_epoch}: the run would never be validated. Lower training.validate_every."
         )
+    sample_table(config, store.times, "validation")
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
     if source is not None:
         check_source(source, config, store, options.allowed)
@@ -146,19 +152,18 @@ def train(
         NonFiniteLossError: the loss is not a number any more.
     """
     prepared = prepare(config, launch, options or ResumeOptions(NEVER))
-    with StopSignals() as signals:
-        device = distributed.connect(launch)
-        log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
-        try:
-            _make_run(prepared, device, log, signals, stop_after).execute()
-        finally:
-            log.close()
-            distributed.disconnect()
+    device = distributed.connect(launch)
+    log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
+    try:
+        run = _make_run(prepared, device, log, stop_after)
+        with run.signals:  # only now is there something to save
+            run.execute()
+    finally:
+        log.close()
+        distributed.disconnect()
 
 
-def _make_run(
-    prepared: Prepared, device: torch.device, log: RunLog, signals: StopSignals, stop_after: int | None
-) -> "_Run":
+def _make_run(prepared: Prepared, device: torch.device, log: RunLog, stop_after: int | None) -> "_Run":
     """The engine, fresh or resumed and verified; only then is the run directory written to."""
     config, launch, store = prepared.config, prepared.launch, prepared.store
     ranks = distributed.World(launch.rank, launch.size, device)
@@ -184,7 +189,7 @@ def _make_run(
         take_over_run_directory(prepared.run_dir, config)
     elif launch.is_main:
         claim_run_directory(prepared.run_dir, config, launch, device)
-    run = _Run(prepared, engine, ranks, log, signals, stop_after, probe)
+    run = _Run(prepared, engine, ranks, log, stop_after, probe)
     if resumed is not None:
         run.go_on_from(resumed)
     return run
@@ -199,7 +204,6 @@ class _Run:
         engine: Any,
         ranks: distributed.World,
         log: RunLog,
-        signals: StopSignals,
         stop_after: int | None,
         probe: Batch,
     ) -> None:
@@ -209,7 +213,7 @@ class _Run:
         self.ranks = ranks
         self.device = ranks.device
         self.log = log
-        self.signals = signals
+        self.signals = StopSignals()
         self.stop_after = stop_after
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
@@ -217,6 +221,7 @@ class _Run:
         self.probe = probe
         self.recent_losses: deque[float] = deque(maxlen=RUNNING_STEPS)
         self.expected_loss: float | None = None
+        self.validation_steps = prepared.plan.validation_steps(self.config.training.validate_every)
         rank, size = prepared.launch.rank, prepared.launch.size
         self.validation_batches = evaluation_loader(
             prepared.store, self.config, "validation", rank, size, self.config.micro_batch
@@ -251,7 +256,8 @@ class _Run:
         reason = self._train()
         if self.saved_step != self.progress.step:
             self._save(None)
-        self.log.event("stop", step=self.progress.step, reason=reason, best=self.early.best)
+        best = self.early.best if self.early.best < float("inf") else None
+        self.log.event("stop", step=self.progress.step, reason=reason, best=best)
         self.log.say(f"stopped at step {self.progress.step}: {reason}; best val_loss {self.early.best:.4f}")
 
     def _announce(self) -> None:
@@ -282,7 +288,7 @@ class _Run:
             began = time.monotonic()
             for micro_batches in steps:
                 result = self._step(micro_batches, began)
-                if self._validation_due():
+                if self.progress.step_in_epoch in self.validation_steps:
                     self._validate()
                 elif self._save_due():
                     self._save(None)
@@ -304,7 +310,7 @@ class _Run:
             micro_batches,
             self.config,
             progress.epoch,
-            progress.step,
+            progress.step + 1,
             lrs,
             self.signals.requested,
         )
@@ -355,14 +361,6 @@ class _Run:
             self.engine.monitor.write_events(
                 [(name, value, self.progress.step) for name, value in values.items()]
             )
-
-    def _validation_due(self) -> bool:
-        """Whether this step completed another `validate_every` micro-steps of the epoch."""
-        every, accumulation = self.config.training.validate_every, self.config.accumulation
-        limit = self.prepared.plan.micro_steps_per_epoch
-        done = min(self.progress.step_in_epoch * accumulation, limit)
-        before = (self.progress.step_in_epoch - 1) * accumulation
-        return done // every > before // every
 
     def _save_due(self) -> bool:
         every = self.config.checkpoint.every_steps

@@ -26,8 +26,7 @@ class RunLog:
     def __init__(self, run_dir: Path | None, total_steps: int) -> None:
         self._path = None if run_dir is None else run_dir / METRICS_FILE
         self._total = total_steps
-        self._started = time.monotonic()
-        self._steps_seen = 0
+        self._first: tuple[int, float] | None = None
         self._last_line = float("-inf")
         silent = self._path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=silent, file=sys.stderr, dynamic_ncols=True)
@@ -38,7 +37,7 @@ class RunLog:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._path.open("a") as file:
-            file.write(json.dumps({"event": event, "time": stamp, **facts}) + "\n")
+            file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:
         """Print a line for people, above the progress bar if there is one."""
@@ -46,18 +45,28 @@ class RunLog:
             tqdm.write(text, file=sys.stderr)
 
     def progress(self, step: int, text: str) -> None:
-        """Show how far the run is, how fast, and how long it will take."""
+        """Show how far the run is, how fast since the first call, and how long it will take."""
         if self._path is None:
             return
-        self._steps_seen += 1
-        self._bar.set_description(text, refresh=False)
-        self._bar.update(1)
         now = time.monotonic()
+        if self._first is None:
+            self._first = step, now
+            self._bar.reset(self._total)
+            self._bar.initial = self._bar.n = step
+        self._bar.set_description(text, refresh=False)
+        self._bar.update(step - self._bar.n)
         if self._bar.disable and (now - self._last_line >= PLAIN_LINE_EVERY_S or step == self._total):
             self._last_line = now
-            rate = self._steps_seen / (now - self._started)
-            left = tqdm.format_interval((self._total - step) / rate)
-            self.say(f"step {step}/{self._total}  {text}  {rate:.2f} steps/s, {left} left")
+            self.say(f"step {step}/{self._total}  {text}{self._pace(step, now)}")
+
+    def _pace(self, step: int, now: float) -> str:
+        """Rate and time left, once there is something to measure them by."""
+        assert self._first is not None
+        steps, seconds = step - self._first[0], now - self._first[1]
+        if not steps:
+            return ""
+        left = tqdm.format_interval((self._total - step) * seconds / steps)
+        return f"  {steps / seconds:.2f} steps/s, {left} left"
 
     def close(self) -> None:
         """Leave the terminal as it was found."""

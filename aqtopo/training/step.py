@@ -15,9 +15,12 @@ from aqtopo.training import distributed
 from aqtopo.training.engine import set_lrs
 from aqtopo.training.loss import squared_error
 
+DESCRIBED = 4
+"""Batches a rank, and ranks, that a message about a non-finite value describes."""
+
 
 class NonFiniteLossError(FloatingPointError):
-    """The training loss is NaN or infinite; the weights have not been updated with it."""
+    """A loss or its gradient is NaN or infinite; the weights have not been updated with it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class StepResult:
         grad_norm: norm of the whole gradient before clipping.
         samples: samples of weight 1.
         filled: NaN inputs that were replaced by their channel's mean.
+        applied: whether the weights were updated; in fp16 the loss scaler may have skipped it.
         stop: whether any rank has been asked to stop.
     """
 
@@ -36,6 +40,7 @@ class StepResult:
     grad_norm: float
     samples: int
     filled: int
+    applied: bool
     stop: bool
 
 
@@ -55,7 +60,7 @@ def train_step(
         micro_batches: this rank's share; every rank has the same number.
         config: the run.
         epoch: the epoch, for the dropout masks.
-        step: index of this update, for messages.
+        step: number of this update, from 1, for messages.
         lrs: rate by group for this update.
         stop_requested: whether this rank wants the run to stop after this step.
 
@@ -66,19 +71,31 @@ def train_step(
     device = engine.device
     facts = [[int(b.valid.sum()), b.samples, b.filled, int(stop_requested)] for b in micro_batches]
     pixels, samples, filled, stops = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
+    if not pixels:
+        raise ValueError(
+            f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Look at the times "
+            f"{', '.join(str(time) for batch in micro_batches for time in batch.times)} in the store."
+        )
     errors: list[Tensor] = []
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         error = _forward(engine, batch.to(device), config, epoch)
-        engine.backward(error * (engine.world_size / max(1, pixels)), scale_wrt_gas=False)
+        engine.backward(error * (engine.world_size / pixels), scale_wrt_gas=False)
         errors.append(error.detach())
         if index < len(micro_batches) - 1:
             engine.step()
-    loss = float(distributed.total(torch.stack(errors).sum())) / max(1, pixels)
+    loss = float(distributed.total(torch.stack(errors).sum())) / pixels
     if not np.isfinite(loss):
-        raise NonFiniteLossError(_describe_non_finite(loss, step, epoch, errors, micro_batches, config))
+        suspects = [not torch.isfinite(error) for error in errors]
+        raise NonFiniteLossError(_describe("loss", loss, step, epoch, suspects, micro_batches, config))
     engine.step()
-    return StepResult(loss, float(engine.get_global_grad_norm()), samples, filled, stops > 0)
+    # DeepSpeed leaves the weights alone where a gradient is not finite; only fp16's loss scaler expects that.
+    if not engine.was_step_applied() and config.deepspeed.precision != "fp16":
+        suspects = [True] * len(micro_batches)
+        norm = float(engine.get_global_grad_norm())
+        raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
+    norm = float(engine.get_global_grad_norm())
+    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), stops > 0)
 
 
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:
@@ -88,24 +105,26 @@ def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor
     return squared_error(prediction, batch.targets, batch.valid)
 
 
-def _describe_non_finite(
-    loss: float,
+def _describe(
+    what: str,
+    value: float,
     step: int,
     epoch: int,
-    errors: Sequence[Tensor],
+    suspects: Sequence[bool],
     micro_batches: Sequence[Batch],
     config: RunConfig,
 ) -> str:
-    """Name the step, the samples and their ranges, of whichever ranks saw the value first hand."""
+    """Name the step and, from whichever ranks saw it first hand, some of the samples and their ranges."""
     own = [
         _describe_batch(batch, config)
-        for error, batch in zip(errors, micro_batches, strict=True)
-        if not torch.isfinite(error)
+        for suspect, batch in zip(suspects, micro_batches, strict=True)
+        if suspect and batch.samples
     ]
-    everyones = [text for text in distributed.gather_texts("; ".join(own)) if text]
+    everyones = [text for text in distributed.gather_texts("; ".join(own[:DESCRIBED])) if text]
+    more = f" (and on {len(everyones) - DESCRIBED} more ranks)" if len(everyones) > DESCRIBED else ""
     return (
-        f"the training loss is {loss} at step {step}, epoch {epoch}; the weights were not updated. "
-        f"Batches with a non-finite loss: {' | '.join(everyones)}. Look at these times in the store, "
+        f"the training {what} is {value} at step {step}, epoch {epoch}; the weights were not updated. "
+        f"Batches in question: {' | '.join(everyones[:DESCRIBED])}{more}. Look at these times in the store, "
         "lower optimizer.base_lr, lengthen schedule.warmup_steps or set deepspeed.gradient_clipping."
     )
 

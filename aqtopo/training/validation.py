@@ -1,5 +1,6 @@
 """The validation loss: the training loss in evaluation mode over the validation years, all horizons."""
 
+import math
 from collections.abc import Iterable
 from itertools import islice
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from aqtopo.data.batch import Batch
 from aqtopo.training import distributed
 from aqtopo.training.loss import squared_error
+from aqtopo.training.step import NonFiniteLossError
 
 
 @torch.no_grad()
@@ -22,6 +24,7 @@ def validation_loss(engine: Any, batches: Iterable[Batch], limit: int | None = N
 
     Raises:
         ValueError: there is no valid pixel at all.
+        NonFiniteLossError: the loss is NaN or infinite.
     """
     engine.eval()
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
@@ -37,5 +40,10 @@ def validation_loss(engine: Any, batches: Iterable[Batch], limit: int | None = N
         raise ValueError(
             "the validation set has no valid pixel: every target is missing or masked. "
             "Check data.validation_years and the store's mask."
+        )
+    if not math.isfinite(error):
+        raise NonFiniteLossError(
+            f"the validation loss is {error / pixels}: the weights or the inputs have become useless. "
+            "Go back to an earlier saved state with a lower optimizer.base_lr."
         )
     return float(error / pixels)

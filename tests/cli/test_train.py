@@ -130,3 +130,56 @@ def test_missing_config_file(
         main()
     assert ending.value.code == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_validation_year_without_a_usable_time(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    config = tiny_config(data={"validation_years": [2030]}, training={"validate_every": 4})
+    assert "data.validation_years" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_group_pattern_that_matches_nothing(tiny_config: TinyConfig, refusal: Refusal) -> None:
+    groups = [{"name": "all", "lr_multiplier": 1.0, "parameters": ["*", "blokcs.*"]}]
+    config = tiny_config(optimizer={"base_lr": 1e-3, "groups": groups}, training={"validate_every": 4})
+    assert "'blokcs.*' (all) matches no parameter" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_mistake_in_the_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(*_: object) -> None:
+        int("not a number")
+
+    monkeypatch.setattr("aqtopo.config.load_config", broken)
+    monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(tmp_path / "config.json")])
+    with pytest.raises(ValueError, match="invalid literal"):
+        main()
+
+
+def test_mask_without_a_single_cell(
+    tiny_config: TinyConfig, refusal: Refusal, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    tiny_dataset["static"].loc[{"static_channel": "mask"}] = 0.0
+    path = tmp_path / "sea.zarr"
+    write_store(tiny_dataset, path)
+    write_statistics(path, [2016])
+    config = tiny_config(data={"store": str(path)}, training={"validate_every": 4})
+    assert "mask" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_half_precision_without_a_gpu(
+    tiny_config: TinyConfig, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    config = tiny_config(deepspeed={"fp16": {"enabled": True}}, training={"validate_every": 4})
+    assert "deepspeed.fp16.enabled = true needs a GPU" in refusal(config)
+    assert nothing_written(config)
+
+
+def test_monitor_whose_package_is_missing(
+    tiny_config: TinyConfig, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aqtopo.training.engine.find_spec", lambda _: None)
+    config = tiny_config(deepspeed={"wandb": {"enabled": True}}, training={"validate_every": 4})
+    assert "needs the package wandb" in refusal(config)
+    assert nothing_written(config)

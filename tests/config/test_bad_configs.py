@@ -188,12 +188,6 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
         "must be false with offload_optimizer",
         "deepspeed.zero_force_ds_cpu_optimizer",
     ),
-    (
-        "deepspeed.torch_autocast.enabled",
-        True,
-        'must be "bfloat16" or "float16" with autocast enabled',
-        "deepspeed.torch_autocast.dtype",
-    ),
 ]
 
 

@@ -40,7 +40,6 @@ def test_deepspeed_gets_whole_numbers_where_users_write_5e8() -> None:
         ({"bf16": {"enabled": False}}, "fp32"),
         ({"bf16": {"enabled": True}}, "bf16"),
         ({"fp16": {"enabled": True}}, "fp16"),
-        ({"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "fp32"),
     ],
 )
 def test_precision_is_that_of_the_weights(extra: dict[str, Any], precision: str) -> None:

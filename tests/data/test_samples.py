@@ -103,7 +103,6 @@ def test_only_training_with_the_encoder_takes_pairs(tiny_config: TinyConfig) -> 
     assert sample_table(encoder, times, "train").paired
     assert not sample_table(decoder, times, "train").paired
     assert not sample_table(encoder, times, "validation").paired
-    assert sample_table(encoder, times, "test").leads_per_sample == 4
 
 
 def test_each_split_has_its_own_years_and_stride(tiny_config: TinyConfig) -> None:
@@ -187,3 +186,11 @@ def test_evaluation_shares_hold_each_sample_once_and_differ_by_one_at_most(sampl
     assert sorted(np.concatenate(shares).tolist()) == list(range(samples))
     sizes = [mine.size for mine in shares]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_validation_comes_at_the_end_of_the_step_that_holds_its_micro_step() -> None:
+    reference = StepPlan(138_720, micro_batch=2, accumulation=2, world=400)
+    assert reference.validation_steps(100) == {50: 100}
+    assert StepPlan(10, 1, 4, 1).validation_steps(3) == {1: 3, 2: 6, 3: 9}
+    assert StepPlan(10, 1, 4, 1).validation_steps(1) == {1: 4, 2: 8, 3: 10}
+    assert StepPlan(10, 1, 4, 1).validation_steps(11) == {}

@@ -62,7 +62,7 @@ def test_climatology_reports_every_hour_once(tiny_store: Path) -> None:
     told: list[tuple[str, int, int]] = []
     hourly_climatology(open_store(tiny_store), ("pm25",), [2016, 2017], lambda *facts: told.append(facts))
     assert told[-1] == ("hours of climatology", 480, 480)
-    assert [done for _, done, _ in told] == list(range(24, 481, 24))
+    assert [done for _, done, _ in told] == list(range(0, 481, 24))
 
 
 def test_climatology_over_years_that_the_store_lacks_is_refused(tiny_store: Path) -> None:

@@ -58,7 +58,7 @@ def test_global_attributes_lead_back_to_the_run(run: LoadedRun) -> None:
     assert attributes["Conventions"] == "CF-1.11"
     assert attributes["title"] == "tiny: air-quality forecast from 2018-01-03T00 UTC"
     assert attributes["source"].endswith("started from: smooth waves made for tests")
-    assert attributes["simulated"] == "True"
+    assert attributes["simulated"] == "yes"
     assert attributes["config_digest"] == run.config.digest
     assert attributes["tag"] == run.tag.name
     assert "made by aqtopo" in attributes["history"]

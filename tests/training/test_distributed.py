@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 import aqtopo
-from aqtopo.training.distributed import Launch, read_launch
+from aqtopo.training.distributed import Launch, read_launch, select_device
 
 TORCHRUN = {
     "RANK": "5",
@@ -85,3 +85,25 @@ def test_only_one_module_owns_torch_distributed() -> None:
             if any(name.startswith(("torch.distributed", "deepspeed.comm")) for name in names):
                 owners.add(path.relative_to(package).as_posix())
     assert owners == {"training/distributed.py"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "name"),
+    [
+        (TORCHRUN | {"RANK": "x"}, "RANK must be a number and is 'x'"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS must be a number and is ''"),
+    ],
+)
+def test_variable_that_is_no_number_is_named(environ: dict[str, str], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        read_launch(environ)
+
+
+def test_ds_accelerator_decides_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert select_device(read_launch({})).type == "cpu"
+    monkeypatch.setenv("DS_ACCELERATOR", "xpu")
+    with pytest.raises(ValueError, match="DS_ACCELERATOR = xpu"):
+        select_device(read_launch({}))

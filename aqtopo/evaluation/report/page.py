@@ -84,7 +84,7 @@ def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, fac
     parts = {
         "config": run.config,
         "source": store.source,
-        "simulated": str(store.attributes.get("simulated", "no")).lower() in ("yes", "true", "1"),
+        "simulated": store.simulated,
         "board": board,
         "summary": summary(scores),
         "scored_on": f"the {scores.attrs['split']} period {_listed(scores.attrs['years'])}",
