@@ -101,9 +101,7 @@ _ALL = (
         25.0,
         15.0,
     ),
-    Variable(
-        "elevation", "elevation", "surface_altitude", "m", "static", (-500.0, 9000.0), 1039.13, 1931.40
-    ),
+    Variable("elevation", "elevation", "surface_altitude", "m", "static", (-500.0, 9000.0), 1039.13, 1931.40),
     Variable("population", "population density", None, "km-2", "static", (0.0, 5e6), 13381.20, 67986.97),
 )
 
