@@ -12,7 +12,7 @@ from torch import Tensor
 from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, sync
 from aqtopo.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from aqtopo.checkpoint.pickles import load_data, save_data
-from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together
+from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together, share
 from aqtopo.checkpoint.shards import KINDS, ShardedState
 from aqtopo.checkpoint.tags import UNFINISHED
 from aqtopo.checkpoint.universal import (
@@ -22,6 +22,7 @@ from aqtopo.checkpoint.universal import (
     STEP,
     ZERO,
     UniversalState,
+    check_counters,
     tensor_file,
     universal_folder,
 )
@@ -47,6 +48,7 @@ def open_universal(source: Path, ranks: Ranks) -> UniversalState:
         RefusedError: on all ranks: files are damaged, or a universal form is that of another state.
     """
     manifest = read_manifest(source)
+    problems: list[str] = []
     target = source if manifest.layout == "universal" else universal_folder(source)
     there = target.parent.exists()
     check_files(source, manifest.files, ranks)
@@ -57,7 +59,12 @@ def open_universal(source: Path, ranks: Ranks) -> UniversalState:
     if target != source:
         check_files(target, state.manifest.files, ranks)
         if (state.manifest.run, state.manifest.groups) != (manifest.run, manifest.groups):
-            raise RefusedError(f"{target.parent} is not the universal form of {source}. Remove it.")
+            problems = [f"{target.parent} is not the universal form of {source}. Remove it."]
+    try:
+        state.check(share(list(manifest.parameters), ranks))
+    except RefusedError as error:
+        problems.append(str(error))
+    refuse_together(ranks, f"{target} cannot be used", problems)
     return state
 
 
@@ -77,6 +84,7 @@ def convert(source: Path, target: Path, ranks: Ranks) -> None:
     try:
         shards = ShardedState(source, manifest)
         shards.check_steps(ranks)
+        check_counters(source / MODEL_STATES, manifest)
     except RefusedError as error:
         problems = [str(error)]
     refuse_together(ranks, f"{source} cannot be converted", problems)

@@ -13,7 +13,7 @@ from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, STATE_FILE, UNFINISHED, UNIVERSAL, last_tag
-from aqtopo.checkpoint.universal import LATEST, UniversalState
+from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
 from aqtopo.refusal import RefusedError, refuse
 
@@ -132,6 +132,9 @@ def verify_state(state: SavedState) -> int:
     problems = [f"{name}: not in the manifest" for name in sorted(extra)]
     if isinstance(state.tensors, ShardedState):
         state.tensors.check_steps(ALONE)
+        check_counters(state.folder / MODEL_STATES, manifest)
+    elif isinstance(state.tensors, UniversalState):
+        state.tensors.check(list(manifest.parameters))
     weights = load_weights(state.folder / WEIGHTS_FILE)
     problems += _weight_problems(weights, manifest)
     count = len(weights)

@@ -10,6 +10,7 @@ It is DeepSpeed's own layout, and DeepSpeed can load it. It is written here and 
 which drops state without a word where a shard or a glob fails, and runs whatever code a file holds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -53,6 +54,22 @@ class UniversalState:
         if self.manifest.layout != "universal":
             raise RefusedError(f"{folder} holds a {self.manifest.layout} state, not a universal one.")
 
+    def check(self, names: Sequence[str]) -> None:
+        """Compare counters, and the step counts of the parameters `names`, with the manifest.
+
+        Raises:
+            RefusedError: a file says something else, or holds more than data.
+        """
+        manifest = self.manifest
+        check_counters(self.folder / MODEL_STATES, manifest)
+        if len(load_data(self.folder / OPTIMIZER_STATE)["param_groups"]) != len(manifest.groups):
+            raise RefusedError(f"{self.folder / OPTIMIZER_STATE} has not {len(manifest.groups)} groups.")
+        for group in manifest.groups:
+            for name in group.elements.keys() & set(names):
+                path = self.folder / tensor_file(name, STEP)
+                if float(load_data(path)) != manifest.optimizer_steps[group.name]:
+                    raise RefusedError(f"{path} is not step {manifest.optimizer_steps[group.name]:g}.")
+
     def tensor(self, name: str, kind: str) -> Tensor:
         """The whole fp32 tensor of a parameter: its weight or a moment.
 
@@ -69,3 +86,20 @@ class UniversalState:
             )
             raise RefusedError(f"{path} holds {what}, but the manifest says {expected} torch.float32.")
         return found
+
+
+def check_counters(path: Path, manifest: Manifest) -> None:
+    """Compare the counters that DeepSpeed saved with the manifest's.
+
+    Raises:
+        RefusedError: they differ, or the file holds more than data.
+    """
+    counters = load_data(path)
+    expected = {
+        "global_steps": manifest.run.position.step,
+        "global_samples": manifest.global_samples,
+        "skipped_steps": manifest.skipped_steps,
+    }
+    for name, value in expected.items():
+        if counters.get(name) != value:
+            raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")

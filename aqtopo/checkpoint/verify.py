@@ -15,6 +15,7 @@ from torch import Tensor
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.convert import same_bits
 from aqtopo.checkpoint.engine_state import engine_groups, optimizer_step, owned_fragments
+from aqtopo.checkpoint.manifest import Manifest
 from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together
 from aqtopo.checkpoint.restore import SavedNames
 from aqtopo.checkpoint.shards import KINDS, MASTER
@@ -63,7 +64,10 @@ def verify_engine(
         RefusedError: on all ranks: it names what differs, and the values.
     """
     equal: Counter[str] = Counter()
-    problems = [*_module_problems(engine, names, weights), *_group_problems(engine, state, allowed)]
+    problems = [
+        *_module_problems(engine, state.manifest, names, weights),
+        *_group_problems(engine, state, allowed),
+    ]
     problems += _fragment_problems(engine, state, names, equal)
     problems += _counter_problems(engine, state)
     counts = gather_mappings({str(ranks.rank): equal}, ranks)
@@ -86,7 +90,7 @@ def _fragment_problems(
     engine: Any, state: UniversalState, names: SavedNames, equal: Counter[str]
 ) -> Iterator[str]:
     """Compare the parts this rank owns; count what is equal."""
-    zero = engine.optimizer
+    zero, weights = engine.optimizer, dict(engine.module.named_parameters())
     for index, master in enumerate(zero.single_partition_of_fp32_groups):
         held = {MASTER: master, **{kind: zero.optimizer.state[master].get(kind) for kind in KINDS[1:]}}
         for name, place, part in owned_fragments(zero, index):
@@ -96,16 +100,25 @@ def _fragment_problems(
             for kind, buffer in held.items():
                 theirs = state.tensor(saved, kind).flatten().narrow(0, place.start, place.numel)
                 ours = None if buffer is None else buffer.detach().narrow(0, part.start, part.numel).cpu()
+                if kind == MASTER:
+                    weight = weights[name].detach().flatten().narrow(0, place.start, place.numel).cpu()
+                    if not same_bits(weight, theirs.to(weight.dtype)):
+                        yield f"{name} in the module: {_difference(weight, theirs.to(weight.dtype))}"
                 if ours is not None and same_bits(ours, theirs):
                     equal[f"{name} {kind}"] += place.numel
                 else:
                     yield f"{name} {kind}: {_difference(ours, theirs)}"
 
 
-def _module_problems(engine: Any, names: SavedNames, weights: Mapping[str, Tensor]) -> Iterator[str]:
+def _module_problems(
+    engine: Any, manifest: Manifest, names: SavedNames, weights: Mapping[str, Tensor]
+) -> Iterator[str]:
     """Compare the module's weights, frozen parameters and buffers, whole, on every rank."""
     for name, tensor in engine.module.state_dict().items():
         saved = names.get(name, name)
+        if saved in manifest.parameters and tensor.dtype == torch.float32:
+            if manifest.parameters[saved].dtype != "float32":
+                continue  # the fp32 masters are finer than the weights that were saved
         if saved is not None and not same_bits(tensor.cpu(), weights[saved].to(tensor.dtype)):
             yield f"{name} in the module: {_difference(tensor.cpu(), weights[saved].to(tensor.dtype))}"
 

@@ -121,6 +121,48 @@ def diff(one: State, other: State, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command("import-lightning")
+def import_lightning_command(
+    file: Annotated[Path, typer.Argument(help="A checkpoint that Lightning saved, with optimizer states.")],
+    out: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.")],
+    config: Annotated[Path, typer.Option(help="The configuration of the run that goes on from it.")],
+    rules: Annotated[
+        list[str] | None, typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rename tensors.")
+    ] = None,
+    order: Annotated[
+        Path | None, typer.Option(help="Names in the order in which the file's groups listed them.")
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None, typer.Option(metavar="A.B", help="What may differ: schedule, optimizer.eps, ...")
+    ] = None,
+) -> None:
+    """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
+    from aqtopo.checkpoint.changes import Allowed
+    from aqtopo.config import load_config
+    from aqtopo.training.lightning_import import import_lightning
+
+    manifest = import_lightning(
+        file,
+        out,
+        load_config(config),
+        [_rule(text) for text in rules or ()],
+        order.read_text().split() if order else (),
+        Allowed(tuple(allow_change or ())),
+    )
+    groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)
+    print(  # noqa: T201
+        f"{out}: {len(manifest.parameters)} parameters with both moments ({groups}), "
+        f"epoch {manifest.run.position.epoch}, step {manifest.run.position.step}"
+    )
+
+
+def _rule(text: str) -> tuple[str, str]:
+    pattern, separator, replacement = text.partition("=")
+    if not pattern or not separator:
+        raise ValueError(f"--map {text}: write REGEX=REPLACEMENT.")
+    return pattern, replacement
+
+
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2))  # noqa: T201
 

@@ -11,6 +11,7 @@ import typer
 from aqtopo.cli.checkpoint import app as checkpoint_app
 from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
+from aqtopo.cli.drill import drill
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
@@ -31,6 +32,7 @@ app.add_typer(checkpoint_app, name="checkpoint")
 app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)
+app.command("drill")(drill)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
 app.command("report")(report)

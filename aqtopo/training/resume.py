@@ -148,7 +148,7 @@ def resume(
     with _timed(seconds, "convert"):
         state = open_universal(source, ranks)
     with _timed(seconds, "load"):
-        names = match_names(state.manifest, _model_groups(config, model), _other_tensors(model), allowed)
+        names = match_names(state.manifest, model_groups(config, model), other_tensors(model), allowed)
         weights = read_weights(state.folder, ranks)
         load_module(model, weights, names)
     with _timed(seconds, "engine"):
@@ -224,7 +224,7 @@ def _line(verified: Verified, state: UniversalState, schedule: Schedule, loss: f
     )
 
 
-def _model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ...]:
+def model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ...]:
     """The groups that the engine will have."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return tuple(
@@ -238,7 +238,7 @@ def _model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, .
     )
 
 
-def _other_tensors(model: AirQualityViT) -> tuple[TensorInfo, ...]:
+def other_tensors(model: AirQualityViT) -> tuple[TensorInfo, ...]:
     """Frozen parameters and persistent buffers."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}

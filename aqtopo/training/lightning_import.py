@@ -1,0 +1,138 @@
+"""`import-lightning`: what the file's tensors and counters mean for a run of this package."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from aqtopo.checkpoint.changes import Allowed
+from aqtopo.checkpoint.lightning import collect, read_lightning, write_import
+from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
+from aqtopo.checkpoint.tags import Tag
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import StepPlan, sample_table
+from aqtopo.data.store import open_store
+from aqtopo.model import Terrain, build_model
+from aqtopo.refusal import refuse
+from aqtopo.training.position import next_samples
+from aqtopo.training.resume import model_groups, other_tensors
+from aqtopo.training.schedule import Schedule
+
+RATE_TOLERANCE = 1e-6
+"""Relative: Lightning's schedulers multiply rates step by step, ours are closed formulas."""
+
+
+def import_lightning(
+    path: Path,
+    out: Path,
+    config: RunConfig,
+    rules: Sequence[tuple[str, str]] = (),
+    order: Sequence[str] = (),
+    allowed: Allowed | None = None,
+) -> Manifest:
+    """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
+
+    Args:
+        path: the `.ckpt` file.
+        out: the folder to make.
+        config: the run that goes on from it.
+        rules: renaming rules, pattern and replacement.
+        order: names in the order in which the file's groups listed them.
+        allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's.
+
+    Raises:
+        ValueError: the file lacks what is needed, or `out` exists.
+        RefusedError: names, shapes, groups, position or rates do not fit.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+    content = read_lightning(path)
+    store = open_store(config.data.store)
+    plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
+    schedule = Schedule.from_config(config, plan.steps_per_epoch)
+    epoch, step = int(content["epoch"]), int(content["global_step"])
+    step_in_epoch = step - epoch * plan.steps_per_epoch
+    if not 0 <= step_in_epoch <= plan.steps_per_epoch:
+        refuse(
+            f"{path}: its position is none of this run's",
+            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
+            "Use the data, batch and accumulation of the run that saved it.",
+        )
+    rates = schedule.lrs(min(step, schedule.total_steps - 1))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
+    others = other_tensors(model)
+    tensors, steps, saved = collect(content, groups, others, rules, order)
+    _check_hyperparameters(saved, rates, config, allowed or Allowed())
+    keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
+    tag = Tag(epoch, step, step_in_epoch, None, float("nan"))
+    manifest = Manifest(
+        schema=1,
+        layout="universal",
+        tag=tag.name,
+        run=RunFacts(
+            position=Position(
+                epoch=epoch,
+                step_in_epoch=step_in_epoch,
+                step=step,
+                next_samples=next_samples(config, store, plan, epoch, step_in_epoch),
+            ),
+            losses=Losses(train=None, running=None, probe=None, best_validation=None, validations_waited=0),
+            next_lrs=rates,
+            seed=config.training.seed,
+            precision=config.deepspeed.precision,
+            config=json.loads(config.to_json()),
+            config_digest=config.digest,
+            data_digest=store.digest,
+        ),
+        groups=tuple(
+            group.model_copy(update={"hyperparameters": {k: _plain(saved[group.name][k]) for k in keys}})
+            for group in groups
+        ),
+        other_tensors=others,
+        tied={},
+        optimizer="AdamW",
+        optimizer_steps=steps,
+        zero_stage=2,
+        world_size=1,
+        global_samples=step * config.train_batch,
+        skipped_steps=0,
+        loss_scaler=None,
+        versions=package_versions(),
+        origin=f"Lightning {content.get('pytorch-lightning_version', 'of unknown version')}: {path.name}",
+    )
+    write_import(manifest, tensors, out)
+    return manifest
+
+
+def _check_hyperparameters(
+    saved: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float], config: RunConfig, allowed: Allowed
+) -> None:
+    """Compare the file's rates, weight decay, betas and eps with the run's; neither wins in silence."""
+    optimizer = config.optimizer
+    expected = {
+        "weight_decay": optimizer.weight_decay,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "amsgrad": False,
+    }
+    problems = [
+        f"group {name}: {key} {_plain(group[key])}, in this run {value}"
+        for name, group in saved.items()
+        for key, value in expected.items()
+        if _plain(group[key]) != value and not allowed.change(f"optimizer.{key}")
+    ]
+    problems += [
+        f"group {name}: lr {group['lr']:.9g}, by this run's schedule {rates[name]:.9g}"
+        for name, group in saved.items()
+        if abs(group["lr"] - rates[name]) > RATE_TOLERANCE * rates[name] and not allowed.change("schedule")
+    ]
+    refuse(
+        "the file's optimizer is not this run's",
+        problems,
+        "Correct the configuration, or allow it: --allow-change schedule, optimizer.weight_decay, ...",
+    )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
