@@ -11,13 +11,15 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 
 DEMO_CONFIG := ds_configs/demo_cpu.json
+DRILL_CONFIG := ds_configs/drill_cpu.json
 
-.PHONY: help install demo quick test lint types layers clean
+.PHONY: help install demo quick test drill lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report (minutes)"
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make quick  the same without the slow tests"
+	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
 
 install: $(STAMP)
 
@@ -48,6 +50,12 @@ quick: lint types layers
 test: lint types layers
 	bash scripts/install_debian_packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs --cov --cov-report=term:skip-covered
+
+drill: $(STAMP)
+	rm -rf runs/drill
+	test -d data/simulated_16x32.zarr || $(BIN)/aqtopo synth data/simulated_16x32.zarr --grid 16x32 \
+		--years 2016 2017 2018 --train-years 2016
+	OMP_NUM_THREADS=1 $(BIN)/aqtopo drill $(DRILL_CONFIG) --kills 60 --out runs/drill
 
 clean:
 	rm -rf .cache .coverage*

@@ -170,7 +170,7 @@ def collect(
         groups: the run's, with `next_lr`.
         others: the run's frozen parameters and buffers.
         rules: the user's renaming rules.
-        order: the run's names in the order in which the file's groups listed them; empty for the state dict's.
+        order: the run's names in the order in which the file's groups listed them; empty: the state dict's.
 
     Raises:
         RefusedError: names, shapes, sizes or steps do not fit.

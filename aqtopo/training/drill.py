@@ -28,6 +28,9 @@ from aqtopo.training.run_log import METRICS_FILE
 LOSS_TOLERANCE = 1e-5
 """Relative; other world sizes add in another order."""
 
+STARTING_SHARE = 0.2
+"""Share of the kills that fall before the first step: starting, converting, verifying."""
+
 START_LIMIT_S = 300.0
 
 
@@ -85,22 +88,32 @@ def drill(
     configs = {
         name: _drilled(config_path, out / name, worlds[0], every_steps) for name in ("reference", "victim")
     }
-    _finish(_Ranks(configs["reference"], worlds[0], steps, out / "reference.log"))
-    duration = time.monotonic() - began
+    reference = _Ranks(configs["reference"], worlds[0], steps, out / "reference.log")
+    reference.await_step(out / "reference", 0)
+    starting_s = time.monotonic() - began
+    reference.wait()
+    running_s = time.monotonic() - began - starting_s
     phases: Counter[str] = Counter()
     lost: list[str] = []
     victim, turn = out / "victim", 0
     while sum(phases.values()) < kills:
         before = last_tag(victim)
-        ranks = _Ranks(configs["victim"], worlds[turn % len(worlds)], steps, out / f"victim{turn:03d}.log")
-        turn += 1
-        phase = ranks.kill_one(chosen, victim, chosen.uniform(0.0, min(duration, 12.0)))
+        # Without a state to resume from it is a fresh start, which takes the configured ranks.
+        world = worlds[0] if before is None else worlds[turn % len(worlds)]
+        ranks = _Ranks(configs["victim"], world, steps, out / f"victim{turn:03d}.log")
+        turn, seen = turn + 1, len(_events(victim / METRICS_FILE, "step"))
+        if chosen.random() < STARTING_SHARE:
+            time.sleep(chosen.uniform(0.0, starting_s))
+        else:
+            ranks.await_step(victim, seen)
+            time.sleep(chosen.uniform(0.0, running_s))
+        phase = ranks.kill_one(chosen, victim)
         if phase is None:  # it was done before its hour came: begin a new one, so that kills go on
             victim.rename(out / f"finished{turn:03d}")
             continue
         phases[phase] += 1
         lost += _lost(victim, None if before is None else before.name)
-    _finish(_Ranks(configs["victim"], worlds[0], steps, out / "victim.log"))
+    _Ranks(configs["victim"], worlds[0], steps, out / "victim.log").wait()
     worst, count = _compare_losses(out / "reference", out)
     differing = sum(1 for _ in diff_states(open_state(out / "reference"), open_state(victim)))
     resumes = sum(len(_events(path, "resume")) for path in out.glob(f"*/{METRICS_FILE}"))
@@ -142,10 +155,17 @@ class _Ranks:
         for process in self.processes:
             process.start()
 
-    def kill_one(self, chosen: random.Random, run_dir: Path, after_s: float) -> str | None:
+    def await_step(self, run_dir: Path, seen: int) -> None:
+        """Wait until the run has logged more than `seen` steps, or ended."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if len(_events(run_dir / METRICS_FILE, "step")) > seen:
+                return
+            time.sleep(0.02)
+
+    def kill_one(self, chosen: random.Random, run_dir: Path) -> str | None:
         """Kill a random rank, the rest a moment later; in which phase, or None if all had ended before."""
         victim = chosen.choice(self.processes)
-        victim.join(after_s)
         if victim.exitcode is not None:
             self.wait()
             return None
@@ -175,10 +195,6 @@ class _Ranks:
             process.join()
         if any(codes) or None in codes:
             raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
-
-
-def _finish(ranks: _Ranks) -> None:
-    ranks.wait()
 
 
 def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:

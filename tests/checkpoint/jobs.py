@@ -1,5 +1,6 @@
 """What the ranks of a test do: run the real program, or save and resume a toy model."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -283,3 +284,99 @@ def convert_with_deepspeed(source: str, out: str) -> None:
             inject_missing_state=True,
         )
     )
+
+
+def train_with_lightning(config_path: str, out: str, save_at: int, more: int) -> None:
+    """Train the model of a run with Lightning, save at a step, go on, and write down the losses."""
+    import logging
+
+    import lightning
+    from lightning.pytorch.strategies import DDPStrategy
+
+    from aqtopo.config import load_config
+    from aqtopo.data.loader import training_steps
+    from aqtopo.data.store import open_store
+    from aqtopo.model import Terrain, build_model
+    from aqtopo.training.groups import group_parameters
+    from aqtopo.training.loss import squared_error
+
+    logging.getLogger("lightning").setLevel(logging.ERROR)
+    config = load_config(Path(config_path))
+    store = open_store(config.data.store)
+    steps: list[float] = []
+
+    class Published(lightning.LightningModule):
+        """As the published TopoFlow trains: the model under `model.`, its tokeniser called `patch_embed`."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = build_model(config, Terrain(store.static["elevation"], store.lat))
+            self.errors: list[float] = []
+
+        def training_step(self, fed: Any, _: int) -> Tensor:
+            batch, pixels, last = fed
+            prediction = self.model(batch.inputs, batch.wind, batch.lead_hours, [0] * len(batch.places))
+            error = squared_error(prediction, batch.targets, batch.valid) / pixels
+            self.errors.append(float(error))
+            if last:
+                steps.append(sum(self.errors))
+                self.errors.clear()
+            return error * config.accumulation  # Lightning divides by the accumulation
+
+        def configure_optimizers(self) -> Any:
+            named = dict(self.model.named_parameters())
+            groups = group_parameters(named, config)
+            rates = {g.name: g.lr_multiplier * config.optimizer.base_lr for g in config.optimizer.groups}
+            shuffled = ["others", "head", "vit_blocks", "wind_embedding"]
+            optimizer = torch.optim.AdamW(
+                [{"params": [named[n] for n in groups[g]], "lr": rates[g]} for g in shuffled],
+                weight_decay=config.optimizer.weight_decay,
+                betas=config.optimizer.betas,
+            )
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(
+                optimizer, T_max=config.training.epochs, eta_min=config.schedule.eta_min
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "epoch"}}
+
+        def train_dataloader(self) -> Any:
+            return Fed(self.trainer.current_epoch)
+
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {n.replace("token_embeds", "patch_embed"): t for n, t in state.items()}
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            if self.trainer.global_step == save_at and not Path(out, "run.ckpt").exists():
+                self.trainer.save_checkpoint(Path(out, "run.ckpt"))
+
+    class Fed:
+        """An epoch's micro-batches, in the run's own order, with what the loss divides by."""
+
+        def __init__(self, epoch: int) -> None:
+            self.epoch = epoch
+
+        def __len__(self) -> int:
+            return 173
+
+        def __iter__(self) -> Any:
+            for micro_batches in training_steps(store, config, self.epoch, 0, 0, 1):
+                pixels = sum(int(batch.valid.sum()) for batch in micro_batches)
+                for batch in micro_batches:
+                    yield batch, pixels, batch is micro_batches[-1]
+
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        devices=1,
+        strategy=DDPStrategy(process_group_backend="gloo"),
+        max_epochs=config.training.epochs,
+        max_steps=save_at + more,
+        accumulate_grad_batches=config.accumulation,
+        reload_dataloaders_every_n_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=out,
+    )
+    trainer.fit(Published())
+    Path(out, "losses.json").write_text(json.dumps(steps[save_at : save_at + more]))

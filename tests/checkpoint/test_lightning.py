@@ -1,0 +1,209 @@
+"""A run that Lightning DDP saved goes on under ZeRO-2, with every moment, as Lightning itself goes on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aqtopo.checkpoint.inspection import open_state, verify_state
+from aqtopo.checkpoint.lightning import match_groups, match_parameters, read_lightning, rename
+from aqtopo.checkpoint.manifest import GroupInfo, TensorInfo
+from aqtopo.config import RunConfig
+from aqtopo.refusal import RefusedError
+from aqtopo.training.lightning_import import import_lightning
+
+from .conftest import Job, run_jobs_in
+
+SAVED_STEP, MORE = 311, 20
+KNOWN_RATES = {
+    "vit_blocks": 8.145034e-06,
+    "wind_embedding": 1.589846e-04,
+    "head": 3.990074e-05,
+    "others": 7.959537e-05,
+}
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> tuple[Path, RunConfig]:
+    """Folder and configuration of a run of Lightning's: 173 micro-steps and 87 steps an epoch, 91 tensors."""
+    folder = tmp_path_factory.mktemp("lightning")
+    tree: dict[str, Any] = {
+        "name": "published",
+        "data": {
+            "store": str(tiny_store),
+            "grid": [8, 16],
+            "horizons": [12, 67],
+            "train_years": [2016],
+            "validation_years": [2017],
+            "test_years": [2018],
+            "validation_stride_hours": 24,
+            "workers": 0,
+        },
+        "model": {
+            "dim": 16,
+            "depth": 6,
+            "heads": 2,
+            "mlp_ratio": 2.0,
+            "dropout": 0.0,
+            "drop_path": 0.0,
+            "regions": [2, 2],
+        },
+        "optimizer": {"base_lr": 1e-4},
+        "schedule": {"eta_min": 1e-6},
+        "training": {"run_dir": str(folder / "resumed1"), "epochs": 10, "nodes": 1, "ranks_per_node": 1},
+        "deepspeed": {
+            "train_micro_batch_size_per_gpu": 2,
+            "gradient_accumulation_steps": 2,
+            "gradient_clipping": 0.0,
+            "zero_optimization": {"stage": 2},
+        },
+    }
+    config = RunConfig.model_validate(tree)
+    path = folder / "config.json"
+    path.write_text(config.to_json())
+    out = folder / "imported"
+    train = ["train", str(path), "--resume", str(out), "--stop-after", str(SAVED_STEP + MORE)]
+    lightning = {"config_path": str(path), "out": str(folder), "save_at": SAVED_STEP, "more": MORE}
+    convert = ["checkpoint", "import-lightning", str(folder / "run.ckpt"), str(out), "--config", str(path)]
+    elsewhere = ["--set", f"training.run_dir={folder / 'resumed2'}"]
+    jobs = [
+        Job(1, "train_with_lightning", lightning),
+        Job(1, "aqtopo", {"arguments": convert}),
+        Job(1, "aqtopo", {"arguments": train}),
+        Job(2, "aqtopo", {"arguments": [*train, *elsewhere]}),
+    ]
+    for ended in run_jobs_in(folder / "jobs", jobs):
+        assert not any(ended.codes), ended.output[-4000:]
+    return folder, config
+
+
+@pytest.mark.slow
+def test_import_has_all_tensors_in_four_groups_at_the_known_position(
+    published: tuple[Path, RunConfig],
+) -> None:
+    state = open_state(published[0] / "imported")
+    assert verify_state(state) == 4 * 91
+    assert {g.name: len(g.parameters) for g in state.manifest.groups} == {
+        "vit_blocks": 72,
+        "wind_embedding": 2,
+        "head": 6,
+        "others": 11,
+    }
+    for group in state.manifest.groups:
+        assert group.hyperparameters["lr"] == pytest.approx(KNOWN_RATES[group.name], rel=1e-6)
+        assert group.next_lr == pytest.approx(KNOWN_RATES[group.name], rel=1e-6)
+    position = state.manifest.run.position
+    assert (position.epoch, position.step, position.step_in_epoch) == (3, 311, 50)
+
+
+@pytest.mark.slow
+def test_every_moment_is_that_of_its_name(published: tuple[Path, RunConfig]) -> None:
+    state = open_state(published[0] / "imported")
+    content = torch.load(published[0] / "run.ckpt", weights_only=True)
+    optimizer = content["optimizer_states"][0]
+    listed = [n.removeprefix("model.").replace("patch_embed", "token_embeds") for n in content["state_dict"]]
+    order = {"others": 0, "head": 1, "vit_blocks": 2, "wind_embedding": 3}
+    for group in state.manifest.groups:
+        numbers = optimizer["param_groups"][order[group.name]]["params"]
+        names = [name for name in listed if name in group.elements]
+        for number, name in zip(numbers, names, strict=True):
+            for kind in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(state.tensors.tensor(name, kind), optimizer["state"][number][kind])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [1, 2])
+def test_losses_go_on_as_lightnings_own(published: tuple[Path, RunConfig], world: int) -> None:
+    folder = published[0]
+    expected = json.loads((folder / "losses.json").read_text())
+    lines = (folder / f"resumed{world}" / "metrics.jsonl").read_text().splitlines()
+    losses = [e["train_loss"] for line in lines if (e := json.loads(line))["event"] == "step"]
+    assert len(losses) == MORE
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_other_rates_are_refused_until_allowed(published: tuple[Path, RunConfig], tmp_path: Path) -> None:
+    folder, config = published
+    changed = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"base_lr": 2e-4})})
+    with pytest.raises(RefusedError, match=r"group head: lr 3.99007\d+e-05, by this run's schedule"):
+        import_lightning(folder / "run.ckpt", tmp_path / "out", changed)
+    assert not (tmp_path / "out").exists()
+
+
+def info(name: str, *shape: int) -> TensorInfo:
+    return TensorInfo(name=name, shape=shape, dtype="float32")
+
+
+def group(name: str, lr: float, *tensors: TensorInfo) -> GroupInfo:
+    return GroupInfo(name=name, hyperparameters={}, next_lr=lr, parameters=tensors)
+
+
+def test_groups_are_told_apart_by_shapes_then_by_rate() -> None:
+    saved = [{"params": [0], "lr": 2.0}, {"params": [1], "lr": 1.0}, {"params": [2], "lr": 1.0}]
+    shapes = {0: (3,), 1: (3,), 2: (4,)}
+    groups = [group("a", 1.0, info("x", 3)), group("b", 2.0, info("y", 3)), group("c", 1.0, info("z", 4))]
+    assert match_groups(saved, shapes, groups) == {"a": 1, "b": 0, "c": 2}
+
+
+def test_ambiguous_groups_are_refused_with_the_candidates() -> None:
+    saved = [{"params": [0], "lr": 1.0}, {"params": [1], "lr": 1.0}]
+    groups = [group("a", 1.0, info("x", 3)), group("b", 1.0, info("y", 3))]
+    with pytest.raises(RefusedError, match=r"a \(1 parameters\) fits groups \[0, 1\] of the file's"):
+        match_groups(saved, {0: (3,), 1: (3,)}, groups)
+
+
+def test_parameters_go_by_the_names_the_optimizer_was_given() -> None:
+    saved = {"params": [5, 6], "param_names": ["model.b", "model.a"]}
+    listed = [info("a", 3), info("b", 3)]
+    names = {"model.a": "a", "model.b": "b"}
+    assert match_parameters("g", saved, {5: (3,), 6: (3,)}, listed, names) == {"b": 5, "a": 6}
+
+
+def test_order_that_does_not_fit_is_refused_with_the_candidates() -> None:
+    listed = [info("a", 3), info("b", 4)]
+    with pytest.raises(RefusedError, match=r"(?s)a \[3\]: parameter 0 .* candidates \[1\].*--order FILE"):
+        match_parameters("g", {"params": [0, 1]}, {0: (4,), 1: (3,)}, listed, {})
+
+
+def test_names_lose_their_prefixes_and_follow_the_rules() -> None:
+    names = ["model.module.patch_embed.proj_weights", "net.blocks.0.norm1.weight", "old.head.0.bias"]
+    assert list(rename(names, [(r"^old\.", "")]).values()) == [
+        "token_embeds.proj_weights",
+        "blocks.0.norm1.weight",
+        "head.0.bias",
+    ]
+    with pytest.raises(RefusedError, match="get the same name"):
+        rename(["model.a", "a"], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"state_dict": {}}, "it lacks optimizer_states, epoch, global_step"),
+        (
+            {"state_dict": {}, "optimizer_states": [], "epoch": 0, "global_step": 0},
+            "not exactly one optimizer",
+        ),
+        ([], "it lacks state_dict"),
+    ],
+)
+def test_file_without_optimizer_is_refused(tmp_path: Path, content: Any, message: str) -> None:
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=message):
+        read_lightning(tmp_path / "x.ckpt")
+
+
+def test_payload_in_a_lightning_file_is_refused(
+    tmp_path: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
+    from .test_pickles import Payload
+
+    content = {"state_dict": {}, "optimizer_states": [{}], "epoch": 0, "global_step": 0}
+    torch.save(content | {"callbacks": Payload(tmp_path / "proof")}, tmp_path / "x.ckpt")
+    with pytest.raises(RefusedError, match=r"x\.ckpt holds more than data"):
+        import_lightning(tmp_path / "x.ckpt", tmp_path / "out", tiny_config())
+    assert not (tmp_path / "proof").exists()

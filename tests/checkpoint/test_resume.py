@@ -1,0 +1,222 @@
+"""`aqtopo train` resumed: at other world sizes, in mid-epoch, and refused with code 3 where it must be."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqtopo.checkpoint.inspection import diff_states, open_state
+from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags
+from aqtopo.config import RunConfig
+
+from .conftest import Ended, Job, run_jobs_in
+
+pytestmark = pytest.mark.slow
+
+TinyConfig = Callable[..., RunConfig]
+WORLDS = (1, 2, 3)
+STEPS, SAVED = 16, 5
+
+
+def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
+    """A run of 6 samples a step, 16 steps an epoch, whatever the ranks."""
+    return {
+        "training": {"ranks_per_node": ranks, "epochs": 2, "validate_every": 8, "run_dir": str(run_dir)},
+        "model": {"dropout": 0.1, "drop_path": 0.1},
+        "schedule": {"interval": "step", "eta_min": 1e-6},
+        "checkpoint": {"every_steps": SAVED},
+        "deepspeed": {"train_micro_batch_size_per_gpu": 6 // ranks, "gradient_accumulation_steps": 1},
+    }
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [event for line in lines if (event := json.loads(line))["event"] == kind]
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    return {event["step"]: event["train_loss"] for event in events(run_dir, "step")}
+
+
+@pytest.fixture(scope="session")
+def crossed(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
+    """Uninterrupted runs at each world size, and their step-5 tags resumed at each world size."""
+    folder = tmp_path_factory.mktemp("resumed")
+    base = json.loads(_base(tiny_store))
+    jobs = []
+    for world in WORLDS:
+        tree = _merged(base, settings(world, folder / f"run{world}"))
+        path = folder / f"{world}.json"
+        path.write_text(RunConfig.model_validate(tree).to_json())
+        stop = ["--stop-after", str(STEPS + 4)]
+        jobs.append(Job(world, "aqtopo", {"arguments": ["train", str(path), *stop]}))
+    for before in WORLDS:
+        tag = folder / f"run{before}" / CHECKPOINTS / f"epoch00-step{SAVED:06d}"
+        for after in WORLDS:
+            run_dir = folder / f"run{before}to{after}"
+            arguments = ["train", str(folder / f"{before}.json"), "--resume", str(tag), *stop]
+            arguments += ["--set", f"training.run_dir={run_dir}"]
+            jobs.append(Job(after, "aqtopo", {"arguments": arguments}))
+    for job, ended in zip(jobs, run_jobs_in(folder / "jobs", jobs), strict=True):
+        assert not any(ended.codes), (job, ended.output[-3000:])
+    return folder
+
+
+def _base(tiny_store: Path) -> str:
+    return json.dumps(
+        {
+            "name": "tiny",
+            "data": {
+                "store": str(tiny_store),
+                "grid": [8, 16],
+                "train_years": [2016],
+                "validation_years": [2017],
+                "test_years": [2018],
+                "time_stride_hours": 6,
+                "validation_stride_hours": 24,
+                "workers": 0,
+            },
+            "model": {"dim": 32, "depth": 2, "heads": 2, "regions": [2, 2]},
+            "optimizer": {"base_lr": 1e-3},
+            "training": {"nodes": 1},
+            "deepspeed": {"zero_optimization": {"stage": 2}},
+        }
+    )
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return base | {key: {**base.get(key, {}), **value} for key, value in changes.items()}
+
+
+@pytest.mark.parametrize("after", WORLDS)
+@pytest.mark.parametrize("before", WORLDS)
+def test_losses_after_a_mid_epoch_resume_are_the_uninterrupted_runs(
+    crossed: Path, before: int, after: int
+) -> None:
+    expected, found = losses(crossed / f"run{before}"), losses(crossed / f"run{before}to{after}")
+    assert list(found) == list(range(SAVED + 1, STEPS + 5))
+    expected = {step: expected[step] for step in found}
+    assert found == (expected if before == after else pytest.approx(expected, rel=1e-5))
+    if before == after:
+        one, other = (last_tag(crossed / name) for name in (f"run{before}", f"run{before}to{after}"))
+        assert one is not None
+        assert one == other
+        states = [open_state(crossed / name) for name in (f"run{before}", f"run{before}to{after}")]
+        assert not list(diff_states(*states))
+
+
+@pytest.mark.parametrize("after", WORLDS)
+def test_one_line_says_what_was_verified(crossed: Path, after: int) -> None:
+    (event,) = events(crossed / f"run2to{after}", "resume")
+    assert (
+        "resume verified: 43/43 parameters, 43/43 exp_avg, 43/43 exp_avg_sq, step 5, 4/4 groups"
+        in event["line"]
+    )
+    assert f"world 2 -> {after}" in event["line"]
+    saved, found = event["line"].partition("probe loss ")[2].split(", ")[0].rstrip(")").split(" (saved ")
+    assert saved == found
+    assert set(event["seconds"]) == {"convert", "load", "engine", "verify"}
+
+
+@pytest.fixture(scope="session")
+def refusals(crossed: Path) -> dict[str, Ended]:
+    """What resuming a run of two ranks says to changes and damage, one job each; all on copies."""
+    folder = crossed / "refusals"
+    cases: dict[str, list[str]] = {
+        "lr": ["--set", "optimizer.base_lr=0.002"],
+        "lr allowed": ["--set", "optimizer.base_lr=0.002", "--allow-change", "optimizer.base_lr"],
+        "clipping": ["--set", "deepspeed.gradient_clipping=0.5"],
+        "bf16": ["--set", 'deepspeed.bf16={"enabled":true}'],
+        "seed": ["--set", "training.seed=7"],
+        "seed allowed": ["--set", "training.seed=7", "--allow-change", "training.seed"],
+        "damaged": [],
+        "pointer": [],
+        "auto": [],
+        "never": ["--resume", "never"],
+        "unknown tag": ["--resume", "epoch77"],
+        "older tag": ["--resume", f"epoch00-step{SAVED:06d}"],
+    }
+    jobs = []
+    for name, arguments in cases.items():
+        run_dir = folder / name.replace(" ", "_")
+        shutil.copytree(crossed / "run2", run_dir)
+        where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
+        jobs.append(Job(1, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where, *arguments]}))
+    tag = last_tag(folder / "damaged")
+    assert tag is not None
+    shard = tag.folder(folder / "damaged") / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 4
+    shard.write_bytes(data)
+    (folder / "pointer" / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
+    return dict(zip(cases, run_jobs_in(folder / "jobs", jobs), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    [
+        ("lr", "optimizer.base_lr: saved 0.001, now 0.002"),
+        ("clipping", "deepspeed.gradient_clipping: saved None, now 0.5"),
+        ("bf16", "deepspeed.bf16.enabled: saved None, now True"),
+        ("seed", "training.seed: saved 0, now 7"),
+        ("seed allowed", "the next samples are"),
+        ("damaged", "zero_pp_rank_1_mp_rank_00_optim_states.pt: changed within bytes"),
+        ("pointer", "names 'epoch00-step000099', which is not a complete saved state"),
+    ],
+)
+def test_refused_with_code_3_and_nothing_written(
+    crossed: Path, refusals: dict[str, Ended], case: str, text: str
+) -> None:
+    ended = refusals[case]
+    assert ended.codes == [3], ended.output
+    assert text in ended.text
+    assert "Traceback" not in ended.text
+    run_dir = crossed / "refusals" / case.replace(" ", "_")
+    for name in ("metrics.jsonl", "config.json", "run.json"):
+        assert (run_dir / name).read_bytes() == (crossed / "run2" / name).read_bytes()
+    assert [tag.name for tag in list_tags(run_dir)] == [tag.name for tag in list_tags(crossed / "run2")]
+
+
+def test_allowed_change_is_taken_and_noted(crossed: Path, refusals: dict[str, Ended]) -> None:
+    assert refusals["lr allowed"].codes == [0], refusals["lr allowed"].output
+    run_dir = crossed / "refusals" / "lr_allowed"
+    assert json.loads((run_dir / "config.json").read_text())["optimizer"]["base_lr"] == 0.002
+    before, after = (events(path, "step")[-1]["lr"]["others"] for path in (crossed / "run2", run_dir))
+    assert after > 1.5 * before
+
+
+def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, Ended]) -> None:
+    assert refusals["auto"].codes == [0], refusals["auto"].output
+    run_dir = crossed / "refusals" / "auto"
+    assert list(losses(run_dir)) == list(range(1, STEPS + 7))
+    assert events(run_dir, "resume")[0]["step"] == STEPS + 4
+
+
+def test_never_and_unknown_tags_are_the_users_to_put_right(refusals: dict[str, Ended]) -> None:
+    assert refusals["never"].codes == [2]
+    assert "is already used by this very configuration" in refusals["never"].text
+    assert refusals["unknown tag"].codes == [2]
+    assert "has no saved state 'epoch77'" in refusals["unknown tag"].text
+
+
+def test_names_are_not_reused_after_going_back(crossed: Path, refusals: dict[str, Ended]) -> None:
+    assert refusals["older tag"].codes == [0], refusals["older tag"].output
+    run_dir = crossed / "refusals" / "older_tag"
+    names = [tag.name for tag in list_tags(run_dir)]
+    assert {"epoch00-step000010", "epoch00-step000010-take2"} <= set(names)
+    last = last_tag(run_dir)
+    assert last is not None
+    assert last.step == STEPS + 6
+
+
+def test_metrics_torn_by_a_kill_are_mended(tmp_path: Path) -> None:
+    from aqtopo.training.run_directory import mend_metrics
+
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"event":"step"}\n{"event":"st')
+    mend_metrics(path)
+    assert path.read_text() == '{"event":"step"}\n'
+    mend_metrics(tmp_path / "absent.jsonl")
