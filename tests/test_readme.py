@@ -1,0 +1,48 @@
+"""The README's file map is checked against the tree, since such maps drift."""
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def mapped_paths() -> list[Path]:
+    """The paths of the file map: the first word of each line, indented below its folder."""
+    block = re.search(r"<!-- file map -->\n```\n(.*?)```", README, re.DOTALL)
+    assert block, "the README has lost its file map"
+    paths: list[Path] = []
+    folders: list[str] = []
+    for line in block[1].splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name = line.split()[0]
+        paths.append(Path(*folders[:depth], name))
+        folders[depth:] = [name]
+    return paths
+
+
+def test_everything_on_the_map_exists() -> None:
+    missing = [path for path in mapped_paths() if not (ROOT / path).exists()]
+    assert not missing
+
+
+def test_every_module_of_the_packages_is_on_the_map() -> None:
+    mapped = set(mapped_paths())
+    modules = {
+        path.relative_to(ROOT)
+        for package in ("aqtopo", "kernels/aqtopo_kernels")
+        for path in (ROOT / package).iterdir()
+        if path.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")
+    }
+    assert modules <= mapped, f"not on the README's map: {sorted(modules - mapped)}"
+
+
+def test_every_configuration_is_mentioned() -> None:
+    names = {path.name for path in (ROOT / "ds_configs").glob("*.json")} - {"schema.json"}
+    assert not [name for name in names if name not in README]
+
+
+def test_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
+    assert targets
+    assert not [target for target in targets if not (ROOT / target).exists()]
