@@ -76,9 +76,8 @@ def _parser() -> argparse.ArgumentParser:
 def _told(options: argparse.Namespace) -> list[Row]:
     """All rows, each announced on stderr: a kernel takes seconds the first time."""
     rows = []
-    for row, compilation in survey(
-        options.arch, options.dtype, head_dim=options.head_dim, heads=options.heads, tokens=options.tokens
-    ):
+    sizes = {"head_dim": options.head_dim, "heads": options.heads, "tokens": options.tokens}
+    for row, compilation in survey(options.arch, options.dtype, **sizes, twins=options.out is not None):
         how = "cached" if compilation.cached else "compiled"
         print(f"{how} {row['kernel']} {row['dtype']} {row['arch']}", file=sys.stderr)
         rows.append(row)

@@ -8,21 +8,30 @@ counted as one.
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from aqtopo_kernels.aot.machine_code import is_transcendental
 
 _NAMES = ("llvm-mca-22", "/usr/lib/llvm-22/bin/llvm-mca", "llvm-mca")
+_OLDEST = 22
 _ITERATIONS = 10
 _FLOP_A_CYCLE = {"fp32": 256, "bf16": 1024, "fp16": 1024}
-_FLOP_A_CYCLE_GFX942 = {"fp32": 512, "bf16": 2048, "fp16": 2048}
+_FLOP_A_CYCLE_GFX942 = {"fp32": 256, "bf16": 2048, "fp16": 2048}
 """Of the matrix unit of one SIMD, per llvm-mca cycle of four clocks."""
 
 
+@cache
 def find_llvm_mca() -> Path | None:
-    """The program, if this machine has it."""
+    """The program, if this machine has it in a version that knows gfx942."""
     found = (shutil.which(name) for name in _NAMES)
-    return next((Path(path) for path in found if path), None)
+    return next((Path(path) for path in found if path and _version(path) >= _OLDEST), None)
+
+
+def _version(program: str) -> int:
+    told = subprocess.run([program, "--version"], check=True, capture_output=True, text=True).stdout
+    version = re.search(r"version (\d+)", told)
+    return int(version[1]) if version else 0
 
 
 def cycles_an_iteration(loop: list[str], arch: str) -> float | None:

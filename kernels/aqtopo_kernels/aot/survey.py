@@ -37,23 +37,37 @@ _SHARED_A_MULTIPROCESSOR = {"sm_80": 167936, "sm_90": 233472}
 
 
 def survey(
-    archs: Iterable[str], dtypes: Iterable[str], *, head_dim: int, heads: int, tokens: int
+    archs: Iterable[str],
+    dtypes: Iterable[str],
+    *,
+    head_dim: int,
+    heads: int,
+    tokens: int,
+    twins: bool = False,
 ) -> Iterable[tuple[Row, Compilation]]:
     """Compiles what a model launches, and reads it into the rows that the command prints as JSON."""
     for arch in archs:
         for dtype in dtypes:
-            yield from _rows(arch, dtype, head_dim=head_dim, heads=heads, tokens=tokens)
+            yield from _rows(arch, dtype, head_dim=head_dim, heads=heads, tokens=tokens, twins=twins)
 
 
-def launch_all(dtype: torch.dtype, *, head_dim: int, heads: int, tokens: int) -> None:
-    """Launches every kernel of a model on tensors without memory, in each of its variants."""
-    qkv = torch.empty((1, tokens, 3 * heads * head_dim), dtype=dtype, device="meta")
-    q, k, v = (x.view(1, tokens, heads, head_dim).transpose(1, 2) for x in qkv.chunk(3, -1))
-    elevation = torch.empty((1, tokens), device="meta")
+def launch_all(
+    dtype: torch.dtype, *, head_dim: int, heads: int, tokens: int, batch: int = 1, twins: bool = True
+) -> None:
+    """Launches every kernel of a model on tensors without memory, in each of its variants.
+
+    Twins are the kernels with a bias and no order, and the other way round: they differ by one load from
+    those with both and with neither, which block 0 and the others use by default.
+    """
+    qkv = torch.empty((batch, tokens, 3 * heads * head_dim), dtype=dtype, device="meta")
+    q, k, v = (x.view(batch, tokens, heads, head_dim).transpose(1, 2) for x in qkv.chunk(3, -1))
+    elevation = torch.empty((batch, tokens), device="meta")
     alpha = torch.empty(1, device="meta")
-    order = torch.empty((1, tokens), dtype=torch.int32, device="meta")
+    order = torch.empty((batch, tokens), dtype=torch.int32, device="meta")
     for some_order in (order, None):
         for height, strength in ((elevation, alpha), (None, None)):
+            if not twins and (some_order is None) != (height is None):
+                continue
             out, lse = attention.forward(q, k, v, height, strength, some_order, None)
             dout = torch.empty_like(out)
             attention.backward(dout, q, k, v, out, lse, height, strength, some_order, None)
@@ -67,15 +81,11 @@ def _launch_gathers(tokens: Tensor, order: Tensor) -> None:
     wind_gather.scatter(tokens, order)
 
 
-def _rows(arch: str, dtype: str, **sizes: int) -> Iterable[tuple[Row, Compilation]]:
+def _rows(arch: str, dtype: str, *, head_dim: int, **others: Any) -> Iterable[tuple[Row, Compilation]]:
     with standing_in(arch) as compilations:
-        launch_all(DTYPES[dtype], **sizes)
-    # Unordered kernels with a bias and ordered ones without are compiled too, but differ in a load only.
+        launch_all(DTYPES[dtype], head_dim=head_dim, **others)
     for compilation in compilations:
-        constants = compilation.constants
-        twin = "BIAS" in constants and constants["BIAS"] != constants.get("ORDERED", constants["BIAS"])
-        if not twin:
-            yield _row(compilation, arch, dtype, sizes["head_dim"]), compilation
+        yield _row(compilation, arch, dtype, head_dim), compilation
 
 
 def _row(compilation: Compilation, arch: str, dtype: str, head_dim: int) -> Row:

@@ -10,9 +10,6 @@ from typing import Any, Literal
 import torch
 
 Kernel = Literal["forward", "dq", "dkdv"]
-KERNELS: tuple[Kernel, ...] = ("forward", "dq", "dkdv")
-ARCHITECTURES = ("gfx90a", "gfx942", "sm_80", "sm_90")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 WIDEST_HEAD = 256
 
 
@@ -27,6 +24,7 @@ class Configuration:
         num_stages: how many blocks of the loop are in flight.
         matrix_rows: M of the matrix instruction, 16 or 32 (AMD only).
         interleaved: AMD's scheduling of exponentials between matrix instructions (its "attention" hint).
+        kpack: how many operands of a matrix instruction a lane reads from LDS at once (AMD only).
         groups: how many columns apart the matrix unit takes its second operand (see `_regroup`); 1: leave it.
     """
 
@@ -37,6 +35,7 @@ class Configuration:
     matrix_rows: int = 0
     interleaved: bool = False
     groups: int = 1
+    kpack: int = 1
 
     def options(self, arch: str) -> dict[str, Any]:
         """What the compiler is told; fused multiply-adds are on by name, as their default may change."""
@@ -44,49 +43,58 @@ class Configuration:
         options["enable_fp_fusion"] = True
         if arch.startswith("gfx"):
             options["matrix_instr_nonkdim"] = self.matrix_rows
+            options["kpack"] = self.kpack
             options["schedule_hint"] = "attention" if self.interleaved else "none"
         return options
 
 
 _C = Configuration
-_CDNA_FLOAT32: dict[Kernel, Configuration] = {
-    "forward": _C(256, 32, 8, matrix_rows=32, interleaved=True, groups=2),
+_Choices = dict[str, Configuration]
+_CDNA_FLOAT32: _Choices = {
+    "forward": _C(256, 32, 8, matrix_rows=32, interleaved=True, groups=2, kpack=2),
+    "forward_plain": _C(256, 64, 8, matrix_rows=32, interleaved=True, groups=2),
     "dq": _C(64, 32, 4, matrix_rows=16, interleaved=True),
     "dkdv": _C(16, 128, 8, matrix_rows=16, interleaved=True),
 }
-_CDNA_HALF: dict[Kernel, Configuration] = {
+_CDNA_HALF: _Choices = {
     "forward": _C(128, 32, 4, matrix_rows=32, interleaved=True),
     "dq": _C(128, 32, 4, matrix_rows=32, interleaved=True),
     "dkdv": _C(32, 64, 4, matrix_rows=16),
 }
-_NVIDIA_FLOAT32: dict[Kernel, Configuration] = {
+# With the blocks above, gfx942 needs over 256 registers for dq.
+_CDNA3_FLOAT32: _Choices = {"dq": _C(64, 16, 4, matrix_rows=16)}
+_CDNA3_HALF: _Choices = {"dq": _C(64, 32, 4, matrix_rows=16, interleaved=True)}
+_NVIDIA_FLOAT32: _Choices = {
     "forward": _C(64, 32, 8),
     "dq": _C(32, 32, 8),
     "dkdv": _C(32, 32, 8),
 }
-_AMPERE_HALF: dict[Kernel, Configuration] = {
+_AMPERE_HALF: _Choices = {
     "forward": _C(128, 64, 8),
-    "dq": _C(64, 64, 8),
+    "dq": _C(128, 32, 8),
     "dkdv": _C(32, 128, 8),
 }
-_HOPPER_HALF: dict[Kernel, Configuration] = {
+_HOPPER_HALF: _Choices = {
     "forward": _C(128, 64, 8),
     "dq": _C(128, 64, 8),
     "dkdv": _C(64, 128, 8),
 }
 
-TABLE: dict[str, dict[int, dict[Kernel, Configuration]]] = {
+TABLE: dict[str, dict[int, _Choices]] = {
     "gfx90a": {4: _CDNA_FLOAT32, 2: _CDNA_HALF},
-    "gfx942": {4: _CDNA_FLOAT32, 2: _CDNA_HALF},
+    "gfx942": {4: _CDNA_FLOAT32 | _CDNA3_FLOAT32, 2: _CDNA_HALF | _CDNA3_HALF},
     "sm_80": {4: _NVIDIA_FLOAT32, 2: _AMPERE_HALF},
     "sm_90": {4: _NVIDIA_FLOAT32, 2: _HOPPER_HALF},
 }
-"""By architecture, bytes of an element and kernel."""
+"""By architecture, bytes of an element and kernel; `_plain` kernels, without bias, where they differ."""
 
 
-def configuration(kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96) -> Configuration:
+def configuration(
+    kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96, *, plain: bool = False
+) -> Configuration:
     """The configuration of a kernel; heads wider than 128 get smaller blocks, for registers and LDS."""
-    found = TABLE[arch][dtype.itemsize][kernel]
+    choices = TABLE[arch][dtype.itemsize]
+    found = choices.get(f"{kernel}_plain", choices[kernel]) if plain else choices[kernel]
     if head_dim <= 128:
         return found
     if kernel == "dkdv":

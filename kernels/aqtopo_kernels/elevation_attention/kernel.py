@@ -11,6 +11,7 @@ atomic. What every kernel relies on, and why:
 * Only query and output rows follow `order`: keys are summed over. The forward kernel gathers its query rows
   once a program; backward, `output_products_kernel` puts dout back into storage order: no loop has a gather.
 * A head of D = 96 is split into 64 + 32 columns (PARTS: first column and width), never padded to 128.
+* K and V have the same strides, so that one set of addresses serves both.
 * EVEN says that N is a multiple of both block sizes; then nothing is masked.
 
 Shapes: B batch, H heads, N tokens, D head width, BLOCK_M queries and BLOCK_N keys of a block of scores.
@@ -175,7 +176,7 @@ def _head_start(pointer, batch, head, stride_b, stride_h):
 @triton.jit(do_not_specialize=["heads"])
 def forward_kernel(
     q, k, v, out, lse, height, slope, order,
-    height_b, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, out_b, out_h, out_n,
+    height_b, q_b, q_h, q_n, kv_b, kv_h, kv_n, out_b, out_h, out_n,
     heads, tokens, scale,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, ORDERED: tl.constexpr, EVEN: tl.constexpr, BY_BITS: tl.constexpr,
@@ -190,8 +191,8 @@ def forward_kernel(
     if ORDERED:
         places = _load_row(order + batch.to(tl.int64) * tokens, rows, row_inside, 0, EVEN)
     q_parts = _load(_head_start(q, batch, head, q_b, q_h), places, q_n, row_inside, PARTS, EVEN)
-    k += batch.to(tl.int64) * k_b + head.to(tl.int64) * k_h
-    v += batch.to(tl.int64) * v_b + head.to(tl.int64) * v_h
+    k += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
+    v += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
     columns = tl.arange(0, BLOCK_N)
     if BIAS:
         height += batch.to(tl.int64) * height_b
@@ -203,7 +204,7 @@ def forward_kernel(
     total = tl.full((BLOCK_M,), 0.0, tl.float32)
     for first in range(0, tokens, BLOCK_N):
         keys = first + columns
-        k_parts = _load(k, keys, k_n, keys < tokens, PARTS, EVEN)
+        k_parts = _load(k, keys, kv_n, keys < tokens, PARTS, EVEN)
         score = _inner(q_parts, k_parts, tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
         if BIAS:
             score += _rise(key_height[None, :], row_height[:, None]) * head_slope
@@ -212,7 +213,7 @@ def forward_kernel(
         if not EVEN:
             score = tl.where(keys[None, :] < tokens, score, float("-inf"))
         value_rows = first + _spread(columns, GROUPS)
-        v_parts = _load(v, value_rows, v_n, value_rows < tokens, PARTS, EVEN)
+        v_parts = _load(v, value_rows, kv_n, value_rows < tokens, PARTS, EVEN)
         new_largest = tl.maximum(largest, tl.max(score, 1))
         weight = tl.exp2(score * scale - (new_largest * scale)[:, None])
         shrink = tl.exp2((largest - new_largest) * scale)
@@ -261,7 +262,7 @@ def output_products_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def query_gradient_kernel(
     q, k, v, dout, lse, products, height, slope, dq, drise,
-    height_b, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dout_b, dout_h, dout_n, dq_b, dq_h, dq_n,
+    height_b, q_b, q_h, q_n, kv_b, kv_h, kv_n, dout_b, dout_h, dout_n, dq_b, dq_h, dq_n,
     heads, tokens, scale, gradient_scale,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, EVEN: tl.constexpr, BY_BITS: tl.constexpr,
@@ -274,8 +275,8 @@ def query_gradient_kernel(
     q_parts = _load(_head_start(q, batch, head, q_b, q_h), rows, q_n, row_inside, PARTS, EVEN)
     dout_head = _head_start(dout, batch, head, dout_b, dout_h)
     dout_parts = _load(dout_head, rows, dout_n, row_inside, PARTS, EVEN)
-    k += batch.to(tl.int64) * k_b + head.to(tl.int64) * k_h
-    v += batch.to(tl.int64) * v_b + head.to(tl.int64) * v_h
+    k += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
+    v += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
     vector = tl.program_id(1).to(tl.int64) * tokens
     # Rows beyond the last token have an infinite sum, so their weights are 0.
     row_lse = _load_row(lse + vector, rows, row_inside, float("inf"), EVEN)
@@ -289,8 +290,8 @@ def query_gradient_kernel(
     sums = _zeros(BLOCK_M, PARTS)
     for first in range(0, tokens, BLOCK_N):
         keys = first + columns
-        k_parts = _load(k, keys, k_n, keys < tokens, PARTS, EVEN)
-        v_parts = _load(v, keys, v_n, keys < tokens, PARTS, EVEN)
+        k_parts = _load(k, keys, kv_n, keys < tokens, PARTS, EVEN)
+        v_parts = _load(v, keys, kv_n, keys < tokens, PARTS, EVEN)
         score = _inner(q_parts, k_parts, tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
         if BIAS:
             key_height = tl.load(height + keys)
@@ -317,7 +318,7 @@ def query_gradient_kernel(
 @triton.jit(do_not_specialize=["heads"])
 def key_value_gradient_kernel(
     q, k, v, dout, lse, products, height, slope, dk, dv,
-    height_b, q_b, q_h, q_n, k_b, k_h, k_n, v_b, v_h, v_n, dout_b, dout_h, dout_n,
+    height_b, q_b, q_h, q_n, kv_b, kv_h, kv_n, dout_b, dout_h, dout_n,
     dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
     heads, tokens, scale, gradient_scale,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -328,8 +329,8 @@ def key_value_gradient_kernel(
     batch = tl.program_id(1) // heads
     keys = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     key_inside = keys < tokens
-    k_parts = _load(_head_start(k, batch, head, k_b, k_h), keys, k_n, key_inside, PARTS, EVEN)
-    v_parts = _load(_head_start(v, batch, head, v_b, v_h), keys, v_n, key_inside, PARTS, EVEN)
+    k_parts = _load(_head_start(k, batch, head, kv_b, kv_h), keys, kv_n, key_inside, PARTS, EVEN)
+    v_parts = _load(_head_start(v, batch, head, kv_b, kv_h), keys, kv_n, key_inside, PARTS, EVEN)
     q += batch.to(tl.int64) * q_b + head.to(tl.int64) * q_h
     dout += batch.to(tl.int64) * dout_b + head.to(tl.int64) * dout_h
     lse += tl.program_id(1).to(tl.int64) * tokens

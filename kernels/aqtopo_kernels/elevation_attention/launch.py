@@ -59,14 +59,14 @@ def forward(
     """
     B, H, N, D = q.shape
     scale = _positive(scale, D)
-    q, k, v = (_unit_stride(x) for x in (q, k, v))
-    arch, chosen = _chosen("forward", q)
+    q, k, v = _unit_strides(q, k, v)
+    terrain = _terrain(elevation, alpha, H, scale)
+    arch, chosen = _chosen("forward", q, terrain)
     out = _empty_like_tokens(q)
     lse = q.new_empty((B, H, N), dtype=torch.float32)
-    terrain = _terrain(elevation, alpha, H, scale)
     forward_kernel[(_blocks(N, chosen.block_m), B * H)](
         q, k, v, out, lse, terrain.height, terrain.slope, _int32(order), terrain.height_b,
-        *_strides(q, k, v, out), H, N, scale * math.log2(math.e),
+        *_strides(q, k, out), H, N, scale * math.log2(math.e),
         **_constants(chosen, q, N, terrain), ORDERED=order is not None, GROUPS=chosen.groups,
         **chosen.options(arch),
     )  # fmt: skip
@@ -90,7 +90,8 @@ def backward(
     Every sum has a fixed order and a single writer: repeated calls agree bit for bit.
     """
     scale = _positive(scale, q.shape[3])
-    dout, q, k, v, out = (_unit_stride(x) for x in (dout, q, k, v, out))
+    q, k, v = _unit_strides(q, k, v)
+    dout, out = _unit_stride(dout), _unit_stride(out)
     terrain = _terrain(elevation, alpha, q.shape[1], scale)
     products, dout = _output_products(dout, out, order)
     inputs = (q, k, v, dout, lse, products, terrain, scale)
@@ -127,13 +128,13 @@ def _query_gradient(
     scale: float,
 ) -> tuple[Tensor, Tensor | None]:
     B, H, N, _ = q.shape
-    arch, chosen = _chosen("dq", q)
+    arch, chosen = _chosen("dq", q, terrain)
     blocks = _blocks(N, chosen.block_m)
     dq = _empty_like_tokens(q)
     drise = None if terrain.height is None else q.new_empty((B * H, blocks), dtype=torch.float32)
     query_gradient_kernel[(blocks, B * H)](
         q, k, v, dout, lse, products, terrain.height, terrain.slope, dq, drise, terrain.height_b,
-        *_strides(q, k, v, dout, dq), H, N, scale * math.log2(math.e), scale,
+        *_strides(q, k, dout, dq), H, N, scale * math.log2(math.e), scale,
         **_constants(chosen, q, N, terrain), **chosen.options(arch),
     )  # fmt: skip
     return dq, drise
@@ -150,19 +151,19 @@ def _key_value_gradients(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     B, H, N, _ = q.shape
-    arch, chosen = _chosen("dkdv", q)
+    arch, chosen = _chosen("dkdv", q, terrain)
     dk, dv = _empty_like_tokens(k), _empty_like_tokens(v)
     key_value_gradient_kernel[(_blocks(N, chosen.block_n), B * H)](
         q, k, v, dout, lse, products, terrain.height, terrain.slope, dk, dv, terrain.height_b,
-        *_strides(q, k, v, dout, dk, dv), H, N, scale * math.log2(math.e), scale,
+        *_strides(q, k, dout, dk, dv), H, N, scale * math.log2(math.e), scale,
         **_constants(chosen, q, N, terrain), **chosen.options(arch),
     )  # fmt: skip
     return dk, dv
 
 
-def _chosen(kernel: Kernel, q: Tensor) -> tuple[str, Configuration]:
+def _chosen(kernel: Kernel, q: Tensor, terrain: _Terrain) -> tuple[str, Configuration]:
     arch = architecture()
-    return arch, configuration(kernel, q.dtype, arch, q.shape[3])
+    return arch, configuration(kernel, q.dtype, arch, q.shape[3], plain=terrain.height is None)
 
 
 def _constants(chosen: Configuration, q: Tensor, tokens: int, terrain: _Terrain) -> dict[str, Any]:
@@ -194,6 +195,12 @@ def _positive(scale: float | None, head_dim: int) -> float:
             "reference."
         )
     return scale
+
+
+def _unit_strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Copies what the kernels cannot stride over: they walk K and V with the same strides."""
+    q, k, v = (_unit_stride(x) for x in (q, k, v))
+    return (q, k, v) if k.stride() == v.stride() else (q, k.contiguous(), v.contiguous())
 
 
 def _unit_stride(x: Tensor) -> Tensor:

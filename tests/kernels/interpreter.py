@@ -1,0 +1,103 @@
+"""Runs the `triton.jit` functions in Triton's interpreter, in a process of its own.
+
+Whether a kernel is interpreted or compiled is decided when its module is imported, so both need processes.
+What the kernels write into is poisoned with NaN and stands between guard bands: an element left out or one
+too many shows.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_GUARD = 4096
+_guarded: list[Tensor] = []
+_new_empty = torch.Tensor.new_empty
+
+
+class Interpreter:
+    """A process in which Triton interprets; `run` calls a function of a module there."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start)
+
+    def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return self._pool.submit(function, *args, **kwargs).result(timeout=300)
+
+    def close(self) -> None:
+        self._pool.shutdown()
+
+
+def _start() -> None:
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+
+
+def attend(dout: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
+    """(out, lse), and with dout also (dq, dk, dv, dalpha or an empty tensor)."""
+    from aqtopo_kernels.elevation_attention import launch
+
+    with Poison():
+        out, lse = launch.forward(*inputs)
+        if dout is None:
+            return out, lse
+        q, k, v, *others = inputs
+        *gradients, dalpha = launch.backward(dout, q, k, v, out, lse, *others)
+    return out, lse, *gradients, torch.empty(0) if dalpha is None else dalpha
+
+
+def move(x: Tensor, order: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
+    """wind_gather's result, and x scattered."""
+    from aqtopo_kernels.wind_gather import launch
+
+    with Poison():
+        return launch.gather(x, order, add), launch.scatter(x, order)
+
+
+def is_interpreted() -> list[str]:
+    """What stands behind the kernels' names."""
+    from aqtopo_kernels.elevation_attention import kernel
+
+    return [type(getattr(kernel, name)).__name__ for name in dir(kernel) if name.endswith("_kernel")]
+
+
+def to_bfloat16(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x rounded by bits, x cut by bits, and what of the cut is summed."""
+    from tests.kernels.bits_kernel import bits_kernel
+
+    rounded, cut = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(x, dtype=torch.bfloat16)
+    summed = torch.empty_like(x)
+    bits_kernel[(1,)](x, rounded, cut, summed, SIZE=x.numel())
+    return rounded, cut, summed
+
+
+class Poison:
+    """Within, `new_empty` returns NaN between guard bands; at the end the bands must be untouched."""
+
+    def __enter__(self) -> None:
+        torch.Tensor.new_empty = _poisoned  # type: ignore[method-assign, assignment]
+
+    def __exit__(self, *_: object) -> None:
+        torch.Tensor.new_empty = _new_empty  # type: ignore[method-assign]
+        for buffer in _guarded:
+            assert buffer[:_GUARD].isnan().all(), "written in front of an output"
+            assert buffer[-_GUARD:].isnan().all(), "written behind an output"
+        _guarded.clear()
+
+
+def _poisoned(
+    self: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None, **others: Any
+) -> Tensor:
+    if others:  # not from a launch: the interpreter copies arguments
+        return _new_empty(self, shape, dtype=dtype, **others)
+    size = torch.Size(shape).numel()
+    buffer = torch.full((size + 2 * _GUARD,), float("nan"), dtype=dtype or self.dtype)
+    _guarded.append(buffer)
+    return buffer[_GUARD : _GUARD + size].view(shape)

@@ -1,0 +1,224 @@
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
+from tests.kernels import interpreter as triton_side
+from tests.kernels.interpreter import Interpreter
+
+pytest.importorskip("triton")
+
+Arguments = dict[str, Any]
+NAMES = ("out", "dq", "dk", "dv", "dalpha")
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Interpreter]:
+    running = Interpreter()
+    yield running
+    running.close()
+
+
+def make_arguments(
+    tokens: int,
+    width: int = 32,
+    *,
+    batch: int = 1,
+    heads: int = 1,
+    alpha: float = 2.0,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> Arguments:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, heads, tokens, width)
+    dout, q, k, v = (torch.randn(shape, generator=generator).to(dtype) for _ in range(4))
+    elevation = 5000 * torch.rand((batch, tokens), generator=generator)
+    order = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
+    strengths = torch.full((heads,), alpha)
+    return {
+        "dout": dout, "q": q, "k": k, "v": v,
+        "elevation": elevation, "alpha": strengths, "order": order, "scale": None,
+    }  # fmt: skip
+
+
+def attend(interpreter: Interpreter, a: Arguments) -> dict[str, Tensor]:
+    out, lse, dq, dk, dv, dalpha = interpreter.run(triton_side.attend, *a.values())
+    return {"out": out, "lse": lse, "dq": dq, "dk": dk, "dv": dv, "dalpha": dalpha}
+
+
+def reference(a: Arguments, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The formula and its gradients by autograd, everything computed and stored in dtype."""
+    q, k, v, alpha = (a[name].to(dtype).requires_grad_() for name in ("q", "k", "v", "alpha"))
+    out = elevation_attention_reference(q, k, v, a["elevation"].to(dtype), alpha, a["order"], a["scale"])
+    gradients = torch.autograd.grad(out, (q, k, v, alpha), a["dout"].to(dtype))
+    return dict(zip(NAMES, (out.detach(), *gradients), strict=True))
+
+
+def assert_as_good_as_pytorch(a: Arguments, results: dict[str, Tensor], floor: float) -> None:
+    """The error against float64 is at most twice that of the formula in the inputs' dtype, or the floor."""
+    exact, own = reference(a, torch.float64), reference(a, a["q"].dtype)
+    for name in NAMES:
+        size = exact[name].abs().max().clamp_min(1e-3)
+        error = ((results[name].double() - exact[name]).abs().max() / size).item()
+        allowed = ((own[name].double() - exact[name]).abs().max() / size).item()
+        assert error <= 2 * max(allowed, floor), f"{name}: {error:.1e}, PyTorch's own {allowed:.1e}"
+
+
+def test_the_very_kernels_are_interpreted(interpreter: Interpreter) -> None:
+    assert interpreter.run(triton_side.is_interpreted) == ["InterpretedFunction"] * 4
+
+
+@pytest.mark.parametrize("alpha", [2.0, 5.0, 0.0, -0.7])
+def test_float32_is_as_exact_as_pytorch(interpreter: Interpreter, alpha: float) -> None:
+    a = make_arguments(tokens=256, width=96, heads=2, alpha=alpha)
+    assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
+
+
+def test_float16_is_as_exact_as_pytorch(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=128, width=96, dtype=torch.float16)
+    assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-4)
+
+
+@given(
+    tokens=st.sampled_from([1, 2, 31, 33, 77, 128, 130]),
+    width=st.sampled_from([16, 48, 112]),
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 2),
+    alpha=st.floats(-1.0, 6.0),
+    ordered=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_shape_agrees_with_the_formula(
+    interpreter: Interpreter,
+    tokens: int,
+    width: int,
+    batch: int,
+    heads: int,
+    alpha: float,
+    ordered: bool,
+    seed: int,
+) -> None:
+    a = make_arguments(tokens, width, batch=batch, heads=heads, alpha=alpha, seed=seed)
+    a["order"] = a["order"].int() if ordered else None
+    results, exact = attend(interpreter, a), reference(a, torch.float64)
+    for name in NAMES:
+        torch.testing.assert_close(results[name].double(), exact[name], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("width", [160, 240, 256])
+def test_wide_heads_agree_with_the_formula(interpreter: Interpreter, width: int) -> None:
+    a = make_arguments(tokens=40, width=width)
+    assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
+
+
+@pytest.mark.parametrize("elevation", [0.0, 9000.0], ids=["sea level", "plateau"])
+def test_level_ground_is_plain_attention(interpreter: Interpreter, elevation: float) -> None:
+    a = make_arguments(tokens=65) | {"elevation": torch.full((1, 65), elevation)}
+    level = attend(interpreter, a)
+    plain = attend(interpreter, a | {"elevation": None, "alpha": None})
+    for name in ("out", "lse", "dq", "dk", "dv"):
+        assert torch.equal(level[name], plain[name]), name
+    assert level["dalpha"].item() == 0.0
+
+
+def test_the_extremes_of_terrain_stay_finite(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=66, alpha=50.0)
+    a["elevation"] = torch.tensor([0.0, 9000.0]).repeat(1, 33)
+    results = attend(interpreter, a)
+    assert all(result.isfinite().all() for result in results.values())
+    assert_as_good_as_pytorch(a, results, floor=5e-7)
+
+
+def test_an_order_only_moves_rows_of_the_output(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=70, batch=2)
+    identity, back = torch.arange(70).expand(2, -1), torch.arange(69, -1, -1).expand(2, -1)
+    stored = attend(interpreter, a | {"order": None})
+    for order in (identity, back, a["order"]):
+        rows = order[:, None, :, None].expand_as(a["dout"])
+        moved = attend(interpreter, a | {"order": order, "dout": a["dout"].gather(2, rows)})
+        assert torch.equal(moved["out"], stored["out"].gather(2, rows))
+        for name in ("lse", "dq", "dk", "dv", "dalpha"):
+            torch.testing.assert_close(moved[name], stored[name], rtol=0, atol=3e-6)
+
+
+def test_repeated_calls_agree_bit_for_bit(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=90, heads=2)
+    first, second = attend(interpreter, a), attend(interpreter, a)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_strides_do_not_matter(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=50, batch=2, heads=2)
+    strided = {name: a[name].permute(3, 2, 0, 1).contiguous().permute(2, 3, 1, 0) for name in ("q", "dout")}
+    strided["k"] = a["k"].transpose(1, 2).contiguous().transpose(1, 2)
+    strided["elevation"] = a["elevation"].t().contiguous().t()
+    expected, got = attend(interpreter, a), attend(interpreter, a | strided)
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+
+
+def test_lse_is_the_logarithm_of_the_softmax_sum(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=40)
+    rise = (a["elevation"][:, None, :] - a["elevation"][:, :, None]).clamp_min(0.0)[:, None] / 1000
+    scores = (a["q"] @ a["k"].transpose(-1, -2)) / math.sqrt(32) - 2.0 * rise
+    expected = scores.logsumexp(-1) * math.log2(math.e)
+    torch.testing.assert_close(attend(interpreter, a)["lse"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_strength_for_all_heads_gets_one_gradient(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=40, heads=3)
+    each = attend(interpreter, a)["dalpha"]
+    one = attend(interpreter, a | {"alpha": torch.tensor([2.0])})["dalpha"]
+    torch.testing.assert_close(one, each.sum(0, keepdim=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scale": 0.0}, "positive scale, but got 0.0"),
+        ({"scale": -1.0}, "positive scale, but got -1.0"),
+        ({"width": 24}, r"multiple of 16 up to 256, but got D = 24"),
+        ({"width": 272}, r"multiple of 16 up to 256, but got D = 272"),
+    ],
+)
+def test_refuses_what_the_kernels_cannot_do(
+    interpreter: Interpreter, change: dict[str, Any], message: str
+) -> None:
+    a = make_arguments(tokens=4, width=change.get("width", 16))
+    a["scale"] = change.get("scale")
+    with pytest.raises(ValueError, match=message):
+        attend(interpreter, a)
+
+
+def test_refuses_a_head_beyond_32_bits(interpreter: Interpreter) -> None:
+    q = torch.empty((1, 1, 2**20, 4096), device="meta")[..., :16]
+    a = make_arguments(tokens=4, width=16) | {"q": q, "k": q, "v": q}
+    with pytest.raises(ValueError, match=r"N = 1048576 tokens of stride 4096 exceed 2\^31"):
+        interpreter.run(triton_side.attend, None, *list(a.values())[1:])
+
+
+def test_bits_round_to_the_nearest_and_cut_towards_zero(interpreter: Interpreter) -> None:
+    x = torch.rand(1024, generator=torch.Generator().manual_seed(0)) * 2.0 ** torch.arange(-60, 4).repeat(16)
+    rounded, cut, summed = interpreter.run(triton_side.to_bfloat16, x)
+    assert torch.equal(rounded, x.bfloat16())
+    assert torch.equal(cut.float(), summed)
+    assert ((x - summed) >= 0).all()
+    assert ((x - summed) <= x * 2.0**-7).all()
+
+
+def test_cut_weights_sum_to_one_as_exactly_as_rounded_ones() -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand((256, 2048), generator=generator).mul(6).exp()
+    values = torch.randn((2048, 16), generator=generator)
+    exact = weights.double() / weights.double().sum(1, keepdim=True) @ values.double()
+    cut = (weights.view(torch.int32) & -65536).view(torch.float32)
+    by_cut = (cut @ values) / cut.sum(1, keepdim=True)
+    rounded = weights.bfloat16().float()
+    by_rounding = (rounded @ values) / weights.sum(1, keepdim=True)
+    assert (by_cut - exact).square().mean() < 1.2 * (by_rounding - exact).square().mean()
