@@ -135,7 +135,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         "damaged": [],
         "pointer": [],
         "auto": [],
-        "never": ["--resume", "never"],
+        "never": ["--resume", "never", "--set", "training.ranks_per_node=1"],
         "unknown tag": ["--resume", "epoch77"],
         "older tag": ["--resume", f"epoch00-step{SAVED:06d}"],
     }
@@ -185,7 +185,7 @@ def test_allowed_change_is_taken_and_noted(crossed: Path, refusals: dict[str, En
     run_dir = crossed / "refusals" / "lr_allowed"
     assert json.loads((run_dir / "config.json").read_text())["optimizer"]["base_lr"] == 0.002
     before, after = (events(path, "step")[-1]["lr"]["others"] for path in (crossed / "run2", run_dir))
-    assert after > 1.5 * before
+    assert after > 1.4 * before
 
 
 def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, Ended]) -> None:
@@ -197,7 +197,7 @@ def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, E
 
 def test_never_and_unknown_tags_are_the_users_to_put_right(refusals: dict[str, Ended]) -> None:
     assert refusals["never"].codes == [2]
-    assert "is already used by this very configuration" in refusals["never"].text
+    assert "is already used by another configuration" in refusals["never"].text
     assert refusals["unknown tag"].codes == [2]
     assert "has no saved state 'epoch77'" in refusals["unknown tag"].text
 

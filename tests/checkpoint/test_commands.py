@@ -1,0 +1,135 @@
+"""`aqtopo checkpoint ...` as it is typed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.manifest import read_manifest, write_manifest
+from aqtopo.checkpoint.pickles import load_data, save_data
+from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.universal import universal_folder
+from aqtopo.cli.main import main
+
+from .test_damage import run_dir, saved
+from .test_restore import tag_folder
+
+__all__ = ["run_dir", "saved"]
+
+pytestmark = pytest.mark.slow
+
+Type = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Type:
+    """`typed("ls", run)`: exit code, stdout and stderr of `aqtopo checkpoint ls run`."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["aqtopo", "checkpoint", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ending:
+            main()
+        output = capsys.readouterr()
+        assert "Traceback" not in output.err
+        return int(ending.value.code or 0), output.out, " ".join(output.err.split())
+
+    return run
+
+
+def test_ls_tells_complete_from_unfinished(run_dir: Path, typed: Type) -> None:
+    (run_dir / CHECKPOINTS / "epoch00-step000007.tmp").mkdir()
+    code, out, _ = typed("ls", run_dir, "--json")
+    rows: dict[str, Any] = {row["name"]: row for row in json.loads(out)}
+    assert code == 0
+    assert rows["epoch00-step000005"]["complete"]
+    assert rows["epoch00-step000005"]["step"] == 5
+    assert rows["epoch00-step000005"]["size"] > 1000
+    assert not rows["epoch00-step000007.tmp"]["complete"]
+    code, out, _ = typed("ls", run_dir)
+    assert "unfinished" in out
+    assert "universal form" in out
+
+
+def test_inspect_shows_norms_by_name(run_dir: Path, typed: Type) -> None:
+    code, out, _ = typed("inspect", tag_folder(run_dir), "--json")
+    shown = json.loads(out)
+    truth = torch.load(run_dir / "truth.pt")["state"]  # written by the run saved last, at step 6
+    code, out, _ = typed("inspect", tag_folder(run_dir, 6), "--json")
+    for row in json.loads(out)["tensors"]:
+        for kind, norm in row["norms"].items():
+            assert norm == pytest.approx(float(truth[f"{kind} {row['name']}"].double().norm()), rel=1e-6)
+    assert [group["name"] for group in shown["groups"]] == ["early", "tiny", "late"]
+    assert code == 0
+    assert "first.weight" in typed("inspect", run_dir)[1]
+
+
+def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
+    code, out, _ = typed("verify", tag_folder(run_dir), "--json")
+    assert code == 0
+    assert json.loads(out)["sound"]
+    (tag_folder(run_dir) / "weights.safetensors").write_bytes(b"")
+    code, out, err = typed("verify", tag_folder(run_dir), "--json")
+    assert code == 3
+    assert not json.loads(out)["sound"]
+    assert "weights.safetensors: 0 bytes" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text"),
+    [
+        ("fp32", float("nan"), "first.weight fp32: 1 values are not finite"),
+        ("exp_avg_sq", -1.0, "first.weight exp_avg_sq: a second moment is negative"),
+        ("fp32", 0.5, "first.weight: not the weight in weights.safetensors"),
+    ],
+)
+def test_verify_finds_what_was_wrong_when_it_was_saved(
+    run_dir: Path,
+    typed: Type,
+    kind: str,
+    value: float,
+    text: str,
+) -> None:
+    folder, name = universal_folder(tag_folder(run_dir)), f"zero/first.weight/{kind}.pt"
+    tensor = load_data(folder / name)["param"].clone()
+    tensor[0, 0] = value
+    (folder / name).unlink()
+    save_data({"param": tensor}, folder / name)
+    manifest = read_manifest(folder)
+    files = manifest.files | {name: describe_file(folder / name)}
+    write_manifest(manifest.model_copy(update={"files": files}), folder)
+    code, _, err = typed("verify", folder)
+    assert code == 3
+    assert text in err
+
+
+def test_convert_makes_a_sound_copy_equal_to_the_bit(
+    run_dir: Path,
+    typed: Type,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "universal"
+    assert typed("convert", tag_folder(run_dir), out)[0] == 0
+    assert typed("verify", out)[0] == 0
+    code, said, _ = typed("diff", tag_folder(run_dir), out)
+    assert code == 0
+    assert "equal to the bit" in said
+    code, _, err = typed("convert", tag_folder(run_dir), out)
+    assert code == 2
+    assert "nothing is written over" in err
+
+
+def test_diff_names_what_differs(run_dir: Path, typed: Type) -> None:
+    code, out, _ = typed("diff", tag_folder(run_dir, 5), tag_folder(run_dir, 6), "--json")
+    names = {row["name"] for row in json.loads(out)}
+    assert code == 1
+    assert {"first.weight fp32", "first.weight exp_avg", "step"} <= names
+
+
+def test_folder_without_state_is_named(tmp_path: Path, typed: Type) -> None:
+    code, _, err = typed("inspect", tmp_path)
+    assert code == 2
+    assert "holds no saved state" in err
