@@ -44,11 +44,19 @@ def survey(
     heads: int,
     tokens: int,
     twins: bool = False,
+    only: str | None = None,
 ) -> Iterable[tuple[Row, Compilation]]:
-    """Compiles what a model launches, and reads it into the rows that the command prints as JSON."""
+    """Compiles what a model launches, and reads it into the rows that the command prints as JSON.
+
+    `only` names the one kernel whose code is read; all are compiled.
+    """
     for arch in archs:
         for dtype in dtypes:
-            yield from _rows(arch, dtype, head_dim=head_dim, heads=heads, tokens=tokens, twins=twins)
+            with standing_in(arch) as compilations:
+                launch_all(DTYPES[dtype], head_dim=head_dim, heads=heads, tokens=tokens, twins=twins)
+            for compilation in compilations:
+                if only in (None, _name(compilation)):
+                    yield _row(compilation, arch, dtype, head_dim), compilation
 
 
 def launch_all(
@@ -81,26 +89,24 @@ def _launch_gathers(tokens: Tensor, order: Tensor) -> None:
     wind_gather.scatter(tokens, order)
 
 
-def _rows(arch: str, dtype: str, *, head_dim: int, **others: Any) -> Iterable[tuple[Row, Compilation]]:
-    with standing_in(arch) as compilations:
-        launch_all(DTYPES[dtype], head_dim=head_dim, **others)
-    for compilation in compilations:
-        yield _row(compilation, arch, dtype, head_dim), compilation
+def _name(compilation: Compilation) -> str:
+    """The kernel's name; `_plain` without a bias."""
+    plain = compilation.constants.get("BIAS") is False
+    return _NAMES[compilation.function] + ("_plain" if plain else "")
 
 
 def _row(compilation: Compilation, arch: str, dtype: str, head_dim: int) -> Row:
-    kernel = _NAMES[compilation.function]
+    products = _PRODUCTS.get(_NAMES[compilation.function])
     code = _read(compilation, arch)
     metadata, constants = compilation.metadata, compilation.constants
-    plain = constants.get("BIAS") is False
     flop = None
-    if kernel in _PRODUCTS:
+    if products:
         block = constants["BLOCK_M"] * constants["BLOCK_N"]
-        flop = 2.0 * _PRODUCTS[kernel] * block * head_dim / metadata["num_warps"]
+        flop = 2.0 * products * block * head_dim / metadata["num_warps"]
     amd = arch.startswith("gfx")
     issued = sum(_matrix_flop(instruction) for instruction in code.loop) if amd else 0
     return {
-        "kernel": f"{kernel}_plain" if plain else kernel,
+        "kernel": _name(compilation),
         "dtype": dtype,
         "arch": arch,
         "config": _config(compilation),

@@ -1,0 +1,132 @@
+"""Searches block sizes and compiler options of the Triton kernels by what their machine code promises.
+
+    python benchmarks/search_configurations.py --arch gfx90a --dtype bf16 --kernel dq
+
+Every candidate is compiled without a GPU. Those that spill or whose wavefronts leave a SIMD idle (occupancy
+below 2) are out; the rest are ranked by eff1 on AMD, by instructions a useful FLOP on NVIDIA. The best
+of each kernel belongs into `aqtopo_kernels/elevation_attention/configurations.py`.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+import torch
+
+from aqtopo_kernels.aot.mca import find_llvm_mca
+from aqtopo_kernels.aot.stand_in import SHARED_BYTES
+from aqtopo_kernels.aot.survey import DTYPES, Row, survey
+from aqtopo_kernels.elevation_attention.configurations import TABLE, Configuration
+
+KERNELS = ("forward", "dq", "dkdv")
+
+
+def candidates(kernel: str, arch: str, dtype: str) -> Iterator[Configuration]:
+    """What is worth a compilation; matrix rows never exceed a wavefront's share of the block's rows."""
+    moving, kept = (16, 32, 64), (64, 128, 256)
+    warps = (4, 8)
+    amd = arch.startswith("gfx")
+    layouts = (
+        [(rows, interleaved) for rows in (16, 32) for interleaved in (False, True)] if amd else [(0, False)]
+    )
+    kpacks = (1, 2) if amd and dtype == "fp32" else (1,)
+    for inner, outer, count, (rows, interleaved), kpack in itertools.product(
+        moving, kept, warps, layouts, kpacks
+    ):
+        if amd and (outer // count < rows or inner < rows):
+            continue
+        block_m, block_n = (inner, outer) if kernel == "dkdv" else (outer, inner)
+        groups = 64 // rows if kernel == "forward" and amd and dtype == "fp32" else 1
+        yield Configuration(
+            block_m, block_n, count, matrix_rows=rows, interleaved=interleaved, kpack=kpack, groups=groups
+        )
+
+
+@contextmanager
+def in_the_table(candidate: Configuration, kernel: str, arch: str, dtype: str) -> Iterator[None]:
+    """Puts a candidate in place of the table's choice, for kernels with and without a bias."""
+    size = DTYPES[dtype].itemsize
+    chosen = TABLE[arch][size]
+    TABLE[arch][size] = chosen | {kernel: candidate, f"{kernel}_plain": candidate}
+    try:
+        yield
+    finally:
+        TABLE[arch][size] = chosen
+
+
+def measure(candidate: Configuration, kernel: str, arch: str, dtype: str, *, plain: bool) -> Row | None:
+    """The candidate's row; None if it needs more shared memory than there is."""
+    from triton.runtime.errors import OutOfResources
+
+    wanted = f"{kernel}_plain" if plain else kernel
+    with in_the_table(candidate, kernel, arch, dtype):
+        try:
+            rows = survey([arch], [dtype], head_dim=96, heads=8, tokens=8192, only=wanted)
+            return next(row for row, _ in rows if row["kernel"] == wanted)
+        except OutOfResources:
+            return None
+
+
+def is_usable(row: Row) -> bool:
+    """Nothing spills, two wavefronts fit."""
+    return row["vgpr_spills"] == row["sgpr_spills"] == 0 and row["occupancy"] >= 2
+
+
+def merit(row: Row) -> float:
+    """Larger is better: eff1, or where there is none, useful work an instruction of the loop."""
+    if row["eff1"] is not None:
+        return float(row["eff1"])
+    block = row["config"]["block_m"] * row["config"]["block_n"]
+    return float(block / row["config"]["num_warps"] / row["instructions_per_iteration"])
+
+
+def main() -> int:
+    """Prints the candidates of each kernel, best first."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--arch", choices=list(SHARED_BYTES), default="gfx90a")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
+    parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument("--plain", action="store_true", help="search the kernels without a bias")
+    parser.add_argument("--best", type=int, default=5, help="how many to print")
+    parser.add_argument("--quick", action="store_true", help="only the first four candidates")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if options.arch.startswith("gfx") and find_llvm_mca() is None:
+        print("The search on AMD needs llvm-mca from LLVM 22 on (Debian: llvm-22).", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)
+    found = []
+    for kernel in options.kernel:
+        tried = list(candidates(kernel, options.arch, options.dtype))
+        found += search(kernel, tried[: 4 if options.quick else None], options)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    return 0
+
+
+def search(kernel: str, tried: list[Configuration], options: argparse.Namespace) -> list[Row]:
+    """The best rows of one kernel; each candidate is announced on stderr."""
+    ranked = []
+    for candidate in tried:
+        row = measure(candidate, kernel, options.arch, options.dtype, plain=options.plain)
+        print(kernel, candidate, "does not fit" if row is None else row["eff1"], file=sys.stderr)
+        if row is not None and is_usable(row):
+            ranked.append((merit(row), row | {"candidate": asdict(candidate)}))
+    ranked.sort(key=lambda pair: -pair[0])
+    best = ranked[: options.best]
+    if not options.json:
+        for value, row in best:
+            print(
+                f"{kernel} {value:.3f} vgprs {row['vgprs']} occupancy {row['occupancy']} {row['candidate']}"
+            )
+    return [row for _, row in best]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
