@@ -1,14 +1,20 @@
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from aqtopo_kernels import elevation_attention
+from aqtopo_kernels.elevation_attention import cpu
+from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 
 Arguments = dict[str, Tensor]
 
@@ -109,7 +115,186 @@ def test_strided_inputs_give_what_contiguous_ones_give() -> None:
     assert torch.equal(elevation_attention(**a | strided), elevation_attention(**a))
 
 
-BAD: list[tuple[str, Callable[[Arguments], Tensor], str]] = [
+def random_orders(batch: int, tokens: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)])
+
+
+def differentiate(attend: Callable[..., Tensor], a: Arguments, order: Tensor | None = None) -> list[Tensor]:
+    """The result and the gradients of q, k, v and alpha."""
+    leaves = {name: a[name].detach().requires_grad_() for name in ("q", "k", "v", "alpha")}
+    out = attend(**leaves, elevation=a["elevation"], order=order)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    return [out.detach(), *torch.autograd.grad(out, list(leaves.values()), weight.to(out.dtype))]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= tolerance * max(1.0, float(other.abs().max()))
+
+
+TERRAINS: dict[str, Callable[[int, int], Tensor]] = {
+    "level": lambda B, N: torch.full((B, N), 4370.0),
+    "extremes": lambda B, N: 9000.0 * (torch.arange(B * N).view(B, N) % 3 == 0),
+    "slope": lambda B, N: torch.linspace(-400.0, 9000.0, N).flip(0).expand(B, N),
+    "terraces": lambda B, N: (torch.arange(B * N).view(B, N) * 7 % 5) * 500.0,
+}
+
+
+@pytest.mark.parametrize("terrain", TERRAINS)
+@pytest.mark.parametrize("tokens", [1, 2, 3, 37, 129, 257])
+def test_any_terrain_gives_what_the_formula_gives(terrain: str, tokens: int) -> None:
+    a = make_arguments(tokens=tokens, width=16) | {"elevation": TERRAINS[terrain](2, tokens).double()}
+    order = random_orders(2, tokens)
+    exact = differentiate(elevation_attention_reference, a, order)
+    assert_same(differentiate(elevation_attention, a, order), exact, 1e-12)
+
+
+@pytest.mark.parametrize("tokens", [63, 64, 65, 128, 200])
+@pytest.mark.parametrize("shared", [True, False])
+def test_bands_and_groups_of_heads_are_put_together_seamlessly(
+    tokens: int, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "_BAND", 64)
+    monkeypatch.setattr(cpu, "_GROUP_ELEMENTS", 1)
+    a = make_arguments(tokens=tokens, width=8)
+    a |= {"alpha": a["alpha"][:1] if shared else a["alpha"]}
+    order = random_orders(2, tokens)
+    exact = differentiate(elevation_attention_reference, a, order)
+    assert_same(differentiate(elevation_attention, a, order), exact, 1e-12)
+
+
+@given(
+    batch=st.integers(1, 3),
+    heads=st.integers(1, 3),
+    tokens=st.integers(1, 300),
+    width=st.sampled_from([1, 4, 12, 16, 48, 96]),
+    alpha=st.floats(-3, 8),
+    scale=st.sampled_from([None, 0.0, 0.3, -0.2]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_any_shape_gives_what_the_formula_gives(
+    batch: int, heads: int, tokens: int, width: int, alpha: float, scale: float | None, seed: int
+) -> None:
+    a = make_arguments(batch, heads, tokens, width, seed)
+    a["alpha"] = torch.full((heads,), alpha, dtype=torch.float64)
+    found, exact = (
+        differentiate(partial(attend, scale=scale), a, random_orders(batch, tokens, seed))
+        for attend in (elevation_attention, elevation_attention_reference)
+    )
+    assert_same(found, exact, 1e-11)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 5.0, 0.0, -0.7])
+@pytest.mark.parametrize(
+    ("dtype", "floor"), [(torch.float32, 5e-7), (torch.bfloat16, 0.0), (torch.float16, 0.0)]
+)
+def test_errors_are_at_most_twice_those_of_the_dense_formula_in_the_same_dtype(
+    alpha: float, dtype: torch.dtype, floor: float
+) -> None:
+    a = make_arguments(batch=1, heads=8, tokens=1030, width=96, seed=1)
+    a["elevation"] = a["elevation"].float()
+    a["alpha"] = torch.full((8,), alpha)
+    low = {name: x if name in ("elevation", "alpha") else x.to(dtype) for name, x in a.items()}
+    exact = differentiate(elevation_attention_reference, {name: x.double() for name, x in low.items()})
+    found, dense = (differentiate(f, low) for f in (elevation_attention, masked))
+    for one, other, truth in zip(found, dense, exact, strict=True):
+        error, own = (float((x.double() - truth).abs().max() / truth.abs().max()) for x in (one, other))
+        assert error <= 2 * max(own, floor)
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor, order: None) -> Tensor:
+    """PyTorch's own attention, the bias as its mask."""
+    rise = (elevation[:, None, None, :] - elevation[:, None, :, None]).clamp_min(0.0) / 1000.0
+    bias = (-alpha[:, None, None] * rise).to(q.dtype)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def test_repeated_calls_agree_bit_for_bit() -> None:
+    a = {name: x.float() for name, x in make_arguments(tokens=300, width=16).items()}
+    order = random_orders(2, 300)
+    first, second = (differentiate(elevation_attention, a, order) for _ in range(2))
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("order", ["identity", "reverse"])
+def test_orders_that_are_easily_confused(order: str) -> None:
+    a = make_arguments(tokens=40)
+    rows = torch.arange(40).expand(2, -1)
+    rows = rows if order == "identity" else rows.flip(1)
+    assert_same([elevation_attention(**a, order=rows)], [elevation_attention(**a)[:, :, rows[0]]], 1e-13)
+
+
+def test_without_elevation_it_is_plain_attention() -> None:
+    a = make_arguments(tokens=20)
+    order = random_orders(2, 20)
+    out = elevation_attention(a["q"], a["k"], a["v"], order=order)
+    plain = functional.scaled_dot_product_attention(a["q"], a["k"], a["v"])
+    for b in range(2):
+        torch.testing.assert_close(out[b], plain[b][:, order[b]], rtol=1e-12, atol=1e-12)
+
+
+def test_no_matrix_of_all_pairs_is_ever_made() -> None:
+    a = {name: x.float() for name, x in make_arguments(1, 1, 3000, 16).items()}
+    largest = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            parts = result if isinstance(result, tuple | list) else [result]
+            largest.extend(x.untyped_storage().nbytes() for x in parts if isinstance(x, Tensor))
+            return result
+
+    q, k, v = a["q"], a["k"], a["v"]
+    alpha = a["alpha"][:1]
+    with Watch():
+        out, lse = cpu.forward(q, k, v, a["elevation"], alpha, None, 0.25)
+        cpu.backward(out, q, k, v, out, lse, a["elevation"], alpha, None, 0.25)
+    assert max(largest) <= 4 * cpu._BAND**2
+
+
+def test_the_operator_is_registered_in_full() -> None:
+    a = {name: x.detach().requires_grad_(name != "elevation") for name, x in make_arguments().items()}
+    operator = torch.ops.aqtopo_kernels.elevation_attention.default
+    for terrain in ((a["elevation"], a["alpha"]), (None, None)):
+        opcheck(operator, (a["q"], a["k"], a["v"], *terrain, random_orders(2, 7), 0.5))
+
+
+@pytest.mark.slow
+def test_compiles_into_one_graph() -> None:
+    a = make_arguments()
+    order = random_orders(2, 7)
+    compiled = torch.compile(elevation_attention, fullgraph=True)
+    assert_same(differentiate(compiled, a, order), differentiate(elevation_attention, a, order), 1e-14)
+
+
+def test_a_shape_beyond_32_bits_goes_through_on_paper() -> None:
+    shape = (4, 64, 2**17, 128)  # 2^32 elements, none of them there
+    q, k, v = (torch.empty(shape, device="meta", dtype=torch.float16) for _ in range(3))
+    out = elevation_attention(q, k, v, torch.empty(4, 2**17, device="meta"), torch.empty(1, device="meta"))
+    assert out.shape == shape
+
+
+def test_the_reference_runs_when_asked_for_and_no_other_stand_in() -> None:
+    a = make_arguments()
+    asked = elevation_attention(**a, backend="reference")
+    assert torch.equal(asked, elevation_attention_reference(**a))
+    with pytest.raises(ValueError, match="runs through 'cpu' on 'cpu', and backend='triton' was asked for"):
+        elevation_attention(**a, backend="triton")
+
+
+def test_debugging_finds_an_order_that_is_no_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    a = make_arguments()
+    order = random_orders(2, 7)
+    order[1, 0] = order[1, 1]
+    monkeypatch.setenv("AQTOPO_KERNELS_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"order of shape \(2, 7\) the rows of sample\(s\) \[1\]"):
+        elevation_attention(**a, order=order)
+
+
+BAD: list[tuple[str, Callable[[Arguments], Tensor | None], str]] = [
     ("q", lambda a: a["q"][0], r"q \(3, 7, 4\)"),
     ("k", lambda a: a["k"][:, :, :5], r"k \(2, 3, 5, 4\)"),
     ("v", lambda a: a["v"].float(), r"v torch\.float32"),
@@ -122,12 +307,14 @@ BAD: list[tuple[str, Callable[[Arguments], Tensor], str]] = [
     ("order", lambda a: a["elevation"].long()[0], r"order of shape \(B, N\) = \(2, 7\).*got \(7,\)"),
     ("order", lambda a: a["elevation"], r"int32 or int64, but got torch\.float64"),
     ("order", lambda a: a["elevation"].long().to("meta"), "cpu, meta"),
+    ("elevation", lambda a: a["elevation"].requires_grad_(), "no gradient"),
+    ("alpha", lambda _: None, "both elevation and alpha, or neither"),
 ]
 
 
 @pytest.mark.parametrize(("name", "make_bad", "message"), BAD)
 def test_refuses_what_does_not_fit_and_names_it(
-    name: str, make_bad: Callable[[Arguments], Tensor], message: str
+    name: str, make_bad: Callable[[Arguments], Tensor | None], message: str
 ) -> None:
     a = make_arguments()
     with pytest.raises(ValueError, match=message):

@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from aqtopo_kernels import wind_gather, wind_scatter
 from aqtopo_kernels.order import invert_order
+from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
 
 
 def random_case(batch: int, tokens: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,33 @@ def test_reads_tokens_of_any_strides() -> None:
     assert torch.equal(wind_gather(strided, order), wind_gather(x, order))
     broadcast = x[:1].expand(3, -1, -1)
     assert torch.equal(wind_scatter(broadcast, order), wind_scatter(broadcast.contiguous(), order))
+
+
+def test_equals_the_reference_bit_for_bit() -> None:
+    x, order = random_case(3, 17, seed=5)
+    add = torch.randn(1, 17, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(wind_gather(x, order, add), wind_gather_reference(x, order, add))
+    assert torch.equal(wind_scatter(x, order), wind_scatter_reference(x, order))
+
+
+def test_the_sum_takes_the_wider_dtype() -> None:
+    x, order = random_case(2, 5, seed=7)
+    assert wind_gather(x.bfloat16(), order, x.float()).dtype == torch.float32
+
+
+def test_the_operators_are_registered_in_full() -> None:
+    x, order = random_case(2, 5, seed=8)
+    x.requires_grad_()
+    for add in (None, torch.zeros(1, 5, 3, dtype=torch.float64, requires_grad=True), x):
+        opcheck(torch.ops.aqtopo_kernels.wind_gather.default, (x, order, add))
+    opcheck(torch.ops.aqtopo_kernels.wind_scatter.default, (x, order))
+
+
+def test_debugging_finds_an_order_that_is_no_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, order = random_case(2, 5, seed=9)
+    monkeypatch.setenv("AQTOPO_KERNELS_DEBUG", "1")
+    with pytest.raises(ValueError, match=r"wind_scatter needs .* \[0, 1\] are not"):
+        wind_scatter(x, torch.zeros_like(order))
 
 
 BAD: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [

@@ -19,15 +19,17 @@ Shapes: B batch, H heads, G heads of a group, N tokens, R rows of a band, C keys
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from aqtopo_kernels.elevation_attention.reference import METRES_PER_UNIT
 from aqtopo_kernels.elevation_attention.rises import (
     BIN,
     factors_above,
     factors_across_bins,
-    pairwise_rise,
+    rise,
     sum_within_bins,
 )
 from aqtopo_kernels.elevation_attention.sorting import Ground
@@ -38,8 +40,11 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 _BAND = 1024
 """Queries of a band. PyTorch takes its large blocks, 256 x 512, from 768 queries on."""
 
-_SPARE = 2 * (_BAND // BIN - 1)
+_SPARE = 2 * _BAND // BIN
 """Columns behind D that sorted copies have in the backward pass, for the factors of rises."""
+
+_COLUMNS = 8
+"""Widths are a multiple of this: 104 columns take the time of 98, and 110 take 25% more than 112."""
 
 _GROUP_ELEMENTS = 1 << 20
 """Elements of q that are worked on at a time, or more, to fill the threads: bounds the sorted copies."""
@@ -61,15 +66,17 @@ def forward(
     """
     elevation, alpha = _terrain(q, elevation, alpha)
     ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
+    bands = _bands(ground)
     out_BHND, lse_BHN1 = empty_like_tokens(q), q.new_empty((*q.shape[:3], 1), dtype=ground.compute)
     for heads in _head_groups(q):
         q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads]) for x in (q, k, v))
         q_BGND.mul_(scale)
         out_BGND, lse_BGN1 = torch.empty_like(q_BGND), torch.empty_like(q_BGND[..., :1])
-        for band in _bands(ground, _of_heads(alpha, heads)):
+        alpha_G11 = _of_heads(alpha, heads, ground.compute)
+        for band in bands:
             rows = band[0].rows
             out_BGND[:, :, rows], lse_BGN1[:, :, rows] = _merged(
-                [piece.attend(q_BGND, k_BGND, v_BGND) for piece in band]
+                [piece.attend(q_BGND, k_BGND, v_BGND, alpha_G11) for piece in band]
             )
         ground.write_results(out_BHND[:, heads], out_BGND)
         ground.write_results(lse_BHN1[:, heads], lse_BGN1)
@@ -93,21 +100,23 @@ def backward(
     ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
     dq, dk, dv = gradients = tuple(empty_like_tokens(q) for _ in range(3))
     dalpha_H = torch.zeros(q.shape[1], dtype=torch.float64)
+    bands, spare = _bands(ground), _round_up(q.shape[-1] + _SPARE) - q.shape[-1]
     for heads in _head_groups(q):
-        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads], _SPARE) for x in (q, k, v))
+        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads], spare) for x in (q, k, v))
         q_BGND.mul_(scale)
-        out_BGND, dout_BGND = (ground.results(x[:, heads], _SPARE) for x in (out, dout))
+        out_BGND, dout_BGND = (ground.results(x[:, heads], spare) for x in (out, dout))
         lse_BGN = ground.results(lse[:, heads].unsqueeze(-1)).squeeze(-1)
         saved = _Saved(q_BGND, k_BGND, v_BGND, out_BGND, dout_BGND, lse_BGN)
         sums = tuple(lse_BGN.new_zeros((*lse_BGN.shape, q.shape[-1])) for _ in range(3))
-        for band in _bands(ground, _of_heads(alpha, heads)):
+        alpha_G11 = _of_heads(alpha, heads, ground.compute)
+        for band in bands:
             for piece in band:
-                dalpha_H[heads] -= piece.add_gradients(sums, saved)
+                dalpha_H[heads] -= piece.add_gradients(sums, saved, alpha_G11)
         sums[0].mul_(scale)
         for gradient, part in zip(gradients, sums, strict=True):
             ground.write_sources(gradient[:, heads], part)
     dalpha = dalpha_H if len(alpha) > 1 else dalpha_H.sum(0, keepdim=True)
-    return dq, dk, dv, dalpha.to(alpha.dtype)
+    return dq, dk, dv, (dalpha / METRES_PER_UNIT).to(alpha.dtype)
 
 
 def empty_like_tokens(x: Tensor) -> Tensor:
@@ -135,72 +144,68 @@ class _Piece:
     Attributes:
         rows: places of the queries.
         columns: places of the keys.
-        query_height: (B, R) [km].
-        key_height: (B, C) [km].
-        alpha: (G, 1, 1) [1/km], or (1, 1, 1).
+        query_height: (B, R) [m].
+        key_height: (B, C) [m].
     """
 
     rows: slice
     columns: slice
     query_height: Tensor
     key_height: Tensor
-    alpha: Tensor
 
-    def mask(self) -> Tensor | None:
-        """What is added to the scores, (B, G, R or 1, C), float64."""
+    def mask(self, alpha_G11: Tensor) -> Tensor | None:  # noqa: ARG002
+        """What is added to the scores, (B, G, R or 1, C); alpha is (G, 1, 1) [1/m], or (1, 1, 1)."""
         return None
 
-    def row_bias(self) -> Tensor:
-        """What is added to the scores of a row as a whole, (B, G, R), float64."""
-        return torch.zeros(())
+    def row_bias(self, alpha_G11: Tensor) -> Tensor:
+        """What is added to the scores of a row as a whole, (B, G, R)."""
+        return torch.zeros((), dtype=alpha_G11.dtype)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """Left (B, R, X) and right (B, C, X) factors of the rises."""
         return self.query_height[..., None][..., :0], self.key_height[..., None][..., :0]
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The piece's attention (B, G, R, D) and log-sum-exp (B, G, R)."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, alpha_G11: Tensor) -> tuple[Tensor, Tensor]:
+        """The attention (B, G, R, D) of the piece and its log-sum-exp (B, G, R), in float64 for the shares."""
         keys = k[:, :, self.columns], v[:, :, self.columns]
-        out, lse = _flash(q[:, :, self.rows], *keys, attn_mask=self._mask_as(q.dtype), scale=1.0)
-        return out, lse + self.row_bias().to(lse.dtype)
+        out, lse = _flash(q[:, :, self.rows], *keys, attn_mask=self.mask(alpha_G11), scale=1.0)
+        return out, lse.double() + self.row_bias(alpha_G11)
 
-    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved) -> Tensor:
+    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved, alpha_G11: Tensor) -> Tensor:
         """Add the piece's part to the gradients of q, k and v; its sum of score gradient x rise, (G,)."""
         left_BRX, right_BCX = self.factors()
         D = sums[0].shape[-1]
-        wide = slice(0, D + right_BCX.shape[-1])
-        saved.k[:, :, self.columns, D : wide.stop] = right_BCX.unsqueeze(1).to(saved.k.dtype)
+        used = D + right_BCX.shape[-1]
+        wide = slice(0, _round_up(used) if used > D else D)
+        saved.k[:, :, self.columns, D:used] = right_BCX.unsqueeze(1)
+        saved.k[:, :, self.columns, used:] = 0.0
         dq, dk, dv = _flash_backward(
             saved.dout[:, :, self.rows, wide],
             saved.q[:, :, self.rows, wide],
             saved.k[:, :, self.columns, wide],
             saved.v[:, :, self.columns, wide],
             saved.out[:, :, self.rows, wide],
-            saved.lse[:, :, self.rows] - self.row_bias().to(saved.lse.dtype),
+            saved.lse[:, :, self.rows] - self.row_bias(alpha_G11),
             0.0,
             False,
-            attn_mask=self._mask_as(saved.k.dtype),
+            attn_mask=self.mask(alpha_G11),
             scale=1.0,
         )
         sums[0][:, :, self.rows] += dq[..., :D]
         sums[1][:, :, self.columns] += dk[..., :D]
         sums[2][:, :, self.columns] += dv[..., :D]
-        total_G: Tensor = (dq[..., D:] * left_BRX.unsqueeze(1)).sum((0, 2, 3))
+        total_G: Tensor = (dq[..., D:used] * left_BRX.unsqueeze(1)).sum((0, 2, 3), dtype=torch.float64)
         return total_G
-
-    def _mask_as(self, dtype: torch.dtype) -> Tensor | None:
-        mask = self.mask()
-        return None if mask is None else mask.to(dtype)
 
 
 class _Above(_Piece):
     """Attention of a band's queries to the keys above it."""
 
-    def mask(self) -> Tensor:
-        return -self.alpha * (self.key_height - self.query_height[:, -1:])[:, None, None]
+    def mask(self, alpha_G11: Tensor) -> Tensor:
+        return -alpha_G11 * (self.key_height - self.query_height[:, -1:])[:, None, None]
 
-    def row_bias(self) -> Tensor:
-        return (self.alpha * (self.query_height - self.query_height[:, -1:])[:, None, None]).squeeze(2)
+    def row_bias(self, alpha_G11: Tensor) -> Tensor:
+        return alpha_G11.squeeze(-1) * (self.query_height - self.query_height[:, -1:])[:, None]
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return factors_above(self.query_height, self.key_height)
@@ -209,41 +214,49 @@ class _Above(_Piece):
 class _Within(_Piece):
     """Attention of a band's queries to the band's own keys."""
 
-    def mask(self) -> Tensor:
-        return -self.alpha * pairwise_rise(self.key_height).unsqueeze(1)
+    def mask(self, alpha_G11: Tensor) -> Tensor:
+        return -alpha_G11 * self.rises
+
+    @cached_property
+    def rises(self) -> Tensor:
+        """The band's rises: kept, for they serve all heads."""
+        return rise(self.key_height, self.key_height).unsqueeze(1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         return factors_across_bins(self.key_height)
 
-    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved) -> Tensor:
+    def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved, alpha_G11: Tensor) -> Tensor:
         D = sums[0].shape[-1]
         q, k, v, out, dout = (
             x[:, :, self.rows, :D] for x in (saved.q, saved.k, saved.v, saved.out, saved.dout)
         )
         lse = saved.lse[:, :, self.rows]
-        close_G = sum_within_bins(q, k, v, out, dout, lse, self.key_height, self.alpha)
-        return close_G + super().add_gradients(sums, saved)
+        close_G = sum_within_bins(q, k, v, out, dout, lse, self.key_height, alpha_G11)
+        return close_G + super().add_gradients(sums, saved, alpha_G11)
 
 
-def _bands(ground: Ground, alpha_G11: Tensor) -> Iterator[list[_Piece]]:
+def _bands(ground: Ground) -> list[list[_Piece]]:
     """Every band's pieces, which together see each key once."""
-    N = ground.height.shape[1]
+    bands, N = [], ground.height.shape[1]
     for first in range(0, N, _BAND):
         end = min(first + _BAND, N)
         rows = slice(first, end)
         pieces = {_Piece: slice(0, first), _Within: rows, _Above: slice(end, N)}
-        yield [
-            piece(rows, columns, ground.height[:, rows], ground.height[:, columns], alpha_G11)
-            for piece, columns in pieces.items()
-            if columns.start < columns.stop
-        ]
+        bands.append(
+            [
+                piece(rows, columns, ground.height[:, rows], ground.height[:, columns])
+                for piece, columns in pieces.items()
+                if columns.start < columns.stop
+            ]
+        )
+    return bands
 
 
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """Attention to all keys of the parts, (B, G, R, D), and its log-sum-exp (B, G, R, 1)."""
     lse_BGRP = torch.stack([lse for _, lse in parts], -1)
     merged_BGR1 = lse_BGRP.logsumexp(-1, keepdim=True)
-    share_BGRP = (lse_BGRP - merged_BGR1).exp_()
+    share_BGRP = (lse_BGRP - merged_BGR1).exp_().to(parts[0][0].dtype)
     out_BGRD = parts[0][0].mul_(share_BGRP[..., :1])
     for index, (out, _) in enumerate(parts[1:], start=1):
         out_BGRD.addcmul_(out, share_BGRP[..., index : index + 1])
@@ -257,9 +270,13 @@ def _terrain(q: Tensor, elevation: Tensor | None, alpha: Tensor | None) -> tuple
     return elevation, alpha
 
 
-def _of_heads(alpha: Tensor, heads: slice) -> Tensor:
-    """Alpha of these heads, (G, 1, 1), or (1, 1, 1) if all share one."""
-    return (alpha[heads] if len(alpha) > 1 else alpha).double()[:, None, None]
+def _round_up(columns: int) -> int:
+    return -(-columns // _COLUMNS) * _COLUMNS
+
+
+def _of_heads(alpha: Tensor, heads: slice, dtype: torch.dtype) -> Tensor:
+    """Alpha of these heads [1/m], (G, 1, 1), or (1, 1, 1) if all share one."""
+    return (alpha[heads] if len(alpha) > 1 else alpha)[:, None, None].to(dtype) / METRES_PER_UNIT
 
 
 def _head_groups(q: Tensor) -> Iterator[slice]:

@@ -6,35 +6,46 @@ hold sum_j S_ij right_jx. From a query up to a key the way leads over an edge be
 (z_j - edge) + (edge - z_i), and as both steps lead upwards, nothing cancels. Where there is no edge between
 them, among neighbours of one bin, the sum is taken directly.
 
-Shapes: B batch, G heads, R rows of a band, C keys above it, W keys of a bin, S bins, X = 2 S, D head width.
+Shapes: B batch, G heads, R rows of a band, C keys, W keys of a bin, S bins, X = 2 S, D head width.
 """
 
 import torch
 from torch import Tensor
 
 BIN = 128
-"""Neighbours of a bin."""
+"""Neighbours of a bin in a band."""
+
+_BINS_ABOVE = 4
+"""Bins of the keys above a band: short sums round less."""
 
 
 def factors_above(query_height_BR: Tensor, key_height_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Left (B, R, 2) and right (B, C, 2) factors of the rises from queries to keys above them all."""
-    edge_B1 = key_height_BC[:, :1]
-    left_BR2 = torch.stack([torch.ones_like(query_height_BR), edge_B1 - query_height_BR], -1)
-    right_BC2 = torch.stack([key_height_BC - edge_B1, torch.ones_like(key_height_BC)], -1)
-    return left_BR2, right_BC2
+    """Left (B, R, X) and right (B, C, X) factors of the rises from queries to keys above them all."""
+    C = key_height_BC.shape[1]
+    first_S = torch.arange(min(_BINS_ABOVE, C)) * C // min(_BINS_ABOVE, C)
+    below_RS = torch.ones((query_height_BR.shape[1], len(first_S)), dtype=torch.bool)
+    return _factors(query_height_BR, key_height_BC, first_S, below_RS)
 
 
 def factors_across_bins(height_BR: Tensor) -> tuple[Tensor, Tensor]:
     """Left and right factors (B, R, X) of the rises within a band from one bin to a higher one, else 0."""
     place_R = torch.arange(height_BR.shape[1])
-    first_S = place_R[BIN::BIN]
-    edge_B1S = height_BR[:, None, first_S]
-    below_RS = place_R[:, None] < first_S
-    inside_RS = ~below_RS & (place_R[:, None] < first_S + BIN)
-    step_BRS = height_BR[..., None] - edge_B1S
-    left_BRX = torch.cat([below_RS.expand_as(step_BRS), -step_BRS * below_RS], -1)
-    right_BRX = torch.cat([step_BRS * inside_RS, inside_RS.expand_as(step_BRS)], -1)
-    return left_BRX, right_BRX
+    first_S = place_R[BIN::BIN].contiguous()
+    return _factors(height_BR, height_BR, first_S, place_R[:, None] < first_S)
+
+
+def _factors(
+    query_height_BR: Tensor, key_height_BC: Tensor, first_S: Tensor, below_RS: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Factors for bins of keys that begin at `first`, and queries that lie below a bin or do not count."""
+    bin_C1 = torch.bucketize(torch.arange(key_height_BC.shape[1]), first_S, right=True)[:, None] - 1
+    member_CS = bin_C1 == torch.arange(len(first_S))
+    edge_B1S = key_height_BC[:, None, first_S]
+    descent_BRS = (edge_B1S - query_height_BR[..., None]) * below_RS
+    ascent_BCS = (key_height_BC[..., None] - edge_B1S) * member_CS
+    left_BRX = torch.cat([below_RS.expand_as(descent_BRS), descent_BRS], -1)
+    right_BCX = torch.cat([ascent_BCS, member_CS.expand_as(ascent_BCS)], -1)
+    return left_BRX, right_BCX
 
 
 def sum_within_bins(
@@ -54,15 +65,16 @@ def sum_within_bins(
     total_G = torch.zeros(q.shape[1], dtype=torch.float64)
     for first in range(0, height_BR.shape[1], BIN):
         q_W, k_W, v_W, out_W, dout_W = (x[:, :, first : first + BIN] for x in (q, k, v, out, dout))
-        rise_B1WW = pairwise_rise(height_BR[:, first : first + BIN]).to(q.dtype).unsqueeze(1)
-        bias_BGWW = rise_B1WW * -alpha_G11.to(q.dtype)
+        height_BW = height_BR[:, first : first + BIN]
+        rise_B1WW = rise(height_BW, height_BW).unsqueeze(1)
+        bias_BGWW = -alpha_G11 * rise_B1WW
         score_BGWW = (q_W @ k_W.mT).add_(bias_BGWW)
         weight_BGWW = score_BGWW.sub_(lse_BGR[:, :, first : first + BIN, None]).exp_()
         gradient_BGWW = (dout_W @ v_W.mT).sub_((dout_W * out_W).sum(-1, keepdim=True)).mul_(weight_BGWW)
-        total_G += gradient_BGWW.mul_(rise_B1WW).sum((0, 2, 3))
+        total_G += gradient_BGWW.mul_(rise_B1WW).sum((0, 2, 3), dtype=torch.float64)
     return total_G
 
 
-def pairwise_rise(height_BR: Tensor) -> Tensor:
-    """max(0, z_j - z_i), (B, R, R)."""
-    return (height_BR[:, None, :] - height_BR[:, :, None]).clamp_min_(0.0)
+def rise(query_height_BR: Tensor, key_height_BC: Tensor) -> Tensor:
+    """max(0, z_j - z_i), (B, R, C)."""
+    return (key_height_BC[:, None, :] - query_height_BR[:, :, None]).clamp_min_(0.0)

@@ -9,7 +9,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from aqtopo_kernels.elevation_attention.reference import METRES_PER_UNIT
 from aqtopo_kernels.order import invert_order
 
 
@@ -18,25 +17,23 @@ class Ground:
     """The terrain of a batch, sorted.
 
     Attributes:
-        height: (B, N) ascending heights [km], float64.
+        height: (B, N) ascending heights [m].
         token: (B, N) the token at each place of the ascending order.
         row: (B, N) the row of the result at each place.
-        place: (B, N) the place of each row.
-        compute: dtype of sorted copies.
+        compute: dtype of heights and of sorted copies.
     """
 
     height: Tensor
     token: Tensor
     row: Tensor
-    place: Tensor
     compute: torch.dtype
 
     @classmethod
     def of(cls, elevation: Tensor, order: Tensor | None, compute: torch.dtype) -> Self:
         """Sort heights (B, N) [m] whose results are wanted in the given order (B, N)."""
-        metres_BN, token_BN = elevation.double().sort(dim=1, stable=True)
+        height_BN, token_BN = elevation.to(compute).sort(dim=1, stable=True)
         row_BN = token_BN if order is None else invert_order(order).gather(1, token_BN)
-        return cls(metres_BN / METRES_PER_UNIT, token_BN, row_BN, invert_order(row_BN), compute)
+        return cls(height_BN, token_BN, row_BN, compute)
 
     def sources(self, x_BGND: Tensor, more_columns: int = 0) -> Tensor:
         """Queries, keys or values, sorted, with columns of zeros behind their own: (B, G, N, D + more)."""
@@ -53,8 +50,8 @@ class Ground:
 
     def write_results(self, to_BGND: Tensor, sorted_BGND: Tensor) -> None:
         """Put sorted rows of the result where they belong."""
-        for sample, place_N in enumerate(self.place):
-            to_BGND[sample] = sorted_BGND[sample].index_select(1, place_N)
+        for sample, row_N in enumerate(self.row):
+            to_BGND[sample].index_copy_(1, row_N, sorted_BGND[sample].to(to_BGND.dtype))
 
     def _sorted(self, x_BGND: Tensor, index_BN: Tensor, more_columns: int) -> Tensor:
         *shape, D = x_BGND.shape

@@ -1,0 +1,151 @@
+"""Elevation attention, forward and backward, against what else a user could write.
+
+Errors against float64 come first, and an error above twice PyTorch's own ends the run. Then, of 8 heads of
+96 columns: time in paired rounds, useful FLOP/s (14 H N^2 D) next to a matrix product's, and memory
+above inputs and results, against
+- `dense`: the formula as published, every N x N matrix written out;
+- `masked`: scaled_dot_product_attention with the bias as its mask;
+- `plain`: the same attention without any bias, the floor;
+- `flex`: FlexAttention with the bias as its score_mod; forward alone on the CPU, where it has no backward.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.attention.flex_attention import flex_attention
+
+from aqtopo_kernels import elevation_attention
+from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
+from benchmarks.measure import MIB, arguments, device, multiply_matrices, paired, peak_bytes, report
+
+HEADS, WIDTH = 8, 96
+ALPHAS = (2.0, 5.0, 0.0, -0.7)
+FLOOR = {torch.float32: 5e-7, torch.bfloat16: 0.0, torch.float16: 0.0}
+"""Errors below this count as none."""
+
+OUTPUTS = ("out", "dq", "dk", "dv", "dalpha")
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
+    """PyTorch's attention with the bias as its mask; as alpha learns, the mask needs a gradient."""
+    rise = (elevation[:, None, None, :] - elevation[:, None, :, None]).clamp_min(0.0) / 1000.0
+    bias = (-alpha[:, None, None] * rise).to(q.dtype)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+
+def plain(q: Tensor, k: Tensor, v: Tensor, _elevation: Tensor, _alpha: Tensor) -> Tensor:
+    """Without bias."""
+    return functional.scaled_dot_product_attention(q, k, v)
+
+
+def flex() -> Attend:
+    """FlexAttention, compiled."""
+    compiled = torch.compile(flex_attention)
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
+        def bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+            return score - alpha[h] * (elevation[b, j] - elevation[b, i]).clamp_min(0.0) / 1000.0
+
+        return compiled(q, k, v, score_mod=bias)
+
+    return attend
+
+
+def make_inputs(tokens: int, dtype: torch.dtype = torch.float32, alpha: float = 2.0) -> list[Tensor]:
+    """q, k, v, elevation, alpha (a strength a head) and the gradient of the result."""
+    generator = torch.Generator().manual_seed(tokens)
+    q, k, v, dout = (torch.randn((1, HEADS, tokens, WIDTH), generator=generator) for _ in range(4))
+    elevation = 6000.0 * torch.rand((1, tokens), generator=generator)
+    strengths = torch.full((HEADS,), alpha)
+    cast = [x.to(device(), dtype) for x in (q, k, v)]
+    return [*cast, elevation.to(device()), strengths.to(device()), dout.to(device(), dtype)]
+
+
+def differentiate(attend: Attend, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """The result and the gradients of q, k, v and alpha (zeros if it has no part)."""
+    q, k, v, elevation, alpha, dout = inputs
+    leaves = [x.detach().requires_grad_() for x in (q, k, v, alpha)]
+    out = attend(*leaves[:3], elevation, leaves[3])
+    gradients = torch.autograd.grad(out, leaves, dout, allow_unused=True, materialize_grads=True)
+    return out.detach(), *gradients
+
+
+def errors(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Largest errors against float64, relative to the largest value, for each output, next to PyTorch's."""
+    rows = []
+    for alpha in ALPHAS:
+        inputs = make_inputs(tokens, dtype, alpha)
+        exact = differentiate(elevation_attention_reference, [x.double() for x in inputs])
+        ours, theirs = (differentiate(f, inputs) for f in (elevation_attention, masked))
+        for name, one, other, truth in zip(OUTPUTS, ours, theirs, exact, strict=True):
+            error, own = ((x.double() - truth).abs().max() / truth.abs().max() for x in (one, other))
+            allowed = 2 * max(float(own), FLOOR[dtype])
+            row = {"N": tokens, "dtype": str(dtype)[6:], "alpha": alpha, "output": name}
+            rows.append(
+                row | {"error": float(error), "torch": float(own), "of_allowed": float(error) / allowed}
+            )
+    return rows
+
+
+def timings(tokens: int, rounds: int, contenders: dict[str, Attend]) -> dict[str, Any]:
+    """One forward and backward at this length."""
+    inputs = make_inputs(tokens)
+    yardstick, yardstick_flop = multiply_matrices()
+    work = {name: lambda f=f: differentiate(f, inputs) for name, f in contenders.items()}
+    timed = paired(work | {"sgemm": yardstick}, rounds)
+    memory = {name: peak_bytes(run) / MIB for name, run in work.items()}
+    flop = 14.0 * HEADS * tokens**2 * WIDTH
+    row: dict[str, Any] = {"N": tokens, "seconds": timed.median("fused")}
+    row["useful_gflop_s"] = flop / timed.median("fused") / 1e9
+    row["of_sgemm"] = flop / yardstick_flop / timed.ratio("fused", "sgemm")
+    row["mib"] = memory["fused"]
+    for name in contenders.keys() - {"fused"}:
+        row |= {
+            f"{name}_seconds": timed.median(name),
+            f"time_of_{name}": timed.ratio("fused", name),
+            f"{name}_mib": memory[name],
+            f"memory_of_{name}": memory["fused"] / memory[name],
+        }
+    return row
+
+
+def flex_forward(tokens: int, rounds: int) -> dict[str, Any]:
+    """The forward pass alone against FlexAttention's."""
+    *inputs, _ = make_inputs(tokens)
+    attend = flex()
+    with torch.no_grad():
+        work = {"fused": lambda: elevation_attention(*inputs), "flex": lambda: attend(*inputs)}
+        timed = paired(work, rounds)
+    seconds = {f"{name}_forward_seconds": timed.median(name) for name in work}
+    return {"N": tokens, **seconds, "forward_time_of_flex": timed.ratio("fused", "flex")}
+
+
+def main() -> None:
+    """Print the figures."""
+    options = arguments(__doc__)
+    accurate = errors(256, torch.float32) + ([] if options.quick else errors(2048, torch.float32))
+    for dtype in (torch.bfloat16, torch.float16):
+        accurate += errors(256, dtype)
+    wrong = [row for row in accurate if row["of_allowed"] > 1]
+    if wrong:
+        raise SystemExit(f"errors above twice PyTorch's own: {wrong}")
+    every: dict[str, Attend] = {"fused": elevation_attention, "masked": masked, "plain": plain}
+    dense: dict[str, Attend] = {"dense": elevation_attention_reference}
+    if device().type == "cuda":
+        every["flex"] = flex()
+    if options.quick:
+        rows = [timings(1024, 1, every | dense)]
+    else:
+        rows = [timings(4096, 5, every | dense), timings(8192, 3, every | dense)]
+        rows += [timings(16384, 1, {name: every[name] for name in ("fused", "plain")})]
+        rows += [flex_forward(4096, 3)]
+    report("elevation_attention", accurate + rows, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What the benchmarks share: paired timings, peak memory, the machine, and how a result is printed.
+
+Contenders take turns within a round, so that what else runs on the machine slows them alike; a ratio is the
+median over rounds of the ratio within a round, never a ratio of two medians.
+"""
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from aqtopo_kernels import backend_for
+
+Work = Callable[[], object]
+
+MIB = 2**20
+
+
+@dataclass
+class Timings:
+    """Seconds of each contender in each round."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        """Median seconds of a contender."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str, to: str) -> float:
+        """Median over rounds of the time of `name`, as a multiple of that of `to` in the same round."""
+        pairs = zip(self.seconds[name], self.seconds[to], strict=True)
+        return statistics.median(one / other for one, other in pairs)
+
+
+def device() -> torch.device:
+    """Where the benchmarks run: the accelerator, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize() -> None:
+    """Wait for the accelerator."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds_of(work: Work) -> float:
+    """Wall-clock seconds of one call."""
+    synchronize()
+    began = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - began
+
+
+def paired(contenders: dict[str, Work], rounds: int, *, warm_up: bool = True) -> Timings:
+    """Time all contenders in turn, `rounds` times."""
+    timings = Timings({name: [] for name in contenders})
+    for round_ in range(rounds + warm_up):
+        for name, work in contenders.items():
+            seconds = seconds_of(work)
+            if round_ >= warm_up:
+                timings.seconds[name].append(seconds)
+    return timings
+
+
+def peak_bytes(work: Work) -> int:
+    """Memory that a call takes beyond what is there before it, at its peak, without its results.
+
+    On the CPU it is the process's resident memory, of which the kernel keeps the high-water mark.
+    """
+    gc.collect()
+    if torch.cuda.is_available():
+        synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        results = work()
+        synchronize()
+        return torch.cuda.max_memory_allocated() - before - _bytes_of(results)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    before = _status_bytes("VmRSS")
+    results = work()
+    return _status_bytes("VmHWM") - before - _bytes_of(results)
+
+
+def _status_bytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def _bytes_of(results: object) -> int:
+    if isinstance(results, torch.Tensor):
+        return results.untyped_storage().nbytes()
+    if isinstance(results, tuple | list):
+        return sum(map(_bytes_of, results))
+    return 0
+
+
+def multiply_matrices(size: int = 4096) -> tuple[Work, float]:
+    """A float32 matrix product of size^3, the yardstick of arithmetic, and its FLOP."""
+    matrix = torch.randn(size, size, device=device())
+    return lambda: matrix @ matrix, 2.0 * size**3
+
+
+def machine() -> dict[str, Any]:
+    """What the figures belong to."""
+    facts: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "backend": str(backend_for(device())),
+    }
+    if torch.cuda.is_available():
+        facts["device"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} x {len(names)}" if names else platform.processor()
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The options every benchmark has."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
+    parser.add_argument("--threads", type=int, help="threads of PyTorch on the CPU")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return options
+
+
+def report(name: str, rows: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Print the rows, as JSON or as lines of text."""
+    result = {"benchmark": name, "quick": options.quick, "machine": machine(), "rows": rows}
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(name, result["machine"])
+    for row in rows:
+        print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in row.items()))
+
+
+def _shown(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

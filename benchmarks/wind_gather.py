@@ -1,0 +1,59 @@
+"""The gather into wind order and its inverse, forward and backward, at 8192 tokens of 768 columns."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels import wind_gather, wind_scatter
+from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
+from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+
+
+def by_gather(x: Tensor, order: Tensor, add: Tensor) -> Tensor:
+    """What a user would write."""
+    return x.gather(1, order.unsqueeze(-1).expand_as(x)) + add
+
+
+def measure(batch: int, tokens: int, width: int, rounds: int) -> list[dict[str, Any]]:
+    """Rows of the gather with an addition and of the scatter."""
+    generator = torch.Generator().manual_seed(0)
+    x, add, grad = (torch.randn((batch, tokens, width), generator=generator).to(device()) for _ in range(3))
+    order = torch.stack([torch.randperm(tokens, generator=generator) for _ in range(batch)]).to(device())
+    x.requires_grad_()
+    add.requires_grad_()
+    assert torch.equal(wind_gather(x, order, add), wind_gather_reference(x, order, add))
+    assert torch.equal(wind_scatter(x, order), wind_scatter_reference(x, order))
+    inverse = order.argsort(1)
+    contenders = {
+        "gather": lambda: torch.autograd.grad(wind_gather(x, order, add), (x, add), grad),
+        "gather_by_torch": lambda: torch.autograd.grad(by_gather(x, order, add), (x, add), grad),
+        "scatter": lambda: torch.autograd.grad(wind_scatter(x, order), x, grad),
+        "scatter_by_torch": lambda: torch.autograd.grad(by_gather(x, inverse, add), x, grad),
+    }
+    timed = paired(contenders, rounds)
+    moved = 4 * x.numel() * x.element_size()
+    return [
+        {
+            "op": name,
+            "B": batch,
+            "N": tokens,
+            "D": width,
+            "seconds": timed.median(name),
+            "time_of_torch": timed.ratio(name, f"{name}_by_torch"),
+            "gb_s": moved / timed.median(name) / 1e9,
+            "mib": peak_bytes(contenders[name]) / MIB,
+        }
+        for name in ("gather", "scatter")
+    ]
+
+
+def main() -> None:
+    """Print the figures."""
+    options = arguments(__doc__)
+    sizes = [(1, 1024, 64, 3)] if options.quick else [(1, 8192, 768, 15), (2, 8192, 768, 15)]
+    report("wind_gather", [row for size in sizes for row in measure(*size)], options)
+
+
+if __name__ == "__main__":
+    main()

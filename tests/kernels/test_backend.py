@@ -1,0 +1,57 @@
+import pytest
+import torch
+
+from aqtopo_kernels import Backend, backend_for, better_than_torch, elevation_attention, wind_gather
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"),
+    [("cpu", Backend.CPU), ("meta", Backend.CPU), ("cuda", Backend.TRITON), ("cuda:3", Backend.TRITON)],
+)
+def test_the_device_decides(device: str, backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert backend_for(device) is backend
+
+
+def test_the_interpreter_runs_triton_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert backend_for("cpu") is Backend.TRITON
+
+
+def test_a_device_without_implementation_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="CPU, CUDA and ROCm devices, but the tensors are on 'xpu'"):
+        backend_for("xpu")
+
+
+def test_missing_triton_is_said_and_nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("aqtopo_kernels.backend.find_spec", lambda _: None)
+    with pytest.raises(ValueError, match="wind_gather needs Triton"):
+        wind_gather(torch.zeros(1, 2, 3), torch.tensor([[1, 0]]))
+
+
+@pytest.mark.parametrize(("width", "dtype"), [(24, torch.float32), (272, torch.float32), (16, torch.float64)])
+def test_triton_refuses_heads_it_has_no_kernels_for(
+    width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    q = torch.zeros(1, 1, 2, width, dtype=dtype)
+    with pytest.raises(ValueError, match="multiple of 16 up to 256"):
+        elevation_attention(q, q, q, torch.zeros(1, 2), torch.zeros(1))
+
+
+def test_on_the_cpu_plain_attention_is_left_to_torch() -> None:
+    assert not better_than_torch("cpu", torch.float32)
+
+
+@pytest.mark.parametrize(("arch", "expected"), [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])
+def test_where_torch_s_own_kernel_is_slow_plain_attention_is_fused(
+    arch: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        gcnArchName = arch  # noqa: N815
+
+    monkeypatch.setattr(torch.version, "hip", "7.2")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
+    assert better_than_torch("cuda", torch.bfloat16) is expected
+    assert not better_than_torch("cuda", torch.float64)
