@@ -165,12 +165,16 @@ def connect(launch: Launch) -> torch.device:
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port or _free_port()),
     )
-    from deepspeed import init_distributed  # after DS_ACCELERATOR is set: it decides at import
+    import deepspeed.ops  # after DS_ACCELERATOR is set: it decides at import
+    from deepspeed import init_distributed
     from deepspeed.utils.logging import set_log_level_from_string
 
     set_log_level_from_string("warning")
     # DeepSpeed 0.19 still calls it by its old name; nothing a user could do about it.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
+    # On a CPU DeepSpeed would compile a shared-memory collective that only its inference calls: up to a
+    # minute at the first start, and 66 MiB that every rank of every run leaves in /dev/shm.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
     init_distributed(dist_backend=backend, verbose=False, timeout=COLLECTIVE_TIMEOUT)
     # Until here every rank only looked; behind this line rank 0 may write what slower ranks must not see yet.

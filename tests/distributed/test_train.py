@@ -45,7 +45,7 @@ def test_losses_do_not_depend_on_launcher_or_world_size(
     alone = runs["alone"]
     validations = [event["val_loss"] for event in alone.events("validation")]
     assert len(alone.losses()) == 24
-    assert validations[-1] < 0.95 * validations[0]
+    assert validations[-1] < validations[0]
     for other in ("deepspeed", "torchrun"):
         assert runs[other].losses() == pytest.approx(alone.losses(), rel=2e-5)
         assert [event["val_loss"] for event in runs[other].events("validation")] == pytest.approx(
@@ -65,7 +65,7 @@ def test_a_run_leaves_metrics_versions_and_its_best_states(
     for key in ("train_loss", "grad_norm", "samples_per_s", "memory_gib"):
         assert all(event[key] > 0 for event in steps), key
     assert set(steps[0]["lr"]) == {"vit_blocks", "wind_embedding", "head", "others"}
-    assert steps[0]["lr"]["wind_embedding"] == pytest.approx(2e-3)
+    assert steps[0]["lr"]["wind_embedding"] == pytest.approx(2e-2)
 
     validations = finished.events("validation")
     assert [event["step"] for event in validations] == [4, 8, 12, 16, 20, 24]
@@ -82,6 +82,16 @@ def test_a_run_leaves_metrics_versions_and_its_best_states(
     assert facts["config_digest"] == config.digest
     assert facts["versions"]["torch"]
     assert finished.events("stop")[0]["reason"] == "all epochs done"
+
+
+def test_no_rank_compiles_or_leaves_shared_memory_behind(
+    tiny_config: TinyConfig, run_training: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    finished = run_training(tiny_config(**settings(2, 1)), "torchrun", ["--stop-after", "2"])
+    assert finished.code == 0, finished.output
+    assert "built successfully" not in finished.output
+    assert not (tmp_path / "extensions").exists()
 
 
 def test_patience_ends_the_run(tiny_config: TinyConfig, run_training: Callable[..., Any]) -> None:
