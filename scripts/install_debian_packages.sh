@@ -1,5 +1,6 @@
 #!/bin/bash
-# Installs the Debian packages that some tests use: Slurm (tests/slurm) and Chromium (the report in a browser).
+# Installs the Debian packages that some tests use: Slurm (tests/slurm), Chromium (the report in a browser) and
+# llvm-mca (which reads the GPU kernels; from LLVM 22 on).
 #
 # Only what is missing is installed, only on Debian and only as root; otherwise it says which tests will be
 # skipped and exits 0, so that `make test` works everywhere. A failing installation exits 1. No service is
@@ -7,6 +8,10 @@
 set -euo pipefail
 
 packages=(slurmctld slurmd slurm-client munge chromium)
+# Not every Debian carries this LLVM.
+if apt-cache show llvm-22 >/dev/null 2>&1; then
+    packages+=(llvm-22)
+fi
 policy=/usr/sbin/policy-rc.d
 
 say() { echo "install_debian_packages: $*"; }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+pytestmark = pytest.mark.xdist_group("aot")  # one process compiles an architecture, once
 
 Row = dict[str, Any]
 
@@ -63,11 +64,15 @@ def run(*command: str, cache_dir: Path) -> subprocess.CompletedProcess[str]:
 
 
 @cache
-def compiled(arch: str, dtype: str) -> list[Row]:
-    done = run("-m", "aqtopo_kernels.aot", "--arch", arch, "--dtype", dtype, "--json", cache_dir=CACHE)
+def compiled_for(arch: str) -> list[Row]:
+    done = run("-m", "aqtopo_kernels.aot", "--arch", arch, "--json", cache_dir=CACHE)
     assert done.returncode == 0, done.stderr
     rows: list[Row] = json.loads(done.stdout)
     return rows
+
+
+def compiled(arch: str, dtype: str) -> list[Row]:
+    return [row for row in compiled_for(arch) if row["dtype"] == dtype]
 
 
 def matrix_kernels(arch: str, dtype: str) -> dict[str, Row]:
