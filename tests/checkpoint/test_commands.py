@@ -20,7 +20,7 @@ from .test_restore import tag_folder
 
 __all__ = ["run_dir", "saved"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
 Type = Callable[..., tuple[int, str, str]]
 

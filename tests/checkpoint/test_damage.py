@@ -15,7 +15,7 @@ from aqtopo.refusal import RefusedError
 from .conftest import Job, run_jobs_in
 from .test_restore import tag_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
 SHARDED = (
     "manifest.json",

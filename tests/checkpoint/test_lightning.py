@@ -17,6 +17,8 @@ from aqtopo.training.lightning_import import import_lightning
 
 from .conftest import Job, run_jobs_in
 
+pytestmark = pytest.mark.xdist_group("lightning")
+
 SAVED_STEP, MORE = 311, 20
 KNOWN_RATES = {
     "vit_blocks": 8.145034e-06,

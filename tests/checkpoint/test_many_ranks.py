@@ -22,7 +22,7 @@ from .test_restore import tag_folder
 
 __all__ = ["saved"]
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
 WORLD = 400
 

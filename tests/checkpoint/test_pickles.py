@@ -24,6 +24,8 @@ from .test_restore import tag_folder
 
 __all__ = ["run_dir", "saved"]
 
+pytestmark = pytest.mark.xdist_group("saved")
+
 SHARD = "zero_pp_rank_0_mp_rank_00_optim_states.pt"
 PICKLED = [
     ("sharded", SHARD),

@@ -10,7 +10,7 @@ from aqtopo.checkpoint.tags import CHECKPOINTS
 
 from .conftest import Job, run_jobs_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("restore")]
 
 WORLDS = (1, 2, 3, 4, 8)
 EXACT = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}

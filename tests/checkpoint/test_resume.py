@@ -14,7 +14,7 @@ from aqtopo.config import RunConfig
 
 from .conftest import Ended, Job, run_jobs_in
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 TinyConfig = Callable[..., RunConfig]
 WORLDS = (1, 2, 3)

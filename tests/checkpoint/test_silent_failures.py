@@ -13,7 +13,7 @@ import torch
 from .conftest import Ended, Job, run_jobs_in
 from .test_restore import EXACT, tag_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("silent")]
 
 SAVES: dict[str, dict[str, Any]] = {
     "plain": {},
