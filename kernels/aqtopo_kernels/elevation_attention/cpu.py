@@ -166,7 +166,7 @@ class _Piece:
         return self.query_height[..., None][..., :0], self.key_height[..., None][..., :0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, alpha_G11: Tensor) -> tuple[Tensor, Tensor]:
-        """The attention (B, G, R, D) of the piece and its log-sum-exp (B, G, R), in float64 for the shares."""
+        """The piece's attention (B, G, R, D) and log-sum-exp (B, G, R), in float64 for its shares."""
         keys = k[:, :, self.columns], v[:, :, self.columns]
         out, lse = _flash(q[:, :, self.rows], *keys, attn_mask=self.mask(alpha_G11), scale=1.0)
         return out, lse.double() + self.row_bias(alpha_G11)

@@ -1,0 +1,62 @@
+"""Runs benchmarks and writes what they print into README.md here: `python -m benchmarks.table [NAME ...]`.
+
+A section between `<!-- NAME -->` and `<!-- end of NAME -->` belongs to the benchmark of that name, and is
+replaced as a whole.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).with_name("README.md")
+NAMES = ("elevation_attention", "wind_gather", "wind_order", "embedding", "train_step")
+
+
+def run(name: str) -> dict[str, Any]:
+    """What a benchmark prints as JSON."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json"]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
+    return result
+
+
+def section(result: dict[str, Any]) -> str:
+    """Tables of a benchmark's rows, a table for each set of columns."""
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    parts = [f"`python -m benchmarks.{result['benchmark']}` on {machine}"]
+    for _, rows in groupby(result["rows"], key=list):
+        parts.append(_table(list(rows)))
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """One row a line, or one figure a line where there is a single row."""
+    if len(rows) == 1:
+        lines = [("figure", "value"), ("---", "---"), *((k, _cell(v)) for k, v in rows[0].items())]
+    else:
+        head = tuple(rows[0])
+        lines = [head, ("---",) * len(head), *(tuple(_cell(row[k]) for k in head) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run what is named, or everything, and write as soon as each is done."""
+    for name in sys.argv[1:] or NAMES:
+        text = README.read_text()
+        new = f"<!-- {name} -->\n{section(run(name))}\n<!-- end of {name} -->"
+        pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
+        text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
+        assert found == 1, f"{README} has no section {name}"
+        README.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.measure import MIB, Timings, paired, peak_bytes
+from benchmarks.table import NAMES, README, section
+
+
+def test_a_ratio_is_that_of_paired_rounds_and_not_of_medians() -> None:
+    timings = Timings({"one": [1.0, 20.0, 3.0], "other": [2.0, 10.0, 6.0]})
+    assert timings.ratio("one", "other") == 0.5
+    assert timings.median("one") == 3.0
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    timings = paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert [len(seconds) for seconds in timings.seconds.values()] == [2, 2]
+
+
+def test_memory_is_the_peak_without_what_was_there_and_what_is_returned() -> None:
+    def work() -> torch.Tensor:
+        return torch.stack([torch.ones(30 * MIB // 4), torch.ones(30 * MIB // 4)]).sum(0)
+
+    assert 55 * MIB <= peak_bytes(work) <= 140 * MIB
+
+
+def test_a_section_has_a_table_for_each_set_of_columns() -> None:
+    rows = [{"N": 1, "s": 0.12345}, {"N": 2, "s": 2.0}, {"of": 3.0, "all": "x"}]
+    text = section({"benchmark": "b", "machine": {"threads": 2}, "rows": rows})
+    assert "| N | s |\n| --- | --- |\n| 1 | 0.123 |\n| 2 | 2 |" in text
+    assert "| of | 3 |\n| all | x |" in text
+
+
+def test_every_benchmark_has_a_section_in_the_readme() -> None:
+    text = README.read_text()
+    for name in NAMES:
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_each_benchmark_runs_and_prints_json_alone(name: str) -> None:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]
+    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["benchmark"] == name
+    assert result["rows"]
