@@ -57,9 +57,9 @@ _CDNA_FLOAT32: _Choices = {
     "dkdv": _C(16, 128, 8, matrix_rows=16, interleaved=True),
 }
 _CDNA_HALF: _Choices = {
-    "forward": _C(128, 32, 4, matrix_rows=32, interleaved=True),
+    "forward": _C(256, 32, 8, matrix_rows=32, interleaved=True),
     "dq": _C(128, 32, 4, matrix_rows=32, interleaved=True),
-    "dkdv": _C(32, 64, 4, matrix_rows=16),
+    "dkdv": _C(32, 64, 4, matrix_rows=16, interleaved=True),
 }
 # With the blocks above, gfx942 needs over 256 registers for dq.
 _CDNA3_FLOAT32: _Choices = {"dq": _C(64, 16, 4, matrix_rows=16)}
@@ -89,17 +89,21 @@ TABLE: dict[str, dict[int, _Choices]] = {
 """By architecture, bytes of an element and kernel; `_plain` kernels, without bias, where they differ."""
 
 
+_WIDE = 128
+_WIDE_HEADS: _Choices = {"forward": _C(64, 16, 4), "dq": _C(32, 16, 2), "dkdv": _C(16, 32, 2)}
+"""For heads wider than that, on any architecture: they fit into LDS and registers, and are not tuned."""
+
+
 def configuration(
     kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96, *, plain: bool = False
 ) -> Configuration:
-    """The configuration of a kernel; heads wider than 128 get smaller blocks, for registers and LDS."""
+    """The configuration of a kernel; heads wider than 128 get blocks that fit."""
     choices = TABLE[arch][dtype.itemsize]
     found = choices.get(f"{kernel}_plain", choices[kernel]) if plain else choices[kernel]
-    if head_dim <= 128:
+    if head_dim <= _WIDE:
         return found
-    if kernel == "dkdv":
-        return replace(found, block_n=max(found.block_n // 2, 32), matrix_rows=found.matrix_rows and 16)
-    return replace(found, block_m=max(found.block_m // 2, 32), block_n=32)
+    matrix_rows = 16 if arch.startswith("gfx") else 0
+    return replace(_WIDE_HEADS[kernel], matrix_rows=matrix_rows, groups=1)
 
 
 def parts(head_dim: int) -> tuple[tuple[int, int], ...]:
@@ -113,5 +117,6 @@ def parts(head_dim: int) -> tuple[tuple[int, int], ...]:
             f"The Triton kernels take heads whose width D is a multiple of 16 up to {WIDEST_HEAD}, but got "
             f"D = {head_dim}; choose dim and heads accordingly, or ask for the reference."
         )
-    widths = [width for width in (256, 128, 64, 32, 16) if head_dim & width]
+    # No part is wider than 128: each passes through LDS on its own.
+    widths = [128] * (head_dim // 128) + [width for width in (64, 32, 16) if head_dim & width]
     return tuple((sum(widths[:i]), width) for i, width in enumerate(widths))
