@@ -280,6 +280,8 @@ class _Run:
     def _train(self) -> str:
         """Run the epochs from where the run is; the reason for ending."""
         progress, ranks = self.progress, self.ranks
+        if self.stop_after is not None and progress.step >= self.stop_after:
+            return f"--stop-after {self.stop_after}: already there"
         for epoch in range(progress.epoch, self.config.training.epochs):
             if epoch != progress.epoch:
                 progress.epoch, progress.step_in_epoch = epoch, 0

@@ -135,6 +135,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         "damaged": [],
         "pointer": [],
         "auto": [],
+        "already there": ["--stop-after", str(STEPS + 4)],
         "never": ["--resume", "never", "--set", "training.ranks_per_node=1"],
         "unknown tag": ["--resume", "epoch77"],
         "older tag": ["--resume", f"epoch00-step{SAVED:06d}"],
@@ -193,6 +194,13 @@ def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, E
     run_dir = crossed / "refusals" / "auto"
     assert list(losses(run_dir)) == list(range(1, STEPS + 7))
     assert events(run_dir, "resume")[0]["step"] == STEPS + 4
+
+
+def test_nothing_is_trained_where_the_run_already_is(crossed: Path, refusals: dict[str, Ended]) -> None:
+    assert refusals["already there"].codes == [0], refusals["already there"].output
+    run_dir = crossed / "refusals" / "already_there"
+    assert losses(run_dir) == losses(crossed / "run2")
+    assert list_tags(run_dir) == list_tags(crossed / "run2")
 
 
 def test_never_and_unknown_tags_are_the_users_to_put_right(refusals: dict[str, Ended]) -> None:
