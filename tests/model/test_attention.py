@@ -121,3 +121,19 @@ def test_plain_attention_equals_multi_head_attention() -> None:
     )
     x = random_tokens()
     torch.testing.assert_close(ours(x), theirs(x, x, x)[0], rtol=1e-12, atol=1e-12)
+
+
+def test_fused_attention_is_the_same_function(make_model: ModelMaker) -> None:
+    by_torch, fused = make_model(attention="torch"), make_model(attention="fused")
+    torch.testing.assert_close(forecast(fused), forecast(by_torch), rtol=1e-10, atol=1e-10)
+    without_bias = (make_model(attention=name, elevation_bias=False) for name in ("torch", "fused"))
+    torch.testing.assert_close(*map(forecast, without_bias), rtol=1e-10, atol=1e-10)
+
+
+def test_the_model_says_what_computes_each_block(make_model: ModelMaker) -> None:
+    here = torch.device("cpu")
+    assert make_model().attention_backends(here) == (
+        "block 0: aqtopo_kernels (cpu) with elevation bias; block 1: PyTorch's scaled_dot_product_attention"
+    )
+    fused = make_model(attention="fused", depth=3).attention_backends(here)
+    assert fused.endswith("; blocks 1-2: aqtopo_kernels (cpu)")
