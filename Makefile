@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 		|| { echo "aqtopo needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -qq --constraint constraints.txt torch
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,triton,report,dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,triton,report,prepare,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -15,6 +15,7 @@ from aqtopo.cli.drill import drill
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
+from aqtopo.cli.prepare import app as prepare_app
 from aqtopo.cli.report import report
 from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
@@ -29,6 +30,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
+app.add_typer(prepare_app, name="prepare")
 app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)

@@ -5,7 +5,7 @@ static fields; cells outside the mask count too, since the model reads them.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import zarr
 from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
-from aqtopo.data.schema import HOURS_PER_SHARD, refuse
+from aqtopo.data.schema import refuse
 from aqtopo.data.store import Store, open_store
+from aqtopo.data.walk import Report, in_silence, spans
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
 Values = NDArray[np.float64]
@@ -58,7 +59,7 @@ class Moments:
         return Moments(count, self.mean + delta * share, squares)
 
 
-def compute_statistics(store: Store, years: Sequence[int]) -> Statistics:
+def compute_statistics(store: Store, years: Sequence[int], report: Report = in_silence) -> Statistics:
     """Statistics over calendar years, one shard (a day) in memory at a time.
 
     Raises:
@@ -74,8 +75,10 @@ def compute_statistics(store: Store, years: Sequence[int]) -> Statistics:
         )
     zero = np.zeros(len(store.channels))
     total = Moments(zero, zero, zero)
-    for first, last in _spans(store, wanted):
+    ranges = list(spans(store, wanted))
+    for done, (first, last) in enumerate(ranges, start=1):
         total = total.merged(Moments.of(store.read_span(first, last)))
+        report("days of statistics", done, len(ranges))
     known = total.count > 0
     mean = np.where(known, total.mean, np.nan)
     std = np.where(known, np.sqrt(total.squares / np.maximum(total.count, 1.0)), np.nan)
@@ -89,23 +92,13 @@ def compute_statistics(store: Store, years: Sequence[int]) -> Statistics:
     )
 
 
-def _spans(store: Store, years: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of time indices that cover `years`, none of them across two shards."""
-    for year in years:
-        start, end = np.searchsorted(
-            store.times, np.array([f"{year}-01-01", f"{year + 1}-01-01"], "datetime64[h]")
-        )
-        cuts = range(int(start) // HOURS_PER_SHARD * HOURS_PER_SHARD, int(end), HOURS_PER_SHARD)
-        yield from ((max(cut, int(start)), min(cut + HOURS_PER_SHARD, int(end))) for cut in cuts)
-
-
-def write_statistics(path: str | Path, years: Sequence[int]) -> Statistics:
+def write_statistics(path: str | Path, years: Sequence[int], report: Report = in_silence) -> Statistics:
     """Compute the statistics of a store over `years` and keep them in its attributes.
 
     Raises:
         ValueError: the store is unusable, lacks a year, or cannot be written.
     """
-    statistics = compute_statistics(open_store(path), years)
+    statistics = compute_statistics(open_store(path), years, report)
     try:
         zarr.open_group(path, mode="r+").attrs.update(
             {

@@ -3,23 +3,17 @@
 Shapes: B initial time, K horizon, C pollutant, H x W grid; values in physical units, NaN where there is none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aqtopo.data.schema import HOURS_PER_SHARD, Hours
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
+from aqtopo.data.walk import Report, in_silence, spans
 
 HOURS_A_DAY = 24
-
-Report = Callable[[str, int, int], None]
-"""Told what is being counted, how many are done and how many there are."""
-
-
-def in_silence(what: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
 
 
 def channel_indices(store: Store, names: Sequence[str]) -> list[int]:
@@ -69,9 +63,8 @@ def hourly_climatology(
     Raises:
         ValueError: the store has no hour in the years, or a shard cannot be read.
     """
-    year_of = store.times.astype("datetime64[Y]").astype(np.int64) + 1970
-    indices = np.flatnonzero(np.isin(year_of, years))
-    if not indices.size:
+    ranges = list(spans(store, years))
+    if not ranges:
         raise ValueError(
             f"the store {store.path} has no hour in the training years {', '.join(map(str, years))}, so "
             "there is no climatology to compare with. Score the run on the store that it was trained on."
@@ -79,16 +72,15 @@ def hourly_climatology(
     channels = channel_indices(store, pollutants)
     shape = (HOURS_A_DAY, len(channels), len(store.lat), len(store.lon))
     total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-    done = 0
-    report("hours of climatology", done, indices.size)
-    for shard in np.split(indices, np.flatnonzero(np.diff(indices // HOURS_PER_SHARD)) + 1):
-        first, last = int(shard[0]), int(shard[-1]) + 1
-        values = store.read_span(first, last)[shard - first][:, channels]
+    done, all_hours = 0, sum(last - first for first, last in ranges)
+    report("hours of climatology", done, all_hours)
+    for first, last in ranges:
+        values = store.read_span(first, last)[:, channels]
         finite = np.isfinite(values)
-        for hour, field, known in zip(hour_of_day(store.times[shard]), values, finite, strict=True):
+        for hour, field, known in zip(hour_of_day(store.times[first:last]), values, finite, strict=True):
             np.add(total[hour], field, out=total[hour], where=known)
             count[hour] += known
-        done += shard.size
-        report("hours of climatology", done, indices.size)
+        done += last - first
+        report("hours of climatology", done, all_hours)
     mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
     return Climatology(mean.astype(np.float32), tuple(sorted(set(years))))

@@ -11,7 +11,8 @@ import xarray as xr
 from aqtopo.checkpoint import LoadedRun
 from aqtopo.data.loader import evaluation_batches
 from aqtopo.data.samples import sample_table
-from aqtopo.evaluation.baselines import Climatology, Report, hourly_climatology, in_silence, persistence
+from aqtopo.data.walk import Report, in_silence
+from aqtopo.evaluation.baselines import Climatology, hourly_climatology, persistence
 from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import MODEL, ErrorSums
 from aqtopo.variables import VARIABLES

@@ -63,8 +63,8 @@ def load_terrain(grid: Grid) -> Terrain:
     land = (counts != NO_DATA).astype(np.float64)
     height = np.where(land > 0, METRES_PER_COUNT * counts + LOWEST_METRES, 0.0)
 
-    by_row = _overlap(grid.lat_edges, lat_edges)
-    by_column = _overlap(grid.lon_edges, lon_edges)
+    by_row = overlap(grid.lat_edges, lat_edges)
+    by_column = overlap(grid.lon_edges, lon_edges)
     mean = by_row @ height @ by_column.T
     variance = by_row @ height**2 @ by_column.T - mean**2
     centre_rows = ((grid.lat_centres - lat_edges[0]) * CELLS_PER_DEGREE).astype(np.int64)
@@ -105,7 +105,7 @@ def _native_range(bounds: tuple[float, float], origin: float) -> tuple[slice, ND
     return slice(first, last), origin + np.arange(first, last + 1) / CELLS_PER_DEGREE
 
 
-def _overlap(edges: NDArray[np.float64], native: NDArray[np.float64]) -> NDArray[np.float64]:
+def overlap(edges: NDArray[np.float64], native: NDArray[np.float64]) -> NDArray[np.float64]:
     """(n, m) the share of each of the n cells that each of the m native cells fills; rows sum to 1."""
     low = np.maximum(edges[:-1, None], native[None, :-1])
     high = np.minimum(edges[1:, None], native[None, 1:])

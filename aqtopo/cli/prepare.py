@@ -1,0 +1,131 @@
+"""`aqtopo prepare`: make a data store from a data set as it is distributed."""
+
+import json
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aqtopo.cli.years import YearsCommand
+
+app = typer.Typer(no_args_is_help=True, help="Make a data store from a data set as it is distributed.")
+
+_SHOWN = 5
+
+
+@app.callback()
+def group() -> None:
+    """Make a data store from a data set as it is distributed."""
+    # Without it, typer would take the only command for the whole group.
+
+
+class Zone(StrEnum):
+    """Time zones of file names."""
+
+    UTC = "UTC"
+    BEIJING = "Beijing"
+
+
+class Frame(StrEnum):
+    """What the wind's components follow."""
+
+    EARTH = "earth"
+    GRID = "grid"
+
+
+@app.command(cls=YearsCommand)
+def caqra(
+    source: Annotated[Path, typer.Argument(help="The folder of the daily archives or files.", metavar="SRC")],
+    out: Annotated[Path, typer.Argument(help="The zarr store to write.", metavar="OUT")],
+    years: Annotated[list[int], typer.Option(help="The years (UTC), one or several: 2013 2014.")],
+    time_zone: Annotated[Zone, typer.Option(help="Of the hours in the file names.")],
+    population: Annotated[
+        str, typer.Option(help="NetCDF or GeoTIFF of inhabitants a km2, or `none`.", metavar="FILE|none")
+    ],
+    elevation: Annotated[
+        Path | None,
+        typer.Option(help="NetCDF or GeoTIFF of heights [m].", show_default="pvlib's map, 5 arc minutes"),
+    ] = None,
+    train_years: Annotated[
+        list[int] | None, typer.Option(help="The years of the statistics.", show_default="all years")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Latitudes x longitudes.", metavar="HxW")] = "128x256",
+    lat: Annotated[
+        tuple[float, float], typer.Option(help="Southern and northern edge in degrees.", metavar="S N")
+    ] = (17.0, 49.0),
+    lon: Annotated[
+        tuple[float, float], typer.Option(help="Western and eastern edge in degrees.", metavar="W E")
+    ] = (72.0, 136.0),
+    wind: Annotated[
+        Frame, typer.Option(help="Whether u, v are east and north or follow the grid.")
+    ] = Frame.EARTH,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.", show_default="the processors")] = (
+        os.cpu_count() or 1
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+) -> None:
+    """Regrid the Chinese Air Quality Reanalysis (CAQRA) and write it as a store.
+
+    A command that was killed goes on where it was when it is started again.
+    """
+    from aqtopo.cli.progress import Progress
+    from aqtopo.data.prepare.caqra import Recipe, prepare
+    from aqtopo.data.simulate.world import Grid, parse_grid
+
+    recipe = Recipe(
+        source=source,
+        out=out,
+        years=tuple(sorted(set(years))),
+        train_years=tuple(sorted(set(train_years or years))),
+        time_zone=time_zone.value,
+        grid=Grid(parse_grid(grid), lat, lon),
+        turn_wind=wind is Frame.GRID,
+        elevation=elevation,
+        population=None if population == "none" else Path(population),
+        workers=workers,
+    )
+    quality = prepare(recipe, Progress())
+    if as_json:
+        typer.echo(json.dumps(quality, indent=2))
+    else:
+        _print(quality, recipe.report)
+
+
+def _print(quality: dict[str, Any], kept: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    hours, zone = quality["hours"], quality["time_zone"]
+    typer.echo(f"{quality['store']}: {hours['present']} of {hours['expected']} hours; report in {kept}")
+    typer.echo(
+        f"missing {hours['missing']} h ({hours['unusable']} with a file that cannot be used), duplicated "
+        f"{hours['duplicated']} h, damaged archives {len(quality['damaged_archives'])}, cells outside the "
+        f"source grid {quality['cells_outside_source']}"
+    )
+    for hour, why in list(quality["unusable"].items())[:_SHOWN]:
+        typer.echo(f"  {hour}: {why}")
+    for what, count in quality["converted_hours"].items():
+        typer.echo(f"converted {what} in {count} h")
+    if zone["agrees"] is False:
+        typer.echo(
+            f"WARNING: it is warmest at {zone['warmest_hour']:.1f} UTC, not near {zone['expected']:.1f}: "
+            f"is --time-zone {zone['given']} right?"
+        )
+    months = quality["missing_share"]
+    table = Table("channel", title="After regridding", title_justify="left")
+    for heading in ("mean", "std", "NaN, all months", "NaN, worst month", "out of range"):
+        table.add_column(heading, justify="right")
+    for name in next(iter(months.values())):
+        shares = {month: share[name] for month, share in months.items()}
+        worst = max(shares, key=lambda month: shares[month])
+        table.add_row(
+            name,
+            f"{quality['statistics']['mean'][name]:.6g}",
+            f"{quality['statistics']['std'][name]:.6g}",
+            f"{sum(shares.values()) / len(shares):.3%}",
+            f"{shares[worst]:.3%} ({worst})" if shares[worst] else "-",
+            str(quality["out_of_range"].get(name, 0)),
+        )
+    Console().print(table)

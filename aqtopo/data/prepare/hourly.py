@@ -1,0 +1,197 @@
+"""One hourly CAQRA file: its fields in the units of `aqtopo.variables`, or the reason why it is not used.
+
+A file has the dimensions west-east, south-north and bottom-top (1), no time, and curvilinear `lat2d` and
+`lon2d`.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import netCDF4
+import numpy as np
+from numpy.typing import NDArray
+
+from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
+
+Fields = NDArray[np.float32]
+
+ROWS, COLUMNS = "south-north", "west-east"
+
+PLAUSIBLE_MEDIAN = {"co": (20.0, 2e4)}
+"""Range of the median over the grid, for what is told from its neighbour units by size alone: background
+carbon monoxide is 100 ug m-3, and 0.1 mg m-3."""
+
+_SPELLINGS = {
+    "m s-1": ("m/s", "ms-1", "m.s-1"),
+    "K": ("k", "kelvin"),
+    "degC": ("degc", "c", "celsius", "degreescelsius"),
+    "%": ("%", "percent"),
+    "1": ("1", "fraction"),
+    "Pa": ("pa", "pascal"),
+    "hPa": ("hpa", "mb", "mbar", "millibar"),
+    "ug m-3": ("ug/m3", "ugm-3", "ug.m-3", "microgram/m3"),
+    "mg m-3": ("mg/m3", "mgm-3", "mg.m-3", "milligram/m3"),
+    "kg m-3": ("kg/m3", "kgm-3", "kg.m-3"),
+}
+"""Units as they are met with, without spaces, underscores, ^ and **, in lower case."""
+
+_UNITS = {spelling: units for units, spellings in _SPELLINGS.items() for spelling in spellings}
+
+_CONVERSIONS = {
+    ("mg m-3", "ug m-3"): (1e3, 0.0),
+    ("kg m-3", "ug m-3"): (1e9, 0.0),
+    ("hPa", "Pa"): (1e2, 0.0),
+    ("degC", "K"): (1.0, 273.15),
+    ("1", "%"): (1e2, 0.0),
+}
+"""Factor and offset from the units found to those of the store."""
+
+
+class UnusableFileError(Exception):
+    """An hourly file that cannot be used; the text says why."""
+
+
+@dataclass(frozen=True, eq=False)
+class SourceGrid:
+    """Positions of the source's cells: lat, lon (n, m) [degrees]."""
+
+    lat: NDArray[np.float64]
+    lon: NDArray[np.float64]
+
+    @property
+    def angle(self) -> NDArray[np.float64]:
+        """(n, m) angle from east to where the grid's columns count up [rad], northward."""
+        north = np.gradient(self.lat, axis=1)
+        east = np.gradient(np.unwrap(self.lon, period=360.0, axis=1), axis=1) * np.cos(np.radians(self.lat))
+        return np.arctan2(north, east)
+
+
+@dataclass(frozen=True, eq=False)
+class Hour:
+    """The fields of one hour.
+
+    Attributes:
+        fields: (C, n, m) float32 in the order and units of `DYNAMIC_VARIABLES`; NaN where there is no value.
+        out_of_range: cells whose value no instrument would show, by channel; they are NaN in `fields`.
+        converted: units found, by channel, where they are not those of the store.
+    """
+
+    fields: Fields
+    out_of_range: Mapping[str, int]
+    converted: Mapping[str, str]
+
+
+def read_grid(content: bytes) -> SourceGrid:
+    """The positions of a file's cells.
+
+    Raises:
+        UnusableFileError: the file cannot be read or has no `lat2d`, `lon2d`.
+    """
+    with _opened(content) as file:
+        lat, lon = (_field(file, name)[0].astype(np.float64) for name in ("lat2d", "lon2d"))
+    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
+        raise UnusableFileError("has cells without a position in lat2d, lon2d")
+    return SourceGrid(lat, lon)
+
+
+def read_hour(content: bytes, grid: SourceGrid) -> Hour:
+    """The fields of a file whose cells lie on `grid`.
+
+    Raises:
+        UnusableFileError: the file is damaged, lacks a variable, lies on another grid, has units that are
+            unknown or that its values contradict, or holds no value at all.
+    """
+    with _opened(content) as file:
+        for name, expected in (("lat2d", grid.lat), ("lon2d", grid.lon)):
+            found = _field(file, name)[0]
+            if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=1e-3):
+                raise UnusableFileError(f"lies on another grid than the first file (see {name})")
+        read = {name: _field(file, name) for name in DYNAMIC_VARIABLES}
+    if any(values.shape != grid.lat.shape for values, _ in read.values()):
+        raise UnusableFileError("has fields of another shape than lat2d")
+    fields = np.empty((len(read), *grid.lat.shape), dtype=np.float32)
+    out_of_range: dict[str, int] = {}
+    converted: dict[str, str] = {}
+    for place, (name, (values, units)) in enumerate(read.items()):
+        fields[place], out_of_range[name] = _in_range(name, _in_store_units(name, values, units), units)
+        if _UNITS.get(_plain(units)) != VARIABLES[name].units:
+            converted[name] = units
+    if not np.isfinite(fields).any():
+        raise UnusableFileError("has no value at all")
+    return Hour(fields, out_of_range, converted)
+
+
+def eastward(fields: Fields, angle: NDArray[np.float64]) -> Fields:
+    """Turn u, v (the first two of (C, n, m)) from the grid's directions to east and north."""
+    turned = fields.copy()
+    u, v = fields[:2]
+    turned[0] = u * np.cos(angle) - v * np.sin(angle)
+    turned[1] = u * np.sin(angle) + v * np.cos(angle)
+    return turned
+
+
+def _opened(content: bytes) -> Any:
+    try:
+        return netCDF4.Dataset("hour.nc", memory=content)
+    except (OSError, RuntimeError) as error:
+        raise UnusableFileError(f"is no NetCDF file or cut short ({error})") from error
+
+
+def _field(file: Any, name: str) -> tuple[Fields, str]:
+    """A variable as (south-north, west-east) float32, NaN for its missing values, and its units."""
+    if name not in file.variables:
+        raise UnusableFileError(f"lacks the variable {name}")
+    variable = file.variables[name]
+    if ROWS not in variable.dimensions or COLUMNS not in variable.dimensions:
+        raise UnusableFileError(f"has {name} on the dimensions {variable.dimensions}, not {ROWS}, {COLUMNS}")
+    try:
+        values = np.ma.filled(np.ma.asarray(variable[...]).astype(np.float32), np.nan)
+    except (OSError, RuntimeError, IndexError) as error:
+        raise UnusableFileError(f"is cut short or damaged in {name} ({error})") from error
+    others = tuple(axis for axis, d in enumerate(variable.dimensions) if d not in (ROWS, COLUMNS))
+    if any(values.shape[axis] != 1 for axis in others):
+        raise UnusableFileError(f"has {name} with {variable.dimensions} of {values.shape}, not one level")
+    flat: Fields = values.squeeze(others)
+    horizontal = [d for d in variable.dimensions if d in (ROWS, COLUMNS)]
+    return flat if horizontal == [ROWS, COLUMNS] else flat.T, str(getattr(variable, "units", ""))
+
+
+def _in_store_units(name: str, values: Fields, units: str) -> Fields:
+    known, wanted = _UNITS.get(_plain(units)), VARIABLES[name].units
+    if known is not None and known == wanted:
+        return values
+    if known is None or (known, wanted) not in _CONVERSIONS:
+        raise UnusableFileError(f"gives {name} in {units!r}, which is not known as {wanted!r} or convertible")
+    factor, offset = _CONVERSIONS[known, wanted]
+    with np.errstate(over="ignore"):  # a marker of missing values may be near the largest float32
+        return values * np.float32(factor) + np.float32(offset)
+
+
+def _plain(units: str) -> str:
+    plain = units.strip().lower().replace("µ", "u").replace("μ", "u")
+    return re.sub(r"[\s_^]|\*\*", "", plain)
+
+
+def _in_range(name: str, values: Fields, units: str) -> tuple[Fields, int]:
+    """Values outside the physical range as NaN, and how many; refuses units that the values contradict."""
+    low, high = VARIABLES[name].valid_range
+    finite = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        inside = finite & (values >= low) & (values <= high)
+    wrong = int(finite.sum() - inside.sum())
+    kept = np.where(inside, values, np.float32(np.nan))
+    if 2 * wrong > finite.sum():
+        raise UnusableFileError(
+            f"has {wrong} of {finite.sum()} values of {name} outside {low:g} to {high:g} "
+            f"{VARIABLES[name].units}: its units {units!r} cannot be right"
+        )
+    if name in PLAUSIBLE_MEDIAN and inside.any():
+        median, (least, most) = float(np.median(kept[inside])), PLAUSIBLE_MEDIAN[name]
+        if not least <= median <= most:
+            raise UnusableFileError(
+                f"has a median {name} of {median:g} {VARIABLES[name].units}, outside {least:g} to {most:g}: "
+                f"its units {units!r} cannot be right"
+            )
+    return kept, wrong

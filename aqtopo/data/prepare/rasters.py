@@ -1,0 +1,166 @@
+"""Elevation and population on the target grid, from files that a user gives: NetCDF or GeoTIFF.
+
+Cells are averaged over the target's cells by their area; only the part of a file that the target needs is
+read. Shapes: a x b cells of the file, H x W target grid.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import netCDF4
+import numpy as np
+from numpy.typing import NDArray
+
+from aqtopo.data.prepare.regrid import Regridder
+from aqtopo.data.simulate.terrain import load_terrain, overlap
+from aqtopo.data.simulate.world import Grid
+
+ELEVATION_NAMES = ("elevation", "z", "height", "HGT", "topo", "altitude", "Band1")
+POPULATION_NAMES = ("population", "population_density", "pop", "Band1")
+_LATITUDES = ("lat", "latitude", "y", "lat2d", "XLAT")
+_LONGITUDES = ("lon", "longitude", "x", "lon2d", "XLONG")
+
+Values = NDArray[np.float64]
+
+
+class Raster(NamedTuple):
+    """Values (a, b), NaN where there are none, and the centres of their cells: (a,), (b,), or both (a, b)."""
+
+    values: Values
+    lat: Values
+    lon: Values
+
+
+def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
+    """(H, W) mean height [m], 0 over sea; without a file from the altitude map that pvlib ships.
+
+    Raises:
+        ValueError: the file cannot be read or does not cover the grid, or its heights are no metres.
+    """
+    if file is None:
+        return load_terrain(grid).elevation
+    height = _on_grid(file, grid, ELEVATION_NAMES, 0.0)
+    if not (height.min() >= -500.0 and 10.0 <= height.max() <= 9000.0):
+        raise ValueError(
+            f"{file} has heights from {height.min():g} to {height.max():g} on the grid: these are no metres. "
+            "Convert it to metres."
+        )
+    return height
+
+
+def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
+    """(H, W) inhabitants a square kilometre; 0 everywhere without a file.
+
+    Raises:
+        ValueError: the file cannot be read, does not cover the grid, or has negative densities.
+    """
+    if file is None:
+        return np.zeros(grid.shape, dtype=np.float32)
+    density = _on_grid(file, grid, POPULATION_NAMES, 0.0)
+    if density.min() < 0:
+        raise ValueError(f"{file} has negative densities of population. Mark missing cells as missing in it.")
+    return density
+
+
+def _on_grid(file: Path, grid: Grid, names: tuple[str, ...], missing: float) -> NDArray[np.float32]:
+    read = _read_tiff if file.suffix.lower() in (".tif", ".tiff") else _read_netcdf
+    raster = read(file, grid, names) if file.is_file() else None
+    if raster is None:
+        raise ValueError(f"There is no file {file}. Correct its path.")
+    if raster.lat.ndim == 2:
+        regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
+        filled: NDArray[np.float32] = np.where(np.isfinite(regridded), regridded, np.float32(missing))
+        return filled
+    lat_edges, lon_edges = _edges(raster.lat), _edges(raster.lon)
+    for axis, edges, (low, high) in (("latitude", lat_edges, grid.lat), ("longitude", lon_edges, grid.lon)):
+        slack = (edges[1] - edges[0]) / 2
+        if edges[0] > low + slack or edges[-1] < high - slack:
+            raise ValueError(
+                f"{file} reaches from {edges[0]:g} to {edges[-1]:g} degrees {axis} and the grid from {low:g} "
+                f"to {high:g}. Give a file that covers the grid."
+            )
+    by_row, by_column = overlap(grid.lat_edges, lat_edges), overlap(grid.lon_edges, lon_edges)
+    finite = np.isfinite(raster.values)
+    total = by_row @ np.where(finite, raster.values, 0.0) @ by_column.T
+    share = by_row @ finite.astype(np.float64) @ by_column.T
+    mean: Values = np.divide(total, share, out=np.full(grid.shape, missing), where=share > 0)
+    return mean.astype(np.float32)
+
+
+def _read_netcdf(file: Path, grid: Grid, names: tuple[str, ...]) -> Raster:
+    try:
+        dataset = netCDF4.Dataset(file)
+    except (OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{file} cannot be read as NetCDF ({error}). Give a NetCDF or GeoTIFF file."
+        ) from error
+    with dataset:
+        found, lat, lon = (_first_of(file, dataset, n) for n in (names, _LATITUDES, _LONGITUDES))
+        if lat.ndim == 2:
+            return Raster(_filled(found[...]).squeeze(), _filled(lat[...]), _filled(lon[...]))
+        if found.ndim != 2:
+            raise ValueError(f"{file} has {found.name} on the dimensions {found.dimensions}. Give one map.")
+        if found.dimensions != (lat.dimensions[0], lon.dimensions[0]):
+            raise ValueError(f"{file} has {found.name} on {found.dimensions}: order them lat, lon.")
+        rows, columns = (_part(_filled(axis[...]), span) for axis, span in ((lat, grid.lat), (lon, grid.lon)))
+        return _ascending(Raster(_filled(found[rows, columns]), _filled(lat[rows]), _filled(lon[columns])))
+
+
+def _first_of(file: Path, dataset: Any, names: tuple[str, ...]) -> Any:
+    for name in names:
+        if name in dataset.variables:
+            return dataset.variables[name]
+    raise ValueError(
+        f"{file} has none of the variables {', '.join(names)}, only "
+        f"{', '.join(dataset.variables)}. Rename one."
+    )
+
+
+def _filled(values: Any) -> Values:
+    filled: Values = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
+    return filled
+
+
+def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
+    import rasterio
+    from rasterio.errors import RasterioError
+    from rasterio.windows import Window
+
+    try:
+        with rasterio.open(file) as raster:
+            transform = raster.transform
+            if raster.crs is None or not raster.crs.is_geographic or transform.b or transform.d:
+                raise ValueError(
+                    f"{file} is not on a latitude-longitude grid (its reference system is {raster.crs}). "
+                    "Convert it with `gdalwarp -t_srs EPSG:4326`."
+                )
+            lon = transform.c + transform.a * (np.arange(raster.width) + 0.5)
+            lat = transform.f + transform.e * (np.arange(raster.height) + 0.5)
+            rows, columns = _part(lat, grid.lat), _part(lon, grid.lon)
+            window = Window.from_slices(rows, columns)
+            values = _filled(raster.read(1, window=window, masked=True))
+    except RasterioError as error:
+        raise ValueError(f"{file} cannot be read as GeoTIFF ({error}). Check that it is complete.") from error
+    return _ascending(Raster(values, lat[rows], lon[columns]))
+
+
+def _part(axis: Values, span: tuple[float, float]) -> slice:
+    """The cells of an axis that a span of the target needs, and one beside them on either side."""
+    inside = np.flatnonzero((axis >= span[0]) & (axis <= span[1]))
+    if not inside.size:
+        inside = np.array([np.abs(axis - np.mean(span)).argmin()])
+    return slice(max(int(inside[0]) - 1, 0), int(inside[-1]) + 2)
+
+
+def _ascending(raster: Raster) -> Raster:
+    down, left = raster.lat[0] > raster.lat[-1], raster.lon[0] > raster.lon[-1]
+    rows, columns = slice(None, None, -1 if down else 1), slice(None, None, -1 if left else 1)
+    return Raster(raster.values[rows, columns], raster.lat[rows], raster.lon[columns])
+
+
+def _edges(centres: Values) -> Values:
+    """Edges (a + 1,) of cells of equal size around ascending centres (a,)."""
+    if centres.size < 2:
+        raise ValueError("A raster of one row or column around the grid is too coarse: give a finer one.")
+    half = np.diff(centres) / 2
+    return np.concatenate([[centres[0] - half[0]], centres[:-1] + half, [centres[-1] + half[-1]]])

@@ -1,0 +1,106 @@
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from aqtopo.data.prepare import archives
+from aqtopo.data.prepare.archives import HourlyFile, Inventory, stamp_name, stamp_of
+from tests.data.prepare.raw import write_archive
+
+DAY = np.datetime64("2013-01-02T00", "h") + np.arange(24)
+
+
+def found(folder: Path) -> list[HourlyFile]:
+    return list(Inventory.of(folder).sources(DAY).read(DAY))
+
+
+def test_names_and_hours_belong_together() -> None:
+    assert stamp_of("folder/CN-Reanalysis2013010203.nc") == np.datetime64("2013-01-02T03")
+    assert stamp_name(np.datetime64("2013-01-02T03", "h")) == "CN-Reanalysis2013010203.nc"
+    for name in ("CN-Reanalysis20130102.nc", "CN-Reanalysis2013013203.nc", "CN-Reanalysis2013010203.nc.bak"):
+        assert stamp_of(name) is None
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tgz"])
+@pytest.mark.parametrize("name", ["CN-Reanalysis20130102", "everything"])
+def test_members_are_found_whatever_the_archive(tmp_path: Path, suffix: str, name: str) -> None:
+    members = {"d/CN-Reanalysis2013010203.nc": b"three", "d/CN-Reanalysis2013010300.nc": b"", "d/readme": b""}
+    write_archive(tmp_path / f"{name}.{suffix}", members)
+    (file,) = found(tmp_path)
+    assert (file.stamp, file.content) == (DAY[3], b"three")
+
+
+def test_an_archive_of_another_day_is_not_opened(tmp_path: Path) -> None:
+    (tmp_path / "CN-Reanalysis20130103.zip").write_bytes(b"not even an archive")
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_names_that_lead_elsewhere_write_nothing(tmp_path: Path, suffix: str) -> None:
+    source = tmp_path / "a" / "b"
+    source.mkdir(parents=True)
+    members = {"../../CN-Reanalysis2013010203.nc": b"x", "/CN-Reanalysis2013010204.nc": b"y"}
+    write_archive(source / f"CN-Reanalysis20130102.{suffix}", members)
+    before = sorted(tmp_path.rglob("*"))
+    assert [file.content for file in found(source)] == [b"x", b"y"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_links_are_passed_over(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "CN-Reanalysis20130102.tar", "w") as tar:
+        for kind, name in ((tarfile.SYMTYPE, "03"), (tarfile.LNKTYPE, "04"), (tarfile.FIFOTYPE, "05")):
+            member = tarfile.TarInfo(f"CN-Reanalysis20130102{name}.nc")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_a_member_too_large_for_an_hour_is_not_read(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10)
+    write_archive(tmp_path / f"CN-Reanalysis20130102.{suffix}", {"CN-Reanalysis2013010203.nc": bytes(11)})
+    (file,) = found(tmp_path)
+    assert file.content is None
+    assert "has 11 bytes, which no hourly file has" in file.problem
+
+
+def test_a_flipped_byte_in_a_zip_costs_one_hour(tmp_path: Path) -> None:
+    path = tmp_path / "CN-Reanalysis20130102.zip"
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("CN-Reanalysis2013010203.nc", b"three" * 100)
+        archive.writestr("CN-Reanalysis2013010204.nc", b"four" * 100)
+    damaged = bytearray(buffer.getvalue())
+    damaged[damaged.index(b"three") + 7] ^= 1
+    path.write_bytes(damaged)
+    three, four = found(tmp_path)
+    assert three.content is None
+    assert "CRC" in three.problem
+    assert four.content == b"four" * 100
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_an_archive_that_breaks_off_says_so(tmp_path: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    members = {f"CN-Reanalysis20130102{hour:02d}.nc": rng.bytes(5000) for hour in range(24)}
+    path = tmp_path / f"CN-Reanalysis20130102.{suffix}"
+    write_archive(path, members)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    *whole, last = found(tmp_path)
+    assert np.isnat(last.stamp)
+    assert "is damaged" in last.problem
+    assert all(file.content == members[stamp_name(file.stamp)] for file in whole)
+    assert len(whole) == (0 if suffix == "zip" else pytest.approx(11, abs=2))
+
+
+def test_a_folder_without_the_data_set_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("")
+    with pytest.raises(ValueError, match=r"holds neither .* nor archives"):
+        Inventory.of(tmp_path)
+    with pytest.raises(ValueError, match="There is no"):
+        Inventory.of(tmp_path / "nowhere")

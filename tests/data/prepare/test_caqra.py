@@ -1,0 +1,176 @@
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aqtopo.data import Store, open_store
+from aqtopo.data.prepare.caqra import prepare
+from aqtopo.data.simulate.world import Grid
+from aqtopo.variables import DYNAMIC_VARIABLES
+from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
+from tests.data.prepare.raw import Values, day_files, field, lambert_grid, write_archive
+
+Prepared = tuple[Store, dict[str, Any]]
+
+
+def expected(store: Store, hour_utc: int) -> np.ndarray:
+    """What the fields are on the store's grid: linear in latitude and longitude, hence regridded exactly."""
+    lat, lon = store.static["lat2d"].astype(float), store.static["lon2d"].astype(float)
+    factors = {"co": 1e3}
+    return np.stack([field(name, lat, lon, hour_utc) * factors.get(name, 1.0) for name in DYNAMIC_VARIABLES])
+
+
+@pytest.fixture(scope="module")
+def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
+    made = make_recipe(raw, tmp_path_factory.mktemp("prepared") / "caqra.zarr")
+    quality = prepare(made)
+    assert json.loads(made.report.read_text()) == quality
+    assert not made.parts.exists()
+    return open_store(made.out), quality
+
+
+def test_hours_are_stored_under_their_time_and_units(prepared: Prepared) -> None:
+    store, _ = prepared
+    for day, hour in ((DAYS[0], 0), (DAYS[0], 7), (DAYS[1], 23), (DAYS[3], 12)):
+        index = int(store.locate(np.array(f"{day}T{hour:02d}", "datetime64[h]")))
+        np.testing.assert_allclose(store.read(index), expected(store, hour), rtol=1e-5)
+    assert "CAQRA" in store.source
+    assert not store.simulated
+    assert store.statistics_years == (2013,)
+    assert store.static["elevation"].max() > 1000
+
+
+def test_what_is_wrong_with_the_files_is_in_the_report(prepared: Prepared) -> None:
+    store, quality = prepared
+    hours = quality["hours"]
+    # Missing on the first day: no file (05), cut short (06), no value at all (10).
+    assert hours["expected"] == 8760
+    assert hours["present"] == store.times.size == 8760 - hours["missing"]
+    assert hours["duplicated"] == 1
+    assert quality["duplicated_hours"] == ["2013-01-04T12"]
+    assert sorted(quality["unusable"]) == ["2013-01-01T06", "2013-01-01T10"]
+    assert "CN-Reanalysis2013010106.nc" in quality["unusable"]["2013-01-01T06"]
+    assert "has no value at all" in quality["unusable"]["2013-01-01T10"]
+    assert {"first": "2013-01-01T05", "last": "2013-01-01T06", "hours": 2} in quality["missing_hours"]
+    (damaged,) = quality["damaged_archives"]
+    assert "CN-Reanalysis20130103.tar.gz is damaged" in damaged
+    third = np.sum(store.times.astype("datetime64[D]") == np.datetime64(DAYS[2]))
+    assert 5 <= third < 24
+    assert hours["present"] == 21 + 24 + third + 24
+    assert quality["converted_hours"] == {"co: mg/m3": hours["present"] - 1}
+    # The block of -9999 has 80 source cells; the one of fill values says itself that it has no values.
+    assert quality["out_of_range"] == dict.fromkeys(DYNAMIC_VARIABLES, 80)
+    assert quality["time_zone"]["agrees"] is True
+    assert quality["cells_outside_source"] == 0
+
+
+def test_blocks_without_values_are_missing_cells_and_the_rest_is_untouched(prepared: Prepared) -> None:
+    store, quality = prepared
+    for hour in (8, 9):
+        read = store.read(int(store.locate(np.array(f"{DAYS[0]}T{hour:02d}", "datetime64[h]"))))
+        lost = np.isnan(read)
+        assert 0 < lost.sum() < lost.size / 2
+        np.testing.assert_allclose(read[~lost], expected(store, hour)[~lost], rtol=0.02)
+    share = 2 * lost.sum() / (store.times.size * lost.size)
+    assert quality["missing_share"] == {"2013-01": dict.fromkeys(DYNAMIC_VARIABLES, pytest.approx(share))}
+
+
+def test_hours_named_in_beijing_time_are_moved_to_utc(
+    recipe: MakeRecipe, tmp_path: Path, source_grid: tuple[Values, Values]
+) -> None:
+    folder = tmp_path / "beijing"
+    folder.mkdir()
+    for day in ("2013-01-05", "2013-01-06"):
+        name = f"CN-Reanalysis{day.replace('-', '')}.tar"
+        write_archive(folder / name, day_files(*source_grid, day, zone_ahead=8))
+    quality = prepare(recipe(source=folder, time_zone="Beijing"))
+    store = open_store(tmp_path / "caqra.zarr")
+    assert [str(store.times[0]), str(store.times[-1])] == ["2013-01-04T16", "2013-01-06T15"]
+    np.testing.assert_allclose(store.read(3), expected(store, 19), rtol=1e-5)
+    assert quality["time_zone"]["agrees"] is True
+
+
+def test_a_wrong_time_zone_shows_in_the_daily_cycle(
+    recipe: MakeRecipe, tmp_path: Path, source_grid: tuple[Values, Values]
+) -> None:
+    folder = tmp_path / "beijing"
+    folder.mkdir()
+    write_archive(folder / "CN-Reanalysis20130105.tar", day_files(*source_grid, "2013-01-05", zone_ahead=8))
+    zone = prepare(recipe(source=folder, time_zone="UTC"))["time_zone"]
+    assert zone["agrees"] is False
+    assert (zone["warmest_hour"] - zone["expected"]) % 24 == pytest.approx(8.0, abs=0.2)
+
+
+def test_days_of_another_recipe_are_not_taken(recipe: MakeRecipe) -> None:
+    made = recipe()
+    made.parts.mkdir()
+    (made.parts / "recipe.json").write_text(json.dumps(made.of_a_day | {"time_zone": "Beijing"}))
+    with pytest.raises(ValueError, match=r"holds days made with another time_zone.*remove the folder"):
+        prepare(made)
+
+
+def test_what_cannot_be_prepared_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"There is no .*nowhere"):
+        prepare(recipe(source=tmp_path / "nowhere", out=tmp_path / "a.zarr"))
+    with pytest.raises(ValueError, match=r"hourly file of 2014: there is none.*--time-zone"):
+        prepare(recipe(years=(2014,), train_years=(2014,), out=tmp_path / "b.zarr"))
+    (tmp_path / "c.zarr").mkdir()
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        prepare(recipe(out=tmp_path / "c.zarr"))
+    with pytest.raises(ValueError, match="training years 2012 are not all among the years 2013"):
+        recipe(train_years=(2012,))
+    useless = tmp_path / "useless"
+    useless.mkdir()
+    for hour in range(24):
+        (useless / f"CN-Reanalysis20130101{hour:02d}.nc").write_text("no")
+    with pytest.raises(ValueError, match=r"none of 24 can be used.*is no NetCDF file"):
+        prepare(recipe(source=useless, out=tmp_path / "d.zarr"))
+
+
+def test_a_store_that_a_killed_command_completed_is_not_made_again(recipe: MakeRecipe) -> None:
+    made = recipe()
+
+    def die(what: str, done: int, total: int) -> None:
+        if what == "days of statistics":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(made, die)
+    before = (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns
+    with pytest.raises(ValueError, match=r"is there already, made for the years 2013\. Give the same"):
+        prepare(recipe(years=(2013, 2014)))
+    assert prepare(made)["statistics"]["years"] == [2013]
+    assert (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns == before
+
+
+def test_two_commands_do_not_prepare_the_same_store(recipe: MakeRecipe) -> None:
+    import fcntl
+
+    made = recipe()
+    made.parts.mkdir()
+    with (made.parts / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match="Another process is preparing"):
+            prepare(made)
+
+
+@pytest.mark.slow
+def test_a_day_on_the_true_grid(recipe: MakeRecipe, tmp_path: Path) -> None:
+    lat, lon = lambert_grid(339, 432, 15e3)
+    folder = tmp_path / "true"
+    folder.mkdir()
+    write_archive(folder / "CN-Reanalysis20130101.tar", day_files(lat, lon, "2013-01-01"))
+    full = Grid((128, 256), (17.0, 49.0), (72.0, 136.0))
+    quality = prepare(recipe(source=folder, grid=full, workers=os.cpu_count()))
+    store = open_store(tmp_path / "caqra.zarr")
+    assert store.times.size == 24
+    inside = np.isfinite(store.read(5)[0])
+    assert 0.98 < inside.mean() < 1.0
+    assert quality["cells_outside_source"] == int((~inside).sum())
+    np.testing.assert_array_equal(inside, store.static["mask"] > 0)
+    edge = np.abs(store.read(5) / expected(store, 5) - 1)[:, inside]
+    assert edge.max() < 1e-3
+    assert np.median(edge) < 1e-6

@@ -1,0 +1,99 @@
+import netCDF4
+import numpy as np
+import pytest
+
+from aqtopo.data.prepare.hourly import SourceGrid, UnusableFileError, eastward, read_grid, read_hour
+from aqtopo.variables import DYNAMIC_VARIABLES
+from tests.data.prepare.raw import Values, field, hourly_file
+
+CO, TEMP = DYNAMIC_VARIABLES.index("co"), DYNAMIC_VARIABLES.index("temp")
+BLOCK = (slice(2, 4), slice(3, 6))
+
+
+@pytest.fixture(scope="module")
+def grid(source_grid: tuple[Values, Values]) -> SourceGrid:
+    return read_grid(hourly_file(*source_grid, 0))
+
+
+def test_fields_come_in_the_stores_order_and_units(grid: SourceGrid) -> None:
+    hour = read_hour(hourly_file(grid.lat, grid.lon, 5), grid)
+    for place, name in enumerate(DYNAMIC_VARIABLES):
+        expected = field(name, grid.lat, grid.lon, 5) * (1e3 if name == "co" else 1.0)
+        np.testing.assert_allclose(hour.fields[place], expected, rtol=1e-6)
+    assert hour.converted == {"co": "mg/m3"}
+    assert not any(hour.out_of_range.values())
+
+
+@pytest.mark.parametrize("units", ["mg/m3", "mg m-3", "mg m^-3", "mg m**-3", " mg/m^3 "])
+def test_units_are_known_in_all_spellings(grid: SourceGrid, units: str) -> None:
+    hour = read_hour(hourly_file(grid.lat, grid.lon, 5, units={"co": units}), grid)
+    assert 700 < hour.fields[CO].mean() < 900
+
+
+def test_co_already_in_micrograms_is_left_alone(grid: SourceGrid) -> None:
+    hour = read_hour(hourly_file(grid.lat, grid.lon, 5, units={"co": "ug/m3"}), grid)
+    assert 700 < hour.fields[CO].mean() < 900
+    assert hour.converted == {}
+
+
+@pytest.mark.parametrize("sentinel", [None, -9999.0, 9.9e36, np.nan])
+def test_missing_and_impossible_values_become_nan(grid: SourceGrid, sentinel: float | None) -> None:
+    hour = read_hour(hourly_file(grid.lat, grid.lon, 5, blank=BLOCK, sentinel=sentinel), grid)
+    assert np.isnan(hour.fields[:, 2:4, 3:6]).all()
+    assert np.isfinite(hour.fields).sum() == hour.fields.size - 11 * 6
+    impossible = 6 if sentinel in (-9999.0, 9.9e36) else 0
+    assert hour.out_of_range["temp"] == impossible
+
+
+UNUSABLE: dict[str, tuple[dict[str, object], str]] = {
+    "units unknown": ({"units": {"no2": "ppb"}}, "gives no2 in 'ppb', which is not known"),
+    "no units": ({"units": {"no2": ""}}, "gives no2 in ''"),
+    "wrong dimension": ({"units": {"u": "K"}}, "gives u in 'K'"),
+    "co says micrograms": ({"units": {"co": "ug m-3 "}}, "a median co of 0.795"),
+    "pressure says hPa": ({"units": {"psfc": "hPa"}}, "768 of 768 values of psfc outside"),
+    "no value": ({"blank": (slice(None), slice(None))}, "has no value at all"),
+}
+
+
+@pytest.mark.parametrize("fault", UNUSABLE)
+def test_a_file_that_cannot_be_used_says_why(grid: SourceGrid, fault: str) -> None:
+    changes, message = UNUSABLE[fault]
+    content = hourly_file(grid.lat, grid.lon, 5, **changes)  # type: ignore[arg-type]
+    with pytest.raises(UnusableFileError, match=message):
+        read_hour(content, grid)
+
+
+@pytest.mark.parametrize("format", ["NETCDF4", "NETCDF3_64BIT_OFFSET"])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
+def test_a_file_cut_short_is_noticed(grid: SourceGrid, format: str, share: float) -> None:
+    content = hourly_file(grid.lat, grid.lon, 5, format=format)
+    read_hour(content, grid)
+    with pytest.raises(UnusableFileError):
+        read_hour(content[: int(share * len(content))], grid)
+
+
+def test_a_file_on_another_grid_is_refused(grid: SourceGrid) -> None:
+    with pytest.raises(UnusableFileError, match="lies on another grid"):
+        read_hour(hourly_file(grid.lat + 0.1, grid.lon, 5), grid)
+
+
+def test_a_file_without_a_variable_is_refused(grid: SourceGrid) -> None:
+    file = netCDF4.Dataset("x.nc", "w", memory=1000)
+    file.createDimension("x", 3)
+    content = bytes(file.close())
+    with pytest.raises(UnusableFileError, match="lacks the variable lat2d"):
+        read_grid(content)
+
+
+def test_a_wind_along_the_grids_rows_is_turned_to_true_directions(grid: SourceGrid) -> None:
+    fields = np.zeros((11, *grid.lat.shape), np.float32)
+    fields[0] = 5.0
+    turned = eastward(fields, grid.angle)
+    np.testing.assert_allclose(np.hypot(turned[0], turned[1]), 5.0, rtol=1e-6)
+    # A straight row of a Lambert grid leaves its parallel to the south, on either side of the centre.
+    assert turned[1, 12, -1] < -0.5
+    assert turned[1, 12, 0] > 0.5
+    along = np.degrees(np.arctan2(turned[1, 12, -2], turned[0, 12, -2]))
+    lat, lon = grid.lat[12, -3:], grid.lon[12, -3:]
+    way = np.degrees(np.arctan2(lat[2] - lat[0], (lon[2] - lon[0]) * np.cos(np.radians(lat[1]))))
+    assert along == pytest.approx(way, abs=0.01)

@@ -1,0 +1,93 @@
+from pathlib import Path
+
+import netCDF4
+import numpy as np
+import pytest
+import rasterio
+from rasterio.transform import from_origin
+
+from aqtopo.data.prepare.rasters import elevation, population
+from aqtopo.data.simulate.world import Grid
+
+GRID = Grid((4, 8), (30.0, 34.0), (100.0, 108.0))
+
+
+def heights(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
+    return (1000.0 + 50.0 * (lat[:, None] - 32.0) + 20.0 * (lon - 104.0)).astype(np.float32)
+
+
+def write_netcdf(path: Path, name: str = "elevation", north_first: bool = False, scale: float = 1.0) -> Path:
+    lat, lon = np.arange(29.05, 35.0, 0.1), np.arange(99.05, 109.0, 0.1)
+    lat = lat[::-1] if north_first else lat
+    with netCDF4.Dataset(path, "w") as file:
+        file.createDimension("lat", lat.size)
+        file.createDimension("lon", lon.size)
+        file.createVariable("lat", "f8", ("lat",))[:] = lat
+        file.createVariable("lon", "f8", ("lon",))[:] = lon
+        file.createVariable(name, "f4", ("lat", "lon"))[:] = heights(lat, lon) * scale
+    return path
+
+
+def write_tiff(path: Path, crs: str = "EPSG:4326") -> Path:
+    lat, lon = np.arange(34.95, 29.0, -0.1), np.arange(99.05, 109.0, 0.1)
+    values = heights(lat, lon)
+    values[:3] = -32768
+    with rasterio.open(
+        path, "w", driver="GTiff", width=lon.size, height=lat.size, count=1, dtype="float32", crs=crs,
+        transform=from_origin(99.0, 35.0, 0.1, 0.1), nodata=-32768,
+    ) as file:  # fmt: skip
+        file.write(values, 1)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["north last", "north first", "tiff"])
+def test_cells_are_means_over_the_files_cells(tmp_path: Path, kind: str) -> None:
+    file = (
+        write_tiff(tmp_path / "z.tif")
+        if kind == "tiff"
+        else write_netcdf(tmp_path / "z.nc", north_first=kind == "north first")
+    )
+    expected = heights(GRID.lat_centres, GRID.lon_centres)
+    np.testing.assert_allclose(elevation(file, GRID), expected, rtol=1e-5)
+
+
+def test_without_a_file_it_is_the_altitude_map() -> None:
+    assert elevation(None, GRID).max() > 2500
+    assert population(None, GRID).sum() == 0
+
+
+def test_population_is_read_likewise(tmp_path: Path) -> None:
+    file = write_netcdf(tmp_path / "p.nc", "population_density")
+    assert population(file, GRID).mean() == pytest.approx(1000, rel=0.01)
+
+
+def test_a_file_with_positions_in_two_dimensions_is_regridded(tmp_path: Path) -> None:
+    lat, lon = np.arange(29.05, 35.0, 0.1), np.arange(99.05, 109.0, 0.1)
+    with netCDF4.Dataset(tmp_path / "wrf.nc", "w") as file:
+        file.createDimension("y", lat.size)
+        file.createDimension("x", lon.size)
+        file.createVariable("XLAT", "f8", ("y", "x"))[:] = np.broadcast_to(lat[:, None], (lat.size, lon.size))
+        file.createVariable("XLONG", "f8", ("y", "x"))[:] = np.broadcast_to(lon, (lat.size, lon.size))
+        file.createVariable("HGT", "f4", ("y", "x"))[:] = heights(lat, lon)
+    expected = heights(GRID.lat_centres, GRID.lon_centres)
+    np.testing.assert_allclose(elevation(tmp_path / "wrf.nc", GRID), expected, rtol=1e-5)
+
+
+def test_unusable_files_are_refused(tmp_path: Path) -> None:
+    kilometres = write_netcdf(tmp_path / "km.nc", scale=1e-3)
+    with pytest.raises(ValueError, match=r"heights from 0\.\d+ to 1\.\d+ on the grid: these are no metres"):
+        elevation(kilometres, GRID)
+    with pytest.raises(ValueError, match=r"reaches from 29 to 34\.1 degrees latitude and the grid from 25"):
+        elevation(write_netcdf(tmp_path / "z.nc"), Grid((4, 8), (25.0, 34.0), (100.0, 108.0)))
+    with pytest.raises(ValueError, match="has none of the variables elevation"):
+        elevation(write_netcdf(tmp_path / "other.nc", "other"), GRID)
+    with pytest.raises(ValueError, match=r"not on a latitude-longitude grid .*gdalwarp"):
+        elevation(write_tiff(tmp_path / "utm.tif", "EPSG:32648"), GRID)
+    with pytest.raises(ValueError, match="There is no file"):
+        elevation(tmp_path / "nowhere.nc", GRID)
+    (tmp_path / "broken.nc").write_text("no")
+    with pytest.raises(ValueError, match="cannot be read as NetCDF"):
+        population(tmp_path / "broken.nc", GRID)
+    (tmp_path / "broken.tif").write_text("no")
+    with pytest.raises(ValueError, match="cannot be read as GeoTIFF"):
+        population(tmp_path / "broken.tif", GRID)
