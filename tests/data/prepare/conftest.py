@@ -67,4 +67,5 @@ MakeRecipe = Callable[..., Recipe]
 @pytest.fixture
 def recipe(raw: Path, tmp_path: Path) -> MakeRecipe:
     """`make_recipe` for a store in the test's own folder."""
-    return lambda **changes: make_recipe(raw, tmp_path / "caqra.zarr", **changes)
+    out = tmp_path / "caqra.zarr"
+    return lambda **changes: make_recipe(**{"raw": raw, "out": out} | changes)
