@@ -14,6 +14,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -118,8 +120,9 @@ def machine() -> dict[str, Any]:
     facts: dict[str, Any] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
+        "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
+        **{name: version(name) for name in ("triton", "deepspeed") if find_spec(name)},
         "python": platform.python_version(),
         "backend": str(backend_for(device())),
     }

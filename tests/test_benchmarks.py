@@ -2,12 +2,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.measure import MIB, Timings, paired, peak_bytes
 from benchmarks.table import NAMES, README, section
+
+CACHE = Path(__file__).parents[1] / ".cache" / "triton"
 
 
 def test_a_ratio_is_that_of_paired_rounds_and_not_of_medians() -> None:
@@ -47,7 +50,7 @@ def test_every_benchmark_has_a_section_in_the_readme() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_runs_and_prints_json_alone(name: str) -> None:
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]
-    environment = os.environ | {"DS_ACCELERATOR": "cpu"}
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "TRITON_CACHE_DIR": str(CACHE)}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)

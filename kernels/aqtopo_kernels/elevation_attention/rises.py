@@ -12,8 +12,8 @@ Shapes: B batch, G heads, R rows of a band, C keys, W keys of a bin, S bins, X =
 import torch
 from torch import Tensor
 
-BIN = 128
-"""Neighbours of a bin in a band."""
+BIN = 256
+"""Neighbours of a bin in a band: fewer need more columns, more a larger sum in full."""
 
 _BINS_ABOVE = 4
 """Bins of the keys above a band: short sums round less."""
