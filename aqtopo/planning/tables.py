@@ -44,7 +44,7 @@ def _course(plan: Plan) -> Table:
     table = Table(title="Samples and steps", show_header=False)
     table.add_row("hours", hours)
     for split, samples in calendar.tables.items():
-        table.add_row(f"{split} samples", f"{len(samples):,} of {len(samples.times):,} times")
+        table.add_row(f"{split} samples", f"{len(samples):,} from {len(samples.times):,} times")
     table.add_section()
     table.add_row(
         "effective batch",
