@@ -1,4 +1,4 @@
-"""`aqtopo data`: look into a data store and keep its statistics."""
+"""`aqtopo data`: look into a data store, check it, and keep its statistics."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from aqtopo.cli.years import YearsCommand
 
-app = typer.Typer(no_args_is_help=True, help="Look into a data store and keep its statistics.")
+app = typer.Typer(no_args_is_help=True, help="Look into a data store, check it, and keep its statistics.")
 
 StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
 
@@ -44,6 +44,32 @@ def statistics(
         f"Statistics over {', '.join(map(str, written.years))}, kept in {store}",
         {name: (written.mean[name], written.std[name]) for name in written.mean},
     )
+
+
+@app.command()
+def check(
+    store: StorePath,
+    strict: Annotated[bool, typer.Option("--strict", help="Notes count as faults.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+) -> None:
+    """Look at every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
+
+    Exits with 1 if there is a fault. Gaps and a few missing values are notes: real data have them, and
+    samples that need a missing hour are left out.
+    """
+    from aqtopo.cli.progress import Progress
+    from aqtopo.data.inspection import inspect_store, summary
+
+    found = inspect_store(store, Progress())
+    result = summary(found)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        for finding in found:
+            typer.echo(f"{finding.severity}  {finding.subject}: {finding.text}")
+        typer.echo(f"{store}: {result['faults']} fault(s), {result['notes']} note(s)")
+    if result["faults"] or (strict and found):
+        raise typer.Exit(1)
 
 
 def _print_summary(summary: dict[str, Any]) -> None:

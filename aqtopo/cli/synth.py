@@ -35,7 +35,7 @@ def synth(
     from aqtopo.data.simulate.simulator import simulate
     from aqtopo.data.simulate.world import World, parse_grid
     from aqtopo.data.statistics import write_statistics
-    from aqtopo.data.store import write_store
+    from aqtopo.data.write import write_store
 
     world = World(years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon)
     train_years = train_years or years[:1]

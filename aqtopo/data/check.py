@@ -1,9 +1,17 @@
-"""Whether a store fits a run; what is wrong with a store as such is found by `open_store`."""
+"""Whether a store fits a run, and whether its terrain and statistics can be true.
+
+What is wrong with a store as such is found by `open_store`; what is wrong with its hours, by
+`aqtopo.data.inspection`.
+"""
+
+import math
+from collections.abc import Iterator
 
 from aqtopo.config import RunConfig
-from aqtopo.data.schema import refuse
+from aqtopo.data.schema import LEAST_HIGHEST_METRES, PLAUSIBLE_LEVEL, refuse
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
+from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
 
 def check_store(store: Store, config: RunConfig) -> Normalization:
@@ -31,4 +39,38 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
             "has a mask without a single cell of value 1, so nothing would be learnt or scored",
             "Write the store again with a mask that is 1 where the loss and the scores count.",
         )
+    for fault, remedy in unphysical(store):
+        refuse(store.path, fault, remedy)
     return normalization_for(config, store)
+
+
+def unphysical(store: Store) -> Iterator[tuple[str, str]]:
+    """What no terrain and no mean over years can be, with its remedy: most often a wrong unit.
+
+    Reads nothing but what is in memory.
+    """
+    for name in STATIC_VARIABLES:
+        values, (low, high) = store.static[name], VARIABLES[name].valid_range
+        if values.min() < low or values.max() > high:
+            yield (
+                f"has values of {name} from {values.min():g} to {values.max():g}, outside {low:g} to "
+                f"{high:g} {VARIABLES[name].units}",
+                f"Write it anew with {name} in {VARIABLES[name].units}.",
+            )
+    highest = float(store.static["elevation"].max())
+    if 0 < highest < LEAST_HIGHEST_METRES:
+        yield (
+            f"has no point higher than {highest:g} m: its elevation is probably in kilometres",
+            "Write it anew with elevation in metres; the barrier of the attention is per kilometre of it.",
+        )
+    for name, axis in (("lat2d", store.lat[:, None]), ("lon2d", store.lon)):
+        if abs(store.static[name] - axis).max() > 1e-3:
+            yield (f"has {name} that differs from its axis", "Write it anew with the positions of its cells.")
+    for name, mean in store.mean.items():
+        if name in store.channels and math.isfinite(mean):
+            low, high = PLAUSIBLE_LEVEL.get(name, VARIABLES[name].valid_range)
+            if not low <= mean <= high:
+                yield (
+                    f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {VARIABLES[name].units}",
+                    f"Write it anew with {name} in {VARIABLES[name].units}.",
+                )

@@ -30,6 +30,13 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
+PLAUSIBLE_LEVEL = {"co": (20.0, 2e4)}
+"""Range of the mean or median over a large area, in the store's units, where only the size tells them from
+other units: background carbon monoxide is 100 ug m-3, and 0.1 mg m-3."""
+
+LEAST_HIGHEST_METRES = 10.0
+"""A domain that is not flat has a higher point than this; Earth's highest is 8.8 in kilometres."""
+
 Hours = NDArray[np.datetime64]
 """Times with the resolution of an hour, UTC (`datetime64[h]`)."""
 

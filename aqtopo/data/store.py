@@ -1,29 +1,20 @@
-"""The data store: one zarr v3 group, written with xarray and read in training with zarr directly.
+"""The data store: one zarr v3 group, written with xarray and read shard by shard in training.
 
-The layout is described in `aqtopo.data.schema`. Three choices of storage:
-
-* Zstandard level 3 with its content checksum: a flipped byte becomes an error instead of a plausible number.
-  Empty (all-NaN) hours are written too, so that a chunk that is not there can only be a lost one.
-* No consolidated metadata: the zarr v3 specification does not define it yet, and a store has seven arrays.
-* xarray with one array a variable takes 78 ms to read a training sample, one stacked array through zarr
-  3.6 ms (13 variables, 128 x 256, warm cache); hence `fields` is stacked and `read` asks zarr for one chunk.
+The layout is described in `aqtopo.data.schema`; `aqtopo.data.write` writes it.
 """
 
 import functools
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import ZstdCodec
 
 from aqtopo.data.schema import (
     EXPECTED_CHANNELS,
@@ -36,17 +27,16 @@ from aqtopo.data.schema import (
     check_names,
     check_static,
     check_units,
-    coordinate_attributes,
-    describe_channels,
     refuse,
     whole_hours,
 )
-
-READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
-"""What zarr and its codecs raise on damaged data (a shard cut short, a wrong checksum, broken JSON)."""
-
-_TIME_CHUNK = 2**16
-"""Hours in one chunk of the time axis: 7 years, so that opening a store reads one or two small files."""
+from aqtopo.data.shards import (
+    READ_ERRORS,
+    DamagedShardError,
+    FieldReader,
+    field_reader,
+    shard_path,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +78,8 @@ class Store:
         return {name: value for name, value in self.__dict__.items() if name != "_fields"}
 
     @functools.cached_property
-    def _fields(self) -> zarr.Array[Any]:
-        array = zarr.open_group(self.path, mode="r")["fields"]
-        assert isinstance(array, zarr.Array)
-        return array
+    def _fields(self) -> FieldReader:
+        return field_reader(self.path)
 
     @property
     def simulated(self) -> bool:
@@ -139,149 +127,14 @@ class Store:
         assert 0 <= first < last <= self.times.size
         assert first // HOURS_PER_SHARD == (last - 1) // HOURS_PER_SHARD
         try:
-            values = np.asarray(self._fields[first:last], dtype=np.float32)
-        except READ_ERRORS as error:
-            self._refuse_shard(first, f"cannot be read ({type(error).__name__}: {error})")
-        # zarr gives the fill value for a file that is not there. Empty hours are stored, so it is a lost one.
-        if np.isnan(values.flat[0]) and not self._shard(first).exists():
-            self._refuse_shard(first, "is gone")
-        return values
-
-    def _shard(self, time_index: int) -> Path:
-        return Path(self.path, "fields", "c", str(time_index // HOURS_PER_SHARD), "0", "0", "0")
-
-    def _refuse_shard(self, time_index: int, what: str) -> NoReturn:
-        shard = self._shard(time_index).relative_to(self.path)
-        refuse(
-            self.path,
-            f"lost the fields of {self.times[time_index]}: the shard {shard} {what}",
-            "Copy the shard or the store again from its source, or write it anew.",
-        )
-
-
-def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
-    """Write a new store from one dataset, or from several that follow each other in time.
-
-    Each block has `fields (time, channel, lat, lon)`; the first also `static (static_channel, lat, lon)` and,
-    among its attributes, `source`. All but the last hold a multiple of 24 h: no shard is written twice.
-    The store is written aside, as `<path>.partial`, and takes its name when it is complete.
-
-    Raises:
-        ValueError: `path` exists already or cannot be written, or a block does not fit `aqtopo.data.schema`.
-    """
-    final = Path(path)
-    partial = final.with_name(final.name + ".partial")
-    if final.exists():
-        raise ValueError(f"{final} exists already and is not overwritten. Remove it or choose another name.")
-    if partial.exists():
-        raise ValueError(
-            f"{partial} is there: another process is writing {final}, or one was killed while it did. "
-            "Remove it when nobody is writing."
-        )
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        partial.mkdir()
-    except OSError as error:
-        raise ValueError(
-            f"{final} cannot be written ({error}). Choose a place where you may write."
-        ) from error
-    try:
-        _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final)
-        partial.rename(final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> None:
-    channels: tuple[str, ...] = ()
-    attributes: dict[str, Any] = {}
-    last_time: Hours | None = None
-    hours = 0
-    for block in blocks:
-        if hours % HOURS_PER_SHARD:
-            raise ValueError(
-                f"A block of {name} ends after {hours} h and another follows. All blocks but the last must "
-                f"hold a multiple of {HOURS_PER_SHARD} h."
+            return self._fields.read(first, last)
+        except DamagedShardError as error:
+            shard = shard_path(self.path, first).relative_to(self.path)
+            refuse(
+                self.path,
+                f"lost the fields of {self.times[first]}: the shard {shard} {error}",
+                "Copy the shard or the store again from its source, or write it anew.",
             )
-        fields = _checked_fields(block, name)
-        joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
-        whole_hours(name, joined)
-        if last_time is None:
-            channels = tuple(fields["channel"].values.tolist())
-            attributes = _create(block, fields, partial, name)
-        else:
-            if tuple(fields["channel"].values.tolist()) != channels:
-                raise ValueError(f"A block of {name} has its channels in another order than the first block.")
-            # Appending replaces the group's attributes by those of the block.
-            more = (
-                fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
-            )
-            more.to_zarr(
-                partial, zarr_format=3, consolidated=False, append_dim="time", write_empty_chunks=True
-            )
-        last_time, hours = fields["time"].values[-1:], hours + fields.sizes["time"]
-    if last_time is None:
-        raise ValueError(f"There is nothing to write to {name}: no block was given.")
-
-
-def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
-    if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
-        refuse(name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array.")
-    fields = block["fields"]
-    for coordinate in FIELDS_DIMS:
-        if coordinate not in fields.coords:
-            refuse(name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset.")
-    check_names(name, "fields", fields["channel"].values.tolist(), EXPECTED_CHANNELS["fields"])
-    check_units(name, fields.attrs.get("channel_units", {}))
-    plain = fields.astype(np.float32).assign_attrs(describe_channels(fields["channel"].values.tolist()))
-    return plain.reset_coords(drop=True).assign_coords(time=plain["time"].astype("datetime64[ns]"))
-
-
-def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
-    """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
-    if not isinstance(block.attrs.get("source"), str):
-        refuse(name, "was given no attribute `source`", "Say in one string where the data come from.")
-    if "static" not in block or block["static"].dims != STATIC_DIMS:
-        refuse(
-            name, f"was given a first block without `static {STATIC_DIMS}`", "Give the dataset that array."
-        )
-    static = block["static"].astype(np.float32)
-    names = static["static_channel"].values.tolist()
-    check_names(name, "static", names, EXPECTED_CHANNELS["static"])
-    check_units(name, static.attrs.get("channel_units", {}))
-    check_static(name, {channel: static.sel(static_channel=channel).values for channel in names})
-    for axis in ("lat", "lon"):
-        check_axis(name, axis, fields[axis].values)
-
-    dataset = xr.Dataset(
-        {"fields": fields, "static": static.reset_coords(drop=True).assign_attrs(describe_channels(names))},
-        attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},
-    )
-    for coordinate, attributes in coordinate_attributes().items():
-        dataset[coordinate].attrs = attributes
-    # zarr v3 specifies strings of variable length only; numpy's fixed-length ones would be an extension.
-    dataset = dataset.assign_coords(
-        channel=dataset["channel"].astype(object), static_channel=dataset["static_channel"].astype(object)
-    )
-    dataset.to_zarr(
-        partial,
-        mode="w-",
-        zarr_format=3,
-        consolidated=False,
-        write_empty_chunks=True,
-        encoding=_encoding(fields, static),
-    )
-    return {str(key): value for key, value in dataset.attrs.items()}
-
-
-def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str, Any]]:
-    compressors = [ZstdCodec(level=3, checksum=True)]
-    hour = fields.shape[1:]
-    return {
-        "fields": {"chunks": (1, *hour), "shards": (HOURS_PER_SHARD, *hour), "compressors": compressors},
-        "static": {"chunks": static.shape, "compressors": compressors},
-        "time": {"chunks": (_TIME_CHUNK,), "units": "hours since 1970-01-01", "dtype": "int64"},
-    }
 
 
 def open_store(path: str | Path) -> Store:
@@ -292,7 +145,8 @@ def open_store(path: str | Path) -> Store:
     """
     if not Path(path).exists():
         raise ValueError(
-            f"There is no data store at {path}. Correct `data.store`, or make one with `aqtopo synth {path}`."
+            f"There is no data store at {path}. Correct `data.store`, or make one, "
+            f"for example with `aqtopo synth {path} --years 2016 2017 2018 --grid 32x64`."
         )
     dataset = _open_dataset(Path(path))
     _check_layout(path, dataset)

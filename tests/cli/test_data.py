@@ -59,3 +59,16 @@ def test_statistics_over_an_absent_year_are_refused(store: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "has no hours in 2030" in str(result.exception)
     assert open_store(store).statistics_years == (2016,)
+
+
+def test_check_ends_with_1_and_a_list_where_something_is_wrong(tiny_store: Path, store: Path) -> None:
+    good = runner.invoke(app, ["data", "check", str(tiny_store)])
+    assert good.exit_code == 0
+    assert "0 fault(s), 2 note(s)" in good.stdout
+    assert runner.invoke(app, ["data", "check", "--strict", str(tiny_store)]).exit_code == 1
+    (store / "fields" / "c" / "7" / "0" / "0" / "0").unlink()
+    bad = runner.invoke(app, ["data", "check", str(store), "--json"])
+    assert bad.exit_code == 1
+    result = json.loads(bad.stdout)
+    assert result["faults"] >= 1
+    assert any("fields/c/7/0/0/0" in finding["text"] for finding in result["findings"])

@@ -2,6 +2,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aqtopo.config import RunConfig
@@ -30,3 +31,28 @@ def test_a_channel_that_the_store_lacks_is_refused(tiny_store: Path, tiny_config
     without = replace(store, channels=tuple(name for name in store.channels if name != "so2"))
     with pytest.raises(ValueError, match="lacks the channel so2"):
         check_store(without, tiny_config())
+
+
+@pytest.mark.parametrize(
+    ("factor", "message"), [(1e-3, "no point higher than 3.* kilometres"), (1e3, "values of elevation")]
+)
+def test_elevation_in_other_units_than_metres_is_refused(
+    tiny_store: Path, tiny_config: TinyConfig, factor: float, message: str
+) -> None:
+    store = open_store(tiny_store)
+    static = {**store.static, "elevation": store.static["elevation"] * np.float32(factor)}
+    with pytest.raises(ValueError, match=message):
+        check_store(replace(store, static=static), tiny_config())
+
+
+def test_a_world_without_relief_is_allowed(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    store = open_store(tiny_store)
+    flat = {**store.static, "elevation": np.zeros_like(store.static["elevation"])}
+    check_store(replace(store, static=flat), tiny_config())
+
+
+def test_a_mean_in_other_units_is_refused(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    store = open_store(tiny_store)
+    milligrams = replace(store, mean={**store.mean, "co": store.mean["co"] / 1e3})
+    with pytest.raises(ValueError, match=r"a mean co of 0\.\d+, outside 20 to 20000 ug m-3"):
+        check_store(milligrams, tiny_config())

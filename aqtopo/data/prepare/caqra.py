@@ -33,8 +33,9 @@ from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import FIELDS_DIMS, HOURS_PER_SHARD, STATIC_DIMS
 from aqtopo.data.simulate.world import Grid
 from aqtopo.data.statistics import write_statistics
-from aqtopo.data.store import Store, open_store, write_store
+from aqtopo.data.store import Store, open_store
 from aqtopo.data.walk import Report, in_silence
+from aqtopo.data.write import write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 
 TimeZone = Literal["UTC", "Beijing"]

@@ -13,15 +13,12 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.schema import PLAUSIBLE_LEVEL
 from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
 
 Fields = NDArray[np.float32]
 
 ROWS, COLUMNS = "south-north", "west-east"
-
-PLAUSIBLE_MEDIAN = {"co": (20.0, 2e4)}
-"""Range of the median over the grid, for what is told from its neighbour units by size alone: background
-carbon monoxide is 100 ug m-3, and 0.1 mg m-3."""
 
 _SPELLINGS = {
     "m s-1": ("m/s", "ms-1", "m.s-1"),
@@ -187,8 +184,8 @@ def _in_range(name: str, values: Fields, units: str) -> tuple[Fields, int]:
             f"has {wrong} of {finite.sum()} values of {name} outside {low:g} to {high:g} "
             f"{VARIABLES[name].units}: its units {units!r} cannot be right"
         )
-    if name in PLAUSIBLE_MEDIAN and inside.any():
-        median, (least, most) = float(np.median(kept[inside])), PLAUSIBLE_MEDIAN[name]
+    if name in PLAUSIBLE_LEVEL and inside.any():
+        median, (least, most) = float(np.median(kept[inside])), PLAUSIBLE_LEVEL[name]
         if not least <= median <= most:
             raise UnusableFileError(
                 f"has a median {name} of {median:g} {VARIABLES[name].units}, outside {least:g} to {most:g}: "

@@ -1,0 +1,191 @@
+"""Looks at everything in a store and lists what is wrong with it, in one pass over its shards."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from aqtopo.data.check import unphysical
+from aqtopo.data.schema import HOURS_PER_SHARD
+from aqtopo.data.shards import DamagedShardError, shard_checksum, shard_path
+from aqtopo.data.statistics import Moments
+from aqtopo.data.store import Store, open_store
+from aqtopo.data.summary import gaps
+from aqtopo.data.walk import Report, in_silence
+from aqtopo.data.write import CHECKSUMS
+from aqtopo.variables import VARIABLES
+
+Severity = Literal["fault", "note"]
+
+STALE = 1e-3
+"""Statistics that differ by more than this share of the standard deviation are of other data."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found.
+
+    Attributes:
+        severity: a `fault` makes the store unfit for training; a `note` is what real data are like.
+        subject: what it is about: schema, units, statistics, gaps, missing, range, shard.
+        text: what was found and where.
+    """
+
+    severity: Severity
+    subject: str
+    text: str
+
+    def as_json(self) -> dict[str, str]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def inspect_store(path: str | Path, report: Report = in_silence) -> list[Finding]:
+    """Everything that is wrong or remarkable in a store; empty for a perfect one.
+
+    Reads every shard twice: its file against its checksum, and its hours.
+    """
+    try:
+        store = open_store(path)
+    except ValueError as error:
+        return [Finding("fault", "schema", str(error))]
+    return [
+        *(
+            Finding("fault", "static or statistics", f"{fault}. {remedy}")
+            for fault, remedy in unphysical(store)
+        ),
+        *(
+            Finding(
+                "note", "gaps", f"{first} to {last} ({int((last - first) / np.timedelta64(1, 'h')) + 1} h)"
+            )
+            for first, last in gaps(store)
+        ),
+        *_shards(store, report),
+    ]
+
+
+def _hours(first: np.datetime64, last: np.datetime64) -> int:
+    return int((last - first) / np.timedelta64(1, "h")) + 1
+
+
+def _shards(store: Store, report: Report) -> Iterator[Finding]:
+    starts = range(0, store.times.size, HOURS_PER_SHARD)
+    kept = _kept_checksums(store)
+    if kept.size != len(starts):
+        yield Finding(
+            "fault",
+            "shard",
+            f"{kept.size} checksums for {len(starts)} shards: changed files cannot be noticed. Write the "
+            "store anew with this version, which keeps them.",
+        )
+    totals = _Totals(store)
+    for number, first in enumerate(starts):
+        last = min(first + HOURS_PER_SHARD, store.times.size)
+        try:
+            if kept.size == len(starts) and shard_checksum(store.path, number) != kept[number]:
+                yield _damaged(store, first, "differs from its checksum: it was changed after it was written")
+            fields = store.read_span(first, last)
+        except DamagedShardError as error:
+            yield _damaged(store, first, str(error))
+        except ValueError as error:
+            yield Finding("fault", "shard", str(error))
+        else:
+            totals.add(first, fields)
+        report("shards checked", number + 1, len(starts))
+    yield from totals.findings()
+
+
+def _kept_checksums(store: Store) -> NDArray[np.uint64]:
+    group = zarr.open_group(store.path, mode="r")
+    if CHECKSUMS not in group:
+        return np.empty(0, np.uint64)
+    return np.asarray(group[CHECKSUMS][:], dtype=np.uint64)  # type: ignore[index]
+
+
+def _damaged(store: Store, first: int, what: str) -> Finding:
+    shard = shard_path(store.path, first).relative_to(store.path)
+    return Finding("fault", "shard", f"{shard} (from {store.times[first]}) {what}")
+
+
+class _Totals:
+    """Counts over all hours: missing values, values outside the physical range, and the statistics."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        ranges = np.array([VARIABLES[name].valid_range for name in store.channels], dtype=np.float32)
+        self._low, self._high = ranges[:, 0, None, None], ranges[:, 1, None, None]
+        self._counted = (store.static["mask"] > 0)[None, None]
+        self._cells = 0
+        zero = np.zeros(len(store.channels))
+        self._missing, self._outside = zero.copy(), zero.copy()
+        self._first_outside: dict[str, np.datetime64] = {}
+        self._empty_hours: list[np.datetime64] = []
+        self._moments = Moments(zero, zero, zero)
+        self._years = store.times.astype("datetime64[Y]").astype(int) + 1970
+
+    def add(self, first: int, fields: NDArray[np.float32]) -> None:
+        """Count the hours of a shard, (n, C, H, W), from the time index `first`."""
+        store, times = self._store, self._store.times[first : first + len(fields)]
+        finite = np.isfinite(fields)
+        outside = finite & ((fields < self._low) | (fields > self._high))
+        self._missing += (~finite & self._counted).sum(axis=(0, 2, 3))
+        self._cells += int(self._counted.sum()) * len(fields)
+        self._outside += outside.sum(axis=(0, 2, 3))
+        for channel in np.flatnonzero(outside.any(axis=(0, 2, 3))):
+            hour = np.flatnonzero(outside[:, channel].any(axis=(1, 2)))[0]
+            self._first_outside.setdefault(store.channels[channel], times[hour])
+        self._empty_hours += list(times[~finite.any(axis=(1, 2, 3))])
+        trained = np.isin(self._years[first : first + len(fields)], store.statistics_years)
+        if trained.any():
+            self._moments = self._moments.merged(Moments.of(fields[trained]))
+
+    def findings(self) -> Iterator[Finding]:
+        """What the counts say."""
+        for name, missing, outside in zip(self._store.channels, self._missing, self._outside, strict=True):
+            if missing:
+                share = missing / self._cells
+                text = f"{name}: {int(missing)} values are missing inside the mask ({share:.3%})"
+                yield Finding("fault" if share == 1 else "note", "missing", text)
+            if outside:
+                low, high = VARIABLES[name].valid_range
+                text = f"{name}: {int(outside)} values outside {low:g} to {high:g} {VARIABLES[name].units}"
+                yield Finding("fault", "range", f"{text}, the first at {self._first_outside[name]}")
+        if self._empty_hours:
+            text = f"{len(self._empty_hours)} hours without any value, the first {self._empty_hours[0]}"
+            yield Finding("fault", "missing", f"{text}: leave such hours out of the store")
+        yield from self._statistics()
+
+    def _statistics(self) -> Iterator[Finding]:
+        store = self._store
+        remedy = "run `aqtopo data statistics`"
+        if not store.statistics_years:
+            yield Finding("fault", "statistics", f"there are none: {remedy}")
+            return
+        known = self._moments.count > 0
+        std = np.sqrt(self._moments.squares / np.maximum(self._moments.count, 1.0))
+        years = ", ".join(map(str, store.statistics_years))
+        for place in np.flatnonzero(known):
+            name = store.channels[place]
+            found, kept = self._moments.mean[place], store.mean.get(name, np.nan)
+            apart = max(abs(found - kept), abs(std[place] - store.std.get(name, np.nan)))
+            if not apart <= STALE * max(std[place], 1e-12):
+                yield Finding(
+                    "fault",
+                    "statistics",
+                    f"{name}: mean {kept:g} and deviation {store.std.get(name, np.nan):g} are kept for "
+                    f"{years}, but its hours have {found:g} and {std[place]:g}: {remedy}",
+                )
+
+
+def summary(findings: list[Finding]) -> dict[str, Any]:
+    """Counts and findings, ready for JSON."""
+    faults = sum(finding.severity == "fault" for finding in findings)
+    return {
+        "faults": faults,
+        "notes": len(findings) - faults,
+        "findings": [finding.as_json() for finding in findings],
+    }

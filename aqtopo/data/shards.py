@@ -1,0 +1,192 @@
+"""Reads the hourly fields from the shards of a store.
+
+A shard is a file of the zarr v3 specification's sharding codec: the chunks of a day, each with its CRC-32C
+behind it, and at the end an index of their offsets and lengths with a CRC-32C of its own. As the chunks are
+not compressed, an hour is one `preadv` into the array that is given away, and one checksum: 0.2 ms for 11
+fields of 128 x 256. Reading the same hour through zarr (3.1.6, one thread) takes 3.4 ms on the same machine,
+nearly all of it in asynchronous machinery and copies. `benchmarks/loader.py` measures both.
+
+Shapes: n hours, C channels, H x W grid.
+"""
+
+import hashlib
+import os
+import struct
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, Protocol
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
+
+from aqtopo.data.schema import HOURS_PER_SHARD
+
+READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
+"""What zarr and its codecs raise on damaged data (a shard cut short, a wrong checksum, broken JSON)."""
+
+_CRC_BYTES = 4
+_INDEX_BYTES = HOURS_PER_SHARD * 16 + _CRC_BYTES
+_NO_CHUNK = 2**64 - 1
+_OPEN_SHARDS = 64
+"""Shards kept open by a process: a rank of 400 with several loader processes must stay below 1024 files."""
+
+
+class DamagedShardError(Exception):
+    """A shard that cannot be trusted; the text goes on from "the shard ... "."""
+
+
+class FieldReader(Protocol):
+    """Reads hours of one shard."""
+
+    def read(self, first: int, last: int) -> NDArray[np.float32]:
+        """The hours [first, last) of one shard, (n, C, H, W) float32.
+
+        Raises:
+            DamagedShardError: the shard is damaged, unreadable or gone.
+        """
+
+
+def shard_path(store: str | Path, time_index: int) -> Path:
+    """The file that holds an hour."""
+    return Path(store, "fields", "c", str(time_index // HOURS_PER_SHARD), "0", "0", "0")
+
+
+def field_reader(store: str) -> FieldReader:
+    """The reader for the way in which a store's fields are encoded."""
+    array = zarr.open_group(store, mode="r")["fields"]
+    assert isinstance(array, zarr.Array)
+    codecs: Any = getattr(array.metadata, "codecs", ())
+    plain = (
+        [type(codec) for codec in codecs] == [ShardingCodec]
+        and [type(codec) for codec in codecs[0].codecs] == [BytesCodec, Crc32cCodec]
+        and codecs[0].index_location is ShardingCodecIndexLocation.end
+        and array.shards == (HOURS_PER_SHARD, *array.shape[1:])
+        and array.chunks == (1, *array.shape[1:])
+    )
+    return PlainShards(store, array.shape[1:]) if plain else ZarrFields(store, array)
+
+
+class PlainShards:
+    """Shards without compression, read straight from their files.
+
+    Args:
+        store: path of the store.
+        hour: shape (C, H, W) of an hour.
+    """
+
+    def __init__(self, store: str, hour: tuple[int, ...]) -> None:
+        self._store = store
+        self._hour = hour
+        self._bytes = int(np.prod(hour)) * 4
+        self._open: OrderedDict[int, tuple[int, tuple[int, ...]]] = OrderedDict()
+
+    def read(self, first: int, last: int) -> NDArray[np.float32]:
+        """See `FieldReader.read`."""
+        values = np.empty((last - first, *self._hour), dtype="<f4")
+        try:
+            file, index = self._shard(first // HOURS_PER_SHARD)
+            for row, hour in zip(values, range(first, last), strict=True):
+                place = hour % HOURS_PER_SHARD
+                self._read_chunk(file, index[2 * place], index[2 * place + 1], row)
+        except FileNotFoundError as error:
+            raise DamagedShardError("is gone") from error
+        except OSError as error:
+            raise DamagedShardError(f"cannot be read ({error})") from error
+        return values
+
+    def _read_chunk(self, file: int, offset: int, length: int, into: NDArray[np.float32]) -> None:
+        if offset == _NO_CHUNK:
+            raise DamagedShardError("does not hold that hour")
+        if length != self._bytes + _CRC_BYTES:
+            raise DamagedShardError(f"says that the hour has {length} bytes, not {self._bytes + _CRC_BYTES}")
+        stored = bytearray(_CRC_BYTES)
+        raw = into.reshape(-1).view(np.uint8)
+        if _read_fully(file, raw.data, stored, offset) != length:
+            raise DamagedShardError("is cut short")
+        if google_crc32c.value(raw) != int.from_bytes(stored, "little"):
+            raise DamagedShardError("has a wrong checksum: its bytes have changed since it was written")
+
+    def _shard(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """File descriptor and index (offset, length of each hour) of a shard; the least used is closed."""
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        file = os.open(shard_path(self._store, number * HOURS_PER_SHARD), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            index = _read_index(file)
+        except (OSError, DamagedShardError):
+            os.close(file)
+            raise
+        self._open[number] = file, index
+        if len(self._open) > _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1][0])
+        return file, index
+
+    def __del__(self) -> None:
+        for file, _ in self._open.values():
+            os.close(file)
+
+
+def _read_fully(file: int, chunk: memoryview, checksum: bytearray, offset: int) -> int:
+    """Fill both buffers from one place of a file; bytes read, fewer only at the end of the file."""
+    done, wanted = 0, len(chunk) + len(checksum)
+    while done < wanted:
+        if done < len(chunk):
+            got = os.preadv(file, [chunk[done:], checksum], offset + done)
+        else:
+            got = os.preadv(file, [memoryview(checksum)[done - len(chunk) :]], offset + done)
+        if not got:
+            break
+        done += got
+    return done
+
+
+def _read_index(file: int) -> tuple[int, ...]:
+    size = os.fstat(file).st_size
+    raw = os.pread(file, _INDEX_BYTES, size - _INDEX_BYTES) if size >= _INDEX_BYTES else b""
+    if len(raw) < _INDEX_BYTES or google_crc32c.value(raw[:-_CRC_BYTES]) != int.from_bytes(
+        raw[-_CRC_BYTES:], "little"
+    ):
+        raise DamagedShardError("has no valid index at its end: it is cut short or was changed")
+    return struct.unpack(f"<{2 * HOURS_PER_SHARD}Q", raw[:-_CRC_BYTES])
+
+
+class ZarrFields:
+    """Fields in any other encoding, read through zarr."""
+
+    def __init__(self, store: str, array: Any) -> None:
+        self._store = store
+        self._array = array
+
+    def read(self, first: int, last: int) -> NDArray[np.float32]:
+        """See `FieldReader.read`."""
+        try:
+            values = np.asarray(self._array[first:last], dtype=np.float32)
+        except READ_ERRORS as error:
+            raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
+        # zarr gives the fill value for a file that is not there. Empty hours are stored, so it is a lost one.
+        if np.isnan(values.flat[0]) and not shard_path(self._store, first).exists():
+            raise DamagedShardError("is gone")
+        return values
+
+
+def shard_checksum(store: str | Path, number: int) -> int:
+    """64 bits of BLAKE2b over a shard's file.
+
+    A CRC-32C of the file would be the same for all shards: each chunk is followed by its own CRC-32C, and
+    that leaves the register in the same state whatever the chunk.
+
+    Raises:
+        DamagedShardError: the shard is gone or cannot be read.
+    """
+    try:
+        with shard_path(store, number * HOURS_PER_SHARD).open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+    except FileNotFoundError as error:
+        raise DamagedShardError("is gone") from error
+    except OSError as error:
+        raise DamagedShardError(f"cannot be read ({error})") from error
+    return int.from_bytes(digest, "little")

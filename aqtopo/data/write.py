@@ -1,0 +1,185 @@
+"""Writes a store, from one dataset or from blocks that follow each other.
+
+Three choices of storage:
+
+* Chunks of an hour, not compressed, each with its CRC-32C, in shards of a day: a flipped byte becomes an
+  error instead of a plausible number, and `aqtopo.data.shards` reads an hour with one system call. Zstandard
+  saves a tenth of the space and costs 25 times the time. Empty (all-NaN) hours are written too, so that a
+  chunk that is not there can only be a lost one.
+* 64 bits of BLAKE2b of every shard's file in `shard_blake2b`, with which `aqtopo data check` compares it.
+* No consolidated metadata: the zarr v3 specification does not define it yet, and a store has eight arrays.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from aqtopo.data.schema import (
+    EXPECTED_CHANNELS,
+    FIELDS_DIMS,
+    HOURS_PER_SHARD,
+    SCHEMA_VERSION,
+    STATIC_DIMS,
+    Hours,
+    check_axis,
+    check_names,
+    check_static,
+    check_units,
+    coordinate_attributes,
+    describe_channels,
+    refuse,
+    whole_hours,
+)
+from aqtopo.data.shards import shard_checksum
+
+CHECKSUMS = "shard_blake2b"
+"""The array of the shards' checksums, (shard,) uint64."""
+
+_TIME_CHUNK = 2**16
+"""Hours in one chunk of the time axis: 7 years, so that opening a store reads one or two small files."""
+
+
+def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
+    """Write a new store from one dataset, or from several that follow each other in time.
+
+    Each block has `fields (time, channel, lat, lon)`; the first also `static (static_channel, lat, lon)` and,
+    among its attributes, `source`. All but the last hold a multiple of 24 h: no shard is written twice.
+    The store is written aside, as `<path>.partial`, and takes its name when it is complete.
+
+    Raises:
+        ValueError: `path` exists already or cannot be written, or a block does not fit `aqtopo.data.schema`.
+    """
+    final = Path(path)
+    partial = final.with_name(final.name + ".partial")
+    if final.exists():
+        raise ValueError(f"{final} exists already and is not overwritten. Remove it or choose another name.")
+    if partial.exists():
+        raise ValueError(
+            f"{partial} is there: another process is writing {final}, or one was killed while it did. "
+            "Remove it when nobody is writing."
+        )
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+    except OSError as error:
+        raise ValueError(
+            f"{final} cannot be written ({error}). Choose a place where you may write."
+        ) from error
+    try:
+        _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> None:
+    channels: tuple[str, ...] = ()
+    attributes: dict[str, Any] = {}
+    last_time: Hours | None = None
+    hours = 0
+    checksums: list[int] = []
+    for block in blocks:
+        if hours % HOURS_PER_SHARD:
+            raise ValueError(
+                f"A block of {name} ends after {hours} h and another follows. All blocks but the last must "
+                f"hold a multiple of {HOURS_PER_SHARD} h."
+            )
+        fields = _checked_fields(block, name)
+        joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
+        whole_hours(name, joined)
+        if last_time is None:
+            channels = tuple(fields["channel"].values.tolist())
+            attributes = _create(block, fields, partial, name)
+        else:
+            if tuple(fields["channel"].values.tolist()) != channels:
+                raise ValueError(f"A block of {name} has its channels in another order than the first block.")
+            # Appending replaces the group's attributes by those of the block.
+            more = (
+                fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
+            )
+            more.to_zarr(
+                partial, zarr_format=3, consolidated=False, append_dim="time", write_empty_chunks=True
+            )
+        last_time, hours = fields["time"].values[-1:], hours + fields.sizes["time"]
+        # At once, while the system still has the files in memory.
+        shards = range(len(checksums), math.ceil(hours / HOURS_PER_SHARD))
+        checksums += [shard_checksum(partial, shard) for shard in shards]
+    if last_time is None:
+        raise ValueError(f"There is nothing to write to {name}: no block was given.")
+    kept = zarr.create_array(
+        partial / CHECKSUMS,
+        data=np.array(checksums, dtype=np.uint64),
+        dimension_names=["shard"],
+        attributes={"long_name": "first 64 bits of BLAKE2b of the file of each shard of `fields`"},
+    )
+    assert kept.shape == (math.ceil(hours / HOURS_PER_SHARD),)
+
+
+def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
+    if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
+        refuse(name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array.")
+    fields = block["fields"]
+    for coordinate in FIELDS_DIMS:
+        if coordinate not in fields.coords:
+            refuse(name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset.")
+    check_names(name, "fields", fields["channel"].values.tolist(), EXPECTED_CHANNELS["fields"])
+    check_units(name, fields.attrs.get("channel_units", {}))
+    plain = fields.astype(np.float32).assign_attrs(describe_channels(fields["channel"].values.tolist()))
+    return plain.reset_coords(drop=True).assign_coords(time=plain["time"].astype("datetime64[ns]"))
+
+
+def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
+    """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
+    if not isinstance(block.attrs.get("source"), str):
+        refuse(name, "was given no attribute `source`", "Say in one string where the data come from.")
+    if "static" not in block or block["static"].dims != STATIC_DIMS:
+        refuse(
+            name, f"was given a first block without `static {STATIC_DIMS}`", "Give the dataset that array."
+        )
+    static = block["static"].astype(np.float32)
+    names = static["static_channel"].values.tolist()
+    check_names(name, "static", names, EXPECTED_CHANNELS["static"])
+    check_units(name, static.attrs.get("channel_units", {}))
+    check_static(name, {channel: static.sel(static_channel=channel).values for channel in names})
+    for axis in ("lat", "lon"):
+        check_axis(name, axis, fields[axis].values)
+
+    dataset = xr.Dataset(
+        {"fields": fields, "static": static.reset_coords(drop=True).assign_attrs(describe_channels(names))},
+        attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},
+    )
+    for coordinate, attributes in coordinate_attributes().items():
+        dataset[coordinate].attrs = attributes
+    # zarr v3 specifies strings of variable length only; numpy's fixed-length ones would be an extension.
+    dataset = dataset.assign_coords(
+        channel=dataset["channel"].astype(object), static_channel=dataset["static_channel"].astype(object)
+    )
+    dataset.to_zarr(
+        partial,
+        mode="w-",
+        zarr_format=3,
+        consolidated=False,
+        write_empty_chunks=True,
+        encoding=_encoding(fields, static),
+    )
+    return {str(key): value for key, value in dataset.attrs.items()}
+
+
+def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str, Any]]:
+    hour = fields.shape[1:]
+    return {
+        "fields": {
+            "chunks": (1, *hour),
+            "shards": (HOURS_PER_SHARD, *hour),
+            "compressors": [Crc32cCodec()],
+        },
+        "static": {"chunks": static.shape, "compressors": [ZstdCodec(level=3, checksum=True)]},
+        "time": {"chunks": (_TIME_CHUNK,), "units": "hours since 1970-01-01", "dtype": "int64"},
+    }

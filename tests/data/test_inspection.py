@@ -1,0 +1,130 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from aqtopo.data import write_statistics, write_store
+from aqtopo.data.inspection import Finding, inspect_store
+from aqtopo.data.write import CHECKSUMS
+
+
+def faults(path: Path) -> list[Finding]:
+    return [finding for finding in inspect_store(path) if finding.severity == "fault"]
+
+
+def shard(store: Path, number: int) -> Path:
+    return store / "fields" / "c" / str(number) / "0" / "0" / "0"
+
+
+def flip(path: Path, place: int) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+
+
+def test_a_good_store_has_notes_at_most(tiny_store: Path) -> None:
+    found = inspect_store(tiny_store)
+    assert {(finding.severity, finding.subject) for finding in found} == {("note", "gaps")}
+    assert found[0].text == "2016-01-11T00 to 2016-12-31T23 (8544 h)"
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "flipped byte": (lambda p: flip(p, 300), "has a wrong checksum"),
+    "flipped byte in the padding of the index": (lambda p: flip(p, -3), "no valid index"),
+    "cut short": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "no valid index"),
+    "gone": (Path.unlink, "is gone"),
+    "a link to itself": (lambda p: (p.unlink(), p.symlink_to(p)), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damage_is_listed_with_shard_and_time(damaged: Path, damage: str) -> None:
+    inflict, message = DAMAGE[damage]
+    inflict(shard(damaged, 12))
+    texts = [finding.text for finding in faults(damaged) if finding.subject == "shard"]
+    assert any("fields/c/12/0/0/0" in text and "2017-01-03T00" in text for text in texts)
+    assert any(message in text for text in texts)
+
+
+def test_a_shard_swapped_for_another_whole_one_is_noticed(damaged: Path) -> None:
+    shard(damaged, 3).write_bytes(shard(damaged, 4).read_bytes())
+    (fault,) = [finding for finding in faults(damaged) if finding.subject == "shard"]
+    assert fault.text.startswith("fields/c/3/0/0/0 (from 2016-01-04T00) differs from its checksum")
+
+
+def test_a_store_without_checksums_is_told(damaged: Path) -> None:
+    del zarr.open_group(damaged, mode="r+")[CHECKSUMS]
+    (fault,) = faults(damaged)
+    assert "0 checksums for 30 shards" in fault.text
+
+
+def test_statistics_of_other_data_are_stale(damaged: Path) -> None:
+    kept = zarr.open_group(damaged, mode="r+").attrs
+    kept.update({"channel_mean": {**kept["channel_mean"], "pm25": 30.0}})  # type: ignore[dict-item]
+    (fault,) = faults(damaged)
+    assert fault.subject == "statistics"
+    assert fault.text.startswith("pm25: mean 30 and deviation")
+
+
+def scaled(name: str, factor: float) -> Callable[[xr.Dataset], None]:
+    def change(dataset: xr.Dataset) -> None:
+        dataset["static"].loc[{"static_channel": name}] *= factor
+
+    return change
+
+
+def field_scaled(name: str, factor: float) -> Callable[[xr.Dataset], None]:
+    def change(dataset: xr.Dataset) -> None:
+        dataset["fields"].loc[{"channel": name}] *= factor
+
+    return change
+
+
+def emptied(hours: slice, channels: slice) -> Callable[[xr.Dataset], None]:
+    def change(dataset: xr.Dataset) -> None:
+        dataset["fields"][hours, channels] = np.nan
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[xr.Dataset], None], str, str]] = {
+    "elevation in km": (scaled("elevation", 1e-3), "fault", r"no point higher than 3\.\d+ m.*kilometres"),
+    "latitudes upside down": (scaled("lat2d", -1), "fault", "lat2d that differs from its axis"),
+    "co in mg": (field_scaled("co", 1e-3), "fault", r"a mean co of 0\.\d*, outside 20 to 20000"),
+    "temperature in degC": (field_scaled("temp", 0.1), "fault", "temp: 92160 values outside 180 to 340 K"),
+    "no value in an hour": (
+        emptied(slice(30, 31), slice(None)),
+        "fault",
+        "1 hours without any value, the first 2016-01-02T06",
+    ),
+    "a channel without values": (
+        emptied(slice(None), slice(3, 4)),
+        "fault",
+        r"rh: 86400 values are missing inside the mask \(100\.000%\)",
+    ),
+    "some values missing": (
+        emptied(slice(30, 31), slice(3, 4)),
+        "note",
+        r"rh: 120 values are missing inside the mask \(0\.139%\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_no_atmosphere_shows_is_listed(tiny_dataset: xr.Dataset, tmp_path: Path, wrong: str) -> None:
+    change, severity, message = WRONG[wrong]
+    change(tiny_dataset)
+    write_store(tiny_dataset, tmp_path / "wrong.zarr")
+    write_statistics(tmp_path / "wrong.zarr", [2016])
+    found = [finding for finding in inspect_store(tmp_path / "wrong.zarr") if finding.subject != "gaps"]
+    assert [f.severity for f in found if re.search(message, f.text)] == [severity]
+
+
+def test_what_cannot_be_opened_is_one_fault(tmp_path: Path) -> None:
+    (fault,) = inspect_store(tmp_path / "nowhere.zarr")
+    assert (fault.severity, fault.subject) == ("fault", "schema")
+    assert "There is no data store" in fault.text

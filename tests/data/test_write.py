@@ -1,0 +1,147 @@
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.data.write import CHECKSUMS
+from aqtopo.variables import DYNAMIC_VARIABLES
+
+Change = Callable[[xr.Dataset], xr.Dataset]
+
+
+def days(dataset: xr.Dataset, *lengths: int) -> Iterator[xr.Dataset]:
+    start = 0
+    for length in lengths:
+        yield dataset.isel(time=slice(start, start + length))
+        start += length
+
+
+def test_blocks_make_the_same_store_as_one_dataset(
+    tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path
+) -> None:
+    write_store(days(tiny_dataset, 48, 240, 432), tmp_path / "blocks.zarr")
+    write_statistics(tmp_path / "blocks.zarr", [2016])
+    blocks, whole = open_store(tmp_path / "blocks.zarr"), open_store(tiny_store)
+    assert blocks.digest == whole.digest
+    for index in (47, 48, 300, 719):
+        np.testing.assert_array_equal(blocks.read(index), whole.read(index))
+
+
+def test_one_chunk_an_hour_and_one_shard_a_day(tiny_store: Path) -> None:
+    fields = zarr.open_group(tiny_store, mode="r")["fields"]
+    assert isinstance(fields, zarr.Array)
+    assert fields.chunks == (1, 11, 8, 16)
+    assert fields.shards == (24, 11, 8, 16)
+    assert len(list((tiny_store / "fields" / "c").iterdir())) == 30
+
+
+def test_every_shard_has_the_checksum_of_its_file(tiny_store: Path) -> None:
+    kept = zarr.open_group(tiny_store, mode="r")[CHECKSUMS]
+    assert isinstance(kept, zarr.Array)
+    shards = [tiny_store / "fields" / "c" / str(shard) / "0" / "0" / "0" for shard in range(30)]
+    digests = [hashlib.blake2b(shard.read_bytes(), digest_size=8).digest() for shard in shards]
+    assert np.asarray(kept[:]).astype("<u8").tobytes() == b"".join(digests)
+    assert len(set(digests)) == 30
+
+
+# What cannot be written.
+
+
+def snapshot(path: Path) -> dict[Path, tuple[int, int]]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return {file: (file.stat().st_mtime_ns, file.stat().st_size) for file in files}
+
+
+def swap_channels(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.isel(channel=[1, 0, *range(2, 11)])
+
+
+REFUSED: dict[str, tuple[Change, str]] = {
+    "no source": (lambda d: d.drop_attrs(), r"no attribute `source`"),
+    "no fields": (lambda d: d.drop_vars("fields"), r"without `fields"),
+    "no static": (lambda d: d.drop_vars("static"), r"without `static"),
+    "dimensions in another order": (lambda d: d.transpose("channel", ...), r"without `fields"),
+    "no longitude": (lambda d: d.drop_vars("lon"), r"without the coordinate `lon`"),
+    "missing channel": (lambda d: d.isel(channel=slice(1, None)), r"lacks the channel u in `fields`"),
+    "unknown channel": (
+        lambda d: d.isel(channel=[*range(11), 0]).assign_coords(channel=[*DYNAMIC_VARIABLES, "ch4"]),
+        r"unknown channel ch4",
+    ),
+    "channel twice": (lambda d: d.isel(channel=[*range(11), 0]), r"names a channel twice"),
+    "wrong units": (
+        lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"co": "mg m-3"})),
+        r"channel co in 'mg m-3'",
+    ),
+    "time runs backwards": (lambda d: d.isel(time=slice(None, None, -1)), r"out of order"),
+    "half an hour": (
+        lambda d: d.assign_coords(time=d["time"].values + np.timedelta64(30, "m")),
+        r"not a whole hour",
+    ),
+    "no time": (lambda d: d.isel(time=slice(0, 0)), r"holds no time"),
+    "NaN in static": (
+        lambda d: d.assign(static=d["static"].where(d["lat"] > 21)),
+        r"static channel elevation",
+    ),
+    "latitude twice": (
+        lambda d: d.assign_coords(lat=d["lat"].values.round(-1)),
+        r"`lat` that is not strictly",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_an_unfit_dataset_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_path: Path, fault: str) -> None:
+    change, message = REFUSED[fault]
+    with pytest.raises(ValueError, match=message):
+        write_store(change(tiny_dataset), tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_must_follow_each_other(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    first, second, third = days(tiny_dataset, 48, 24, 30)
+    with pytest.raises(ValueError, match="2016-01-01T00 out of order"):
+        write_store([second, first], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="repeated"):
+        write_store([first, first.isel(time=[-1])], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="another order"):
+        write_store([first, swap_channels(second)], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match=r"ends after 30 h .* multiple of 24 h"):
+        write_store([third, tiny_dataset.isel(time=slice(200, 300))], tmp_path / "new.zarr")
+    with pytest.raises(ValueError, match="no block was given"):
+        write_store([], tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_store_is_not_overwritten(tiny_dataset: xr.Dataset, damaged: Path) -> None:
+    before = snapshot(damaged)
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        write_store(tiny_dataset, damaged)
+    assert snapshot(damaged) == before
+
+
+def test_a_writer_that_is_still_at_work_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "new.zarr.partial").mkdir()
+    with pytest.raises(ValueError, match="another process is writing"):
+        write_store(tiny_dataset, tmp_path / "new.zarr")
+    assert (tmp_path / "new.zarr.partial").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/new\.zarr cannot be written"):
+        write_store(tiny_dataset, tmp_path / "file" / "new.zarr")
+
+
+def test_an_interrupted_writer_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    def interrupted() -> Iterator[xr.Dataset]:
+        yield tiny_dataset.isel(time=slice(0, 48))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_store(interrupted(), tmp_path / "new.zarr")
+    assert list(tmp_path.iterdir()) == []
