@@ -15,6 +15,7 @@ FREE = (
     "data.workers",
     "data.worker_start",
     "data.prefetch",
+    "data.read_deadline_s",
     "training.run_dir",
     "training.log_every",
     "training.sanity_micro_batches",

@@ -75,7 +75,10 @@ class DataConfig(Strict):
     """How loader processes start; never by fork, which copies the threads' locks."""
 
     prefetch: Positive = 2
-    """Micro-batches that a worker reads ahead."""
+    """Micro-batches that a worker reads ahead; more where a step has more."""
+
+    read_deadline_s: Positive = 300
+    """Seconds that a micro-batch may take to be read before the run ends with a message."""
 
 
 class ModelConfig(Strict):

@@ -4,6 +4,7 @@ Letters of shapes: B samples, V input variables, K lead times, C targets, H x W 
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.schema import Hours
+from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
 
 SURPLUS = -1
@@ -76,23 +78,28 @@ class BatchReader:
     def __init__(self, store: Store, config: RunConfig) -> None:
         self._store = store
         self._normalization = check_store(store, config)
-        self._targets = config.data.targets
-        self._target_channels = np.array([store.channels.index(name) for name in self._targets])
-        self._wind_channels = np.array([store.channels.index(name) for name in ("u", "v")])
         self._mask = store.static["mask"] > 0
         variables = config.data.variables
-        self._dynamic = tuple(name for name in variables if name in store.channels)
-        self._dynamic_channels = np.array([store.channels.index(name) for name in self._dynamic], dtype=int)
-        self._dynamic_places = np.array([variables.index(name) for name in self._dynamic], dtype=int)
-        self._still = self._still_inputs(variables)
-
-    def _still_inputs(self, variables: tuple[str, ...]) -> Fields:
-        """The inputs (V, H, W) with the static fields in place, normalised once, and zeros elsewhere."""
-        still = np.zeros((len(variables), *self._mask.shape), dtype=np.float32)
-        for place, name in enumerate(variables):
-            if name not in self._dynamic:
-                still[place] = self._normalization.normalize(self._store.static[name][None], [name])[0]
-        return still
+        self._variables = len(variables)
+        self._dynamic = [
+            _Channel.of(place, store.channels.index(name), name, self._normalization)
+            for place, name in enumerate(variables)
+            if name in store.channels
+        ]
+        self._wind = [
+            _Channel.of(place, store.channels.index(name), name, self._normalization)
+            for place, name in enumerate(("u", "v"))
+        ]
+        self._target = [
+            _Channel.of(place, store.channels.index(name), name, self._normalization)
+            for place, name in enumerate(config.data.targets)
+        ]
+        # Normalised once: they are the same in every sample.
+        self._still = [
+            (place, self._normalization.normalize(store.static[name][None], [name])[0])
+            for place, name in enumerate(variables)
+            if name not in store.channels
+        ]
 
     def batch(self, times: Hours, lead_hours: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
         """Read one micro-batch; each hour it needs is read once.
@@ -111,21 +118,20 @@ class BatchReader:
         ends = starts[:, None] + leads
         stored = np.isin(ends, self._store.times)
         hours, where = np.unique(np.concatenate([starts, ends[stored]]), return_inverse=True)
-        fields = self._read(hours)
+        fields = [_Hour.of(self._store.read(int(index))) for index in self._store.locate(hours)]
 
-        size, count = self._mask.shape, (places.size, lead_hours.shape[1])
-        inputs = np.zeros((places.size, *self._still.shape), dtype=np.float32)
-        wind = np.zeros((places.size, 2, *size), dtype=np.float32)
-        targets = np.zeros((*count, len(self._targets), *size), dtype=np.float32)
+        size, (samples, lead_count) = self._mask.shape, lead_hours.shape
+        inputs = np.zeros((samples, self._variables, *size), dtype=np.float32)
+        wind = np.zeros((samples, 2, *size), dtype=np.float32)
+        targets = np.zeros((samples, lead_count, len(self._target), *size), dtype=np.float32)
         valid = np.zeros(targets.shape, dtype=bool)
         filled = 0
         for sample, hour in zip(real, where, strict=False):
-            inputs[sample], missing = self._inputs(fields[hour])
-            wind[sample], _ = self._filled(fields[hour], self._wind_channels, ("u", "v"))
-            filled += missing
-        samples, lead_places = np.nonzero(stored)
-        for sample, lead, hour in zip(real[samples], lead_places, where[real.size :], strict=True):
-            targets[sample, lead], valid[sample, lead] = self._target(fields[hour])
+            filled += self._put_inputs(fields[hour], inputs[sample])
+            self._put_wind(fields[hour], wind[sample])
+        row, lead_places = np.nonzero(stored)
+        for sample, lead, hour in zip(real[row], lead_places, where[real.size :], strict=True):
+            self._put_targets(fields[hour], targets[sample, lead], valid[sample, lead])
         return Batch(
             inputs=torch.from_numpy(inputs),
             wind=torch.from_numpy(wind),
@@ -139,26 +145,62 @@ class BatchReader:
             filled=filled,
         )
 
-    def _read(self, hours: Hours) -> list[Fields]:
-        return [self._store.read(int(index)) for index in self._store.locate(hours)]
+    def _put_inputs(self, hour: "_Hour", into: Fields) -> int:
+        """Normalised inputs (V, H, W), 0 for missing values, which is their channel's mean; how many."""
+        for place, still in self._still:
+            into[place] = still
+        missing = 0
+        for channel in self._dynamic:
+            channel.normalize(hour.fields, into[channel.place])
+            if not hour.complete:
+                gaps = ~np.isfinite(hour.fields[channel.stored])
+                into[channel.place][gaps] = 0.0
+                missing += int(np.count_nonzero(gaps))
+        return missing
 
-    def _filled(
-        self, fields: Fields, channels: NDArray[np.int64], names: tuple[str, ...]
-    ) -> tuple[Fields, int]:
-        """Channels of one hour with the channel's mean for missing values, in units, and how many were."""
-        values = fields[channels]
-        missing = ~np.isfinite(values)
-        count = int(np.count_nonzero(missing))
-        return (np.where(missing, self._normalization.means(names), values) if count else values), count
+    def _put_wind(self, hour: "_Hour", into: Fields) -> None:
+        """Wind (2, H, W) [m/s], the channel's mean for missing values."""
+        for channel in self._wind:
+            values = hour.fields[channel.stored]
+            into[channel.place] = values
+            if not hour.complete:
+                into[channel.place][~np.isfinite(values)] = channel.mean
 
-    def _inputs(self, fields: Fields) -> tuple[Fields, int]:
-        values, missing = self._filled(fields, self._dynamic_channels, self._dynamic)
-        inputs = self._still.copy()
-        inputs[self._dynamic_places] = self._normalization.normalize(values, self._dynamic)
-        return inputs, missing
+    def _put_targets(self, hour: "_Hour", into: Fields, valid: NDArray[np.bool_]) -> None:
+        """Normalised targets (C, H, W), 0 for missing values, and where they count."""
+        valid[:] = self._mask
+        for channel in self._target:
+            channel.normalize(hour.fields, into[channel.place])
+            if not hour.complete:
+                finite = np.isfinite(hour.fields[channel.stored])
+                into[channel.place][~finite] = 0.0
+                valid[channel.place] &= finite
 
-    def _target(self, fields: Fields) -> tuple[Fields, NDArray[np.bool_]]:
-        values = fields[self._target_channels]
-        finite = np.isfinite(values)
-        normalized = self._normalization.normalize(np.where(finite, values, 0.0), self._targets)
-        return np.where(finite, normalized, np.float32(0)), finite & self._mask
+
+class _Channel(NamedTuple):
+    """A variable: where it goes, where it is stored, and how it is normalised."""
+
+    place: int
+    stored: int
+    mean: np.float32
+    std: np.float32
+
+    @classmethod
+    def of(cls, place: int, stored: int, name: str, normalization: Normalization) -> "_Channel":
+        return cls(place, stored, np.float32(normalization.mean[name]), np.float32(normalization.std[name]))
+
+    def normalize(self, fields: Fields, into: Fields) -> None:
+        """As `Normalization.normalize` does, written where it belongs: a batch is made of few copies."""
+        np.subtract(fields[self.stored], self.mean, out=into)
+        np.divide(into, self.std, out=into)
+
+
+class _Hour(NamedTuple):
+    """The fields of an hour (C, H, W), and whether all their values are finite, as nearly always."""
+
+    fields: Fields
+    complete: bool
+
+    @classmethod
+    def of(cls, fields: Fields) -> "_Hour":
+        return cls(fields, bool(np.isfinite(fields).all()))

@@ -15,7 +15,7 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.check import check_store
-from aqtopo.data.loader import evaluation_loader, training_steps
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
@@ -223,7 +223,8 @@ class _Run:
         self.expected_loss: float | None = None
         self.validation_steps = prepared.plan.validation_steps(self.config.training.validate_every)
         rank, size = prepared.launch.rank, prepared.launch.size
-        self.validation_batches = evaluation_loader(
+        self.training_batches = TrainingLoader(prepared.store, self.config, rank, size)
+        self.validation_batches = EvaluationLoader(
             prepared.store, self.config, "validation", rank, size, self.config.micro_batch
         )
 
@@ -279,14 +280,14 @@ class _Run:
 
     def _train(self) -> str:
         """Run the epochs from where the run is; the reason for ending."""
-        progress, ranks = self.progress, self.ranks
+        progress = self.progress
         if self.stop_after is not None and progress.step >= self.stop_after:
             return f"--stop-after {self.stop_after}: already there"
         for epoch in range(progress.epoch, self.config.training.epochs):
             if epoch != progress.epoch:
                 progress.epoch, progress.step_in_epoch = epoch, 0
             first = progress.step_in_epoch
-            steps = training_steps(self.prepared.store, self.config, epoch, first, ranks.rank, ranks.size)
+            steps = self.training_batches.steps(epoch, first)
             began = time.monotonic()
             for micro_batches in steps:
                 result = self._step(micro_batches, began)

@@ -1,6 +1,5 @@
 import multiprocessing
 import os
-import shutil
 import signal
 from collections.abc import Callable
 from itertools import chain
@@ -9,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from aqtopo.config import RunConfig
-from aqtopo.data import open_store
+from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.batch import SURPLUS, Batch
-from aqtopo.data.loader import evaluation_batches, evaluation_loader, training_steps
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader, evaluation_batches, training_steps
 
 TinyConfig = Callable[..., RunConfig]
 Sample = tuple[int, str, tuple[float, ...]]
@@ -159,7 +159,7 @@ def test_loader_processes_deliver_what_reading_here_does(
 def test_loader_processes_wait_for_the_next_pass_over_a_split(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
-    loader = evaluation_loader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
+    loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
     assert len(loader) == 3
     assert next(iter(loader)).places == (0, 1)
     before = {process.pid for process in multiprocessing.active_children()}
@@ -168,21 +168,109 @@ def test_loader_processes_wait_for_the_next_pass_over_a_split(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
-    tiny_store: Path, tiny_config: TinyConfig, tmp_path: Path, workers: int
-) -> None:
-    broken = tmp_path / "broken.zarr"
-    shutil.copytree(tiny_store, broken)
-    shard = broken / "fields" / "c" / "20" / "0" / "0" / "0"
+def test_loader_processes_stay_over_epochs(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    others = set(multiprocessing.active_children())
+    loader = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 1)
+    first = list(loader.steps(0, 20))
+    before = set(multiprocessing.active_children()) - others
+    assert len(before) == 2
+    next(loader.steps(1))  # an epoch that is left in the middle
+    second = list(loader.steps(2, 20))
+    assert set(multiprocessing.active_children()) - others == before
+    here = TrainingLoader(open_store(tiny_store), tiny_config(), 0, 1)
+    for steps, epoch_ in ((first, 0), (second, 2)):
+        for mine, theirs in zip(here.steps(epoch_, 20), steps, strict=True):
+            for one, other in zip(mine, theirs, strict=True):
+                assert_same(one, other)
+
+
+# Faults.
+
+SHARD = Path("fields", "c", "20", "0", "0", "0")
+"""The first day of 2018: the test split begins there."""
+
+
+def cut_short(shard: Path) -> None:
     shard.write_bytes(shard.read_bytes()[:500])
-    loader = evaluation_loader(open_store(broken), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
+
+
+def flip_a_byte(shard: Path) -> None:
+    raw = bytearray(shard.read_bytes())
+    raw[300] ^= 1
+    shard.write_bytes(raw)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(cut_short, "has no valid index"), (flip_a_byte, "has a wrong checksum"), (Path.unlink, "is gone")],
+    ids=["cut short", "flipped byte", "gone"],
+)
+def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
+    damaged: Path, tiny_config: TinyConfig, workers: int, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(damaged / SHARD)
+    loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
     with pytest.raises(
-        ValueError, match=r"lost the fields of 2018-01-01T00: the shard fields/c/20"
+        ValueError, match=rf"lost the fields of 2018-01-01T00: the shard {SHARD} {message}"
     ) as caught:
         list(loader)
     assert "Traceback" not in str(caught.value)
-    assert str(broken) in str(caught.value)
+    assert str(damaged) in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
+    damaged: Path, tiny_config: TinyConfig, workers: int
+) -> None:
+    config = tiny_config(data={"workers": workers, "read_deadline_s": 15 if workers else 1})
+    store = open_store(damaged)
+    loader = EvaluationLoader(store, config, "test", 0, 1, 2)
+    (damaged / SHARD).unlink()
+    os.mkfifo(damaged / SHARD)  # opening it waits for a writer, who never comes
+    with pytest.raises(TimeoutError, match=rf"did not answer for .* 2018-01-01T00, .*{SHARD}") as caught:
+        list(loader)
+    assert str(damaged) in str(caught.value)
+    del loader
+    os.close(os.open(damaged / SHARD, os.O_RDWR | os.O_NONBLOCK))  # lets a thread that waits for it go
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_stands_still_ends_at_the_deadline(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    others = set(multiprocessing.active_children())
+    config = tiny_config(data={"workers": 1, "read_deadline_s": 20})
+    loader = TrainingLoader(open_store(tiny_store), config, 0, 1)
+    steps = loader.steps(0)
+    next(steps)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(TimeoutError, match=r"did not answer for 20 s: the micro-batch of 2016-01-\d\dT"):
+        list(steps)
+    worker.join(timeout=20)
+    assert worker.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_missing_inputs_come_filled_and_counted_from_loader_processes(
+    tiny_dataset: xr.Dataset, tmp_path: Path, tiny_config: TinyConfig
+) -> None:
+    tiny_dataset["fields"][480:504, 3, 2:4, 5:7] = np.nan  # rh on 2018-01-01
+    tiny_dataset["fields"][492, 10, 0, 0] = np.inf  # pm25, a target 12 h later
+    write_store(tiny_dataset, tmp_path / "holes.zarr")
+    write_statistics(tmp_path / "holes.zarr", [2016])
+    config = tiny_config(data={"workers": 1, "store": str(tmp_path / "holes.zarr")})
+    batches = list(EvaluationLoader(open_store(tmp_path / "holes.zarr"), config, "test", 0, 1, 1))
+    assert [batch.filled for batch in batches] == [4, 0, 0, 0, 0, 0]
+    first = batches[0]
+    assert torch.isfinite(first.inputs).all()
+    assert torch.equal(first.inputs[0, 3, 2:4, 5:7], torch.zeros(2, 2))
+    assert torch.isfinite(first.targets).all()
+    assert not first.valid[0, 0, 0, 0, 0]
 
 
 @pytest.mark.slow
@@ -205,7 +293,7 @@ def test_loader_processes_end_when_the_trainer_terminates_them(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     others = set(multiprocessing.active_children())
-    loader = evaluation_loader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
+    loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
     list(loader)
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
     # A process that ends by itself is no failure of the loader's, which is not asked again.
@@ -224,5 +312,6 @@ def test_a_loader_process_that_is_killed_ends_with_a_message(
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGKILL)
-    with pytest.raises(ValueError, match=r"loader process ended unexpectedly .*`data\.workers`"):
+    message = r"loader process ended unexpectedly .* micro-batch of 2016-01-\d\dT.*`data\.workers`"
+    with pytest.raises(ValueError, match=message):
         list(steps)
