@@ -1,48 +1,53 @@
-"""Cost of saving and resuming 52 M parameters on two ranks, next to DeepSpeed's own save.
+"""Cost of saving and of resuming on two ranks: 52 M parameters, next to DeepSpeed's own save.
 
-    python -m benchmarks.resume [--ranks 2] [--rounds 3]
-
-Saves alternate between DeepSpeed's `save_checkpoint` and ours, which adds hashes, syncs, the manifest and the
-commit; medians over the rounds. Then a fresh engine resumes: convert, load, verify, each timed.
+`held up` is what training waits for; hashes, syncs, the manifest and the commit follow in the background, and
+`committed` is when they are done if nothing else runs. DeepSpeed's save syncs and hashes nothing. Then a
+fresh engine resumes: convert, load, verify; what it holds is compared with the files to the bit.
 """
 
 import argparse
 import json
 import multiprocessing
+import os
 import shutil
 import socket
-import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aqtopo.config import CheckpointConfig, RunConfig, load_config
+from benchmarks.measure import Timings, arguments, report
+
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "resume_reference.json"
+SMALL = ["model.dim=64", "model.depth=2", "model.heads=2"]
 STEP = 311
+RANKS = 2
 
 
-def run_rank(rank: int, ranks: int, port: int, rounds: int, folder: str) -> None:
-    """One rank's part; rank 0 prints the figures."""
+def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
+    """One rank's part; rank 0 leaves the rows in `rows.json`."""
+    from aqtopo.model import Terrain, build_model
+    from aqtopo.training.distributed import Launch, World, connect
+    from aqtopo.training.engine import build_engine
+
+    config = load_config(CONFIG, SMALL if quick else [])
+    device = connect(Launch("torch", rank, rank, RANKS, RANKS, "127.0.0.1", port))
+    world = World(rank, RANKS, device)
+    engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), RANKS, device)
+    fill_moments(engine)
+    saving, source = time_saves(engine, config, Path(folder), world, rounds=1 if quick else 7)
+    engine.destroy()
+    rows = [saving, time_resume(config, source, world)]
+    if rank == 0:
+        (Path(folder) / "rows.json").write_text(json.dumps(rows))
+
+
+def fill_moments(engine: Any) -> None:
+    """Moments as after some steps."""
     import torch
 
-    from aqtopo.checkpoint.changes import Allowed, match_names
-    from aqtopo.checkpoint.convert import open_universal
-    from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
-    from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine
-    from aqtopo.checkpoint.save import save
-    from aqtopo.checkpoint.tags import Tag
-    from aqtopo.checkpoint.verify import verify_engine
-    from aqtopo.config import CheckpointConfig, load_config
-    from aqtopo.model import Terrain, build_model
-    from aqtopo.training.distributed import Launch, World, barrier, connect
-    from aqtopo.training.engine import build_engine
-    from aqtopo.training.resume import model_groups, other_tensors
-
-    config = load_config(CONFIG)
-    device = connect(Launch("torch", rank, rank, ranks, ranks, "127.0.0.1", port))
-    world = World(rank, ranks, device)
-    terrain = Terrain.flat(config.data.grid)
-    engine = build_engine(config, build_model(config, terrain), ranks, device)
     zero = engine.optimizer
     for master in zero.single_partition_of_fp32_groups:
         moments = {"exp_avg": torch.randn_like(master) * 1e-3, "exp_avg_sq": torch.rand_like(master) * 1e-6}
@@ -50,6 +55,25 @@ def run_rank(rank: int, ranks: int, port: int, rounds: int, folder: str) -> None
             kind: moment.detach() for kind, moment in moments.items()
         }
     engine.global_steps = STEP
+
+
+def timed(action: Callable[[], Any], world: Any) -> tuple[float, Any]:
+    """Seconds until all ranks are done, from a moment when all had begun; and the result."""
+    world.barrier()
+    began = time.monotonic()
+    result = action()
+    world.barrier()
+    return time.monotonic() - began, result
+
+
+def time_saves(
+    engine: Any, config: RunConfig, folder: Path, world: Any, rounds: int
+) -> tuple[dict[str, Any], Path]:
+    """DeepSpeed's save and ours in turn, each on a disk that has settled; and the folder of our last one."""
+    from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
+    from aqtopo.checkpoint.save import Saver
+    from aqtopo.checkpoint.tags import Tag
+
     facts = RunFacts(
         position=Position(epoch=3, step_in_epoch=50, step=STEP, next_samples=None),
         losses=Losses(train=0.7, running=0.7, probe=None, best_validation=None, validations_waited=0),
@@ -60,59 +84,61 @@ def run_rank(rank: int, ranks: int, port: int, rounds: int, folder: str) -> None
         config_digest=config.digest,
         data_digest=None,
     )
-
-    def timed(action: Any) -> tuple[float, Any]:
-        barrier()
-        began = time.monotonic()
-        result = action()
-        barrier()
-        return time.monotonic() - began, result
-
-    run_dir, plain, ours = Path(folder), [], []
-    tag = Tag(3, STEP, 50, None, 0.7)
-    for number in range(rounds):
-        name = f"plain{number}"
-        plain.append(timed(lambda name=name: engine.save_checkpoint(folder, tag=name))[0])
-        seconds, tag = timed(lambda tag=tag: save(engine, run_dir, tag, facts, CheckpointConfig(), world))
-        ours.append(seconds)
-    figures: dict[str, Any] = {
+    saver, tag = Saver(folder, CheckpointConfig(), world), Tag(3, STEP, 50, None, 0.7)
+    timings = Timings({"deepspeed": [], "held up": [], "committed": []})
+    plain = folder / "plain"
+    for round_ in range(rounds + 1):  # the first one warms up
+        os.sync()
+        seconds = {"deepspeed": timed(lambda: engine.save_checkpoint(str(plain), tag="a"), world)[0]}
+        if world.rank == 0:
+            shutil.rmtree(plain)
+        os.sync()
+        seconds["held up"], tag = timed(lambda tag=tag: saver.save(engine, tag, facts), world)
+        seconds["committed"] = seconds["held up"] + timed(saver.finish, world)[0]
+        for name in timings.seconds if round_ else ():
+            timings.seconds[name].append(seconds[name])
+    row = {
         "parameters": sum(p.numel() for p in engine.module.parameters()),
-        "ranks": ranks,
-        "deepspeed_save_s": statistics.median(plain),
-        "save_s": statistics.median(ours),
-        "save_ratio": statistics.median(ours) / statistics.median(plain),
+        "ranks": RANKS,
+        "deepspeed's save [s]": timings.median("deepspeed"),
+        "training held up [s]": timings.median("held up"),
+        "held up / deepspeed's": timings.ratio("held up", "deepspeed"),
+        "committed after [s]": timings.median("committed"),
+        "committed / deepspeed's": timings.ratio("committed", "deepspeed"),
     }
-    engine.destroy()
-    source = tag.folder(run_dir)
-    figures["convert_s"], state = timed(lambda: open_universal(source, world))
-    model = build_model(config, terrain)
+    return row, tag.folder(folder)
+
+
+def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
+    """A resume by its parts; the state has never been resumed before."""
+    from aqtopo.checkpoint.changes import Allowed, match_names
+    from aqtopo.checkpoint.convert import open_universal
+    from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine
+    from aqtopo.checkpoint.verify import verify_engine
+    from aqtopo.model import Terrain, build_model
+    from aqtopo.training.engine import build_engine
+    from aqtopo.training.resume import model_groups, other_tensors
+
+    convert, state = timed(lambda: open_universal(source, world), world)
+    model = build_model(config, Terrain.flat(config.data.grid))
     names = match_names(state.manifest, model_groups(config, model), other_tensors(model), Allowed())
-
-    def load_weights() -> Any:
-        weights = read_weights(state.folder, world)
-        load_module(model, weights, names)
-        return weights
-
-    seconds, weights = timed(load_weights)
-    engine = build_engine(config, model, ranks, device)
-    figures["load_s"] = seconds + timed(lambda: restore_engine(engine, state, names))[0]
-    figures["verify_s"], verified = timed(
-        lambda: verify_engine(engine, state, names, weights, Allowed(), world)
-    )
-    figures["resume_s"] = figures["convert_s"] + figures["load_s"] + figures["verify_s"]
-    figures["verified"] = f"{verified.parameters}/{verified.total}"
-    if rank == 0:
-        print(
-            json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in figures.items()}, indent=1)
-        )
+    reading, weights = timed(lambda: read_weights(state.folder, world), world)
+    load_module(model, weights, names)
+    engine = build_engine(config, model, RANKS, world.device)
+    restoring, _ = timed(lambda: restore_engine(engine, state, names), world)
+    verify, verified = timed(lambda: verify_engine(engine, state, names, weights, Allowed(), world), world)
+    return {
+        "convert [s]": convert,
+        "load [s]": reading + restoring,
+        "verify [s]": verify,
+        "resume overhead [s]": convert + reading + restoring + verify,
+        "equal to the bit": f"{verified.parameters}/{verified.total}",
+    }
 
 
 def main() -> None:
-    """Start the ranks and wait."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=3)
-    chosen = parser.parse_args()
+    """Start the ranks, wait, report."""
+    options: argparse.Namespace = arguments(__doc__)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
     with socket.socket() as probe:
@@ -121,8 +147,8 @@ def main() -> None:
     folder = tempfile.mkdtemp(prefix="aqtopo-resume-")
     try:
         processes = [
-            context.Process(target=run_rank, args=(rank, chosen.ranks, port, chosen.rounds, folder))
-            for rank in range(chosen.ranks)
+            context.Process(target=run_rank, args=(rank, port, options.quick, folder))
+            for rank in range(RANKS)
         ]
         for process in processes:
             process.start()
@@ -130,6 +156,7 @@ def main() -> None:
             process.join()
         if any(process.exitcode for process in processes):
             raise SystemExit(1)
+        report("resume", json.loads((Path(folder) / "rows.json").read_text()), options)
     finally:
         shutil.rmtree(folder)
 

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 README = Path(__file__).with_name("README.md")
-NAMES = ("elevation_attention", "compiled_kernels", "wind_gather", "wind_order", "embedding", "train_step")
+NAMES = (
+    "elevation_attention",
+    "compiled_kernels",
+    "wind_gather",
+    "wind_order",
+    "embedding",
+    "train_step",
+    "resume",
+)
 
 
 def run(name: str) -> dict[str, Any]:

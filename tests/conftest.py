@@ -1,5 +1,6 @@
 """What tests of several parts share: a store of three short years on an 8 x 16 grid, and a run on it."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,7 @@ def save_untrained() -> SaveUntrained:
     """Make a run directory with one saved state, for what reads runs: evaluation, forecasts, reports."""
     from safetensors.torch import save_file
 
+    from aqtopo.checkpoint.manifest import write_manifest
     from aqtopo.checkpoint.tags import Tag, write_state
     from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE
     from aqtopo.data import open_store
@@ -175,9 +177,46 @@ def save_untrained() -> SaveUntrained:
         model = build_model(config, Terrain(store.static["elevation"], store.lat))
         save_file(model.state_dict(), tag.folder(run_dir) / WEIGHTS_FILE)
         write_state(tag, run_dir)
+        write_manifest(_manifest(tag.name, config, store, tag.folder(run_dir)), tag.folder(run_dir))
         return run_dir
 
     return save
+
+
+def _manifest(tag: str, config: RunConfig, store: Any, folder: Path) -> Any:
+    """A manifest as far as those who read weights look at it."""
+    from aqtopo.checkpoint.files import describe_file
+    from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
+    from aqtopo.checkpoint.weights import scaling_digest
+
+    return Manifest(
+        schema=1,
+        layout="sharded",
+        tag=tag,
+        run=RunFacts(
+            position=Position(epoch=0, step_in_epoch=7, step=7, next_samples=None),
+            losses=Losses(train=0.6, running=0.6, probe=None, best_validation=0.5, validations_waited=0),
+            next_lrs={},
+            seed=0,
+            precision="fp32",
+            config=json.loads(config.to_json()),
+            config_digest=config.digest,
+            data_digest=store.digest,
+            scaling_digest=scaling_digest(config, store),
+        ),
+        groups=(),
+        other_tensors=(),
+        tied={},
+        optimizer="AdamW",
+        optimizer_steps={},
+        zero_stage=2,
+        world_size=1,
+        global_samples=14,
+        skipped_steps=0,
+        loss_scaler=None,
+        versions={},
+        files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+    )
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Writing the universal layout, from ZeRO's shards or from anything else that knows tensors by name."""
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,12 +10,14 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, sync
-from aqtopo.checkpoint.manifest import Manifest, read_manifest, write_manifest
-from aqtopo.checkpoint.pickles import load_data, save_data
-from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together, share
+from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync
+from aqtopo.checkpoint.locks import alone_together
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
+from aqtopo.checkpoint.pickles import save_data
+from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together, share, share_by_size
 from aqtopo.checkpoint.shards import KINDS, ShardedState
 from aqtopo.checkpoint.tags import UNFINISHED
+from aqtopo.checkpoint.tensor_files import Elements, TensorFile, blocks_of, create, fill, joined
 from aqtopo.checkpoint.universal import (
     LATEST,
     MODEL_STATES,
@@ -29,8 +32,10 @@ from aqtopo.checkpoint.universal import (
 from aqtopo.checkpoint.weights import WEIGHTS_FILE
 from aqtopo.refusal import RefusedError
 
+WAIT = "Wait until the other run has resumed, and try again."
 
-class NamedTensors(Protocol):
+
+class NamedTensors(Elements, Protocol):
     """A state whose tensors are known by name."""
 
     def tensor(self, name: str, kind: str) -> Tensor:
@@ -53,7 +58,8 @@ def open_universal(source: Path, ranks: Ranks) -> UniversalState:
     there = target.parent.exists()
     check_files(source, manifest.files, ranks)
     if not there:
-        convert(source, target, ranks)
+        with alone_together(source / MANIFEST_FILE, ranks, f"{source} is being converted", WAIT):
+            convert(source, target, ranks)
         return UniversalState(target)
     state = UniversalState(target)
     if target != source:
@@ -88,13 +94,13 @@ def convert(source: Path, target: Path, ranks: Ranks) -> None:
     except RefusedError as error:
         problems = [str(error)]
     refuse_together(ranks, f"{source} cannot be converted", problems)
-    write_universal(manifest, shards, lambda path: _link(source / WEIGHTS_FILE, path), target, ranks)
+    write_universal(manifest, shards, lambda path: _link_weights(source, manifest, path), target, ranks)
 
 
 def write_universal(
     manifest: Manifest,
-    state: NamedTensors,
-    write_weights: Callable[[Path], None],
+    state: Elements,
+    write_weights: Callable[[Path], FileRecord],
     target: Path,
     ranks: Ranks,
 ) -> None:
@@ -103,9 +109,9 @@ def write_universal(
     Args:
         manifest: of the state; its files and layout are replaced.
         state: the tensors.
-        write_weights: puts the module's weights into the file it is given.
+        write_weights: puts the module's weights into the file it is given, and says what that must be.
         target: the inner folder to make.
-        ranks: who takes part; each writes its share of the parameters.
+        ranks: who takes part; each writes its share of the blocks of all tensors' files.
 
     Raises:
         RefusedError: on all ranks.
@@ -117,45 +123,55 @@ def write_universal(
         for name in manifest.parameters:
             (folder / ZERO / name).mkdir(parents=True)
     ranks.barrier()
-    problems, written = [], []
+    records = _write_small_files(manifest, folder, ranks)
+    files = _create_tensor_files(manifest, folder, ranks)
+    problems, hashes = [], {}
     try:
-        for name in _own_parameters(manifest, ranks):
-            written += _write_parameter(manifest, state, name, folder)
+        blocks = blocks_of(files)
+        hashes = fill(folder, state, share_by_size(blocks, [block.size for block in blocks], ranks))
     except RefusedError as error:
         problems = [str(error)]
-    if ranks.rank == 0:
-        written += _write_common(manifest, folder)
-        write_weights(folder / WEIGHTS_FILE)
-        written.append(WEIGHTS_FILE)
     refuse_together(ranks, f"{target} cannot be written", problems)
-    records = gather_mappings({name: _described(folder / name) for name in written}, ranks)
+    everyones = joined(json.loads(text) for text in ranks.gather_texts(json.dumps(hashes)))
     if ranks.rank == 0:
-        files = {name: FileRecord(size, tuple(hashes)) for name, (size, hashes) in sorted(records.items())}
-        write_manifest(manifest.model_copy(update={"layout": "universal", "files": files}), folder)
+        records |= {file.name: FileRecord(file.size, everyones[file.name]) for file in files}
+        records[WEIGHTS_FILE] = write_weights(folder / WEIGHTS_FILE)
+        whole = {"layout": "universal", "files": dict(sorted(records.items()))}
+        write_manifest(manifest.model_copy(update=whole), folder)
         sync(aside)
         aside.replace(target.parent)
         sync(target.parent.parent)
     ranks.barrier()
 
 
-def _own_parameters(manifest: Manifest, ranks: Ranks) -> list[str]:
-    """This rank's parameters: dealt out like cards, the largest first."""
-    sizes = {name: tensor.elements for name, tensor in manifest.parameters.items()}
-    return sorted(sizes, key=lambda name: (-sizes[name], name))[ranks.rank :: ranks.size]
+def _write_small_files(manifest: Manifest, folder: Path, ranks: Ranks) -> dict[str, FileRecord]:
+    """Write the step counts, each rank its share of the parameters, and on rank 0 what DeepSpeed wants."""
+    written = []
+    for name in share(list(manifest.parameters), ranks):
+        step = next(manifest.optimizer_steps[g.name] for g in manifest.groups if name in g.elements)
+        written.append(tensor_file(name, STEP))
+        save_data(torch.tensor(step, dtype=torch.float32), folder / written[-1])
+    if ranks.rank == 0:
+        written += _write_common(manifest, folder)
+    own = {name: settle(folder / name) for name in written}
+    found = gather_mappings({name: (record.size, record.sha256) for name, record in own.items()}, ranks)
+    return {name: FileRecord(size, tuple(hashes)) for name, (size, hashes) in found.items()}
 
 
-def _write_parameter(manifest: Manifest, state: NamedTensors, name: str, folder: Path) -> list[str]:
-    """Write what is kept for one parameter, and read it back."""
-    files = [tensor_file(name, kind) for kind in KINDS]
-    for kind, file in zip(KINDS, files, strict=True):
-        tensor = state.tensor(name, kind)
-        save_data({"param": tensor}, folder / file)
-        again = load_data(folder / file)["param"]
-        if not same_bits(again, tensor):
-            raise RefusedError(f"{folder / file}: what was written does not read back the same.")
-    step = next(manifest.optimizer_steps[g.name] for g in manifest.groups if name in g.elements)
-    save_data(torch.tensor(step, dtype=torch.float32), folder / tensor_file(name, STEP))
-    return [*files, tensor_file(name, STEP)]
+def _create_tensor_files(manifest: Manifest, folder: Path, ranks: Ranks) -> list[TensorFile]:
+    """Make the tensors' files, still empty, each rank its share; all of them, on every rank."""
+    names = [(name, kind) for name in manifest.parameters for kind in KINDS]
+    parameters = manifest.parameters
+    made = {
+        tensor_file(name, kind): create(folder / tensor_file(name, kind), parameters[name].shape)
+        for name, kind in share(names, ranks)
+    }
+    places = gather_mappings(made, ranks)
+    return [
+        TensorFile(path, name, kind, parameters[name].elements, *places[path])
+        for name, kind in names
+        for path in (tensor_file(name, kind),)
+    ]
 
 
 def _write_common(manifest: Manifest, folder: Path) -> list[str]:
@@ -193,15 +209,11 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(integer)
 
 
-def _described(path: Path) -> tuple[int, tuple[str, ...]]:
-    sync(path)
-    record = describe_file(path)
-    return record.size, record.sha256
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give a file a second name where the file system can, else copy it."""
+def _link_weights(source: Path, manifest: Manifest, target: Path) -> FileRecord:
+    """Give the weights, which are on the disk and checked, a second name; copy them where that cannot be."""
     try:
-        os.link(source, target)
+        os.link(source / WEIGHTS_FILE, target)
     except OSError:
-        shutil.copyfile(source, target)
+        shutil.copyfile(source / WEIGHTS_FILE, target)
+        return settle(target)
+    return manifest.files[WEIGHTS_FILE]

@@ -73,10 +73,12 @@ def tied_names(module: nn.Module) -> dict[str, str]:
     }
 
 
-def scaler_state(engine: Any) -> dict[str, float]:
-    """State of the loss scaler, as far as it is a dynamic one."""
+def scaler_state(engine: Any) -> dict[str, float] | None:
+    """State of a dynamic loss scaler; None for a static one, which has only what the configuration says."""
     scaler = engine.optimizer.loss_scaler
-    return {name: float(getattr(scaler, name)) for name in SCALER_STATE if hasattr(scaler, name)}
+    if not all(hasattr(scaler, name) for name in SCALER_STATE):
+        return None
+    return {name: float(getattr(scaler, name)) for name in SCALER_STATE}
 
 
 def owned_fragments(zero: Any, index: int) -> Iterator[tuple[str, Any, Any]]:

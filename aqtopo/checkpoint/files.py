@@ -1,6 +1,6 @@
 """Files of a saved state: what they must contain, to the bit, and how to write them whole or not at all.
 
-A file is known by its size and the SHA-256 of each 4 MiB block, so that many ranks can check one file
+A file is known by its size and the SHA-256 of each 1 MiB block, so that many ranks can check one file
 together, each reading its share, and a message can say where a file is damaged. For a file of one block it
 is the number that `sha256sum` prints.
 """
@@ -14,9 +14,9 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from aqtopo.checkpoint.ranks import Ranks, refuse_together, share
+from aqtopo.checkpoint.ranks import Ranks, refuse_together, share_by_size
 
-BLOCK_BYTES = 4 * 2**20
+BLOCK_BYTES = 2**20
 HASH_THREADS = 4
 
 
@@ -33,10 +33,16 @@ class FileRecord:
     sha256: tuple[str, ...]
 
 
-def describe_file(path: Path) -> FileRecord:
+def describe_file(path: Path, threads: int = HASH_THREADS) -> FileRecord:
     """Read a file once and note size and hashes."""
     size = path.stat().st_size
-    return FileRecord(size, tuple(_hash_blocks(path, range(-(-size // BLOCK_BYTES)))))
+    return FileRecord(size, tuple(hash_blocks(path, range(-(-size // BLOCK_BYTES)), threads)))
+
+
+def settle(path: Path, threads: int = HASH_THREADS) -> FileRecord:
+    """Make sure that a file is on the disk, and describe it."""
+    sync(path)
+    return describe_file(path, threads)
 
 
 def check_files(folder: Path, records: Mapping[str, FileRecord], ranks: Ranks) -> None:
@@ -48,7 +54,8 @@ def check_files(folder: Path, records: Mapping[str, FileRecord], ranks: Ranks) -
     problems = [problem for name in records if (problem := _size_problem(folder / name, records[name].size))]
     blocks = [(name, index) for name, record in records.items() for index in range(len(record.sha256))]
     if not problems:
-        problems = list(_changed_blocks(folder, records, share(blocks, ranks)))
+        sizes = [min(BLOCK_BYTES, records[name].size - index * BLOCK_BYTES) for name, index in blocks]
+        problems = list(_changed_blocks(folder, records, share_by_size(blocks, sizes, ranks)))
     refuse_together(ranks, f"{folder} is damaged", problems, "Resume from another tag, or restore the files.")
 
 
@@ -57,17 +64,17 @@ def _changed_blocks(
 ) -> Iterable[str]:
     for name, pairs in groupby(blocks, key=itemgetter(0)):
         indices = [index for _, index in pairs]
-        for index, found in zip(indices, _hash_blocks(folder / name, indices), strict=True):
+        for index, found in zip(indices, hash_blocks(folder / name, indices), strict=True):
             if found != records[name].sha256[index]:
                 yield f"{name}: changed within bytes {index * BLOCK_BYTES} to {(index + 1) * BLOCK_BYTES}"
 
 
-def _hash_blocks(path: Path, blocks: Iterable[int]) -> Iterator[str]:
+def hash_blocks(path: Path, blocks: Iterable[int], threads: int = HASH_THREADS) -> Iterator[str]:
     """The hashes of some blocks of a file, on a few threads: both reading and hashing let others run."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with ThreadPoolExecutor(HASH_THREADS) as threads:
-            yield from threads.map(
+        with ThreadPoolExecutor(threads) as executor:
+            yield from executor.map(
                 lambda block: _hash(os.pread(descriptor, BLOCK_BYTES, block * BLOCK_BYTES)), blocks
             )
     finally:

@@ -12,7 +12,15 @@ from aqtopo.checkpoint.files import check_files
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, STATE_FILE, UNFINISHED, UNIVERSAL, last_tag
+from aqtopo.checkpoint.tags import (
+    CHECKPOINTS,
+    DISCARDED,
+    STATE_FILE,
+    UNFINISHED,
+    UNIVERSAL,
+    last_tag,
+    val_loss_in,
+)
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
 from aqtopo.refusal import RefusedError, refuse
@@ -104,8 +112,7 @@ def _folder_row(folder: Path) -> FolderRow:
         run = read_manifest(folder).run
     except RefusedError as refusal:
         return FolderRow(folder.name, False, str(refusal).splitlines()[0], None, None, size)
-    match = folder.name.partition("-val")[2].partition("-take")[0]
-    return FolderRow(folder.name, True, "", run.position.step, float(match) if match else None, size)
+    return FolderRow(folder.name, True, "", run.position.step, val_loss_in(folder.name), size)
 
 
 def inspect_state(state: SavedState) -> Iterator[TensorRow]:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aqtopo.checkpoint.convert import write_universal
+from aqtopo.checkpoint.files import FileRecord, settle
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
 from aqtopo.checkpoint.pickles import load_data
 from aqtopo.checkpoint.ranks import ALONE
@@ -42,6 +43,10 @@ class ImportedTensors:
         """The whole fp32 tensor of a parameter: its weight or a moment."""
         found = self.weights[name] if kind == MASTER else self.moments[name][kind]
         return found.detach().float().contiguous()
+
+    def elements(self, name: str, kind: str, place: slice) -> Tensor:
+        """Consecutive elements of the flattened tensor."""
+        return self.tensor(name, kind).flatten()[place]
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
@@ -221,7 +226,12 @@ def write_import(manifest: Manifest, tensors: ImportedTensors, out: Path) -> Non
         name: (tensor.float() if tensor.is_floating_point() else tensor).clone().contiguous()
         for name, tensor in tensors.weights.items()
     }
-    write_universal(manifest, tensors, lambda path: save_file(weights, path), out / manifest.tag, ALONE)
+
+    def write_weights(path: Path) -> FileRecord:
+        save_file(weights, path)
+        return settle(path)
+
+    write_universal(manifest, tensors, write_weights, out / manifest.tag, ALONE)
 
 
 def _close(one: float, other: float) -> bool:

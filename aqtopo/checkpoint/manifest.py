@@ -91,6 +91,8 @@ class RunFacts(_Part):
     config: dict[str, Any]
     config_digest: str
     data_digest: str | None
+    scaling_digest: str | None = None
+    """Of what the model's inputs are made with: normalisation, terrain and latitudes."""
 
 
 class Manifest(_Part):

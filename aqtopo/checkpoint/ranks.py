@@ -81,3 +81,13 @@ def share(items: Sequence[Item], ranks: Ranks) -> Sequence[Item]:
     """This rank's consecutive part of `items`; parts differ in length by at most one."""
     first, end = (len(items) * turn // ranks.size for turn in (ranks.rank, ranks.rank + 1))
     return items[first:end]
+
+
+def share_by_size(items: Sequence[Item], sizes: Sequence[int], ranks: Ranks) -> list[Item]:
+    """This rank's consecutive part of `items`: its share of the sum of sizes, to within the largest."""
+    total, before, own = max(sum(sizes), 1), 0, []
+    for item, size in zip(items, sizes, strict=True):
+        if (2 * before + size) * ranks.size // (2 * total) == ranks.rank:  # whose share its middle is in
+            own.append(item)
+        before += size
+    return own

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.engine_state import engine_groups
+from aqtopo.checkpoint.engine_state import engine_groups, scaler_state
+from aqtopo.checkpoint.manifest import Manifest
 from aqtopo.checkpoint.partition import fragments
 from aqtopo.checkpoint.ranks import Ranks, refuse_together
 from aqtopo.checkpoint.shards import KINDS, MASTER
@@ -83,7 +84,7 @@ def restore_engine(engine: Any, state: UniversalState, names: SavedNames) -> Non
             saved = names[fragment.name]
             if saved is not None:
                 for kind, part in parts.items():
-                    part[fragment.in_part] = state.tensor(saved, kind).flatten()[fragment.in_parameter]
+                    part[fragment.in_part] = state.elements(saved, kind, fragment.in_parameter)
         step = manifest.optimizer_steps.get(group.name, max(manifest.optimizer_steps.values()))
         zero.optimizer.state[master] = {"step": _step_of(zero.optimizer, index, step), **kept}
     # Links to moments that DeepSpeed may have made point to what was there before.
@@ -94,12 +95,17 @@ def restore_engine(engine: Any, state: UniversalState, names: SavedNames) -> Non
     engine.skipped_steps = manifest.skipped_steps
 
 
-def restore_loss_scaler(engine: Any, manifest: Any) -> None:
-    """Go on with the dynamic loss scale where both runs are fp16; elsewhere the configuration's stands."""
+def restore_loss_scaler(engine: Any, manifest: Manifest) -> None:
+    """Go on with the loss scale where both runs scale dynamically; elsewhere the configuration's stands.
+
+    DeepSpeed takes whatever scaler the checkpoint has: fp16 after bf16 would go on with a static scale of 1,
+    bf16 after fp16 would skip steps.
+    """
+    if scaler_state(engine) is None or engine.optimizer.loss_scaler.dtype != torch.float16:
+        return
+    scaler = engine.optimizer.loss_scaler
     for name, value in (manifest.loss_scaler or {}).items():
-        scaler = engine.optimizer.loss_scaler
-        if hasattr(scaler, name):
-            setattr(scaler, name, type(getattr(scaler, name))(value))
+        setattr(scaler, name, type(getattr(scaler, name))(value))
 
 
 def _step_of(optimizer: Any, index: int, step: float) -> Any:

@@ -1,11 +1,10 @@
 """Which saved states are kept, and removing the others so that a crash never leaves half a tag."""
 
-import fcntl
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from aqtopo.checkpoint.locks import alone, shared
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     DISCARDED,
@@ -41,20 +40,16 @@ def sweep(run_dir: Path) -> None:
             shutil.rmtree(universal)
 
 
-@contextmanager
-def reading(folder: Path) -> Iterator[None]:
-    """Keep a saved state from being removed while it is read; a killed reader's hold ends with it."""
-    with (folder / STATE_FILE).open() as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
+def reading(folder: Path) -> AbstractContextManager[None]:
+    """Keep a saved state from being removed while it is read; what no run prunes needs no keeping."""
+    path = folder / STATE_FILE
+    return shared(path) if path.is_file() else nullcontext()
 
 
 def _discard(folder: Path) -> None:
     """Remove a state that nobody reads; first from the list, in one move, then from the disk."""
-    with (folder / STATE_FILE).open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with alone(folder / STATE_FILE) as held:
+        if not held:
             return
         discarded = folder.with_name(folder.name + DISCARDED)
         folder.rename(discarded)

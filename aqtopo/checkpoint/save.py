@@ -1,25 +1,28 @@
 """Saving a training state: aside, from all ranks, and committed by one rename.
 
-    <tag>.tmp: shards (by DeepSpeed), weights -> sync, hashes -> manifest -> rename to <tag> -> pointer
+    <tag>.tmp: shards (by DeepSpeed), weights -> [in the background] sync, hashes -> manifest
+               -> rename to <tag> -> pointer -> pruning
 
-A process killed anywhere before the rename leaves only a `.tmp`, which the next start removes; one killed
-after it leaves a complete tag.
+Training waits for the first part only. A process killed anywhere before the rename leaves only a `.tmp`,
+which the next start removes; one killed after it leaves a complete tag.
 """
 
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aqtopo.checkpoint.commit import HASHES, PendingCommit
 from aqtopo.checkpoint.engine_state import describe_engine
-from aqtopo.checkpoint.files import FileRecord, describe_file, sync
-from aqtopo.checkpoint.manifest import RunFacts, write_manifest
+from aqtopo.checkpoint.files import FileRecord, sync
+from aqtopo.checkpoint.manifest import Manifest, RunFacts, write_manifest
 from aqtopo.checkpoint.pickles import without_checksums
-from aqtopo.checkpoint.ranks import Ranks, gather_mappings
+from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import prune
 from aqtopo.checkpoint.shards import SHARD_NAME
 from aqtopo.checkpoint.tags import (
@@ -35,48 +38,100 @@ from aqtopo.config import CheckpointConfig
 RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 """Copied beside every checkpoint by DeepSpeed."""
 
+GRACE_S = 60.0
+"""How long a failing run waits for the state that is on its way."""
 
-def save(
-    engine: Any, run_dir: Path, tag: Tag, facts: RunFacts, policy: CheckpointConfig, ranks: Ranks
-) -> Tag:
-    """Save the state of all ranks under `tag` and drop the states that are no longer wanted.
+
+class Saver:
+    """Saves the states of one run; the last one may still be on its way to being committed.
+
+    As a context manager it does not leave before that is done, nor, after a failure, before some time.
 
     Args:
-        engine: the DeepSpeed engine, at an accumulation boundary.
         run_dir: the run directory.
-        tag: what is saved.
-        facts: what the engine does not know.
         policy: which states are kept.
-        ranks: all of the engine's.
-
-    Returns:
-        The tag as committed: with another `take` where the name was already used.
+        ranks: all of the run's.
     """
-    tag = _unused(tag, run_dir, ranks)
-    assert NAME_PATTERN.fullmatch(tag.name), tag.name
-    aside = tag.folder(run_dir).with_name(tag.name + UNFINISHED)
-    if ranks.rank == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-    with without_checksums():
-        # The weights go into a file without pickle, once; DeepSpeed would add them to its own.
-        extras: dict[str, Any] = {"module": {}, "universal_checkpoint_info": {}}
-        engine.save_checkpoint(str(aside.parent), tag=aside.name, client_state=extras, save_latest=False)
-    if ranks.rank == 0:
-        for script in RECOVERY_SCRIPTS:  # they load whatever code a checkpoint holds
-            (aside.parent / script).unlink(missing_ok=True)
-        save_file(module_weights(engine), aside / WEIGHTS_FILE)
-        write_state(tag, run_dir, aside)
-    own = {path.name: _settled(path) for path in _own_files(aside, ranks.rank)}
-    records = gather_mappings(own, ranks)
-    if ranks.rank == 0:
-        files = {name: FileRecord(size, tuple(hashes)) for name, (size, hashes) in sorted(records.items())}
-        write_manifest(describe_engine(engine, tag.name, facts, files), aside)
-        aside.rename(tag.folder(run_dir))
+
+    def __init__(self, run_dir: Path, policy: CheckpointConfig, ranks: Ranks) -> None:
+        self._run_dir = run_dir
+        self._policy = policy
+        self._ranks = ranks
+        self._pending: PendingCommit | None = None
+
+    def save(self, engine: Any, tag: Tag, facts: RunFacts) -> Tag:
+        """Write the state of all ranks, which `finish` or the next `save` wait for to be committed.
+
+        Args:
+            engine: the DeepSpeed engine, at an accumulation boundary.
+            tag: what is saved.
+            facts: what the engine does not know.
+
+        Returns:
+            The tag under its final name: with another `take` where the name was already used.
+
+        Raises:
+            OSError: on all ranks: this state or the one before it could not be written.
+        """
+        self.finish()
+        tag = _unused(tag, self._run_dir, self._ranks)
+        assert NAME_PATTERN.fullmatch(tag.name), tag.name
+        aside = tag.folder(self._run_dir).with_name(tag.name + UNFINISHED)
+        if self._ranks.rank == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        self._write(engine, tag, aside)
+        # Of this moment: when the background comes to it, the engine is steps ahead.
+        manifest = describe_engine(engine, tag.name, facts, {})
+        self._pending = PendingCommit(
+            aside,
+            list(_own_files(aside, self._ranks.rank)),
+            lambda records: self._publish(tag, manifest, records, aside),
+            self._ranks,
+        )
+        return tag
+
+    def finish(self) -> None:
+        """Wait, all ranks together, until the last saved state is committed.
+
+        Raises:
+            OSError: on all ranks: it could not be written.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.finish()
+
+    def _write(self, engine: Any, tag: Tag, aside: Path) -> None:
+        """Write this rank's files of the state, without waiting for the disk."""
+        with without_checksums():
+            # The weights go into a file without pickle, once; DeepSpeed would add them to its own.
+            extras: dict[str, Any] = {"module": {}, "universal_checkpoint_info": {}}
+            engine.save_checkpoint(str(aside.parent), tag=aside.name, client_state=extras, save_latest=False)
+        if self._ranks.rank == 0:
+            for script in RECOVERY_SCRIPTS:  # they load whatever code a checkpoint holds
+                (aside.parent / script).unlink(missing_ok=True)
+            save_file(module_weights(engine), aside / WEIGHTS_FILE)
+            write_state(tag, self._run_dir, aside)
+
+    def _publish(self, tag: Tag, manifest: Manifest, records: dict[str, FileRecord], aside: Path) -> None:
+        write_manifest(manifest.model_copy(update={"files": records}), aside)
+        aside.rename(tag.folder(self._run_dir))
         sync(aside.parent)
-        point_to(tag, run_dir)
-        prune(run_dir, policy)
-    ranks.barrier()
-    return tag
+        point_to(tag, self._run_dir)
+        prune(self._run_dir, self._policy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif self._pending is not None:
+            self._pending.close(GRACE_S)
 
 
 def module_weights(engine: Any) -> dict[str, Tensor]:
@@ -103,12 +158,5 @@ def _own_files(folder: Path, rank: int) -> Iterable[Path]:
     """The files that this rank wrote: its shard, and on rank 0 what there is besides."""
     for path in sorted(folder.iterdir()):
         shard = SHARD_NAME.fullmatch(path.name)
-        if (int(shard[1]) if shard else 0) == rank:
+        if (int(shard[1]) if shard else 0) == rank and not path.match(HASHES):
             yield path
-
-
-def _settled(path: Path) -> tuple[int, tuple[str, ...]]:
-    """Sync a file, read it once; size and hashes."""
-    sync(path)
-    record = describe_file(path)
-    return record.size, record.sha256

@@ -48,12 +48,21 @@ class ShardedState:
 
     def tensor(self, name: str, kind: str) -> Tensor:
         """The whole fp32 tensor of one parameter: its weight or one of its moments."""
-        index, group = self._groups[name]
         info = self._manifest.parameters[name]
-        whole = torch.empty(info.elements, dtype=torch.float32)
+        return self.elements(name, kind, slice(0, info.elements)).reshape(info.shape)
+
+    def elements(self, name: str, kind: str, place: slice) -> Tensor:
+        """Consecutive elements of a parameter's flattened fp32 weight or moment; reads only those."""
+        index, group = self._groups[name]
+        found = torch.empty(place.stop - place.start, dtype=torch.float32)
         for rank, fragment in owners(group.elements, self._manifest.world_size, name):
-            whole[fragment.in_parameter] = self._part(rank, index, kind)[fragment.in_part]
-        return whole.reshape(info.shape)
+            first, end = max(fragment.start, place.start), min(fragment.in_parameter.stop, place.stop)
+            if first < end:
+                part = self._part(rank, index, kind)[fragment.in_part]
+                found[first - place.start : end - place.start] = part[
+                    first - fragment.start : end - fragment.start
+                ]
+        return found
 
     def check_steps(self, ranks: Ranks) -> None:
         """Make sure that this rank's share of the shards counts as many updates as the manifest says.

@@ -19,6 +19,7 @@ POINTER = "latest"
 UNFINISHED = ".tmp"
 DISCARDED = ".discarded"
 UNIVERSAL = ".universal"
+VAL_LOSS = re.compile(r"-val([0-9.]+|nan|inf)(?:-take\d+)?$")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]+")
 
 
@@ -54,6 +55,12 @@ class Tag:
         return run_dir / CHECKPOINTS / self.name
 
 
+def val_loss_in(name: str) -> float | None:
+    """The validation loss in a tag's name, with its four digits; None where there is none."""
+    match = VAL_LOSS.search(name)
+    return float(match[1]) if match else None
+
+
 def write_state(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
     """Describe a saved state beside its shards; a folder without this file is not a tag."""
     target = (folder or tag.folder(run_dir)) / STATE_FILE
@@ -69,10 +76,15 @@ def list_tags(run_dir: Path) -> list[Tag]:
         for path in (run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}")
         if not path.parent.name.endswith((UNFINISHED, DISCARDED, UNIVERSAL))
     )
-    return sorted((_read_state(path) for path in states), key=lambda tag: (tag.step, tag.take))
+    return sorted((read_state(path) for path in states), key=lambda tag: (tag.step, tag.take))
 
 
-def _read_state(path: Path) -> Tag:
+def read_state(path: Path) -> Tag:
+    """What `write_state` wrote.
+
+    Raises:
+        ValueError: it is not that.
+    """
     try:
         return Tag(**json.loads(path.read_text()))
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:

@@ -87,6 +87,14 @@ class UniversalState:
             raise RefusedError(f"{path} holds {what}, but the manifest says {expected} torch.float32.")
         return found
 
+    def elements(self, name: str, kind: str, place: slice) -> Tensor:
+        """Consecutive elements of a parameter's flattened fp32 weight or moment; reads only those.
+
+        Raises:
+            RefusedError: as `tensor`.
+        """
+        return self.tensor(name, kind).flatten()[place]
+
 
 def check_counters(path: Path, manifest: Manifest) -> None:
     """Compare the counters that DeepSpeed saved with the manifest's.

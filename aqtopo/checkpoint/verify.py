@@ -98,7 +98,7 @@ def _fragment_problems(
             if saved is None:
                 continue
             for kind, buffer in held.items():
-                theirs = state.tensor(saved, kind).flatten().narrow(0, place.start, place.numel)
+                theirs = state.elements(saved, kind, slice(place.start, place.start + place.numel))
                 ours = None if buffer is None else buffer.detach().narrow(0, part.start, part.numel).cpu()
                 if kind == MASTER:
                     weight = weights[name].detach().flatten().narrow(0, place.start, place.numel).cpu()

@@ -1,5 +1,7 @@
 """Reading weights back for evaluation and forecasts: safetensors only, neither pickle nor DeepSpeed."""
 
+import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +9,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from aqtopo.checkpoint.files import check_files
+from aqtopo.checkpoint.manifest import RunFacts, read_manifest
+from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.tags import Tag, find_tag
 from aqtopo.config import RunConfig, load_config
@@ -65,6 +70,36 @@ def read_run_config(run_dir: Path) -> RunConfig:
     return load_config(run_dir / CONFIG_FILE)
 
 
+def scaling_digest(config: RunConfig, store: Store) -> str:
+    """SHA-256 of what turns a store's hours into the model's inputs: normalisation, terrain, latitudes."""
+    normalization = normalization_for(config, store)
+    digest = hashlib.sha256()
+    for names in (config.data.variables, config.data.targets):
+        digest.update(normalization.means(names).tobytes() + normalization.stds(names).tobytes())
+    digest.update(store.static["elevation"].tobytes() + store.lat.tobytes())
+    return digest.hexdigest()
+
+
+def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:
+    """Compare the store with the one that was trained on; another's normalisation would give nonsense.
+
+    Raises:
+        ValueError: normalisation or terrain are others.
+    """
+    if run.data_digest in (None, store.digest):
+        return
+    if run.scaling_digest != scaling_digest(config, store):
+        raise ValueError(
+            f"{config.data.store} has another normalisation or terrain than the data that {run_dir} was "
+            "trained on, and its forecasts would be nonsense. Put the store of the training back."
+        )
+    warnings.warn(
+        f"{config.data.store} has changed since {run_dir} was trained, though neither its normalisation nor "
+        "its terrain: what follows is about the data as they are today",
+        stacklevel=3,
+    )
+
+
 def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     """Open a trained run.
 
@@ -73,7 +108,8 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
         tag: `best`, `last` or a tag's name.
 
     Raises:
-        ValueError: no run, no such tag, damaged weights, weights that do not fit the model, or a bad store.
+        ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
+        RefusedError: the weights are not those that were saved.
     """
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
@@ -82,6 +118,9 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
         with reading(path.parent):
+            manifest = read_manifest(path.parent)
+            _check_data(manifest.run, config, store, run_dir)
+            check_files(path.parent, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]}, ALONE)
             model.load_state_dict(load_weights(path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Saved states: list, inspect, verify, convert, compare, import.")
+app = typer.Typer(
+    no_args_is_help=True, help="Saved states: list, inspect, verify, convert, export, compare, import."
+)
 
 Run = Annotated[Path, typer.Argument(help="A run directory.")]
 State = Annotated[Path, typer.Argument(help="The folder of a tag, of a universal checkpoint, or of a run.")]
@@ -103,6 +105,18 @@ def convert(
     check_files(source, manifest.files, ALONE)
     convert_state(source, out / source.name, ALONE)
     print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
+
+
+@app.command()
+def export(
+    tag: State,
+    out: Annotated[Path, typer.Argument(help="The safetensors file to make, which must not exist.")],
+) -> None:
+    """Write all fp32 weights by name into one safetensors file, for anything else than resuming."""
+    from aqtopo.checkpoint.export import export as export_state
+
+    metadata = export_state(tag, out)
+    print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))  # noqa: T201
 
 
 @app.command()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Every contradiction between the values of `config`, each of which is fine by itself."""
-    for check in (_channels, _times, _shapes, _groups, _learning_rate, _batch):
+    for check in (_channels, _times, _shapes, _groups, _learning_rate, _optimizer, _batch):
         yield from check(config)
 
 
@@ -102,6 +102,19 @@ def _learning_rate(config: RunConfig) -> Iterator[Problem]:
             schedule.eta_min,
             f"must be at most {start:g}, where group {lowest.name} starts: its multiplier x base_lr",
         )
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    offload = config.deepspeed.zero_optimization.offload_optimizer
+    if offload is None or offload.device == "none":
+        return
+    chosen = config.optimizer.implementation
+    if chosen == "fused_adam":
+        allowed = 'must be "cpu_adam" or "torch" with offload_optimizer: the fused one works on the GPU'
+        yield Problem(("optimizer", "implementation"), chosen, allowed)
+    elif chosen == "torch" and config.deepspeed.zero_force_ds_cpu_optimizer:
+        allowed = 'must be false with offload_optimizer, or optimizer.implementation must be "cpu_adam"'
+        yield Problem(("deepspeed", "zero_force_ds_cpu_optimizer"), True, allowed)
 
 
 def _batch(config: RunConfig) -> Iterator[Problem]:

@@ -268,7 +268,7 @@ class DeepSpeedConfig(Strict):
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
 
     zero_force_ds_cpu_optimizer: bool = True
-    """Insist on DeepSpeed's compiled CPU Adam; must be false with `offload_optimizer`."""
+    """Insist on DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
 
     steps_per_print: Positive | None = None
     """DeepSpeed prints its own progress every so many steps; null for never."""
@@ -330,9 +330,3 @@ def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
     """Pairs of keys which DeepSpeed would refuse, or worse accept, only once all ranks are running."""
     if config.bf16.enabled and config.fp16.enabled:
         yield Problem(("fp16", "enabled"), True, "must be false, since bf16 is enabled")
-    offload = config.zero_optimization.offload_optimizer
-    if offload and offload.device == "cpu" and config.zero_force_ds_cpu_optimizer:
-        allowed = (
-            "must be false with offload_optimizer: the optimizer is PyTorch's AdamW, not DeepSpeed's CPU Adam"
-        )
-        yield Problem(("zero_force_ds_cpu_optimizer",), True, allowed)

@@ -184,6 +184,9 @@ class OptimizerConfig(Strict):
     name: Literal["adamw"] = "adamw"
     """The optimizer."""
 
+    implementation: Literal["torch", "cpu_adam", "fused_adam"] = "torch"
+    """PyTorch's AdamW, or DeepSpeed's compiled ones: for offloaded state on the CPU, or on the GPU."""
+
     base_lr: float = Field(gt=0)
     """Learning rate after warm-up for a group of multiplier 1."""
 

@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from aqtopo.checkpoint.commit import HASHES
 from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, last_tag
 from aqtopo.config import RunConfig, load_config
@@ -146,7 +147,7 @@ class _Ranks:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
-        self.port = port = _free_port()
+        port = _free_port()
         self.log = log
         self.processes: list[ForkServerProcess] = [
             context.Process(target=_run_rank, args=(config.to_json(), rank, world, port, steps, str(log)))
@@ -180,7 +181,6 @@ class _Ranks:
             process.kill()
         for process in self.processes:
             process.join()
-        _clear_shared_memory(self.port)
 
     def wait(self) -> None:
         """Wait for all, who must end well.
@@ -197,12 +197,6 @@ class _Ranks:
         self._end()
         if any(codes) or None in codes:
             raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
-
-
-def _clear_shared_memory(port: int) -> None:
-    """Remove what DeepSpeed's killed ranks leave behind: 66 MiB each, which fill a machine within an hour."""
-    for buffer in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"):
-        buffer.unlink()
 
 
 def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:
@@ -232,6 +226,8 @@ def _phase(run_dir: Path) -> str:
     """What a run was doing, by what lies in its checkpoints."""
     folder = run_dir / CHECKPOINTS
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if any(folder.glob(f"*{UNFINISHED}/{HASHES}")):
+        return "committing"
     for suffix, phase in (
         (UNIVERSAL + UNFINISHED, "converting"),
         (DISCARDED, "pruning"),

@@ -1,6 +1,7 @@
 """The DeepSpeed engine: ZeRO-2 around the model, with named groups and batch fields for the actual world."""
 
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -36,6 +37,12 @@ def check_engine(config: RunConfig) -> None:
         raise ValueError(
             "deepspeed.fp16.enabled = true needs a GPU, and this run is on a CPU: use bf16, or neither."
         )
+    offload = config.deepspeed.zero_optimization.offload_optimizer
+    if config.optimizer.implementation == "cpu_adam" and on_gpu and (not offload or offload.device != "cpu"):
+        raise ValueError(
+            'optimizer.implementation = "cpu_adam" steps in host memory, and this run keeps its state on the '
+            'GPU: set deepspeed.zero_optimization.offload_optimizer.device = "cpu", or use "fused_adam".'
+        )
     for monitor, package in {"tensorboard": "tensorboard", "wandb": "wandb"}.items():
         if getattr(config.deepspeed, monitor).enabled and find_spec(package) is None:
             raise ValueError(
@@ -58,7 +65,7 @@ def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, devic
     """
     import deepspeed
 
-    optimizer = torch.optim.AdamW(
+    optimizer = _optimizer_class(config)(
         _parameter_groups(config, model),
         lr=config.optimizer.base_lr,
         betas=config.optimizer.betas,
@@ -70,6 +77,15 @@ def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, devic
         model=model.to(device), optimizer=optimizer, config=block, dist_init_required=False
     )
     return engine
+
+
+def _optimizer_class(config: RunConfig) -> Callable[..., torch.optim.Optimizer]:
+    """AdamW as PyTorch has it, or as DeepSpeed compiles it when it is first made."""
+    if config.optimizer.implementation == "torch":
+        return torch.optim.AdamW
+    from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
+
+    return DeepSpeedCPUAdam if config.optimizer.implementation == "cpu_adam" else FusedAdam  # type: ignore[no-any-return]
 
 
 def _parameter_groups(config: RunConfig, model: AirQualityViT) -> list[dict[str, Any]]:

@@ -2,16 +2,17 @@
 
 import json
 import time
-from collections import deque
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
-from aqtopo.checkpoint.save import save
+from aqtopo.checkpoint.retention import reading
+from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag
+from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.check import check_store
@@ -38,19 +39,15 @@ from aqtopo.training.resume import (
 from aqtopo.training.run_directory import (
     check_run_directory,
     claim_run_directory,
+    hold_run_directory,
     take_over_run_directory,
 )
 from aqtopo.training.run_log import RunLog, peak_memory_gib
+from aqtopo.training.running_loss import RunningLoss
 from aqtopo.training.schedule import Schedule
 from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, StopSignals
 from aqtopo.training.validation import validation_loss
-
-RUNNING_STEPS = 20
-"""Steps that the running training loss is the mean of."""
-
-JUMP = 1.25
-"""A running loss after resuming that is this many times the saved one is reported."""
 
 
 @dataclass
@@ -153,37 +150,39 @@ def train(
     """
     prepared = prepare(config, launch, options or ResumeOptions(NEVER))
     device = distributed.connect(launch)
+    ranks = distributed.World(launch.rank, launch.size, device)
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
-        run = _make_run(prepared, device, log, stop_after)
-        with run.signals:  # only now is there something to save
-            run.execute()
+        with hold_run_directory(prepared.run_dir, ranks):
+            run = _make_run(prepared, ranks, log, stop_after)
+            with run.signals, run.saver:  # only now is there something to save
+                run.execute()
     finally:
         log.close()
         distributed.disconnect()
 
 
-def _make_run(prepared: Prepared, device: torch.device, log: RunLog, stop_after: int | None) -> "_Run":
+def _make_run(prepared: Prepared, ranks: distributed.World, log: RunLog, stop_after: int | None) -> "_Run":
     """The engine, fresh or resumed and verified; only then is the run directory written to."""
-    config, launch, store = prepared.config, prepared.launch, prepared.store
-    ranks = distributed.World(launch.rank, launch.size, device)
+    config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
     probe, resumed = probe_batch(store, config), None
     if prepared.source is None:
         engine = build_engine(config, model, launch.size, device)
     else:
-        resumed = resume(
-            prepared.source,
-            config,
-            store,
-            model,
-            prepared.plan,
-            prepared.schedule,
-            probe,
-            prepared.options.allowed,
-            ranks,
-            device,
-        )
+        with reading(prepared.source):  # another run, whose state this is, may be pruning
+            resumed = resume(
+                prepared.source,
+                config,
+                store,
+                model,
+                prepared.plan,
+                prepared.schedule,
+                probe,
+                prepared.options.allowed,
+                ranks,
+                device,
+            )
         engine = resumed.engine
     if launch.is_main and prepared.continues:
         take_over_run_directory(prepared.run_dir, config)
@@ -217,10 +216,11 @@ class _Run:
         self.stop_after = stop_after
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
+        self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks)
         self.saved_step = -1
+        self.scaling_digest = scaling_digest(self.config, prepared.store)
         self.probe = probe
-        self.recent_losses: deque[float] = deque(maxlen=RUNNING_STEPS)
-        self.expected_loss: float | None = None
+        self.running = RunningLoss()
         self.validation_steps = prepared.plan.validation_steps(self.config.training.validate_every)
         rank, size = prepared.launch.rank, prepared.launch.size
         self.training_batches = TrainingLoader(prepared.store, self.config, rank, size)
@@ -237,7 +237,7 @@ class _Run:
         if losses.best_validation is not None:
             self.early.best = losses.best_validation
         self.early.waited = losses.validations_waited
-        self.expected_loss = losses.running
+        self.running.expected = losses.running
         if self.prepared.continues:
             self.saved_step = position.step
         self.log.say(resumed.line)
@@ -257,6 +257,7 @@ class _Run:
         reason = self._train()
         if self.saved_step != self.progress.step:
             self._save(None)
+        self.saver.finish()
         best = self.early.best if self.early.best < float("inf") else None
         self.log.event("stop", step=self.progress.step, reason=reason, best=best)
         self.log.say(f"stopped at step {self.progress.step}: {reason}; best val_loss {self.early.best:.4f}")
@@ -320,9 +321,10 @@ class _Run:
         progress.step += 1
         progress.step_in_epoch += 1
         progress.train_loss = result.loss
-        self.recent_losses.append(result.loss)
-        if self.expected_loss is not None and len(self.recent_losses) == RUNNING_STEPS:
-            self._compare_losses(self.expected_loss)
+        if comparison := self.running.add(result.loss):
+            facts = asdict(comparison) | {"jump": comparison.jump}
+            self.log.event("loss_after_resume", step=progress.step, **facts)
+            self.log.say(str(comparison))
         if progress.step % self.config.training.log_every == 0:
             self._log_step(result, lrs, time.monotonic() - began)
         return result
@@ -343,20 +345,6 @@ class _Run:
         self._monitor({"Train/loss": result.loss, "Train/grad_norm": result.grad_norm})
         self._monitor({f"Train/lr/{group}": lr for group, lr in lrs.items()})
         self.log.progress(progress.step, f"epoch {progress.epoch}  loss {result.loss:.4f}")
-
-    def _compare_losses(self, expected: float) -> None:
-        """Say, once, whether the training loss goes on where it was when the state was saved."""
-        self.expected_loss = None
-        running = sum(self.recent_losses) / len(self.recent_losses)
-        jumped = running > JUMP * expected
-        self.log.event(
-            "loss_after_resume", step=self.progress.step, running=running, saved=expected, jump=jumped
-        )
-        verdict = "WARNING: it has jumped" if jumped else "as expected"
-        self.log.say(
-            f"train loss over {RUNNING_STEPS} steps after resuming {running:.4f}, "
-            f"saved {expected:.4f}: {verdict}"
-        )
 
     def _monitor(self, values: dict[str, float]) -> None:
         """Pass values on to the monitors that the `deepspeed` block switches on."""
@@ -383,8 +371,7 @@ class _Run:
         self._save(val_loss)
 
     def _save(self, val_loss: float | None) -> None:
-        tag = self.progress.tag(val_loss)
-        save(self.engine, self.prepared.run_dir, tag, self._facts(), self.config.checkpoint, self.ranks)
+        self.saver.save(self.engine, self.progress.tag(val_loss), self._facts())
         self.saved_step = self.progress.step
 
     def _facts(self) -> RunFacts:
@@ -392,7 +379,6 @@ class _Run:
         progress, prepared, config = self.progress, self.prepared, self.config
         where = progress.epoch, progress.step_in_epoch
         over = progress.step >= prepared.schedule.total_steps
-        recent = self.recent_losses
         return RunFacts(
             position=Position(
                 epoch=progress.epoch,
@@ -402,7 +388,7 @@ class _Run:
             ),
             losses=Losses(
                 train=progress.train_loss,
-                running=sum(recent) / len(recent) if recent else None,
+                running=self.running.mean,
                 probe=probe_loss(self.engine, self.probe),
                 best_validation=self.early.best if self.early.best < float("inf") else None,
                 validations_waited=self.early.waited,
@@ -413,4 +399,5 @@ class _Run:
             config=json.loads(config.to_json()),
             config_digest=config.digest,
             data_digest=prepared.store.digest,
+            scaling_digest=self.scaling_digest,
         )

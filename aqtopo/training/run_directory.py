@@ -4,13 +4,16 @@ import json
 import os
 import platform
 import tempfile
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
@@ -19,6 +22,7 @@ from aqtopo.training.distributed import Launch
 from aqtopo.training.run_log import METRICS_FILE
 
 RUN_FILE = "run.json"
+LOCK_FILE = ".lock"
 
 
 def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
@@ -41,7 +45,9 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
             f"the run directory {run_dir} is already used by {whose}, and a run never writes over another. "
             "Choose another with --set training.run_dir=DIR, or move the old run away."
         )
-    if run_dir.is_dir() and any(not path.name.endswith(UNFINISHED) for path in run_dir.iterdir()):
+    if run_dir.is_dir() and any(
+        path.name != LOCK_FILE and not path.name.endswith(UNFINISHED) for path in run_dir.iterdir()
+    ):
         raise ValueError(
             f"the run directory {run_dir} is not empty and holds no run ({CONFIG_FILE} is missing). "
             "Choose another with --set training.run_dir=DIR."
@@ -58,9 +64,25 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
         ) from error
 
 
+def hold_run_directory(run_dir: Path, ranks: Ranks) -> AbstractContextManager[None]:
+    """Keep other runs out of a run directory for as long as this one is at work.
+
+    Raises:
+        RefusedError: on all ranks: another run is at work there.
+    """
+    if ranks.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / LOCK_FILE).touch()
+    return alone_together(
+        run_dir / LOCK_FILE,
+        ranks,
+        f"another run is at work in {run_dir}",
+        "Wait until it has ended, end it, or choose another directory with --set training.run_dir=DIR.",
+    )
+
+
 def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device: torch.device) -> None:
     """Create the directory and write down what runs in it: the configuration, versions and machine."""
-    run_dir.mkdir(parents=True, exist_ok=True)
     facts = {
         "name": config.name,
         "config_digest": config.digest,

@@ -1,27 +1,36 @@
 """What the ranks of a test do: run the real program, or save and resume a toy model."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from aqtopo.checkpoint import commit
 from aqtopo.checkpoint.changes import Allowed, match_names
 from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.engine_state import check_engine, engine_groups
-from aqtopo.checkpoint.manifest import GroupInfo, Losses, Position, RunFacts, TensorInfo
+from aqtopo.checkpoint.engine_state import check_engine, engine_groups, scaler_state
+from aqtopo.checkpoint.manifest import GroupInfo, Losses, Position, RunFacts, TensorInfo, read_manifest
 from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
-from aqtopo.checkpoint.save import save
+from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag
+from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.checkpoint.verify import verify_engine
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
 from aqtopo.training import distributed
 from aqtopo.training.distributed import World, connect, read_launch
+from aqtopo.training.engine import set_lrs
+from aqtopo.training.stopping import StopSignals
 
 TOY_BATCH = 24
 """Samples a step over all ranks, for every world size of the tests."""
@@ -93,6 +102,7 @@ def toy_engine(
     width: int = 10,
     seed: int = 0,
     zero: dict[str, Any] | None = None,
+    scaling: dict[str, Any] | None = None,
     amsgrad: bool = False,
     optimizer: str = "AdamW",
     universal: bool = False,
@@ -103,8 +113,7 @@ def toy_engine(
     model = Toy(tied=tied, extra=extra, width=width)
     if state is not None:
         load_module(model, *state)
-    extras = {"weight_decay": 0.1, "amsgrad": amsgrad} if optimizer == "AdamW" else {}
-    chosen = getattr(torch.optim, optimizer)(groups_of(model, groups), **extras)
+    chosen = toy_optimizer(groups_of(model, groups), optimizer, amsgrad)
     block: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": TOY_BATCH // world,
         "zero_optimization": {"stage": 2} | (zero or {}),
@@ -114,9 +123,28 @@ def toy_engine(
     if universal:
         block["checkpoint"] = {"load_universal": True}
     if precision != "fp32":
-        block[precision] = {"enabled": True}
+        block[precision] = {"enabled": True} | (scaling or {})
+    if precision == "fp16":  # slow on a CPU, which is all that DeepSpeed has against it
+        get_accelerator().is_fp16_supported = lambda: True
     engine, *_ = deepspeed.initialize(model=model, optimizer=chosen, config=block, dist_init_required=False)
     return engine
+
+
+def toy_optimizer(groups: list[dict[str, Any]], name: str, amsgrad: bool) -> torch.optim.Optimizer:
+    """PyTorch's or DeepSpeed's optimizer of that name."""
+    if name in ("DeepSpeedCPUAdam", "FusedAdam"):
+        found = getattr(deepspeed.ops.adam, name)(groups, weight_decay=0.1)
+    elif name == "AdamW":
+        found = torch.optim.AdamW(groups, weight_decay=0.1, amsgrad=amsgrad)
+    else:
+        found = getattr(torch.optim, name)(groups)
+    assert isinstance(found, torch.optim.Optimizer)
+    return found
+
+
+def toy_lrs(step: int) -> dict[str, float]:
+    """Rates of a step by group, no two alike."""
+    return {name: lr * 0.97**step for name, lr in {"early": 1e-2, "tiny": 3e-2, "late": 5e-3}.items()}
 
 
 def toy_steps(engine: Any, first: int, count: int, rank: int, world: int) -> list[float]:
@@ -124,6 +152,7 @@ def toy_steps(engine: Any, first: int, count: int, rank: int, world: int) -> lis
     losses = []
     engine.train()
     for step in range(first, first + count):
+        set_lrs(engine, toy_lrs(step))
         generator = torch.Generator().manual_seed(step)
         x, y = torch.randn(2, TOY_BATCH, 6, generator=generator)
         mine = slice(rank * TOY_BATCH // world, (rank + 1) * TOY_BATCH // world)
@@ -156,7 +185,7 @@ def toy_facts(step: int, precision: str = "fp32") -> RunFacts:
     return RunFacts(
         position=Position(epoch=0, step_in_epoch=step, step=step, next_samples=None),
         losses=Losses(train=1.0, running=1.0, probe=None, best_validation=None, validations_waited=0),
-        next_lrs={},
+        next_lrs=toy_lrs(step),
         seed=0,
         precision=precision,
         config={},
@@ -170,19 +199,63 @@ def start() -> World:
     return World(launch.rank, launch.size, connect(launch))
 
 
-def save_toy(folder: str, steps: int = 5, more: int = 4, precision: str = "fp32", **kind: Any) -> None:
+def save_toy(
+    folder: str,
+    steps: int = 5,
+    more: int = 4,
+    precision: str = "fp32",
+    killed_rank: int | None = None,
+    **kind: Any,
+) -> None:
     """Train `steps`, save, write down everything by name, and go on for `more` steps."""
     ranks = start()
+    if killed_rank == ranks.rank:
+        commit.settle = die_last
     engine = toy_engine(ranks.size, precision=precision, **kind)
     with torch.no_grad():
         engine.module.norm.running_mean.fill_(0.25)  # a buffer that a fresh model does not have
     losses = toy_steps(engine, 0, steps, ranks.rank, ranks.size)
     tag = Tag(0, steps, steps, None, losses[-1])
-    tag = save(engine, Path(folder), tag, toy_facts(steps, precision), CheckpointConfig(every_steps=1), ranks)
-    truth = full_state(engine)
+    saver = Saver(Path(folder), CheckpointConfig(every_steps=1), ranks)
+    tag = saver.save(engine, tag, toy_facts(steps, precision))
+    truth, scaler = full_state(engine), scaler_state(engine)
     losses = toy_steps(engine, steps, more, ranks.rank, ranks.size)
+    saver.finish()
     if ranks.rank == 0:
-        torch.save({"state": truth, "losses": losses, "tag": tag.name}, Path(folder) / "truth.pt")
+        found = {"state": truth, "losses": losses, "lrs": toy_lrs(steps), "scaler": scaler}
+        torch.save(found, Path(folder) / "truth.pt")
+
+
+def die_last(path: Path, threads: int = 1) -> None:
+    """End like a rank that is killed while it hashes, when the other rank has done so."""
+    while not any(path.parent.glob("hashes-*.json")):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def save_under_signals(folder: str) -> None:
+    """Save while SIGTERM and SIGINT keep coming; say how many came."""
+    ranks = start()
+    engine = toy_engine(ranks.size)
+    losses = toy_steps(engine, 0, 5, ranks.rank, ranks.size)
+    saver, over, count = Saver(Path(folder), CheckpointConfig(), ranks), threading.Event(), [0]
+
+    def pester() -> None:
+        while not over.wait(0.002):
+            for number in StopSignals.SIGNALS:
+                os.kill(os.getpid(), number)
+                count[0] += 1
+
+    with StopSignals() as signals:
+        thread = threading.Thread(target=pester)
+        thread.start()
+        while not signals.requested:
+            time.sleep(0.001)
+        saver.save(engine, Tag(0, 5, 5, None, losses[-1]), toy_facts(5))
+        saver.finish()
+        over.set()
+        thread.join()
+    sys.stdout.write(f"signals {count[0]}\n")
 
 
 def resume_toy(
@@ -201,11 +274,17 @@ def resume_toy(
         engine = resume_one(Path(source), ranks, allowed, precision, kind)
         step = engine.global_steps
         result = {"state": full_state(engine), "step": step, "scale": engine.optimizer.loss_scale}
+        result |= {"scaler": scaler_state(engine), "lrs": saved_lrs(Path(source))}
         result["losses"] = toy_steps(engine, step, more, ranks.rank, ranks.size)
         results[key] = result
         engine.destroy()
     if ranks.rank == 0:
         torch.save(results, out)
+
+
+def saved_lrs(source: Path) -> dict[str, float | None]:
+    """The next rates by group, as the universal form of a tag has them."""
+    return {group.name: group.next_lr for group in read_manifest(universal_folder(source)).groups}
 
 
 def resume_one(source: Path, ranks: World, allowed: Allowed, precision: str, kind: dict[str, Any]) -> Any:

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.pickles import load_data, save_data
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
+from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
 
 from .test_damage import run_dir, saved
@@ -120,6 +122,51 @@ def test_convert_makes_a_sound_copy_equal_to_the_bit(
     code, _, err = typed("convert", tag_folder(run_dir), out)
     assert code == 2
     assert "nothing is written over" in err
+
+
+@pytest.mark.parametrize("universal", [False, True])
+def test_export_writes_every_fp32_weight_by_name(
+    run_dir: Path, typed: Type, tmp_path: Path, universal: bool
+) -> None:
+    tag, out = tag_folder(run_dir, 6), tmp_path / "weights.safetensors"
+    code, said, err = typed("export", universal_folder(tag) if universal else tag, out)
+    assert code == 0, err
+    truth = torch.load(run_dir / "truth.pt")["state"]
+    exported = load_weights(out)
+    names = {name.removeprefix("module ") for name in truth if name.startswith("module ")}
+    assert exported.keys() == names
+    for name, tensor in exported.items():
+        expected = truth.get(f"fp32 {name}", truth[f"module {name}"])
+        torch.testing.assert_close(tensor, expected, rtol=0, atol=0, msg=name)
+    with safe_open(out, "pt") as file:
+        metadata = file.metadata()
+    assert metadata == {
+        "tag": tag.name,
+        "step": "6",
+        "epoch": "0",
+        "val_loss": "none",
+        "config_digest": "toy",
+    }
+    assert "step 6" in said
+    code, _, err = typed("export", tag, out)
+    assert code == 2
+    assert "nothing is written over" in err
+
+
+def test_export_refuses_a_damaged_state_and_leaves_nothing(
+    run_dir: Path, typed: Type, tmp_path: Path
+) -> None:
+    shard = tag_folder(run_dir) / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    data = bytearray(shard.read_bytes())
+    data[-1000] ^= 1
+    shard.write_bytes(data)
+    code, _, err = typed("export", tag_folder(run_dir), tmp_path / "weights.safetensors")
+    assert code == 3
+    assert shard.name in err
+    assert not list(tmp_path.glob("weights*"))
+    code, _, err = typed("export", tag_folder(run_dir), tmp_path / "absent" / "weights.safetensors")
+    assert code == 2
+    assert "there is no folder" in err
 
 
 def test_diff_names_what_differs(run_dir: Path, typed: Type) -> None:

@@ -13,6 +13,8 @@ from .conftest import Job, run_jobs_in
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("restore")]
 
 WORLDS = (1, 2, 3, 4, 8)
+STEPS = 20
+"""After the resume, compared with the run that was not interrupted."""
 EXACT = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
 
 
@@ -24,10 +26,11 @@ def tag_folder(run_dir: Path, step: int = 5) -> Path:
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, Any], dict[int, Any]]:
     """What was saved at each world size, and what each world size made of every one of them."""
     folder = tmp_path_factory.mktemp("crossed")
-    saves = [Job(w, "save_toy", {"folder": str(folder / str(w))}) for w in WORLDS]
+    saves = [Job(w, "save_toy", {"folder": str(folder / str(w)), "more": STEPS}) for w in WORLDS]
     sources = {str(w): str(tag_folder(folder / str(w))) for w in WORLDS}
     resumes = [
-        Job(w, "resume_toy", {"sources": sources, "out": str(folder / f"resumed{w}.pt")}) for w in WORLDS
+        Job(w, "resume_toy", {"sources": sources, "out": str(folder / f"resumed{w}.pt"), "more": STEPS})
+        for w in WORLDS
     ]
     for ended in run_jobs_in(folder / "jobs", saves + resumes):
         assert not any(ended.codes), ended.output
@@ -44,14 +47,18 @@ def test_state_is_bitwise_equal_for_every_pair_of_world_sizes(
     truth, found = truths[before]["state"], resumed[after][str(before)]["state"]
     assert found.keys() == truth.keys()
     assert len([name for name in truth if name.startswith("exp_avg_sq")]) == 12
+    assert len([name for name in truth if name.startswith("step")]) == 3
     for name, tensor in truth.items():
         torch.testing.assert_close(found[name], tensor, **EXACT, msg=name)
+    assert len(truths[before]["lrs"]) == 3
+    assert resumed[after][str(before)]["lrs"] == truths[before]["lrs"]
 
 
 @pytest.mark.parametrize("before", WORLDS)
 def test_losses_go_on(crossed: tuple[dict[int, Any], dict[int, Any]], before: int) -> None:
     truths, resumed = crossed
     expected = truths[before]["losses"]
+    assert len(expected) == STEPS
     assert resumed[before][str(before)]["losses"] == expected
     for after in WORLDS:
         assert resumed[after][str(before)]["losses"] == pytest.approx(expected, rel=1e-5)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
+from aqtopo.checkpoint.locks import alone
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags
 from aqtopo.config import RunConfig
 
@@ -18,7 +19,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("resume")]
 
 TinyConfig = Callable[..., RunConfig]
 WORLDS = (1, 2, 3)
-STEPS, SAVED = 16, 5
+STEPS, SAVED = 21, 5
+"""The runs end 4 steps after STEPS: 20 after the state they are resumed from, and in the second epoch."""
 
 
 def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
@@ -194,6 +196,19 @@ def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, E
     run_dir = crossed / "refusals" / "auto"
     assert list(losses(run_dir)) == list(range(1, STEPS + 7))
     assert events(run_dir, "resume")[0]["step"] == STEPS + 4
+
+
+def test_second_run_in_a_directory_at_work_is_refused(crossed: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(crossed / "run2", tmp_path / "run"))
+    (run_dir / ".lock").touch()
+    where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
+    before = sorted(run_dir.rglob("*"))
+    with alone(run_dir / ".lock"):
+        job = Job(2, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where]})
+        (ended,) = run_jobs_in(tmp_path / "jobs", [job])
+    assert ended.codes == [3, 3], ended.output
+    assert f"another run is at work in {run_dir}" in ended.text
+    assert sorted(run_dir.rglob("*")) == before
 
 
 def test_nothing_is_trained_where_the_run_already_is(crossed: Path, refusals: dict[str, Ended]) -> None:

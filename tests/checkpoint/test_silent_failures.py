@@ -15,12 +15,15 @@ from .test_restore import EXACT, tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("silent")]
 
+DYNAMIC = {"initial_scale_power": 6, "loss_scale_window": 3}
+
 SAVES: dict[str, dict[str, Any]] = {
     "plain": {},
     "tied": {"tied": True},
     "extra": {"extra": True},
     "wide": {"width": 12},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16", "scaling": DYNAMIC},
     "stage1": {"zero": {"stage": 1}},
 }
 
@@ -38,6 +41,10 @@ RESUMES: dict[str, tuple[int, str, dict[str, Any]]] = {
     "bf16": (3, "bf16", {"precision": "bf16"}),
     "bf16 to fp32": (1, "bf16", {"precision": "fp32"}),
     "fp32 to bf16": (2, "plain", {"precision": "bf16"}),
+    "fp16": (3, "fp16", {"precision": "fp16", "scaling": DYNAMIC}),
+    "fp16 to static": (2, "fp16", {"precision": "fp16", "scaling": {"loss_scale": 8.0}}),
+    "fp16 to bf16": (2, "fp16", {"precision": "bf16"}),
+    "bf16 to fp16": (1, "bf16", {"precision": "fp16", "scaling": DYNAMIC}),
     "stage 1 to 2": (1, "stage1", {}),
 }
 
@@ -173,6 +180,25 @@ def test_precision_change_keeps_master_weights_and_takes_no_loss_scale(
     # bf16 weights as the forward used them come back in fp32; ZeRO's fp32 masters are what counts
     same(outcome)
     assert outcome.resumed["scale"] == 1.0
+
+
+def test_fp16_goes_on_with_its_loss_scale(outcomes: dict[str, Outcome]) -> None:
+    outcome = outcomes["fp16"]
+    same(outcome)
+    scaler = outcome.truth["scaler"]
+    assert scaler["cur_scale"] > 2**6  # it has grown since the start
+    assert outcome.resumed["scaler"] == scaler
+    assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=2e-2)
+
+
+def test_other_precision_or_scaling_starts_with_the_configurations_scale(
+    outcomes: dict[str, Outcome],
+) -> None:
+    for change, scale in {"fp16 to static": 8.0, "fp16 to bf16": 1.0, "bf16 to fp16": 2.0**6}.items():
+        outcome = outcomes[change]
+        same(outcome)
+        assert outcome.resumed["scale"] == scale
+        assert len(set(outcome.resumed["losses"])) == len(outcome.resumed["losses"])  # no step was skipped
 
 
 def test_stage_1_is_resumed(outcomes: dict[str, Outcome]) -> None:

@@ -1,31 +1,33 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 from safetensors.torch import save_file
 
 from aqtopo.checkpoint import Tag, load_run, load_weights
-from aqtopo.checkpoint.tags import write_state
+from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.config import RunConfig
-from aqtopo.data import open_store
+from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.model import AirQualityViT, Terrain, build_model
+from aqtopo.refusal import RefusedError
 
 SavedRun = tuple[Path, AirQualityViT]
-TAG = Tag(epoch=0, step=3, step_in_epoch=3, val_loss=0.5, train_loss=0.6)
+TAG = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6)
 
 
 @pytest.fixture
-def saved_run(tiny_config: Callable[..., RunConfig]) -> SavedRun:
+def saved_run(tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]) -> SavedRun:
     """A run directory with one saved state of an untrained model, and that model."""
     config = tiny_config()
+    run_dir = save_untrained(config)
     store = open_store(config.data.store)
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
-    run_dir = Path(config.training.run_dir)
-    TAG.folder(run_dir).mkdir(parents=True)
-    (run_dir / "config.json").write_text(config.to_json())
-    save_file(model.state_dict(), TAG.folder(run_dir) / "weights.safetensors")
-    write_state(TAG, run_dir)
+    model.load_state_dict(load_weights(TAG.folder(run_dir) / "weights.safetensors"))
     return run_dir, model
 
 
@@ -54,6 +56,56 @@ def test_weights_of_another_model_are_refused(saved_run: SavedRun) -> None:
     run_dir, model = saved_run
     state = model.state_dict()
     del state["pos_embed"]
-    save_file(state, TAG.folder(run_dir) / "weights.safetensors")
+    path = TAG.folder(run_dir) / "weights.safetensors"
+    save_file(state, path)
+    manifest = read_manifest(path.parent)
+    files = manifest.files | {path.name: describe_file(path)}
+    write_manifest(manifest.model_copy(update={"files": files}), path.parent)
     with pytest.raises(ValueError, match=r"(?s)does not fit the model.*pos_embed"):
         load_run(run_dir)
+
+
+def test_flipped_bit_in_the_weights_is_refused(saved_run: SavedRun) -> None:
+    path = TAG.folder(saved_run[0]) / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(RefusedError, match=r"weights\.safetensors: changed within bytes"):
+        load_run(saved_run[0])
+
+
+def rewrite(store: Path, dataset: xr.Dataset) -> None:
+    shutil.rmtree(store, ignore_errors=True)
+    write_store(dataset, store)
+    write_statistics(store, [2016])
+
+
+@pytest.fixture
+def own_store(tmp_path: Path, tiny_dataset: xr.Dataset) -> Path:
+    """A store that may be changed."""
+    rewrite(tmp_path / "own.zarr", tiny_dataset)
+    return tmp_path / "own.zarr"
+
+
+@pytest.fixture
+def run_on_own_store(
+    own_store: Path, tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
+) -> Path:
+    """A run directory that was trained on it."""
+    return save_untrained(tiny_config(data={"store": str(own_store)}))
+
+
+def test_store_with_another_normalisation_is_refused(
+    run_on_own_store: Path, own_store: Path, tiny_dataset: xr.Dataset
+) -> None:
+    rewrite(own_store, tiny_dataset.assign(fields=tiny_dataset["fields"] * np.float32(1.01)))
+    with pytest.raises(ValueError, match="another normalisation or terrain"):
+        load_run(run_on_own_store)
+
+
+def test_store_that_changed_otherwise_is_said_aloud(
+    run_on_own_store: Path, own_store: Path, tiny_dataset: xr.Dataset
+) -> None:
+    rewrite(own_store, tiny_dataset.assign_attrs(source="the same, told otherwise"))
+    with pytest.warns(UserWarning, match="has changed since"):
+        load_run(run_on_own_store)

@@ -1,0 +1,172 @@
+"""The commit in the background: nothing has a name before every rank's files are on the disk and hashed."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from aqtopo.checkpoint import last_tag, list_tags
+from aqtopo.checkpoint.commit import HASHES, PendingCommit
+from aqtopo.checkpoint.files import FileRecord, describe_file
+from aqtopo.checkpoint.inspection import open_state, verify_state
+from aqtopo.checkpoint.retention import sweep
+from aqtopo.checkpoint.tags import CHECKPOINTS
+
+from .conftest import Ended, Job, run_jobs_in
+
+Records = dict[str, FileRecord]
+
+
+@dataclass
+class Meeting:
+    """Where the threads of a test, each a rank, tell each other texts."""
+
+    size: int
+    texts: dict[int, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = threading.Barrier(self.size)
+
+
+@dataclass(frozen=True)
+class ThreadRank:
+    """One thread as a rank."""
+
+    rank: int
+    meeting: Meeting
+
+    @property
+    def size(self) -> int:
+        return self.meeting.size
+
+    def barrier(self) -> None:
+        self.meeting.barrier.wait(20)
+
+    def gather_texts(self, text: str) -> list[str]:
+        self.barrier()
+        self.meeting.texts[self.rank] = text
+        self.barrier()
+        return [self.meeting.texts[rank] for rank in range(self.size)]
+
+    def gather_parts(self, part: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """A file of each of three ranks."""
+    paths = [tmp_path / "tag.tmp" / f"file{rank}" for rank in range(3)]
+    paths[0].parent.mkdir()
+    for rank, path in enumerate(paths):
+        path.write_bytes(bytes([rank]) * 3_000_000)
+    return paths
+
+
+@pytest.fixture
+def together() -> Iterator[Callable[..., list[BaseException | None]]]:
+    """Call a function for each pending commit on a thread of its own; what each raised."""
+    with ThreadPoolExecutor(3) as threads:
+        yield lambda pending: [f.exception(20) for f in [threads.submit(p.finish) for p in pending]]
+
+
+def begin(files: list[Path], publish: Callable[[Records], None], ranks: int = 3) -> list[PendingCommit]:
+    meeting = Meeting(3)
+    folder = files[0].parent
+    return [PendingCommit(folder, [files[rank]], publish, ThreadRank(rank, meeting)) for rank in range(ranks)]
+
+
+def test_everyones_hashes_are_published_and_the_folder_is_clean(
+    files: list[Path], together: Callable[..., list[BaseException | None]]
+) -> None:
+    published: list[Records] = []
+    seen: list[set[str]] = []
+
+    def publish(records: Records) -> None:
+        published.append(records)
+        seen.append({path.name for path in files[0].parent.iterdir()})
+
+    assert together(begin(files, publish)) == [None, None, None]
+    assert published == [{path.name: describe_file(path) for path in files}]
+    assert seen == [{path.name for path in files}]
+
+
+def test_nothing_is_published_before_the_last_rank_is_done(files: list[Path]) -> None:
+    published: list[Records] = []
+    pending = begin(files, published.append, ranks=2)  # the third never comes
+    time.sleep(0.3)
+    assert not published
+    began = time.monotonic()
+    pending[0].close(0.1)
+    assert time.monotonic() - began < 10
+    assert not published
+    assert {path.name for path in files[0].parent.glob("hashes*")} == {
+        "hashes-00000.json",
+        "hashes-00001.json",
+    }
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_rank_that_cannot_write_fails_the_save_on_all(
+    files: list[Path], together: Callable[..., list[BaseException | None]], rank: int
+) -> None:
+    published: list[Records] = []
+    files[rank].unlink()
+    errors = together(begin(files, published.append))
+    for error in errors:
+        assert isinstance(error, OSError)
+        assert f"tag could not be saved: rank {rank}: [Errno 2]" in str(error)
+    assert not published
+
+
+def test_failure_to_publish_fails_the_save_on_all(
+    files: list[Path], together: Callable[..., list[BaseException | None]]
+) -> None:
+    def full(_: Records) -> None:
+        raise OSError(28, "No space left on device")
+
+    for error in together(begin(files, full)):
+        assert "rank 0: [Errno 28] No space left on device" in str(error)
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("saved")
+@pytest.mark.parametrize("rank", [0, 1])
+def test_rank_killed_in_mid_commit_leaves_the_states_before_it(tmp_path: Path, rank: int) -> None:
+    jobs = [Job(2, "save_toy", {"folder": str(tmp_path)})]
+    jobs.append(Job(2, "save_toy", {"folder": str(tmp_path), "steps": 7, "killed_rank": rank}))
+    first, second = run_jobs_in(tmp_path / "jobs", jobs)
+    assert first.codes == [0, 0], first.output
+    assert second.codes[rank] == -9, second.output
+    assert [tag.step for tag in list_tags(tmp_path)] == [5]
+    (unfinished,) = (tmp_path / CHECKPOINTS).glob("*.tmp")
+    assert (unfinished / f"hashes-{1 - rank:05d}.json").is_file()
+    assert not (unfinished / f"hashes-{rank:05d}.json").is_file()
+    sweep(tmp_path)
+    assert not unfinished.exists()
+    verify_state(open_state(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("saved")
+def test_further_signals_in_mid_save_change_nothing(tmp_path: Path) -> None:
+    (ended,) = run_jobs_in(tmp_path / "jobs", [Job(2, "save_under_signals", {"folder": str(tmp_path)})])
+    assert ended.codes == [0, 0], ended.output
+    tag = last_tag(tmp_path)
+    assert tag is not None
+    assert verify_state(open_state(tag.folder(tmp_path))) > 40
+    assert signals_of(ended) > 4
+
+
+def signals_of(ended: Ended) -> int:
+    return int(ended.text.rpartition("signals ")[2].split()[0])
+
+
+def test_hashes_of_a_rank_are_never_taken_for_its_files() -> None:
+    assert Path("tag.tmp/hashes-00399.json").match(HASHES)
+    assert Path("tag.tmp/hashes-00000.json.part").match(HASHES)
+    assert not Path("tag.tmp/state.json").match(HASHES)

@@ -1,0 +1,45 @@
+"""PyTorch's AdamW goes on with DeepSpeed's compiled ones and back; they keep the step count differently."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from .conftest import Job, run_jobs_in
+from .test_restore import tag_folder
+from .test_silent_failures import Outcome, same
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("optimizers")]
+
+COMPILED = ("DeepSpeedCPUAdam", "FusedAdam")
+CHANGES = [
+    (one, other) for name in COMPILED for one, other in (("AdamW", name), (name, "AdamW"), (name, name))
+]
+
+
+@pytest.fixture(scope="session")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
+    """What was saved under one optimizer on two ranks and resumed under another on three."""
+    folder = tmp_path_factory.mktemp("optimizers")
+    names = ("AdamW", *COMPILED)
+    jobs = [Job(2, "save_toy", {"folder": str(folder / name), "optimizer": name}) for name in names]
+    for number, (before, after) in enumerate(CHANGES):
+        sources = {"": str(tag_folder(folder / before))}
+        arguments = {"sources": sources, "out": str(folder / f"{number}.pt"), "optimizer": after}
+        jobs.append(Job(3, "resume_toy", arguments))
+    ended = run_jobs_in(folder / "jobs", jobs)
+    for save in ended[: len(names)]:
+        assert save.codes == [0, 0], save.output
+    found = {}
+    for number, change in enumerate(CHANGES):
+        end, path = ended[len(names) + number], Path(folder / f"{number}.pt")
+        resumed = torch.load(path)[""] if path.is_file() else {}
+        found[change] = Outcome(end, resumed, torch.load(folder / change[0] / "truth.pt"))
+    return found
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=" to ".join)
+def test_state_and_losses_go_on(outcomes: dict[tuple[str, str], Outcome], change: tuple[str, str]) -> None:
+    outcome = outcomes[change]
+    same(outcome)
+    assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)
