@@ -16,7 +16,7 @@ DRILL_CONFIG := ds_configs/drill_cpu.json
 .PHONY: help install demo quick test drill lint types layers clean
 
 help:
-	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report (minutes)"
+	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make quick  the same without the slow tests"
 	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
@@ -53,7 +53,7 @@ test: lint types layers
 
 drill: $(STAMP)
 	rm -rf runs/drill
-	test -d data/simulated_16x32.zarr || $(BIN)/aqtopo synth data/simulated_16x32.zarr --grid 16x32 \
+	test -d data/simulated_32x64.zarr || $(BIN)/aqtopo synth data/simulated_32x64.zarr --grid 32x64 \
 		--years 2016 2017 2018 --train-years 2016
 	OMP_NUM_THREADS=1 $(BIN)/aqtopo drill $(DRILL_CONFIG) --kills 60 --out runs/drill
 

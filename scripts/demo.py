@@ -23,6 +23,10 @@ from aqtopo.config import RunConfig, load_config
 from aqtopo.data import open_store
 
 INITIAL_TIME = "2018-01-15T00"
+DRILL_CONFIG = "ds_configs/drill_cpu.json"
+"""On the demo's own store."""
+
+DRILL_DIR = "runs/demo_drill"
 console = Console(highlight=False)
 
 
@@ -42,6 +46,7 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
     train_years = [str(year) for year in data.train_years]
     ranks = str(config.training.ranks_per_node)
     synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
+    drill = ["aqtopo", "drill", DRILL_CONFIG, "--kills", "2"]  # two ranks, resumed by one, then by three
     deepspeed = ["deepspeed", "--num_gpus", ranks, "--log_level", "warning"]
     return [
         Stage("simulate", [*synth, "--train-years", *train_years]),
@@ -50,6 +55,7 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
         Stage("evaluate", ["aqtopo", "evaluate", run_dir]),
         Stage("forecast", ["aqtopo", "forecast", run_dir, "--init", INITIAL_TIME, f"{run_dir}/forecast.nc"]),
         Stage("report", ["aqtopo", "report", run_dir]),
+        Stage("drill", [*drill, "--worlds", "2,1,3", "--steps", "20", "--out", DRILL_DIR]),
     ]
 
 
@@ -69,7 +75,7 @@ def run(stage: Stage, environment: dict[str, str]) -> tuple[float, float]:
 
 
 def remove_old_demo(config: RunConfig) -> None:
-    """Remove the store and the run of an earlier demo, and nothing else.
+    """Remove the store and the runs of an earlier demo, and nothing else.
 
     Raises:
         SystemExit: the store is not a simulated one.
@@ -79,8 +85,9 @@ def remove_old_demo(config: RunConfig) -> None:
         if not open_store(store).simulated:
             raise SystemExit(f"demo: {store} holds no simulated data; it is not the demo's to replace")
         shutil.rmtree(store)
-    if run_dir.exists():
-        shutil.rmtree(run_dir)
+    for folder in (run_dir, Path(DRILL_DIR)):
+        if folder.exists():
+            shutil.rmtree(folder)
 
 
 def main(config_path: str) -> None:
@@ -91,7 +98,7 @@ def main(config_path: str) -> None:
     table = Table("stage", "seconds", "peak memory of a process so far [GiB]", title="the demo took")
     total = 0.0
     for stage in stages(config_path, config):
-        alone = {} if stage.name == "train" else {"OMP_NUM_THREADS": str(os.cpu_count())}
+        alone = {} if stage.name in ("train", "drill") else {"OMP_NUM_THREADS": str(os.cpu_count())}
         seconds, memory = run(stage, environment | alone)
         total += seconds
         table.add_row(stage.name, f"{seconds:.0f}", f"{memory:.1f}")

@@ -5,6 +5,7 @@ killed with SIGKILL at a random moment: while starting, training, saving, prunin
 others are killed a moment later, as a launcher would. Every start has another number of ranks.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 from aqtopo.checkpoint.commit import HASHES
 from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, last_tag
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, last_tag
 from aqtopo.config import RunConfig, load_config
 from aqtopo.refusal import RefusedError
 from aqtopo.training.run_log import METRICS_FILE
@@ -96,29 +97,35 @@ def drill(
     running_s = time.monotonic() - began - starting_s
     phases: Counter[str] = Counter()
     lost: list[str] = []
-    victim, turn = out / "victim", 0
+    victim, starts = out / "victim", itertools.count()
+    turns = itertools.cycle([*worlds[1:], worlds[0]])  # the first is the fresh start's
     while sum(phases.values()) < kills:
-        before = last_tag(victim)
-        # Without a state to resume from it is a fresh start, which takes the configured ranks.
-        world = worlds[0] if before is None else worlds[turn % len(worlds)]
-        ranks = _Ranks(configs["victim"], world, steps, out / f"victim{turn:03d}.log")
-        turn, seen = turn + 1, len(_events(victim / METRICS_FILE, "step"))
-        if chosen.random() < STARTING_SHARE:
+        before, seen = last_tag(victim), len(_events(victim / METRICS_FILE, "step"))
+        ranks = _start(configs["victim"], turns, steps, out / f"victim{next(starts):03d}.log", before)
+        if not phases:  # the first kill of all leaves something to resume from
+            ranks.await_state(victim)
+        elif chosen.random() < STARTING_SHARE:
             time.sleep(chosen.uniform(0.0, starting_s))
         else:
             ranks.await_step(victim, seen)
             time.sleep(chosen.uniform(0.0, running_s))
         phase = ranks.kill_one(chosen, victim)
         if phase is None:  # it was done before its hour came: begin a new one, so that kills go on
-            victim.rename(out / f"finished{turn:03d}")
+            victim.rename(out / f"finished{next(starts):03d}")
             continue
         phases[phase] += 1
         lost += _lost(victim, None if before is None else before.name)
-    _Ranks(configs["victim"], worlds[0], steps, out / "victim.log").wait()
+    _start(configs["victim"], turns, steps, out / "victim.log", last_tag(victim)).wait()
     worst, count = _compare_losses(out / "reference", out)
     differing = sum(1 for _ in diff_states(open_state(out / "reference"), open_state(victim)))
     resumes = sum(len(_events(path, "resume")) for path in out.glob(f"*/{METRICS_FILE}"))
     return DrillResult(kills, dict(phases), resumes, lost, count, worst, differing, time.monotonic() - began)
+
+
+def _start(config: RunConfig, turns: Iterator[int], steps: int, log: Path, before: Tag | None) -> "_Ranks":
+    """The next number of ranks; a fresh start, without a state to resume from, takes the configured one."""
+    world = config.world_size if before is None else next(turns)
+    return _Ranks(config, world, steps, log)
 
 
 def _drilled(config_path: Path, run_dir: Path, world: int, every_steps: int) -> RunConfig:
@@ -161,6 +168,14 @@ class _Ranks:
         deadline = time.monotonic() + START_LIMIT_S
         while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
             if len(_events(run_dir / METRICS_FILE, "step")) > seen:
+                return
+            time.sleep(0.02)
+
+    def await_state(self, run_dir: Path) -> None:
+        """Wait until the run has a saved state, or ended."""
+        deadline = time.monotonic() + START_LIMIT_S
+        while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if last_tag(run_dir) is not None:
                 return
             time.sleep(0.02)
 

@@ -26,7 +26,7 @@ STEPS, SAVED = 21, 5
 def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
     """A run of 6 samples a step, 16 steps an epoch, whatever the ranks."""
     return {
-        "training": {"ranks_per_node": ranks, "epochs": 2, "validate_every": 8, "run_dir": str(run_dir)},
+        "training": {"ranks_per_node": ranks, "epochs": 3, "validate_every": 8, "run_dir": str(run_dir)},
         "model": {"dropout": 0.1, "drop_path": 0.1},
         "schedule": {"interval": "step", "eta_min": 1e-6},
         "checkpoint": {"every_steps": SAVED},
