@@ -11,7 +11,9 @@ from .test_silent_failures import Outcome, same
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("optimizers")]
 
-COMPILED = ("DeepSpeedCPUAdam", "FusedAdam")
+COMPILED = ("DeepSpeedCPUAdam",)
+"""FusedAdam, which keeps the count as this one does, takes as long to compile again."""
+
 CHANGES = [
     (one, other) for name in COMPILED for one, other in (("AdamW", name), (name, "AdamW"), (name, name))
 ]
