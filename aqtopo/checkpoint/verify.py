@@ -116,8 +116,8 @@ def _module_problems(
     """Compare the module's weights, frozen parameters and buffers, whole, on every rank."""
     for name, tensor in engine.module.state_dict().items():
         saved = names.get(name, name)
-        info = manifest.parameters.get(saved or "")
-        if info is not None and tensor.dtype == torch.float32 and info.dtype != "float32":
+        info = manifest.parameters.get(manifest.tied.get(saved or "", saved or ""))
+        if info is not None and info.dtype not in ("float32", str(tensor.dtype).removeprefix("torch.")):
             continue  # the fp32 masters, compared elsewhere, are finer than the weights that were saved
         if saved is not None and not same_bits(tensor.cpu(), weights[saved].to(tensor.dtype)):
             yield f"{name} in the module: {_difference(tensor.cpu(), weights[saved].to(tensor.dtype))}"
