@@ -20,6 +20,7 @@ NAMES = (
     "wind_order",
     "embedding",
     "train_step",
+    "loader",
     "resume",
 )
 
