@@ -3,13 +3,15 @@
 Letters of shapes: B samples, V input variables, K lead times, C targets, H x W grid.
 """
 
+import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
@@ -121,27 +123,38 @@ class BatchReader:
         fields = [_Hour.of(self._store.read(int(index))) for index in self._store.locate(hours)]
 
         size, (samples, lead_count) = self._mask.shape, lead_hours.shape
-        inputs = np.zeros((samples, self._variables, *size), dtype=np.float32)
-        wind = np.zeros((samples, 2, *size), dtype=np.float32)
-        targets = np.zeros((samples, lead_count, len(self._target), *size), dtype=np.float32)
-        valid = np.zeros(targets.shape, dtype=bool)
+        batch = _allocate(
+            {
+                "inputs": (samples, self._variables, *size),
+                "wind": (samples, 2, *size),
+                "targets": (samples, lead_count, len(self._target), *size),
+                "lead_hours": (samples, lead_count),
+                "valid": (samples, lead_count, len(self._target), *size),
+            }
+        )
+        inputs, wind, targets, valid = (
+            batch[name].numpy() for name in ("inputs", "wind", "targets", "valid")
+        )
         filled = 0
         for sample, hour in zip(real, where, strict=False):
             filled += self._put_inputs(fields[hour], inputs[sample])
             self._put_wind(fields[hour], wind[sample])
+        # What is not read is zero and nowhere valid: surplus samples, and targets that are not stored.
+        for unread in np.flatnonzero(places == SURPLUS):
+            for part in (inputs, wind, targets, valid):
+                part[unread] = 0
+        for row, lead in np.argwhere(~stored):
+            targets[real[row], lead] = 0
+            valid[real[row], lead] = False
         row, lead_places = np.nonzero(stored)
         for sample, lead, hour in zip(real[row], lead_places, where[real.size :], strict=True):
             self._put_targets(fields[hour], targets[sample, lead], valid[sample, lead])
+        surplus = places == SURPLUS
+        batch["lead_hours"].numpy()[:] = np.where(surplus[:, None], 0, lead_hours)
         return Batch(
-            inputs=torch.from_numpy(inputs),
-            wind=torch.from_numpy(wind),
-            targets=torch.from_numpy(targets),
-            valid=torch.from_numpy(valid),
-            lead_hours=torch.from_numpy(
-                np.where(places[:, None] != SURPLUS, lead_hours, 0).astype(np.float32)
-            ),
+            **batch,
             places=tuple(places.tolist()),
-            times=np.where(places != SURPLUS, times.astype("datetime64[h]"), np.datetime64("NaT", "h")),
+            times=np.where(surplus, np.datetime64("NaT", "h"), times.astype("datetime64[h]")),
             filled=filled,
         )
 
@@ -175,6 +188,30 @@ class BatchReader:
                 finite = np.isfinite(hour.fields[channel.stored])
                 into[channel.place][~finite] = 0.0
                 valid[channel.place] &= finite
+
+
+def _allocate(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of a batch, not yet filled, in one block of memory; `valid` is bool, the others float32.
+
+    In a loader process the block is shared memory from the start: nothing is copied to hand it over, and it
+    takes one file descriptor in the trainer instead of five. (`_new_shared` is what torch's default_collate
+    allocates by; the public `share_memory_` copies.)
+    """
+    last = list(shapes)[-1]
+    assert last == "valid"  # single bytes at the end, so that the floats before them stay aligned
+    widths = {name: math.prod(shape) * (1 if name == last else 4) for name, shape in shapes.items()}
+    total = sum(widths.values())
+    shared = get_worker_info() is not None
+    untyped: Any = torch.UntypedStorage
+    storage = untyped._new_shared(total) if shared else untyped(total)
+    block = torch.empty(0, dtype=torch.uint8).set_(storage)
+    views: dict[str, Tensor] = {}
+    start = 0
+    for name, shape in shapes.items():
+        kind = torch.bool if name == last else torch.float32
+        views[name] = block[start : start + widths[name]].view(kind).view(shape)
+        start += widths[name]
+    return views
 
 
 class _Channel(NamedTuple):

@@ -37,6 +37,9 @@ from aqtopo.data.workers import Workers, within, worker_context, worker_setup
 _MOST_READ_AHEAD = 8
 """Micro-batches that a worker reads ahead at most to have a whole step at hand; more is up to the user."""
 
+_MOST_HELD = 64
+"""Micro-batches of a step that may stay in the memory of the processes that read them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -91,16 +94,19 @@ class BatchLoader:
         config: workers, how they start, how far they read ahead, and how long they may take.
         table: the samples of the split.
         most: the most micro-batches of a pass; there are no more processes than that.
+        held: how many micro-batches the user holds at a time.
     """
 
-    def __init__(self, store: Store, config: RunConfig, table: SampleTable, most: int) -> None:
+    def __init__(self, store: Store, config: RunConfig, table: SampleTable, most: int, held: int = 1) -> None:
         data = config.data
         workers = min(data.workers, most)
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
         self._micro_batches = MicroBatches(BatchReader(store, config), table)
         self._requests = _Requests()
-        self._copy = workers > 0 and not torch.cuda.is_available()
+        # A batch from another process keeps a file open: a laptop that replays a step of 1600 samples would
+        # run out of them. Pinning, where there is a GPU, copies anyhow.
+        self._copy = workers > 0 and held > _MOST_HELD and not torch.cuda.is_available()
         self._workers = Workers()
         self._loader: DataLoader[Batch | ReadFailure] | None = None
         if workers:
@@ -132,8 +138,6 @@ class BatchLoader:
             item = self._next(items, request)
             if isinstance(item, ReadFailure):
                 raise ValueError(item.message)
-            # A batch from another process keeps five file descriptors open: a laptop that replays a step of
-            # 1600 samples would run out of them. Pinning, where there is a GPU, copies as well.
             yield item.clone() if self._copy else item
 
     def _items(self, requests: Sequence[Request]) -> Iterator[Batch | ReadFailure]:
@@ -195,7 +199,8 @@ class TrainingLoader:
         self._config, self._rank, self._world = config, rank, world
         self._table = sample_table(config, store.times, "train")
         self._plan = StepPlan.from_config(config, len(self._table))
-        self._batches = BatchLoader(store, config, self._table, self._plan.micro_steps_per_epoch)
+        held = math.ceil(self._plan.train_batch / (world * config.micro_batch))
+        self._batches = BatchLoader(store, config, self._table, self._plan.micro_steps_per_epoch, held)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """A list of micro-batches for every step of an epoch, from `first_step` on; every rank gets as many.

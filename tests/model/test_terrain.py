@@ -1,9 +1,13 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from aqtopo.model import Terrain
+from aqtopo.config import RunConfig
+from aqtopo.data import open_store
+from aqtopo.model import Terrain, build_model
 
 LATITUDE = np.array([20.0, 21.0, 22.0, 23.0])
 
@@ -53,3 +57,16 @@ def test_flat_terrain_is_sea_level_on_any_grid() -> None:
     assert terrain.latitude_ascending
     assert not terrain.patch_means_m(2).any()
     assert Terrain.flat((1, 4)).patch_means_m(1).shape == (4,)
+
+
+@pytest.mark.parametrize("normalization", ["dataset", "topoflow"])
+def test_elevation_reaches_the_attention_in_metres_whatever_the_normalisation(
+    tiny_store: Path, tiny_config: Callable[..., RunConfig], normalization: str
+) -> None:
+    store = open_store(tiny_store)
+    config = tiny_config(data={"normalization": normalization})
+    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    metres = dict(model.named_buffers())["blocks.0.attn.height_bits"].view(torch.float32)
+    patches = store.static["elevation"].reshape(4, 2, 8, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(metres.numpy(), patches.ravel(), rtol=1e-6)
+    assert metres.max() > 2000
