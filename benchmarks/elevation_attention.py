@@ -51,8 +51,10 @@ def flex() -> Attend:
     compiled = torch.compile(flex_attention)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
+        strengths = alpha.expand(q.shape[1]).contiguous()  # FlexAttention reads no expanded tensor
+
         def bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
-            return score - alpha[h] * (elevation[b, j] - elevation[b, i]).clamp_min(0.0) / 1000.0
+            return score - strengths[h] * (elevation[b, j] - elevation[b, i]).clamp_min(0.0) / 1000.0
 
         return compiled(q, k, v, score_mod=bias)
 
@@ -126,6 +128,7 @@ def flex_forward(tokens: int, rounds: int) -> dict[str, Any]:
     attend = flex()
     with torch.no_grad():
         work = {"fused": lambda: elevation_attention(*inputs), "flex": lambda: attend(*inputs)}
+        torch.testing.assert_close(work["flex"](), work["fused"](), rtol=1e-4, atol=1e-5)
         timed = paired(work, rounds)
     seconds = {f"{name}_forward_seconds": timed.median(name) for name in work}
     return {"N": tokens, **seconds, "forward_time_of_flex": timed.ratio("fused", "flex")}

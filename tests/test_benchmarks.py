@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
+from benchmarks.elevation_attention import flex, make_inputs
 from benchmarks.measure import MIB, Timings, paired, peak_bytes
 from benchmarks.table import NAMES, README, section
 
@@ -44,6 +46,15 @@ def test_every_benchmark_has_a_section_in_the_readme() -> None:
     text = README.read_text()
     for name in NAMES:
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute
+    q, k, v, elevation, alpha, _ = make_inputs(64)
+    found = flex()(q, k, v, elevation, alpha[:1])
+    expected = elevation_attention_reference(q, k, v, elevation, alpha)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
