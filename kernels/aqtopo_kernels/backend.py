@@ -50,8 +50,8 @@ def better_than_torch(device: torch.device | str, dtype: torch.dtype) -> bool:
 
     So it does where the compiled code says so: on gfx90a PyTorch's forward kernel (AOTriton) keeps the matrix
     units busy for 0.33 of its clocks in bfloat16 and for 0.69 in float32, where it spills registers; this
-    package's for 0.62 and 0.93. Elsewhere PyTorch's kernels are the vendors' best, or the very ones that the
-    CPU path is made of.
+    package's for 0.76 and 0.94 (forward_plain in `benchmarks/README.md`). Elsewhere PyTorch's kernels are the
+    vendors' best, or the very ones that the CPU path is made of.
     """
     if torch.version.hip is None or torch.device(device).type != "cuda" or dtype == torch.float64:
         return False

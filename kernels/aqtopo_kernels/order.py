@@ -30,7 +30,7 @@ def check_order(operation: str, order: Tensor, shape: tuple[int, int], device: t
         raise ValueError(
             f"{operation} needs tokens and order on one device, but they are on {device}, {order.device}."
         )
-    if debugging():
+    if debugging() and order.device.type != "meta":
         _check_permutation(operation, order)
 
 

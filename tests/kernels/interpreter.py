@@ -53,6 +53,62 @@ def attend(dout: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
     return out, lse, *gradients, torch.empty(0) if dalpha is None else dalpha
 
 
+def differentiate(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor,
+    alpha: Tensor,
+    order: Tensor,
+    scale: None,
+) -> tuple[tuple[Tensor, ...], list[str]]:
+    """(out, dq, dk, dv, dalpha) of what callers use, and which functions of `launch` computed them."""
+    from aqtopo_kernels import elevation_attention
+    from aqtopo_kernels.elevation_attention import launch
+
+    launched = []
+    originals = {"forward": launch.forward, "backward": launch.backward}
+
+    def watched(name: str) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            launched.append(name)
+            return originals[name](*arguments)
+
+        return call
+
+    for name in originals:
+        setattr(launch, name, watched(name))
+    try:
+        leaves = [x.requires_grad_() for x in (q, k, v, alpha)]
+        out = elevation_attention(q, k, v, elevation, alpha, order, scale)
+        gradients = torch.autograd.grad(out, leaves, dout)
+    finally:
+        for name, original in originals.items():
+            setattr(launch, name, original)
+    return (out.detach(), *gradients), launched
+
+
+def check_operator(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    elevation: Tensor,
+    alpha: Tensor,
+    order: Tensor,
+    scale: None,
+) -> dict[str, str]:
+    """What `opcheck` finds."""
+    del dout, scale
+    import aqtopo_kernels  # noqa: F401 - registers the operator
+
+    for x in (q, k, v, alpha):
+        x.requires_grad_()
+    operator = torch.ops.aqtopo_kernels.elevation_attention.default
+    return torch.library.opcheck(operator, (q, k, v, elevation, alpha, order, 0.5))
+
+
 def move(x: Tensor, order: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
     """wind_gather's result, and x scattered."""
     from aqtopo_kernels.wind_gather import launch

@@ -108,6 +108,36 @@ def test_computes_in_float32_and_returns_the_input_dtype(dtype: torch.dtype) -> 
     torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
+def test_autocast_changes_nothing() -> None:
+    a = {name: x.float() for name, x in make_arguments(tokens=300, width=16).items()}
+    expected = differentiate(elevation_attention, a)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = differentiate(elevation_attention, a)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    a = make_arguments()
+    q = a["q"].requires_grad_()
+    out = elevation_attention(**a | {"q": q})
+    (dq,) = torch.autograd.grad(out.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"backward through aqtopo_kernels\.elevation_attention_backward"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("needed", ["q", "k", "v", "alpha"])
+def test_each_input_gets_its_gradient_alone(needed: str) -> None:
+    a = make_arguments()
+    leaf = a[needed].detach().requires_grad_()
+    weight = torch.randn(a["q"].shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    gradients = [
+        torch.autograd.grad(attend(**a | {needed: leaf}), leaf, weight)[0]
+        for attend in (elevation_attention, elevation_attention_reference)
+    ]
+    assert_same(gradients[:1], gradients[1:], 1e-12)
+
+
 def test_strided_inputs_give_what_contiguous_ones_give() -> None:
     a = make_arguments()
     strided = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in a.items() if x.ndim == 4}
@@ -277,12 +307,21 @@ def test_a_shape_beyond_32_bits_goes_through_on_paper() -> None:
     assert out.shape == shape
 
 
+def test_debugging_leaves_an_order_without_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AQTOPO_KERNELS_DEBUG", "1")
+    q = torch.empty((2, 3, 7, 4), device="meta")
+    order = torch.empty((2, 7), device="meta", dtype=torch.int64)
+    assert elevation_attention(q, q, q, order=order).shape == q.shape
+
+
 def test_the_reference_runs_when_asked_for_and_no_other_stand_in() -> None:
     a = make_arguments()
     asked = elevation_attention(**a, backend="reference")
     assert torch.equal(asked, elevation_attention_reference(**a))
     with pytest.raises(ValueError, match="runs through 'cpu' on 'cpu', and backend='triton' was asked for"):
         elevation_attention(**a, backend="triton")
+    with pytest.raises(ValueError, match="backend 'cuda'; choose from cpu, triton, reference"):
+        elevation_attention(**a, backend="cuda")
 
 
 def test_debugging_finds_an_order_that_is_no_permutation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,11 +335,12 @@ def test_debugging_finds_an_order_that_is_no_permutation(monkeypatch: pytest.Mon
 
 BAD: list[tuple[str, Callable[[Arguments], Tensor | None], str]] = [
     ("q", lambda a: a["q"][0], r"q \(3, 7, 4\)"),
+    ("elevation", lambda a: a["elevation"].long(), r"got torch\.int64"),
     ("k", lambda a: a["k"][:, :, :5], r"k \(2, 3, 5, 4\)"),
     ("v", lambda a: a["v"].float(), r"v torch\.float32"),
     ("k", lambda a: a["k"].to("meta"), "cpu, meta, cpu"),
     ("elevation", lambda a: a["elevation"][:, 1:], r"\(B, N\) = \(2, 7\).*got \(2, 6\)"),
-    ("elevation", lambda a: a["elevation"].bfloat16(), r"torch\.bfloat16.*rounds heights"),
+    ("elevation", lambda a: a["elevation"].bfloat16(), r"torch\.bfloat16.*round heights"),
     ("alpha", lambda a: a["alpha"][:2], r"\(1,\) or \(H,\) = \(3,\).*got \(2,\)"),
     ("alpha", lambda a: a["alpha"].long(), r"floating alpha, but got torch\.int64"),
     ("alpha", lambda a: a["alpha"].to("meta"), "cpu, cpu, meta"),

@@ -208,6 +208,28 @@ def test_refuses_a_head_beyond_32_bits(interpreter: Interpreter) -> None:
         interpreter.run(triton_side.attend, None, *list(a.values())[1:])
 
 
+def test_refuses_a_result_beyond_32_bits(interpreter: Interpreter) -> None:
+    q = torch.empty((1, 2**8, 2**16, 128), device="meta")  # a head is small, but a row holds all heads
+    with pytest.raises(ValueError, match=r"65536 tokens of stride 32768 exceed 2\^31"):
+        interpreter.run(triton_side.attend, None, q, q, q, None, None, None, None)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_the_operator_runs_these_kernels_forward_and_backward(interpreter: Interpreter, heads: int) -> None:
+    a = make_arguments(tokens=33, heads=heads, batch=2)
+    results, launched = interpreter.run(triton_side.differentiate, **a)
+    assert launched == ["forward", "backward"]
+    for name, result, exact in zip(NAMES, results, reference(a, torch.float64).values(), strict=True):
+        torch.testing.assert_close(result.double(), exact, rtol=2e-5, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
+def test_the_operator_is_registered_in_full_for_these_kernels(interpreter: Interpreter) -> None:
+    a = make_arguments(tokens=5, width=16, batch=2, heads=2)
+    found = interpreter.run(triton_side.check_operator, **a)
+    assert set(found.values()) == {"SUCCESS"}
+
+
 def test_bits_round_to_the_nearest_and_cut_towards_zero(interpreter: Interpreter) -> None:
     x = torch.rand(1024, generator=torch.Generator().manual_seed(0)) * 2.0 ** torch.arange(-60, 4).repeat(16)
     rounded, cut, summed = interpreter.run(triton_side.to_bfloat16, x)

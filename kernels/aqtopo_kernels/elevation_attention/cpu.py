@@ -24,6 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from aqtopo_kernels.elevation_attention.layout import empty_like_tokens
 from aqtopo_kernels.elevation_attention.reference import METRES_PER_UNIT
 from aqtopo_kernels.elevation_attention.rises import (
     BIN,
@@ -117,12 +118,6 @@ def backward(
             ground.write_sources(gradient[:, heads], part)
     dalpha = dalpha_H if len(alpha) > 1 else dalpha_H.sum(0, keepdim=True)
     return dq, dk, dv, (dalpha / METRES_PER_UNIT).to(alpha.dtype)
-
-
-def empty_like_tokens(x: Tensor) -> Tensor:
-    """Uninitialised (B, H, N, D) over memory (B, N, H, D), as every implementation returns it."""
-    B, H, N, D = x.shape
-    return x.new_empty((B, N, H, D)).transpose(1, 2)
 
 
 @dataclass(frozen=True)

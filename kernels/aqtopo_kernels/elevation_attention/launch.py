@@ -21,6 +21,7 @@ from aqtopo_kernels.elevation_attention.kernel import (
     output_products_kernel,
     query_gradient_kernel,
 )
+from aqtopo_kernels.elevation_attention.layout import empty_like_tokens
 
 _UNIT_M = 2.0**20
 """Heights in the kernels are in this unit [m]: a power of two, so that scaling is exact, above any rise."""
@@ -28,7 +29,8 @@ _UNIT_M = 2.0**20
 _UNIT_KM = _UNIT_M / 1000.0
 
 _HEIGHT_PADDING = 256
-"""At least the largest block: heights of a block that reaches beyond the last token are read unmasked."""
+"""Heights are read unmasked, as far as the last block reaches beyond the last token, and the forward kernel
+reads the block of keys behind it too: at least the largest BLOCK_M, and twice the forward's BLOCK_N."""
 
 _PRODUCT_ROWS = 16
 """Rows a program of `output_products_kernel`, which is bound by memory."""
@@ -62,7 +64,7 @@ def forward(
     q, k, v = _unit_strides(q, k, v)
     terrain = _terrain(elevation, alpha, H, scale)
     arch, chosen = _chosen("forward", q, terrain)
-    out = _empty_like_tokens(q)
+    out = _empty_result(q)
     lse = q.new_empty((B, H, N), dtype=torch.float32)
     forward_kernel[(_blocks(N, chosen.block_m), B * H)](
         q, k, v, out, lse, terrain.height, terrain.slope, _int32(order), terrain.height_b,
@@ -108,7 +110,7 @@ def _output_products(dout: Tensor, out: Tensor, order: Tensor | None) -> tuple[T
     """The sums over D of dout out, (B, H, N) float32, and dout, both in storage order."""
     B, H, N, D = dout.shape
     products = dout.new_empty((B, H, N), dtype=torch.float32)
-    stored = dout if order is None else _empty_like_tokens(dout)
+    stored = dout if order is None else _empty_result(dout)
     width = 1 << (D - 1).bit_length()
     output_products_kernel[(_blocks(N, _PRODUCT_ROWS), B * H)](
         dout, out, products, stored, _int32(order), *_strides(dout, out, stored), H, N,
@@ -130,7 +132,7 @@ def _query_gradient(
     B, H, N, _ = q.shape
     arch, chosen = _chosen("dq", q, terrain)
     blocks = _blocks(N, chosen.block_m)
-    dq = _empty_like_tokens(q)
+    dq = _empty_result(q)
     drise = None if terrain.height is None else q.new_empty((B * H, blocks), dtype=torch.float32)
     query_gradient_kernel[(blocks, B * H)](
         q, k, v, dout, lse, products, terrain.height, terrain.slope, dq, drise, terrain.height_b,
@@ -152,7 +154,7 @@ def _key_value_gradients(
 ) -> tuple[Tensor, Tensor]:
     B, H, N, _ = q.shape
     arch, chosen = _chosen("dkdv", q, terrain)
-    dk, dv = _empty_like_tokens(k), _empty_like_tokens(v)
+    dk, dv = _empty_result(k), _empty_result(v)
     key_value_gradient_kernel[(_blocks(N, chosen.block_n), B * H)](
         q, k, v, dout, lse, products, terrain.height, terrain.slope, dk, dv, terrain.height_b,
         *_strides(q, k, dout, dk, dv), H, N, scale * math.log2(math.e), scale,
@@ -204,20 +206,25 @@ def _unit_strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """Copies x only if neighbouring columns are not neighbours in memory; rows must fit into 32 bits."""
+    """Copies x only if neighbouring columns are not neighbours in memory."""
     x = x if x.stride(3) == 1 else x.contiguous()
-    if x.shape[2] * x.stride(2) >= 2**31:
-        raise ValueError(
-            f"The Triton kernels address a head in 32 bits, but N = {x.shape[2]} tokens of stride "
-            f"{x.stride(2)} exceed 2^31 elements; use fewer tokens, or make q, k and v contiguous."
-        )
+    _check_addresses(x.shape[2], x.stride(2))
     return x
 
 
-def _empty_like_tokens(x: Tensor) -> Tensor:
-    """(B, H, N, D) over memory (B, N, H, D)."""
-    B, H, N, D = x.shape
-    return x.new_empty((B, N, H, D)).transpose(1, 2)
+def _empty_result(x: Tensor) -> Tensor:
+    """For a result of x's shape."""
+    _, H, N, D = x.shape
+    _check_addresses(N, H * D)
+    return empty_like_tokens(x)
+
+
+def _check_addresses(tokens: int, stride: int) -> None:
+    if tokens * stride >= 2**31:
+        raise ValueError(
+            f"The Triton kernels address a head in 32 bits, but N = {tokens} tokens of stride {stride} "
+            "exceed 2^31 elements; use fewer tokens or heads, or make q, k and v contiguous."
+        )
 
 
 def _strides(*tensors: Tensor) -> list[int]:

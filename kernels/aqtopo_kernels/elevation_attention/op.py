@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from aqtopo_kernels.backend import Backend, backend_for, implementation
-from aqtopo_kernels.elevation_attention.cpu import empty_like_tokens
+from aqtopo_kernels.elevation_attention.configurations import WIDEST_HEAD
+from aqtopo_kernels.elevation_attention.layout import empty_like_tokens
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from aqtopo_kernels.order import check_order
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_WIDEST_HEAD = 256
 
 
 def elevation_attention(
@@ -48,8 +48,12 @@ def elevation_attention(
             values stay in storage order: they are summed over. Each row must be a permutation of 0..N-1; this
             is not checked, since it would wait for the device, unless AQTOPO_KERNELS_DEBUG=1 is set. None
             keeps storage order.
-        scale: factor on q k; 1 / sqrt(D) if None.
+        scale: factor on q k; 1 / sqrt(D) if None. The Triton kernels need it positive.
         backend: "reference" asks for the formula written out; None is what `backend_for` gives.
+
+    It computes in float32, or in float64 if q is, within torch.autocast too, which would round the rises (the
+    reference follows autocast, as all PyTorch does). There is no second derivative: asking for it raises
+    PyTorch's RuntimeError.
 
     Returns:
         (B, H, N, D), in q's dtype.
@@ -82,7 +86,8 @@ def _attention(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     compute = implementation("elevation_attention", q.device)
-    out, lse = compute.forward(q, k, v, elevation, alpha, order, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        out, lse = compute.forward(q, k, v, elevation, alpha, order, scale)
     return out, lse
 
 
@@ -100,7 +105,8 @@ def _attention_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     compute = implementation("elevation_attention", q.device)
-    dq, dk, dv, dalpha = compute.backward(dout, q, k, v, out, lse, elevation, alpha, order, scale)
+    with torch.autocast(q.device.type, enabled=False):
+        dq, dk, dv, dalpha = compute.backward(dout, q, k, v, out, lse, elevation, alpha, order, scale)
     return dq, dk, dv, q.new_zeros(1, dtype=torch.float32) if dalpha is None else dalpha
 
 
@@ -132,20 +138,25 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
-    if backend is not None and Backend(backend) is Backend.REFERENCE:
+    """The implementation that is asked for, or the device's; refuses what the device has not got."""
+    if backend is not None and backend not in set(Backend):
+        raise ValueError(
+            f"elevation_attention has no backend {str(backend)!r}; choose from {', '.join(Backend)}, or None."
+        )
+    if backend == Backend.REFERENCE:
         return Backend.REFERENCE
     given = backend_for(q.device)
-    if backend is not None and Backend(backend) is not given:
+    if backend not in (None, given):
         raise ValueError(
             f"elevation_attention runs through {given.value!r} on {q.device.type!r}, and backend="
             f'{str(backend)!r} was asked for; only "reference" runs everywhere.'
         )
     if given is Backend.TRITON and (
-        q.dtype == torch.float64 or q.shape[-1] % 16 or q.shape[-1] > _WIDEST_HEAD
+        q.dtype == torch.float64 or q.shape[-1] % 16 or q.shape[-1] > WIDEST_HEAD
     ):
         raise ValueError(
             "elevation_attention's Triton kernels take a head width that is a multiple of 16 up "
-            f"to {_WIDEST_HEAD}, in float32, bfloat16 or float16, but got q {tuple(q.shape)} in {q.dtype}; "
+            f"to {WIDEST_HEAD}, in float32, bfloat16 or float16, but got q {tuple(q.shape)} in {q.dtype}; "
             'choose another width, or ask for backend="reference".'
         )
     return given
@@ -158,7 +169,10 @@ def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
             f"k {tuple(k.shape)} and v {tuple(v.shape)}."
         )
     if not q.numel():
-        raise ValueError(f"elevation_attention needs at least one token, but got q {tuple(q.shape)}.")
+        raise ValueError(
+            f"elevation_attention needs at least one sample, head, token and column, but got q "
+            f"{tuple(q.shape)}."
+        )
     if q.dtype not in _FLOATS or k.dtype != q.dtype or v.dtype != q.dtype:
         raise ValueError(
             f"elevation_attention needs q, k and v of one floating dtype, but got q {q.dtype}, k {k.dtype} "
@@ -176,8 +190,8 @@ def _check_terrain(q: Tensor, elevation: Tensor, alpha: Tensor) -> None:
         )
     if elevation.dtype not in (torch.float32, torch.float64):
         raise ValueError(
-            f"elevation_attention needs elevation [m] in float32 or float64, but got {elevation.dtype}, "
-            "which rounds heights by metres; keep it in float32 when the model is cast."
+            f"elevation_attention needs elevation [m] in float32 or float64, but got {elevation.dtype}; 16 "
+            "bits would round heights by metres, so keep it in float32 when the model is cast."
         )
     if elevation.requires_grad:
         raise ValueError("elevation_attention gives elevation no gradient; pass elevation.detach().")
