@@ -94,7 +94,7 @@ def drill(
     reference.await_step(out / "reference", 0)
     starting_s = time.monotonic() - began
     reference.wait()
-    running_s = time.monotonic() - began - starting_s
+    step_s = (time.monotonic() - began - starting_s) / steps
     phases: Counter[str] = Counter()
     lost: list[str] = []
     victim, starts = out / "victim", itertools.count()
@@ -107,8 +107,10 @@ def drill(
         elif chosen.random() < STARTING_SHARE:
             time.sleep(chosen.uniform(0.0, starting_s))
         else:
-            ranks.await_step(victim, seen)
-            time.sleep(chosen.uniform(0.0, running_s))
+            # A few steps on, and within a step: a share of the run's time would outlast most runs on a busy
+            # machine, whose pace changes.
+            ranks.await_step(victim, seen + chosen.randrange(2 * every_steps))
+            time.sleep(chosen.uniform(0.0, 2.0 * step_s))
         phase = ranks.kill_one(chosen, victim)
         if phase is None:  # it was done before its hour came: begin a new one, so that kills go on
             victim.rename(out / f"finished{next(starts):03d}")
