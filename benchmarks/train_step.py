@@ -7,6 +7,7 @@ processes each: samples/s and peak memory of a process, this program's as a mult
 
 import os
 import socket
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from benchmarks.measure import (
     paired,
     peak_bytes,
     report,
+    seconds_of,
     synchronize,
 )
 
@@ -54,13 +56,13 @@ def make_terrain(grid: tuple[int, int]) -> Terrain:
     return Terrain(smooth.numpy(), torch.linspace(17.0, 49.0, grid[0]).numpy())
 
 
-def make_batch(grid: tuple[int, int], batch: int, leads: int) -> list[Tensor]:
+def make_batch(grid: tuple[int, int], batch: int, leads: int, where: torch.device) -> list[Tensor]:
     """Inputs, wind [m/s], lead times [h] and targets."""
     generator = torch.Generator().manual_seed(2)
     inputs, wind = (torch.randn((batch, n, *grid), generator=generator) for n in (15, 2))
     targets = torch.randn((batch, leads, 6, *grid), generator=generator)
     hours = torch.tensor([12.0, 24.0, 48.0, 96.0][:leads]).expand(batch, -1)
-    return [x.to(device()) for x in (inputs, 5.0 * wind, hours, targets)]
+    return [x.to(where) for x in (inputs, 5.0 * wind, hours, targets)]
 
 
 class Parts:
@@ -99,7 +101,7 @@ def one_process(grid: tuple[int, int], steps: int, **model: Any) -> list[dict[st
     ).to(device())
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
-    *fields, targets = make_batch(grid, 1, 1)
+    *fields, targets = make_batch(grid, 1, 1, device())
     valid = torch.ones_like(targets, dtype=torch.bool)
     parts = Parts(network)
 
@@ -174,21 +176,17 @@ def _rank(rank: int, engine: str, steps: int, shape: dict[str, int], port: int, 
     config = load_config(CONFIG, sizes + [f"deepspeed.{field}" for field in fields])
     where = distributed.connect(distributed.read_launch())
     model = build_model(config, make_terrain(config.data.grid)).train()
-    batch = make_batch(config.data.grid, config.micro_batch, len(config.data.horizons))
+    batch = make_batch(config.data.grid, config.micro_batch, len(config.data.horizons), where)
     make_step = {"engine": _engine_step, "ddp": _ddp_step}[engine]
-    memory = 0
     timed: list[float] = []
 
     def run() -> None:
         step = make_step(config, model, where, batch)
-        for _ in range(steps):
-            began = time.perf_counter()
-            step()
-            timed.append(time.perf_counter() - began)
+        timed.extend(seconds_of(step) for _ in range(steps))
 
     memory = peak_bytes(run)
     samples = RANKS * config.micro_batch * config.accumulation
-    results.put((samples / sorted(timed)[len(timed) // 2], memory / MIB))
+    results.put((samples / statistics.median(timed), memory / MIB))
     distributed.disconnect()
 
 
