@@ -60,9 +60,11 @@ def test_compiles_into_one_graph() -> None:
 @pytest.mark.parametrize(
     ("u", "regions", "table", "message"),
     [
-        (field(0)[0], (2, 3), TABLE, r"\(B, Y, X\), but got \(8, 12\)"),
+        (field(0)[0], (2, 3), TABLE, r"\(B, Y, X\) .* got \(8, 12\)"),
         (field(0), (3, 3), TABLE, "8 x 12 cells into 3 x 3 regions of patches of 2 x 2"),
         (field(0), (2, 3), TABLE[:, 1:], r"table \(S \+ 1, 4\) .* got \(5, 3\)"),
+        (field(0), (2, 3), TABLE.float(), r"table in int64 .* got torch\.float32"),
+        (field(0), (2, 3), TABLE.to("meta"), "device cpu, but got torch.int64 on meta"),
     ],
 )
 def test_refuses_what_does_not_fit_and_names_it(
@@ -70,3 +72,10 @@ def test_refuses_what_does_not_fit_and_names_it(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         wind_order(u, u, table, regions=regions, patch=2, calm_below=0.5)
+
+
+def test_sectors_of_regions_that_do_not_divide_the_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match="8 x 12 cells into 3 x 3 regions"):
+        wind_sector(field(0), field(0), regions=(3, 3), sectors=4, calm_below=0.5)
+    with pytest.raises(ValueError, match=r"on cpu and \(1, 8, 12\) on meta"):
+        wind_sector(field(0), field(0).to("meta"), regions=(2, 3), sectors=4, calm_below=0.5)

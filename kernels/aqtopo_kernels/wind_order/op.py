@@ -35,7 +35,7 @@ def wind_order(
         (B, N), int64; each row is a permutation.
 
     Raises:
-        ValueError: the grid does not fit regions, patch and table.
+        ValueError: the grid does not fit regions, patch and table, or they are on several devices.
     """
     region = _region_patches(u, v, table, regions, patch)
     sector_BR = wind_sector(u, v, regions=regions, sectors=len(table) - 1, calm_below=calm_below)
@@ -52,10 +52,7 @@ def _region_patches(
     u: Tensor, v: Tensor, table: Tensor, regions: tuple[int, int], patch: int
 ) -> tuple[int, int]:
     """Patches of a region along (Y, X)."""
-    if u.ndim != 3 or v.shape != u.shape:
-        raise ValueError(
-            f"wind_order needs u and v of one shape (B, Y, X), but got {tuple(u.shape)} and {tuple(v.shape)}."
-        )
+    _check_wind("wind_order", u, v)
     rows, columns = u.shape[1] // (regions[0] * patch), u.shape[2] // (regions[1] * patch)
     if (rows * regions[0] * patch, columns * regions[1] * patch) != u.shape[1:]:
         raise ValueError(
@@ -67,12 +64,37 @@ def _region_patches(
             f"wind_order needs a table (S + 1, {rows * columns}) for regions of {rows} x {columns} patches, "
             f"but got {tuple(table.shape)}."
         )
+    if table.dtype != torch.int64 or table.device != u.device:
+        raise ValueError(
+            f"wind_order needs a table in int64 on the wind's device {u.device}, but got {table.dtype} on "
+            f"{table.device}."
+        )
     return rows, columns
 
 
+def _check_wind(operation: str, u: Tensor, v: Tensor) -> None:
+    if u.ndim != 3 or v.shape != u.shape or v.device != u.device:
+        raise ValueError(
+            f"{operation} needs u and v of one shape (B, Y, X) on one device, but got {tuple(u.shape)} on "
+            f"{u.device} and {tuple(v.shape)} on {v.device}."
+        )
+
+
 def wind_sector(u: Tensor, v: Tensor, *, regions: tuple[int, int], sectors: int, calm_below: float) -> Tensor:
-    """Sector of each region's vector-mean wind, (B, R), int64; `sectors` where it is calm or not a number."""
+    """Sector of each region's vector-mean wind, (B, R), int64; `sectors` where it is calm or not a number.
+
+    Arguments as for `wind_order`; `sectors` is S.
+
+    Raises:
+        ValueError: u and v differ, or the regions do not divide their grid.
+    """
+    _check_wind("wind_sector", u, v)
     B, Y, X = u.shape
+    if Y % regions[0] or X % regions[1]:
+        raise ValueError(
+            f"wind_sector cannot cut a grid of {Y} x {X} cells into {regions[0]} x {regions[1]} regions; "
+            "choose numbers that divide it."
+        )
     wind_2BYX = torch.stack([u, v]).to(torch.promote_types(u.dtype, torch.float32))
     tiles = wind_2BYX.view(2, B, regions[0], Y // regions[0], regions[1], X // regions[1])
     u_BR, v_BR = tiles.mean((3, 5)).flatten(2)
