@@ -1,4 +1,4 @@
-"""Refusing a saved state that cannot be trusted or continued, with every reason at once."""
+"""What ends a run from outside of its own rank: a saved state that is refused, other ranks that are lost."""
 
 from collections.abc import Sequence
 
@@ -11,6 +11,10 @@ class RefusedError(Exception):
 
     `aqtopo` ends with exit code 3; nothing has been overwritten and no optimizer step was made.
     """
+
+
+class LostRankError(ConnectionError):
+    """Other ranks did not arrive, do not answer any more, or have failed; the message names them."""
 
 
 def refuse(what: str, problems: Sequence[str], remedy: str = "") -> None:

@@ -22,6 +22,7 @@ NAMES = (
     "train_step",
     "loader",
     "resume",
+    "start_up",
 )
 
 

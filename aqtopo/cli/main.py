@@ -4,13 +4,14 @@ import os
 import sys
 import textwrap
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from aqtopo.cli.checkpoint import app as checkpoint_app
 from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
+from aqtopo.cli.doctor import doctor
 from aqtopo.cli.drill import drill
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.forecast import forecast
@@ -19,8 +20,10 @@ from aqtopo.cli.prepare import app as prepare_app
 from aqtopo.cli.report import report
 from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
+from aqtopo.cli.watch import watch
 from aqtopo.cli.years import YearsCommand
 from aqtopo.refusal import RefusedError
+from aqtopo.training.job import BatchJob
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -34,7 +37,9 @@ app.add_typer(prepare_app, name="prepare")
 app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)
+app.command("doctor")(doctor)
 app.command("drill")(drill)
+app.command("watch")(watch)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
 app.command("report")(report)
@@ -55,14 +60,19 @@ def main() -> None:
     except ValueError as error:
         if not _raised_by_us(error):
             raise  # a mistake in the code, whatever it calls itself
-        _complain(str(error))
-        sys.exit(EXIT_BAD_INPUT)
+        _end_for_good(str(error), EXIT_BAD_INPUT)
     except RefusedError as error:
-        _complain(str(error))
-        sys.exit(EXIT_REFUSED)
+        _end_for_good(str(error), EXIT_REFUSED)
     except (FloatingPointError, OSError) as error:
         _complain(str(error))  # an OSError names the file and says why
         sys.exit(EXIT_FAILED)
+
+
+def _end_for_good(text: str, code: int) -> NoReturn:
+    """End with a message and see to it that a batch job is not queued again: nothing would be different."""
+    _complain(text)
+    BatchJob.from_environment().forbid_restart(text)
+    sys.exit(code)
 
 
 def _raised_by_us(error: BaseException) -> bool:

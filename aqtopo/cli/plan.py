@@ -14,18 +14,39 @@ def plan(
     at_epoch: Annotated[
         int, typer.Option(metavar="E", help="Give learning rates and validations for this epoch, from 0.")
     ] = 0,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Plan for so many nodes instead of the config's.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="mi250x|h100", help="Model step time and scaling on such nodes.")
+    ] = None,
+    utilization: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that --gpu assumes.")
+    ] = 0.4,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the scaling that --gpu models (png, svg, pdf).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
 ) -> None:
-    """Count parameters, samples, steps and bytes of a run before it starts."""
+    """Count parameters, samples, steps and bytes of a run before it starts; with --gpu, model its time."""
     import json
 
     from rich.console import Console
 
     from aqtopo.config import load_config
     from aqtopo.planning import make_plan
+    from aqtopo.planning.hardware import Assumptions, machine_named
+    from aqtopo.planning.scaling import scaling, step_time
+    from aqtopo.planning.scaling_tables import as_rows, draw_scaling, scaling_tables
     from aqtopo.planning.tables import plan_tables
 
-    made = make_plan(load_config(config, overrides or []), at_epoch)
+    changes = [*(overrides or []), *([] if nodes is None else [f"training.nodes={nodes}"])]
+    made = make_plan(load_config(config, changes), at_epoch)
+    machine, assumptions = machine_named(gpu), Assumptions(utilization=utilization)
+    if plot is not None and machine is None:
+        raise ValueError(
+            "--plot draws what --gpu models. Give both, such as --gpu mi250x --plot scaling.png."
+        )
     if not made.calendar.from_store:
         typer.echo(
             f"There is no store at {made.config.data.store}: a complete hourly calendar of the configured "
@@ -33,8 +54,17 @@ def plan(
             err=True,
         )
     if as_json:
-        typer.echo(json.dumps(made.as_json(), indent=2))
+        modelled = {} if machine is None else {"scaling": as_rows(scaling(made, machine, assumptions))}
+        typer.echo(json.dumps(made.as_json() | modelled, indent=2))
         return
     console = Console()
     for table in plan_tables(made):
         console.print(table)
+    if machine is not None:
+        here = step_time(made, machine, made.config.training.nodes, assumptions)
+        rows = scaling(made, machine, assumptions)
+        for table in scaling_tables(made, machine, assumptions, here, rows):
+            console.print(table)
+        if plot is not None:
+            draw_scaling(rows, machine, plot)
+            typer.echo(f"drawn: {plot}")

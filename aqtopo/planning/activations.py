@@ -64,7 +64,7 @@ def activation_bytes(model: AirQualityViT, config: RunConfig) -> ActivationBytes
     counter = _Counter(model)
     batch, (rows, columns) = config.micro_batch, config.data.grid
     leads = 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
-    with torch.device("meta"), counter.watching(), _FlashAttention():
+    with torch.device("meta"), counter.watching(), attention_without_arithmetic():
         inputs = torch.empty(batch, len(config.data.variables), rows, columns)
         model(inputs, torch.empty(batch, 2, rows, columns), torch.empty(batch, leads), None)
     block_input = batch * config.tokens * config.model.dim * dtype.itemsize
@@ -119,6 +119,11 @@ class _Counter:
 def _storage_key(tensor: Tensor) -> int:
     key: int = tensor.untyped_storage()._cdata  # the address of the storage itself; meta tensors have no data
     return key
+
+
+def attention_without_arithmetic() -> TorchFunctionMode:
+    """A mode in which PyTorch's fused attention has shapes and keeps tensors, but does nothing."""
+    return _FlashAttention()
 
 
 class _FlashAttention(TorchFunctionMode):

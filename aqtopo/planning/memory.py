@@ -78,6 +78,15 @@ def state_bytes(elements: Mapping[str, int], config: RunConfig) -> StateBytes:
     )
 
 
+def workspace_bytes(config: RunConfig) -> int:
+    """Bytes that the backward pass of one MLP needs at once: two gradients as wide as its hidden layer.
+
+    No other part needs more: attention's four gradients are as wide as the tokens, a quarter of it each.
+    """
+    element = ELEMENT_BYTES[config.deepspeed.precision]
+    return 2 * element * config.micro_batch * config.tokens * config.model.hidden_dim
+
+
 def reduction_bytes(parameters: int, config: RunConfig) -> int:
     """Bytes of the buffers in which gradients wait for their reduction, during the backward pass only."""
     zero = config.deepspeed.zero_optimization

@@ -8,8 +8,9 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.planning.activations import ActivationBytes, activation_bytes
+from aqtopo.planning.arithmetic import Arithmetic, count_arithmetic
 from aqtopo.planning.calendar import Calendar, make_calendar
-from aqtopo.planning.memory import StateBytes, reduction_bytes, state_bytes
+from aqtopo.planning.memory import StateBytes, reduction_bytes, state_bytes, workspace_bytes
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.schedule import Schedule
 
@@ -35,6 +36,8 @@ class Plan:
         state: lasting bytes of a rank.
         reduction: bytes of a rank's reduction buffers during the backward pass.
         activations: estimate of a micro-step's activations on a rank.
+        workspace: estimate of what the backward pass needs beside them.
+        arithmetic: FLOP of a micro-step.
     """
 
     config: RunConfig
@@ -44,6 +47,8 @@ class Plan:
     state: StateBytes
     reduction: int
     activations: ActivationBytes
+    workspace: int
+    arithmetic: Arithmetic
 
     @property
     def tensors(self) -> int:
@@ -63,8 +68,8 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Estimated bytes of a rank when its backward pass begins."""
-        return self.state.device + self.reduction + self.configured_activations
+        """Estimated bytes of a rank at most, early in its backward pass."""
+        return self.state.device + self.reduction + self.configured_activations + self.workspace
 
     def as_json(self) -> dict[str, Any]:
         """The plan as plain data; bytes, counts and rates are numbers."""
@@ -104,7 +109,14 @@ class Plan:
                 "checkpointed": self.activations.checkpointed,
                 "configured": self.configured_activations,
             },
+            "workspace_bytes_estimate": self.workspace,
             "peak_bytes_estimate": self.peak,
+            "flop_a_micro_step": {
+                **self.arithmetic.products,
+                "attention": self.arithmetic.attention,
+                "forward": self.arithmetic.forward,
+                "backward": self.arithmetic.backward,
+            },
         }
 
 
@@ -141,6 +153,8 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
         state_bytes(elements, config),
         reduction_bytes(sum(elements.values()), config),
         activation_bytes(model, config),
+        workspace_bytes(config),
+        count_arithmetic(model, config),
     )
 
 

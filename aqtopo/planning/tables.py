@@ -88,6 +88,8 @@ def _memory(plan: Plan) -> Table:
     table.add_row("activations", readable_bytes(activations.plain), "estimate, without checkpointing")
     table.add_row("activations", readable_bytes(activations.checkpointed), "estimate, with checkpointing")
     table.add_section()
+    table.add_row("workspace", readable_bytes(plan.workspace), "estimate; in backward only")
+    table.add_section()
     checkpointing = "with" if plan.config.model.gradient_checkpointing else "without"
     table.add_row(
         "[bold]peak", f"[bold]{readable_bytes(plan.peak)}", f"estimate, {checkpointing} checkpointing"

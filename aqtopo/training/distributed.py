@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,8 +16,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from aqtopo.refusal import LostRankError
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """Longest wait in a collective; a rank that lags longer is taken for dead."""
+
+
+GPUS_OF_JOB = frozenset({"SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"})
+"""Any of these says that Slurm gave the job GPUs."""
+
+HIDING = frozenset({"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"})
+"""Variables that hide GPUs from a process."""
 
 
 @dataclass(frozen=True)
@@ -138,10 +147,16 @@ def select_device(launch: Launch) -> torch.device:
 
     DeepSpeed reads the same variable when it is first imported.
     """
-    kind = os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if "DS_ACCELERATOR" not in os.environ and not visible and GPUS_OF_JOB & os.environ.keys():
+        raise ValueError(
+            f"{socket.gethostname()}: the job has GPUs, but PyTorch sees none of them. Look at the driver, "
+            "at PyTorch's build (ROCm or CUDA) and at the *_VISIBLE_DEVICES variables; to train on the CPU, "
+            "export DS_ACCELERATOR=cpu."
+        )
+    kind = os.environ.setdefault("DS_ACCELERATOR", "cuda" if visible else "cpu")
     if kind == "cuda":  # ROCm counts as cuda
-        # A wrapper may show each rank its own GPU only.
-        index = launch.local_rank % max(1, torch.cuda.device_count())
+        index = _gpu_of(launch, visible, os.environ)
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if kind != "cpu":
@@ -151,12 +166,91 @@ def select_device(launch: Launch) -> torch.device:
     return torch.device("cpu")
 
 
-def connect(launch: Launch) -> torch.device:
-    """Join the process group and return this rank's device.
+class Board:
+    """Some words of every rank, kept by rank 0 (under `torchrun`: by its agent), that all ranks can read.
 
-    The variables that DeepSpeed reads are exported first: without them it tries to discover MPI.
+    It has a connection of its own: a rank that hangs in a collective can still be asked about. Calls may
+    raise LostRankError when the keeper is gone.
+
+    Args:
+        launch: who this process is.
+        patience_s: how long the keeper may take to answer.
     """
-    device = select_device(launch)
+
+    def __init__(self, launch: Launch, patience_s: float) -> None:
+        self.rank, self.size = launch.rank, launch.size
+        keeper = launch.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        where = launch.master_addr, int(os.environ["MASTER_PORT"])
+        try:
+            # multi_tenant: the process group finds its own store at the same port.
+            store = dist.TCPStore(  # type: ignore[attr-defined]
+                *where,
+                is_master=keeper,
+                timeout=timedelta(seconds=patience_s),
+                wait_for_workers=False,
+                multi_tenant=True,
+            )
+        except dist.DistError as error:
+            doing = "could not listen at" if keeper else f"waited {patience_s:.0f} s for rank 0 at"
+            raise LostRankError(
+                f"rank {launch.rank} on {socket.gethostname()} {doing} {where[0]}:{where[1]} in vain "
+                f"({str(error).splitlines()[0]}). MASTER_ADDR must be rank 0's host, MASTER_PORT be free."
+            ) from error
+        self._store = dist.PrefixStore("board", store)  # type: ignore[attr-defined]
+
+    def meet(self, deadline_s: float) -> None:
+        """Wait until every rank is here.
+
+        Raises:
+            LostRankError: some are not, in time; names them.
+        """
+        host = socket.gethostname()
+        self._store.set(f"here/{self.rank}", host)
+        if self._store.add("met", 1) == self.size:
+            self._store.set("all met", "")
+        try:
+            self._store.wait(["all met"], timedelta(seconds=deadline_s))
+        except dist.DistError as error:
+            missing = [str(rank) for rank in range(self.size) if not self._store.check([f"here/{rank}"])]
+            raise LostRankError(
+                f"after {deadline_s:.0f} s {len(missing)} of {self.size} ranks have not arrived: "
+                f"{abridged(missing)}. Look at what their nodes wrote to the job's log."
+            ) from error
+
+    def write(self, text: str) -> None:
+        """Put this rank's words up, in place of its last ones."""
+        self._attempt(lambda: self._store.set(f"words/{self.rank}", text))
+
+    def read(self, rank: int) -> str | None:
+        """The words of a rank; None if it has none yet."""
+        key = f"words/{rank}"
+        known: bool = self._attempt(lambda: self._store.check([key]))
+        return str(self._attempt(lambda: self._store.get(key)).decode()) if known else None
+
+    def _attempt(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (dist.DistError, RuntimeError) as error:
+            raise LostRankError(
+                f"rank 0 or its node does not answer ({str(error).splitlines()[0]})"
+            ) from error
+
+
+def abridged(names: Sequence[str], most: int = 16) -> str:
+    """A list for a message, cut where it gets long."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def is_connection_error(error: BaseException | None) -> bool:
+    """Whether an error is what a collective says when another rank is gone."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
+    )
+
+
+def announce(launch: Launch) -> None:
+    """Export what DeepSpeed and PyTorch read: without it DeepSpeed tries to discover MPI."""
     os.environ.update(
         RANK=str(launch.rank),
         LOCAL_RANK=str(launch.local_rank),
@@ -165,6 +259,28 @@ def connect(launch: Launch) -> torch.device:
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port or _free_port()),
     )
+
+
+def _gpu_of(launch: Launch, visible: int, environ: Mapping[str, str]) -> int:
+    """The index of this rank's GPU.
+
+    Raises:
+        ValueError: there are fewer GPUs than ranks on this node.
+    """
+    if visible == 1 and HIDING & environ.keys():
+        return 0  # a wrapper shows each rank its own GPU only
+    if visible < launch.local_size:
+        raise ValueError(
+            f"{socket.gethostname()}: {launch.local_size} ranks were started on this node, and {visible} "
+            "GPU(s) are visible. Ask Slurm for as many GPUs as tasks (--gpus-per-node), or start fewer ranks."
+        )
+    return launch.local_rank
+
+
+def connect(launch: Launch) -> torch.device:
+    """Join the process group and return this rank's device."""
+    device = select_device(launch)
+    announce(launch)
     import deepspeed.ops  # after DS_ACCELERATOR is set: it decides at import
     from deepspeed import init_distributed
     from deepspeed.utils.logging import set_log_level_from_string

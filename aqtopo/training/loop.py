@@ -1,12 +1,10 @@
 """The training loop: epochs of steps, and between them validation, saving, early stopping, orderly ends."""
 
 import json
+import signal
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
 from aqtopo.checkpoint.retention import reading
@@ -15,39 +13,31 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
-from aqtopo.data.check import check_store
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
-from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.distributed import Launch
-from aqtopo.training.engine import batch_fields, build_engine, check_engine
-from aqtopo.training.groups import group_parameters
+from aqtopo.training.engine import batch_fields, build_engine
+from aqtopo.training.job import BatchJob
 from aqtopo.training.position import next_samples
+from aqtopo.training.preflight import check_up
+from aqtopo.training.prepare import Prepared, prepare
 from aqtopo.training.probe import probe_batch, probe_loss
-from aqtopo.training.resume import (
-    AUTO,
-    NEVER,
-    Resumed,
-    ResumeOptions,
-    check_source,
-    find_source,
-    is_own,
-    resume,
-)
+from aqtopo.training.resume import NEVER, Resumed, ResumeOptions, resume
 from aqtopo.training.run_directory import (
-    check_run_directory,
     claim_run_directory,
     hold_run_directory,
     take_over_run_directory,
 )
 from aqtopo.training.run_log import RunLog, peak_memory_gib
 from aqtopo.training.running_loss import RunningLoss
-from aqtopo.training.schedule import Schedule
 from aqtopo.training.step import StepResult, train_step
-from aqtopo.training.stopping import EarlyStopping, StopSignals
+from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import validation_loss
+from aqtopo.training.watchdog import Watchdog, watch_together
+
+RESTART, END = "asked to stop and to be started again", "asked to stop by a signal"
+"""Reasons for ending that a rank was given from outside."""
 
 
 @dataclass
@@ -71,64 +61,6 @@ class Progress:
         return Tag(self.epoch, self.step, self.step_in_epoch, val_loss, self.train_loss)
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What is known of a run before any process talks to another or writes a file."""
-
-    config: RunConfig
-    launch: Launch
-    run_dir: Path
-    store: Store
-    plan: StepPlan
-    schedule: Schedule
-    options: ResumeOptions
-    source: Path | None
-    """The saved state to go on from; None for a fresh start."""
-
-    @property
-    def continues(self) -> bool:
-        """Whether the run goes on in its own directory."""
-        return self.source is not None and is_own(self.source, self.run_dir)
-
-
-def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepared:
-    """Open the data, count the steps and refuse what cannot work; writes nothing.
-
-    Raises:
-        ValueError: anything a user has to put right.
-        RefusedError: the saved state is another run's.
-    """
-    nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
-    run_dir = Path(config.training.run_dir)
-    source = find_source(run_dir, options.source)
-    # A resumed run takes what ranks there are: the samples of a step are fixed by the configured world.
-    if source is None and launch.size != config.world_size:
-        raise ValueError(
-            f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
-            f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
-            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
-        )
-    if source is None or not is_own(source, run_dir):
-        check_run_directory(run_dir, config, start_over=options.source == AUTO)
-    store = open_store(config.data.store)
-    check_store(store, config)
-    check_engine(config)
-    with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
-        model = build_model(config, Terrain(store.static["elevation"], store.lat))
-    group_parameters([name for name, _ in model.named_parameters()], config)
-    plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
-    if not plan.validation_steps(config.training.validate_every):
-        raise ValueError(
-            f"training.validate_every = {config.training.validate_every} micro-steps, but an epoch has only "
-            f"{plan.micro_steps_per_epoch}: the run would never be validated. Lower training.validate_every."
-        )
-    sample_table(config, store.times, "validation")
-    schedule = Schedule.from_config(config, plan.steps_per_epoch)
-    if source is not None:
-        check_source(source, config, store, options.allowed)
-    return Prepared(config, launch, run_dir, store, plan, schedule, options, source)
-
-
 def train(
     config: RunConfig,
     launch: Launch,
@@ -148,25 +80,51 @@ def train(
         RefusedError: the run cannot go on from the saved state as asked; nothing is written.
         NonFiniteLossError: the loss is not a number any more.
     """
-    prepared = prepare(config, launch, options or ResumeOptions(NEVER))
+    job = BatchJob.from_environment()
+    # One rank looks at the job's folder; the others hear of it in the step's reduction.
+    stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
+    with stops.watching(signal.SIGUSR1):  # unwatched it kills, and it may come while the run still starts
+        prepared = prepare(config, launch, options or ResumeOptions(NEVER))
+        with watch_together(launch, prepared.run_dir) as watchdog:
+            _train_together(prepared, job, stops, watchdog, stop_after)
+
+
+def _train_together(
+    prepared: Prepared, job: BatchJob, stops: StopRequests, watchdog: Watchdog, stop_after: int | None
+) -> None:
+    """What all ranks do, from joining to leaving the process group."""
+    launch = prepared.launch
+    watchdog.enter("connect")
     device = distributed.connect(launch)
     ranks = distributed.World(launch.rank, launch.size, device)
+    watchdog.enter("preflight")
+    check_up(prepared, device).demand_health()
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
         with hold_run_directory(prepared.run_dir, ranks):
-            run = _make_run(prepared, ranks, log, stop_after)
-            with run.signals, run.saver:  # only now is there something to save
+            run = _make_run(prepared, ranks, log, job, stops, watchdog, stop_after)
+            # Only now is there something to save.
+            with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver:
                 run.execute()
     finally:
         log.close()
         distributed.disconnect()
 
 
-def _make_run(prepared: Prepared, ranks: distributed.World, log: RunLog, stop_after: int | None) -> "_Run":
+def _make_run(
+    prepared: Prepared,
+    ranks: distributed.World,
+    log: RunLog,
+    job: BatchJob,
+    stops: StopRequests,
+    watchdog: Watchdog,
+    stop_after: int | None,
+) -> "_Run":
     """The engine, fresh or resumed and verified; only then is the run directory written to."""
     config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
     probe, resumed = probe_batch(store, config), None
+    watchdog.enter("engine" if prepared.source is None else "resume")
     if prepared.source is None:
         engine = build_engine(config, model, launch.size, device)
     else:
@@ -188,7 +146,7 @@ def _make_run(prepared: Prepared, ranks: distributed.World, log: RunLog, stop_af
         take_over_run_directory(prepared.run_dir, config)
     elif launch.is_main:
         claim_run_directory(prepared.run_dir, config, launch, device)
-    run = _Run(prepared, engine, ranks, log, stop_after, probe)
+    run = _Run(prepared, engine, ranks, log, job, stops, watchdog, stop_after, probe)
     if resumed is not None:
         run.go_on_from(resumed)
     return run
@@ -203,6 +161,9 @@ class _Run:
         engine: Any,
         ranks: distributed.World,
         log: RunLog,
+        job: BatchJob,
+        stops: StopRequests,
+        watchdog: Watchdog,
         stop_after: int | None,
         probe: Batch,
     ) -> None:
@@ -212,12 +173,14 @@ class _Run:
         self.ranks = ranks
         self.device = ranks.device
         self.log = log
-        self.signals = StopSignals()
+        self.job = job
+        self.stops = stops
+        self.watchdog = watchdog
         self.stop_after = stop_after
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
         self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks)
-        self.saved_step = -1
+        self.saved_step, self.first_step = -1, 0
         self.scaling_digest = scaling_digest(self.config, prepared.store)
         self.probe = probe
         self.running = RunningLoss()
@@ -237,6 +200,7 @@ class _Run:
         if losses.best_validation is not None:
             self.early.best = losses.best_validation
         self.early.waited = losses.validations_waited
+        self.first_step = position.step
         self.running.expected = losses.running
         if self.prepared.continues:
             self.saved_step = position.step
@@ -258,6 +222,10 @@ class _Run:
         if self.saved_step != self.progress.step:
             self._save(None)
         self.saver.finish()
+        if self.ranks.rank == 0:
+            self.job.note_save(f"step {self.saved_step}")
+            if reason == RESTART:
+                self.job.ask_for_restart(f"saved at step {self.progress.step}")
         best = self.early.best if self.early.best < float("inf") else None
         self.log.event("stop", step=self.progress.step, reason=reason, best=best)
         self.log.say(f"stopped at step {self.progress.step}: {reason}; best val_loss {self.early.best:.4f}")
@@ -275,9 +243,16 @@ class _Run:
         self.log.say(f"attention: {self.engine.module.attention_backends(self.device)}")
         limit = self.config.training.sanity_micro_batches
         if limit:
+            self.watchdog.enter("sanity validation")
             val_loss = validation_loss(self.engine, self.validation_batches, limit)
             self.log.say(f"sanity validation on {limit} batch(es) a rank: loss {val_loss:.4f}")
-        self.log.event("start", world_size=launch.size, **fields, total_steps=prepared.schedule.total_steps)
+        self.log.event(
+            "start",
+            world_size=launch.size,
+            **fields,
+            total_steps=prepared.schedule.total_steps,
+            slurm=self.job.facts,
+        )
 
     def _train(self) -> str:
         """Run the epochs from where the run is; the reason for ending."""
@@ -290,25 +265,30 @@ class _Run:
             first = progress.step_in_epoch
             steps = self.training_batches.steps(epoch, first)
             began = time.monotonic()
+            self.watchdog.enter("data")
             for micro_batches in steps:
                 result = self._step(micro_batches, began)
                 if self.progress.step_in_epoch in self.validation_steps:
                     self._validate()
                 elif self._save_due():
                     self._save(None)
-                if result.stop:
-                    return "asked to stop by a signal"
+                if result.stop is not Stop.NO:
+                    return RESTART if result.stop is Stop.RESTART else END
                 if self.stop_after is not None and self.progress.step >= self.stop_after:
                     return f"--stop-after {self.stop_after}"
                 if self.early.exhausted:
                     return f"no better val_loss in {self.early.waited} validations"
                 began = time.monotonic()  # the next step's time begins with the wait for its data
+                self.watchdog.enter("data")
         return "all epochs done"
 
     def _step(self, micro_batches: list[Batch], began: float) -> StepResult:
         """One update, and what the log says of it; `began` is when the wait for its data began [s]."""
         progress = self.progress
         lrs = self.prepared.schedule.lrs(progress.step)
+        self.watchdog.enter(
+            "step" if progress.step > self.first_step else "first step", str(progress.step + 1)
+        )
         result = train_step(
             self.engine,
             micro_batches,
@@ -316,7 +296,7 @@ class _Run:
             progress.epoch,
             progress.step + 1,
             lrs,
-            self.signals.requested,
+            self.stops.wanted,
         )
         progress.step += 1
         progress.step_in_epoch += 1
@@ -358,6 +338,7 @@ class _Run:
         return every is not None and self.progress.step % every == 0
 
     def _validate(self) -> None:
+        self.watchdog.enter("validation")
         val_loss = validation_loss(self.engine, self.validation_batches)
         best = self.early.update(val_loss)
         self.log.event(
@@ -371,8 +352,12 @@ class _Run:
         self._save(val_loss)
 
     def _save(self, val_loss: float | None) -> None:
+        self.watchdog.enter("save")
+        committed = self.saved_step
         self.saver.save(self.engine, self.progress.tag(val_loss), self._facts())
         self.saved_step = self.progress.step
+        if self.ranks.rank == 0 and committed > self.first_step:
+            self.job.note_save(f"step {committed}")  # a save waits until the one before it is complete
 
     def _facts(self) -> RunFacts:
         """What a manifest says of the run."""

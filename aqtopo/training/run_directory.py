@@ -20,6 +20,7 @@ from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.distributed import Launch
 from aqtopo.training.run_log import METRICS_FILE
+from aqtopo.training.watchdog import STACKS
 
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
@@ -45,9 +46,8 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
             f"the run directory {run_dir} is already used by {whose}, and a run never writes over another. "
             "Choose another with --set training.run_dir=DIR, or move the old run away."
         )
-    if run_dir.is_dir() and any(
-        path.name != LOCK_FILE and not path.name.endswith(UNFINISHED) for path in run_dir.iterdir()
-    ):
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if any(not name.endswith(UNFINISHED) for name in names - {LOCK_FILE, STACKS}):
         raise ValueError(
             f"the run directory {run_dir} is not empty and holds no run ({CONFIG_FILE} is missing). "
             "Choose another with --set training.run_dir=DIR."

@@ -73,6 +73,21 @@ class RunLog:
         self._bar.close()
 
 
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a `metrics.jsonl`, without a last line that is still being written; none without a file.
+
+    Raises:
+        ValueError: a whole line is not JSON.
+    """
+    if not path.is_file():
+        return []
+    whole = path.read_text().rpartition("\n")[0].splitlines()
+    try:
+        return [json.loads(line) for line in whole if line]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} holds a line that is not JSON ({error}). Remove that line.") from error
+
+
 def peak_memory_gib(device: torch.device) -> float:
     """Highest memory use of this process so far [GiB]: the allocator's on a GPU, resident on a CPU."""
     if device.type == "cuda":

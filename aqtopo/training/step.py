@@ -14,6 +14,7 @@ from aqtopo.model.dropout import sample_seed
 from aqtopo.training import distributed
 from aqtopo.training.engine import set_lrs
 from aqtopo.training.loss import squared_error
+from aqtopo.training.stopping import Stop
 
 DESCRIBED = 4
 """Batches a rank, and ranks, that a message about a non-finite value describes."""
@@ -33,7 +34,7 @@ class StepResult:
         samples: samples of weight 1.
         filled: NaN inputs that were replaced by their channel's mean.
         applied: whether the weights were updated; in fp16 the loss scaler may have skipped it.
-        stop: whether any rank has been asked to stop.
+        stop: what the ranks have agreed on, if any of them was asked to stop.
     """
 
     loss: float
@@ -41,7 +42,7 @@ class StepResult:
     samples: int
     filled: int
     applied: bool
-    stop: bool
+    stop: Stop
 
 
 def train_step(
@@ -51,7 +52,7 @@ def train_step(
     epoch: int,
     step: int,
     lrs: dict[str, float],
-    stop_requested: bool,
+    stop: Stop,
 ) -> StepResult:
     """Accumulate the gradient of the step's samples and update the weights once.
 
@@ -62,15 +63,17 @@ def train_step(
         epoch: the epoch, for the dropout masks.
         step: number of this update, from 1, for messages.
         lrs: rate by group for this update.
-        stop_requested: whether this rank wants the run to stop after this step.
+        stop: what this rank was asked to do after this step.
 
     Raises:
         NonFiniteLossError: on all ranks, before the update.
     """
     set_lrs(engine, lrs)
     device = engine.device
-    facts = [[int(b.valid.sum()), b.samples, b.filled, int(stop_requested)] for b in micro_batches]
-    pixels, samples, filled, stops = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
+    asked = [stop is Stop.RESTART, stop is Stop.END]
+    facts = [[int(b.valid.sum()), b.samples, b.filled, *asked] for b in micro_batches]
+    sums = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
+    pixels, samples, filled, restarts, ends = sums
     if not pixels:
         raise ValueError(
             f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Look at the times "
@@ -95,7 +98,8 @@ def train_step(
         norm = float(engine.get_global_grad_norm())
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
     norm = float(engine.get_global_grad_norm())
-    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), stops > 0)
+    agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
+    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), agreed)
 
 
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:

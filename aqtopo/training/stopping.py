@@ -1,44 +1,61 @@
-"""When to stop: a signal that all ranks agree on, or a validation loss that no longer falls."""
+"""When to stop: a request that all ranks agree on, or a validation loss that no longer falls."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
-from typing import Self
+from enum import IntEnum
+from types import FrameType
 
 
-class StopSignals:
-    """Remembers SIGINT and SIGTERM instead of dying of them, so that ranks can finish the same step.
+class Stop(IntEnum):
+    """What a run is asked to do after its step; the larger wins where ranks were asked different things."""
 
-    Use as a context manager. The ranks agree on `requested` in the reduction that every step does anyway.
+    NO = 0
+    RESTART = 1
+    """Save and end, to be started again: the time limit is near."""
+    END = 2
+    """Save and end for good."""
+
+
+class StopRequests:
+    """Remembers signals instead of dying of them, so that ranks can finish the same step.
+
+    SIGUSR1, Slurm's warning before the time limit, asks for a restart; SIGINT and SIGTERM, which is what
+    `scancel` sends, for the end. The ranks agree on `wanted` in the reduction that every step does anyway.
+
+    Args:
+        file_raised: whether a file asks for a restart. It stands for SIGUSR1 under launchers that die of that
+            signal; a rank that need not look passes nothing.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    MEANINGS = {  # noqa: RUF012 - never written
+        signal.SIGUSR1: Stop.RESTART,
+        signal.SIGINT: Stop.END,
+        signal.SIGTERM: Stop.END,
+    }
 
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self._previous: dict[signal.Signals, signal._HANDLER] = {}
+    def __init__(self, file_raised: Callable[[], bool] = lambda: False) -> None:
+        self._file_raised = file_raised
+        self._received = Stop.NO
 
     @property
-    def requested(self) -> bool:
-        """Whether this rank was asked to stop."""
-        return self.received is not None
+    def wanted(self) -> Stop:
+        """What this rank was asked to do."""
+        return max(self._received, Stop.RESTART if self._file_raised() else Stop.NO)
 
-    def __enter__(self) -> Self:
-        for number in self.SIGNALS:
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    @contextmanager
+    def watching(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Remember these signals while active."""
+        previous = {number: signal.signal(number, self._remember) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
+        self._received = max(self._received, self.MEANINGS[signal.Signals(number)])
 
 
 @dataclass

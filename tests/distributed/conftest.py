@@ -5,9 +5,10 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -107,21 +108,32 @@ class Rank:
         return self.process.returncode, output
 
 
-StartRanks = Callable[[RunConfig], list[Rank]]
+StartRanks = Callable[..., list[Rank]]
 
 
 @pytest.fixture
-def start_ranks(tmp_path: Path) -> StartRanks:
-    """`start_ranks(config)`: the ranks as bare processes, each to be signalled and to exit by itself."""
+def start_ranks(tmp_path: Path) -> Iterator[StartRanks]:
+    """`start_ranks(config)`: the ranks as bare processes, each to be signalled and to exit by itself.
 
-    def start(config: RunConfig) -> list[Rank]:
+    `program` replaces `-m aqtopo`, `command` replaces `train`, `folders` are working directories by rank.
+    What still runs after the test is killed.
+    """
+    started: list[Rank] = []
+
+    def start(
+        config: RunConfig,
+        program: Sequence[str] = ("-m", "aqtopo"),
+        command: str = "train",
+        folders: Mapping[int, Path] = MappingProxyType({}),
+    ) -> list[Rank]:
         path, port, size = write_config(config, tmp_path), str(free_port()), str(config.world_size)
         common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1"}
-        return [
+        ranks = [
             Rank(
                 subprocess.Popen(
-                    [sys.executable, "-m", "aqtopo", "train", str(path)],
+                    [sys.executable, *program, command, str(path)],
                     env=environment(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port, **common),
+                    cwd=folders.get(rank),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
@@ -129,5 +141,10 @@ def start_ranks(tmp_path: Path) -> StartRanks:
             )
             for rank in range(config.world_size)
         ]
+        started.extend(ranks)
+        return ranks
 
-    return start
+    yield start
+    for rank in started:
+        rank.process.kill()
+        rank.process.wait()

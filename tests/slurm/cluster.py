@@ -20,7 +20,7 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "setpriv", "timeou
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.1
-INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
+INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
 """What daemons and jobs see of the caller's environment: no traces of a launcher (RANK, SLURM_*, ...)."""
 
 SLURM_CONF = """\
@@ -133,6 +133,21 @@ class SlurmCluster:
         self._start_daemon("slurmctld", "slurmctld", "-D")
         for node in NODES:
             self._start_daemon(node, "slurmd", "-D", "-N", node)
+        self.wait_until_idle()
+
+    @contextmanager
+    def without_node(self, node: str) -> Iterator[None]:
+        """End a node's slurmd, as if the node had died; afterwards the node is there again, and idle."""
+        self.daemons[node].kill()
+        self.daemons.pop(node).wait()
+        try:
+            yield
+        finally:
+            self._start_daemon(node, "slurmd", "-D", "-N", node)
+            self.wait_until_idle()
+
+    def wait_until_idle(self) -> None:
+        """Wait until every node takes jobs."""
         self._wait("all nodes to be idle", lambda: self.node_states() == dict.fromkeys(NODES, "idle"))
 
     def stop(self) -> None:

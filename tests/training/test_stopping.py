@@ -3,18 +3,29 @@ import signal
 
 import pytest
 
-from aqtopo.training.stopping import EarlyStopping, StopSignals
+from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    with StopSignals() as signals:
-        assert not signals.requested
+@pytest.mark.parametrize(
+    ("number", "meaning"),
+    [(signal.SIGINT, Stop.END), (signal.SIGTERM, Stop.END), (signal.SIGUSR1, Stop.RESTART)],
+)
+def test_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals, meaning: Stop) -> None:
+    before, stops = signal.getsignal(number), StopRequests()
+    with stops.watching(number):
+        assert stops.wanted is Stop.NO
         os.kill(os.getpid(), number)
-        assert signals.requested
-        assert signals.received == number
+        assert stops.wanted is meaning
     assert signal.getsignal(number) is before
+
+
+def test_whoever_cancels_wins_over_the_time_limit() -> None:
+    stops = StopRequests(lambda: True)
+    assert stops.wanted is Stop.RESTART
+    with stops.watching(signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stops.wanted is Stop.END
 
 
 def test_patience_counts_validations_since_the_best() -> None:

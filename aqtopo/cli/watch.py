@@ -1,0 +1,95 @@
+"""`aqtopo watch`: a run at a glance."""
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from aqtopo.training.run_state import RunState
+
+COLOURS = {"SUCCESS": "green", "FAILURE": "red", "UNDECIDED": "yellow"}
+
+
+def watch(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds between looks.")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="Look once; so it is where no terminal is.")] = False,
+    success_below: Annotated[
+        float, typer.Option(help="A resume whose first losses are below this is a SUCCESS.")
+    ] = 1.0,
+    failure_above: Annotated[
+        float, typer.Option(help="A resume whose first losses are above this is a FAILURE: exit code 1.")
+    ] = 3.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Look once and print only JSON.")] = False,
+) -> None:
+    """Show a run's state, losses, learning rates, pace, resume report and last error until it ends."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from aqtopo.training.run_state import read_state
+
+    if failure_above < success_below:
+        raise ValueError(
+            f"--failure-above {failure_above} is below --success-below {success_below}: no loss could be "
+            "undecided. Swap them."
+        )
+
+    def look() -> tuple["RunState", str | None]:
+        state = read_state(run_dir)
+        return state, state.verdict(success_below, failure_above)
+
+    state, verdict = look()
+    if as_json:
+        typer.echo(json.dumps(asdict(state) | {"verdict": verdict}, indent=2))
+    elif once or not sys.stdout.isatty():
+        Console().print(_table(run_dir, state, verdict))
+    else:
+        with Live(_table(run_dir, state, verdict), auto_refresh=False) as live:
+            while not state.state.startswith("ended"):
+                time.sleep(every)
+                state, verdict = look()
+                live.update(_table(run_dir, state, verdict), refresh=True)
+    if verdict == "FAILURE":
+        raise typer.Exit(1)
+
+
+def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = {
+        "state": state.state,
+        "step": f"{state.step:,} of {state.total_steps:,}, started {state.starts} time(s)",
+        "train loss": _number(state.train_loss),
+        "validation loss": f"{_number(state.val_loss)} (best {_number(state.best_val_loss)})",
+        "learning rates": "  ".join(f"{group} {lr:.3e}" for group, lr in state.lrs.items()) or "-",
+        "samples/s": _number(state.samples_per_s),
+        "time left": "-" if state.left_s is None else _duration(state.left_s),
+        "resume": state.resume or "none",
+        "last error": state.error or "none",
+    }
+    table = Table(title=str(run_dir), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(value))  # a log's brackets are no markup
+    if verdict is not None:
+        loss = _number(state.resumed_loss)
+        table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

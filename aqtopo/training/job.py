@@ -1,0 +1,64 @@
+"""The batch job around a run: the folder through which its script, slurm/job.sh, and the ranks talk.
+
+    stop     raised by the script: save, end, and let the job be queued again
+    again    raised by rank 0, when it has saved after `stop` or SIGUSR1
+    never    raised by a rank for whose failure another start would be no help
+    saved    raised by rank 0 at every save: this start has achieved something
+
+Exit codes would not do: launchers such as torchrun return their own.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+JOB_DIR = "AQTOPO_JOB_DIR"
+FACTS = {
+    "job": "SLURM_JOB_ID",
+    "restart_count": "SLURM_RESTART_COUNT",
+    "nodes": "SLURM_JOB_NODELIST",
+}
+"""What the log says of the job, and the variables that say it."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """The job that this process belongs to.
+
+    Attributes:
+        folder: the job's folder; None outside of such a job, where every call does nothing.
+        facts: the job's id, nodes and number of restarts, as far as Slurm tells them.
+    """
+
+    folder: Path | None
+    facts: dict[str, str]
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
+        """The job that the environment speaks of."""
+        facts = {name: environ[variable] for name, variable in FACTS.items() if variable in environ}
+        return cls(Path(environ[JOB_DIR]) if JOB_DIR in environ else None, facts)
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether the script wants the run to save and end."""
+        return self.folder is not None and (self.folder / "stop").exists()
+
+    def ask_for_restart(self, why: str) -> None:
+        """Have the job queued again."""
+        self._write("again", why)
+
+    def forbid_restart(self, why: str) -> None:
+        """Keep the job from being queued again; the first rank's reason stands."""
+        if self.folder is not None and not (self.folder / "never").exists():
+            self._write("never", why)
+
+    def note_save(self, tag: str) -> None:
+        """Say that a state was saved."""
+        self._write("saved", tag)
+
+    def _write(self, name: str, text: str) -> None:
+        if self.folder is not None:
+            (self.folder / name).write_text(text + "\n")

@@ -1,0 +1,67 @@
+"""Whether this device computes the kernels as their references do, on a small case."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from aqtopo_kernels import elevation_attention, wind_gather
+from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
+from aqtopo_kernels.wind_gather.reference import wind_gather_reference
+
+TOKENS = 192
+TOLERANCE = 1e-3
+"""Relative to the largest value; hundreds of times PyTorch's error in fp32, far below a wrong kernel's."""
+
+
+ALPHA_TOLERANCE = 3e-2
+"""For the gradient of alpha: a sum over all pairs of tokens, of both signs, of which little remains."""
+
+
+def kernel_problem(heads: int, head_dim: int, device: torch.device) -> str | None:
+    """Run attention with elevation bias and the gather, forward and backward; what is wrong, or None.
+
+    Args:
+        heads: of the run's model.
+        head_dim: likewise: kernels are compiled for it.
+        device: where to run; compiles there what is not compiled yet.
+    """
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, TOKENS, head_dim, generator=generator) for _ in range(3))
+    elevation = 4000.0 * torch.rand(1, TOKENS, generator=generator)
+    order = torch.randperm(TOKENS, generator=generator)[None]
+    alpha = torch.tensor([2.0])
+    inputs = [x.to(device) for x in (q, k, v, alpha)]
+    places = elevation.to(device), order.to(device)
+    *errors, alpha_error = (
+        _difference(got, expected)
+        for got, expected in zip(
+            _with_gradients(elevation_attention, inputs, *places),
+            _with_gradients(elevation_attention_reference, inputs, *places),
+            strict=True,
+        )
+    )
+    errors.append(alpha_error * TOLERANCE / ALPHA_TOLERANCE)
+    tokens = inputs[0][:, 0]
+    errors.append(_difference(wind_gather(tokens, places[1]), wind_gather_reference(tokens, places[1])))
+    worst = max(errors)
+    if all(error <= TOLERANCE for error in errors):  # a NaN is not
+        return None
+    return (
+        f"the kernels differ from their references by {worst:.2g} (allowed {TOLERANCE:g}) on {device}. "
+        "Take the node out of the job (sbatch --exclude=NODE) and tell its operators."
+    )
+
+
+def _with_gradients(
+    attention: Callable[..., Tensor], inputs: list[Tensor], elevation: Tensor, order: Tensor
+) -> list[Tensor]:
+    """The result and the gradients of its weighted sum."""
+    q, k, v, alpha = (x.detach().clone().requires_grad_() for x in inputs)
+    output = attention(q, k, v, elevation, alpha, order)
+    weights = torch.linspace(-1.0, 1.0, output.numel(), device=output.device).view_as(output)
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), (q, k, v, alpha))]
+
+
+def _difference(got: Tensor, expected: Tensor) -> float:
+    return float((got - expected).abs().max() / expected.abs().max())

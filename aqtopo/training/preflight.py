@@ -1,0 +1,215 @@
+"""The preflight: what every rank compares with the others before the first weight is made.
+
+Also `aqtopo doctor`. Each rank finds out what it has; one exchange of texts tells everybody everything; every
+rank comes to the same verdict. What touches a disk is done once a node or once a run.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import socket
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.model import Terrain
+from aqtopo.model.wind import sector_order_table
+from aqtopo.training import distributed
+from aqtopo.training.distributed import abridged
+from aqtopo.training.kernel_check import kernel_problem
+from aqtopo.training.prepare import Prepared
+
+CLOCK_TOLERANCE_S = 10.0
+"""Clocks further apart than this make logs and file times misleading."""
+
+SAVED_BYTES_PER_PARAMETER = 12 + 4 + 4 + 12
+"""Master weights and moments, the module, the weights for everyone; and again by name, when resuming."""
+
+CHECKPOINTS_WITH_ROOM = 2
+"""A new state is complete before an old one is removed."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one rank has.
+
+    Attributes:
+        host: its node.
+        facts: what must be equal on all ranks, by name.
+        problems: what is wrong on this rank alone.
+        clock: its time [s since 1970], read when all ranks had just met.
+    """
+
+    host: str
+    facts: dict[str, str]
+    problems: list[str]
+    clock: float
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """The verdict, the same on all ranks.
+
+    Attributes:
+        facts: what most ranks have.
+        problems: everything that has to be put right; empty if nothing.
+        seconds: how long it took.
+    """
+
+    facts: dict[str, str]
+    problems: list[str]
+    seconds: float
+
+    def demand_health(self) -> None:
+        """Raise if there are problems.
+
+        Raises:
+            ValueError: on all ranks.
+        """
+        if self.problems:
+            raise ValueError(
+                "the ranks cannot train together:\n" + "\n".join(f"  {p}" for p in self.problems)
+            )
+
+
+def check_up(prepared: Prepared, device: torch.device) -> Checkup:
+    """Compare all ranks; every rank must call it.
+
+    Args:
+        prepared: what this rank knows of the run.
+        device: where it will train.
+    """
+    began, launch = time.monotonic(), prepared.launch
+    problems = [*_kernels(prepared, device), *_reduction(launch.rank, launch.size, device)]
+    if launch.local_rank == 0:
+        problems += _folder_problems(prepared.run_dir)
+    if launch.is_main:
+        problems += _space_problems(prepared)
+    distributed.barrier()
+    own = Finding(socket.gethostname(), _facts(prepared, device), problems, time.time())
+    findings = [Finding(**json.loads(text)) for text in distributed.gather_texts(json.dumps(asdict(own)))]
+    common = {name: Counter(f.facts[name] for f in findings).most_common(1)[0][0] for name in own.facts}
+    return Checkup(common, _compare(findings, common), time.monotonic() - began)
+
+
+def _facts(prepared: Prepared, device: torch.device) -> dict[str, str]:
+    config, store = prepared.config, prepared.store
+    versions = {f"version of {name}": str(version) for name, version in package_versions().items()}
+    if config.model.wind_order:
+        terrain = Terrain(store.static["elevation"], store.lat)
+        table = sector_order_table(
+            config.region_patches, config.model.sectors, latitude_ascending=terrain.latitude_ascending
+        )
+        wind = hashlib.sha256(table.tobytes()).hexdigest()
+    else:
+        wind = "rows"
+    return versions | {
+        "version of python": platform.python_version(),
+        "driver": _driver(device),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "configuration": config.digest,
+        "data": store.digest,
+        "wind order": wind,
+        "saved state to go on from": str(prepared.source),
+    }
+
+
+def _driver(device: torch.device) -> str:
+    """The GPU driver's version, as the kernel module says it; ROCm's file, then NVIDIA's."""
+    if device.type != "cuda":
+        return "none"
+    for path in (Path("/sys/module/amdgpu/version"), Path("/proc/driver/nvidia/version")):
+        if path.exists():
+            return path.read_text().splitlines()[0]
+    return f"runtime {torch.version.hip or torch.version.cuda}"
+
+
+def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
+    """Compile and check the kernels: first one rank of each node, then the others, who find them compiled."""
+    config, problem = prepared.config, None
+    first = prepared.launch.local_rank == 0
+    for turn in (True, False):
+        if first is turn:
+            problem = kernel_problem(config.model.heads, config.model.head_dim, device)
+        distributed.barrier()
+    return [problem] if problem else []
+
+
+def _reduction(rank: int, size: int, device: torch.device) -> list[str]:
+    found = int(distributed.total(torch.tensor([rank + 1], device=device)))
+    expected = size * (size + 1) // 2
+    return [] if found == expected else [f"the sum over all ranks is {found} and should be {expected}"]
+
+
+def _folder_problems(run_dir: Path) -> list[str]:
+    """Whether files can be written and renamed where the run's will be; leaves nothing."""
+    folder = _existing(run_dir)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".aqtopo-doctor-", dir=folder) as trial:
+            source, target = Path(trial) / "written", Path(trial) / "renamed"
+            source.write_text("committed")
+            source.rename(target)
+            if source.exists() or target.read_text() != "committed":
+                return [
+                    f"{folder}: a renamed file is not where it should be. Choose another training.run_dir."
+                ]
+    except OSError as error:
+        return [
+            f"{folder}: a file cannot be written and renamed there ({error.strerror}), and saved states are "
+            "committed by renaming. Choose another training.run_dir."
+        ]
+    return []
+
+
+def _space_problems(prepared: Prepared) -> list[str]:
+    needed = CHECKPOINTS_WITH_ROOM * SAVED_BYTES_PER_PARAMETER * prepared.parameters
+    folder = _existing(prepared.run_dir)
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    return [
+        f"{folder} has {free / 2**30:.1f} GiB free, and {CHECKPOINTS_WITH_ROOM} saved states of the run need "
+        f"{needed / 2**30:.1f} GiB. Make room, or choose another training.run_dir."
+    ]
+
+
+def _existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+
+
+def _compare(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
+    """Every problem of a rank, every difference between ranks, and every clock that is off."""
+    problems = [
+        f"rank {rank} on {finding.host}: {problem}"
+        for rank, finding in enumerate(findings)
+        for problem in finding.problems
+    ]
+    for name, usual in common.items():
+        others = [
+            f"rank {rank} on {finding.host} has {_short(finding.facts[name])}"
+            for rank, finding in enumerate(findings)
+            if finding.facts[name] != usual
+        ]
+        if others:
+            rest = len(findings) - len(others)
+            problems.append(f"{name}: {abridged(others, 8)}; {rest} rank(s) have {_short(usual)}")
+    clocks = sorted(finding.clock for finding in findings)
+    median = clocks[len(clocks) // 2]
+    problems += [
+        f"rank {rank} on {finding.host}: the clock is {finding.clock - median:+.0f} s off the other ranks'"
+        for rank, finding in enumerate(findings)
+        if abs(finding.clock - median) > CLOCK_TOLERANCE_S
+    ]
+    return problems
+
+
+def _short(value: str) -> str:
+    """A digest's beginning; anything else as it is."""
+    return value[:12] if len(value) == 64 and set(value) <= set("0123456789abcdef") else value

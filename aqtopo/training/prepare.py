@@ -1,0 +1,79 @@
+"""What is checked and found out about a run before any process talks to another or writes a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from aqtopo.config import RunConfig
+from aqtopo.data.check import check_store
+from aqtopo.data.samples import StepPlan, sample_table
+from aqtopo.data.store import Store, open_store
+from aqtopo.model import Terrain, build_model
+from aqtopo.training.distributed import Launch
+from aqtopo.training.engine import check_engine
+from aqtopo.training.groups import group_parameters
+from aqtopo.training.resume import AUTO, ResumeOptions, check_source, find_source, is_own
+from aqtopo.training.run_directory import check_run_directory
+from aqtopo.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is known of a run before any process talks to another or writes a file."""
+
+    config: RunConfig
+    launch: Launch
+    run_dir: Path
+    store: Store
+    plan: StepPlan
+    schedule: Schedule
+    options: ResumeOptions
+    source: Path | None
+    """The saved state to go on from; None for a fresh start."""
+    parameters: int
+    """Elements of the model's weights."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether the run goes on in its own directory."""
+        return self.source is not None and is_own(self.source, self.run_dir)
+
+
+def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepared:
+    """Open the data, count the steps and refuse what cannot work; writes nothing.
+
+    Raises:
+        ValueError: anything a user has to put right.
+        RefusedError: the saved state is another run's.
+    """
+    nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
+    run_dir = Path(config.training.run_dir)
+    source = find_source(run_dir, options.source)
+    # A resumed run takes what ranks there are: the samples of a step are fixed by the configured world.
+    if source is None and launch.size != config.world_size:
+        raise ValueError(
+            f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
+            f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
+            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
+        )
+    if source is None or not is_own(source, run_dir):
+        check_run_directory(run_dir, config, start_over=options.source == AUTO)
+    store = open_store(config.data.store)
+    check_store(store, config)
+    check_engine(config)
+    with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
+        model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    group_parameters(elements, config)
+    plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
+    if not plan.validation_steps(config.training.validate_every):
+        raise ValueError(
+            f"training.validate_every = {config.training.validate_every} micro-steps, but an epoch has only "
+            f"{plan.micro_steps_per_epoch}: the run would never be validated. Lower training.validate_every."
+        )
+    sample_table(config, store.times, "validation")
+    schedule = Schedule.from_config(config, plan.steps_per_epoch)
+    if source is not None:
+        check_source(source, config, store, options.allowed)
+    return Prepared(config, launch, run_dir, store, plan, schedule, options, source, sum(elements.values()))

@@ -1,0 +1,142 @@
+"""How a run is doing, read from its directory while it runs or afterwards."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aqtopo.training.run_log import METRICS_FILE, read_events
+from aqtopo.training.watchdog import STACKS
+
+FIRST_STEPS = 5
+"""Steps after a resume whose mean loss is judged."""
+
+RECENT_STEPS = 50
+"""Steps that the pace is measured over."""
+
+SILENT_AFTER_S = 120.0
+"""A run that has logged nothing for so long, and for ten steps' time, is called silent."""
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What can be said of a run at a moment.
+
+    Attributes:
+        state: `not started`, `starting`, `running`, `silent for ...` or `ended: ...`.
+        step: updates made.
+        total_steps: of the whole run; 0 before the first start.
+        starts: how often it was started.
+        train_loss: of the last step; None before the first.
+        val_loss: of the last validation.
+        best_val_loss: lowest so far.
+        lrs: rate by group in the last step.
+        samples_per_s: over all ranks, in the last step.
+        left_s: time to the last step at the recent pace [s]; None where it is not known.
+        resume: the line in which the last resume says what it verified.
+        resumed_loss: mean of the first losses after the last resume; None without a resume or a step.
+        error: last error of any rank since the last start, its first lines.
+    """
+
+    state: str
+    step: int
+    total_steps: int
+    starts: int
+    train_loss: float | None
+    val_loss: float | None
+    best_val_loss: float | None
+    lrs: dict[str, float]
+    samples_per_s: float | None
+    left_s: float | None
+    resume: str | None
+    resumed_loss: float | None
+    error: str | None
+
+    def verdict(self, success_below: float, failure_above: float) -> str | None:
+        """SUCCESS, FAILURE or UNDECIDED for a resumed run; None for one that was never resumed."""
+        if self.resume is None:
+            return None
+        if self.resumed_loss is not None and self.resumed_loss < success_below:
+            return "SUCCESS"
+        if self.resumed_loss is not None and self.resumed_loss > failure_above:
+            return "FAILURE"
+        return "UNDECIDED"
+
+
+def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
+    """Read a run's state.
+
+    Args:
+        run_dir: the run directory.
+        now: the present; None asks the clock.
+
+    Raises:
+        ValueError: there is no such directory, or a line of its metrics cannot be understood.
+    """
+    if not run_dir.is_dir():
+        raise ValueError(f"there is no run directory {run_dir}. Give the one in the run's training.run_dir.")
+    events = read_events(run_dir / METRICS_FILE)
+    started = max((i for i, event in enumerate(events) if event["event"] in ("start", "resume")), default=-1)
+    starts = [event for event in events if event["event"] == "start"]
+    steps = [event for event in events if event["event"] == "step"]
+    validations = [event["val_loss"] for event in events if event["event"] == "validation"]
+    current = [event for event in events[started + 1 :] if event["event"] == "step"]
+    seconds = _seconds_a_step(current)
+    last: dict[str, Any] = steps[-1] if steps else {}
+    total = starts[-1]["total_steps"] if starts else 0
+    resumes = [i for i, event in enumerate(events) if event["event"] == "resume"]
+    return RunState(
+        state=_state(events, seconds, now or datetime.now(UTC)),
+        step=last.get("step", 0),
+        total_steps=total,
+        starts=len(starts),
+        train_loss=last.get("train_loss"),
+        val_loss=validations[-1] if validations else None,
+        best_val_loss=min(validations, default=None),
+        lrs=last.get("lr", {}),
+        samples_per_s=last.get("samples_per_s"),
+        left_s=None if seconds is None else (total - last["step"]) * seconds,
+        resume=events[resumes[-1]]["line"] if resumes else None,
+        resumed_loss=_first_losses(events[resumes[-1] :]) if resumes else None,
+        error=_last_error(run_dir, _time(starts[-1]) if starts else None),
+    )
+
+
+def _state(events: Sequence[dict[str, Any]], seconds: float | None, now: datetime) -> str:
+    if not events:
+        return "not started"
+    last = events[-1]
+    if last["event"] == "stop":
+        return f"ended: {last['reason']}"
+    silence = (now - _time(last)).total_seconds()
+    if silence > max(SILENT_AFTER_S, 10 * (seconds or 0.0)):
+        return f"silent for {silence:.0f} s"
+    return "running" if last["event"] in ("step", "validation") else "starting"
+
+
+def _time(event: dict[str, Any]) -> datetime:
+    return datetime.fromisoformat(event["time"])
+
+
+def _seconds_a_step(steps: Sequence[dict[str, Any]]) -> float | None:
+    """Mean over the recent steps, with all that happens between them."""
+    recent = steps[-RECENT_STEPS:]
+    if len(recent) < 2:
+        return None
+    passed = (_time(recent[-1]) - _time(recent[0])).total_seconds()
+    return float(passed / (recent[-1]["step"] - recent[0]["step"]))
+
+
+def _first_losses(events: Sequence[dict[str, Any]]) -> float | None:
+    losses = [event["train_loss"] for event in events if event["event"] == "step"][:FIRST_STEPS]
+    return statistics.fmean(losses) if losses else None
+
+
+def _last_error(run_dir: Path, since: datetime | None) -> str | None:
+    """The newest file that a rank's watchdog left, if it is newer than the last start: its first line."""
+    files = sorted((run_dir / STACKS).glob("rank*.txt"), key=lambda path: path.stat().st_mtime)
+    if not files or (since is not None and files[-1].stat().st_mtime < since.timestamp()):
+        return None
+    return files[-1].read_text().partition("\n")[0]

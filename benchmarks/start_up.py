@@ -1,0 +1,159 @@
+"""Starting with more and more ranks: time, memory and opened files of each, over the number of ranks.
+
+A tiny run is started on 2, 4, 8 and 16 ranks forked from one process that has imported everything (importing
+takes seconds and would hide the rest), trains two steps, saves, and is started again: it resumes and trains a
+third. Seconds are from the fork to the end of the start, verified resume included; memory is what a rank has
+for itself; files are those that Python opens in the store and in the run directory.
+"""
+
+import gc
+import json
+import os
+import socket
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import deepspeed  # noqa: F401  imported before forking
+import numpy as np
+import torch
+import xarray as xr
+
+from aqtopo.config import load_config
+from aqtopo.data import write_statistics, write_store
+from aqtopo.training.distributed import Launch
+from aqtopo.training.loop import train
+from aqtopo.training.resume import AUTO, ResumeOptions
+from aqtopo.training.run_log import METRICS_FILE, read_events
+from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+from benchmarks.measure import arguments, report
+
+CONFIG = Path(__file__).parents[1] / "ds_configs" / "drill_cpu.json"
+GRID = (8, 16)
+YEARS = (2016, 2017, 2018)
+HOURS = 240
+WORLDS = (2, 4, 8, 16)
+
+
+def make_store(path: Path) -> None:
+    """Ten days of noise in each of three years."""
+    starts = [np.datetime64(f"{year}-01-01", "h") for year in YEARS]
+    times = np.concatenate([start + np.arange(HOURS).astype("timedelta64[h]") for start in starts])
+    constants = [(VARIABLES[name].topoflow_mean, VARIABLES[name].topoflow_std) for name in DYNAMIC_VARIABLES]
+    mean, spread = (np.array(column, np.float32)[:, None, None] for column in zip(*constants, strict=True))
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (times.size, len(DYNAMIC_VARIABLES), *GRID))
+    static = np.ones((len(STATIC_CHANNELS), *GRID), np.float32)
+    dataset = xr.Dataset(
+        {
+            "fields": (("time", "channel", "lat", "lon"), mean + spread * noise.astype(np.float32)),
+            "static": (("static_channel", "lat", "lon"), static),
+        },
+        coords={
+            "time": times.astype("datetime64[ns]"),
+            "channel": list(DYNAMIC_VARIABLES),
+            "lat": np.linspace(20.0, 48.0, GRID[0]),
+            "lon": np.linspace(74.0, 134.0, GRID[1]),
+            "static_channel": list(STATIC_CHANNELS),
+        },
+        attrs={"source": "noise", "simulated": True},
+    )
+    write_store(dataset, path)
+    write_statistics(path, [YEARS[0]])
+
+
+def run_rank(folder: Path, rank: int, world: int, port: int, steps: int) -> None:
+    """Train up to `steps` steps and write what it took to `<world>-<steps>-<rank>.json`."""
+    opened: Counter[str] = Counter()
+    shared = {"store": str(folder / "store.zarr"), "run_dir": str(folder / f"run{world}")}
+
+    def count(event: str, details: tuple[Any, ...]) -> None:
+        if event == "open" and isinstance(details[0], str | os.PathLike):
+            opened.update(name for name, path in shared.items() if str(details[0]).startswith(path))
+
+    sys.addaudithook(count)
+    torch.set_num_threads(1)
+    overrides = [
+        f"data.store={folder}/store.zarr",
+        f"training.run_dir={folder}/run{world}",
+        f"data.grid=[{GRID[0]},{GRID[1]}]",
+        "data.time_stride_hours=1",
+        "data.validation_stride_hours=12",
+        "model.regions=[2,2]",
+        "training.validate_every=3",
+        f"training.ranks_per_node={world}",
+        "deepspeed.train_micro_batch_size_per_gpu=1",
+        "deepspeed.zero_optimization.reduce_bucket_size=100000",
+    ]
+    launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
+    train(load_config(CONFIG, overrides), launch, steps, ResumeOptions(AUTO))
+    own = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    private_kib = sum(int(line.split()[1]) for line in own if line.startswith("Private_"))
+    found = {"private_mib": private_kib / 1024, **{f"opened_in_{name}": opened[name] for name in shared}}
+    (folder / f"{world}-{steps}-{rank}.json").write_text(json.dumps(found))
+
+
+def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
+    """Fork the ranks and wait for all; the largest figures of any rank but rank 0, and rank 0's files.
+
+    Raises:
+        RuntimeError: a rank failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began, children = time.time(), []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                run_rank(folder, rank, world, port, steps)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(codes):
+        raise RuntimeError(f"{world} ranks ended with {codes}")
+    ranks = [json.loads((folder / f"{world}-{steps}-{rank}.json").read_text()) for rank in range(world)]
+    events = read_events(folder / f"run{world}" / METRICS_FILE)
+    started = [event["time"] for event in events if event["event"] == "start"][-1]
+    return {
+        "seconds": np.datetime64(started.removesuffix("+00:00")).astype("datetime64[ms]").astype(int) / 1e3
+        - began,
+        "private_mib": max(rank["private_mib"] for rank in ranks),
+        "store_files": max(rank["opened_in_store"] for rank in ranks),
+        "run_files": max(rank["opened_in_run_dir"] for rank in ranks[1:]),
+        "run_files_rank_0": ranks[0]["opened_in_run_dir"],
+    }
+
+
+def measure(worlds: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row a number of ranks."""
+    gc.freeze()  # children that collect garbage would copy the parent's pages
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="aqtopo-start-") as name:
+        folder = Path(name)
+        make_store(folder / "store.zarr")
+        for world in worlds:
+            fresh, resumed = start(folder, world, 2), start(folder, world, 3)
+            steps = [
+                e["step"] for e in read_events(folder / f"run{world}" / METRICS_FILE) if e["event"] == "step"
+            ]
+            assert steps == [1, 2, 3], steps
+            row: dict[str, Any] = {"ranks": world} | {f"fresh_{k}": v for k, v in fresh.items()}
+            rows.append(row | {f"resumed_{k}": v for k, v in resumed.items()})
+    return rows
+
+
+def main() -> None:
+    """Print the figures."""
+    options = arguments(__doc__)
+    report("start_up", measure(WORLDS[:2] if options.quick else WORLDS), options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+#!/bin/bash
+# What train.sbatch and debug.sbatch run: start `aqtopo train`, and decide what comes after it.
+#
+#   AQTOPO_LAUNCH      srun (default): one task a GCD | deepspeed: `deepspeed --launcher slurm` and a hostfile |
+#                      torchrun: one launcher a node
+#   AQTOPO_CONTAINER   a singularity image to run in; the variables above and MASTER_ADDR are made outside of it
+#   AQTOPO_REQUEUE     yes (default) | no
+#   AQTOPO_JOBS        folder for what the job and its ranks tell each other (default slurm-jobs), on a shared disk
+#
+# The job's folder holds: `stop`, raised here when the time limit comes; `again`, raised by rank 0 when it has
+# saved after that; `never`, raised by a rank for which starting again would not help; `saved`, raised at every
+# save; and the number of failures in a row.
+set -uo pipefail
+
+readonly MOST_FAILURES=3
+launch=${AQTOPO_LAUNCH:-srun}
+restarts=${SLURM_RESTART_COUNT:-0}
+
+say() { echo "aqtopo job ${SLURM_JOB_ID:-} on $(hostname): $*" >&2; }
+
+bad_input() {
+    say "$*"
+    exit 2
+}
+
+check_input() {
+    [[ -n ${SLURM_JOB_ID:-} ]] || bad_input "this is no Slurm job. Submit it: sbatch slurm/train.sbatch CONFIG"
+    [[ $# -ge 1 ]] || bad_input "no configuration. Submit as: sbatch slurm/train.sbatch CONFIG [RUN_DIR [OPTION ...]]"
+    [[ -f $1 ]] || bad_input "there is no file $1 in $PWD. Submit from the root of the checkout, or name another."
+    if [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format=%l) == UNLIMITED ]]; then
+        bad_input "the job has no time limit, so nothing would tell it to save in time. Submit with --time=HH:MM:SS."
+    fi
+    if [[ $launch == deepspeed && -n ${AQTOPO_CONTAINER:-} ]]; then
+        bad_input "the deepspeed launcher cannot start ranks in a container. Use AQTOPO_LAUNCH=srun."
+    fi
+}
+
+# aqtopo, in the container if there is one: the words to put in front of `train`.
+program() {
+    if [[ -n ${AQTOPO_CONTAINER:-} ]]; then
+        printf '%s\n' singularity exec "$AQTOPO_CONTAINER"
+    fi
+}
+
+start() {
+    local ranks_per_node=${SLURM_NTASKS_PER_NODE:?submit with --ntasks-per-node}
+    local tasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) container=()
+    mapfile -t container < <(program)
+    local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1)
+    case $launch in
+        srun)
+            "${step[@]}" --ntasks="$tasks" --ntasks-per-node="$ranks_per_node" "${cpu_binding[@]}" \
+                "${container[@]}" aqtopo train "$@"
+            ;;
+        torchrun)
+            # Each launcher asks for its number; the shell that would tell it must not be ours.
+            # shellcheck disable=SC2016
+            "${step[@]}" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+                --cpus-per-task="$((ranks_per_node * ${SLURM_CPUS_PER_TASK:-1}))" "${container[@]}" \
+                bash -c 'exec torchrun --nnodes="$SLURM_JOB_NUM_NODES" --node-rank="$SLURM_NODEID" "$@"' torchrun \
+                --nproc-per-node="$ranks_per_node" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" \
+                --module aqtopo train "$@"
+            ;;
+        deepspeed)
+            scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$ranks_per_node/" >"$job/hostfile"
+            # It ignores --module here, so it gets the installed script; and writes a bare srun without options.
+            deepspeed --launcher slurm --hostfile "$job/hostfile" --force_multi --no_ssh_check \
+                --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
+                --launcher_args "${step[*]:1} --ntasks-per-node=$ranks_per_node ${cpu_binding[*]}" \
+                "$(command -v aqtopo)" train "$@"
+            ;;
+        *) bad_input "AQTOPO_LAUNCH=$launch is none of srun, deepspeed, torchrun." ;;
+    esac
+}
+
+# Run the launcher in the background, so that this shell can answer signals; its exit code.
+attempt() {
+    start "$@" &
+    local launcher=$!
+    while kill -0 "$launcher" 2>/dev/null; do
+        wait "$launcher"
+    done
+    wait "$launcher"
+}
+
+queue_again() {
+    say "$1; queued again (restarts so far: $restarts)"
+    scontrol requeue "$SLURM_JOB_ID" || exit 1
+    exit 0
+}
+
+# After a failure: again, unless it was the third in a row that saved nothing.
+after_failure() {
+    local code=$1 failures=0
+    [[ -e $job/failures && ! -e $job/saved ]] && failures=$(<"$job/failures")
+    echo $((++failures)) >"$job/failures"
+    if [[ $failures -ge $MOST_FAILURES ]]; then
+        say "failed with code $code, $failures times in a row without a new saved state; not queued again"
+        exit "$code"
+    fi
+    queue_again "failed with code $code ($failures of $MOST_FAILURES in a row without a new saved state)"
+}
+
+check_input "$@"
+job=${AQTOPO_JOBS:-$PWD/slurm-jobs}/$SLURM_JOB_ID
+mkdir -p "$job"
+rm -f "$job/stop" "$job/again" "$job/never" "$job/saved"
+export AQTOPO_JOB_DIR=$job
+# The batch shell runs on the first node, and so does rank 0.
+MASTER_ADDR=$(hostname)
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+export MASTER_ADDR MASTER_PORT
+# shellcheck source=slurm/node_env.sh
+source slurm/node_env.sh
+
+ended=no
+trap 'touch "$job/stop"; say "the time limit is near: asked the ranks to save and stop"' USR1
+trap 'ended=yes' TERM INT
+
+config=$1
+shift
+arguments=("$config")
+if [[ $# -ge 1 ]]; then
+    arguments+=(--set "training.run_dir=\"$1\"" "${@:2}")
+fi
+say "start $((restarts + 1)) of $config on $SLURM_JOB_NUM_NODES node(s), by $launch, restart count $restarts"
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+    bash -c 'source slurm/node_env.sh && make_node_caches' || bad_input "no caches could be made on some node."
+attempt "${arguments[@]}"
+code=$?
+
+if [[ $ended == yes ]]; then
+    say "cancelled; not queued again"
+    exit 0
+elif [[ -e $job/never ]]; then
+    say "ended with code $code, and starting again would not help: $(<"$job/never")"
+    exit $((code ? code : 2))
+elif [[ -e $job/again && ${AQTOPO_REQUEUE:-yes} == yes ]]; then
+    rm -f "$job/failures"
+    queue_again "$(<"$job/again")"
+elif [[ $code == 0 ]]; then
+    say "done"
+elif [[ ${AQTOPO_REQUEUE:-yes} == yes ]]; then
+    after_failure "$code"
+fi
+exit "$code"

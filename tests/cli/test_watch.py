@@ -1,0 +1,41 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aqtopo.cli.main import app
+
+
+def write_resumed_run(run_dir: Path, loss: float) -> Path:
+    moment = "2026-11-22T02:00:00+00:00"
+    events = [
+        {"event": "start", "total_steps": 100},
+        {"event": "resume", "line": "resume verified: [91/91] parameters"},
+        {"event": "step", "step": 7, "train_loss": loss, "lr": {"head": 5e-5}, "samples_per_s": 12.0},
+        {"event": "stop", "reason": "all epochs done"},
+    ]
+    run_dir.mkdir()
+    lines = [json.dumps({"time": moment, **event}) for event in events]
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    return run_dir
+
+
+def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["watch", str(write_resumed_run(tmp_path / "run", 0.7))])
+    assert result.exit_code == 0, result.output
+    for text in ("ended: all epochs done", "7 of 100", "head 5.000e-05", "SUCCESS", "[91/91]"):
+        assert text in result.stdout
+
+
+def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:
+    run = str(write_resumed_run(tmp_path / "run", 3.8))
+    assert CliRunner().invoke(app, ["watch", run]).exit_code == 1
+    result = CliRunner().invoke(app, ["watch", run, "--failure-above", "4", "--json"])
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["verdict"] == "UNDECIDED"
+
+
+def test_thresholds_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--failure-above 0\.5 is below --success-below 1"):
+        CliRunner().invoke(app, ["watch", str(tmp_path), "--failure-above", "0.5"], catch_exceptions=False)

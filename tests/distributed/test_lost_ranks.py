@@ -1,0 +1,128 @@
+"""Ranks that stop, die, stay away or have other data: the others end soon, and say which rank it was."""
+
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import xarray as xr
+
+from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
+
+pytestmark = pytest.mark.slow
+
+TinyConfig = Callable[..., RunConfig]
+UNLUCKY = str(Path(__file__).with_name("unlucky.py"))
+
+
+def endless(tiny_config: TinyConfig, **changes: Any) -> RunConfig:
+    training = {"ranks_per_node": 2, "epochs": 2000, "validate_every": 24}
+    deepspeed = {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1}
+    return tiny_config(training=training, deepspeed=deepspeed, **changes)
+
+
+def wait_for_steps(config: RunConfig, ranks: Sequence[Any]) -> None:
+    metrics = Path(config.training.run_dir) / "metrics.jsonl"
+    while not (metrics.exists() and '"step"' in metrics.read_text()):
+        assert not any(rank.process.poll() for rank in ranks), [rank.finish() for rank in ranks]
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_and_the_others_leave_their_stacks(
+    stopped: int,
+    tiny_config: TinyConfig,
+    start_ranks: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AQTOPO_DEADLINES", "step=3, data=3, save=3, validation=3")
+    config = endless(tiny_config)
+    ranks = start_ranks(config)
+    wait_for_steps(config, ranks)
+    ranks[stopped].process.send_signal(signal.SIGSTOP)
+
+    other = 1 - stopped
+    code, output = ranks[other].finish()
+    assert code == 1
+    said = " ".join(output.split())
+    assert "past the deadline of the phase `" in said
+    if stopped == 1:
+        where = f"rank 1 (on {socket.gethostname()}, process {ranks[1].process.pid}, in `"
+        assert f"does not answer: {where}" in said
+    else:
+        assert "rank 0, which keeps the ranks' board, or its node does not answer" in said
+    stacks = (Path(config.training.run_dir) / "stacks" / f"rank{other:05d}.txt").read_text()
+    assert "aqtopo/training/loop.py" in stacks
+
+
+@pytest.mark.parametrize(
+    ("accident", "verdict"),
+    [
+        ("error", "in `first step 1`): MemoryError: no memory for the attention"),
+        ("kill", "does not answer: rank 1 (on"),
+    ],
+)
+def test_a_rank_that_dies_in_its_first_forward_is_named_by_the_others(
+    accident: str,
+    verdict: str,
+    tiny_config: TinyConfig,
+    start_ranks: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ACCIDENT", accident)
+    survivor, victim = start_ranks(endless(tiny_config), program=[UNLUCKY])
+    assert victim.finish()[0] == (1 if accident == "error" else -signal.SIGKILL)
+    code, output = survivor.finish()
+    assert code == 1
+    assert verdict in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_a_rank_that_never_comes_is_named(
+    tiny_config: TinyConfig, start_ranks: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AQTOPO_DEADLINES", "connect=12")
+    present, absent = start_ranks(endless(tiny_config))
+    absent.process.kill()
+    code, output = present.finish()
+    assert code == 1
+    assert "1 of 2 ranks have not arrived: 1." in " ".join(output.split())
+
+
+def test_ranks_with_other_data_are_told_before_the_first_step(
+    tiny_config: TinyConfig, tiny_dataset: xr.Dataset, start_ranks: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = endless(tiny_config, data={"store": "tiny.zarr"})
+    folders = {rank: tmp_path / str(rank) for rank in (0, 1)}
+    for rank, folder in folders.items():
+        folder.mkdir()
+        write_store(tiny_dataset.assign_attrs(source=f"copy {rank}"), folder / "tiny.zarr")
+        write_statistics(folder / "tiny.zarr", [2016])
+
+    for rank in start_ranks(config, folders=folders):
+        code, output = rank.finish()
+        said = " ".join(output.split())
+        assert code == 2
+        assert f"data: rank 1 on {socket.gethostname()} has " in said
+        assert "1 rank(s) have " in said
+        assert "Traceback" not in output
+    assert not Path(config.training.run_dir).exists()
+
+
+def test_doctor_compares_all_ranks_and_leaves_nothing(
+    tiny_config: TinyConfig, start_ranks: Callable[..., Any]
+) -> None:
+    config = tiny_config(training={"ranks_per_node": 2, "validate_every": 12})
+    main, other = start_ranks(config, command="doctor")
+    assert [rank.finish()[0] for rank in (other,)] == [0]
+    code, output = main.finish()
+    assert code == 0
+    assert "2 rank(s), compared in" in output
+    for fact in ("version of torch", "configuration", "data", "wind order"):
+        assert fact in output
+    assert not Path(config.training.run_dir).exists()
+    assert not list(Path(config.training.run_dir).parent.glob(".aqtopo-doctor*"))

@@ -1,0 +1,88 @@
+"""Counts what DeepSpeed's collectives carry in a step, on as many ranks as named, forked from this process.
+
+Usage: counted_traffic.py CONFIG FOLDER RANKS ...; writes rank 0's {kind: bytes of
+tensors} to FOLDER/<world>.json.
+"""
+
+import json
+import os
+import socket
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import deepspeed  # noqa: F401  imported before forking
+import torch
+import torch.distributed as dist
+
+from aqtopo.config import load_config
+from aqtopo.model import Terrain, build_model
+from aqtopo.training import distributed
+from aqtopo.training.distributed import Launch
+from aqtopo.training.engine import build_engine
+
+KINDS = {
+    "all_reduce": "all-reduce",
+    "reduce": "reduce",
+    "all_gather_into_tensor": "all-gather",
+    "reduce_scatter_tensor": "reduce-scatter",
+    "broadcast": "broadcast",
+}
+
+
+def count_calls(counted: Counter[str]) -> None:
+    """Let every collective add the bytes of its first tensor, the whole one, to `counted`."""
+
+    def counting(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensor = args[0] if args else kwargs.get("output_tensor", kwargs.get("tensor"))
+            counted[kind] += tensor.numel() * tensor.element_size()
+            return function(*args, **kwargs)
+
+        return call
+
+    for name, kind in KINDS.items():
+        setattr(dist, name, counting(getattr(dist, name), kind))
+
+
+def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
+    counted: Counter[str] = Counter()
+    count_calls(counted)
+    config = load_config(path)
+    device = distributed.connect(Launch("torch", rank, rank, world, world, "127.0.0.1", port))
+    engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), world, device)
+    rows, columns = config.data.grid
+    counted.clear()
+    for micro_step in range(config.accumulation):
+        engine.set_gradient_accumulation_boundary(micro_step == config.accumulation - 1)
+        output = engine(
+            torch.zeros(1, 15, rows, columns), torch.zeros(1, 2, rows, columns), torch.ones(1, 1), None
+        )
+        engine.backward(output.square().mean())
+        engine.step()
+    if rank == 0:
+        (folder / f"{world}.json").write_text(json.dumps(counted))
+    distributed.disconnect()
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for world in map(int, sys.argv[3:]):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        children = []
+        for rank in range(world):
+            child = os.fork()
+            if child == 0:
+                run_rank(sys.argv[1], rank, world, port, Path(sys.argv[2]))
+                os._exit(0)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        assert not any(codes), codes
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Takes a step of several runs on the CPU, one after the other, and writes the peak of the bytes they hold.
+
+Usage: measured_peaks.py OUT.json CONFIG ...; writes {CONFIG: bytes}. The lasting state is what the optimizer
+holds; the rest is the highest sum of what PyTorch's allocator handed out and took back during a step.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from aqtopo.config import load_config
+from aqtopo.model import Terrain, build_model
+from aqtopo.training import distributed
+from aqtopo.training.engine import build_engine
+
+
+def lasting_bytes(zero: Any) -> int:
+    moments = [state[key] for state in zero.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    tensors = [*zero.bit16_groups_flat, *zero.single_partition_of_fp32_groups, *moments]
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
+
+
+def peak_bytes(path: str, device: torch.device) -> int:
+    config = load_config(path)
+    engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), 1, device)
+    batch, (rows, columns) = config.micro_batch, config.data.grid
+    fields = torch.randn(batch, 15, rows, columns), torch.randn(batch, 2, rows, columns)
+
+    def step() -> None:
+        output = engine(*fields, torch.ones(batch, 1), list(range(1, batch + 1)))
+        engine.backward(output.square().mean())
+        engine.step()
+
+    step()  # makes the moments
+    lasting = lasting_bytes(engine.optimizer)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    held = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    engine.destroy()
+    return lasting + peak
+
+
+def main() -> None:
+    device = distributed.connect(distributed.read_launch())
+    peaks = {path: peak_bytes(path, device) for path in sys.argv[2:]}
+    Path(sys.argv[1]).write_text(json.dumps(peaks))
+    distributed.disconnect()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Jobs made of the very scripts of slurm/: submit one, follow it, signal it."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aqtopo.checkpoint import list_tags
+from aqtopo.config import RunConfig
+from aqtopo.training.run_log import METRICS_FILE, read_events
+
+from .cluster import SlurmCluster
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 240.0
+ON_A_SMALL_CLUSTER = ("--partition=all", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
+"""What replaces the scripts' defaults, which are LUMI's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A submitted job and the run in it."""
+
+    cluster: SlurmCluster
+    number: str
+    run_dir: Path
+    log: Path
+
+    def field(self, name: str) -> str:
+        """What `scontrol show job` says, such as JobState, Restarts, ExitCode."""
+        shown = self.cluster.run("scontrol", "--oneliner", "show", "job", self.number)
+        return dict(word.partition("=")[::2] for word in shown.split())[name]
+
+    def wait(self, what: str, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; fail with the job's log if it never is."""
+        deadline = time.monotonic() + LIMIT_S
+        while not is_so():
+            assert time.monotonic() < deadline, (
+                f"{what} did not happen\n{self.said()}\n{self.cluster.log_tails()}"
+            )
+            time.sleep(0.2)
+
+    def wait_for_steps(self, more_than: int) -> None:
+        """Wait until the run has logged more steps than these."""
+        self.wait(f"step {more_than + 1}", lambda: len(self.events("step")) > more_than)
+
+    def wait_for_state(self, state: str) -> None:
+        """Wait until Slurm calls the job so."""
+        self.wait(state, lambda: self.field("JobState") == state)
+
+    def wait_for_restart(self, number: int = 1) -> None:
+        """Wait for the job's n-th restart, and spare it the two minutes that Slurm makes it wait."""
+
+        def restarted() -> bool:
+            if int(self.field("Restarts")) < number:
+                return False
+            if self.field("JobState") != "PENDING":
+                return True
+            # Not at once: slurmd refuses a job in the second in which it was killed.
+            time.sleep(2.0)
+            with suppress(RuntimeError):  # it may have started meanwhile
+                self.cluster.run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
+            return False
+
+        self.wait(f"restart {number}", restarted)
+
+    def signal_batch_shell(self, name: str) -> None:
+        """Send what `--signal=B:...` sends."""
+        self.cluster.run("scancel", f"--signal={name}", "--batch", self.number)
+
+    def cancel(self) -> None:
+        """`scancel`, and wait until nothing of the job runs."""
+        self.cluster.run("scancel", self.number)
+        self.wait_for_state("CANCELLED")
+
+    def said(self) -> str:
+        """The job's log so far."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of one kind, without one that is being written."""
+        return [event for event in read_events(self.run_dir / METRICS_FILE) if event["event"] == kind]
+
+    def last_saved_step(self) -> int:
+        """Step of the newest committed state."""
+        return list_tags(self.run_dir)[-1].step
+
+
+def submit(
+    cluster: SlurmCluster, config: RunConfig, *options: str, script: str = "train", **variables: str
+) -> Job:
+    """Submit `slurm/<script>.sbatch`; further options of sbatch and variables of the job's environment."""
+    cluster.wait_until_idle()  # where a number of nodes is left open, Slurm takes what is there
+    run_dir = Path(config.training.run_dir)
+    folder = run_dir.parent
+    file = folder / f"{config.name}.json"
+    file.write_text(config.to_json())
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TMPDIR": str(folder),
+        "AQTOPO_JOBS": str(folder / "jobs"),
+    }
+    defaults = (*ON_A_SMALL_CLUSTER, f"--nodes={config.training.nodes}", "--ntasks-per-node=1")
+    words = ("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={folder}/job.log", *defaults, *options)
+    number = cluster.run(
+        *words, ROOT / "slurm" / f"{script}.sbatch", file, **(environment | variables)
+    ).strip()
+    return Job(cluster, number, run_dir, folder / "job.log")

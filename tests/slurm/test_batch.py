@@ -1,0 +1,129 @@
+"""The batch scripts on a real Slurm: time limits, requeues, cancelling, lost nodes, hopeless jobs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqtopo.checkpoint.inspection import open_state, verify_state
+from aqtopo.checkpoint.tags import last_tag
+from aqtopo.config import RunConfig
+
+from .batch import Job, submit
+from .cluster import SlurmCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+TinyConfig = Callable[..., RunConfig]
+
+
+def endless(tiny_config: TinyConfig, nodes: int = 2, **training: Any) -> RunConfig:
+    """A run of one rank a node that no test waits for."""
+    return tiny_config(
+        training={"nodes": nodes, "ranks_per_node": 1, "epochs": 2000, "validate_every": 12} | training,
+        checkpoint={"every_steps": 3},
+        deepspeed={"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2 // nodes},
+    )
+
+
+def assert_curve_goes_on(job: Job) -> None:
+    """Each step was made once, in order, and resuming did not throw the loss back."""
+    steps = [event["step"] for event in job.events("step")]
+    assert steps == list(range(1, len(steps) + 1))
+    for resumed in job.events("resume"):
+        before, after = (
+            [event["train_loss"] for event in job.events("step") if first < event["step"] <= first + 10]
+            for first in (resumed["step"] - 10, resumed["step"])
+        )
+        assert sum(after) / len(after) < 1.25 * sum(before) / len(before)
+    # torchrun dies of SIGTERM with a traceback of its own, when its ranks have saved and gone.
+    ours = [line for line in job.said().splitlines() if 'File "' in line and "aqtopo/" in line]
+    assert not ours
+
+
+@pytest.mark.parametrize("launcher", ["srun", "deepspeed", "torchrun"])
+def test_a_warned_job_saves_is_queued_again_and_goes_on(
+    launcher: str, slurm_cluster: SlurmCluster, tiny_config: TinyConfig
+) -> None:
+    job = submit(slurm_cluster, endless(tiny_config), AQTOPO_LAUNCH=launcher)
+    job.wait_for_steps(12)
+    job.signal_batch_shell("USR1")
+    job.wait_for_restart()
+    saved = job.last_saved_step()
+    job.wait_for_steps(saved + 12)
+    job.cancel()
+
+    assert job.last_saved_step() == job.events("step")[-1]["step"]
+    assert [event["slurm"].get("restart_count") for event in job.events("start")] == [None, "1"]
+    assert "queued again (restarts so far: 0)" in job.said()
+    assert_curve_goes_on(job)
+
+
+def test_the_time_limit_itself_warns_the_job(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+    job = submit(slurm_cluster, endless(tiny_config, nodes=1), "--time=1", "--signal=B:USR1@30")
+    job.wait_for_restart()
+    saved = job.last_saved_step()
+    job.wait_for_steps(saved + 12)
+    job.cancel()
+    assert "the time limit is near" in job.said()
+    assert_curve_goes_on(job)
+
+
+def test_cancelling_in_mid_save_loses_nothing(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+    job = submit(slurm_cluster, endless(tiny_config, nodes=1))
+    job.wait_for_steps(3)
+    job.wait("a save", lambda: any((job.run_dir / "checkpoints").glob("*.tmp")))
+    job.cancel()
+
+    assert job.field("Restarts") == "0"
+    assert job.last_saved_step() == job.events("step")[-1]["step"] == job.events("stop")[-1]["step"]
+    tag = last_tag(job.run_dir)
+    assert tag is not None
+    verify_state(open_state(tag.folder(job.run_dir)))
+    assert not any((job.run_dir / "checkpoints").glob("*.tmp"))
+    assert "Traceback" not in job.said()
+
+
+def test_three_failures_in_a_row_end_the_chain(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+    config = tiny_config(optimizer={"base_lr": 1e30}, training={"validate_every": 12})
+    job = submit(slurm_cluster, config)
+    for number in (1, 2):
+        job.wait_for_restart(number)
+    job.wait_for_state("FAILED")
+    assert job.field("Restarts") == "2"
+    assert "3 times in a row without a new saved state; not queued again" in job.said()
+    assert "weights were not updated" in " ".join(job.said().split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "message"),
+    [
+        pytest.param({}, ["--time=0"], "the job has no time limit", id="no-time-limit"),
+        pytest.param({}, ["--nodes=2"], "2 process(es) were started, but", id="tasks"),
+        pytest.param({"training": {"validate_every": 10_000}}, [], "would never be validated", id="config"),
+    ],
+)
+def test_what_a_user_must_put_right_is_said_and_not_tried_again(
+    changes: dict[str, Any],
+    options: list[str],
+    message: str,
+    slurm_cluster: SlurmCluster,
+    tiny_config: TinyConfig,
+) -> None:
+    job = submit(slurm_cluster, tiny_config(**changes), *options)
+    job.wait_for_state("FAILED")
+    assert (job.field("Restarts"), job.field("ExitCode")) == ("0", "2:0")
+    assert message in " ".join(job.said().split())
+    assert "Traceback" not in job.said()
+
+
+def test_the_debug_script_is_never_queued_again(
+    slurm_cluster: SlurmCluster, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    job = submit(slurm_cluster, endless(tiny_config, nodes=1), script="debug")
+    job.wait_for_steps(3)
+    job.signal_batch_shell("USR1")
+    job.wait_for_state("COMPLETED")
+    assert job.last_saved_step() == job.events("step")[-1]["step"]
+    assert (tmp_path / "jobs" / job.number / "again").exists()

@@ -1,0 +1,32 @@
+from pathlib import Path
+
+from aqtopo.training.job import JOB_DIR, BatchJob
+
+
+def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
+    job = BatchJob.from_environment({})
+    job.ask_for_restart("why")
+    job.forbid_restart("why")
+    job.note_save("tag")
+    assert not job.stop_requested
+    assert job.facts == {}
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
+    job = BatchJob.from_environment({JOB_DIR: str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"})
+    assert job.facts == {"job": "7", "restart_count": "2"}
+    assert not job.stop_requested
+    (tmp_path / "stop").touch()
+    assert job.stop_requested
+    job.ask_for_restart("saved at step 3")
+    job.note_save("epoch00-step000003")
+    assert (tmp_path / "again").read_text() == "saved at step 3\n"
+    assert (tmp_path / "saved").read_text() == "epoch00-step000003\n"
+
+
+def test_the_first_reason_against_a_restart_stands(tmp_path: Path) -> None:
+    job = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
+    job.forbid_restart("first")
+    job.forbid_restart("second")
+    assert (tmp_path / "never").read_text() == "first\n"

@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from aqtopo.training.kernel_check import kernel_problem
+from aqtopo.training.preflight import Checkup, Finding, _compare, _folder_problems
+
+
+def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[Finding]:
+    return [Finding(f"nid{rank}", own, [], clocks[rank] if clocks else 0.0) for rank, own in enumerate(facts)]
+
+
+def test_a_difference_names_rank_host_and_both_values() -> None:
+    usual = {"version of torch": "2.13", "data": "a" * 64}
+    compared = _compare(findings(usual, usual, usual | {"data": "b" * 64}), usual)
+    assert compared == ["data: rank 2 on nid2 has bbbbbbbbbbbb; 2 rank(s) have aaaaaaaaaaaa"]
+
+
+def test_a_clock_that_is_off_and_a_rank_s_own_problem_are_named() -> None:
+    ranks = [*findings({}, {}, {}, clocks=(100.0, 100.5, 130.0)), Finding("nid3", {}, ["no disk"], 101.0)]
+    assert _compare(ranks, {}) == [
+        "rank 3 on nid3: no disk",
+        "rank 2 on nid2: the clock is +29 s off the other ranks'",
+    ]
+
+
+def test_problems_become_one_message() -> None:
+    Checkup({}, [], 0.1).demand_health()
+    with pytest.raises(ValueError, match=r"cannot train together:\n  one\n  two"):
+        Checkup({}, ["one", "two"], 0.1).demand_health()
+
+
+def test_writing_and_renaming_is_tried_and_leaves_nothing(tmp_path: Path) -> None:
+    assert _folder_problems(tmp_path / "to" / "come") == []
+    assert list(tmp_path.iterdir()) == []
+    (problem,) = _folder_problems(Path("/proc/self/run"))
+    assert "cannot be written and renamed there" in problem
+
+
+def test_kernels_are_held_against_their_references() -> None:
+    assert kernel_problem(2, 16, torch.device("cpu")) is None
+
+
+def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = kernel_problem.__globals__["elevation_attention"]
+    monkeypatch.setitem(
+        kernel_problem.__globals__, "elevation_attention", lambda *inputs: 1.01 * right(*inputs)
+    )
+    problem = kernel_problem(2, 16, torch.device("cpu"))
+    assert problem is not None
+    assert "differ from their references by 0.0" in problem
