@@ -15,6 +15,7 @@ from torch.utils.data import get_worker_info
 
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
+from aqtopo.data.ring import Block
 from aqtopo.data.schema import Hours
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
@@ -53,6 +54,11 @@ class Batch:
     filled: int
 
     @property
+    def labels(self) -> "Labels":
+        """The batch without its tensors."""
+        return Labels(self.places, self.times, self.filled)
+
+    @property
     def samples(self) -> int:
         """Samples of weight 1."""
         return sum(place != SURPLUS for place in self.places)
@@ -62,12 +68,20 @@ class Batch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory; DataLoader calls this by its name."""
+        """The batch in page-locked memory, from which a GPU copies by itself."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def clone(self) -> "Batch":
         """A copy in this process's own memory."""
         return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
+
+
+class Labels(NamedTuple):
+    """What a batch says of its tensors; see `Batch`."""
+
+    places: tuple[int, ...]
+    times: Hours
+    filled: int
 
 
 class BatchReader:
@@ -103,13 +117,40 @@ class BatchReader:
             if name not in store.channels
         ]
 
-    def batch(self, times: Hours, lead_hours: NDArray[np.int64], places: NDArray[np.int64]) -> Batch:
+    def shapes(self, samples: int, leads: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of a batch's tensors: B samples with K lead times each."""
+        targets = (samples, leads, len(self._target), *self._mask.shape)
+        return {
+            "inputs": (samples, self._variables, *self._mask.shape),
+            "wind": (samples, 2, *self._mask.shape),
+            "targets": targets,
+            "lead_hours": (samples, leads),
+            "valid": targets,
+        }
+
+    def size(self, samples: int, leads: int) -> int:
+        """Bytes that a batch's tensors take."""
+        return sum(_widths(self.shapes(samples, leads)).values())
+
+    def labelled(self, samples: int, leads: int, block: Block, labels: "Labels") -> Batch:
+        """The batch that lies in a block of memory, which `batch` filled in another process."""
+        places, times, filled = labels
+        return Batch(**_views(self.shapes(samples, leads), block), places=places, times=times, filled=filled)
+
+    def batch(
+        self,
+        times: Hours,
+        lead_hours: NDArray[np.int64],
+        places: NDArray[np.int64],
+        into: Block | None = None,
+    ) -> Batch:
         """Read one micro-batch; each hour it needs is read once.
 
         Args:
             times: (B,) start times; ignored for surplus.
             lead_hours: (B, K) [h]. A target hour that is not stored is nowhere valid.
             places: (B,) places in the epoch's order, `SURPLUS` for samples of weight 0.
+            into: at least `size` bytes to lay the tensors in; without it they get memory of their own.
 
         Raises:
             ValueError: a start time is not in the store, or a shard cannot be read.
@@ -118,37 +159,20 @@ class BatchReader:
         starts = times[real].astype("datetime64[h]")
         leads = lead_hours[real].astype("timedelta64[h]")
         ends = starts[:, None] + leads
-        stored = np.isin(ends, self._store.times)
+        stored = self._store.holds(ends)
         hours, where = np.unique(np.concatenate([starts, ends[stored]]), return_inverse=True)
-        fields = [_Hour.of(self._store.read(int(index))) for index in self._store.locate(hours)]
-
-        size, (samples, lead_count) = self._mask.shape, lead_hours.shape
-        batch = _allocate(
-            {
-                "inputs": (samples, self._variables, *size),
-                "wind": (samples, 2, *size),
-                "targets": (samples, lead_count, len(self._target), *size),
-                "lead_hours": (samples, lead_count),
-                "valid": (samples, lead_count, len(self._target), *size),
-            }
-        )
-        inputs, wind, targets, valid = (
-            batch[name].numpy() for name in ("inputs", "wind", "targets", "valid")
-        )
+        indices = self._store.locate(hours)
+        batch = _views(self.shapes(*lead_hours.shape), into)
+        self._blank(batch, places, np.argwhere(~stored), real)
+        # Which hour (its number) goes to which sample's inputs and to which of its lead times.
+        start_hours, end_hours = where[: real.size], where[real.size :]
+        rows, lead_places = np.nonzero(stored)
         filled = 0
-        for sample, hour in zip(real, where, strict=False):
-            filled += self._put_inputs(fields[hour], inputs[sample])
-            self._put_wind(fields[hour], wind[sample])
-        # What is not read is zero and nowhere valid: surplus samples, and targets that are not stored.
-        for unread in np.flatnonzero(places == SURPLUS):
-            for part in (inputs, wind, targets, valid):
-                part[unread] = 0
-        for row, lead in np.argwhere(~stored):
-            targets[real[row], lead] = 0
-            valid[real[row], lead] = False
-        row, lead_places = np.nonzero(stored)
-        for sample, lead, hour in zip(real[row], lead_places, where[real.size :], strict=True):
-            self._put_targets(fields[hour], targets[sample, lead], valid[sample, lead])
+        for number, index in enumerate(indices):
+            takes = end_hours == number
+            filled += self._put_hour(
+                int(index), batch, real[start_hours == number], (real[rows[takes]], lead_places[takes])
+            )
         surplus = places == SURPLUS
         batch["lead_hours"].numpy()[:] = np.where(surplus[:, None], 0, lead_hours)
         return Batch(
@@ -157,6 +181,44 @@ class BatchReader:
             times=np.where(surplus, np.datetime64("NaT", "h"), times.astype("datetime64[h]")),
             filled=filled,
         )
+
+    def _blank(
+        self,
+        batch: dict[str, Tensor],
+        places: NDArray[np.int64],
+        absent: NDArray[np.int64],
+        real: NDArray[np.int64],
+    ) -> None:
+        """What is not read is zero and nowhere valid: surplus samples, and targets that are not stored."""
+        for unread in np.flatnonzero(places == SURPLUS):
+            for name in ("inputs", "wind", "targets", "valid"):
+                batch[name][unread] = 0
+        for row, lead in absent:
+            for name in ("targets", "valid"):
+                batch[name][real[row], lead] = 0
+
+    def _put_hour(
+        self,
+        index: int,
+        batch: dict[str, Tensor],
+        samples: NDArray[np.int64],
+        ends: tuple[NDArray[np.int64], NDArray[np.int64]],
+    ) -> int:
+        """Read an hour into the inputs of `samples` and the targets of `ends` (samples, lead places).
+
+        Only one hour is held at a time: its memory serves for the next, without a page fault.
+
+        Returns:
+            Missing input values.
+        """
+        hour = _Hour.of(self._store.read(index))
+        filled = 0
+        for sample in samples:
+            filled += self._put_inputs(hour, batch["inputs"][sample].numpy())
+            self._put_wind(hour, batch["wind"][sample].numpy())
+        for place in zip(*ends, strict=True):
+            self._put_targets(hour, batch["targets"][place].numpy(), batch["valid"][place].numpy())
+        return filled
 
     def _put_inputs(self, hour: "_Hour", into: Fields) -> int:
         """Normalised inputs (V, H, W), 0 for missing values, which is their channel's mean; how many."""
@@ -190,28 +252,30 @@ class BatchReader:
                 valid[channel.place] &= finite
 
 
-def _allocate(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of a batch, not yet filled, in one block of memory; `valid` is bool, the others float32.
+def _widths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Bytes of each tensor; `valid` is bool, the others float32."""
+    assert list(shapes)[-1] == "valid"  # single bytes at the end, so that the floats before them stay aligned
+    return {name: math.prod(shape) * (1 if name == "valid" else 4) for name, shape in shapes.items()}
 
-    In a loader process the block is shared memory from the start: nothing is copied to hand it over, and it
-    takes one file descriptor in the trainer instead of five. (`_new_shared` is what torch's default_collate
-    allocates by; the public `share_memory_` copies.)
-    """
-    last = list(shapes)[-1]
-    assert last == "valid"  # single bytes at the end, so that the floats before them stay aligned
-    widths = {name: math.prod(shape) * (1 if name == last else 4) for name, shape in shapes.items()}
-    total = sum(widths.values())
-    shared = get_worker_info() is not None
-    untyped: Any = torch.UntypedStorage
-    storage = untyped._new_shared(total) if shared else untyped(total)
-    block = torch.empty(0, dtype=torch.uint8).set_(storage)
+
+def _views(shapes: dict[str, tuple[int, ...]], into: Block | None) -> dict[str, Tensor]:
+    """Tensors of a batch, not filled, one behind the other in one block of memory."""
+    widths = _widths(shapes)
+    block = torch.from_numpy(into) if into is not None else _new_block(sum(widths.values()))
     views: dict[str, Tensor] = {}
     start = 0
     for name, shape in shapes.items():
-        kind = torch.bool if name == last else torch.float32
+        kind = torch.bool if name == "valid" else torch.float32
         views[name] = block[start : start + widths[name]].view(kind).view(shape)
         start += widths[name]
     return views
+
+
+def _new_block(size: int) -> Tensor:
+    """Memory, in a loader process shared from the start: nothing is copied to hand it over."""
+    untyped: Any = torch.UntypedStorage
+    storage = untyped._new_shared(size) if get_worker_info() is not None else untyped(size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 class _Channel(NamedTuple):

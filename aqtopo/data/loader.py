@@ -10,9 +10,9 @@ a file system that does not answer is given `data.read_deadline_s`.
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import SURPLUS, Batch, BatchReader
+from aqtopo.data.batch import SURPLUS, Batch, BatchReader, Labels
+from aqtopo.data.ring import Ring
 from aqtopo.data.samples import (
     SampleTable,
     Split,
@@ -43,10 +44,23 @@ _MOST_HELD = 64
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A micro-batch to read: the numbers of its samples (B,), 0 for surplus, and their places (B,)."""
+    """A micro-batch to read: the numbers of its samples (B,), 0 for surplus, and their places (B,).
+
+    `slot` is where in the ring it goes; without one it comes in memory of its own.
+    """
 
     samples: NDArray[np.int64]
     places: NDArray[np.int64]
+    slot: int | None = None
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A micro-batch that lies in a slot of the ring: only what is said of it travels."""
+
+    slot: int
+    leads: int
+    labels: Labels
 
 
 @dataclass(frozen=True)
@@ -56,29 +70,43 @@ class ReadFailure:
     message: str
 
 
-class MicroBatches(Dataset[Batch | ReadFailure]):
+Answer = Batch | Filled | ReadFailure
+
+
+class MicroBatches(Dataset[Answer]):
     """Micro-batches by request, for DataLoader."""
 
-    def __init__(self, reader: BatchReader, table: SampleTable) -> None:
+    def __init__(self, reader: BatchReader, table: SampleTable, ring: Ring | None) -> None:
         self._reader = reader
         self._table = table
+        self._ring = ring
 
-    def __getitem__(self, request: Request) -> Batch | ReadFailure:
+    def __getitem__(self, request: Request) -> Answer:
         times, leads = self._table.lookup(request.samples)
+        slot = request.slot
+        into = None if slot is None or self._ring is None else self._ring.block(slot)
         try:
-            return self._reader.batch(times, leads, request.places)
+            batch = self._reader.batch(times, leads, request.places, into)
         except ValueError as error:
             return ReadFailure(str(error))
+        return batch if slot is None else Filled(slot, leads.shape[1], batch.labels)
 
 
 class _Requests(Sampler[Request]):
     """What the next pass is to deliver; the processes that read it know nothing of epochs."""
 
-    def __init__(self) -> None:
+    def __init__(self, ring: Ring | None) -> None:
         self.pending: Sequence[Request] = ()
+        self._ring = ring
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.pending)
+        if self._ring is None:
+            yield from self.pending
+            return
+        # Begun when every process has left the pass before, so what was taken for that one is free.
+        self._ring.reclaim()
+        for request in self.pending:
+            yield replace(request, slot=self._ring.take())
 
     def __len__(self) -> int:
         return len(self.pending)
@@ -93,38 +121,52 @@ class BatchLoader:
         store: where they come from.
         config: workers, how they start, how far they read ahead, and how long they may take.
         table: the samples of the split.
+        size: the most samples of a micro-batch.
         most: the most micro-batches of a pass; there are no more processes than that.
         held: how many micro-batches the user holds at a time.
+
+    Raises:
+        ValueError: the store does not fit the run, or there is too little shared memory.
     """
 
-    def __init__(self, store: Store, config: RunConfig, table: SampleTable, most: int, held: int = 1) -> None:
+    def __init__(
+        self, store: Store, config: RunConfig, table: SampleTable, size: int, most: int, held: int = 1
+    ) -> None:
         data = config.data
         workers = min(data.workers, most)
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
-        self._micro_batches = MicroBatches(BatchReader(store, config), table)
-        self._requests = _Requests()
-        # A batch from another process keeps a file open: a laptop that replays a step of 1600 samples would
-        # run out of them. Pinning, where there is a GPU, copies anyhow.
-        self._copy = workers > 0 and held > _MOST_HELD and not torch.cuda.is_available()
+        self._reader = BatchReader(store, config)
+        # A batch beyond the ring keeps a file open: a laptop that replays a step of 1600 samples would run
+        # out of them. So many are copied. Pinning, where there is a GPU, copies anyhow.
+        self._pin = workers > 0 and torch.cuda.is_available()
+        self._copy = workers > 0 and held > _MOST_HELD and not self._pin
         self._workers = Workers()
-        self._loader: DataLoader[Batch | ReadFailure] | None = None
-        if workers:
-            step_ahead = min(math.ceil(config.accumulation / workers), _MOST_READ_AHEAD)
-            self._loader = DataLoader(
-                self._micro_batches,
-                batch_size=None,
-                sampler=self._requests,
-                collate_fn=_unchanged,
-                num_workers=workers,
-                multiprocessing_context=worker_context(data.worker_start),
-                worker_init_fn=worker_setup(),
-                prefetch_factor=max(data.prefetch, step_ahead),
-                persistent_workers=True,
-                pin_memory=torch.cuda.is_available(),
-                # Workers are seeded from here; the global generator, which initialises weights, stays.
-                generator=torch.Generator().manual_seed(0),
-            )
+        step_ahead = min(math.ceil(config.accumulation / max(workers, 1)), _MOST_READ_AHEAD)
+        ahead = max(data.prefetch, step_ahead)
+        # While one step is collected, its user may still hold the one before.
+        held = 1 if self._copy or self._pin else 2 * held
+        self._ring = self._new_ring(workers * ahead + held + 1, size) if workers else None
+        self._requests = _Requests(self._ring)
+        self._micro_batches = MicroBatches(self._reader, table, self._ring)
+        self._loader = self._data_loader(workers, ahead, data.worker_start) if workers else None
+
+    def _data_loader(
+        self, workers: int, ahead: int, start: Literal["forkserver", "spawn"]
+    ) -> DataLoader[Answer]:
+        return DataLoader(
+            self._micro_batches,
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_unchanged,
+            num_workers=workers,
+            multiprocessing_context=worker_context(start),
+            worker_init_fn=worker_setup(),
+            prefetch_factor=ahead,
+            persistent_workers=True,
+            # Workers are seeded from here; the global generator, which initialises weights, stays.
+            generator=torch.Generator().manual_seed(0),
+        )
 
     def deliver(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """The micro-batches of `requests`, in order.
@@ -135,19 +177,43 @@ class BatchLoader:
         """
         items = self._items(requests) if requests else iter(())
         for request in requests:
-            item = self._next(items, request)
-            if isinstance(item, ReadFailure):
-                raise ValueError(item.message)
-            yield item.clone() if self._copy else item
+            answer = self._next(items, request)
+            if isinstance(answer, ReadFailure):
+                raise ValueError(answer.message)
+            yield self._own(answer)
 
-    def _items(self, requests: Sequence[Request]) -> Iterator[Batch | ReadFailure]:
+    def _own(self, answer: Batch | Filled) -> Batch:
+        """The batch of an answer, in the memory where the user keeps it."""
+        if isinstance(answer, Batch):
+            batch = answer
+        else:
+            assert self._ring is not None
+            samples, block = len(answer.labels.places), self._ring.lend(answer.slot)
+            batch = self._reader.labelled(samples, answer.leads, block, answer.labels)
+        if self._pin:
+            return batch.pin_memory()
+        return batch.clone() if self._copy else batch
+
+    def _new_ring(self, slots: int, size: int) -> Ring:
+        leads = self._table.lookup(np.zeros(1, dtype=np.int64))[1].shape[1]
+        slot_bytes = self._reader.size(size, leads)
+        try:
+            return Ring(slots, slot_bytes)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The loader processes need {slots * slot_bytes / 2**20:.0f} MiB of shared memory, and there "
+                f"is not so much ({error}). Lower `data.workers` or `data.prefetch`, or set `data.workers` "
+                "to 0, or give the job more of /dev/shm."
+            ) from error
+
+    def _items(self, requests: Sequence[Request]) -> Iterator[Answer]:
         if self._loader is None:
             return (self._micro_batches[request] for request in requests)
         self._requests.pending = requests
         with self._workers.started():
             return iter(self._loader)
 
-    def _next(self, items: Iterator[Batch | ReadFailure], request: Request) -> Batch | ReadFailure:
+    def _next(self, items: Iterator[Answer], request: Request) -> Answer:
         try:
             return within(self._deadline_s, lambda: next(items))
         except TimeoutError:
@@ -180,7 +246,7 @@ class BatchLoader:
         hours = np.unique(
             np.concatenate([starts, (starts[:, None] + leads.astype("timedelta64[h]")).ravel()])
         )
-        stored = hours[np.isin(hours, self._store.times)]
+        stored = hours[self._store.holds(hours)]
         shards = np.unique(self._store.locate(stored) // HOURS_PER_SHARD)
         files = ", ".join(f"fields/c/{shard}/0/0/0" for shard in shards)
         return f"{', '.join(map(str, stored))} (shards {files})"
@@ -200,7 +266,8 @@ class TrainingLoader:
         self._table = sample_table(config, store.times, "train")
         self._plan = StepPlan.from_config(config, len(self._table))
         held = math.ceil(self._plan.train_batch / (world * config.micro_batch))
-        self._batches = BatchLoader(store, config, self._table, self._plan.micro_steps_per_epoch, held)
+        most = self._plan.micro_steps_per_epoch
+        self._batches = BatchLoader(store, config, self._table, config.micro_batch, most, held)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
         """A list of micro-batches for every step of an epoch, from `first_step` on; every rank gets as many.
@@ -249,7 +316,7 @@ class EvaluationLoader:
         samples = evaluation_share(len(table), rank, world)
         cut = [samples[start : start + batch] for start in range(0, samples.size, batch)]
         self._requests = [Request(numbers, numbers) for numbers in cut]
-        self._batches = BatchLoader(store, config, table, len(cut))
+        self._batches = BatchLoader(store, config, table, batch, len(cut))
 
     def __len__(self) -> int:
         return len(self._requests)

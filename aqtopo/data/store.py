@@ -91,6 +91,17 @@ class Store:
         """The calendar years of which at least one hour is stored."""
         return tuple(int(year) + 1970 for year in np.unique(self.times.astype("datetime64[Y]").astype(int)))
 
+    def holds(self, times: Hours) -> NDArray[np.bool_]:
+        """Which of `times` are stored, in the shape of `times`."""
+        wanted = np.asarray(times).astype("datetime64[h]")
+        # A search in the axis, which is sorted: np.isin would sort all its hours again for each micro-batch.
+        stored: NDArray[np.bool_] = self.times[self._nearest(wanted)] == wanted
+        return stored
+
+    def _nearest(self, wanted: Hours) -> NDArray[np.intp]:
+        """Indices where `wanted` can be, if anywhere."""
+        return np.searchsorted(self.times, wanted).clip(max=self.times.size - 1)
+
     def locate(self, times: Hours) -> NDArray[np.int64]:
         """Indices on the time axis of `times`, in the shape of `times`.
 
@@ -98,7 +109,7 @@ class Store:
             ValueError: one of them is not in the store.
         """
         wanted = np.asarray(times).astype("datetime64[h]")
-        indices = np.searchsorted(self.times, wanted).clip(max=self.times.size - 1)
+        indices = self._nearest(wanted)
         absent = self.times[indices] != wanted
         if np.any(absent):
             first = wanted[absent].ravel()[0]

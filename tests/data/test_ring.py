@@ -1,0 +1,87 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from aqtopo.config import RunConfig
+from aqtopo.data import open_store
+from aqtopo.data.loader import TrainingLoader
+from aqtopo.data.ring import Ring
+
+TinyConfig = Callable[..., RunConfig]
+
+
+def write(ring: Ring, slot: int, value: int) -> None:
+    ring.block(slot)[:] = value
+
+
+def test_slots_are_apart_and_aligned() -> None:
+    ring = Ring(3, 100)
+    for slot in range(3):
+        write(ring, slot, slot + 1)
+    for slot in range(3):
+        block = ring.block(slot)
+        assert block.size >= 100
+        assert block.ctypes.data % 4096 == 0
+        assert (block == slot + 1).all()
+
+
+def test_a_ring_without_a_free_slot_gives_none() -> None:
+    ring = Ring(2, 100)
+    assert [ring.take(), ring.take(), ring.take()] == [0, 1, None]
+
+
+def test_a_slot_is_free_when_the_last_tensor_over_it_is_gone() -> None:
+    ring = Ring(1, 100)
+    slot = ring.take()
+    assert slot == 0
+    write(ring, slot, 7)
+    whole = torch.from_numpy(ring.lend(slot))
+    part = whole[10:20].view(2, 5)
+    del whole
+    assert ring.take() is None
+    row = part[1].numpy()
+    del part
+    assert ring.take() is None
+    assert (row == 7).all()
+    del row
+    assert ring.take() == 0
+
+
+def test_reclaiming_frees_what_was_taken_but_not_what_is_lent() -> None:
+    ring = Ring(2, 100)
+    first = ring.take()
+    assert first is not None
+    kept = ring.lend(first)
+    assert ring.take() == 1
+    ring.reclaim()
+    assert [ring.take(), ring.take()] == [1, None]
+    assert kept.size
+
+
+@pytest.mark.slow
+def test_batches_that_are_kept_stay_as_they_were(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    store = open_store(tiny_store)
+    here = TrainingLoader(store, tiny_config(), 0, 1)
+    there = TrainingLoader(store, tiny_config(data={"workers": 2}), 0, 1)
+    first = [batch.inputs[1] for batch in next(there.steps(0))]  # a view, of a pass that is left
+    # More than the ring has slots for are held at a time, beside a view of one from the pass before.
+    held = [batch for step in there.steps(1) for batch in step]
+    wanted = [batch for step in here.steps(1) for batch in step]
+    assert len(held) == len(wanted) == 48
+    for mine, theirs in zip(wanted, held, strict=True):
+        assert torch.equal(mine.inputs, theirs.inputs)
+        assert torch.equal(mine.valid, theirs.valid)
+    for mine, view in zip(next(here.steps(0)), first, strict=True):
+        assert torch.equal(mine.inputs[1], view)
+
+
+@pytest.mark.slow
+def test_too_little_shared_memory_is_said(
+    tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The width of a slot is no part of what is tested; 2**50 bytes are more than any machine shares.
+    monkeypatch.setattr("aqtopo.data.batch.BatchReader.size", lambda *_: 2**50)
+    with pytest.raises(ValueError, match=r"MiB of shared memory.*Lower `data\.workers`"):
+        TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1)
