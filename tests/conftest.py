@@ -154,13 +154,16 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
     return make
 
 
-SaveUntrained = Callable[[RunConfig], Path]
+SaveUntrained = Callable[..., Path]
 """Saves the first weights of a run as if it had been trained; returns the run directory."""
 
 
 @pytest.fixture
 def save_untrained() -> SaveUntrained:
-    """Make a run directory with one saved state, for what reads runs: evaluation, forecasts, reports."""
+    """Make a run directory with one saved state, for what reads runs: evaluation, forecasts, reports.
+
+    Its weights are the first ones times `factor`.
+    """
     from safetensors.torch import save_file
 
     from aqtopo.checkpoint.manifest import write_manifest
@@ -169,13 +172,14 @@ def save_untrained() -> SaveUntrained:
     from aqtopo.data import open_store
     from aqtopo.model import Terrain, build_model
 
-    def save(config: RunConfig) -> Path:
+    def save(config: RunConfig, factor: float = 1.0) -> Path:
         run_dir, store = Path(config.training.run_dir), open_store(config.data.store)
         tag = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6)
         tag.folder(run_dir).mkdir(parents=True)
         (run_dir / CONFIG_FILE).write_text(config.to_json())
         model = build_model(config, Terrain(store.static["elevation"], store.lat))
-        save_file(model.state_dict(), tag.folder(run_dir) / WEIGHTS_FILE)
+        weights = {name: factor * tensor for name, tensor in model.state_dict().items()}
+        save_file(weights, tag.folder(run_dir) / WEIGHTS_FILE)
         write_state(tag, run_dir)
         write_manifest(_manifest(tag.name, config, store, tag.folder(run_dir)), tag.folder(run_dir))
         return run_dir

@@ -30,7 +30,7 @@ from aqtopo.config import CheckpointConfig
 from aqtopo.training import distributed
 from aqtopo.training.distributed import World, connect, read_launch
 from aqtopo.training.engine import set_lrs
-from aqtopo.training.stopping import StopSignals
+from aqtopo.training.stopping import Stop, StopRequests
 
 TOY_BATCH = 24
 """Samples a step over all ranks, for every world size of the tests."""
@@ -242,14 +242,15 @@ def save_under_signals(folder: str) -> None:
 
     def pester() -> None:
         while not over.wait(0.002):
-            for number in StopSignals.SIGNALS:
+            for number in StopRequests.MEANINGS:
                 os.kill(os.getpid(), number)
                 count[0] += 1
 
-    with StopSignals() as signals:
+    stops = StopRequests()
+    with stops.watching(*StopRequests.MEANINGS):
         thread = threading.Thread(target=pester)
         thread.start()
-        while not signals.requested:
+        while stops.wanted is Stop.NO:
             time.sleep(0.001)
         saver.save(engine, Tag(0, 5, 5, None, losses[-1]), toy_facts(5))
         saver.finish()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from aqtopo.config import RunConfig
 from aqtopo.evaluation import evaluate
 from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.score_file import SCORES_FILE, read_scores
@@ -78,12 +79,11 @@ def test_a_store_that_has_gone_is_named(aqtopo: Command, untrained_run: Path, tm
     assert "gone.zarr" in aqtopo("evaluate", untrained_run).complaint
 
 
-def test_weights_that_have_diverged_end_with_code_1(aqtopo: Command, untrained_run: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    (weights,) = untrained_run.glob("checkpoints/*/weights.safetensors")
-    save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
-    ended = aqtopo("evaluate", untrained_run)
+def test_weights_that_have_diverged_end_with_code_1(
+    aqtopo: Command, tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
+) -> None:
+    run = save_untrained(tiny_config(), factor=float("nan"))
+    ended = aqtopo("evaluate", run)
     assert (ended.code, ended.out) == (1, "")
     assert "not finite" in ended.err
-    assert not (untrained_run / SCORES_FILE).exists()
+    assert not (run / SCORES_FILE).exists()
