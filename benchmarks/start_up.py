@@ -8,6 +8,7 @@ for itself; files are those that Python opens in the store and in the run direct
 
 import gc
 import json
+import multiprocessing
 import os
 import socket
 import sys
@@ -45,7 +46,10 @@ def make_store(path: Path) -> None:
     constants = [(VARIABLES[name].topoflow_mean, VARIABLES[name].topoflow_std) for name in DYNAMIC_VARIABLES]
     mean, spread = (np.array(column, np.float32)[:, None, None] for column in zip(*constants, strict=True))
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (times.size, len(DYNAMIC_VARIABLES), *GRID))
-    static = np.ones((len(STATIC_CHANNELS), *GRID), np.float32)
+    lat, lon = np.linspace(20.0, 48.0, GRID[0]), np.linspace(74.0, 134.0, GRID[1])
+    flat = np.ones(GRID, np.float32)
+    grids = {"elevation": 100.0 * flat, "lat2d": lat[:, None] * flat, "lon2d": lon * flat}
+    static = np.stack([grids.get(name, flat) for name in STATIC_CHANNELS]).astype(np.float32)
     dataset = xr.Dataset(
         {
             "fields": (("time", "channel", "lat", "lon"), mean + spread * noise.astype(np.float32)),
@@ -54,8 +58,8 @@ def make_store(path: Path) -> None:
         coords={
             "time": times.astype("datetime64[ns]"),
             "channel": list(DYNAMIC_VARIABLES),
-            "lat": np.linspace(20.0, 48.0, GRID[0]),
-            "lon": np.linspace(74.0, 134.0, GRID[1]),
+            "lat": lat,
+            "lon": lon,
             "static_channel": list(STATIC_CHANNELS),
         },
         attrs={"source": "noise", "simulated": True},
@@ -104,18 +108,15 @@ def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    began, children = time.time(), []
-    for rank in range(world):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                run_rank(folder, rank, world, port, steps)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    context, began = multiprocessing.get_context("fork"), time.time()
+    children = [
+        context.Process(target=run_rank, args=(folder, rank, world, port, steps)) for rank in range(world)
+    ]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+    codes = [child.exitcode for child in children]
     if any(codes):
         raise RuntimeError(f"{world} ranks ended with {codes}")
     ranks = [json.loads((folder / f"{world}-{steps}-{rank}.json").read_text()) for rank in range(world)]
