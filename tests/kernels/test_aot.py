@@ -117,6 +117,17 @@ def test_products_use_the_instructions_of_their_type_and_spill_nothing(arch: str
 
 
 @pytest.mark.slow
+def test_the_widest_head_of_common_use_fits_into_lds_in_float32() -> None:
+    """Its blocks of scores are twice those of 16 bits, and more than LDS holds is refused at the launch."""
+    what = ("--arch", "gfx90a", "--dtype", "fp32", "--head-dim", "128")
+    done = run("-m", "aqtopo_kernels.aot", "--json", *what, cache_dir=CACHE)
+    assert done.returncode == 0, done.stderr
+    rows = [row for row in json.loads(done.stdout) if row["kernel"] in KERNELS]
+    assert {row["kernel"] for row in rows} == KERNELS
+    assert all(row["lds_bytes"] <= 65536 and row["vgpr_spills"] == 0 for row in rows), rows
+
+
+@pytest.mark.slow
 def test_a_node_that_starts_from_the_filled_cache_compiles_nothing(tmp_path: Path) -> None:
     filled = tmp_path / "cache"
     command = ("-m", "aqtopo_kernels.aot", "--arch", "gfx90a", "--dtype", "bf16", "--out", str(filled))

@@ -89,18 +89,20 @@ TABLE: dict[str, dict[int, _Choices]] = {
 """By architecture, bytes of an element and kernel; `_plain` kernels, without bias, where they differ."""
 
 
-_WIDE = 128
+_WIDEST_IN_TABLE = {4: 112, 2: 128}
+"""Bytes an element to the widest head that the table's blocks leave room for in LDS (64 KiB on AMD)."""
+
 _WIDE_HEADS: _Choices = {"forward": _C(64, 16, 4), "dq": _C(32, 16, 2), "dkdv": _C(16, 32, 2)}
-"""For heads wider than that, on any architecture: they fit into LDS and registers, and are not tuned."""
+"""For wider heads, on any architecture: they fit into LDS, are not tuned, and spill registers near 256."""
 
 
 def configuration(
     kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96, *, plain: bool = False
 ) -> Configuration:
-    """The configuration of a kernel; heads wider than 128 get blocks that fit."""
+    """The configuration of a kernel; heads wider than the table's get blocks that fit."""
     choices = TABLE[arch][dtype.itemsize]
     found = choices.get(f"{kernel}_plain", choices[kernel]) if plain else choices[kernel]
-    if head_dim <= _WIDE:
+    if head_dim <= _WIDEST_IN_TABLE[dtype.itemsize]:
         return found
     matrix_rows = 16 if arch.startswith("gfx") else 0
     return replace(_WIDE_HEADS[kernel], matrix_rows=matrix_rows, groups=1)
