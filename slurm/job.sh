@@ -133,8 +133,10 @@ if [[ $ended == yes ]]; then
     say "cancelled; not queued again"
     exit 0
 elif [[ -e $job/never ]]; then
-    say "ended with code $code, and starting again would not help: $(<"$job/never")"
-    exit $((code ? code : 2))
+    # The rank's own code: the launcher's may be that of another rank, which it killed after this one's end.
+    read -r code why <"$job/never"
+    say "ended with code $code, and starting again would not help: $why"
+    exit "$code"
 elif [[ -e $job/again && ${AQTOPO_REQUEUE:-yes} == yes ]]; then
     rm -f "$job/failures"
     queue_again "$(<"$job/again")"

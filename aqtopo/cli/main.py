@@ -71,7 +71,7 @@ def main() -> None:
 def _end_for_good(text: str, code: int) -> NoReturn:
     """End with a message and see to it that a batch job is not queued again: nothing would be different."""
     _complain(text)
-    BatchJob.from_environment().forbid_restart(text)
+    BatchJob.from_environment().forbid_restart(text, code)
     sys.exit(code)
 
 

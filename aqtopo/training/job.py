@@ -2,7 +2,7 @@
 
     stop     raised by the script: save, end, and let the job be queued again
     again    raised by rank 0, when it has saved after `stop` or SIGUSR1
-    never    raised by a rank for whose failure another start would be no help
+    never    raised by a rank for whose failure another start would be no help: its exit code, and why
     saved    raised by rank 0 at every save: this start has achieved something
 
 Exit codes would not do: launchers such as torchrun return their own.
@@ -50,10 +50,10 @@ class BatchJob:
         """Have the job queued again."""
         self._write("again", why)
 
-    def forbid_restart(self, why: str) -> None:
-        """Keep the job from being queued again; the first rank's reason stands."""
+    def forbid_restart(self, why: str, code: int) -> None:
+        """Keep the job from being queued again, and end it with this code; the first rank's word stands."""
         if self.folder is not None and not (self.folder / "never").exists():
-            self._write("never", why)
+            self._write("never", f"{code} {why}")
 
     def note_save(self, tag: str) -> None:
         """Say that a state was saved."""

@@ -6,7 +6,7 @@ from aqtopo.training.job import JOB_DIR, BatchJob
 def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
     job = BatchJob.from_environment({})
     job.ask_for_restart("why")
-    job.forbid_restart("why")
+    job.forbid_restart("why", 2)
     job.note_save("tag")
     assert not job.stop_requested
     assert job.facts == {}
@@ -27,6 +27,6 @@ def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
 
 def test_the_first_reason_against_a_restart_stands(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
-    job.forbid_restart("first")
-    job.forbid_restart("second")
-    assert (tmp_path / "never").read_text() == "first\n"
+    job.forbid_restart("first", 3)
+    job.forbid_restart("second", 2)
+    assert (tmp_path / "never").read_text() == "3 first\n"
