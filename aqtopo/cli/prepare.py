@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
 from aqtopo.cli.years import YearsCommand
 
 app = typer.Typer(no_args_is_help=True, help="Make a data store from a data set as it is distributed.")
@@ -52,12 +53,8 @@ def caqra(
         list[int] | None, typer.Option(help="The years of the statistics.", show_default="all years")
     ] = None,
     grid: Annotated[str, typer.Option(help="Latitudes x longitudes.", metavar="HxW")] = "128x256",
-    lat: Annotated[
-        tuple[float, float], typer.Option(help="Southern and northern edge in degrees.", metavar="S N")
-    ] = (17.0, 49.0),
-    lon: Annotated[
-        tuple[float, float], typer.Option(help="Western and eastern edge in degrees.", metavar="W E")
-    ] = (72.0, 136.0),
+    lat: Latitudes = CHINA_LAT,
+    lon: Longitudes = CHINA_LON,
     wind: Annotated[
         Frame, typer.Option(help="Whether u, v are east and north or follow the grid.")
     ] = Frame.EARTH,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
+
 if TYPE_CHECKING:
     import xarray as xr
 
@@ -21,12 +23,8 @@ def synth(
         list[int] | None,
         typer.Option(help="The years of the statistics, one or several.", show_default="the first year"),
     ] = None,
-    lat: Annotated[
-        tuple[float, float], typer.Option(help="Southern and northern edge in degrees.", metavar="S N")
-    ] = (17.0, 49.0),
-    lon: Annotated[
-        tuple[float, float], typer.Option(help="Western and eastern edge in degrees.", metavar="W E")
-    ] = (72.0, 136.0),
+    lat: Latitudes = CHINA_LAT,
+    lon: Longitudes = CHINA_LON,
 ) -> None:
     """Simulate hourly weather and air quality over real terrain, and the statistics of the training years.
 

@@ -11,7 +11,7 @@ from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, pac
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.store import open_store
+from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import refuse
 from aqtopo.training.position import next_samples
@@ -50,33 +50,21 @@ def import_lightning(
     store = open_store(config.data.store)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
-    epoch, step = int(content["epoch"]), int(content["global_step"])
-    step_in_epoch = step - epoch * plan.steps_per_epoch
-    if not 0 <= step_in_epoch <= plan.steps_per_epoch:
-        refuse(
-            f"{path}: its position is none of this run's",
-            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
-            "Use the data, batch and accumulation of the run that saved it.",
-        )
-    rates = schedule.lrs(min(step, schedule.total_steps - 1))
+    position = _position(path, content, config, store, plan)
+    rates = schedule.lrs(min(position.step, schedule.total_steps - 1))
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     tensors, steps, saved = collect(content, groups, others, rules, order)
     _check_hyperparameters(saved, rates, config, allowed or Allowed())
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
-    tag = Tag(epoch, step, step_in_epoch, None, float("nan"))
+    tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))
     manifest = Manifest(
         schema=1,
         layout="universal",
         tag=tag.name,
         run=RunFacts(
-            position=Position(
-                epoch=epoch,
-                step_in_epoch=step_in_epoch,
-                step=step,
-                next_samples=next_samples(config, store, plan, epoch, step_in_epoch),
-            ),
+            position=position,
             losses=Losses(train=None, running=None, probe=None, best_validation=None, validations_waited=0),
             next_lrs=rates,
             seed=config.training.seed,
@@ -95,7 +83,7 @@ def import_lightning(
         optimizer_steps=steps,
         zero_stage=2,
         world_size=1,
-        global_samples=step * config.train_batch,
+        global_samples=position.step * config.train_batch,
         skipped_steps=0,
         loss_scaler=None,
         versions=package_versions(),
@@ -103,6 +91,30 @@ def import_lightning(
     )
     write_import(manifest, tensors, out)
     return manifest
+
+
+def _position(
+    path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
+) -> Position:
+    """Where in the run the file was saved.
+
+    Raises:
+        RefusedError: this run has no such place.
+    """
+    epoch, step = int(content["epoch"]), int(content["global_step"])
+    step_in_epoch = step - epoch * plan.steps_per_epoch
+    if not 0 <= step_in_epoch <= plan.steps_per_epoch:
+        refuse(
+            f"{path}: its position is none of this run's",
+            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
+            "Use the data, batch and accumulation of the run that saved it.",
+        )
+    return Position(
+        epoch=epoch,
+        step_in_epoch=step_in_epoch,
+        step=step,
+        next_samples=next_samples(config, store, plan, epoch, step_in_epoch),
+    )
 
 
 def _check_hyperparameters(

@@ -56,7 +56,12 @@ def test_killed_process_leaves_no_hold(path: Path) -> None:
 
 
 def test_only_rank_0_holds(path: Path) -> None:
-    with alone_together(path, ALONE, "", ""), alone_together(path, Alone(rank=1, size=2), "", ""):
+    with (
+        alone_together(path, ALONE, "", ""),
+        alone_together(path, Alone(rank=1, size=2), "", ""),
+        pytest.raises(RefusedError, match="busy"),
+        alone_together(path, ALONE, "busy", "Wait."),
+    ):
         pass
 
 
