@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
+from aqtopo.data.simulate.settings import SWITCHES, Setting
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -25,17 +26,26 @@ def synth(
     ] = None,
     lat: Latitudes = CHINA_LAT,
     lon: Longitudes = CHINA_LON,
+    setting: Annotated[
+        Setting,
+        typer.Option(
+            "--world",
+            help="real: as it is; ridges: strong winds, ridges that block; flat: neither heights nor wind; "
+            "inert: both, and pollution that stays where it is.",
+        ),
+    ] = Setting.REAL,
 ) -> None:
     """Simulate hourly weather and air quality over real terrain, and the statistics of the training years.
 
     The result has the units and ranges of a reanalysis and is none: its attributes say that it is simulated.
+    The worlds other than `real` are for ablations: there it is known what a model should need.
     """
     from aqtopo.data.simulate.simulator import simulate
     from aqtopo.data.simulate.world import World, parse_grid
     from aqtopo.data.statistics import write_statistics
     from aqtopo.data.write import write_store
 
-    world = World(years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon)
+    world = World(years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon, **SWITCHES[setting])
     train_years = train_years or years[:1]
     missing = sorted(set(train_years) - set(years))
     if missing:
@@ -45,7 +55,8 @@ def synth(
         )
     write_store(with_progress(simulate(world), world), out)
     write_statistics(out, train_years)
-    typer.echo(f"{out}: {grid} cells, {', '.join(map(str, years))}, simulated with seed {seed}")
+    of_world = "" if setting is Setting.REAL else f" of the world {setting}"
+    typer.echo(f"{out}: {grid} cells{of_world}, {', '.join(map(str, years))}, simulated with seed {seed}")
 
 
 def with_progress(blocks: "Iterator[xr.Dataset]", world: "World") -> "Iterator[xr.Dataset]":

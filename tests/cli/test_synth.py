@@ -79,3 +79,10 @@ def test_an_existing_store_is_refused_before_anything_is_simulated(tmp_path: Pat
     with pytest.raises(ValueError, match=r"exists already"):
         synth(str(out), "--years", "2016")
     assert list(out.iterdir()) == []
+
+
+def test_a_world_for_ablations_is_written_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulator, "simulate", lambda world: islice(simulate(world), 1))
+    output = synth(str(tmp_path / "flat.zarr"), "--years", "2016", *TINY, "--world", "flat")
+    assert "of the world flat" in output
+    assert open_store(tmp_path / "flat.zarr").std["u"] == 0.0

@@ -131,8 +131,11 @@ class Circulation:
         return np.concatenate(columns, axis=1)
 
 
-def build_circulation(grid: Grid, terrain: Terrain, seed: int) -> Circulation:
-    """Make the patterns: waves, mean westerlies and monsoon, breezes; terrain acts on all but breezes."""
+def build_circulation(grid: Grid, terrain: Terrain, seed: int, wind_strength: float = 1.0) -> Circulation:
+    """Make the patterns: waves, mean westerlies and monsoon, breezes; terrain acts on all but breezes.
+
+    `wind_strength` multiplies the winds, and leaves the waves' pressure and warm sectors as they are.
+    """
     waves = draw_waves(seed, float(grid.lat_centres.mean()))
     u, v, stream = _wave_patterns(grid, waves)
     warm = v / WAVE_WIND
@@ -142,7 +145,7 @@ def build_circulation(grid: Grid, terrain: Terrain, seed: int) -> Circulation:
     u, v = _around_terrain(np.concatenate([u, mean_u]), np.concatenate([v, mean_v]), grid, terrain)
     u, v = np.concatenate([u, breeze_u]), np.concatenate([v, breeze_v])
     stream, warm = np.concatenate([stream, blank]), np.concatenate([warm, blank])
-    channels = {Flow.U: u, Flow.V: v, Flow.STREAM: stream, Flow.WARM: warm}
+    channels = {Flow.U: wind_strength * u, Flow.V: wind_strength * v, Flow.STREAM: stream, Flow.WARM: warm}
     patterns = np.stack([channels[flow].reshape(len(u), -1) for flow in Flow])
     return Circulation(waves, patterns.astype(np.float32), grid.shape)
 

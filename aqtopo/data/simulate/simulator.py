@@ -78,7 +78,7 @@ def build_simulator(world: World) -> Simulator:
     return Simulator(
         world=world,
         terrain=terrain,
-        climate=build_climate(grid, terrain, world.seed),
+        climate=build_climate(grid, terrain, world.seed, world.wind_strength),
         emissions=build_emissions(grid, terrain),
         transport=Transport(world, terrain),
     )
@@ -186,5 +186,6 @@ def _frame(simulator: Simulator) -> xr.Dataset:
             "flat_terrain": str(world.flat).lower(),
             "ridge_blocking": world.ridge_blocking,
             "wind_transport": str(world.wind_transport).lower(),
+            "wind_strength": world.wind_strength,
         },
     )

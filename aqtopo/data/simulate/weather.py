@@ -148,14 +148,14 @@ class Climate:
         return bounded
 
 
-def build_climate(grid: Grid, terrain: Terrain, seed: int) -> Climate:
+def build_climate(grid: Grid, terrain: Terrain, seed: int, wind_strength: float = 1.0) -> Climate:
     """Fit a plausible climate to the latitudes, coasts and heights of a grid.
 
     The numbers are round values that put annual means and amplitudes within a few kelvin of Asian stations
     (reanalysis climatologies); nothing is fitted to data.
     """
     land, lat = terrain.land, grid.lat2d
-    circulation = build_circulation(grid, terrain, seed)
+    circulation = build_circulation(grid, terrain, seed, wind_strength)
     dry = desert_fraction(grid, terrain)
     inland = np.tanh((grid.lon2d - 98.0) / 10.0)
     coriolis = 2 * EARTH_ROTATION * np.sin(np.radians(grid.lat_centres.mean()))

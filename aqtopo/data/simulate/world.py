@@ -138,6 +138,7 @@ class World:
         flat: every height is 0 m; land and sea, cities and deserts stay where they are.
         ridge_blocking: multiplies the heights that air has to climb between cells; 0 lets it pass freely.
         wind_transport: whether the wind carries pollutants; without it they only diffuse between cells.
+        wind_strength: multiplies the wind everywhere; 0 is calm for ever.
     """
 
     years: tuple[int, ...]
@@ -148,6 +149,7 @@ class World:
     flat: bool = False
     ridge_blocking: float = 1.0
     wind_transport: bool = True
+    wind_strength: float = 1.0
 
     def __post_init__(self) -> None:
         self.domain  # noqa: B018  (building the grid checks it)
@@ -162,8 +164,9 @@ class World:
             )
         if self.seed < 0:
             raise ValueError(f"the seed {self.seed} is negative: choose 0 or a positive whole number")
-        if self.ridge_blocking < 0:
-            raise ValueError(f"ridge_blocking is {self.ridge_blocking}: choose 0 or a positive number")
+        for name in ("ridge_blocking", "wind_strength"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: choose 0 or a positive number")
 
     @property
     def days(self) -> int:

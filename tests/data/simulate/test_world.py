@@ -34,6 +34,7 @@ def test_unreadable_grid_text_is_refused_with_an_example(text: str) -> None:
         ({"years": (1066,)}, "between 1970 and 2200"),
         ({"seed": -1}, "seed -1 is negative"),
         ({"ridge_blocking": -0.5}, "ridge_blocking is -0.5"),
+        ({"wind_strength": -1.0}, "wind_strength is -1.0"),
     ],
 )
 def test_impossible_worlds_are_refused(change: dict[str, object], message: str) -> None:
