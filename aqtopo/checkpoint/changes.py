@@ -16,6 +16,7 @@ FREE = (
     "data.worker_start",
     "data.prefetch",
     "data.read_deadline_s",
+    "data.stage",
     "training.run_dir",
     "training.log_every",
     "training.sanity_micro_batches",

@@ -3,6 +3,7 @@
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.files import load_config, schema
 from aqtopo.config.run import (
+    READ_DEADLINE_S,
     AttentionSetting,
     CheckpointConfig,
     DataConfig,
@@ -15,6 +16,7 @@ from aqtopo.config.run import (
 )
 
 __all__ = [
+    "READ_DEADLINE_S",
     "AttentionSetting",
     "CheckpointConfig",
     "DataConfig",

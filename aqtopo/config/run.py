@@ -28,6 +28,9 @@ def _ignore(_: str | None) -> None:
 
 AttentionSetting = Literal["auto", "torch", "fused"]
 
+READ_DEADLINE_S = 300
+"""How long a file system may take to answer [s]; shards are read in milliseconds, hung ones never."""
+
 
 class DataConfig(Strict):
     """Which samples there are, and how they reach the model."""
@@ -77,8 +80,11 @@ class DataConfig(Strict):
     prefetch: Positive = 2
     """Micro-batches that a worker reads ahead; more where a step has more."""
 
-    read_deadline_s: Positive = 300
-    """Seconds that a micro-batch may take to be read before the run ends with a message."""
+    read_deadline_s: Positive = READ_DEADLINE_S
+    """Seconds that the file system may take to answer before the run ends with a message."""
+
+    stage: Annotated[str, Field(pattern="^/")] | None = None
+    """Folder in a node's own memory or disk, such as /tmp, to copy the shards to at start; null for none."""
 
 
 class ModelConfig(Strict):

@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
 
 from aqtopo.data.check import unphysical
 from aqtopo.data.schema import HOURS_PER_SHARD
-from aqtopo.data.shards import DamagedShardError, shard_checksum, shard_path
+from aqtopo.data.shards import DamagedShardError, kept_checksums, shard_checksum, shard_path
 from aqtopo.data.statistics import Moments
 from aqtopo.data.store import Store, open_store
 from aqtopo.data.summary import gaps
 from aqtopo.data.walk import Report, in_silence
-from aqtopo.data.write import CHECKSUMS
 from aqtopo.variables import VARIABLES
 
 Severity = Literal["fault", "note"]
@@ -74,7 +72,7 @@ def _hours(first: np.datetime64, last: np.datetime64) -> int:
 
 def _shards(store: Store, report: Report) -> Iterator[Finding]:
     starts = range(0, store.times.size, HOURS_PER_SHARD)
-    kept = _kept_checksums(store)
+    kept = kept_checksums(store.path)
     if kept.size != len(starts):
         yield Finding(
             "fault",
@@ -97,13 +95,6 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
             totals.add(first, fields)
         report("shards checked", number + 1, len(starts))
     yield from totals.findings()
-
-
-def _kept_checksums(store: Store) -> NDArray[np.uint64]:
-    group = zarr.open_group(store.path, mode="r")
-    if CHECKSUMS not in group:
-        return np.empty(0, np.uint64)
-    return np.asarray(group[CHECKSUMS][:], dtype=np.uint64)  # type: ignore[index]
 
 
 def _damaged(store: Store, first: int, what: str) -> Finding:

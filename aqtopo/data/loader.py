@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import SURPLUS, Batch, BatchReader, Labels
+from aqtopo.data.deadline import within
 from aqtopo.data.ring import Ring
 from aqtopo.data.samples import (
     SampleTable,
@@ -33,7 +34,7 @@ from aqtopo.data.samples import (
 )
 from aqtopo.data.schema import HOURS_PER_SHARD, refuse
 from aqtopo.data.store import Store
-from aqtopo.data.workers import Workers, within, worker_context, worker_setup
+from aqtopo.data.workers import Workers, worker_context, worker_setup
 
 _MOST_READ_AHEAD = 8
 """Micro-batches that a worker reads ahead at most to have a whole step at hand; more is up to the user."""

@@ -27,6 +27,9 @@ from aqtopo.data.schema import HOURS_PER_SHARD
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
 """What zarr and its codecs raise on damaged data (a shard cut short, a wrong checksum, broken JSON)."""
 
+CHECKSUMS = "shard_blake2b"
+"""The array of the shards' checksums, (shard,) uint64."""
+
 _CRC_BYTES = 4
 _INDEX_BYTES = HOURS_PER_SHARD * 16 + _CRC_BYTES
 _NO_CHUNK = 2**64 - 1
@@ -190,3 +193,11 @@ def shard_checksum(store: str | Path, number: int) -> int:
     except OSError as error:
         raise DamagedShardError(f"cannot be read ({error})") from error
     return int.from_bytes(digest, "little")
+
+
+def kept_checksums(store: str | Path) -> NDArray[np.uint64]:
+    """The checksums of all shards as they were written, (shard,); empty if the store has none."""
+    group = zarr.open_group(store, mode="r")
+    if CHECKSUMS not in group:
+        return np.empty(0, np.uint64)
+    return np.asarray(group[CHECKSUMS][:], dtype=np.uint64)  # type: ignore[index]

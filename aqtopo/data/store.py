@@ -10,12 +10,14 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.config import READ_DEADLINE_S
+from aqtopo.data.deadline import answered
 from aqtopo.data.schema import (
     EXPECTED_CHANNELS,
     FIELDS_DIMS,
@@ -59,6 +61,7 @@ class Store:
         attributes: every attribute of the group.
         digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
             equal on two processes exactly when they see the same store, up to the hourly values.
+        copy: folder from which hours are read, on this node (`aqtopo.data.stage`); None for `path`.
     """
 
     path: str
@@ -73,13 +76,14 @@ class Store:
     source: str
     attributes: Mapping[str, Any] = field(repr=False)
     digest: str
+    copy: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_fields"}
 
     @functools.cached_property
     def _fields(self) -> FieldReader:
-        return field_reader(self.path)
+        return field_reader(self.copy or self.path)
 
     @property
     def simulated(self) -> bool:
@@ -140,26 +144,30 @@ class Store:
         try:
             return self._fields.read(first, last)
         except DamagedShardError as error:
-            shard = shard_path(self.path, first).relative_to(self.path)
-            refuse(
-                self.path,
-                f"lost the fields of {self.times[first]}: the shard {shard} {error}",
-                "Copy the shard or the store again from its source, or write it anew.",
-            )
+            self.lose(first, error, self.copy)
+
+    def lose(self, time_index: int, error: DamagedShardError, copy: str | None = None) -> NoReturn:
+        """Say which hour cannot be read, and why; `copy` is where it was read, if not in the store itself.
+
+        Raises:
+            ValueError: always.
+        """
+        shard = shard_path(self.path, time_index).relative_to(self.path)
+        where, remedy = "", "Copy the shard or the store again from its source, or write it anew."
+        if copy:
+            where, remedy = f" of its copy {copy}", "Remove that folder: the next start copies it anew."
+        time = self.times[time_index]
+        refuse(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
     """Open a store and check everything that can be checked without reading the hourly fields.
 
     Raises:
         ValueError: there is no store, it cannot be read, or it does not fit `aqtopo.data.schema`.
+        TimeoutError: the file system did not answer for `deadline_s`.
     """
-    if not Path(path).exists():
-        raise ValueError(
-            f"There is no data store at {path}. Correct `data.store`, or make one, "
-            f"for example with `aqtopo synth {path} --years 2016 2017 2018 --grid 32x64`."
-        )
-    dataset = _open_dataset(Path(path))
+    dataset = answered(path, "its metadata", lambda: _open_dataset(Path(path)), deadline_s)
     _check_layout(path, dataset)
     static = {
         str(name): dataset["static"].values[i] for i, name in enumerate(dataset["static_channel"].values)
@@ -184,6 +192,11 @@ def open_store(path: str | Path) -> Store:
 
 def _open_dataset(path: Path) -> xr.Dataset:
     """The store's metadata, coordinates and static fields; `fields` stays on disk."""
+    if not path.exists():
+        raise ValueError(
+            f"There is no data store at {path}. Correct `data.store`, or make one, "
+            f"for example with `aqtopo synth {path} --years 2016 2017 2018 --grid 32x64`."
+        )
     try:
         dataset = xr.open_zarr(path, zarr_format=3, consolidated=False, chunks=None)
         return dataset.load() if "fields" not in dataset else _load_all_but_fields(dataset)

@@ -8,18 +8,15 @@ that starts them. They end with the trainer's iterator, or when the trainer itse
 import functools
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import zarr
-
-Result = TypeVar("Result")
 
 _TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -67,33 +64,6 @@ class Workers:
         """End them at once. One that waits for the file system in the kernel ends when that answers."""
         for process in self._processes:
             process.kill()
-
-
-def within(deadline_s: float, work: Callable[[], Result]) -> Result:
-    """Do something that may never end, in a thread that is left behind if it does not.
-
-    DataLoader has a timeout of its own, but fetches a batch's memory from the process that made it without
-    one: from a process that stands still it would wait for ever.
-
-    Raises:
-        TimeoutError: it took longer than `deadline_s`.
-    """
-    results: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
-
-    def run() -> None:
-        try:
-            results.put((work(), None))
-        except BaseException as error:  # noqa: BLE001  (raised again by who waits)
-            results.put((None, error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = results.get(timeout=deadline_s)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return cast(Result, result)
 
 
 def worker_setup() -> Callable[[int], None]:

@@ -37,10 +37,7 @@ from aqtopo.data.schema import (
     refuse,
     whole_hours,
 )
-from aqtopo.data.shards import shard_checksum
-
-CHECKSUMS = "shard_blake2b"
-"""The array of the shards' checksums, (shard,) uint64."""
+from aqtopo.data.shards import CHECKSUMS, shard_checksum
 
 _TIME_CHUNK = 2**16
 """Hours in one chunk of the time axis: 7 years, so that opening a store reads one or two small files."""

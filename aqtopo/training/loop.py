@@ -3,7 +3,7 @@
 import json
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
@@ -31,6 +31,7 @@ from aqtopo.training.run_directory import (
 )
 from aqtopo.training.run_log import RunLog, peak_memory_gib
 from aqtopo.training.running_loss import RunningLoss
+from aqtopo.training.staging import staged
 from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import validation_loss
@@ -101,7 +102,8 @@ def _train_together(
     check_up(prepared, device).demand_health()
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
-        with hold_run_directory(prepared.run_dir, ranks):
+        with hold_run_directory(prepared.run_dir, ranks), staged(prepared, watchdog, log) as store:
+            prepared = replace(prepared, store=store)
             run = _make_run(prepared, ranks, log, job, stops, watchdog, stop_after)
             # Only now is there something to save.
             with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver:

@@ -1,0 +1,51 @@
+"""One rank of two on a node, which stages what two configurations ask for: stage.py BAD.json GOOD.json.
+
+Prints a JSON line: why the first could not be staged, how many shards lie in the copy of the second and of
+how many hours the copy gives what the store does, and whether the copy is there when all ranks have left.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from aqtopo.config import load_config
+from aqtopo.data import open_store
+from aqtopo.training import distributed
+from aqtopo.training.prepare import Prepared, prepare
+from aqtopo.training.resume import NEVER, ResumeOptions
+from aqtopo.training.run_log import RunLog
+from aqtopo.training.staging import staged
+from aqtopo.training.watchdog import watch_together
+
+launch = distributed.read_launch()
+
+
+def prepared(path: str) -> Prepared:
+    return prepare(load_config(Path(path), []), launch, ResumeOptions(NEVER))
+
+
+def main() -> None:
+    bad, good = map(prepared, sys.argv[1:])
+    log, found = RunLog(None, 1), {}
+    with watch_together(launch, good.run_dir) as watchdog:
+        distributed.connect(launch)
+        try:
+            with staged(bad, watchdog, log):
+                pass
+        except ValueError as error:
+            found["problem"] = str(error)
+        with staged(good, watchdog, log) as store:
+            there = open_store(store.path)
+            assert store.copy is not None
+            found["shards"] = len(list(Path(store.copy).glob("fields/c/*/0/0/0")))
+            found["equal"] = sum(np.array_equal(store.read(hour), there.read(hour)) for hour in range(480))
+            distributed.barrier()
+        distributed.barrier()
+        found["left"] = Path(store.copy).exists()
+        sys.stdout.write(f"{json.dumps(found)}\n")
+        distributed.disconnect()
+
+
+main()
