@@ -1,4 +1,4 @@
-"""What a checkpoint needs from the processes of a run: who takes part, waiting, telling each other.
+"""What checkpoints and scores need from the processes of a run: who takes part, waiting, telling each other.
 
 The collectives come from above (`aqtopo.training.distributed`); commands that run alone use `ALONE`.
 """
@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Ranks(Protocol):
-    """The processes that save or restore together."""
+    """The processes that save, restore or score together."""
 
     @property
     def rank(self) -> int:
@@ -34,6 +34,9 @@ class Ranks(Protocol):
 
     def gather_parts(self, part: Tensor) -> Tensor:
         """Every rank's equally long part, one after the other, on every rank."""
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum of every rank's values, element by element, on every rank."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,10 @@ class Alone:
     def gather_parts(self, part: Tensor) -> Tensor:
         """The one part is the whole."""
         return part
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The one part is the sum."""
+        return values
 
 
 ALONE = Alone()

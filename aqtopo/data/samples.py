@@ -207,6 +207,9 @@ class StepPlan:
 
 
 def evaluation_share(samples: int, rank: int, world: int) -> NDArray[np.int64]:
-    """The samples that one of `world` ranks evaluates: every `world`-th, so shares differ by at most one."""
+    """The samples that one of `world` ranks evaluates: a consecutive part; shares differ by at most one.
+
+    Consecutive hours share shards, and daily means need all the forecasts of a day in one place.
+    """
     assert 0 <= rank < world
-    return np.arange(rank, samples, world, dtype=np.int64)
+    return np.arange(samples * rank // world, samples * (rank + 1) // world, dtype=np.int64)

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from aqtopo.checkpoint.ranks import ALONE, Ranks, share
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.walk import Report, in_silence, spans
@@ -54,11 +56,15 @@ def hour_of_day(times: Hours) -> NDArray[np.int64]:
 
 
 def hourly_climatology(
-    store: Store, pollutants: Sequence[str], years: Sequence[int], report: Report = in_silence
+    store: Store,
+    pollutants: Sequence[str],
+    years: Sequence[int],
+    report: Report = in_silence,
+    ranks: Ranks = ALONE,
 ) -> Climatology:
     """Average each pollutant over all hours of the calendar years, by hour of the day.
 
-    One pass, a shard (a day) in memory at a time, sums in float64.
+    One pass, which the processes share, a shard (a day) in memory at a time, sums in float64.
 
     Raises:
         ValueError: the store has no hour in the years, or a shard cannot be read.
@@ -72,6 +78,7 @@ def hourly_climatology(
     channels = channel_indices(store, pollutants)
     shape = (HOURS_A_DAY, len(channels), len(store.lat), len(store.lon))
     total, count = np.zeros(shape), np.zeros(shape, dtype=np.int64)
+    ranges = list(share(ranges, ranks))
     done, all_hours = 0, sum(last - first for first, last in ranges)
     report("hours of climatology", done, all_hours)
     for first, last in ranges:
@@ -82,5 +89,6 @@ def hourly_climatology(
             count[hour] += known
         done += last - first
         report("hours of climatology", done, all_hours)
+    total, count = (ranks.add_up(torch.from_numpy(part)).numpy() for part in (total, count))
     mean = np.divide(total, count, out=np.full(shape, np.nan), where=count > 0)
     return Climatology(mean.astype(np.float32), tuple(sorted(set(years))))

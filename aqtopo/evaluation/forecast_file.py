@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import xarray as xr
@@ -44,10 +45,19 @@ def write_forecast(dataset: xr.Dataset, path: Path, overwrite: bool = False) -> 
         ValueError: as `check_output`, or the place cannot be written.
     """
     check_output(path, overwrite)
+    write_aside(path, lambda aside: _write(dataset, aside, path.suffix))
+
+
+def write_aside(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file or folder beside `path`, and put it in the place of `path` when it is whole.
+
+    Raises:
+        ValueError: the place cannot be written.
+    """
     aside = path.with_name(f"{path.name}.partial")
     try:
         _remove(aside)
-        _write(dataset, aside, path.suffix)
+        write(aside)
         if path.is_dir():
             _remove(path)
         aside.replace(path)

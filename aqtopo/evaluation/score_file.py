@@ -1,32 +1,35 @@
 """`scores.json`: scores with everything needed to know later what they are scores of.
 
 The head of the file is the dataset's attributes; `scores` has one entry a pollutant and horizon, with the
-units, the number of points, RMSE, MAE and bias of every forecast, and the model's skill. What has no value is
-null.
+units, the number of points, RMSE, MAE, bias and anomaly correlation of every forecast, and the model's skill;
+`strata` has such entries by season, hour and area. What has no value is null.
 """
 
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.scores import FORECASTS, REFERENCES, count_wins
+from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.scores import count_wins
 
 SCORES_FILE = "scores.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-_MEASURES = ("rmse", "mae", "bias")
+_MEASURES = ("rmse", "mae", "bias", "acc")
 _COUNTS = ("count", "left_out")
-_NOT_ATTRIBUTES = ("format_version", "summary", "scores")
+_NOT_ATTRIBUTES = ("format_version", "summary", "scores", "strata")
 
 
-def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
-    """A scores dataset as what `scores.json` holds."""
+def scores_as_json(scores: xr.Dataset, strata: Mapping[str, xr.Dataset] | None = None) -> dict[str, Any]:
+    """Scores, overall and by strata, as what `scores.json` holds."""
     wins = count_wins(scores)
+    strata = strata or {}
     return {
         "format_version": FORMAT_VERSION,
         **scores.attrs,
@@ -35,12 +38,21 @@ def scores_as_json(scores: xr.Dataset) -> dict[str, Any]:
             **{f"model_beats_{name}": count for name, count in wins.over.items()},
             "model_beats_both": wins.over_all,
         },
-        "scores": [
-            _entry(scores.sel(pollutant=pollutant, horizon=horizon))
-            for pollutant in scores["pollutant"].values
-            for horizon in scores["horizon"].values
-        ],
+        "scores": _entries(scores),
+        "strata": {
+            name: {str(label): _entries(by_label.sel({name: label})) for label in by_label[name].values}
+            for name, by_label in strata.items()
+        },
     }
+
+
+def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:
+    """One entry for every pollutant and horizon of (forecast, pollutant, horizon) scores."""
+    return [
+        _entry(scores.sel(pollutant=pollutant, horizon=horizon))
+        for pollutant in scores["pollutant"].values
+        for horizon in scores["horizon"].values
+    ]
 
 
 def _entry(pair: xr.Dataset) -> dict[str, Any]:
@@ -51,9 +63,11 @@ def _entry(pair: xr.Dataset) -> dict[str, Any]:
         **{name: int(pair[name]) for name in _COUNTS},
         **{
             name: {measure: _number(pair[measure].sel(forecast=name)) for measure in _MEASURES}
-            for name in FORECASTS
+            for name in pair["forecast"].values.tolist()
         },
-        "skill": {name: _number(pair["skill"].sel(reference=name)) for name in REFERENCES},
+        "skill": {
+            name: _number(pair["skill"].sel(reference=name)) for name in pair["reference"].values.tolist()
+        },
     }
 
 
@@ -67,6 +81,8 @@ def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
     head = {key: value for key, value in content.items() if key not in _NOT_ATTRIBUTES}
     entries = {(entry["pollutant"], entry["horizon_h"]): entry for entry in content["scores"]}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
+    references = list(content["scores"][0]["skill"])
+    forecasts = [MODEL, *references]
 
     def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
         rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
@@ -75,13 +91,13 @@ def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
     per_pair = ("pollutant", "horizon")
     return xr.Dataset(
         {
-            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
-            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
+            **{m: (("forecast", *per_pair), [array(name, m) for name in forecasts]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array("skill", name) for name in references]),
             **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
         },
         coords={
-            "forecast": list(FORECASTS),
-            "reference": list(REFERENCES),
+            "forecast": forecasts,
+            "reference": references,
             "pollutant": pollutants,
             "units": ("pollutant", [entries[name, horizons[0]]["units"] for name in pollutants]),
             "horizon": ("horizon", horizons, {"units": "hours"}),
@@ -97,12 +113,12 @@ def _dig(entry: dict[str, Any], keys: tuple[str, ...]) -> float:
     return math.nan if value is None else value
 
 
-def write_scores(scores: xr.Dataset, run_dir: Path) -> Path:
+def write_scores(scores: xr.Dataset, run_dir: Path, strata: Mapping[str, xr.Dataset] | None = None) -> Path:
     """Write `scores.json` into a run directory in place of an older one; aside first, so never half of it."""
     path = run_dir / SCORES_FILE
     aside = path.with_suffix(".tmp")
     with aside.open("w", encoding="utf-8") as file:
-        json.dump(scores_as_json(scores), file, indent=2, allow_nan=False)
+        json.dump(scores_as_json(scores, strata), file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

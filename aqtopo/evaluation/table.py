@@ -4,7 +4,8 @@ import rich.box
 import xarray as xr
 from rich.table import Table
 
-from aqtopo.evaluation.scores import FORECASTS, MODEL, REFERENCES, count_wins
+from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.scores import count_wins
 from aqtopo.variables import VARIABLES
 
 TABLE_WIDTH = 120
@@ -22,16 +23,16 @@ def score_table(scores: xr.Dataset) -> Table:
     table = Table(
         title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}",
         caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
-        "positive is better",
+        "positive is better; ACC = correlation of anomalies from climatology",
         box=rich.box.SIMPLE_HEAD,
     )
     table.add_column("pollutant", no_wrap=True)
     table.add_column("lead", justify="right", no_wrap=True)
-    for name in FORECASTS:
+    for name in scores["forecast"].values:
         table.add_column(f"RMSE\n{name}", justify="right", no_wrap=True)
-    for name in REFERENCES:
+    for name in scores["reference"].values:
         table.add_column(f"skill vs\n{name}", justify="right", no_wrap=True)
-    for measure in ("MAE", "bias"):
+    for measure in ("ACC", "MAE", "bias"):
         table.add_column(f"{measure}\n{MODEL}", justify="right", no_wrap=True)
     for pollutant in scores["pollutant"].values:
         for horizon in scores["horizon"].values:
@@ -47,8 +48,9 @@ def _row(pair: xr.Dataset) -> list[str]:
     return [
         name,
         f"{int(pair['horizon'])} h",
-        *(_marked(float(rmse.sel(forecast=name)), lowest) for name in FORECASTS),
-        *(_number(float(pair["skill"].sel(reference=name)), "+.3f") for name in REFERENCES),
+        *(_marked(float(rmse.sel(forecast=name)), lowest) for name in pair["forecast"].values),
+        *(_number(float(pair["skill"].sel(reference=name)), "+.3f") for name in pair["reference"].values),
+        _number(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
         _number(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
         _number(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
     ]

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from aqtopo.checkpoint.ranks import ALONE, Ranks
 from aqtopo.refusal import LostRankError
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=30)
@@ -298,6 +299,17 @@ def connect(launch: Launch) -> torch.device:
     return device
 
 
+def join() -> Ranks:
+    """Connect to the other processes of a command that shares its work, if it was started with any.
+
+    Alone it needs neither a process group nor DeepSpeed.
+    """
+    launch = read_launch()
+    if launch.size == 1:
+        return ALONE
+    return World(launch.rank, launch.size, connect(launch))
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -349,6 +361,10 @@ class World:
         whole = torch.empty(self.size * part.numel(), dtype=part.dtype, device=self.device)
         dist.all_gather_into_tensor(whole, part.to(self.device))
         return whole.cpu()
+
+    def add_up(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum of every rank's values, element by element, in host memory on every rank."""
+        return total(values.to(self.device)).cpu()
 
 
 def gather_texts(text: str) -> list[str]:

@@ -12,8 +12,10 @@ import xarray as xr
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.evaluation.areas import Region
+from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.scores import FORECASTS
+from aqtopo.evaluation.sums_file import read_table, write_tables
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -40,7 +42,7 @@ def run(untrained_run: Path) -> LoadedRun:
 
 
 def test_references_are_scored_as_directly_from_the_store(run: LoadedRun) -> None:
-    scores = evaluate(run)
+    scores = evaluate(run).scores
     fields = stored_fields(run.store.path)
     by_hour = fields.sel(time="2016").groupby("time.hour").mean()
     for horizon in HORIZONS_H:
@@ -66,7 +68,7 @@ def test_the_model_is_scored_in_physical_units_at_every_point_of_the_mask(run: L
     with torch.no_grad():
         for parameter in list(run.model.head[-1].parameters()):
             parameter.zero_()
-    scores = evaluate(run).sel(forecast="model")
+    scores = evaluate(run).scores.sel(forecast="model")
     fields = stored_fields(run.store.path)
     for c, name in enumerate(TARGET_VARIABLES):
         for horizon in HORIZONS_H:
@@ -87,7 +89,7 @@ def test_every_forecast_of_a_calm_world_is_perfect_but_the_models(
     store = tmp_path / "calm.zarr"
     write_store(tiny_dataset, store)
     write_statistics(store, [2016])
-    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)}))))
+    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)})))).scores
     for name in ("persistence", "climatology"):
         np.testing.assert_allclose(scores["rmse"].sel(forecast=name), 0.0, atol=1e-3)
     assert (scores["rmse"].sel(forecast="model") > 1e-3).all()
@@ -106,7 +108,7 @@ def test_missing_values_are_left_out_and_counted(
     store = tmp_path / "holes.zarr"
     write_store(tiny_dataset, store)
     write_statistics(store, [2016])
-    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)}))))
+    scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)})))).scores
     whole = INITS.size * 8 * 15
     so2, o3 = scores.sel(pollutant="so2"), scores.sel(pollutant="o3")
     np.testing.assert_array_equal(so2["left_out"], 1)
@@ -126,9 +128,9 @@ def test_the_size_of_the_batches_does_not_change_the_scores(
     lead_time: str,
 ) -> None:
     run = load_run(save_untrained(tiny_config(model={"lead_time": lead_time})))
-    whole = evaluate(run)
+    whole = evaluate(run).scores
     monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_AT_ONCE", 4 * run.config.tokens)
-    in_parts = evaluate(run)
+    in_parts = evaluate(run).scores
     assert whole.attrs.pop("created")
     assert in_parts.attrs.pop("created")
     xr.testing.assert_allclose(in_parts, whole, rtol=1e-5)
@@ -137,7 +139,7 @@ def test_the_size_of_the_batches_does_not_change_the_scores(
 
 def test_scores_say_what_they_are_scores_of(run: LoadedRun) -> None:
     told: list[tuple[str, int, int]] = []
-    scores = evaluate(run, "validation", lambda *facts: told.append(facts))
+    scores = evaluate(run, "validation", lambda *facts: told.append(facts)).scores
     assert dict(scores.sizes) == {"forecast": 3, "reference": 2, "pollutant": 6, "horizon": 4}
     assert tuple(scores["forecast"].values) == FORECASTS
     np.testing.assert_array_equal(scores["units"], [VARIABLES[name].units for name in TARGET_VARIABLES])
@@ -164,3 +166,29 @@ def test_weights_that_have_diverged_are_named(run: LoadedRun) -> None:
         next(iter(run.model.head[-1].parameters())).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         evaluate(run)
+
+
+def test_daily_sums_are_those_of_each_initial_day(run: LoadedRun, tmp_path: Path) -> None:
+    write_tables(evaluate(run).tables, tmp_path)
+    by_day = read_table(tmp_path, "by_day").sel(area="all").sel(forecast="persistence")
+    fields = stored_fields(run.store.path)
+    np.testing.assert_array_equal(by_day["day"], INITS.astype("datetime64[ns]"))
+    for horizon in HORIZONS_H:
+        error = at(fields, INITS) - at(fields, INITS + np.timedelta64(horizon, "h"))
+        here = by_day.sel(horizon=horizon)
+        np.testing.assert_allclose(here["squared"], np.nansum(error**2, axis=(2, 3)), rtol=1e-5)
+        np.testing.assert_array_equal(here["count"], np.isfinite(error).sum(axis=(2, 3)))
+
+
+def test_elevation_bands_share_the_cells_of_the_domain(run: LoadedRun) -> None:
+    done = evaluate(run, regions=[Region("east", 20.0, 48.0, 110.0, 134.0)])
+    area = done.strata["area"]
+    assert area["area"].values.tolist() == ["all", "plains", "slopes", "mountains", "plateau", "east"]
+    count = area["count"].sel(pollutant="pm25", horizon=12)
+    assert count.sel(area="all") == count[area["area_kind"] == "elevation"].sum()
+    elevation, inside = run.store.static["elevation"], run.store.static["mask"] > 0
+    assert count.sel(area="slopes") == INITS.size * ((elevation >= 500) & (elevation < 1500) & inside).sum()
+    assert count.sel(area="east") == INITS.size * 8 * (run.store.lon >= 110).sum()
+    squares = area["rmse"] ** 2 * area["count"]
+    bands = squares.isel(area=(area["area_kind"] == "elevation").values).sum("area")
+    np.testing.assert_allclose(bands, squares.sel(area="all"), rtol=1e-10)

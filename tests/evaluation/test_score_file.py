@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.score_file import SCORES_FILE, read_scores, write_scores
-from aqtopo.evaluation.scores import FORECASTS, ErrorSums
+
+from .made import scores_of_batches
 
 POLLUTANTS, HORIZONS_H = ("pm25", "co"), (12, 96)
 
@@ -20,10 +22,11 @@ def scores() -> xr.Dataset:
     shape = (3, len(HORIZONS_H), len(POLLUTANTS), 4, 5)
     truth = generator.gamma(2.0, 20.0, shape)
     truth[:, 1, 1] = np.nan
-    sums = ErrorSums.empty(POLLUTANTS, HORIZONS_H)
     forecasts = {name: generator.gamma(2.0, 20.0, shape) for name in FORECASTS}
-    sums.add(forecasts, truth, np.ones(shape, dtype=np.bool_))
-    made = sums.scores().assign_coords(units=("pollutant", ["ug m-3"] * 2))
+    batch = forecasts, truth, np.ones(shape, dtype=np.bool_)
+    made = scores_of_batches(batch, pollutants=POLLUTANTS, horizons_h=HORIZONS_H).assign_coords(
+        units=("pollutant", ["ug m-3"] * 2)
+    )
     return made.assign_attrs(run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"})
 
 
@@ -55,7 +58,7 @@ def test_what_has_no_value_is_null_in_valid_json(scores: xr.Dataset, tmp_path: P
     text = write_scores(scores, tmp_path).read_text()
     last = json.loads(text, parse_constant=pytest.fail)["scores"][-1]
     assert last["count"] == 0
-    assert last["model"] == {"rmse": None, "mae": None, "bias": None}
+    assert last["model"] == {"rmse": None, "mae": None, "bias": None, "acc": None}
     assert last["skill"] == {"persistence": None, "climatology": None}
 
 

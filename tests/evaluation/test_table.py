@@ -7,17 +7,19 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from aqtopo.evaluation.scores import FORECASTS, ErrorSums
+from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.table import TABLE_WIDTH, score_table, summary
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
+
+from .made import scores_of_batches
 
 
 def scores_with_rmse(rmse: np.ndarray) -> xr.Dataset:
     """Scores of six pollutants and four horizons from RMSE (F, K, C), one point each."""
-    sums = ErrorSums.empty(TARGET_VARIABLES, HORIZONS_H)
     wide = rmse[:, None, :, :, None, None]
-    sums.add(dict(zip(FORECASTS, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool))
-    scores = sums.scores().assign_coords(units=("pollutant", ["ug m-3"] * 6))
+    batch = dict(zip(FORECASTS, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool)
+    scores = scores_of_batches(batch, pollutants=TARGET_VARIABLES, horizons_h=HORIZONS_H)
+    scores = scores.assign_coords(units=("pollutant", ["ug m-3"] * 6))
     return scores.assign_attrs(run="demo", tag="epoch02-step000100", split="test", years=[2017, 2018])
 
 
@@ -82,5 +84,5 @@ def test_pairs_without_data_are_dashes_and_are_said() -> None:
     rmse = np.ones((3, 4, 6))
     rmse[2, 2:, 0] = np.nan
     scores = scores_with_rmse(rmse)
-    assert [line.count(" - ") for line in printed(scores) if "PM2.5" in line] == [0, 0, 7, 7]
+    assert [line.count(" - ") for line in printed(scores) if "PM2.5" in line] == [1, 1, 8, 8]
     assert summary(scores).endswith("and than both in 0; 2 more have no data.")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.scores import FORECASTS, MODEL, REFERENCES
+from aqtopo.evaluation.cases import FORECASTS, MODEL, REFERENCES
 from aqtopo.variables import VARIABLES
 
 # Within this skill of zero, "better" or "worse" would be a word for noise.

@@ -52,7 +52,7 @@ def finish(save_untrained: Callable[[RunConfig], Path]) -> Callable[[RunConfig],
         (run_dir / "run.json").write_text(json.dumps(RUN_FACTS))
         steps = [step_line(step, 2.0 / step) for step in range(1, 8)]
         write_metrics(run_dir / "metrics.jsonl", [{"event": "start"}, *steps, validation_line(7, 0.5)])
-        write_scores(evaluate(load_run(run_dir)), run_dir)
+        write_scores(evaluate(load_run(run_dir)).scores, run_dir)
         return run_dir
 
     return make

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.report.scoreboard import pretty_units, round_together, score_board
-from aqtopo.evaluation.scores import FORECASTS
 
 
 def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -> xr.Dataset:

@@ -1,0 +1,149 @@
+"""Where scores are asked for: the whole domain, bands of elevation, and boxes of latitude and longitude."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqtopo.data.store import Store
+
+WHOLE = "all"
+"""The name of the area that holds every cell."""
+
+
+@dataclass(frozen=True)
+class Band:
+    """Cells whose elevation is at least `lowest_m` and below `below_m` [m]."""
+
+    name: str
+    lowest_m: float
+    below_m: float
+
+
+BANDS = (
+    Band("plains", -np.inf, 500.0),
+    Band("slopes", 500.0, 1500.0),
+    Band("mountains", 1500.0, 3000.0),
+    Band("plateau", 3000.0, np.inf),
+)
+"""Bands by the height of the cell, which says nothing about how steep it is there.
+
+The limits follow the three steps of China's relief (Zhao Songqiao, Physical Geography of China, 1986): the
+eastern lowlands below 500 m, the middle step mostly at 1000 to 2000 m, the plateau of Qinghai and Tibet
+above 3000 m.
+"""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Cells whose centres lie in a box, its edges included.
+
+    Attributes:
+        name: what tables call it.
+        south: lowest latitude [degrees north].
+        north: highest latitude.
+        west: lowest longitude [degrees east], as the store counts them.
+        east: highest longitude.
+    """
+
+    name: str
+    south: float
+    north: float
+    west: float
+    east: float
+
+    def __post_init__(self) -> None:
+        if not (self.south < self.north and self.west < self.east):
+            raise ValueError(
+                f"the region {self.name} from {self.south:g} to {self.north:g} N and {self.west:g} to "
+                f"{self.east:g} E is empty. Write NAME=SOUTH:NORTH,WEST:EAST, the lower number first."
+            )
+
+
+REGIONS = (
+    Region("Beijing-Tianjin-Hebei", 37.0, 41.0, 114.0, 118.0),
+    Region("Yangtze River Delta", 30.0, 33.0, 118.0, 122.0),
+    Region("Pearl River Delta", 21.5, 24.0, 112.0, 115.5),
+    Region("Sichuan Basin", 28.5, 31.5, 103.5, 107.0),
+)
+"""The clusters of large cities that studies of China's air compare (boxes of Li et al., PNAS 116, 422,
+2019)."""
+
+
+def parse_region(text: str) -> Region:
+    """A region from `NAME=SOUTH:NORTH,WEST:EAST` in degrees, such as `Sichuan=28.5:31.5,103.5:107`.
+
+    Raises:
+        ValueError: the text is not of that form, or the box is empty.
+    """
+    name, equals, box = text.partition("=")
+    try:
+        (south, north), (west, east) = (map(float, side.split(":")) for side in box.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"the region {text!r} is not of the form NAME=SOUTH:NORTH,WEST:EAST in degrees. "
+            "Write for example Sichuan=28.5:31.5,103.5:107."
+        ) from error
+    if not name or not equals or name == WHOLE or name in {band.name for band in BANDS}:
+        raise ValueError(f"the region {text!r} needs a name of its own before the equals sign.")
+    return Region(name, south, north, west, east)
+
+
+@dataclass(frozen=True, eq=False)
+class Areas:
+    """Areas of one grid, the whole domain first. Areas may share cells.
+
+    Attributes:
+        names: of the A areas.
+        kinds: `all`, `elevation` or `region`, for each area.
+        cells: (A, H, W), true where a cell belongs to it.
+        empty: names of the bands and regions that have no cell inside the mask, and so no scores.
+    """
+
+    names: tuple[str, ...]
+    kinds: tuple[str, ...]
+    cells: NDArray[np.bool_]
+    empty: tuple[str, ...] = ()
+
+
+def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
+    """The whole domain, the elevation bands and the regions of a store.
+
+    Args:
+        store: gives elevation, mask and coordinates.
+        regions: boxes that were asked for; None for those of `REGIONS` that lie in the domain.
+
+    Raises:
+        ValueError: a region that was asked for has no cell inside the mask, or two have the same name.
+    """
+    mask, elevation = store.static["mask"] > 0, store.static["elevation"]
+    found: dict[str, tuple[str, NDArray[np.bool_]]] = {
+        band.name: ("elevation", (elevation >= band.lowest_m) & (elevation < band.below_m)) for band in BANDS
+    }
+    for region in REGIONS if regions is None else regions:
+        if region.name in found:
+            raise ValueError(f"two regions are called {region.name}. Give each a name of its own.")
+        found[region.name] = ("region", _box(store, region))
+        if regions is not None and not (found[region.name][1] & mask).any():
+            (south, north), (west, east) = ((axis.min(), axis.max()) for axis in (store.lat, store.lon))
+            raise ValueError(
+                f"the region {region.name} holds no cell of {store.path} inside its mask, on a grid from "
+                f"{south:g} to {north:g} N and {west:g} to {east:g} E. Choose a box that does."
+            )
+    empty = tuple(name for name, (_, cells) in found.items() if not (cells & mask).any())
+    kept = {name: area for name, area in found.items() if name not in empty}
+    whole = np.ones(mask.shape, dtype=np.bool_)
+    return Areas(
+        names=(WHOLE, *kept),
+        kinds=(WHOLE, *(kind for kind, _ in kept.values())),
+        cells=np.stack([whole, *(cells for _, cells in kept.values())]),
+        empty=empty,
+    )
+
+
+def _box(store: Store, region: Region) -> NDArray[np.bool_]:
+    rows = (store.lat >= region.south) & (store.lat <= region.north)
+    columns = (store.lon >= region.west) & (store.lon <= region.east)
+    box: NDArray[np.bool_] = rows[:, None] & columns
+    return box
