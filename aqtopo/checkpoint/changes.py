@@ -57,6 +57,10 @@ class Allowed:
         """Whether the setting at `path` may differ; allowing a section allows what is in it."""
         return any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in self.changes)
 
+    def drops(self, name: str) -> bool:
+        """Whether the run need not have the saved tensor `name`."""
+        return _listed(name, self.unexpected)
+
 
 def parse_renames(texts: Iterable[str]) -> dict[str, str]:
     """Read `OLD=NEW` pairs.
@@ -162,7 +166,7 @@ def match_names(
     problems += [
         f"{name} {list(tensor.shape)}: saved, but not in this run (--allow-unexpected {name})"
         for name, (_, tensor) in then.items()
-        if name not in used and not _listed(name, allowed.unexpected)
+        if name not in used and not allowed.drops(name)
     ]
     refuse("the saved state is not this model's", problems, "Or move a state to a new name: --rename OLD=NEW")
     return names

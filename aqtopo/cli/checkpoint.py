@@ -144,14 +144,22 @@ def import_lightning_command(
         list[str] | None, typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rename tensors.")
     ] = None,
     order: Annotated[
-        Path | None, typer.Option(help="Names in the order in which the file's groups listed them.")
+        str | None,
+        typer.Option(
+            metavar="named_parameters|FILE",
+            help="How the file's groups listed their parameters: as the model does, or as a file says.",
+        ),
     ] = None,
     allow_change: Annotated[
         list[str] | None, typer.Option(metavar="A.B", help="What may differ: schedule, optimizer.eps, ...")
     ] = None,
+    allow_unexpected: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A tensor of the file that is left out.")
+    ] = None,
 ) -> None:
     """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
     from aqtopo.checkpoint.changes import Allowed
+    from aqtopo.checkpoint.lightning_match import Listing
     from aqtopo.config import load_config
     from aqtopo.training.lightning_import import import_lightning
 
@@ -160,8 +168,8 @@ def import_lightning_command(
         out,
         load_config(config),
         [_rule(text) for text in rules or ()],
-        order.read_text().split() if order else (),
-        Allowed(tuple(allow_change or ())),
+        Listing.parse(order),
+        Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)
     print(  # noqa: T201

@@ -1,12 +1,13 @@
 """`import-lightning`: what the file's tensors and counters mean for a run of this package."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.lightning import collect, read_lightning, write_import
+from aqtopo.checkpoint.lightning_match import Listing, Rules
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
@@ -18,6 +19,8 @@ from aqtopo.training.position import next_samples
 from aqtopo.training.resume import model_groups, other_tensors
 from aqtopo.training.schedule import Schedule
 
+NOT_STATED = Listing()
+
 RATE_TOLERANCE = 1e-6
 """Relative: Lightning's schedulers multiply rates step by step, ours are closed formulas."""
 
@@ -26,8 +29,8 @@ def import_lightning(
     path: Path,
     out: Path,
     config: RunConfig,
-    rules: Sequence[tuple[str, str]] = (),
-    order: Sequence[str] = (),
+    rules: Rules = (),
+    listing: Listing = NOT_STATED,
     allowed: Allowed | None = None,
 ) -> Manifest:
     """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
@@ -37,8 +40,9 @@ def import_lightning(
         out: the folder to make.
         config: the run that goes on from it.
         rules: renaming rules, pattern and replacement.
-        order: names in the order in which the file's groups listed them.
-        allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's.
+        listing: what is known of the order in which the file's groups listed their parameters.
+        allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's;
+            `unexpected` tensors of the file are left out.
 
     Raises:
         ValueError: the file lacks what is needed, or `out` exists.
@@ -55,8 +59,9 @@ def import_lightning(
     model = build_model(config, Terrain(store.static["elevation"], store.lat))
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
-    tensors, steps, saved = collect(content, groups, others, rules, order)
-    _check_hyperparameters(saved, rates, config, allowed or Allowed())
+    allowed = allowed or Allowed()
+    tensors, steps, saved = collect(content, groups, others, rules, listing, allowed.drops)
+    _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))
     manifest = Manifest(

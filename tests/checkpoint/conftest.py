@@ -17,11 +17,12 @@ TIME_LIMIT_S = 560
 
 @dataclass(frozen=True)
 class Job:
-    """A function of jobs.py on a number of ranks."""
+    """A function of this folder's jobs.py, or of another file, on a number of ranks."""
 
     world: int
     function: str
     arguments: dict[str, Any]
+    file: str = "jobs"
 
 
 @dataclass(frozen=True)

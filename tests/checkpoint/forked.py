@@ -2,7 +2,7 @@
 
     python forked.py JOBS.json
 
-Each job is {"world": W, "function": name in this folder's jobs.py, "arguments": {...}, "folder": for output}.
+Each job is {"world": W, "file": of this folder, "function": in it, "arguments": {...}, "folder": for output}.
 Jobs run one after the other; a rank's output goes to `<folder>/rank<r>.log`, its exit code to `codes.json`.
 """
 
@@ -19,12 +19,12 @@ import deepspeed  # noqa: F401  imported before forking
 import torch  # noqa: F401
 
 
-def load_jobs_module() -> Any:
-    spec = importlib.util.spec_from_file_location("jobs", Path(__file__).with_name("jobs.py"))
+def load_module(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["jobs"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -68,6 +68,7 @@ def run_job(module: Any, job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    jobs_module = load_jobs_module()
-    for item in json.loads(Path(sys.argv[1]).read_text()):
-        run_job(jobs_module, item)
+    plan = json.loads(Path(sys.argv[1]).read_text())
+    modules = {name: load_module(name) for name in sorted({item["file"] for item in plan})}
+    for item in plan:
+        run_job(modules[item["file"]], item)

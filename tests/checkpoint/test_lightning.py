@@ -1,6 +1,7 @@
 """A run that Lightning DDP saved goes on under ZeRO-2, with every moment, as Lightning itself goes on."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from aqtopo.checkpoint.inspection import open_state, verify_state
-from aqtopo.checkpoint.lightning import match_groups, match_parameters, read_lightning, rename
-from aqtopo.checkpoint.manifest import GroupInfo, TensorInfo
+from aqtopo.checkpoint.changes import Allowed
+from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.lightning import read_lightning
+from aqtopo.checkpoint.lightning_match import Listing, rename
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.lightning_import import import_lightning
@@ -72,7 +74,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> tup
     convert = ["checkpoint", "import-lightning", str(folder / "run.ckpt"), str(out), "--config", str(path)]
     elsewhere = ["--set", f"training.run_dir={folder / 'resumed2'}"]
     jobs = [
-        Job(1, "train_with_lightning", lightning),
+        Job(1, "train", lightning, file="lightning_run"),
         Job(1, "aqtopo", {"arguments": convert}),
         Job(1, "aqtopo", {"arguments": train}),
         Job(2, "aqtopo", {"arguments": [*train, *elsewhere]}),
@@ -136,50 +138,76 @@ def test_other_rates_are_refused_until_allowed(published: tuple[Path, RunConfig]
     assert not (tmp_path / "out").exists()
 
 
-def info(name: str, *shape: int) -> TensorInfo:
-    return TensorInfo(name=name, shape=shape, dtype="float32")
+@pytest.fixture
+def content(published: tuple[Path, RunConfig]) -> dict[str, Any]:
+    """The file's content, to be changed."""
+    found: dict[str, Any] = torch.load(published[0] / "run.ckpt", weights_only=True)
+    return found
 
 
-def group(name: str, lr: float, *tensors: TensorInfo) -> GroupInfo:
-    return GroupInfo(name=name, hyperparameters={}, next_lr=lr, parameters=tensors)
+def imported(content: dict[str, Any], config: RunConfig, folder: Path, **how: Any) -> SavedState:
+    torch.save(content, folder / "changed.ckpt")
+    import_lightning(folder / "changed.ckpt", folder / "out", config, **how)
+    return open_state(folder / "out")
 
 
-def test_groups_are_told_apart_by_shapes_then_by_rate() -> None:
-    saved = [{"params": [0], "lr": 2.0}, {"params": [1], "lr": 1.0}, {"params": [2], "lr": 1.0}]
-    shapes = {0: (3,), 1: (3,), 2: (4,)}
-    groups = [group("a", 1.0, info("x", 3)), group("b", 2.0, info("y", 3)), group("c", 1.0, info("z", 4))]
-    assert match_groups(saved, shapes, groups) == {"a": 1, "b": 0, "c": 2}
+def in_another_order(content: dict[str, Any], order: dict[str, str]) -> list[str]:
+    """Make the groups list the tensors of one block or layer where those of another were; all names then."""
+    optimizer, names = content["optimizer_states"][0], list(rename(content["state_dict"], []).values())
+    listed: dict[str, list[str]] = {"others": [], "head": [], "blocks": [], "token_embeds": []}
+    for name in names:
+        listed.get(name.split(".")[0], listed["others"]).append(name)
+    old = [name for part in listed.values() for name in part]
+    pattern = "|".join(map(re.escape, order))
+    new = [re.sub(rf"^({pattern})(?=\.)", lambda match: order[match[0]], name) for name in old]
+    number = {name: place for place, name in enumerate(old)}
+    optimizer["state"] = {place: optimizer["state"][number[name]] for place, name in enumerate(new)}
+    return new
 
 
-def test_ambiguous_groups_are_refused_with_the_candidates() -> None:
-    saved = [{"params": [0], "lr": 1.0}, {"params": [1], "lr": 1.0}]
-    groups = [group("a", 1.0, info("x", 3)), group("b", 1.0, info("y", 3))]
-    with pytest.raises(RefusedError, match=r"a \(1 parameters\) fits groups \[0, 1\] of the file's"):
-        match_groups(saved, {0: (3,), 1: (3,)}, groups)
+REORDERED = {
+    "blocks listed backwards": {f"blocks.{i}": f"blocks.{6 - i}" for i in range(1, 6)},
+    "layers of the head": {"head.0": "head.2", "head.2": "head.0"},
+    "norms of a block": {"blocks.4.norm1": "blocks.4.norm2", "blocks.4.norm2": "blocks.4.norm1"},
+}
 
 
-def test_parameters_go_by_the_names_the_optimizer_was_given() -> None:
-    saved = {"params": [5, 6], "param_names": ["model.b", "model.a"]}
-    listed = [info("a", 3), info("b", 3)]
-    names = {"model.a": "a", "model.b": "b"}
-    assert match_parameters("g", saved, {5: (3,), 6: (3,)}, listed, names) == {"b": 5, "a": 6}
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REORDERED)
+def test_other_order_of_equal_shapes_is_refused_until_it_is_stated(
+    published: tuple[Path, RunConfig], content: dict[str, Any], tmp_path: Path, case: str
+) -> None:
+    order = REORDERED[case]
+    names = in_another_order(content, order)
+    with pytest.raises(RefusedError, match=r"(?s)equal shape.*candidates, parameters \[.*--order FILE") as no:
+        imported(content, published[1], tmp_path)
+    assert all(f"{moved}." in str(no.value) for moved in list(order)[:2])
+    assert not (tmp_path / "out").exists()
+    state = imported(content, published[1], tmp_path, listing=Listing(True, tuple(names)))
+    assert not list(diff_states(state, open_state(published[0] / "imported")))
 
 
-def test_order_that_does_not_fit_is_refused_with_the_candidates() -> None:
-    listed = [info("a", 3), info("b", 4)]
-    with pytest.raises(RefusedError, match=r"(?s)a \[3\]: parameter 0 .* candidates \[1\].*--order FILE"):
-        match_parameters("g", {"params": [0, 1]}, {0: (4,), 1: (3,)}, listed, {})
+@pytest.mark.slow
+def test_names_that_the_optimizer_was_given_decide(
+    published: tuple[Path, RunConfig], content: dict[str, Any], tmp_path: Path
+) -> None:
+    names = in_another_order(content, REORDERED["blocks listed backwards"])
+    for saved in content["optimizer_states"][0]["param_groups"]:
+        saved["param_names"] = [f"model.{names[number]}" for number in saved["params"]]
+    state = imported(content, published[1], tmp_path)
+    assert not list(diff_states(state, open_state(published[0] / "imported")))
 
 
-def test_names_lose_their_prefixes_and_follow_the_rules() -> None:
-    names = ["model.module.patch_embed.proj_weights", "net.blocks.0.norm1.weight", "old.head.0.bias"]
-    assert list(rename(names, [(r"^old\.", "")]).values()) == [
-        "token_embeds.proj_weights",
-        "blocks.0.norm1.weight",
-        "head.0.bias",
-    ]
-    with pytest.raises(RefusedError, match="get the same name"):
-        rename(["model.a", "a"], [])
+@pytest.mark.slow
+def test_tensors_that_only_the_file_has_are_refused_until_allowed(
+    published: tuple[Path, RunConfig], content: dict[str, Any], tmp_path: Path
+) -> None:
+    content["state_dict"]["china_mask"] = torch.ones(8, 16)
+    with pytest.raises(RefusedError, match="china_mask is in the file, but not in this run"):
+        imported(content, published[1], tmp_path)
+    allowed = Allowed(unexpected=("china_mask",))
+    state = imported(content, published[1], tmp_path, allowed=allowed)
+    assert not list(diff_states(state, open_state(published[0] / "imported")))
 
 
 @pytest.mark.parametrize(
