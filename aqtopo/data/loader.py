@@ -8,8 +8,9 @@ Whatever happens to the data, the trainer gets its micro-batch, or an error that
 a file system that does not answer is given `data.read_deadline_s`.
 """
 
+import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal, NoReturn
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import SURPLUS, Batch, BatchReader, Labels
-from aqtopo.data.deadline import within
+from aqtopo.data.deadline import Result, within
 from aqtopo.data.ring import Ring
 from aqtopo.data.samples import (
     SampleTable,
@@ -178,7 +179,7 @@ class BatchLoader:
         """
         items = self._items(requests) if requests else iter(())
         for request in requests:
-            answer = self._next(items, request)
+            answer = self._answered(request, functools.partial(next, items))
             if isinstance(answer, ReadFailure):
                 raise ValueError(answer.message)
             yield self._own(answer)
@@ -211,12 +212,16 @@ class BatchLoader:
         if self._loader is None:
             return (self._micro_batches[request] for request in requests)
         self._requests.pending = requests
+        loader = self._loader
         with self._workers.started():
-            return iter(self._loader)
+            # In a thread DataLoader leaves SIGCHLD alone. Its handler would raise RuntimeError wherever the
+            # trainer is just then, in the middle of a step too.
+            return self._answered(requests[0], lambda: iter(loader))
 
-    def _next(self, items: Iterator[Answer], request: Request) -> Answer:
+    def _answered(self, request: Request, work: Callable[[], Result]) -> Result:
+        """What the loader processes give or do, up to the micro-batch of `request`."""
         try:
-            return within(self._deadline_s, lambda: next(items))
+            return within(self._deadline_s, work)
         except TimeoutError:
             # A process that hangs in the file system would keep this one from ending.
             self._workers.kill()

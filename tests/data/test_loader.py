@@ -220,21 +220,30 @@ def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
     assert str(damaged) in str(caught.value)
 
 
+def set_deadline(loader: TrainingLoader | EvaluationLoader, seconds: int) -> None:
+    """Once loader processes have started, which takes long on a busy machine, a short deadline will do."""
+    loader._batches._deadline_s = seconds
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
     damaged: Path, tiny_config: TinyConfig, workers: int
 ) -> None:
-    config = tiny_config(data={"workers": workers, "read_deadline_s": 15 if workers else 1})
-    store = open_store(damaged)
-    loader = EvaluationLoader(store, config, "test", 0, 1, 2)
-    (damaged / SHARD).unlink()
-    os.mkfifo(damaged / SHARD)  # opening it waits for a writer, who never comes
-    with pytest.raises(TimeoutError, match=rf"did not answer for .* 2018-01-01T00, .*{SHARD}") as caught:
-        list(loader)
+    last = damaged / "fields" / "c" / "29" / "0" / "0" / "0"
+    last.unlink()
+    os.mkfifo(last)  # opening it waits for a writer, who never comes
+    loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
+    batches = iter(loader)
+    next(batches)
+    set_deadline(loader, 1)
+    with pytest.raises(
+        TimeoutError, match=r"did not answer for 1 s: .* 2018-01-05T00, .*fields/c/29/"
+    ) as caught:
+        list(batches)
     assert str(damaged) in str(caught.value)
-    del loader
-    os.close(os.open(damaged / SHARD, os.O_RDWR | os.O_NONBLOCK))  # lets a thread that waits for it go
+    del loader, batches
+    os.close(os.open(last, os.O_RDWR | os.O_NONBLOCK))  # lets a thread that waits for it go
 
 
 @pytest.mark.slow
@@ -242,14 +251,14 @@ def test_a_loader_process_that_stands_still_ends_at_the_deadline(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     others = set(multiprocessing.active_children())
-    config = tiny_config(data={"workers": 1, "read_deadline_s": 20})
-    loader = TrainingLoader(open_store(tiny_store), config, 0, 1)
+    loader = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1)
     steps = loader.steps(0)
     next(steps)
+    set_deadline(loader, 2)
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
     assert worker.pid is not None
     os.kill(worker.pid, signal.SIGSTOP)
-    with pytest.raises(TimeoutError, match=r"did not answer for 20 s: the micro-batch of 2016-01-\d\dT"):
+    with pytest.raises(TimeoutError, match=r"did not answer for 2 s: the micro-batch of 2016-01-\d\dT"):
         list(steps)
     worker.join(timeout=20)
     assert worker.exitcode == -signal.SIGKILL
@@ -300,6 +309,21 @@ def test_loader_processes_end_when_the_trainer_terminates_them(
     worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0
+
+
+@pytest.mark.slow
+def test_a_loader_process_that_is_killed_between_passes_ends_the_next_with_a_message(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    others = set(multiprocessing.active_children())
+    loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
+    list(loader)
+    (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    worker.kill()
+    worker.join(timeout=20)
+    message = r"loader process ended unexpectedly .* micro-batch of 2018-01-01T00.*`data\.workers`"
+    with pytest.raises(ValueError, match=message):
+        list(loader)
 
 
 @pytest.mark.slow

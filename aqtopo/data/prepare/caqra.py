@@ -123,7 +123,9 @@ def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
         ValueError: the source, a file given or the settings are unusable, the store exists already, or a
             process was killed (what is finished stays finished).
     """
-    if recipe.out.exists() and not recipe.parts.exists():
+    # The recipe comes into the folder of the parts first, and goes first: without it there are no days there
+    # that a report could be made of.
+    if recipe.out.exists() and not (recipe.parts / _RECIPE_FILE).exists():
         raise ValueError(f"{recipe.out} exists already and is not overwritten. Choose another name.")
     with _claimed(recipe):
         if not recipe.out.exists():
@@ -138,6 +140,7 @@ def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
         aside = recipe.report.with_name(f"{recipe.report.name}.tmp")
         aside.write_text(json.dumps(quality, indent=2))
         aside.rename(recipe.report)
+    (recipe.parts / _RECIPE_FILE).unlink()
     shutil.rmtree(recipe.parts)
     return quality
 

@@ -146,6 +146,19 @@ def test_a_store_that_a_killed_command_completed_is_not_made_again(recipe: MakeR
     assert (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("parts", [False, True], ids=["no folder", "an empty folder"])
+def test_a_finished_store_and_its_report_are_left_alone(recipe: MakeRecipe, parts: bool) -> None:
+    made = recipe()
+    made.out.mkdir()
+    made.report.write_text("what was found")
+    if parts:
+        made.parts.mkdir()
+    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+        prepare(made)
+    assert made.report.read_text() == "what was found"
+    assert list(made.parts.glob("*")) == []
+
+
 def test_two_commands_do_not_prepare_the_same_store(recipe: MakeRecipe) -> None:
     import fcntl
 
