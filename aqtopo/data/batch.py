@@ -87,12 +87,17 @@ class Labels(NamedTuple):
 class BatchReader:
     """Reads samples of one run; holds no open file, so that it may be sent to a loader process.
 
+    Args:
+        store: where from.
+        config: the run.
+        watched: who asks for a batch waits no longer than a deadline; otherwise each hour has one.
+
     Raises:
         ValueError: the store does not fit the run.
     """
 
-    def __init__(self, store: Store, config: RunConfig) -> None:
-        self._store = store
+    def __init__(self, store: Store, config: RunConfig, *, watched: bool = False) -> None:
+        self._store, self._watched = store, watched
         self._normalization = check_store(store, config)
         self._mask = store.static["mask"] > 0
         variables = config.data.variables
@@ -154,6 +159,7 @@ class BatchReader:
 
         Raises:
             ValueError: a start time is not in the store, or a shard cannot be read.
+            TimeoutError: the file system does not answer, and nobody else watches.
         """
         real = np.flatnonzero(places != SURPLUS)
         starts = times[real].astype("datetime64[h]")
@@ -211,7 +217,8 @@ class BatchReader:
         Returns:
             Missing input values.
         """
-        hour = _Hour.of(self._store.read(index))
+        read = self._store.read_unwatched if self._watched else self._store.read_span
+        hour = _Hour.of(read(index, index + 1)[0])
         filled = 0
         for sample in samples:
             filled += self._put_inputs(hour, batch["inputs"][sample].numpy())

@@ -8,7 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.check import unphysical
+from aqtopo.data.deadline import answered
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import DamagedShardError, kept_checksums, shard_checksum, shard_path
 from aqtopo.data.statistics import Moments
@@ -42,13 +44,18 @@ class Finding:
         return asdict(self)
 
 
-def inspect_store(path: str | Path, report: Report = in_silence) -> list[Finding]:
+def inspect_store(
+    path: str | Path, report: Report = in_silence, deadline_s: float = READ_DEADLINE_S
+) -> list[Finding]:
     """Everything that is wrong or remarkable in a store; empty for a perfect one.
 
     Reads every shard twice: its file against its checksum, and its hours.
+
+    Raises:
+        TimeoutError: the file system did not answer for `deadline_s`.
     """
     try:
-        store = open_store(path)
+        store = open_store(path, deadline_s)
     except ValueError as error:
         return [Finding("fault", "schema", str(error))]
     return [
@@ -72,7 +79,7 @@ def _hours(first: np.datetime64, last: np.datetime64) -> int:
 
 def _shards(store: Store, report: Report) -> Iterator[Finding]:
     starts = range(0, store.times.size, HOURS_PER_SHARD)
-    kept = kept_checksums(store.path)
+    kept = answered(store.path, "its checksums", lambda: kept_checksums(store.path), store.deadline_s)
     if kept.size != len(starts):
         yield Finding(
             "fault",
@@ -84,7 +91,7 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
     for number, first in enumerate(starts):
         last = min(first + HOURS_PER_SHARD, store.times.size)
         try:
-            if kept.size == len(starts) and shard_checksum(store.path, number) != kept[number]:
+            if kept.size == len(starts) and _checksum(store, number) != kept[number]:
                 yield _damaged(store, first, "differs from its checksum: it was changed after it was written")
             fields = store.read_span(first, last)
         except DamagedShardError as error:
@@ -95,6 +102,13 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
             totals.add(first, fields)
         report("shards checked", number + 1, len(starts))
     yield from totals.findings()
+
+
+def _checksum(store: Store, number: int) -> int:
+    shard = shard_path(store.path, number * HOURS_PER_SHARD).relative_to(store.path)
+    return answered(
+        store.path, f"the shard {shard}", lambda: shard_checksum(store.path, number), store.deadline_s
+    )
 
 
 def _damaged(store: Store, first: int, what: str) -> Finding:

@@ -138,7 +138,7 @@ class BatchLoader:
         workers = min(data.workers, most)
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
-        self._reader = BatchReader(store, config)
+        self._reader = BatchReader(store, config, watched=True)
         # A batch beyond the ring keeps a file open: a laptop that replays a step of 1600 samples would run
         # out of them. So many are copied. Pinning, where there is a GPU, copies anyhow.
         self._pin = workers > 0 and torch.cuda.is_available()

@@ -62,6 +62,7 @@ class Store:
         digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
             equal on two processes exactly when they see the same store, up to the hourly values.
         copy: folder from which hours are read, on this node (`aqtopo.data.stage`); None for `path`.
+        deadline_s: how long the file system may take to answer [s].
     """
 
     path: str
@@ -77,6 +78,7 @@ class Store:
     attributes: Mapping[str, Any] = field(repr=False)
     digest: str
     copy: str | None = None
+    deadline_s: float = READ_DEADLINE_S
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_fields"}
@@ -129,12 +131,28 @@ class Store:
 
         Raises:
             ValueError: the shard of that hour is damaged, unreadable or gone.
+            TimeoutError: the file system did not answer for `deadline_s`.
         """
         values: NDArray[np.float32] = self.read_span(time_index, time_index + 1)[0]
         return values
 
     def read_span(self, first: int, last: int) -> NDArray[np.float32]:
         """The fields of the hours [first, last) of one shard, (n, C, H, W) float32.
+
+        Raises:
+            ValueError: the shard is damaged, unreadable or gone.
+            TimeoutError: the file system did not answer for `deadline_s`.
+        """
+        shard = shard_path(self.path, first).relative_to(self.path)
+        return answered(
+            self.path,
+            f"the shard {shard} of {self.times[first]}",
+            lambda: self.read_unwatched(first, last),
+            self.deadline_s,
+        )
+
+    def read_unwatched(self, first: int, last: int) -> NDArray[np.float32]:
+        """As `read_span` without a deadline, for who has one around many hours: starting a thread takes time.
 
         Raises:
             ValueError: the shard is damaged, unreadable or gone.
@@ -187,6 +205,7 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
         source=str(attributes["source"]),
         attributes=attributes,
         digest=_digest(dataset),
+        deadline_s=deadline_s,
     )
 
 

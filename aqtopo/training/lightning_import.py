@@ -51,7 +51,7 @@ def import_lightning(
     if out.exists():
         raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
     content = read_lightning(path)
-    store = open_store(config.data.store)
+    store = open_store(config.data.store, config.data.read_deadline_s)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
     position = _position(path, content, config, store, plan)

@@ -59,7 +59,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
         )
     if source is None or not is_own(source, run_dir):
         check_run_directory(run_dir, config, start_over=options.source == AUTO)
-    store = open_store(config.data.store)
+    store = open_store(config.data.store, config.data.read_deadline_s)
     check_store(store, config)
     check_engine(config)
     with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain

@@ -1,0 +1,79 @@
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aqtopo.config import RunConfig
+from aqtopo.data import Store, open_store
+from aqtopo.data.deadline import within
+from aqtopo.data.inspection import inspect_store
+from aqtopo.data.statistics import compute_statistics
+from aqtopo.evaluation.baselines import hourly_climatology, persistence
+from aqtopo.training.probe import probe_batch
+
+SHARD = Path("fields", "c", "3", "0", "0", "0")
+"""2016-01-04, where the probe batch lies."""
+
+
+@pytest.fixture
+def stall(damaged: Path) -> Iterator[Callable[[Path], None]]:
+    """Makes a file of the store one that never answers, until the test is over."""
+    stalled: list[Path] = []
+
+    def make(path: Path) -> None:
+        (damaged / path).unlink()
+        os.mkfifo(damaged / path)  # opening it waits for a writer, who never comes
+        stalled.append(damaged / path)
+
+    yield make
+    for path in stalled:
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # lets the threads that wait for it go
+
+
+def test_what_is_done_in_time_is_given_or_raised() -> None:
+    assert within(5, lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        within(5, lambda: 1 // 0)
+
+
+def test_what_is_not_done_in_time_is_left_behind() -> None:
+    over = threading.Event()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        within(0.05, over.wait)
+    assert time.monotonic() - began < 5
+    over.set()
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda store, _config: compute_statistics(store, [2016]),
+        lambda store, _config: hourly_climatology(store, ("pm25",), [2016]),
+        lambda store, _config: persistence(store, ("pm25",), store.times[72:73], 1),
+        probe_batch,
+        lambda store, _config: inspect_store(store.path, deadline_s=store.deadline_s),
+    ],
+    ids=["statistics", "climatology", "persistence", "probe", "inspection"],
+)
+def test_a_shard_that_does_not_answer_ends_whatever_reads_it(
+    damaged: Path,
+    stall: Callable[[Path], None],
+    tiny_config: Callable[..., RunConfig],
+    read: Callable[[Store, RunConfig], Any],
+) -> None:
+    store = open_store(damaged, deadline_s=0.5)
+    stall(SHARD)
+    with pytest.raises(TimeoutError, match=rf"did not answer for 0\.5 s: the shard {SHARD}") as caught:
+        read(store, tiny_config(data={"store": str(damaged)}))
+    assert str(damaged) in str(caught.value)
+
+
+def test_metadata_that_does_not_answer_end_opening(damaged: Path, stall: Callable[[Path], None]) -> None:
+    stall(Path("static", "zarr.json"))
+    with pytest.raises(TimeoutError, match=r"did not answer for 0\.5 s: its metadata is still not read"):
+        open_store(damaged, deadline_s=0.5)
