@@ -1,13 +1,13 @@
 """A whole train step: forward, backward and AdamW of the published model, all physics on.
 
-First the step of one process at 128 x 256 cells, a sample a step, by part. Then the same model on a smaller
-grid under this program's engine (DeepSpeed ZeRO-2) and under PyTorch's DistributedDataParallel, two
-processes each: samples/s and peak memory of a process, this program's as a multiple of DDP's.
+First the step of one process at 128 x 256 cells, a sample a step, by part. Then the same model on two
+smaller grids under this program's engine (DeepSpeed ZeRO-2) and under PyTorch's DistributedDataParallel, two
+processes each: samples/s, peak memory of a process, the step by part, and this program's figures as multiples
+of DDP's. What sharding costs hangs on the parameters, what it is a share of on the tokens too.
 """
 
 import os
 import socket
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,14 +32,13 @@ from benchmarks.measure import (
     paired,
     peak_bytes,
     report,
-    seconds_of,
     synchronize,
 )
 
 RANKS = 2
 CONFIG = Path("ds_configs/demo_cpu.json")
 PUBLISHED = {"dim": 768, "depth": 6, "heads": 8, "patch": 2}
-"""The model under test with two processes, on the demo's grid; the rest is as in its configuration."""
+"""The model under test with two processes; the rest is as in the demo's configuration."""
 
 SMALL = {"dim": 128, "depth": 2, "heads": 4, "patch": 4}
 BUCKET_ELEMENTS = 60_000_000
@@ -65,16 +64,12 @@ def make_batch(grid: tuple[int, int], batch: int, leads: int, where: torch.devic
     return [x.to(where) for x in (inputs, 5.0 * wind, hours, targets)]
 
 
-class Parts:
-    """Seconds of each part of a step, forward and backward, told by the tensors that leave the parts."""
+class Clock:
+    """Seconds of each part of a step."""
 
-    def __init__(self, model: AirQualityViT) -> None:
+    def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
-        names = ["embedding", "block 0", *["further blocks"] * (len(model.blocks) - 1), "head"]
-        for part, (before, after) in zip([*model.blocks, model.head], pairwise(names), strict=True):
-            part.register_forward_pre_hook(partial(self._enter, before, after))
-        model.register_forward_hook(partial(self._leave, names[-1], "loss"))
 
     def mark(self, name: str) -> None:
         """Give the time since the last mark to a part."""
@@ -82,6 +77,17 @@ class Parts:
         now = time.perf_counter()
         self.seconds[name] += now - self._last
         self._last = now
+
+
+class Parts(Clock):
+    """Seconds of each part of a model, forward and backward, told by the tensors that leave the parts."""
+
+    def __init__(self, model: AirQualityViT) -> None:
+        super().__init__()
+        names = ["embedding", "block 0", *["further blocks"] * (len(model.blocks) - 1), "head"]
+        for part, (before, after) in zip([*model.blocks, model.head], pairwise(names), strict=True):
+            part.register_forward_pre_hook(partial(self._enter, before, after))
+        model.register_forward_hook(partial(self._leave, names[-1], "loss"))
 
     def _enter(self, before: str, after: str, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._boundary(before, after, inputs[0])
@@ -142,84 +148,99 @@ def _sgemm_flop_s() -> float:
     return flop / paired({"sgemm": work}, 5).median("sgemm")
 
 
-def two_processes(steps: int, model: dict[str, int]) -> list[dict[str, Any]]:
-    """This program's engine against DDP, both with two processes."""
-    found = {name: _run_ranks(name, steps, model) for name in ("ddp", "engine")}
-    row: dict[str, Any] = {"ranks": RANKS} | model
-    for name, (rate, memory) in found.items():
-        row |= {f"{name}_samples_per_s": rate, f"{name}_mib_a_rank": memory}
-    row["samples_per_s_of_ddp"] = row["engine_samples_per_s"] / row["ddp_samples_per_s"]
-    row["memory_of_ddp"] = row["engine_mib_a_rank"] / row["ddp_mib_a_rank"]
-    return [row]
+def two_processes(grid: tuple[int, int], steps: int, model: dict[str, int]) -> list[dict[str, Any]]:
+    """This program's engine against DDP, both with two processes: each by part, and the ratios."""
+    found = {name: _run_ranks(name, grid, steps, model) for name in ("ddp", "engine")}
+    facts = {"ranks": RANKS, "grid": f"{grid[0]} x {grid[1]}"}
+    of_ddp = {name: found["engine"][name] / found["ddp"][name] for name in ("samples_per_s", "mib_a_rank")}
+    rows = [facts | {"program": name} | figures for name, figures in found.items()]
+    return [*rows, facts | {f"{name}_of_ddp": ratio for name, ratio in of_ddp.items()}]
 
 
-def _run_ranks(engine: str, steps: int, model: dict[str, int]) -> tuple[float, float]:
-    """Samples/s of all ranks and the largest memory of one [MiB]."""
+def _run_ranks(program: str, grid: tuple[int, int], steps: int, model: dict[str, int]) -> dict[str, float]:
+    """Samples/s of all ranks, the largest memory of one [MiB], and the slowest one's median step by part."""
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_rank, (engine, steps, model, port, results), nprocs=RANKS)
+    multiprocessing.spawn(_rank, (program, grid, steps, model, port, results), nprocs=RANKS)
     found = [results.get() for _ in range(RANKS)]
-    return min(rate for rate, _ in found), max(memory for _, memory in found)
+    slowest = min((figures for figures, _ in found), key=lambda figures: figures["samples_per_s"])
+    return slowest | {"mib_a_rank": max(memory for _, memory in found) / MIB}
 
 
-def _rank(rank: int, engine: str, steps: int, shape: dict[str, int], port: int, results: Any) -> None:
+def _rank(
+    rank: int,
+    program: str,
+    grid: tuple[int, int],
+    steps: int,
+    shape: dict[str, int],
+    port: int,
+    results: Any,
+) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
     torch.set_num_threads(1)
     from aqtopo.training import distributed
 
-    sizes = [f"model.{name}={value}" for name, value in shape.items()]
+    changes = [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
     fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
-    config = load_config(CONFIG, sizes + [f"deepspeed.{field}" for field in fields])
+    config = load_config(CONFIG, changes + [f"deepspeed.{field}" for field in fields])
     where = distributed.connect(distributed.read_launch())
-    model = build_model(config, make_terrain(config.data.grid)).train()
-    batch = make_batch(config.data.grid, config.micro_batch, len(config.data.horizons), where)
-    make_step = {"engine": _engine_step, "ddp": _ddp_step}[engine]
-    timed: list[float] = []
-
-    def run() -> None:
-        step = make_step(config, model, where, batch)
-        timed.extend(seconds_of(step) for _ in range(steps))
-
-    memory = peak_bytes(run)
-    samples = RANKS * config.micro_batch * config.accumulation
-    results.put((samples / statistics.median(timed), memory / MIB))
+    model = build_model(config, make_terrain(grid)).train()
+    batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
+    make_step = {"engine": _engine_step, "ddp": _ddp_step}[program]
+    timed: list[dict[str, float]] = []
+    memory = peak_bytes(lambda: timed.extend(_timed(make_step(config, model, where, batch), steps)))
+    median = sorted(timed, key=lambda parts: sum(parts.values()))[steps // 2]
+    results.put(({"samples_per_s": RANKS * config.micro_batch / sum(median.values())} | median, memory))
     distributed.disconnect()
+
+
+def _timed(step: Callable[[Clock], None], steps: int) -> list[dict[str, float]]:
+    """Seconds by part of each step after the first, which makes the optimizer's state too."""
+    found = []
+    for _ in range(steps + 1):
+        clock = Clock()
+        step(clock)
+        found.append(dict(clock.seconds))
+    return found[1:]
 
 
 def _engine_step(
     config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
-) -> Callable[[], None]:
+) -> Callable[[Clock], None]:
     from aqtopo.training.engine import build_engine
 
     engine = build_engine(config, model, RANKS, where)
 
-    def step() -> None:
-        for index in range(config.accumulation):
-            engine.set_gradient_accumulation_boundary(index == config.accumulation - 1)
-            engine.backward(_loss(engine, batch) / config.accumulation, scale_wrt_gas=False)
-            engine.step()
+    def step(clock: Clock) -> None:
+        loss = _loss(engine, batch)
+        clock.mark("forward")
+        engine.backward(loss, scale_wrt_gas=False)
+        clock.mark("backward and reduction")
+        engine.step()
+        clock.mark("update")
 
     return step
 
 
 def _ddp_step(
-    config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
-) -> Callable[[], None]:
+    _: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
+) -> Callable[[Clock], None]:
     replica = nn.parallel.DistributedDataParallel(model.to(where))
     optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01)
 
-    def step() -> None:
-        for _ in range(config.accumulation - 1):
-            with replica.no_sync():
-                (_loss(replica, batch) / config.accumulation).backward()
-        (_loss(replica, batch) / config.accumulation).backward()
+    def step(clock: Clock) -> None:
+        loss = _loss(replica, batch)
+        clock.mark("forward")
+        loss.backward()
+        clock.mark("backward and reduction")
         torch.nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        clock.mark("update")
 
     return step
 
@@ -235,9 +256,10 @@ def main() -> None:
     options = arguments(__doc__)
     if options.quick:
         rows = one_process((16, 32), 1, dim=96, heads=1, depth=2, regions=[4, 4])
-        rows += two_processes(3, SMALL)
+        rows += two_processes((32, 64), 3, SMALL)
     else:
-        rows = one_process((128, 256), 2) + two_processes(7, PUBLISHED)
+        rows = one_process((128, 256), 2)
+        rows += two_processes((32, 64), 7, PUBLISHED) + two_processes((64, 128), 5, PUBLISHED)
     report("train_step", rows, options)
 
 

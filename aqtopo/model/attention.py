@@ -58,7 +58,7 @@ class SelfAttention(nn.Module):
 
     def _fused(self, device: torch.device, dtype: torch.dtype) -> bool:
         if self.setting == "auto":
-            return better_than_torch(device, dtype)
+            return better_than_torch(device, dtype, self.proj.in_features // self.heads)
         return self.setting == "fused"
 
 

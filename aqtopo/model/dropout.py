@@ -57,8 +57,15 @@ class _PerSample(nn.Module):
         return [_hash63(seed, self.layer) for seed in seeds]
 
 
+_LEVELS = 2**16
+"""Probabilities are multiples of one in 65536: 16 random bits an activation, a fifth of a Bernoulli draw."""
+
+
 class SampleDropout(_PerSample):
-    """Zeroes single activations with probability p, and scales the others by 1 / (1 - p)."""
+    """Zeroes single activations with probability p, and scales the others so that the mean stays.
+
+    p is rounded to 16 bits, and the scale is that of the rounded one.
+    """
 
     def forward(self, x: Tensor, seeds: Seeds) -> Tensor:
         """Drops from x (B, ...) by the masks of its B samples.
@@ -69,10 +76,18 @@ class SampleDropout(_PerSample):
         layer_seeds = self._layer_seeds(x, seeds)
         if layer_seeds is None:
             return x
+        levels = max(1, round((1.0 - self.p) * _LEVELS))
         kept = torch.empty(x.shape, dtype=torch.bool, device=x.device)
         for row, seed in zip(kept, layer_seeds, strict=True):
-            row.bernoulli_(1.0 - self.p, generator=torch.Generator(x.device).manual_seed(seed))
-        return x * kept * (1.0 / (1.0 - self.p))
+            torch.lt(_random_levels(row, seed), levels - _LEVELS // 2, out=row)
+        return torch.where(kept, x, 0.0).mul_(_LEVELS / levels)
+
+
+def _random_levels(like: Tensor, seed: int) -> Tensor:
+    """Uniform 16-bit integers in the shape of a tensor, four cut out of each of the generator's words."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
+    words.random_(-(2**63), None, generator=torch.Generator(like.device).manual_seed(seed))
+    return words.view(torch.int16)[: like.numel()].view_as(like)
 
 
 class SampleDropPath(_PerSample):

@@ -45,15 +45,20 @@ def backend_for(device: torch.device | str) -> Backend:
     )
 
 
-def better_than_torch(device: torch.device | str, dtype: torch.dtype) -> bool:
+_WIDEST_COMPARED = 128
+"""Wider heads spill in float32 here too."""
+
+
+def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether attention without bias goes through this package rather than PyTorch's own.
 
     So it does where the compiled code says so: on gfx90a PyTorch's forward kernel (AOTriton) keeps the matrix
     units busy for 0.33 of its clocks in bfloat16 and for 0.69 in float32, where it spills registers; this
-    package's for 0.76 and 0.94 (forward_plain in `benchmarks/README.md`). Elsewhere PyTorch's kernels are the
-    vendors' best, or the very ones that the CPU path is made of.
+    package's for 0.76 and 0.94 (forward_plain in `benchmarks/README.md`; heads of 96 columns). Elsewhere
+    PyTorch's kernels are the vendors' best, or the very ones that the CPU path is made of.
     """
-    if torch.version.hip is None or torch.device(device).type != "cuda" or dtype == torch.float64:
+    on_rocm = torch.version.hip is not None and torch.device(device).type == "cuda"
+    if not on_rocm or dtype == torch.float64 or head_dim % 16 or head_dim > _WIDEST_COMPARED:
         return False
     return str(torch.cuda.get_device_properties(device).gcnArchName).startswith("gfx90a")
 

@@ -61,7 +61,7 @@ def differentiate(
     elevation: Tensor,
     alpha: Tensor,
     order: Tensor,
-    scale: None,
+    scale: float,
 ) -> tuple[tuple[Tensor, ...], list[str]]:
     """(out, dq, dk, dv, dalpha) of what callers use, and which functions of `launch` computed them."""
     from aqtopo_kernels import elevation_attention
@@ -97,7 +97,7 @@ def check_operator(
     elevation: Tensor,
     alpha: Tensor,
     order: Tensor,
-    scale: None,
+    scale: float,
 ) -> dict[str, str]:
     """What `opcheck` finds."""
     del dout, scale

@@ -41,7 +41,7 @@ def test_triton_refuses_heads_it_has_no_kernels_for(
 
 
 def test_on_the_cpu_plain_attention_is_left_to_torch() -> None:
-    assert not better_than_torch("cpu", torch.float32)
+    assert not better_than_torch("cpu", torch.float32, 96)
 
 
 @pytest.mark.parametrize(("arch", "expected"), [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])
@@ -53,5 +53,7 @@ def test_where_torch_s_own_kernel_is_slow_plain_attention_is_fused(
 
     monkeypatch.setattr(torch.version, "hip", "7.2")
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
-    assert better_than_torch("cuda", torch.bfloat16) is expected
-    assert not better_than_torch("cuda", torch.float64)
+    assert better_than_torch("cuda", torch.bfloat16, 96) is expected
+    assert not better_than_torch("cuda", torch.float64, 96)
+    for width in (24, 144):
+        assert not better_than_torch("cuda", torch.bfloat16, width)

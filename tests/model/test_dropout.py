@@ -40,6 +40,20 @@ def test_drops_the_configured_share_and_keeps_the_mean(kind: type[SampleDropout]
     assert float((dropped == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9999])
+def test_rounding_the_probability_leaves_the_mean(p: float) -> None:
+    dropped = SampleDropout(p, "tokens")(torch.ones(1, 2**22), [5])
+    kept, spread = 1.0 - p, (p / (1.0 - p) / 2**22) ** 0.5
+    assert float(dropped.double().mean()) == pytest.approx(1.0, abs=4 * spread)
+    assert float(dropped.count_nonzero()) / 2**22 == pytest.approx(kept, abs=2**-16 + 4 * kept * spread)
+
+
+def test_neighbouring_activations_are_dropped_independently() -> None:
+    kept = SampleDropout(0.5, "tokens")(torch.ones(1, 2**18), [5])[0].view(-1, 4) > 0
+    together = torch.corrcoef(kept.T.double()) - torch.eye(4, dtype=torch.float64)
+    assert float(together.abs().max()) < 4 / 2**8  # four standard errors of 65536 words
+
+
 def test_drop_path_drops_whole_samples() -> None:
     dropped = SampleDropPath(0.5, "blocks.1.attn.path")(torch.ones(64, 7, 3), range(64))
     share = dropped.flatten(1).count_nonzero(1)

@@ -76,9 +76,9 @@ def launch_all(
         for height, strength in ((elevation, alpha), (None, None)):
             if not twins and (some_order is None) != (height is None):
                 continue
-            out, lse = attention.forward(q, k, v, height, strength, some_order, None)
+            out, lse = attention.forward(q, k, v, height, strength, some_order, 1.0)
             dout = torch.empty_like(out)
-            attention.backward(dout, q, k, v, out, lse, height, strength, some_order, None)
+            attention.backward(dout, q, k, v, out, lse, height, strength, some_order, 1.0)
     _launch_gathers(qkv[..., : heads * head_dim].contiguous(), order)
 
 

@@ -49,7 +49,7 @@ def forward(
     elevation: Tensor | None,
     alpha: Tensor | None,
     order: Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Attention (B, H, N, D) and lse (B, H, N) float32, the base-2 logarithm of the softmax's sum.
 
@@ -57,10 +57,9 @@ def forward(
     out. The output's memory is (B, N, H, D), so that merging its heads is free.
 
     Raises:
-        ValueError: D, the scale or the size of a head does not suit the kernels.
+        ValueError: D or the size of a head does not suit the kernels.
     """
-    B, H, N, D = q.shape
-    scale = _positive(scale, D)
+    B, H, N, _ = q.shape
     q, k, v = _unit_strides(q, k, v)
     terrain = _terrain(elevation, alpha, H, scale)
     arch, chosen = _chosen("forward", q, terrain)
@@ -85,13 +84,12 @@ def backward(
     elevation: Tensor | None,
     alpha: Tensor | None,
     order: Tensor | None,
-    scale: float | None,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and alpha (None without elevation), from what `forward` returned.
 
     Every sum has a fixed order and a single writer: repeated calls agree bit for bit.
     """
-    scale = _positive(scale, q.shape[3])
     q, k, v = _unit_strides(q, k, v)
     dout, out = _unit_stride(dout), _unit_stride(out)
     terrain = _terrain(elevation, alpha, q.shape[1], scale)
@@ -187,16 +185,6 @@ def _terrain(elevation: Tensor | None, alpha: Tensor | None, heads: int, scale: 
     height = functional.pad(elevation.detach().float() / _UNIT_M, (0, _HEIGHT_PADDING))
     slope = (alpha.detach().float() * (-_UNIT_KM / scale)).expand(heads).contiguous()
     return _Terrain(height, height.stride(0), slope)
-
-
-def _positive(scale: float | None, head_dim: int) -> float:
-    scale = head_dim**-0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(
-            f"The Triton kernels need a positive scale, but got {scale}; negate q instead, or ask for the "
-            "reference."
-        )
-    return scale
 
 
 def _unit_strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

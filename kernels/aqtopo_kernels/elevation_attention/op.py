@@ -48,7 +48,7 @@ def elevation_attention(
             values stay in storage order: they are summed over. Each row must be a permutation of 0..N-1; this
             is not checked, since it would wait for the device, unless AQTOPO_KERNELS_DEBUG=1 is set. None
             keeps storage order.
-        scale: factor on q k; 1 / sqrt(D) if None. The Triton kernels need it positive.
+        scale: factor on q k; 1 / sqrt(D) if None. Positive: negate q for a negative one.
         backend: "reference" asks for the formula written out; None is what `backend_for` gives.
 
     It computes in float32, or in float64 if q is, within torch.autocast too, which would round the rises (the
@@ -59,7 +59,7 @@ def elevation_attention(
         (B, H, N, D), in q's dtype.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; names them.
+        ValueError: shapes, dtypes, devices or the scale do not fit; names them.
     """
     _check_qkv(q, k, v)
     if elevation is not None and alpha is not None:
@@ -68,7 +68,7 @@ def elevation_attention(
         raise ValueError("elevation_attention needs both elevation and alpha, or neither (no bias).")
     if order is not None:
         check_order("elevation_attention", order, (q.shape[0], q.shape[2]), q.device)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scale = _positive(scale, q.shape[-1])
     if _resolve(backend, q) is Backend.REFERENCE:
         return elevation_attention_reference(q, k, v, elevation, alpha, order, scale)
     out_BHND: Tensor = _attention(q, k, v, elevation, alpha, order, scale)[0]
@@ -160,6 +160,14 @@ def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
             'choose another width, or ask for backend="reference".'
         )
     return given
+
+
+def _positive(scale: float | None, width: int) -> float:
+    """The Triton kernels take maxima of unscaled scores; one rule for every backend keeps them alike."""
+    scale = width**-0.5 if scale is None else scale
+    if not scale > 0:
+        raise ValueError(f"elevation_attention needs a positive scale, but got {scale}; negate q instead.")
+    return scale
 
 
 def _check_qkv(q: Tensor, k: Tensor, v: Tensor) -> None:
