@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,14 +158,25 @@ def test_a_start_time_that_is_not_stored_is_refused(tiny_store: Path, tiny_confi
         read(tiny_store, tiny_config(), absent, np.array([[12]]), (0,))
 
 
-def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
-    tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def hours_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The indices of the hours that are read, in order."""
     hours: list[int] = []
-    reading = Store.read
-    monkeypatch.setattr(Store, "read", lambda store, index: hours.append(index) or reading(store, index))
+    reading = Store.read_unwatched
+
+    def read_unwatched(store: Store, first: int, last: int) -> Any:
+        hours.extend(range(first, last))
+        return reading(store, first, last)
+
+    monkeypatch.setattr(Store, "read_unwatched", read_unwatched)
+    return hours
+
+
+def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
+    tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
+) -> None:
     batch = read(tiny_store, tiny_config(), places=(SURPLUS, 3))
-    assert sorted(hours) == [60, 72, 84, 108, 156]
+    assert sorted(hours_read) == [60, 72, 84, 108, 156]
     assert batch.samples == 1
     for tensor in (batch.inputs, batch.wind, batch.targets, batch.valid, batch.lead_hours):
         assert not tensor[0].any()
@@ -175,23 +187,20 @@ def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
 
 
 def test_a_batch_of_surplus_only_reads_nothing(
-    tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
-    monkeypatch.setattr(Store, "read", lambda *_: pytest.fail("read for surplus"))
     batch = read(tiny_store, tiny_config(), places=(SURPLUS, SURPLUS))
+    assert hours_read == []
     assert batch.samples == 0
     assert not batch.valid.any()
 
 
 def test_an_hour_that_several_samples_need_is_read_once(
-    tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+    tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
-    hours: list[int] = []
-    reading = Store.read
-    monkeypatch.setattr(Store, "read", lambda store, index: hours.append(index) or reading(store, index))
     times = np.array(["2016-01-01T00", "2016-01-01T12"], "datetime64[h]")
     read(tiny_store, tiny_config(), times, np.array([[12, 24], [12, 24]]))
-    assert hours == [0, 12, 24, 36]
+    assert hours_read == [0, 12, 24, 36]
 
 
 def test_a_flipped_store_gives_flipped_batches(
