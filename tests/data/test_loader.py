@@ -119,7 +119,7 @@ def test_evaluation_takes_each_time_once_with_all_horizons(
 
 def test_a_rank_without_a_share_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:
     config = tiny_config(data={"workers": 1})
-    assert list(evaluation_batches(open_store(tiny_store), config, "test", 7, 8, 4)) == []
+    assert list(evaluation_batches(open_store(tiny_store), config, "test", 0, 8, 4)) == []
 
 
 def test_too_few_samples_are_refused_before_anything_is_read(
