@@ -1,9 +1,22 @@
-"""What ends a run from outside of its own rank: a saved state that is refused, other ranks that are lost."""
+"""What ends a run, and whether starting it again could help.
+
+Errors of our own say so themselves, by their attribute `retry`; `retry_after` knows it of all others.
+"""
 
 from collections.abc import Sequence
+from enum import StrEnum
 
 SHOWN = 12
 """Reasons that a message spells out; further ones are counted."""
+
+
+class Retry(StrEnum):
+    """What a batch job does after a failure; its value is the file by which slurm/job.sh is told."""
+
+    NEVER = "never"
+    """Ends: the next start would fail in the same way, until a user has put something right."""
+    PERHAPS = "failed"
+    """Is queued again: disk, memory, node or network may be better then. Ends after a few such failures."""
 
 
 class RefusedError(Exception):
@@ -12,20 +25,49 @@ class RefusedError(Exception):
     `aqtopo` ends with exit code 3; nothing has been overwritten and no optimizer step was made.
     """
 
+    retry = Retry.NEVER
+
+
+class BusyError(RefusedError):
+    """Another process works on the same run or saved state, and still did when patience was at its end."""
+
+    retry = Retry.PERHAPS
+
+
+class UnreadableDataError(ValueError):
+    """Hours of the data store cannot be read now: damaged, or the disk or a loader process failed."""
+
+    retry = Retry.PERHAPS
+
 
 class LostRankError(ConnectionError):
     """Other ranks did not arrive, do not answer any more, or have failed; the message names them."""
 
+    retry = Retry.PERHAPS
 
-def refuse(what: str, problems: Sequence[str], remedy: str = "") -> None:
+
+def retry_after(error: BaseException) -> Retry:
+    """Whether the same start may go well another time: the error's own word, if it has one.
+
+    Of the others, a ValueError is bad input; disks, memory and what else may fail are not always the same.
+    """
+    word = getattr(error, "retry", None)
+    if isinstance(word, Retry):
+        return word
+    return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
+
+
+def refuse(
+    what: str, problems: Sequence[str], remedy: str = "", kind: type[RefusedError] = RefusedError
+) -> None:
     """Raise if there are problems, and name them.
 
     Raises:
-        RefusedError: `problems` is not empty.
+        RefusedError: `problems` is not empty; it is of the class `kind`.
     """
     if not problems:
         return
     shown = [f"  {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         shown.append(f"  ... and {len(problems) - SHOWN} more")
-    raise RefusedError("\n".join([f"{what}:", *shown, *([remedy] if remedy else [])]))
+    raise kind("\n".join([f"{what}:", *shown, *([remedy] if remedy else [])]))

@@ -5,14 +5,17 @@
 #                      torchrun: one launcher a node
 #   AQTOPO_CONTAINER   a singularity image to run in; the variables above and MASTER_ADDR are made outside of it
 #   AQTOPO_REQUEUE     yes (default) | no
+#   AQTOPO_LAST_WAIT_S seconds (default 15) for ranks that still save when the time limit has come; less than
+#                      Slurm's KillWait, after which this shell is killed too and nothing is queued again
 #   AQTOPO_JOBS        folder for what the job and its ranks tell each other (default slurm-jobs), on a shared disk
 #
 # The job's folder holds: `stop`, raised here when the time limit comes; `again`, raised by rank 0 when it has
-# saved after that; `never`, raised by a rank for which starting again would not help; `saved`, raised at every
-# save; and the number of failures in a row.
+# saved after that; `never`, raised by a rank for which starting again would not help; `failed`, by one for which
+# it may; `saved`, raised at every save; and the number of failures in a row.
 set -uo pipefail
 
 readonly MOST_FAILURES=3
+readonly LAST_WAIT_S=${AQTOPO_LAST_WAIT_S:-15}
 launch=${AQTOPO_LAUNCH:-srun}
 restarts=${SLURM_RESTART_COUNT:-0}
 
@@ -30,9 +33,18 @@ check_input() {
     if [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format=%l) == UNLIMITED ]]; then
         bad_input "the job has no time limit, so nothing would tell it to save in time. Submit with --time=HH:MM:SS."
     fi
+    [[ -n ${SLURM_NTASKS_PER_NODE:-} ]] || bad_input "ranks a node are not given. Submit with --ntasks-per-node."
+    [[ $launch =~ ^(srun|deepspeed|torchrun)$ ]] ||
+        bad_input "AQTOPO_LAUNCH=$launch is none of srun, deepspeed, torchrun."
     if [[ $launch == deepspeed && -n ${AQTOPO_CONTAINER:-} ]]; then
         bad_input "the deepspeed launcher cannot start ranks in a container. Use AQTOPO_LAUNCH=srun."
     fi
+}
+
+# A line of text as a string of JSON.
+json_string() {
+    local text=${1//\\/\\\\}
+    printf '"%s"' "${text//\"/\\\"}"
 }
 
 # aqtopo, in the container if there is one: the words to put in front of `train`.
@@ -43,7 +55,7 @@ program() {
 }
 
 start() {
-    local ranks_per_node=${SLURM_NTASKS_PER_NODE:?submit with --ntasks-per-node}
+    local ranks_per_node=$SLURM_NTASKS_PER_NODE
     local tasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) container=()
     mapfile -t container < <(program)
     local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1)
@@ -69,18 +81,33 @@ start() {
                 --launcher_args "${step[*]:1} --ntasks-per-node=$ranks_per_node ${cpu_binding[*]}" \
                 "$(command -v aqtopo)" train "$@"
             ;;
-        *) bad_input "AQTOPO_LAUNCH=$launch is none of srun, deepspeed, torchrun." ;;
     esac
 }
 
-# Run the launcher in the background, so that this shell can answer signals; its exit code.
+# Run the launcher in the background, so that this shell can answer signals; its exit code. What is still saving
+# at the time limit is not waited for to the end, since this shell has to act before it is killed.
 attempt() {
     start "$@" &
     local launcher=$!
     while kill -0 "$launcher" 2>/dev/null; do
+        if [[ $ended == yes ]] && why_ended TimeLimit; then
+            timeout "$LAST_WAIT_S" tail --pid="$launcher" --follow /dev/null
+            break
+        fi
         wait "$launcher"
     done
+    if kill -0 "$launcher" 2>/dev/null; then
+        return 143 # as if ended by SIGTERM
+    fi
     wait "$launcher"
+}
+
+# Whether this is why Slurm ends the job: TimeLimit; nothing is given where a user cancelled it.
+why_ended() { [[ $(squeue --noheader --states=all --job "$SLURM_JOB_ID" --format=%r) == "$1" ]]; }
+
+# Whether Slurm has queued the job again by itself, which it does when a node fails.
+queued_by_slurm() {
+    (($(squeue --noheader --states=all --job "$SLURM_JOB_ID" --Format=restartcnt) > restarts))
 }
 
 queue_again() {
@@ -91,24 +118,55 @@ queue_again() {
 
 # After a failure: again, unless it was the third in a row that saved nothing.
 after_failure() {
-    local code=$1 failures=0
+    local code=$1 failures=0 why=
+    [[ -e $job/failed ]] && read -r code why <"$job/failed"
+    say "failed with code $code${why:+: $why}"
     [[ -e $job/failures && ! -e $job/saved ]] && failures=$(<"$job/failures")
     echo $((++failures)) >"$job/failures"
     if [[ $failures -ge $MOST_FAILURES ]]; then
-        say "failed with code $code, $failures times in a row without a new saved state; not queued again"
+        say "failed $failures times in a row without a new saved state; not queued again"
         exit "$code"
     fi
-    queue_again "failed with code $code ($failures of $MOST_FAILURES in a row without a new saved state)"
+    queue_again "failed ($failures of $MOST_FAILURES in a row without a new saved state)"
+}
+
+# What comes after this start, which has ended with this code.
+conclude() {
+    local code=$1 why=
+    if [[ $ended == yes ]] && queued_by_slurm; then
+        say "ended by Slurm, which has queued the job again, as it does when a node fails"
+        exit 0
+    elif [[ -e $job/never ]]; then
+        # The rank's own code: the launcher's may be that of another rank, which it killed after this one's end.
+        read -r code why <"$job/never"
+        say "ended with code $code, and starting again would not help: $why"
+        exit "$code"
+    elif [[ $ended == yes ]] && ! why_ended TimeLimit; then
+        say "cancelled; not queued again"
+        exit 0
+    elif [[ ${AQTOPO_REQUEUE:-yes} == no ]]; then
+        exit "$code"
+    elif [[ -e $job/again ]]; then
+        rm -f "$job/failures"
+        queue_again "$(<"$job/again")"
+    elif [[ $ended == yes && -e $job/saved ]]; then
+        rm -f "$job/failures"
+        queue_again "the time limit came before all ranks had stopped"
+    elif [[ $ended == yes || $code != 0 ]]; then
+        after_failure "$code"
+    fi
+    say "done"
 }
 
 check_input "$@"
 job=${AQTOPO_JOBS:-$PWD/slurm-jobs}/$SLURM_JOB_ID
 mkdir -p "$job"
-rm -f "$job/stop" "$job/again" "$job/never" "$job/saved"
+rm -f "$job"/{stop,again,never,failed,saved}
 export AQTOPO_JOB_DIR=$job
 # The batch shell runs on the first node, and so does rank 0.
 MASTER_ADDR=$(hostname)
-MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000))
+# Below the ports that the kernel hands out by itself, from 32768 on.
+MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
 export MASTER_ADDR MASTER_PORT
 # shellcheck source=slurm/node_env.sh
 source slurm/node_env.sh
@@ -121,28 +179,16 @@ config=$1
 shift
 arguments=("$config")
 if [[ $# -ge 1 ]]; then
-    arguments+=(--set "training.run_dir=\"$1\"" "${@:2}")
+    arguments+=(--set "training.run_dir=$(json_string "$1")" "${@:2}")
 fi
 say "start $((restarts + 1)) of $config on $SLURM_JOB_NUM_NODES node(s), by $launch, restart count $restarts"
+code=0
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
-    bash -c 'source slurm/node_env.sh && make_node_caches' || bad_input "no caches could be made on some node."
-attempt "${arguments[@]}"
-code=$?
-
-if [[ $ended == yes ]]; then
-    say "cancelled; not queued again"
-    exit 0
-elif [[ -e $job/never ]]; then
-    # The rank's own code: the launcher's may be that of another rank, which it killed after this one's end.
-    read -r code why <"$job/never"
-    say "ended with code $code, and starting again would not help: $why"
-    exit "$code"
-elif [[ -e $job/again && ${AQTOPO_REQUEUE:-yes} == yes ]]; then
-    rm -f "$job/failures"
-    queue_again "$(<"$job/again")"
-elif [[ $code == 0 ]]; then
-    say "done"
-elif [[ ${AQTOPO_REQUEUE:-yes} == yes ]]; then
-    after_failure "$code"
+    bash -c 'source slurm/node_env.sh && make_node_caches' || code=$?
+if [[ $code != 0 ]]; then
+    echo "$code no caches could be made on some node: its disk may be full" >"$job/failed"
+else
+    attempt "${arguments[@]}"
+    code=$?
 fi
-exit "$code"
+conclude "$code"

@@ -13,6 +13,8 @@ export TORCH_EXTENSIONS_DIR=$node_cache/extensions   # DeepSpeed's extensions, b
 export TORCHINDUCTOR_CACHE_DIR=$node_cache/inductor
 
 make_node_caches() {
+    # A lock that a killed start of this job left behind would be waited for for ever.
+    rm -f "$TORCH_EXTENSIONS_DIR"/*/lock "$TORCH_EXTENSIONS_DIR"/*/*/lock
     mkdir -p "$MIOPEN_USER_DB_PATH" "$TRITON_CACHE_DIR" "$TORCH_EXTENSIONS_DIR" "$TORCHINDUCTOR_CACHE_DIR"
 }
 

@@ -34,6 +34,9 @@ from aqtopo.refusal import RefusedError
 
 WAIT = "Wait until the other run has resumed, and try again."
 
+PATIENCE_S = 300.0
+"""How long to wait for another run that converts the same state; then its result is used."""
+
 
 class NamedTensors(Elements, Protocol):
     """A state whose tensors are known by name."""
@@ -51,6 +54,7 @@ def open_universal(source: Path, ranks: Ranks) -> UniversalState:
 
     Raises:
         RefusedError: on all ranks: files are damaged, or a universal form is that of another state.
+        BusyError: on all ranks: another run is still converting it.
     """
     manifest = read_manifest(source)
     problems: list[str] = []
@@ -58,9 +62,12 @@ def open_universal(source: Path, ranks: Ranks) -> UniversalState:
     there = target.parent.exists()
     check_files(source, manifest.files, ranks)
     if not there:
-        with alone_together(source / MANIFEST_FILE, ranks, f"{source} is being converted", WAIT):
-            convert(source, target, ranks)
-        return UniversalState(target)
+        busy = f"{source} is being converted"
+        with alone_together(source / MANIFEST_FILE, ranks, busy, WAIT, PATIENCE_S):
+            # Whoever had to be waited for may have made it.
+            if ranks.gather_texts(str(target.parent.exists()))[0] == str(False):
+                convert(source, target, ranks)
+                return UniversalState(target)
     state = UniversalState(target)
     if target != source:
         check_files(target, state.manifest.files, ranks)

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from aqtopo.refusal import refuse
+from aqtopo.refusal import RefusedError, refuse
 
 Item = TypeVar("Item")
 
@@ -65,14 +65,20 @@ class Alone:
 ALONE = Alone()
 
 
-def refuse_together(ranks: Ranks, what: str, problems: Sequence[str], remedy: str = "") -> None:
+def refuse_together(
+    ranks: Ranks,
+    what: str,
+    problems: Sequence[str],
+    remedy: str = "",
+    kind: type[RefusedError] = RefusedError,
+) -> None:
     """Come to one verdict: every rank raises, with everyone's problems, if any rank has one.
 
     Raises:
-        RefusedError: some rank found a problem.
+        RefusedError: some rank found a problem; it is of the class `kind`.
     """
     everyones = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
-    refuse(what, sorted({problem for own in everyones for problem in own}), remedy)
+    refuse(what, sorted({problem for own in everyones for problem in own}), remedy, kind)
 
 
 def gather_mappings(own: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:

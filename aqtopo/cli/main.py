@@ -4,7 +4,7 @@ import os
 import sys
 import textwrap
 import traceback
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,7 @@ from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
 from aqtopo.cli.watch import watch
 from aqtopo.cli.years import YearsCommand
-from aqtopo.refusal import RefusedError
+from aqtopo.refusal import RefusedError, retry_after
 from aqtopo.training.job import BatchJob
 
 EXIT_FAILED = 1
@@ -57,22 +57,18 @@ def main() -> None:
     """Run the command line; what a user can put right becomes a message on stderr, without a traceback."""
     try:
         app()
-    except ValueError as error:
-        if not _raised_by_us(error):
+    except (ValueError, RefusedError, FloatingPointError, OSError) as error:
+        if isinstance(error, ValueError) and not _raised_by_us(error):
             raise  # a mistake in the code, whatever it calls itself
-        _end_for_good(str(error), EXIT_BAD_INPUT)
-    except RefusedError as error:
-        _end_for_good(str(error), EXIT_REFUSED)
-    except (FloatingPointError, OSError) as error:
         _complain(str(error))  # an OSError names the file and says why
-        sys.exit(EXIT_FAILED)
+        BatchJob.from_environment().note_failure(retry_after(error), _code_of(error), str(error))
+        sys.exit(_code_of(error))
 
 
-def _end_for_good(text: str, code: int) -> NoReturn:
-    """End with a message and see to it that a batch job is not queued again: nothing would be different."""
-    _complain(text)
-    BatchJob.from_environment().forbid_restart(text, code)
-    sys.exit(code)
+def _code_of(error: Exception) -> int:
+    if isinstance(error, ValueError):
+        return EXIT_BAD_INPUT
+    return EXIT_REFUSED if isinstance(error, RefusedError) else EXIT_FAILED
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -33,9 +33,10 @@ from aqtopo.data.samples import (
     sample_table,
     share,
 )
-from aqtopo.data.schema import HOURS_PER_SHARD, refuse
+from aqtopo.data.schema import HOURS_PER_SHARD, unreadable
 from aqtopo.data.store import Store
 from aqtopo.data.workers import Workers, worker_context, worker_setup
+from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
 """Micro-batches that a worker reads ahead at most to have a whole step at hand; more is up to the user."""
@@ -174,14 +175,14 @@ class BatchLoader:
         """The micro-batches of `requests`, in order.
 
         Raises:
-            ValueError: a shard cannot be read, or a loader process was killed.
+            UnreadableDataError: a shard cannot be read, or a loader process was killed.
             TimeoutError: a micro-batch took longer than `data.read_deadline_s`.
         """
         items = self._items(requests) if requests else iter(())
         for request in requests:
             answer = self._answered(request, functools.partial(next, items))
             if isinstance(answer, ReadFailure):
-                raise ValueError(answer.message)
+                raise UnreadableDataError(answer.message)
             yield self._own(answer)
 
     def _own(self, answer: Batch | Filled) -> Batch:
@@ -230,7 +231,7 @@ class BatchLoader:
             # DataLoader says RuntimeError; what fetches a batch's memory from a dead process, the others.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            refuse(
+            unreadable(
                 self._store.path,
                 f"could not be read further: a loader process ended unexpectedly ({error!r}) before the "
                 f"micro-batch of {self._described(request)} was there",

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.refusal import UnreadableDataError
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 
 SCHEMA_VERSION = 1
@@ -44,6 +45,11 @@ Hours = NDArray[np.datetime64]
 def refuse(store: object, what: str, remedy: str) -> NoReturn:
     """Raise the `ValueError` that tells a user which store is unusable, why, and what to do."""
     raise ValueError(f"The data store {store} {what}. {remedy}")
+
+
+def unreadable(store: object, what: str, remedy: str) -> NoReturn:
+    """Raise the error for hours that cannot be read now, and perhaps another time."""
+    raise UnreadableDataError(f"The data store {store} {what}. {remedy}")
 
 
 def check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:

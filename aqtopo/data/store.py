@@ -30,6 +30,7 @@ from aqtopo.data.schema import (
     check_static,
     check_units,
     refuse,
+    unreadable,
     whole_hours,
 )
 from aqtopo.data.shards import (
@@ -130,7 +131,7 @@ class Store:
         """The fields of one hour, (C, H, W) float32, NaN where there is no value.
 
         Raises:
-            ValueError: the shard of that hour is damaged, unreadable or gone.
+            UnreadableDataError: the shard of that hour is damaged, unreadable or gone.
             TimeoutError: the file system did not answer for `deadline_s`.
         """
         values: NDArray[np.float32] = self.read_span(time_index, time_index + 1)[0]
@@ -140,7 +141,7 @@ class Store:
         """The fields of the hours [first, last) of one shard, (n, C, H, W) float32.
 
         Raises:
-            ValueError: the shard is damaged, unreadable or gone.
+            UnreadableDataError: the shard is damaged, unreadable or gone.
             TimeoutError: the file system did not answer for `deadline_s`.
         """
         shard = shard_path(self.path, first).relative_to(self.path)
@@ -155,7 +156,7 @@ class Store:
         """As `read_span` without a deadline, for who has one around many hours: starting a thread takes time.
 
         Raises:
-            ValueError: the shard is damaged, unreadable or gone.
+            UnreadableDataError: the shard is damaged, unreadable or gone.
         """
         assert 0 <= first < last <= self.times.size
         assert first // HOURS_PER_SHARD == (last - 1) // HOURS_PER_SHARD
@@ -168,14 +169,14 @@ class Store:
         """Say which hour cannot be read, and why; `copy` is where it was read, if not in the store itself.
 
         Raises:
-            ValueError: always.
+            UnreadableDataError: always.
         """
         shard = shard_path(self.path, time_index).relative_to(self.path)
         where, remedy = "", "Copy the shard or the store again from its source, or write it anew."
         if copy:
             where, remedy = f" of its copy {copy}", "Remove that folder: the next start copies it anew."
         time = self.times[time_index]
-        refuse(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
+        unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
 
 
 def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:

@@ -124,8 +124,8 @@ def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
             f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
             'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
-    # One port a job, so that two jobs sharing a node do not meet.
-    default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 20000
+    # One port a job, so that two jobs sharing a node do not meet; below those that the kernel hands out.
+    default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 12000
     return Launch(
         "slurm",
         _integer(environ, "SLURM_PROCID"),

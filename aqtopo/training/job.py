@@ -3,6 +3,7 @@
     stop     raised by the script: save, end, and let the job be queued again
     again    raised by rank 0, when it has saved after `stop` or SIGUSR1
     never    raised by a rank for whose failure another start would be no help: its exit code, and why
+    failed   raised by a rank that failed in another way: its exit code, and why
     saved    raised by rank 0 at every save: this start has achieved something
 
 Exit codes would not do: launchers such as torchrun return their own.
@@ -10,9 +11,12 @@ Exit codes would not do: launchers such as torchrun return their own.
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
+
+from aqtopo.refusal import Retry
 
 JOB_DIR = "AQTOPO_JOB_DIR"
 FACTS = {
@@ -50,10 +54,14 @@ class BatchJob:
         """Have the job queued again."""
         self._write("again", why)
 
-    def forbid_restart(self, why: str, code: int) -> None:
-        """Keep the job from being queued again, and end it with this code; the first rank's word stands."""
-        if self.folder is not None and not (self.folder / "never").exists():
-            self._write("never", f"{code} {why}")
+    def note_failure(self, retry: Retry, code: int, why: str) -> None:
+        """Say whether to queue the job again, and how it ends if not; the first rank's words stand.
+
+        Of several ranks that fail in different ways, one that says `never` decides.
+        """
+        if self.folder is not None:
+            with suppress(FileExistsError), (self.folder / retry.value).open("x") as file:
+                file.write(f"{code} {why}\n")
 
     def note_save(self, tag: str) -> None:
         """Say that a state was saved."""

@@ -25,6 +25,7 @@ from aqtopo.training.prepare import Prepared, prepare
 from aqtopo.training.probe import probe_batch, probe_loss
 from aqtopo.training.resume import NEVER, Resumed, ResumeOptions, resume
 from aqtopo.training.run_directory import (
+    PATIENCE_S,
     claim_run_directory,
     hold_run_directory,
     take_over_run_directory,
@@ -102,7 +103,12 @@ def _train_together(
     check_up(prepared, device).demand_health()
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
-        with hold_run_directory(prepared.run_dir, ranks), staged(prepared, watchdog, log) as store:
+        watchdog.enter("lock")
+        patience_s = PATIENCE_S if job.folder else 0.0
+        with (
+            hold_run_directory(prepared.run_dir, ranks, patience_s),
+            staged(prepared, watchdog, log) as store,
+        ):
             prepared = replace(prepared, store=store)
             run = _make_run(prepared, ranks, log, job, stops, watchdog, stop_after)
             # Only now is there something to save.

@@ -25,6 +25,10 @@ from aqtopo.training.watchdog import STACKS
 RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
+PATIENCE_S = 120.0
+"""How long a batch job waits for another run in its directory [s]: most often it is the job's own last start,
+of which something is still alive, or whose lock the file system has not given up yet."""
+
 
 def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
     """Make sure that a fresh run may write there; leaves no trace.
@@ -64,11 +68,16 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
         ) from error
 
 
-def hold_run_directory(run_dir: Path, ranks: Ranks) -> AbstractContextManager[None]:
+def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> AbstractContextManager[None]:
     """Keep other runs out of a run directory for as long as this one is at work.
 
+    Args:
+        run_dir: the run directory.
+        ranks: all of this run's.
+        patience_s: how long to wait for another run to end; it is said on stderr.
+
     Raises:
-        RefusedError: on all ranks: another run is at work there.
+        BusyError: on all ranks: another run is at work there.
     """
     if ranks.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -78,6 +87,7 @@ def hold_run_directory(run_dir: Path, ranks: Ranks) -> AbstractContextManager[No
         ranks,
         f"another run is at work in {run_dir}",
         "Wait until it has ended, end it, or choose another directory with --set training.run_dir=DIR.",
+        patience_s,
     )
 
 

@@ -32,6 +32,7 @@ VARIABLE = "AQTOPO_DEADLINES"
 DEADLINES_S: Mapping[str, float] = {
     "connect": 600,
     "preflight": 300,
+    "lock": 600,
     "stage": 1700,  # less than the wait of the ranks that do not copy, COLLECTIVE_TIMEOUT
     "resume": 1800,
     "engine": 600,

@@ -4,13 +4,14 @@ import errno
 import fcntl
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from aqtopo.checkpoint.locks import alone, alone_together, shared
 from aqtopo.checkpoint.ranks import ALONE, Alone
-from aqtopo.refusal import RefusedError
+from aqtopo.refusal import BusyError
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_killed_process_leaves_no_hold(path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "True\n"
     with (
-        pytest.raises(RefusedError, match=r"(?s)busy.*another process holds .*lock.*Wait"),
+        pytest.raises(BusyError, match=r"(?s)busy.*another process holds .*lock.*Wait"),
         alone_together(path, ALONE, "busy", "Wait."),
     ):
         pass
@@ -55,11 +56,32 @@ def test_killed_process_leaves_no_hold(path: Path) -> None:
         pass
 
 
+def test_a_hold_that_ends_in_time_is_waited_for_and_that_is_said(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with path.open("rb+") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        release = threading.Timer(0.2, fcntl.flock, (other, fcntl.LOCK_UN))
+        release.start()
+        with alone_together(path, ALONE, "the run is at work", "", patience_s=60.0):
+            release.join()
+    assert capsys.readouterr().err == "aqtopo: the run is at work: waiting up to 60 s for it\n"
+
+
+def test_patience_has_an_end(path: Path) -> None:
+    with (
+        alone(path),
+        pytest.raises(BusyError, match=r"another process holds .*lock, and still does after 0\.1 s"),
+        alone_together(path, ALONE, "busy", "", patience_s=0.1),
+    ):
+        pass
+
+
 def test_only_rank_0_holds(path: Path) -> None:
     with (
         alone_together(path, ALONE, "", ""),
         alone_together(path, Alone(rank=1, size=2), "", ""),
-        pytest.raises(RefusedError, match="busy"),
+        pytest.raises(BusyError, match="busy"),
         alone_together(path, ALONE, "busy", "Wait."),
     ):
         pass
@@ -67,7 +89,7 @@ def test_only_rank_0_holds(path: Path) -> None:
 
 def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
     with (
-        pytest.raises(RefusedError, match="No such file or directory"),
+        pytest.raises(BusyError, match="No such file or directory"),
         alone_together(tmp_path / "absent", ALONE, "busy", ""),
     ):
         pass

@@ -7,6 +7,11 @@ from typing import Any
 import pytest
 import xarray as xr
 
+from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
+from aqtopo.data.shards import shard_path
+from aqtopo.training.job import JOB_DIR
+
 Command = Callable[..., Any]
 
 INIT = "2018-01-03T00"
@@ -61,3 +66,29 @@ def test_bad_input_is_refused_and_nothing_is_written(
 def test_a_directory_that_is_no_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
     ended = aqtopo("forecast", tmp_path, tmp_path / "out.nc", "--init", INIT)
     assert "is not a run directory" in ended.complaint
+
+
+def test_a_job_is_told_what_is_worth_another_try(
+    aqtopo: Command,
+    tiny_config: Callable[..., RunConfig],
+    tiny_dataset: xr.Dataset,
+    save_untrained: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(JOB_DIR, str(tmp_path))
+    store = tmp_path / "damaged.zarr"
+    write_store(tiny_dataset, store)
+    write_statistics(store, [2016])
+    run = save_untrained(tiny_config(data={"store": str(store)}))
+    shard = shard_path(store, 0).parents[3] / "22" / "0" / "0" / "0"
+    shard.write_bytes(b"")
+    assert "is cut short" in aqtopo("forecast", run, tmp_path / "out.nc", "--init", INIT).complaint
+    assert (tmp_path / "failed").read_text().startswith("2 The data store")
+    assert not (tmp_path / "never").exists()
+
+    assert (
+        "has no fields for"
+        in aqtopo("forecast", run, tmp_path / "out.nc", "--init", "1999-01-01T00").complaint
+    )
+    assert (tmp_path / "never").read_text().startswith("2 ")

@@ -52,19 +52,23 @@ class Job:
         """Wait until Slurm calls the job so."""
         self.wait(state, lambda: self.field("JobState") == state)
 
-    def wait_for_restart(self, number: int = 1) -> None:
-        """Wait for the job's n-th restart, and spare it the two minutes that Slurm makes it wait."""
+    def wait_for_restart(self, number: int = 1, nodes: int | None = None) -> None:
+        """Wait for the job's n-th restart, and spare it the two minutes that Slurm makes it wait.
+
+        `nodes` starts it on another number of nodes, of one task each, as a user would.
+        """
+        changes = [] if nodes is None else [f"NumNodes={nodes}", f"NumTasks={nodes}"]
 
         def restarted() -> bool:
             if int(self.field("Restarts")) < number:
                 return False
-            if self.field("JobState") != "PENDING":
-                return True
-            # Not at once: slurmd refuses a job in the second in which it was killed.
-            time.sleep(2.0)
-            with suppress(RuntimeError):  # it may have started meanwhile
-                self.cluster.run("scontrol", "update", f"jobid={self.number}", "StartTime=now")
-            return False
+            # After a node's failure the restart is counted while the start before it is still completing.
+            if (state := self.field("JobState")) == "PENDING":
+                # Not at once: slurmd refuses a job in the second in which it was killed.
+                time.sleep(2.0)
+                with suppress(RuntimeError):  # it may have started meanwhile
+                    self.cluster.run("scontrol", "update", f"jobid={self.number}", "StartTime=now", *changes)
+            return state not in ("PENDING", "COMPLETING")
 
         self.wait(f"restart {number}", restarted)
 

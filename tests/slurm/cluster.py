@@ -137,14 +137,18 @@ class SlurmCluster:
 
     @contextmanager
     def without_node(self, node: str) -> Iterator[None]:
-        """End a node's slurmd, as if the node had died; afterwards the node is there again, and idle."""
+        """End a node's slurmd, as if the node had died; afterwards the node is there again, and idle.
+
+        Slurm would notice by itself after SlurmdTimeout; it is told at once, with the same consequences.
+        """
         self.daemons[node].kill()
         self.daemons.pop(node).wait()
+        self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
         try:
             yield
         finally:
             self._start_daemon(node, "slurmd", "-D", "-N", node)
-            self.wait_until_idle()
+            self._wait(f"{node} to be idle", lambda: self.node_states()[node] == "idle")
 
     def wait_until_idle(self) -> None:
         """Wait until every node takes jobs."""

@@ -42,7 +42,28 @@ def assert_curve_goes_on(job: Job) -> None:
     assert not ours
 
 
-@pytest.mark.parametrize("launcher", ["srun", "deepspeed", "torchrun"])
+def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
+    slurm_cluster: SlurmCluster, tiny_config: TinyConfig
+) -> None:
+    job = submit(slurm_cluster, endless(tiny_config))
+    job.wait_for_steps(12)
+    with slurm_cluster.without_node("node2"):
+        job.wait_for_restart(1, nodes=1)
+        job.wait_for_steps(job.last_saved_step() + 12)
+    job.signal_batch_shell("USR1")
+    job.wait_for_restart(2, nodes=2)
+    job.wait_for_steps(job.last_saved_step() + 12)
+    job.cancel()
+
+    worlds = [(event["world_before"], event["world_size"]) for event in job.events("resume")]
+    assert worlds == [(2, 1), (1, 2)]
+    assert {event["train_batch_size"] for event in job.events("start")} == {4}
+    assert "ended by Slurm, which has queued the job again" in job.said()
+    assert job.said().count("cancelled; not queued again") == 1
+    assert_curve_goes_on(job)
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 def test_a_warned_job_saves_is_queued_again_and_goes_on(
     launcher: str, slurm_cluster: SlurmCluster, tiny_config: TinyConfig
 ) -> None:

@@ -46,7 +46,7 @@ def test_torchrun_and_deepspeed_variables_are_read() -> None:
 
 def test_srun_variables_are_mapped_with_one_port_a_job() -> None:
     launch = read_launch(SRUN)
-    assert launch == Launch("slurm", 9, 1, 16, 8, "nid001", 20000 + 123456 % 20000)
+    assert launch == Launch("slurm", 9, 1, 16, 8, "nid001", 20000 + 123456 % 12000)
     assert read_launch(SRUN | {"MASTER_PORT": "1234"}).master_port == 1234
 
 

@@ -1,12 +1,13 @@
 from pathlib import Path
 
+from aqtopo.refusal import Retry
 from aqtopo.training.job import JOB_DIR, BatchJob
 
 
 def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
     job = BatchJob.from_environment({})
     job.ask_for_restart("why")
-    job.forbid_restart("why", 2)
+    job.note_failure(Retry.NEVER, 2, "why")
     job.note_save("tag")
     assert not job.stop_requested
     assert job.facts == {}
@@ -25,8 +26,10 @@ def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
     assert (tmp_path / "saved").read_text() == "epoch00-step000003\n"
 
 
-def test_the_first_reason_against_a_restart_stands(tmp_path: Path) -> None:
+def test_the_first_rank_to_fail_is_heard_and_one_that_may_never_start_again_beside_it(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
-    job.forbid_restart("first", 3)
-    job.forbid_restart("second", 2)
+    job.note_failure(Retry.PERHAPS, 1, "lost a rank")
+    job.note_failure(Retry.NEVER, 3, "first")
+    job.note_failure(Retry.NEVER, 2, "second")
+    assert (tmp_path / "failed").read_text() == "1 lost a rank\n"
     assert (tmp_path / "never").read_text() == "3 first\n"

@@ -1,0 +1,38 @@
+import pytest
+
+from aqtopo.refusal import (
+    BusyError,
+    LostRankError,
+    RefusedError,
+    Retry,
+    UnreadableDataError,
+    refuse,
+    retry_after,
+)
+
+
+@pytest.mark.parametrize("error", [ValueError("no such key"), RefusedError("damaged")])
+def test_what_a_user_must_put_right_is_never_tried_again(error: Exception) -> None:
+    assert retry_after(error) is Retry.NEVER
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        UnreadableDataError("a shard"),
+        BusyError("another run"),
+        LostRankError("rank 3"),
+        TimeoutError("the store does not answer"),
+        OSError(28, "No space left on device"),
+        MemoryError(),
+        RuntimeError("out of memory"),
+    ],
+)
+def test_what_may_pass_is_tried_again(error: Exception) -> None:
+    assert retry_after(error) is Retry.PERHAPS
+
+
+def test_a_refusal_is_of_the_kind_that_was_asked_for() -> None:
+    refuse("nothing", [])
+    with pytest.raises(BusyError, match=r"(?s)busy:.*held.*Wait"):
+        refuse("busy", ["held"], "Wait.", BusyError)
