@@ -19,8 +19,9 @@ from aqtopo.data.samples import sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
 from aqtopo.evaluation.areas import Areas, Region, areas_of
-from aqtopo.evaluation.baselines import Climatology, hourly_climatology, persistence
+from aqtopo.evaluation.baselines import persistence
 from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
+from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import overall, stratified
 from aqtopo.evaluation.sums import Axes, ErrorSums
@@ -77,7 +78,7 @@ def evaluate(
     data = run.config.data
     init_times = sample_table(run.config, run.store.times, split).times
     areas = areas_of(run.store, regions)
-    climatology = hourly_climatology(run.store, data.targets, data.train_years, report, ranks)
+    climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
     days = np.unique(init_times.astype("datetime64[D]"))
     sums = ErrorSums(Axes(FORECASTS, data.targets, data.horizons, days, areas))
     batches = evaluation_batches(run.store, run.config, split, ranks.rank, ranks.size, _batch_size(run))
@@ -134,6 +135,7 @@ def _provenance(
         "config_digest": run.config.digest,
         "split": split,
         "years": list(data.test_years if split == "test" else data.validation_years),
+        "climatology": climatology.described,
         "climatology_years": list(climatology.years),
         "weighting": "none: every cell inside the mask counts the same",
         "areas_without_cells": list(areas.empty),

@@ -16,8 +16,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.evaluation.areas import Areas
-from aqtopo.evaluation.baselines import HOURS_A_DAY, hour_of_day
 from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
+from aqtopo.evaluation.climatology import HOURS_A_DAY, hour_of_day
 
 Values = NDArray[np.float64]
 

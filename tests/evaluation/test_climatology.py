@@ -1,0 +1,130 @@
+"""Climatology, against what xarray gives directly, and against an annual cycle that is known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from aqtopo.data import Store, open_store, write_statistics, write_store
+from aqtopo.evaluation.climatology import Climatology, annual_waves, climatology_of
+from aqtopo.variables import TARGET_VARIABLES
+
+
+@pytest.fixture
+def gappy_store(tiny_dataset: xr.Dataset, tmp_path: Path) -> Store:
+    """The tiny store with missing hours, a cell without PM2.5 and another without it at 05 UTC."""
+    fields = tiny_dataset["fields"]
+    hour = tiny_dataset["time"].dt.hour
+    fields.loc[{"channel": "pm25", "lat": fields.lat[0], "lon": fields.lon[0]}] = np.nan
+    fields[{"lat": 1, "lon": 1}].loc[{"channel": "pm25", "time": hour == 5}] = np.nan
+    fields.loc[{"channel": "o3", "time": slice("2016-01-03T07", "2016-01-04T02")}] = np.nan
+    kept = ~tiny_dataset["time"].isin(
+        np.array(["2016-01-02T03", "2016-01-05T00", "2016-01-05T01"], "datetime64[ns]")
+    )
+    path = tmp_path / "gappy.zarr"
+    write_store(tiny_dataset.isel(time=kept.values), path)
+    write_statistics(path, [2016])
+    return open_store(path)
+
+
+@pytest.mark.parametrize("years", [[2016], [2016, 2018]])
+def test_climatology_equals_a_groupby_of_xarray(gappy_store: Store, years: list[int]) -> None:
+    fields = xr.open_zarr(gappy_store.path, consolidated=False, chunks=None)["fields"]
+    chosen = fields.sel(channel=list(TARGET_VARIABLES), time=fields["time"].dt.year.isin(years))
+    expected = chosen.astype(np.float64).groupby("time.hour").mean()
+    climatology = climatology_of(gappy_store, TARGET_VARIABLES, years)
+    assert climatology.years == tuple(years)
+    np.testing.assert_allclose(climatology.mean, expected.transpose("hour", ...), rtol=1e-6)
+
+
+def test_cells_and_hours_without_data_have_no_climatology(gappy_store: Store) -> None:
+    mean = climatology_of(gappy_store, ("pm25",), [2016]).mean[:, 0]
+    assert np.isnan(mean[:, 0, 0]).all()
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(mean[:, 1, 1])), [5])
+    assert np.isnan(mean).sum() == 24 + 1
+
+
+def test_climatology_is_taken_at_the_valid_hour(tiny_store: Path) -> None:
+    climatology = climatology_of(open_store(tiny_store), ("no2", "o3"), [2016])
+    times = np.array(
+        [["2018-06-01T05", "2018-12-31T23"], ["1969-12-31T23", "2018-06-02T05"]], "datetime64[h]"
+    )
+    fields = climatology.at(times)
+    assert fields.shape == (2, 2, 2, 8, 16)
+    np.testing.assert_array_equal(fields[0, 0], climatology.mean[5])
+    np.testing.assert_array_equal(fields[0, 1], climatology.mean[23])
+    np.testing.assert_array_equal(fields[1, 0], climatology.mean[23])
+    np.testing.assert_array_equal(fields[0, 0], fields[1, 1])
+
+
+def test_climatology_reports_every_hour_once(tiny_store: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    climatology_of(open_store(tiny_store), ("pm25",), [2016, 2017], lambda *facts: told.append(facts))
+    assert told[-1] == ("hours of climatology", 480, 480)
+    assert [done for _, done, _ in told] == list(range(0, 481, 24))
+
+
+def test_climatology_over_years_that_the_store_lacks_is_refused(tiny_store: Path) -> None:
+    with pytest.raises(ValueError, match="no hour in the training years 2013, 2014"):
+        climatology_of(open_store(tiny_store), ("pm25",), [2013, 2014])
+
+
+def year_long_dataset(tiny_dataset: xr.Dataset, gap: slice | None = None) -> xr.Dataset:
+    """Two hours a day for a year on the tiny grid, of a PM2.5 with a known daily and annual cycle."""
+    times = np.arange("2016-01-01", "2017-01-01", dtype="datetime64[h]")[::12]
+    if gap is not None:
+        times = times[(times < np.datetime64(gap.start)) | (times >= np.datetime64(gap.stop))]
+    fields = np.ones((times.size, *tiny_dataset["fields"].shape[1:]), np.float32)
+    waves, hour = annual_waves(times, 2), times.astype(int) % 24
+    cycle = 60 + hour + 20 * waves[:, 0] - 9 * waves[:, 1] + hour * waves[:, 2] + 3 * waves[:, 3]
+    pm25 = tiny_dataset["channel"].values.tolist().index("pm25")
+    fields[:, pm25] = cycle[:, None, None]
+    coords = {name: tiny_dataset[name] for name in ("channel", "lat", "lon")}
+    made = xr.DataArray(
+        fields, dims=tiny_dataset["fields"].dims, coords={"time": times.astype("datetime64[ns]"), **coords}
+    )
+    return tiny_dataset.drop_vars(["fields", "time"]).assign(fields=made)
+
+
+def climatology_in(dataset: xr.Dataset, path: Path) -> Climatology:
+    write_store(dataset, path)
+    return climatology_of(open_store(path), ("pm25",), [2016])
+
+
+@pytest.mark.parametrize("gap", [None, slice("2016-06-01", "2016-07-01")])
+def test_an_annual_cycle_is_found_also_where_days_are_missing(
+    tiny_dataset: xr.Dataset, tmp_path: Path, gap: slice | None
+) -> None:
+    climatology = climatology_in(year_long_dataset(tiny_dataset, gap), tmp_path / "year.zarr")
+    assert climatology.harmonics == 2
+    times = np.array(["2018-02-03T00", "2018-06-15T12", "2019-11-30T12"], "datetime64[h]")
+    waves, hour = annual_waves(times, 2), times.astype(int) % 24
+    expected = 60 + hour + 20 * waves[:, 0] - 9 * waves[:, 1] + hour * waves[:, 2] + 3 * waves[:, 3]
+    np.testing.assert_allclose(climatology.at(times)[:, 0, 3, 5], expected, rtol=1e-5)
+
+
+def test_a_season_that_was_never_seen_gets_no_invented_waves(
+    tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    half = year_long_dataset(tiny_dataset, slice("2016-05-01", "2016-08-15"))
+    assert climatology_in(half, tmp_path / "half.zarr").harmonics == 0
+    quarter = year_long_dataset(tiny_dataset, slice("2016-05-01", "2016-07-10"))
+    assert climatology_in(quarter, tmp_path / "quarter.zarr").harmonics == 1
+
+
+def test_a_missing_value_counts_as_the_mean_of_its_hour(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    dataset = year_long_dataset(tiny_dataset)
+    pm25 = {"channel": dataset["channel"].values.tolist().index("pm25"), "lat": 2, "lon": 3}
+    cell = dataset["fields"][pm25].copy()
+    dataset["fields"][{**pm25, "time": slice(50, 300)}] = np.nan
+    own = climatology_in(dataset, tmp_path / "gaps.zarr").at(dataset["time"].values)[:, 0, 2, 3]
+    hour = dataset["time"].dt.hour
+    known = cell.where(np.isfinite(dataset["fields"][pm25]))
+    filled = known.groupby(hour).map(lambda part: part.fillna(part.mean()))
+    dataset["fields"][pm25] = filled.values
+    np.testing.assert_allclose(
+        own,
+        climatology_in(dataset, tmp_path / "filled.zarr").at(dataset["time"].values)[:, 0, 2, 3],
+        rtol=1e-4,
+    )
