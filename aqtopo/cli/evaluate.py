@@ -2,13 +2,18 @@
 
 import contextlib
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aqtopo.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from aqtopo.checkpoint import LoadedRun
+    from aqtopo.evaluation.evaluate import Extras
 
 
 class Split(StrEnum):
@@ -18,47 +23,80 @@ class Split(StrEnum):
     TEST = "test"
 
 
+class Stratum(StrEnum):
+    """What a table may be split by."""
+
+    SEASON = "season"
+    HOUR = "hour"
+    AREA = "area"
+    STATION = "station"
+
+
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
     tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
     split: Annotated[Split, typer.Option(help="Which years to score.")] = Split.TEST,
+    by: Annotated[list[Stratum] | None, typer.Option(help="Print a table by this too; repeatable.")] = None,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=S:N,W:E", help="A box of latitudes and longitudes to score apart."),
+        typer.Option(metavar="NAME=S:N,W:E", help="A box of latitudes and longitudes; repeatable."),
+    ] = None,
+    stations: Annotated[
+        Path | None,
+        typer.Option(metavar="CSV", help="Observations: id, lat, lon, time (UTC), pollutant, value."),
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Another model's forecasts, .nc or .zarr.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
 ) -> None:
-    """Score a run beside persistence and climatology; write RUN/scores.json and RUN/scores.zarr."""
+    """Score a run beside persistence and climatology; write RUN/scores.json and RUN/scores.zarr.
+
+    Started by `torchrun`, `deepspeed` or `srun` on several processes, they share the work.
+    """
     from rich.console import Console
 
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.checkpoint import load_run
         from aqtopo.data.walk import in_silence
-        from aqtopo.evaluation.areas import parse_region
         from aqtopo.evaluation.evaluate import evaluate as score
-        from aqtopo.evaluation.score_file import write_scores
-        from aqtopo.evaluation.sums_file import write_tables
-        from aqtopo.evaluation.table import TABLE_WIDTH, score_table, summary
+        from aqtopo.evaluation.results import write_results
+        from aqtopo.evaluation.table import score_table, stratum_table, summary, table_width
         from aqtopo.training.distributed import disconnect, join
 
-        regions = None if region is None else [parse_region(text) for text in region]
+        run = load_run(run_dir, tag)
+        extras = _extras(run, region or (), stations, against)
         ranks = join()
-        is_main = ranks.rank == 0
-        done = score(
-            load_run(run_dir, tag), split.value, Progress() if is_main else in_silence, ranks, regions
-        )
+        done = score(run, split.value, Progress() if ranks.rank == 0 else in_silence, ranks, extras)
         disconnect()
-        if not is_main:
+        if ranks.rank != 0:
             return
-        write_tables(done.tables, run_dir)
-        written = write_scores(done.scores, run_dir, done.strata)
-    scores = done.scores
+        written = write_results(done, run_dir)
     if as_json:
-        typer.echo(written.read_text(encoding="utf-8"), nl=False)
+        typer.echo(written[0].read_text(encoding="utf-8"), nl=False)
         return
     # On a narrower terminal lines wrap; rich would cut figures off instead.
-    console = Console(width=max(Console().width, TABLE_WIDTH), highlight=False)
-    console.print(score_table(scores))
-    console.print(summary(scores))
-    console.print(f"written to {written}", soft_wrap=True)
+    console = Console(width=max(Console().width, table_width(done.scores)), highlight=False)
+    console.print(score_table(done.scores))
+    for stratum in by or ():
+        console.print(stratum_table(done, stratum.value))
+    console.print(summary(done.scores))
+    console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
+
+
+def _extras(
+    run: "LoadedRun", regions: Sequence[str], stations: Path | None, against: Path | None
+) -> "Extras":
+    """What is asked for beyond the usual, read and checked before anything is computed."""
+    from aqtopo.evaluation.against import open_other
+    from aqtopo.evaluation.areas import parse_region
+    from aqtopo.evaluation.evaluate import Extras
+    from aqtopo.evaluation.stations import read_stations
+
+    data = run.config.data
+    return Extras(
+        regions=[parse_region(text) for text in regions] or None,
+        stations=None if stations is None else read_stations(stations, run.store, data.targets),
+        against=None if against is None else open_other(against, run.store, data.targets, data.horizons),
+    )

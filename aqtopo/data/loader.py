@@ -33,7 +33,7 @@ from aqtopo.data.samples import (
     sample_table,
     share,
 )
-from aqtopo.data.schema import HOURS_PER_SHARD, unreadable
+from aqtopo.data.schema import HOURS_PER_SHARD, Hours, unreadable
 from aqtopo.data.store import Store
 from aqtopo.data.workers import Workers, worker_context, worker_setup
 from aqtopo.refusal import UnreadableDataError
@@ -310,17 +310,26 @@ class EvaluationLoader:
     """One rank's share of a split, to iterate over as often as it is evaluated.
 
     All times of the split with all horizons (K = their number), each time on exactly one rank; the last batch
-    may be smaller. `places` number the split's times.
+    may be smaller. `places` number the split's times. Where `only` is given, just those of its times are
+    taken.
 
     Raises:
         ValueError: the store does not fit the run, or the split has no usable time.
     """
 
     def __init__(
-        self, store: Store, config: RunConfig, split: Split, rank: int, world: int, batch: int
+        self,
+        store: Store,
+        config: RunConfig,
+        split: Split,
+        rank: int,
+        world: int,
+        batch: int,
+        only: Hours | None = None,
     ) -> None:
         table = sample_table(config, store.times, split)
-        samples = evaluation_share(len(table), rank, world)
+        taken = np.arange(len(table)) if only is None else np.flatnonzero(np.isin(table.times, only))
+        samples = taken[evaluation_share(taken.size, rank, world)]
         cut = [samples[start : start + batch] for start in range(0, samples.size, batch)]
         self._requests = [Request(numbers, numbers) for numbers in cut]
         self._batches = BatchLoader(store, config, table, batch, len(cut))
@@ -333,10 +342,16 @@ class EvaluationLoader:
 
 
 def evaluation_batches(
-    store: Store, config: RunConfig, split: Split, rank: int, world: int, batch: int
+    store: Store,
+    config: RunConfig,
+    split: Split,
+    rank: int,
+    world: int,
+    batch: int,
+    only: Hours | None = None,
 ) -> Iterator[Batch]:
     """One pass over an `EvaluationLoader`."""
-    return iter(EvaluationLoader(store, config, split, rank, world, batch))
+    return iter(EvaluationLoader(store, config, split, rank, world, batch, only))
 
 
 def _unchanged(item: Any) -> Any:

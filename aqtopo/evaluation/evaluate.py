@@ -2,14 +2,15 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 import xarray as xr
+from numpy.typing import NDArray
 
 from aqtopo.checkpoint import LoadedRun
 from aqtopo.checkpoint.ranks import ALONE, Ranks
@@ -18,12 +19,14 @@ from aqtopo.data.loader import evaluation_batches
 from aqtopo.data.samples import sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
+from aqtopo.evaluation.against import OtherForecasts
 from aqtopo.evaluation.areas import Areas, Region, areas_of
 from aqtopo.evaluation.baselines import persistence
 from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
 from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.predict import predict
-from aqtopo.evaluation.scores import overall, stratified
+from aqtopo.evaluation.scores import overall, scores_of, stratified
+from aqtopo.evaluation.stations import Stations, StationSums
 from aqtopo.evaluation.sums import Axes, ErrorSums
 from aqtopo.variables import VARIABLES
 
@@ -36,6 +39,37 @@ EvaluatedSplit = Literal["validation", "test"]
 _VERSIONED = ("aqtopo", "torch", "numpy", "xarray", "zarr")
 
 
+class Tally(Protocol):
+    """What is kept of all cases: sums, so that parts of the data add up to the whole."""
+
+    def add(self, cases: Cases) -> None:
+        """Add a batch."""
+
+    def arrays(self) -> list[NDArray[np.float64]]:
+        """Every sum, to be added up over processes in place."""
+
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """The sums, labelled."""
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What may be asked of an evaluation beyond the usual.
+
+    Attributes:
+        regions: boxes to score apart; None for `aqtopo.evaluation.areas.REGIONS`.
+        stations: observations to score forecasts against, beside the gridded truth.
+        against: another model, scored on the initial times and cells that both have.
+    """
+
+    regions: Sequence[Region] | None = None
+    stations: Stations | None = None
+    against: OtherForecasts | None = None
+
+
+NOTHING_MORE = Extras()
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What became of a run's forecasts.
@@ -43,8 +77,8 @@ class Evaluation:
     Attributes:
         scores: what `overall` gives, in physical units, with `units` along `pollutant` and attributes that
             say what was scored.
-        strata: scores by season, hour and area, see `stratified`.
-        tables: the sums that all scores come from: `by_day` and `by_hour`, see `ErrorSums`.
+        strata: scores by season, hour and area, see `stratified`; by station where stations were given.
+        tables: the sums that all scores come from, by the name of the table.
     """
 
     scores: xr.Dataset
@@ -57,49 +91,81 @@ def evaluate(
     split: EvaluatedSplit = "test",
     report: Report = in_silence,
     ranks: Ranks = ALONE,
-    regions: Sequence[Region] | None = None,
+    extras: Extras = NOTHING_MORE,
 ) -> Evaluation:
     """Score the model, persistence and climatology over all initial times of a split.
 
-    All three are scored at the same points: inside the store's mask, where the truth is finite and both
-    references have a value. Cells count equally. Climatology comes from the training years.
+    All are scored at the same points: inside the store's mask, where the truth is finite and all references
+    have a value. Cells count equally. Climatology comes from the training years.
 
     Args:
         run: from `aqtopo.checkpoint.load_run`; its model moves to the GPU if there is one.
         split: `validation` or `test`.
         report: told how far this process is.
         ranks: the processes that share the initial times; all get the same scores.
-        regions: boxes to score apart; None for `aqtopo.evaluation.areas.REGIONS`.
+        extras: regions, stations, another model.
 
     Raises:
         ValueError: the split or the training years have no data, or the store is damaged.
         FloatingPointError: the model gives values that are not finite.
     """
-    data = run.config.data
-    init_times = sample_table(run.config, run.store.times, split).times
-    areas = areas_of(run.store, regions)
+    data, against = run.config.data, extras.against
+    init_times = _init_times(run, split, against)
+    areas = areas_of(run.store, extras.regions)
     climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
-    days = np.unique(init_times.astype("datetime64[D]"))
-    sums = ErrorSums(Axes(FORECASTS, data.targets, data.horizons, days, areas))
-    batches = evaluation_batches(run.store, run.config, split, ranks.rank, ranks.size, _batch_size(run))
+    tallies = _tallies(run, init_times, areas, extras)
+    batches = evaluation_batches(
+        run.store, run.config, split, ranks.rank, ranks.size, _batch_size(run), init_times
+    )
     filled, done, due = 0, 0, -(-init_times.size // ranks.size)
     report("forecasts", done, due)
     for batch in batches:
-        sums.add(_cases(run, batch, climatology))
+        cases = _cases(run, batch, climatology, against)
+        for tally in tallies:
+            tally.add(cases)
         done, filled = done + len(batch.times), filled + batch.filled
         report("forecasts", done, due)
-    for array in sums.arrays():
+    for array in [array for tally in tallies for array in tally.arrays()]:
         array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
     filled = int(ranks.add_up(torch.tensor(filled)))
     head = _provenance(run, split, init_times, climatology, areas) | {"inputs_filled": filled}
-    return _evaluation(sums, head)
+    return _evaluation({name: table for tally in tallies for name, table in tally.tables().items()}, head)
+
+
+def _init_times(run: LoadedRun, split: EvaluatedSplit, against: OtherForecasts | None) -> Hours:
+    """The split's initial times, those only that the other model has too.
+
+    Raises:
+        ValueError: there is none.
+    """
+    times = sample_table(run.config, run.store.times, split).times
+    if against is None:
+        return times
+    common: Hours = times[np.isin(times, against.init_times)]
+    if not common.size:
+        raise ValueError(
+            f"the forecasts {against.name} start at none of the {times.size} initial times of the {split} "
+            f"split ({times[0]} to {times[-1]}, UTC), but from {against.init_times.min()} to "
+            f"{against.init_times.max()}. Make forecasts for those times."
+        )
+    return common
+
+
+def _tallies(run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras) -> list[Tally]:
+    data = run.config.data
+    forecasts = FORECASTS if extras.against is None else (*FORECASTS, extras.against.name)
+    days = np.unique(init_times.astype("datetime64[D]"))
+    tallies: list[Tally] = [ErrorSums(Axes(forecasts, data.targets, data.horizons, days, areas))]
+    if extras.stations is not None:
+        tallies.append(StationSums(extras.stations, run.store, forecasts, data.horizons))
+    return tallies
 
 
 def _batch_size(run: LoadedRun) -> int:
     return max(1, TOKENS_AT_ONCE // run.config.tokens)
 
 
-def _cases(run: LoadedRun, batch: Batch, climatology: Climatology) -> Cases:
+def _cases(run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None) -> Cases:
     data = run.config.data
     valid_times = batch.times[:, None] + np.array(data.horizons, dtype="timedelta64[h]")
     forecasts = {
@@ -107,20 +173,24 @@ def _cases(run: LoadedRun, batch: Batch, climatology: Climatology) -> Cases:
         PERSISTENCE: persistence(run.store, data.targets, batch.times, len(data.horizons)),
         CLIMATOLOGY: climatology.at(valid_times),
     }
+    if against is not None:
+        forecasts[against.name] = against.at(batch.times)
     truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
     return make_cases(batch.times, data.horizons, data.targets, forecasts, truth, batch.valid.numpy())
 
 
-def _evaluation(sums: ErrorSums, head: dict[str, Any]) -> Evaluation:
+def _evaluation(tables: dict[str, xr.Dataset], head: dict[str, Any]) -> Evaluation:
     def labelled(dataset: xr.Dataset) -> xr.Dataset:
         units = [VARIABLES[str(name)].units for name in dataset["pollutant"].values]
         return dataset.assign_coords(units=("pollutant", units)).assign_attrs(head)
 
-    by_day, by_hour = sums.by_day(), sums.by_hour()
+    strata = stratified(tables["by_day"], tables["by_hour"])
+    if "stations" in tables:
+        strata["station"] = scores_of(tables["stations"])
     return Evaluation(
-        scores=labelled(overall(by_day)),
-        strata={name: labelled(scores) for name, scores in stratified(by_day, by_hour).items()},
-        tables={"by_day": labelled(by_day), "by_hour": labelled(by_hour)},
+        scores=labelled(overall(tables["by_day"])),
+        strata={name: labelled(scores) for name, scores in strata.items()},
+        tables={name: labelled(table) for name, table in tables.items()},
     )
 
 

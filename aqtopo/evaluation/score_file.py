@@ -113,9 +113,14 @@ def _dig(entry: dict[str, Any], keys: tuple[str, ...]) -> float:
     return math.nan if value is None else value
 
 
-def write_scores(scores: xr.Dataset, run_dir: Path, strata: Mapping[str, xr.Dataset] | None = None) -> Path:
-    """Write `scores.json` into a run directory in place of an older one; aside first, so never half of it."""
-    path = run_dir / SCORES_FILE
+def write_scores(
+    scores: xr.Dataset,
+    run_dir: Path,
+    strata: Mapping[str, xr.Dataset] | None = None,
+    name: str = SCORES_FILE,
+) -> Path:
+    """Write `scores.json`, or `name`, into a run directory in place of an older one, never half of it."""
+    path = run_dir / name
     aside = path.with_suffix(".tmp")
     with aside.open("w", encoding="utf-8") as file:
         json.dump(scores_as_json(scores, strata), file, indent=2, allow_nan=False)

@@ -9,6 +9,7 @@ Shapes: F forecast, B initial time, K horizon, C pollutant, A area, H x W grid.
 The dimension is called `forecast`, not `method`, because xarray's `sel` has an argument of that name.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,12 +17,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.evaluation.areas import Areas
-from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
+from aqtopo.evaluation.cases import CLIMATOLOGY, BoolArray, Cases, FloatArray
 from aqtopo.evaluation.climatology import HOURS_A_DAY, hour_of_day
 
 Values = NDArray[np.float64]
 
-_ERRORS = ("squared", "absolute", "signed", "anomaly_squared")
+ERRORS = ("squared", "absolute", "signed", "anomaly_squared")
+"""What is summed for every forecast."""
 _COUNTS = ("count", "left_out")
 
 
@@ -57,7 +59,7 @@ class ErrorSums:
         axes = self._axes
         per_pair = (len(axes.horizons_h), len(axes.pollutants), len(axes.areas.names))
         per_forecast = (bins, len(axes.forecasts), *per_pair)
-        return {name: np.zeros(per_forecast) for name in _ERRORS} | {
+        return {name: np.zeros(per_forecast) for name in ERRORS} | {
             name: np.zeros((bins, *per_pair)) for name in _COUNTS
         }
 
@@ -74,14 +76,11 @@ class ErrorSums:
 
     def _summed(self, cases: Cases) -> dict[str, Values]:
         """Sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
-        parts: dict[str, list[Values]] = {name: [] for name in _ERRORS}
+        parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
+        usual = cases.forecasts[CLIMATOLOGY]
         for name in self._axes.forecasts:
-            error = _difference(cases.forecasts[name], cases.truth, cases.scored)
-            anomaly = _difference(cases.forecasts[name], cases.forecasts[CLIMATOLOGY], cases.scored)
-            parts["signed"].append(self._over_areas(error))
-            parts["anomaly_squared"].append(self._over_areas(np.square(anomaly, out=anomaly)))
-            parts["absolute"].append(self._over_areas(np.abs(error)))
-            parts["squared"].append(self._over_areas(np.square(error, out=error)))
+            for term, values in error_terms(cases.forecasts[name], cases.truth, usual, cases.scored):
+                parts[term].append(self._over_areas(values))
         summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
         return summed | {
             "count": self._over_areas(cases.scored.astype(np.float64)),
@@ -112,10 +111,14 @@ class ErrorSums:
         """As `by_day`, with the hour of the valid time, 0 to 23 UTC, along `hour` instead of `day`."""
         return self._dataset(self._by_hour, "hour", np.arange(HOURS_A_DAY))
 
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """Both of them by name."""
+        return {"by_day": self.by_day(), "by_hour": self.by_hour()}
+
     def _dataset(self, sums: dict[str, Values], bin_name: str, bins: NDArray[np.generic]) -> xr.Dataset:
         axes, per_pair = self._axes, ("horizon", "pollutant", "area")
         return xr.Dataset(
-            {name: ((bin_name, "forecast", *per_pair), sums[name]) for name in _ERRORS}
+            {name: ((bin_name, "forecast", *per_pair), sums[name]) for name in ERRORS}
             | {name: ((bin_name, *per_pair), sums[name].astype(np.int64)) for name in _COUNTS},
             coords={
                 "forecast": list(axes.forecasts),
@@ -128,7 +131,18 @@ class ErrorSums:
         ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
 
 
-def _difference(one: NDArray[np.floating], other: NDArray[np.floating], where: NDArray[np.bool_]) -> Values:
+def error_terms(
+    forecast: FloatArray, truth: FloatArray, climatology: FloatArray, scored: BoolArray
+) -> Iterator[tuple[str, Values]]:
+    """What is summed of a forecast: arrays like `truth`, 0 where not scored, with their names in `ERRORS`."""
+    error = _difference(forecast, truth, scored)
+    yield "signed", error
+    yield "absolute", np.abs(error)
+    yield "squared", np.square(error)
+    yield "anomaly_squared", np.square(_difference(forecast, climatology, scored))
+
+
+def _difference(one: FloatArray, other: FloatArray, where: BoolArray) -> Values:
     """One minus the other in float64, 0 where it is not asked for."""
     difference = np.zeros(where.shape)
     np.subtract(one, other, out=difference, where=where, dtype=np.float64)

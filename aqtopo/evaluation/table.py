@@ -5,11 +5,17 @@ import xarray as xr
 from rich.table import Table
 
 from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.variables import VARIABLES
 
 TABLE_WIDTH = 120
-"""Columns of text that the table needs."""
+"""Columns of text that the table needs with two references."""
+
+
+def table_width(scores: xr.Dataset) -> int:
+    """Columns of text that the table of these scores needs: two more figures for every further reference."""
+    return TABLE_WIDTH + sum(len(str(name)) + 15 for name in scores["reference"].values[2:])
 
 
 def score_table(scores: xr.Dataset) -> Table:
@@ -39,6 +45,40 @@ def score_table(scores: xr.Dataset) -> Table:
             table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
         table.add_section()
     return table
+
+
+def stratum_table(done: Evaluation, stratum: str) -> Table:
+    """The model's RMSE by season, hour, area or station, and its skill against the better reference there.
+
+    Raises:
+        ValueError: there are no such scores.
+    """
+    if stratum not in done.strata:
+        raise ValueError(f"there are no scores by {stratum} here. Give observations with --stations CSV.")
+    scores = done.strata[stratum]
+    table = Table(
+        title=f"RMSE of the model by {stratum}, and skill against the better reference",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    table.add_column(stratum, no_wrap=True)
+    for horizon in scores["horizon"].values:
+        table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
+        table.add_column("skill", justify="right", no_wrap=True)
+    for pollutant in scores["pollutant"].values:
+        for label in scores[stratum].values:
+            here = scores.sel({"pollutant": pollutant, stratum: label})
+            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
+            table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
+        table.add_section()
+    return table
+
+
+def _figures(pair: xr.Dataset) -> tuple[str, str]:
+    return (
+        _number(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
+        _number(float(pair["skill"].min("reference")), "+.3f"),
+    )
 
 
 def _row(pair: xr.Dataset) -> list[str]:
@@ -73,5 +113,5 @@ def summary(scores: xr.Dataset) -> str:
     without = f"; {unscored} more have no data" if unscored else ""
     return (
         f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {over}, "
-        f"and than both in {wins.over_all}{without}."
+        f"and than {'both' if len(wins.over) == 2 else 'all'} in {wins.over_all}{without}."
     )

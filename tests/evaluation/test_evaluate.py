@@ -14,8 +14,8 @@ from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.evaluation.areas import Region
 from aqtopo.evaluation.cases import FORECASTS
-from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.sums_file import read_table, write_tables
+from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.results import read_table, write_tables
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -181,7 +181,7 @@ def test_daily_sums_are_those_of_each_initial_day(run: LoadedRun, tmp_path: Path
 
 
 def test_elevation_bands_share_the_cells_of_the_domain(run: LoadedRun) -> None:
-    done = evaluate(run, regions=[Region("east", 20.0, 48.0, 110.0, 134.0)])
+    done = evaluate(run, extras=Extras(regions=[Region("east", 20.0, 48.0, 110.0, 134.0)]))
     area = done.strata["area"]
     assert area["area"].values.tolist() == ["all", "plains", "slopes", "mountains", "plateau", "east"]
     count = area["count"].sel(pollutant="pm25", horizon=12)

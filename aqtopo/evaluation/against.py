@@ -1,0 +1,127 @@
+"""Another model's forecasts, laid out as `aqtopo forecast` writes them, for the same days and cells."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.data.schema import Hours
+from aqtopo.data.store import Store
+from aqtopo.evaluation.cases import FORECASTS
+from aqtopo.variables import VARIABLES
+
+GRID_TOLERANCE_DEG = 1e-4
+"""Coordinates kept in float32 differ by 1e-5 degrees."""
+
+
+@dataclass(frozen=True, eq=False)
+class OtherForecasts:
+    """Forecasts of another model on the same grid, read when they are asked for.
+
+    Attributes:
+        name: the file's name without its suffix.
+        fields: (init_time, pollutant, lead_time, lat, lon) as a dataset of pollutants, cells in the store's
+            order.
+        init_times: (T,) UTC, as `fields` has them.
+    """
+
+    name: str
+    fields: xr.Dataset
+    init_times: Hours
+
+    def at(self, init_times: Hours) -> NDArray[np.float32]:
+        """The forecasts from `init_times` (B,), all of which must be there: (B, K, C, H, W)."""
+        rows = [int(np.flatnonzero(self.init_times == time)[0]) for time in init_times]
+        chosen = self.fields.isel(init_time=rows).load()
+        stacked = np.stack([chosen[name].values for name in chosen.data_vars], axis=2)
+        return stacked.astype(np.float32)
+
+
+def open_other(
+    path: Path, store: Store, pollutants: Sequence[str], horizons_h: Sequence[int]
+) -> OtherForecasts:
+    """Open another model's forecasts and check that they can be compared.
+
+    Args:
+        path: NetCDF or zarr. `init_time` is a scalar, as `aqtopo forecast` writes it, or a dimension.
+        store: the grid that forecasts are scored on.
+        pollutants: what is scored, C short names.
+        horizons_h: at which lead times, K.
+
+    Raises:
+        ValueError: the file cannot be read, or pollutants, units, grid or lead times are others.
+    """
+    try:
+        dataset = _open(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"the forecasts {path} cannot be read: {error}. Name a .nc or .zarr file."
+        ) from error
+    _check_variables(path, dataset, pollutants)
+    fields = dataset[list(pollutants)]
+    if "init_time" not in fields.dims:
+        fields = fields.expand_dims("init_time")
+    leads = _hours(path, fields)
+    absent = [hours for hours in horizons_h if hours not in leads]
+    if absent:
+        _refuse(path, f"lacks the lead time of {absent[0]} h (it has {', '.join(map(str, leads))} h)")
+    fields = fields.isel(lead_time=[leads.index(hours) for hours in horizons_h])
+    try:
+        # By coordinate, so that an axis may run the other way.
+        fields = fields.sel(lat=store.lat, method="nearest", tolerance=GRID_TOLERANCE_DEG)
+        fields = fields.sel(lon=store.lon, method="nearest", tolerance=GRID_TOLERANCE_DEG)
+    except KeyError:
+        _refuse(path, f"is on another grid than {store.path}; bring it to that grid first")
+    fields = fields.transpose("init_time", "lead_time", "lat", "lon")
+    return OtherForecasts(_name(path), fields, fields["init_time"].values.astype("datetime64[h]"))
+
+
+def _open(path: Path) -> xr.Dataset:
+    # Lead times are kept as the numbers of hours they are.
+    engine = "zarr" if path.suffix == ".zarr" else None
+    opened: xr.Dataset = xr.open_dataset(path, engine=engine, decode_timedelta=False)
+    return opened
+
+
+def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str]) -> None:
+    for axis in ("init_time", "lead_time", "lat", "lon"):
+        if axis not in dataset.coords:
+            _refuse(path, f"lacks the coordinate {axis}")
+    absent = [name for name in pollutants if name not in dataset]
+    if absent:
+        _refuse(path, f"lacks {', '.join(absent)}")
+    for name in pollutants:
+        units = dataset[name].attrs.get("units")
+        if units != VARIABLES[name].units:
+            _refuse(path, f"has {name} in {units!r}, and the run in {VARIABLES[name].units!r}")
+
+
+def _hours(path: Path, fields: xr.Dataset) -> list[int]:
+    """Lead times as whole hours."""
+    lead, units = fields["lead_time"], fields["lead_time"].attrs.get("units", "hours")
+    if lead.dtype.kind == "m":
+        return [int(hours) for hours in lead.values / np.timedelta64(1, "h")]
+    if units not in ("hours", "hour", "h"):
+        _refuse(path, f"has lead times in {units!r} instead of hours")
+    return [int(hours) for hours in lead.values]
+
+
+def _name(path: Path) -> str:
+    if not re.fullmatch(r"[\w.-]+", path.stem) or path.stem in FORECASTS:
+        raise ValueError(
+            f"{path} is not a name that scores can be listed under. Use letters, digits, dots, underscores "
+            f"and hyphens, and none of {', '.join(FORECASTS)}."
+        )
+    return path.stem
+
+
+def _refuse(path: Path, what: str) -> NoReturn:
+    raise ValueError(
+        f"{path} {what}, so it cannot be scored beside the run. `aqtopo forecast` writes the layout that is "
+        "read."
+    )

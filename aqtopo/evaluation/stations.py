@@ -1,0 +1,212 @@
+"""Forecasts at stations: observations from a CSV, forecasts brought there by bilinear interpolation.
+
+Shapes: F forecast, B initial time, K horizon, C pollutant, S station, H x W grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.data.schema import PLAUSIBLE_LEVEL
+from aqtopo.data.store import Store
+from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
+from aqtopo.evaluation.sums import ERRORS, error_terms
+
+COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
+
+
+@dataclass(frozen=True, eq=False)
+class Stations:
+    """Stations that forecasts can be brought to, and what they observed.
+
+    Attributes:
+        observed: (time, pollutant, station) in the units of `aqtopo.variables`, NaN where there is none,
+            with `lat` and `lon` along `station`; hours ascending.
+        outside: ids beyond the outermost cell centres.
+        masked: ids that have a cell outside the mask among the four around them.
+        ignored: pollutants in the file that are not forecast.
+    """
+
+    observed: xr.DataArray
+    outside: tuple[str, ...]
+    masked: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+
+def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Stations:
+    """Read observations, one a line: id, lat, lon, time, pollutant, value.
+
+    Args:
+        path: the CSV. Times are whole hours in ISO 8601, UTC unless they have an offset; values are in the
+            units of the store (ug m-3, carbon monoxide too).
+        store: the grid.
+        pollutants: short names of what is forecast.
+
+    Raises:
+        ValueError: the file cannot be read, lacks a column, repeats or contradicts itself, or has nothing to
+            score.
+    """
+    table, ignored = _read_table(path, pollutants)
+    places = _places(path, table)
+    values = table.set_index(["time", "pollutant", "id"])["value"].to_xarray().rename(id="station")
+    values = values.reindex(pollutant=list(pollutants))
+    values = values.assign_coords(
+        {axis: ("station", places.loc[values["station"].values, axis].to_numpy()) for axis in ("lat", "lon")}
+    )
+    _check_level(path, values)
+    cells = {axis: values[axis] for axis in ("lat", "lon")}
+    inside = xr.DataArray(
+        np.where(store.static["mask"] > 0, 1.0, np.nan),
+        dims=("lat", "lon"),
+        coords={"lat": store.lat, "lon": store.lon},
+    )
+    on_grid = inside.fillna(1.0).interp(cells).notnull().values
+    usable = inside.interp(cells).notnull().values
+    names = values["station"].values.astype(str)
+    if not usable.any():
+        raise ValueError(
+            f"none of the {names.size} stations in {path} lies within the grid and mask of {store.path} "
+            f"({store.lat.min():g} to {store.lat.max():g} N, {store.lon.min():g} to {store.lon.max():g} E). "
+            "Check the columns lat and lon."
+        )
+    return Stations(
+        observed=values.isel(station=usable),
+        outside=tuple(names[~on_grid].tolist()),
+        masked=tuple(names[on_grid & ~usable].tolist()),
+        ignored=ignored,
+    )
+
+
+def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The file's lines of `pollutants`, times in UTC, and the other pollutants' names."""
+    try:
+        table = pd.read_csv(path, dtype={"id": str, "time": str, "pollutant": str})
+        absent = [name for name in COLUMNS if name not in table.columns]
+        if absent:
+            raise ValueError(f"it has no column {', '.join(absent)}")
+        for name in ("lat", "lon", "value"):
+            table[name] = pd.to_numeric(table[name])
+        times = pd.to_datetime(table["time"], utc=True, format="ISO8601").dt.tz_localize(None)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the stations {path} cannot be read: {error}. It must be a CSV with the columns "
+            f"{', '.join(COLUMNS)}."
+        ) from error
+    if (times != times.dt.floor("h")).any():
+        odd = table["time"][times != times.dt.floor("h")].iloc[0]
+        raise ValueError(f"{path} has the time {odd}, between hours; fields are hourly. Give hourly means.")
+    ours = table["pollutant"].isin(list(pollutants))
+    ignored = tuple(sorted(table["pollutant"][~ours].dropna().astype(str).unique()))
+    kept = table.assign(time=times.astype("datetime64[ns]"))[ours & table["value"].notna()]
+    if kept.empty:
+        raise ValueError(
+            f"{path} has no value of {', '.join(pollutants)}; its pollutants are "
+            f"{', '.join(ignored) or 'none'}. Name them as the run does."
+        )
+    return kept, ignored
+
+
+def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Latitude and longitude by id."""
+    repeated = table[table.duplicated(["id", "time", "pollutant"])]
+    if len(repeated):
+        first = repeated.iloc[0]
+        raise ValueError(
+            f"{path} has more than one value of {first['pollutant']} at the station {first['id']} for "
+            f"{first['time']}. Keep one."
+        )
+    places = table.groupby("id")[["lat", "lon"]].agg(["min", "max"])
+    moved = [
+        str(name)
+        for name, row in places.iterrows()
+        if row.iloc[0] != row.iloc[1] or row.iloc[2] != row.iloc[3]
+    ]
+    if moved:
+        raise ValueError(
+            f"{path} has several positions for the station {moved[0]}. Give each an id of its own."
+        )
+    return table.groupby("id")[["lat", "lon"]].first()
+
+
+def _check_level(path: Path, values: xr.DataArray) -> None:
+    """Refuse values whose size tells that they are in other units.
+
+    Raises:
+        ValueError: the median is not believable.
+    """
+    for name, (low, high) in PLAUSIBLE_LEVEL.items():
+        if name in values["pollutant"].values:
+            median = float(values.sel(pollutant=name).median())
+            if median == median and not low <= median <= high:
+                raise ValueError(
+                    f"{path} has a median {name} of {median:g}, outside {low:g} to {high:g} ug m-3. "
+                    "Convert its values to ug m-3."
+                )
+
+
+class StationSums:
+    """Error sums at every station, over all initial times."""
+
+    def __init__(
+        self, stations: Stations, store: Store, forecasts: Sequence[str], horizons_h: Sequence[int]
+    ) -> None:
+        self._stations, self._forecasts, self._horizons_h = stations, tuple(forecasts), tuple(horizons_h)
+        self._grid = {"lat": store.lat, "lon": store.lon}
+        _, pollutants, places = stations.observed.shape
+        per_pair = (len(horizons_h), pollutants, places)
+        self._sums = {name: np.zeros((len(forecasts), *per_pair)) for name in ERRORS}
+        self._counts = {name: np.zeros(per_pair) for name in ("count", "left_out")}
+
+    def add(self, cases: Cases) -> None:
+        """Add a batch; a point counts where the station has a value and every forecast has one there."""
+        hours = cases.valid_times.astype("datetime64[ns]")
+        observed = self._stations.observed.reindex(time=np.unique(hours)).sel(time=hours.ravel()).values
+        truth = observed.reshape(*hours.shape, *observed.shape[1:])
+        forecasts = {name: self._at_stations(values) for name, values in cases.forecasts.items()}
+        due = np.isfinite(truth)
+        scored = due & np.all([np.isfinite(values) for values in forecasts.values()], axis=0)
+        for f, name in enumerate(self._forecasts):
+            terms = error_terms(forecasts[name], truth, forecasts[CLIMATOLOGY], scored)
+            for term, values in terms:
+                self._sums[term][f] += values.sum(axis=0)
+        self._counts["count"] += scored.sum(axis=0)
+        self._counts["left_out"] += (due & ~scored).sum(axis=0)
+
+    def _at_stations(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
+        """(B, K, C, H, W) to (B, K, C, S)."""
+        fields = xr.DataArray(values, dims=("init", "lead", "pollutant", "lat", "lon"), coords=self._grid)
+        places = {axis: self._stations.observed[axis] for axis in ("lat", "lon")}
+        brought: NDArray[np.floating] = fields.interp(places).transpose(..., "station").values
+        return brought
+
+    def arrays(self) -> list[NDArray[np.float64]]:
+        """Every sum, to be added up over processes in place."""
+        return [*self._sums.values(), *self._counts.values()]
+
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """`stations`: the sums of `ErrorSums.by_day`, with `station` in place of day and area."""
+        observed, per_pair = self._stations.observed, ("horizon", "pollutant", "station")
+        sums = xr.Dataset(
+            {name: (("forecast", *per_pair), values) for name, values in self._sums.items()}
+            | {name: (per_pair, values.astype(np.int64)) for name, values in self._counts.items()},
+            coords={
+                "forecast": list(self._forecasts),
+                "station": observed["station"].values.astype(str),
+                "lat": ("station", observed["lat"].values, {"units": "degrees_north"}),
+                "lon": ("station", observed["lon"].values, {"units": "degrees_east"}),
+                "pollutant": observed["pollutant"].values.astype(str),
+                "horizon": ("horizon", list(self._horizons_h), {"units": "hours"}),
+            },
+            attrs={
+                "interpolation": "bilinear, between the four cells around the station",
+                "stations_outside_the_grid": list(self._stations.outside),
+                "stations_beside_masked_cells": list(self._stations.masked),
+                "pollutants_ignored": list(self._stations.ignored),
+            },
+        )
+        return {"stations": sums.transpose("forecast", "station", "pollutant", "horizon")}

@@ -1,0 +1,153 @@
+"""Another model's forecasts beside a run's."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from aqtopo.checkpoint import LoadedRun, load_run
+from aqtopo.evaluation.against import OtherForecasts, open_other
+from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.forecast import forecast
+from aqtopo.evaluation.forecast_file import write_forecast
+from aqtopo.evaluation.results import write_results
+from aqtopo.evaluation.score_file import read_scores
+from aqtopo.evaluation.table import score_table, summary, table_width
+from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
+
+INITS = [np.datetime64(day, "h") for day in ("2018-01-02", "2018-01-04", "2018-01-09")]
+"""The third is a time that the run is not scored on: some of its targets lie beyond the end of the year."""
+
+
+@pytest.fixture
+def run(untrained_run: Path) -> LoadedRun:
+    return load_run(untrained_run)
+
+
+@pytest.fixture
+def dataset(run: LoadedRun) -> xr.Dataset:
+    return xr.concat(
+        [forecast(run, init) for init in INITS],
+        "init_time",
+        coords="different",
+        compat="equals",
+        combine_attrs="drop_conflicts",
+    )
+
+
+Written = Callable[[xr.Dataset], Path]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Written:
+    def write(dataset: xr.Dataset, name: str = "cams.zarr") -> Path:
+        write_forecast(dataset, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def opened(path: Path, run: LoadedRun) -> OtherForecasts:
+    return open_other(path, run.store, TARGET_VARIABLES, HORIZONS_H)
+
+
+@pytest.mark.parametrize("name", ["cams.zarr", "cams.nc"])
+def test_the_runs_own_forecasts_score_as_the_run(
+    run: LoadedRun, dataset: xr.Dataset, written: Callable[..., Path], name: str
+) -> None:
+    done = evaluate(run, extras=Extras(against=opened(written(dataset, name), run)))
+    scores = done.scores
+    assert scores["forecast"].values.tolist() == ["model", "persistence", "climatology", "cams"]
+    assert scores.attrs["initialisations"] == 2
+    one, other = (scores.sel(forecast=who, drop=True) for who in ("model", "cams"))
+    xr.testing.assert_allclose(one[["rmse", "mae", "bias"]], other[["rmse", "mae", "bias"]], rtol=1e-5)
+    np.testing.assert_allclose(scores["skill"].sel(reference="cams"), 0.0, atol=1e-5)
+
+
+def test_axes_may_run_the_other_way(run: LoadedRun, dataset: xr.Dataset, written: Written) -> None:
+    turned = dataset.isel(lat=slice(None, None, -1), lead_time=slice(None, None, -1))
+    straight = opened(written(dataset), run).at(np.array(INITS[:2]))
+    np.testing.assert_array_equal(
+        opened(written(turned, "turned.zarr"), run).at(np.array(INITS[:2])), straight
+    )
+
+
+def test_a_single_forecast_is_enough(run: LoadedRun, written: Written) -> None:
+    other = opened(written(forecast(run, INITS[1])), run)
+    assert other.at(np.array(INITS[1:2])).shape == (1, 4, 6, 8, 16)
+    assert evaluate(run, extras=Extras(against=other)).scores.attrs["initialisations"] == 1
+
+
+def test_cells_that_the_other_lacks_are_scored_for_none(
+    run: LoadedRun, dataset: xr.Dataset, written: Written
+) -> None:
+    dataset["pm25"][:, :, 3:5] = np.nan
+    scores = evaluate(run, extras=Extras(against=opened(written(dataset), run))).scores
+    assert (scores["count"].sel(pollutant="pm25") == 2 * 6 * 15).all()
+    assert (scores["left_out"].sel(pollutant="pm25") == 2 * 2 * 15).all()
+
+
+def test_its_files_leave_the_runs_own_scores_alone(
+    run: LoadedRun, dataset: xr.Dataset, written: Written, tmp_path: Path
+) -> None:
+    done = evaluate(run, extras=Extras(against=opened(written(dataset), run)))
+    names = [path.name for path in write_results(done, tmp_path)]
+    assert names == ["scores_against_cams.json", "scores_against_cams.zarr"]
+    (tmp_path / names[0]).rename(tmp_path / "scores.json")
+    xr.testing.assert_allclose(read_scores(tmp_path), done.scores)
+    content = json.loads((tmp_path / "scores.json").read_text())
+    assert "model_beats_cams" in content["summary"]
+    assert content["scores"][0]["cams"]["rmse"] is not None
+    assert len(score_table(done.scores).columns) == 12
+    assert table_width(done.scores) > 120
+    assert "cams in " in summary(done.scores)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.drop_vars("o3"), "lacks o3"),
+        (
+            lambda d: d.assign(co=d["co"].assign_attrs(units="mg m-3")),
+            "has co in 'mg m-3', and the run in 'ug m-3'",
+        ),
+        (lambda d: d.assign_coords(lon=d["lon"] + 0.5), "is on another grid"),
+        (lambda d: d.isel(lat=slice(1, None)), "is on another grid"),
+        (lambda d: d.isel(lead_time=slice(1, None)), r"lacks the lead time of 12 h \(it has 24, 48, 96 h\)"),
+        (lambda d: d.drop_vars("init_time"), "lacks the coordinate init_time"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(
+    run: LoadedRun,
+    dataset: xr.Dataset,
+    tmp_path: Path,
+    change: Callable[[xr.Dataset], xr.Dataset],
+    message: str,
+) -> None:
+    change(dataset).to_zarr(tmp_path / "cams.zarr", zarr_format=3, consolidated=True)
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / "cams.zarr", run)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gone.nc", "cannot be read"), ("gone.zarr", "cannot be read")]
+)
+def test_files_that_are_not_there_are_named(run: LoadedRun, tmp_path: Path, name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path / name, run)
+
+
+def test_a_name_that_is_taken_is_refused(
+    run: LoadedRun, dataset: xr.Dataset, written: Callable[..., Path]
+) -> None:
+    with pytest.raises(ValueError, match="not a name that scores can be listed under"):
+        opened(written(dataset, "climatology.nc"), run)
+
+
+def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -> None:
+    other = opened(written(forecast(run, INITS[2])), run)
+    with pytest.raises(ValueError, match="start at none of the 6 initial times of the test split"):
+        evaluate(run, extras=Extras(against=other))
