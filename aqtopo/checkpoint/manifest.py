@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import re
+import subprocess
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -184,6 +185,15 @@ def _brief(error: Exception) -> str:
 def package_versions() -> dict[str, str | None]:
     """Installed versions of what a run depends on; None where a package is absent."""
     return {package: _version(package) for package in REPORTED_PACKAGES}
+
+
+def source_commit() -> str | None:
+    """The git commit that this code runs from, `-dirty` where files differ; None without a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -14,6 +14,7 @@ from aqtopo.cli.data import app as data_app
 from aqtopo.cli.doctor import doctor
 from aqtopo.cli.drill import drill
 from aqtopo.cli.evaluate import evaluate
+from aqtopo.cli.export import export
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
 from aqtopo.cli.prepare import app as prepare_app
@@ -42,6 +43,7 @@ app.command("drill")(drill)
 app.command("watch")(watch)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
+app.command("export")(export)
 app.command("report")(report)
 
 

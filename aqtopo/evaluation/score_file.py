@@ -132,7 +132,16 @@ def write_scores(
 
 
 def read_scores(run_dir: Path) -> xr.Dataset:
-    """Read a run's scores.
+    """A run's scores over all of the data.
+
+    Raises:
+        ValueError: as `read_scores_json`.
+    """
+    return scores_from_json(read_scores_json(run_dir))
+
+
+def read_scores_json(run_dir: Path) -> dict[str, Any]:
+    """Read what a run's `scores.json` holds.
 
     Raises:
         ValueError: the run has none, or the file is not one that this version wrote.
@@ -150,4 +159,5 @@ def read_scores(run_dir: Path) -> xr.Dataset:
             f"{path} has format version {version!r}, and this aqtopo reads {FORMAT_VERSION}. "
             f"Run `aqtopo evaluate {run_dir}` again."
         )
-    return scores_from_json(content)
+    assert isinstance(content, dict), "it has a format version"
+    return content

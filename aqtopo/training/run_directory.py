@@ -12,7 +12,7 @@ import torch
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.locks import alone_together
-from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags
@@ -105,6 +105,7 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
         "platform": platform.platform(),
         "python": platform.python_version(),
         "versions": package_versions(),
+        "commit": source_commit(),
     }
     # The configuration first: it is what makes the directory this run's, should the process be killed here.
     write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")

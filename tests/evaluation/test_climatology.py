@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.data import Store, open_store, write_statistics, write_store
-from aqtopo.evaluation.climatology import Climatology, annual_waves, climatology_of
+from aqtopo.evaluation.climatology import annual_waves, climatology_of
 from aqtopo.variables import TARGET_VARIABLES
 
 
@@ -70,61 +70,63 @@ def test_climatology_over_years_that_the_store_lacks_is_refused(tiny_store: Path
         climatology_of(open_store(tiny_store), ("pm25",), [2013, 2014])
 
 
-def year_long_dataset(tiny_dataset: xr.Dataset, gap: slice | None = None) -> xr.Dataset:
-    """Two hours a day for a year on the tiny grid, of a PM2.5 with a known daily and annual cycle."""
-    times = np.arange("2016-01-01", "2017-01-01", dtype="datetime64[h]")[::12]
-    if gap is not None:
-        times = times[(times < np.datetime64(gap.start)) | (times >= np.datetime64(gap.stop))]
+YEARS = [2016, 2017]
+
+
+def cycle(times: np.ndarray) -> np.ndarray:
+    """A known PM2.5 by hour of the day and time of the year, with two harmonics."""
+    waves, hour = annual_waves(times, 2), times.astype(int) % 24
+    known: np.ndarray = 60 + hour + 20 * waves[:, 0] - 9 * waves[:, 1] + hour * waves[:, 2] + 3 * waves[:, 3]
+    return known
+
+
+def cyclic_dataset(tiny_dataset: xr.Dataset, first_gap: str = "", last_gap: str = "") -> xr.Dataset:
+    """Two hours a day of two years with that cycle on the tiny grid, a part of the calendar left out."""
+    times = np.arange("2016-01-01", "2018-01-01", dtype="datetime64[h]")[::12]
+    in_year = np.array([str(time)[5:10] for time in times])
+    times = times[(in_year < first_gap) | (in_year >= last_gap)]
     fields = np.ones((times.size, *tiny_dataset["fields"].shape[1:]), np.float32)
-    waves, hour = annual_waves(times, 2), times.astype(int) % 24
-    cycle = 60 + hour + 20 * waves[:, 0] - 9 * waves[:, 1] + hour * waves[:, 2] + 3 * waves[:, 3]
-    pm25 = tiny_dataset["channel"].values.tolist().index("pm25")
-    fields[:, pm25] = cycle[:, None, None]
+    fields[:, tiny_dataset["channel"].values.tolist().index("pm25")] = cycle(times)[:, None, None]
     coords = {name: tiny_dataset[name] for name in ("channel", "lat", "lon")}
-    made = xr.DataArray(
-        fields, dims=tiny_dataset["fields"].dims, coords={"time": times.astype("datetime64[ns]"), **coords}
+    coords["time"] = ("time", times.astype("datetime64[ns]"))
+    return tiny_dataset.drop_vars(["fields", "time"]).assign(
+        fields=xr.DataArray(fields, dims=tiny_dataset["fields"].dims, coords=coords)
     )
-    return tiny_dataset.drop_vars(["fields", "time"]).assign(fields=made)
 
 
-def climatology_in(dataset: xr.Dataset, path: Path) -> Climatology:
+def stored(dataset: xr.Dataset, path: Path) -> Store:
     write_store(dataset, path)
-    return climatology_of(open_store(path), ("pm25",), [2016])
+    return open_store(path)
 
 
-@pytest.mark.parametrize("gap", [None, slice("2016-06-01", "2016-07-01")])
 def test_an_annual_cycle_is_found_also_where_days_are_missing(
-    tiny_dataset: xr.Dataset, tmp_path: Path, gap: slice | None
-) -> None:
-    climatology = climatology_in(year_long_dataset(tiny_dataset, gap), tmp_path / "year.zarr")
-    assert climatology.harmonics == 2
-    times = np.array(["2018-02-03T00", "2018-06-15T12", "2019-11-30T12"], "datetime64[h]")
-    waves, hour = annual_waves(times, 2), times.astype(int) % 24
-    expected = 60 + hour + 20 * waves[:, 0] - 9 * waves[:, 1] + hour * waves[:, 2] + 3 * waves[:, 3]
-    np.testing.assert_allclose(climatology.at(times)[:, 0, 3, 5], expected, rtol=1e-5)
-
-
-def test_a_season_that_was_never_seen_gets_no_invented_waves(
     tiny_dataset: xr.Dataset, tmp_path: Path
 ) -> None:
-    half = year_long_dataset(tiny_dataset, slice("2016-05-01", "2016-08-15"))
-    assert climatology_in(half, tmp_path / "half.zarr").harmonics == 0
-    quarter = year_long_dataset(tiny_dataset, slice("2016-05-01", "2016-07-10"))
-    assert climatology_in(quarter, tmp_path / "quarter.zarr").harmonics == 1
+    store = stored(cyclic_dataset(tiny_dataset, "06-01", "07-01"), tmp_path / "years.zarr")
+    climatology = climatology_of(store, ("pm25",), YEARS)
+    assert climatology.harmonics == 2
+    assert climatology.described.endswith("and 2 annual harmonic(s), fitted over 2016, 2017")
+    times = np.array(["2018-02-03T00", "2018-06-15T12", "2019-11-30T12"], "datetime64[h]")
+    np.testing.assert_allclose(climatology.at(times)[:, 0, 3, 5], cycle(times), rtol=1e-5)
+    assert climatology_of(store, ("pm25",), [2017]).harmonics == 1
+
+
+@pytest.mark.parametrize(("end", "harmonics"), [("08-15", 0), ("07-10", 1)])
+def test_a_season_that_was_never_seen_gets_no_invented_waves(
+    tiny_dataset: xr.Dataset, tmp_path: Path, end: str, harmonics: int
+) -> None:
+    store = stored(cyclic_dataset(tiny_dataset, "05-01", end), tmp_path / "part.zarr")
+    assert climatology_of(store, ("pm25",), YEARS).harmonics == harmonics
 
 
 def test_a_missing_value_counts_as_the_mean_of_its_hour(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
-    dataset = year_long_dataset(tiny_dataset)
-    pm25 = {"channel": dataset["channel"].values.tolist().index("pm25"), "lat": 2, "lon": 3}
-    cell = dataset["fields"][pm25].copy()
-    dataset["fields"][{**pm25, "time": slice(50, 300)}] = np.nan
-    own = climatology_in(dataset, tmp_path / "gaps.zarr").at(dataset["time"].values)[:, 0, 2, 3]
-    hour = dataset["time"].dt.hour
-    known = cell.where(np.isfinite(dataset["fields"][pm25]))
-    filled = known.groupby(hour).map(lambda part: part.fillna(part.mean()))
-    dataset["fields"][pm25] = filled.values
-    np.testing.assert_allclose(
-        own,
-        climatology_in(dataset, tmp_path / "filled.zarr").at(dataset["time"].values)[:, 0, 2, 3],
-        rtol=1e-4,
-    )
+    dataset = cyclic_dataset(tiny_dataset)
+    pm25 = dataset["channel"].values.tolist().index("pm25")
+    fields = dataset["fields"]
+    fields[50:300, pm25, 2, 3] = np.nan
+    hours = dataset["time"].dt.hour
+    fields[:, pm25, 4, 5] = fields[:, pm25, 2, 3].groupby(hours).map(lambda part: part.fillna(part.mean()))
+    climatology = climatology_of(stored(dataset, tmp_path / "gaps.zarr"), ("pm25",), YEARS)
+    values = climatology.at(dataset["time"].values)[:, 0]
+    np.testing.assert_allclose(values[:, 2, 3], values[:, 4, 5], rtol=1e-4)
+    assert np.ptp(values[::2, 2, 3]) > 20

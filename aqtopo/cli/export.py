@@ -1,0 +1,24 @@
+"""`aqtopo export`: a trained model to hand on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make, which must not exist.")],
+    tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
+) -> None:
+    """Write weights, terrain and a model card; `aqtopo forecast OUT` works from it without DeepSpeed."""
+    from aqtopo.checkpoint.card import export_model
+    from aqtopo.evaluation.score_file import SCORES_FILE, read_scores_json
+
+    scores = read_scores_json(run_dir) if (run_dir / SCORES_FILE).is_file() else None
+    card = export_model(run_dir, tag, out, scores)
+    scored = (
+        "with its scores" if card.scores else "not evaluated: `aqtopo evaluate` it first to have scores in it"
+    )
+    size = sum(record.size for record in card.files.values()) / 2**20
+    typer.echo(f"{out}: {card.name}, {card.tag}, {size:.1f} MiB, {scored}")

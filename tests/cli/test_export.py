@@ -1,0 +1,181 @@
+"""`aqtopo export`, and forecasts from what it wrote."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from aqtopo.checkpoint import load_run
+from aqtopo.checkpoint.card import CARD_FILE, STATIC_FILE, read_card
+from aqtopo.checkpoint.weights import WEIGHTS_FILE
+from aqtopo.config import RunConfig
+from aqtopo.data import write_store
+from aqtopo.evaluation.score_file import FORMAT_VERSION, SCORES_FILE
+
+Command = Callable[..., Any]
+
+INIT = "2018-01-03T00"
+
+WITHOUT_DEEPSPEED = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("deepspeed", "pickle5"):
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
+
+sys.meta_path.insert(0, Blocked())
+from aqtopo.cli.main import main
+main()
+"""
+
+
+@pytest.fixture
+def exported(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> Path:
+    assert aqtopo("export", untrained_run, tmp_path / "model").code == 0
+    return tmp_path / "model"
+
+
+def write_made_scores(run_dir: Path, tag: str) -> None:
+    content = {"format_version": FORMAT_VERSION, "tag": tag, "scores": [{"pollutant": "pm25"}], "strata": {}}
+    (run_dir / SCORES_FILE).write_text(json.dumps(content))
+
+
+def without_history(path: Path) -> xr.Dataset:
+    with xr.open_dataset(path) as dataset:
+        loaded = dataset.load()
+    del loaded.attrs["history"]
+    return loaded
+
+
+def test_an_exported_model_forecasts_as_its_run(
+    aqtopo: Command, untrained_run: Path, exported: Path, tmp_path: Path
+) -> None:
+    for source, name in ((untrained_run, "run.nc"), (exported, "model.nc")):
+        assert aqtopo("forecast", source, tmp_path / name, "--init", INIT).code == 0
+    xr.testing.assert_identical(without_history(tmp_path / "run.nc"), without_history(tmp_path / "model.nc"))
+
+
+@pytest.mark.slow
+def test_it_forecasts_where_deepspeed_is_not_installed(exported: Path, tmp_path: Path) -> None:
+    arguments = ["forecast", str(exported), str(tmp_path / "out.zarr"), "--init", INIT]
+    ended = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DEEPSPEED, *arguments], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "pm25, pm10, so2, no2, co, o3" in ended.stdout
+    blocked = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            WITHOUT_DEEPSPEED.replace("from aqtopo.cli.main import main\nmain()", "import deepspeed"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "deepspeed is not installed here" in blocked.stderr
+
+
+def test_nothing_in_it_is_a_pickle(exported: Path) -> None:
+    names = sorted(path.name for path in exported.iterdir())
+    assert names == sorted([CARD_FILE, STATIC_FILE, WEIGHTS_FILE])
+    for name in (STATIC_FILE, WEIGHTS_FILE):
+        length = int.from_bytes((exported / name).read_bytes()[:8], "little")
+        assert json.loads((exported / name).read_bytes()[8 : 8 + length])
+
+
+def test_the_card_says_what_the_model_is(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+    run = load_run(untrained_run)
+    write_made_scores(untrained_run, run.tag.name)
+    ended = aqtopo("export", untrained_run, tmp_path / "model", "--tag", "last")
+    assert "with its scores" in ended.out
+    card = json.loads((tmp_path / "model" / CARD_FILE).read_text())
+    assert card["tag"] == run.tag.name
+    assert card["data"]["train_years"] == [2016]
+    assert card["data"]["simulated"] is True
+    assert card["data"]["cells"] == [8, 16]
+    assert card["data"]["lat_range"] == [20.0, 48.0]
+    assert card["normalization"]["mean"] == dict(run.store.mean)
+    assert card["config"] == json.loads(run.config.to_json())
+    assert card["config_digest"] == run.config.digest
+    assert {"aqtopo", "torch", "commit"} <= card["exported_with"].keys()
+    assert card["scores"] == {
+        "format_version": FORMAT_VERSION,
+        "tag": run.tag.name,
+        "scores": [{"pollutant": "pm25"}],
+    }
+
+
+def test_scores_of_another_state_stay_out(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+    write_made_scores(untrained_run, "epoch00-step000003")
+    assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "model").out
+    assert read_card(tmp_path / "model").scores is None
+
+
+def test_hours_of_another_store_are_read_with_the_trainings_terrain_and_statistics(
+    aqtopo: Command, exported: Path, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    later = tiny_dataset.assign_coords(time=tiny_dataset["time"] + np.timedelta64(3 * 365, "D"))
+    write_store(later, tmp_path / "later.zarr")  # without statistics
+    out = tmp_path / "out.nc"
+    init = "2019-01-05T00"
+    ended = aqtopo("forecast", exported, out, "--init", init, "--store", tmp_path / "later.zarr")
+    assert ended.code == 0, ended.err
+    assert aqtopo("forecast", exported, tmp_path / "first.nc", "--init", "2016-01-06T00").code == 0
+    with xr.open_dataset(out) as one, xr.open_dataset(tmp_path / "first.nc") as other:
+        np.testing.assert_array_equal(one["pm25"], other["pm25"])
+
+
+def test_a_store_on_another_grid_is_refused(
+    aqtopo: Command, exported: Path, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    write_store(tiny_dataset.assign_coords(lon=tiny_dataset["lon"] + 1.0), tmp_path / "east.zarr")
+    ended = aqtopo(
+        "forecast", exported, tmp_path / "out.nc", "--init", INIT, "--store", tmp_path / "east.zarr"
+    )
+    assert "is on another grid than tiny was trained on: its lon" in ended.complaint
+
+
+def test_a_run_keeps_its_own_store(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+    ended = aqtopo(
+        "forecast", untrained_run, tmp_path / "o.nc", "--init", INIT, "--store", tmp_path / "x.zarr"
+    )
+    assert "Export it first" in ended.complaint
+
+
+@pytest.mark.parametrize("name", [WEIGHTS_FILE, STATIC_FILE])
+def test_a_damaged_file_is_refused(aqtopo: Command, exported: Path, tmp_path: Path, name: str) -> None:
+    data = bytearray((exported / name).read_bytes())
+    data[-1] ^= 1
+    (exported / name).write_bytes(data)
+    ended = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT)
+    assert ended.code == 3
+    assert name in ended.err
+
+
+def test_a_card_that_cannot_be_read_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
+    (exported / CARD_FILE).write_text("{}")
+    assert "is not the card" in aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
+
+
+def test_nothing_is_written_over_and_nothing_is_left(
+    aqtopo: Command,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[..., Path],
+    exported: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    assert "nothing is written over" in aqtopo("export", run_dir, exported).complaint
+    assert "there is no folder" in aqtopo("export", run_dir, tmp_path / "absent" / "model").complaint
+    (weights,) = run_dir.glob(f"checkpoints/*/{WEIGHTS_FILE}")
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert aqtopo("export", run_dir, tmp_path / "broken").code == 3
+    assert not list(tmp_path.glob("broken*"))
