@@ -8,8 +8,8 @@ every hour), micro-batches of 2 pairs (time, horizon) and 2 loader processes. Co
 * `topoflow`: as TopoFlow publishes it, one zarr array a variable, opened by xarray, `isel` for each variable
   of each sample, normalised and stacked, in 2 processes of a DataLoader.
 
-All give the same normalised inputs, which is checked first. A second table measures reading one hour from
-stores in other encodings, by which the encoding was chosen.
+All give the same normalised inputs, which is checked first. Length and encoding of shards were chosen by
+`benchmarks/encodings.py`.
 """
 
 import shutil
@@ -22,15 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-import zarr
 from torch.utils.data import DataLoader, Dataset
-from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, normalization_for, open_store, write_statistics, write_store
 from aqtopo.data.loader import TrainingLoader
 from aqtopo.data.samples import epoch_order, sample_table
-from aqtopo.data.shards import field_reader
 from aqtopo.data.simulate.simulator import simulate
 from aqtopo.data.simulate.world import World
 from aqtopo.data.workers import worker_context, worker_setup
@@ -208,51 +205,6 @@ def measure_loader(folder: Path, config: RunConfig, batches: int, rounds: int) -
     }
 
 
-ENCODINGS: dict[str, list[Any]] = {
-    "zstd 3": [ZstdCodec(level=3, checksum=True)],
-    "blosc lz4, bitshuffle": [BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
-    "none": [Crc32cCodec()],
-}
-
-
-def measure_encodings(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """Reading one hour, by encoding, through zarr and, where it is not compressed, from the shard."""
-    fields = np.load(folder / "fields.npy", mmap_mode="r")[:96]
-    hour, order = fields.shape[1:], np.random.default_rng(0).integers(0, len(fields), 24)
-    readers: dict[str, Callable[[int], Any]] = {"memmap, copied": lambda index: np.array(fields[index])}
-    shares = {"memmap, copied": 1.0}
-    with zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1}):
-        for name, codecs in ENCODINGS.items():
-            store = folder / f"encoded_{len(readers)}.zarr"
-            array = zarr.create_group(store).create_array(
-                "fields", shape=fields.shape, dtype="float32", chunks=(1, *hour), shards=(24, *hour),
-                compressors=codecs, fill_value=np.nan,
-            )  # fmt: skip
-            array[:] = fields
-            size = sum(file.stat().st_size for file in store.rglob("*") if file.is_file())
-            readers[f"{name}, zarr"] = lambda index, array=array: np.asarray(array[index : index + 1])[0]
-            shares[f"{name}, zarr"] = size / fields.nbytes
-        direct = field_reader(str(store))
-        readers["none, aqtopo.data.shards"] = lambda index: direct.read(index, index + 1)[0]
-        shares["none, aqtopo.data.shards"] = size / fields.nbytes
-        for read in readers.values():
-            np.testing.assert_array_equal(read(7), fields[7])
-
-        def work(read: Callable[[int], Any]) -> Callable[[], None]:
-            return lambda: [read(int(index)) for index in order] and None
-
-        timed = paired({name: work(read) for name, read in readers.items()}, rounds)
-    return [
-        {
-            "encoding": name,
-            "share_of_bytes": shares[name],
-            "ms_an_hour": timed.median(name) / len(order) * 1e3,
-            "time_of_memmap": timed.ratio(name, "memmap, copied"),
-        }
-        for name in readers
-    ]
-
-
 def main() -> None:
     """Print the figures."""
     options = arguments(__doc__)
@@ -260,11 +212,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="aqtopo_loader_"))
     try:
         config = config_for(make_stores(folder, grid), grid)
-        report(
-            "loader",
-            [measure_loader(folder, config, batches, rounds), *measure_encodings(folder, rounds)],
-            options,
-        )
+        report("loader", [measure_loader(folder, config, batches, rounds)], options)
     finally:
         shutil.rmtree(folder)
 

@@ -64,11 +64,15 @@ def seconds_of(work: Work) -> float:
     return time.perf_counter() - began
 
 
-def paired(contenders: dict[str, Work], rounds: int, *, warm_up: bool = True) -> Timings:
-    """Time all contenders in turn, `rounds` times."""
+def paired(
+    contenders: dict[str, Work], rounds: int, *, warm_up: bool = True, before: dict[str, Work] | None = None
+) -> Timings:
+    """Time all contenders in turn, `rounds` times; what is to be done `before` each is not timed."""
     timings = Timings({name: [] for name in contenders})
     for round_ in range(rounds + warm_up):
         for name, work in contenders.items():
+            if before:
+                before[name]()
             seconds = seconds_of(work)
             if round_ >= warm_up:
                 timings.seconds[name].append(seconds)

@@ -21,6 +21,7 @@ NAMES = (
     "embedding",
     "train_step",
     "loader",
+    "encodings",
     "resume",
     "start_up",
 )

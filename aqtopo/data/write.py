@@ -4,8 +4,8 @@ Three choices of storage:
 
 * Chunks of an hour, not compressed, each with its CRC-32C, in shards of a day: a flipped byte becomes an
   error instead of a plausible number, and `aqtopo.data.shards` reads an hour with one system call. Zstandard
-  saves a tenth of the space and costs 25 times the time. Empty (all-NaN) hours are written too, so that a
-  chunk that is not there can only be a lost one.
+  saves an eighth of the space and takes 2.5 to 3 times as long (`benchmarks/encodings.py`). Empty (all-NaN)
+  hours are written too, so that a chunk that is not there can only be a lost one.
 * 64 bits of BLAKE2b of every shard's file in `shard_blake2b`, with which `aqtopo data check` compares it.
 * No consolidated metadata: the zarr v3 specification does not define it yet, and a store has eight arrays.
 """

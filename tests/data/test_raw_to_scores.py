@@ -1,10 +1,11 @@
-"""From raw archives to scores, with a command killed twice on the way, as one user would do it."""
+"""From raw archives to scores, with a command killed on the way, as one user would do it."""
 
 import json
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ def aqtopo(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
-def kill_when(parts: Path, days: int, command: list[str]) -> dict[str, int]:
-    """Start a command, kill it when so many days are finished; when each of these was written."""
+def kill_when(there: Callable[[], bool], parts: Path, command: list[str]) -> dict[str, int]:
+    """Start a command, kill it when something is there; the finished days and when each was written."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while len(list(parts.glob("20*.json"))) < days:
+    while not there():
         assert process.poll() is None, "the command ended before it could be killed"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
@@ -69,17 +70,21 @@ def run_config(store: Path, run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_raw_archives_become_scores_though_preparing_is_killed_twice(tmp_path: Path) -> None:
+def test_raw_archives_become_scores_though_preparing_is_killed_three_times(tmp_path: Path) -> None:
     raw, store, run_dir = tmp_path / "raw", tmp_path / "caqra.zarr", tmp_path / "run"
     make_raw(raw)
     prepare = ["prepare", "caqra", raw, store, "--years", *YEARS, "--train-years", 2013, "--time-zone", "UTC"]
-    prepare += ["--population", "none", "--grid", "8x12", "--lat", 27, 41, "--lon", 94, 114, "--workers", 1]
+    prepare += ["--population", "none", "--grid", "8x12", "--lat", 27, 41, "--lon", 94, 114, "--workers", 2]
     command = [sys.executable, "-m", "aqtopo", *map(str, prepare)]
     parts = tmp_path / "caqra.zarr.parts"
-    first = kill_when(parts, 2, command)
-    second = kill_when(parts, 5, command)
-    assert len(first) < len(second) < 9
-    assert first.items() <= second.items(), "a finished day was made again"
+    first = kill_when(lambda: len(list(parts.glob("20*.json"))) >= 2, parts, command)
+    second = kill_when(lambda: len(list(parts.glob("20*.json"))) >= 5, parts, command)
+    partial = tmp_path / "caqra.zarr.partial"
+    third = kill_when((partial / "fields" / "zarr.json").exists, parts, command)
+    assert len(first) < len(second) < len(third) == 9
+    assert first.items() <= second.items() <= third.items(), "a finished day was made again"
+    assert partial.exists()
+    assert not store.exists(), "the command was to be killed while it assembled the store"
     prepared = aqtopo(*prepare)
     assert prepared.returncode == 0, prepared.stderr
     assert "216 of 26280 hours" in prepared.stdout

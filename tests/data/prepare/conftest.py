@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from aqtopo.data.prepare.caqra import Recipe
@@ -22,9 +23,9 @@ def source_grid() -> tuple[Values, Values]:
 def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Values]) -> Path:
     """Four days of 2013: a zip, a tar, a tar.gz and unpacked files.
 
-    2013-01-01 has no file for 05, a truncated one for 06, co in ug m-3 in 07, a block without values in 08
-    and marked by -999 in 09, and no value at all in 10; 2013-01-03 breaks off in the archive; 2013-01-04 has
-    an hour twice.
+    2013-01-01 has no file for 05, a truncated one for 06, co in ug m-3 in 07, a block without values in 08,
+    one marked by -9999 in 09 and by NaN in 11, and nothing but NaN in 10; 2013-01-03 breaks off in the
+    archive; 2013-01-04 has an hour twice.
     """
     folder, (lat, lon) = tmp_path_factory.mktemp("raw"), source_grid
     first = day_files(lat, lon, DAYS[0])
@@ -34,7 +35,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Val
     first[names[7]] = hourly_file(lat, lon, 7, units={"co": "ug/m3"})
     first[names[8]] = hourly_file(lat, lon, 8, blank=(slice(8, 16), slice(10, 20)))
     first[names[9]] = hourly_file(lat, lon, 9, blank=(slice(8, 16), slice(10, 20)), sentinel=-9999.0)
-    first[names[10]] = hourly_file(lat, lon, 10, blank=(slice(None), slice(None)))
+    first[names[10]] = hourly_file(lat, lon, 10, blank=(slice(None), slice(None)), sentinel=np.nan)
+    first[names[11]] = hourly_file(lat, lon, 11, blank=(slice(8, 16), slice(10, 20)), sentinel=np.nan)
     write_archive(folder / "CN-Reanalysis20130101.zip", first)
     write_archive(folder / "CN-Reanalysis20130102.tar", day_files(lat, lon, DAYS[1]))
     broken = folder / "CN-Reanalysis20130103.tar.gz"
