@@ -126,7 +126,10 @@ def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
     load_module(model, weights, names)
     engine = build_engine(config, model, RANKS, world.device)
     restoring, _ = timed(lambda: restore_engine(engine, state, names), world)
-    verify, verified = timed(lambda: verify_engine(engine, state, names, weights, Allowed(), world), world)
+    rates = {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
+    verify, verified = timed(
+        lambda: verify_engine(engine, state, names, weights, rates, Allowed(), world), world
+    )
     return {
         "convert [s]": convert,
         "load [s]": reading + restoring,

@@ -57,6 +57,10 @@ class Allowed:
         """Whether the setting at `path` may differ; allowing a section allows what is in it."""
         return any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in self.changes)
 
+    def within(self, section: str) -> bool:
+        """Whether anything may differ in a section, or in a setting."""
+        return self.change(section) or any(pattern.startswith(f"{section}.") for pattern in self.changes)
+
     def drops(self, name: str) -> bool:
         """Whether the run need not have the saved tensor `name`."""
         return _listed(name, self.unexpected)

@@ -15,13 +15,19 @@ from torch import Tensor
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.convert import same_bits
 from aqtopo.checkpoint.engine_state import engine_groups, optimizer_step, owned_fragments
-from aqtopo.checkpoint.manifest import Manifest
+from aqtopo.checkpoint.manifest import GroupInfo, Manifest
 from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together
 from aqtopo.checkpoint.restore import SavedNames
 from aqtopo.checkpoint.shards import KINDS, MASTER
 from aqtopo.checkpoint.universal import UniversalState
 
 HYPERPARAMETERS = ("weight_decay", "betas", "eps")
+"""Of a group, besides its learning rate: those that change what a step does."""
+
+DECIDE_RATES = ("optimizer.base_lr", "optimizer.groups", "schedule", "training.epochs")
+"""Settings that the learning rates follow from."""
+
+DIFFERENT = "different"
 NOT_RESUMED = "the restored state is not the saved one"
 
 
@@ -33,13 +39,18 @@ class Verified:
         parameters: trained parameters whose fp32 weights and moments are equal, of `total`.
         total: trained parameters of the run.
         fresh: of these, those that start without a saved state, as was allowed.
-        groups: groups whose step and hyperparameters are equal, or differ as was allowed.
+        rates: learning rate by group, as the optimizer holds it.
+        groups: of these, those found in the saved state whose step, rate and hyperparameters are equal, or
+            differ as was allowed.
+        step: updates made, as the engine counts them.
     """
 
     parameters: int
     total: int
     fresh: int
+    rates: Mapping[str, float]
     groups: int
+    step: int
 
 
 def verify_engine(
@@ -47,16 +58,18 @@ def verify_engine(
     state: UniversalState,
     names: SavedNames,
     weights: Mapping[str, Tensor],
+    rates: Mapping[str, float],
     allowed: Allowed,
     ranks: Ranks,
 ) -> Verified:
     """Compare everything the engine holds with the files, on every rank, with one verdict.
 
     Args:
-        engine: restored.
+        engine: restored, and given the rates of its next step.
         state: the saved state.
         names: saved name by the run's name.
         weights: what the module should hold, by saved name.
+        rates: those of the next step, by group, as this run's schedule has them.
         allowed: which hyperparameters may differ.
         ranks: all of the engine's.
 
@@ -64,18 +77,22 @@ def verify_engine(
         RefusedError: on all ranks: it names what differs, and the values.
     """
     equal: Counter[str] = Counter()
-    problems = [
-        *_module_problems(engine, state.manifest, names, weights),
-        *_group_problems(engine, state, allowed),
-    ]
+    problems = list(_module_problems(engine, state.manifest, names, weights))
+    groups = engine_groups(engine)
+    saved = {group.name: group for group in state.manifest.groups}
+    compared = [group for group in groups if group.name in saved]
+    for index, group in enumerate(groups):
+        problems += _rate_problems(group, rates, saved.get(group.name), allowed)
+        if group in compared:
+            step = optimizer_step(engine.optimizer, index)
+            problems += _group_problems(group, step, state.manifest, saved[group.name], allowed)
     problems += _fragment_problems(engine, state, names, equal)
     problems += _counter_problems(engine, state)
-    counts = gather_mappings({str(ranks.rank): equal}, ranks)
+    counts = gather_mappings({str(ranks.rank): {**equal, DIFFERENT: len(problems)}}, ranks)
     everyones = sum((Counter(count) for count in counts.values()), Counter[str]())
-    groups = engine_groups(engine)
     elements = {name: count for group in groups for name, count in group.elements.items()}
     resumed = [name for name in elements if names[name] is not None]
-    if not problems:
+    if not everyones[DIFFERENT]:
         problems += [
             f"{name} {kind}: {everyones[f'{name} {kind}']} of {elements[name]} elements were compared"
             for name in resumed
@@ -83,7 +100,9 @@ def verify_engine(
             if everyones[f"{name} {kind}"] != elements[name]
         ]
     refuse_together(ranks, NOT_RESUMED, [f"rank {ranks.rank}: {problem}" for problem in problems])
-    return Verified(len(resumed), len(elements), len(elements) - len(resumed), len(groups))
+    held = {group.name: float(group.hyperparameters["lr"]) for group in groups}
+    fresh = len(elements) - len(resumed)
+    return Verified(len(resumed), len(elements), fresh, held, len(compared), engine.global_steps)
 
 
 def _fragment_problems(
@@ -123,19 +142,30 @@ def _module_problems(
             yield f"{name} in the module: {_difference(tensor.cpu(), weights[saved].to(tensor.dtype))}"
 
 
-def _group_problems(engine: Any, state: UniversalState, allowed: Allowed) -> Iterator[str]:
-    saved = {group.name: group for group in state.manifest.groups}
-    for index, group in enumerate(engine_groups(engine)):
-        if group.name not in saved:
-            continue
-        expected = state.manifest.optimizer_steps[group.name]
-        step = optimizer_step(engine.optimizer, index)
-        if step != expected:
-            yield f"group {group.name}: step {step:g} instead of {expected:g}"
-        for key in HYPERPARAMETERS:
-            ours, theirs = group.hyperparameters.get(key), saved[group.name].hyperparameters.get(key)
-            if ours != theirs and theirs is not None and not allowed.change(f"optimizer.{key}"):
-                yield f"group {group.name}: {key} {ours} instead of {theirs}"
+def _rate_problems(
+    group: GroupInfo, rates: Mapping[str, float], saved: GroupInfo | None, allowed: Allowed
+) -> Iterator[str]:
+    """Compare the rate that the optimizer holds with the run's schedule, and with what the file predicted."""
+    held = group.hyperparameters["lr"]
+    if held != rates[group.name]:
+        yield f"group {group.name}: lr {held:.9g}, but this run's schedule has {rates[group.name]:.9g}"
+        return
+    predicted = None if saved is None else saved.next_lr
+    if predicted not in (None, held) and not any(allowed.within(path) for path in DECIDE_RATES):
+        yield f"group {group.name}: the next learning rate is {held:.9g}, predicted was {predicted:.9g}"
+
+
+def _group_problems(
+    group: GroupInfo, step: float, manifest: Manifest, saved: GroupInfo, allowed: Allowed
+) -> Iterator[str]:
+    """Compare what the optimizer holds for a group with what it held when it was saved."""
+    expected = manifest.optimizer_steps[group.name]
+    if step != expected:
+        yield f"group {group.name}: step {step:g} instead of {expected:g}"
+    for key in HYPERPARAMETERS:
+        ours, theirs = (side.hyperparameters.get(key) for side in (group, saved))
+        if ours != theirs and not allowed.change(f"optimizer.{key}"):
+            yield f"group {group.name}: {key} {ours} instead of {theirs}"
 
 
 def _counter_problems(engine: Any, state: UniversalState) -> Iterator[str]:

@@ -3,9 +3,12 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from aqtopo.training.drill_verdict import DrillResult
 
 
 def drill(
@@ -13,7 +16,7 @@ def drill(
     out: Annotated[Path, typer.Option(help="Folder for the drill's runs, which must not exist.")] = Path(
         "runs/drill"
     ),
-    kills: Annotated[int, typer.Option(min=1, help="How many times a random rank is killed.")] = 3,
+    kills: Annotated[int, typer.Option(min=1, help="Kills of a run that had resumed.")] = 3,
     worlds: Annotated[str, typer.Option(help="Numbers of ranks, taken in turn.")] = "2,1,3",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the run.")] = 30,
     every_steps: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 3,
@@ -26,16 +29,24 @@ def drill(
     sizes = [int(world) for world in worlds.split(",")]
     result = run_drill(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
-        print(json.dumps(asdict(result) | {"passed": result.passed}, indent=2))  # noqa: T201
+        verdict = {"passed": result.passed, "problems": result.problems}
+        print(json.dumps(asdict(result) | verdict, indent=2))  # noqa: T201
     else:
-        phases = ", ".join(f"{count} {phase}" for phase, count in sorted(result.phases.items()))
-        verdict = "passed" if result.passed else "FAILED"
-        print(  # noqa: T201
-            f"drill {verdict}: {result.kills} kills ({phases}), {result.resumes} verified resumes, "
-            f"{len(result.lost_tags)} committed tags lost, {result.steps} losses compared, largest relative "
-            f"difference {result.worst_loss:.2g}, {result.seconds:.0f} s"
-        )
-        for lost in result.lost_tags:
-            print(lost)  # noqa: T201
+        _print(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _print(result: "DrillResult") -> None:
+    phases, ranks = (
+        ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+        for counts in (result.phases, {f"of rank {rank}": n for rank, n in result.ranks.items()})
+    )
+    print(  # noqa: T201
+        f"drill {'passed' if result.passed else 'FAILED'}: {result.kills} kills ({phases}; {ranks}), "
+        f"{result.resumes} verified resumes, {len(result.lost_tags)} committed tags lost, {result.steps} "
+        f"losses compared, largest relative difference {result.worst_loss:.2g}, of weights and moments "
+        f"{result.worst_state:.2g}, {result.seconds:.0f} s"
+    )
+    for problem in result.problems:
+        print(problem)  # noqa: T201

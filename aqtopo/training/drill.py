@@ -1,69 +1,30 @@
 """The drill: kill a run again and again, let it resume by itself, and compare it with one left in peace.
 
-Ranks are forked from a server that has imported everything, so that a start takes a second. A random rank is
-killed with SIGKILL at a random moment: while starting, training, saving, pruning, converting or resuming. The
-others are killed a moment later, as a launcher would. Every start has another number of ranks.
+A random rank is killed with SIGKILL, half of the time at a random moment, else when the run is seen to save,
+commit, convert or prune, whichever was hit least so far. The others are killed a moment later, as a launcher
+would. Every start has another number of ranks.
 """
 
 import itertools
 import json
-import multiprocessing
-import os
 import random
-import socket
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from aqtopo.checkpoint.commit import HASHES
-from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, last_tag
+from aqtopo.checkpoint.tags import Tag
+from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
-from aqtopo.refusal import RefusedError
-from aqtopo.training.run_log import METRICS_FILE
+from aqtopo.training.drill_ranks import TRACES, DrilledRanks, Kill, events, tags_of
+from aqtopo.training.drill_verdict import DrillResult, compare_losses, compare_states, lost_tags
 
-LOSS_TOLERANCE = 1e-5
-"""Relative; other world sizes add in another order."""
+AIMED_SHARE = 0.5
+"""Share of the kills that wait for a phase which lasts too short for chance."""
 
 STARTING_SHARE = 0.2
-"""Share of the kills that fall before the first step: starting, converting, verifying."""
-
-START_LIMIT_S = 300.0
-
-
-@dataclass(frozen=True)
-class DrillResult:
-    """What came out.
-
-    Attributes:
-        kills: processes killed.
-        phases: how many of the kills fell into which phase.
-        resumes: verified resumes of the victim.
-        lost_tags: last committed tags that were gone or damaged after a kill.
-        steps: steps compared.
-        worst_loss: largest relative difference of a training loss from the reference.
-        different_tensors: tensors of the last state that differ from the reference, and by how much.
-        seconds: wall time.
-    """
-
-    kills: int
-    phases: dict[str, int]
-    resumes: int
-    lost_tags: list[str]
-    steps: int
-    worst_loss: float
-    different_tensors: int
-    seconds: float
-
-    @property
-    def passed(self) -> bool:
-        """Whether every kill was survived and the losses are the reference's."""
-        return not self.lost_tags and self.worst_loss <= LOSS_TOLERANCE
+"""Share of the others that fall before the first step: starting, converting, verifying."""
 
 
 def drill(
@@ -74,7 +35,7 @@ def drill(
     Args:
         config_path: the run to drill.
         out: folder for both runs; must not exist.
-        kills: how often.
+        kills: of a run that trains and has a saved state; those of one that still starts come on top.
         worlds: numbers of ranks, taken in turn; the first is the reference's.
         steps: length of both runs.
         every_steps: steps between saves.
@@ -86,59 +47,53 @@ def drill(
     """
     if out.exists():
         raise ValueError(f"{out} exists. Name another folder with --out, or remove it.")
-    began, chosen = time.monotonic(), random.Random(seed)
-    configs = {
-        name: _drilled(config_path, out / name, worlds[0], every_steps) for name in ("reference", "victim")
-    }
-    reference = _Ranks(configs["reference"], worlds[0], steps, out / "reference.log")
-    reference.await_step(out / "reference", 0)
+    began = time.monotonic()
+    reference = out / "reference"
+    config = _drilled(config_path, reference, worlds[0], every_steps)
+    ranks = DrilledRanks(config, worlds[0], steps, out / "reference.log")
+    ranks.await_step(reference, 0)
     starting_s = time.monotonic() - began
-    reference.wait()
+    ranks.wait()
     step_s = (time.monotonic() - began - starting_s) / steps
-    phases: Counter[str] = Counter()
-    lost: list[str] = []
-    victim, starts = out / "victim", itertools.count()
+    config = _drilled(config_path, out / "victim", worlds[0], every_steps)
     turns = itertools.cycle([*worlds[1:], worlds[0]])  # the first is the fresh start's
-    while sum(phases.values()) < kills:
-        before, seen = last_tag(victim), len(_events(victim / METRICS_FILE, "step"))
-        ranks = _start(configs["victim"], turns, steps, out / f"victim{next(starts):03d}.log", before)
-        if not phases:  # the first kill of all leaves something to resume from
-            ranks.await_state(victim)
-        elif chosen.random() < STARTING_SHARE:
-            time.sleep(chosen.uniform(0.0, starting_s))
-        else:
-            # A few steps on, and within a step: a share of the run's time would outlast most runs on a busy
-            # machine, whose pace changes.
-            ranks.await_step(victim, seen + chosen.randrange(2 * every_steps))
-            time.sleep(chosen.uniform(0.0, 2.0 * step_s))
-        phase = ranks.kill_one(chosen, victim)
-        if phase is None:  # it was done before its hour came: begin a new one, so that kills go on
-            victim.rename(out / f"finished{next(starts):03d}")
-            continue
-        phases[phase] += 1
-        lost += _lost(victim, None if before is None else before.name)
-    _start(configs["victim"], turns, steps, out / "victim.log", last_tag(victim)).wait()
-    worst, count = _compare_losses(out / "reference", out)
-    differing = sum(1 for _ in diff_states(open_state(out / "reference"), open_state(victim)))
-    resumes = sum(len(_events(path, "resume")) for path in out.glob(f"*/{METRICS_FILE}"))
-    return DrillResult(kills, dict(phases), resumes, lost, count, worst, differing, time.monotonic() - began)
-
-
-def _start(config: RunConfig, turns: Iterator[int], steps: int, log: Path, before: Tag | None) -> "_Ranks":
-    """The next number of ranks; a fresh start, without a state to resume from, takes the configured one."""
-    world = config.world_size if before is None else next(turns)
-    return _Ranks(config, world, steps, log)
+    course = _Course(config, steps, every_steps, turns, random.Random(seed), starting_s, step_s)
+    while course.counted < kills:
+        course.kill_once()
+    course.finish()
+    worst, count, missing = compare_losses(reference, out)
+    different, worst_state, others = compare_states(reference, out / "victim")
+    return DrillResult(
+        wanted=kills,
+        kills=len(course.kills),
+        phases=dict(Counter(kill.phase for kill in course.kills)),
+        ranks=dict(Counter(str(kill.rank) for kill in course.kills)),
+        world_sizes=list(worlds),
+        resumes=sum(len(events(path, "resume")) for path in out.iterdir()),
+        unverified=course.unverified,
+        lost_tags=course.lost,
+        steps=count,
+        missing_steps=missing,
+        worst_loss=worst,
+        different_tensors=different,
+        worst_state=worst_state,
+        other_differences=others,
+        seconds=time.monotonic() - began,
+    )
 
 
 def _drilled(config_path: Path, run_dir: Path, world: int, every_steps: int) -> RunConfig:
-    """The run, shortened; the samples of a step stay what they are."""
+    """The run, shortened; the samples of a step stay what they are. States come often, and go again."""
     config = load_config(config_path)
     batch = config.train_batch
     if batch % world:
         raise ValueError(f"{batch} samples a step cannot be divided among {world} ranks. Choose --worlds.")
     overrides = [
         f"training.run_dir={json.dumps(str(run_dir))}",
+        f"training.validate_every={every_steps + 1}",
+        "training.patience=null",
         f"checkpoint.every_steps={every_steps}",
+        "checkpoint.keep_best=1",
         "training.nodes=1",
         f"training.ranks_per_node={world}",
         f"deepspeed.train_micro_batch_size_per_gpu={batch // world}",
@@ -148,140 +103,103 @@ def _drilled(config_path: Path, run_dir: Path, world: int, every_steps: int) -> 
     return load_config(config_path, overrides)
 
 
-class _Ranks:
-    """Running processes of one run."""
+@dataclass
+class _Course:
+    """The starts of the run that is killed, and what became of them.
 
-    def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
-        port = _free_port()
-        self.log = log
-        self.processes: list[ForkServerProcess] = [
-            context.Process(target=_run_rank, args=(config.to_json(), rank, world, port, steps, str(log)))
-            for rank in range(world)
-        ]
-        for process in self.processes:
-            process.start()
+    Attributes:
+        config: the run.
+        steps: its length.
+        every_steps: steps between its saves.
+        turns: numbers of ranks.
+        chosen: what is left to chance.
+        starting_s: how long a start takes [s].
+        step_s: how long a step takes [s].
+        kills: in order.
+        counted: of these, those of a run that was past its start and has a saved state.
+        unverified: starts that went on from a saved state without a verified resume.
+        lost: what was wrong with the saved states after a kill.
+        aim: whether the next kill may wait for a phase: not after one that waited in vain.
+    """
 
-    def await_step(self, run_dir: Path, seen: int) -> None:
-        """Wait until the run has logged more than `seen` steps, or ended."""
-        deadline = time.monotonic() + START_LIMIT_S
-        while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
-            if len(_events(run_dir / METRICS_FILE, "step")) > seen:
-                return
-            time.sleep(0.02)
+    config: RunConfig
+    steps: int
+    every_steps: int
+    turns: Iterator[int]
+    chosen: random.Random
+    starting_s: float
+    step_s: float
+    kills: list[Kill] = field(default_factory=list)
+    counted: int = 0
+    unverified: int = 0
+    lost: list[str] = field(default_factory=list)
+    aim: bool = True
+    starts: Iterator[int] = field(default_factory=itertools.count)
 
-    def await_state(self, run_dir: Path) -> None:
-        """Wait until the run has a saved state, or ended."""
-        deadline = time.monotonic() + START_LIMIT_S
-        while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
-            if last_tag(run_dir) is not None:
-                return
-            time.sleep(0.02)
+    @property
+    def run_dir(self) -> Path:
+        """The run directory."""
+        return Path(self.config.training.run_dir)
 
-    def kill_one(self, chosen: random.Random, run_dir: Path) -> str | None:
-        """Kill a random rank, the rest a moment later; in which phase, or None if all had ended before."""
-        victim = chosen.choice(self.processes)
-        if victim.exitcode is not None:
-            self.wait()
-            return None
-        victim.kill()
-        phase = _phase(run_dir)
-        time.sleep(chosen.uniform(0.0, 0.5))
-        self._end()
-        return phase
+    def kill_once(self) -> None:
+        """Start the run, kill it at some moment and look at what is left."""
+        before, seen, resumes = self._facts()
+        ranks = self._start(before)
+        self._await_moment(ranks, before, seen)
+        known = tags_of(self.run_dir)
+        kill = ranks.kill_one(self.chosen, self.run_dir)
+        resumed = self._note_start(before, seen, resumes)
+        self.aim = kill is not None
+        if kill is None:  # it was done before its hour came: begin a new one, so that kills go on
+            self.run_dir.rename(self.run_dir.with_name(f"finished{next(self.starts):03d}"))
+            return
+        self.kills.append(kill)
+        self.lost += lost_tags(self.run_dir, known, self.config.checkpoint)
+        if (before is None or resumed) and tags_of(self.run_dir):
+            self.counted += 1
 
-    def _end(self) -> None:
-        for process in self.processes:
-            process.kill()
-        for process in self.processes:
-            process.join()
+    def finish(self) -> None:
+        """Let the run go on to its end."""
+        before, seen, resumes = self._facts()
+        self._start(before).wait()
+        self._note_start(before, seen, resumes)
 
-    def wait(self) -> None:
-        """Wait for all, who must end well.
+    def _facts(self) -> tuple[Tag | None, int, int]:
+        """The last saved state, steps logged, resumes logged."""
+        tags = tags_of(self.run_dir)
+        steps, resumes = (len(events(self.run_dir, kind)) for kind in ("step", "resume"))
+        return (tags[-1] if tags else None), steps, resumes
 
-        Raises:
-            RefusedError: some did not.
-        """
-        deadline = time.monotonic() + START_LIMIT_S
-        while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
-            if any(p.exitcode for p in self.processes):
-                break
-            time.sleep(0.05)
-        codes = [process.exitcode for process in self.processes]
-        self._end()
-        if any(codes) or None in codes:
-            raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
+    def _note_start(self, before: Tag | None, seen: int, resumes: int) -> bool:
+        """Whether the start resumed; it must have, if it made steps after a saved state."""
+        _, steps, now = self._facts()
+        if before is not None and steps > seen and now == resumes:
+            self.unverified += 1
+        return now > resumes
 
+    def _start(self, before: Tag | None) -> DrilledRanks:
+        """The next number of ranks; a fresh start, with nothing to resume from, takes the configured one."""
+        world = self.config.world_size if before is None else next(self.turns)
+        log = self.run_dir.parent / f"victim{next(self.starts):03d}.log"
+        return DrilledRanks(self.config, world, self.steps, log)
 
-def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:
-    """One rank, in a process of its own."""
-    from aqtopo.training.distributed import Launch
-    from aqtopo.training.loop import train
-    from aqtopo.training.resume import AUTO, ResumeOptions
+    def _await_moment(self, ranks: DrilledRanks, before: Tag | None, seen: int) -> None:
+        """Wait for the moment of the kill."""
+        if not self.kills:  # the first kill of all leaves something to resume from
+            ranks.await_state(self.run_dir)
+        elif self.aim and self.chosen.random() < AIMED_SHARE:
+            ranks.await_trace(self.run_dir, self._neglected(before))
+        elif self.chosen.random() < STARTING_SHARE:
+            time.sleep(self.chosen.uniform(0.0, self.starting_s))
+        else:
+            # A few steps on, and within a step: a share of the run's time would outlast most runs on a busy
+            # machine, whose pace changes.
+            ranks.await_step(self.run_dir, seen + self.chosen.randrange(2 * self.every_steps))
+            time.sleep(self.chosen.uniform(0.0, 2.0 * self.step_s))
 
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
-    try:
-        train(RunConfig.model_validate_json(config_json), launch, steps, ResumeOptions(AUTO))
-    except (RefusedError, ValueError) as error:
-        print(f"rank {rank}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(3)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _phase(run_dir: Path) -> str:
-    """What a run was doing, by what lies in its checkpoints."""
-    folder = run_dir / CHECKPOINTS
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if any(folder.glob(f"*{UNFINISHED}/{HASHES}")):
-        return "committing"
-    for suffix, phase in (
-        (UNIVERSAL + UNFINISHED, "converting"),
-        (DISCARDED, "pruning"),
-        (UNFINISHED, "saving"),
-    ):
-        if any(name.endswith(suffix) for name in names):
-            return phase
-    return "training" if _events(run_dir / METRICS_FILE, "step") else "starting"
-
-
-def _lost(run_dir: Path, before: str | None) -> list[str]:
-    """The last state, if it is gone or damaged."""
-    tag = last_tag(run_dir)
-    if tag is None:
-        return [] if before is None else [f"{before}: gone, and no other is there"]
-    try:
-        verify_state(open_state(tag.folder(run_dir)))
-    except RefusedError as refusal:
-        return [f"{tag.name}: {refusal}"]
-    return []
-
-
-def _compare_losses(reference: Path, out: Path) -> tuple[float, int]:
-    """Largest relative difference of any step's loss, of all victims, and how many were compared."""
-    expected = {event["step"]: event["train_loss"] for event in _events(reference / METRICS_FILE, "step")}
-    found = [
-        (event["step"], event["train_loss"])
-        for path in out.glob(f"*/{METRICS_FILE}")
-        if path.parent != reference
-        for event in _events(path, "step")
-    ]
-    differences = [abs(loss - expected[step]) / abs(expected[step]) for step, loss in found]
-    return max(differences, default=float("nan")), len(found)
-
-
-def _events(path: Path, kind: str) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    whole = path.read_text().rpartition("\n")[0].splitlines()
-    return [event for line in whole if line and (event := json.loads(line))["event"] == kind]
+    def _neglected(self, before: Tag | None) -> str:
+        """The phase that was hit least, of those that can come."""
+        hit = Counter(kill.phase for kill in self.kills)
+        converted = before is None or universal_folder(before.folder(self.run_dir)).exists()
+        possible = [phase for phase in TRACES if phase != "converting" or not converted]
+        return min(possible, key=lambda phase: hit[phase])

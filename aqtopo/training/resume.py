@@ -22,7 +22,7 @@ from aqtopo.checkpoint.manifest import MANIFEST_FILE, GroupInfo, Manifest, Tenso
 from aqtopo.checkpoint.ranks import Ranks, refuse_together
 from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
 from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
-from aqtopo.checkpoint.universal import LATEST, UniversalState
+from aqtopo.checkpoint.universal import LATEST
 from aqtopo.checkpoint.verify import Verified, verify_engine
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
@@ -30,13 +30,16 @@ from aqtopo.data.samples import StepPlan
 from aqtopo.data.store import Store
 from aqtopo.model import AirQualityViT
 from aqtopo.refusal import refuse
-from aqtopo.training.engine import build_engine
+from aqtopo.training.engine import build_engine, set_lrs
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.position import next_samples
 from aqtopo.training.probe import TOLERANCE, probe_loss
 from aqtopo.training.schedule import Schedule
 
 AUTO, NEVER = "auto", "never"
+
+CHANGE_PROBE = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
+"""Settings on which the probe loss depends."""
 
 
 @dataclass(frozen=True)
@@ -159,11 +162,13 @@ def resume(
         if config.deepspeed.precision == "fp16":
             restore_loss_scaler(engine, state.manifest)
     with _timed(seconds, "verify"):
-        verified = verify_engine(engine, state, names, weights, allowed, ranks)
+        rates = schedule.lrs(min(engine.global_steps, schedule.total_steps - 1))
+        set_lrs(engine, rates)
+        verified = verify_engine(engine, state, names, weights, rates, allowed, ranks)
         loss, problems = _probe(engine, probe, state.manifest, config, verified, allowed)
-        problems += _prediction_problems(state.manifest, config, store, plan, schedule, allowed)
+        problems += _sample_problems(state.manifest, config, store, plan, allowed)
         refuse_together(ranks, "the run would not go on where it was saved", problems)
-    line = _line(verified, state, schedule, loss, ranks.size)
+    line = _line(verified, state.manifest, loss, ranks.size)
     return Resumed(engine, state.manifest, line, seconds)
 
 
@@ -172,7 +177,7 @@ def _probe(
 ) -> tuple[float, list[str]]:
     """The probe loss, and how it differs from the saved one, unless the model was changed on purpose."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
-    changed = any(allowed.change(part) for part in ("model", "data", "deepspeed"))
+    changed = any(allowed.within(part) for part in CHANGE_PROBE)
     if saved is None or verified.fresh or changed:
         return loss, []
     tolerance = TOLERANCE[config.deepspeed.precision] * abs(saved)
@@ -181,45 +186,28 @@ def _probe(
     return loss, [f"probe loss {loss:.9g}, saved {saved:.9g} (tolerance {tolerance:.2g})"]
 
 
-def _prediction_problems(
-    manifest: Manifest,
-    config: RunConfig,
-    store: Store,
-    plan: StepPlan,
-    schedule: Schedule,
-    allowed: Allowed,
+def _sample_problems(
+    manifest: Manifest, config: RunConfig, store: Store, plan: StepPlan, allowed: Allowed
 ) -> list[str]:
-    """Whether the next step takes the samples and learning rates that were predicted when saving."""
-    position, problems = manifest.run.position, []
-    if position.next_samples is not None and not allowed.change("data.store"):
-        ours = next_samples(config, store, plan, position.epoch, position.step_in_epoch)
-        if ours != position.next_samples:
-            problems.append(f"the next samples are {ours}, predicted were {position.next_samples}")
-    deciding = ("optimizer.base_lr", "optimizer.groups", "schedule", "training.epochs")
-    rates_may_change = any(allowed.change(path) for path in deciding)
-    if position.step < schedule.total_steps and not rates_may_change:
-        problems += [
-            f"group {group.name}: the next learning rate is {lr:.9g}, predicted was {group.next_lr:.9g}"
-            for group in manifest.groups
-            if group.next_lr is not None
-            and (lr := schedule.lrs(position.step).get(group.name)) is not None
-            and lr != group.next_lr
-        ]
-    return problems
+    """Whether the next step takes the samples that were predicted when saving."""
+    position = manifest.run.position
+    if position.next_samples is None or allowed.change("data.store"):
+        return []
+    ours = next_samples(config, store, plan, position.epoch, position.step_in_epoch)
+    if ours == position.next_samples:
+        return []
+    return [f"the next samples are {ours}, predicted were {position.next_samples}"]
 
 
-def _line(verified: Verified, state: UniversalState, schedule: Schedule, loss: float, world: int) -> str:
+def _line(verified: Verified, manifest: Manifest, loss: float, world: int) -> str:
     """What a human greps for."""
-    manifest = state.manifest
-    step = manifest.run.position.step
     count = f"{verified.parameters}/{verified.total}"
     fresh = f", {verified.fresh} fresh as allowed" if verified.fresh else ""
-    lrs = schedule.lrs(min(step, schedule.total_steps - 1))
-    rates = " ".join(f"{group}={lr:.6e}" for group, lr in lrs.items())
+    rates = " ".join(f"{group}={lr:.6e}" for group, lr in verified.rates.items())
     saved = manifest.run.losses.probe
     return (
-        f"resume verified: {count} parameters, {count} exp_avg, {count} exp_avg_sq{fresh}, step {step}, "
-        f"{verified.groups}/{len(manifest.groups)} groups, lr {rates}, probe loss {loss:.4f} "
+        f"resume verified: {count} parameters, {count} exp_avg, {count} exp_avg_sq{fresh}, step "
+        f"{verified.step}, {verified.groups}/{len(verified.rates)} groups, lr {rates}, probe loss {loss:.4f} "
         f"(saved {'none' if saved is None else f'{saved:.4f}'}), world {manifest.world_size} -> {world}"
     )
 

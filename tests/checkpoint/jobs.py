@@ -296,7 +296,8 @@ def resume_one(source: Path, ranks: World, allowed: Allowed, precision: str, kin
     restore_engine(engine, state, names)
     if precision == "fp16":
         restore_loss_scaler(engine, state.manifest)
-    verify_engine(engine, state, names, weights, allowed, ranks)
+    set_lrs(engine, toy_lrs(engine.global_steps))
+    verify_engine(engine, state, names, weights, toy_lrs(engine.global_steps), allowed, ranks)
     return engine
 
 

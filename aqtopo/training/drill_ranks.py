@@ -1,0 +1,176 @@
+"""Running processes of a drilled run: started from one that has imported everything, watched and killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from aqtopo.checkpoint.commit import HASHES
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, list_tags
+from aqtopo.config import RunConfig
+from aqtopo.refusal import RefusedError
+from aqtopo.training.run_log import METRICS_FILE
+
+START_LIMIT_S = 300.0
+
+LOOK_S = 0.0005
+"""Between two looks for a phase that may last a few milliseconds."""
+
+TRACES = ("converting", "committing", "saving", "pruning")
+"""Phases that leave a trace among the checkpoints while they last."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One SIGKILL.
+
+    Attributes:
+        phase: what the run was doing.
+        rank: who was hit first.
+    """
+
+    phase: str
+    rank: int
+
+
+class DrilledRanks:
+    """The processes of one start of a run.
+
+    Args:
+        config: the run.
+        world: how many.
+        steps: after which it ends.
+        log: for what they print.
+    """
+
+    def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
+        port = _free_port()
+        self.log = log
+        self.processes: list[ForkServerProcess] = [
+            context.Process(target=_run_rank, args=(config.to_json(), rank, world, port, steps, str(log)))
+            for rank in range(world)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def await_step(self, run_dir: Path, seen: int) -> None:
+        """Wait until the run has logged more than `seen` steps, or ended."""
+        self._await(lambda: len(events(run_dir, "step")) > seen, 0.02)
+
+    def await_state(self, run_dir: Path) -> None:
+        """Wait until the run has a saved state, or ended."""
+        self._await(lambda: bool(tags_of(run_dir)), 0.02)
+
+    def await_trace(self, run_dir: Path, phase: str) -> None:
+        """Wait until the run is in a phase, one of `TRACES`, or has ended."""
+        self._await(lambda: trace(run_dir) == phase, LOOK_S)
+
+    def _await(self, reached: Callable[[], bool], pause_s: float) -> None:
+        deadline = time.monotonic() + START_LIMIT_S
+        while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if reached():
+                return
+            time.sleep(pause_s)
+
+    def kill_one(self, chosen: random.Random, run_dir: Path) -> Kill | None:
+        """Kill a random rank, the rest a moment later; None if all had ended before.
+
+        Raises:
+            RefusedError: they had ended, and not well.
+        """
+        rank = chosen.randrange(len(self.processes))
+        if self.processes[rank].exitcode is not None:
+            self.wait()
+            return None
+        self.processes[rank].kill()
+        phase = trace(run_dir) or ("training" if events(run_dir, "step") else "starting")
+        time.sleep(chosen.uniform(0.0, 0.5))
+        self._end()
+        return Kill(phase, rank)
+
+    def _end(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def wait(self) -> None:
+        """Wait for all, who must end well.
+
+        Raises:
+            RefusedError: some did not.
+        """
+        deadline = time.monotonic() + START_LIMIT_S
+        while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
+            if any(p.exitcode for p in self.processes):
+                break
+            time.sleep(0.05)
+        codes = [process.exitcode for process in self.processes]
+        self._end()
+        if any(codes) or None in codes:
+            raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
+
+
+def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:
+    """One rank, in a process of its own."""
+    from aqtopo.training.distributed import Launch
+    from aqtopo.training.loop import train
+    from aqtopo.training.resume import AUTO, ResumeOptions
+
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
+    try:
+        train(RunConfig.model_validate_json(config_json), launch, steps, ResumeOptions(AUTO))
+    except (RefusedError, ValueError) as error:
+        print(f"rank {rank}: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(3)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def trace(run_dir: Path) -> str | None:
+    """What a run is doing with its saved states, by what lies there; None if nothing."""
+    folder = run_dir / CHECKPOINTS
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    for name in names:
+        if name.endswith(UNIVERSAL + UNFINISHED):
+            return "converting"
+        if name.endswith(UNFINISHED):
+            return "committing" if any((folder / name).glob(HASHES)) else "saving"
+    return "pruning" if any(name.endswith(DISCARDED) for name in names) else None
+
+
+def tags_of(run_dir: Path) -> list[Tag]:
+    """The saved states of a run that may be pruning just now."""
+    while True:
+        try:
+            return list_tags(run_dir)
+        except FileNotFoundError:  # gone between being listed and being read
+            continue
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """The whole lines of a kind in a run's log."""
+    path = run_dir / METRICS_FILE
+    if not path.is_file():
+        return []
+    whole = path.read_text().rpartition("\n")[0].splitlines()
+    return [event for line in whole if line and (event := json.loads(line))["event"] == kind]
