@@ -166,9 +166,10 @@ def save_untrained() -> SaveUntrained:
     """
     from safetensors.torch import save_file
 
+    from aqtopo.checkpoint.files import describe_file
     from aqtopo.checkpoint.manifest import write_manifest
     from aqtopo.checkpoint.tags import Tag, write_state
-    from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE
+    from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE, scaling_digest
     from aqtopo.data import open_store
     from aqtopo.model import Terrain, build_model
 
@@ -181,32 +182,45 @@ def save_untrained() -> SaveUntrained:
         weights = {name: factor * tensor for name, tensor in model.state_dict().items()}
         save_file(weights, tag.folder(run_dir) / WEIGHTS_FILE)
         write_state(tag, run_dir)
-        write_manifest(_manifest(tag.name, config, store, tag.folder(run_dir)), tag.folder(run_dir))
+        manifest = make_manifest(
+            tag.name,
+            {path.name: describe_file(path) for path in sorted(tag.folder(run_dir).iterdir())},
+            config=json.loads(config.to_json()),
+            config_digest=config.digest,
+            data_digest=store.digest,
+            scaling_digest=scaling_digest(config, store),
+        )
+        write_manifest(manifest, tag.folder(run_dir))
         return run_dir
 
     return save
 
 
-def _manifest(tag: str, config: RunConfig, store: Any, folder: Path) -> Any:
-    """A manifest as far as those who read weights look at it."""
-    from aqtopo.checkpoint.files import describe_file
-    from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
-    from aqtopo.checkpoint.weights import scaling_digest
+MakeManifest = Callable[..., Any]
+"""Makes a manifest of a state without trained parameters: `plain_manifest("tag", running=0.6)`."""
 
+
+def make_manifest(tag: str, files: Any = None, **facts: Any) -> Any:
+    """A manifest as far as those who read weights look at it.
+
+    Args:
+        tag: its name.
+        files: records by name.
+        facts: losses, and what else `RunFacts` has.
+    """
+    from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
+
+    losses = {"train": 0.6, "running": 0.6, "probe": None, "best_validation": 0.5, "validations_waited": 0}
+    run = {"next_lrs": {}, "seed": 0, "precision": "fp32", "config": {}, "config_digest": "x"}
+    run |= {"data_digest": None} | {key: value for key, value in facts.items() if key not in losses}
     return Manifest(
         schema=1,
         layout="sharded",
         tag=tag,
         run=RunFacts(
             position=Position(epoch=0, step_in_epoch=7, step=7, next_samples=None),
-            losses=Losses(train=0.6, running=0.6, probe=None, best_validation=0.5, validations_waited=0),
-            next_lrs={},
-            seed=0,
-            precision="fp32",
-            config=json.loads(config.to_json()),
-            config_digest=config.digest,
-            data_digest=store.digest,
-            scaling_digest=scaling_digest(config, store),
+            losses=Losses(**(losses | {key: value for key, value in facts.items() if key in losses})),
+            **run,
         ),
         groups=(),
         other_tensors=(),
@@ -219,8 +233,14 @@ def _manifest(tag: str, config: RunConfig, store: Any, folder: Path) -> Any:
         skipped_steps=0,
         loss_scaler=None,
         versions={},
-        files={path.name: describe_file(path) for path in sorted(folder.iterdir())},
+        files=files or {},
     )
+
+
+@pytest.fixture
+def plain_manifest() -> MakeManifest:
+    """Make manifests of states without trained parameters."""
+    return make_manifest
 
 
 @pytest.fixture

@@ -6,11 +6,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.ops.adam import fused_adam
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
@@ -131,14 +134,47 @@ def toy_engine(
 
 def toy_optimizer(groups: list[dict[str, Any]], name: str, amsgrad: bool) -> torch.optim.Optimizer:
     """PyTorch's or DeepSpeed's optimizer of that name."""
-    if name in ("DeepSpeedCPUAdam", "FusedAdam"):
-        found = getattr(deepspeed.ops.adam, name)(groups, weight_decay=0.1)
+    if name == "DeepSpeedCPUAdam":
+        found = deepspeed.ops.adam.DeepSpeedCPUAdam(groups, weight_decay=0.1)
+    elif name == "FusedAdam":
+        with patch.object(fused_adam, "FusedAdamBuilder", FusedAdamOnCpu):
+            found = deepspeed.ops.adam.FusedAdam(groups, weight_decay=0.1)
     elif name == "AdamW":
         found = torch.optim.AdamW(groups, weight_decay=0.1, amsgrad=amsgrad)
     else:
         found = getattr(torch.optim, name)(groups)
     assert isinstance(found, torch.optim.Optimizer)
     return found
+
+
+class FusedAdamOnCpu:
+    """In place of the compiled kernel, which needs a GPU; all that keeps the state is DeepSpeed's own."""
+
+    def load(self) -> Any:
+        return SimpleNamespace(multi_tensor_adam=self.multi_tensor_adam)
+
+    @staticmethod
+    def multi_tensor_adam(
+        chunk: int,  # noqa: ARG004
+        overflow: Tensor,  # noqa: ARG004
+        lists: list[list[Tensor]],
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        step: int,
+        adam_w: int,
+        bias_correction: int,
+        decay: float,
+    ) -> None:
+        """What the kernel computes. Source: DeepSpeed 0.19.8, `csrc/adam/multi_tensor_adam.cu`."""
+        assert adam_w
+        assert bias_correction
+        for gradient, weight, m, v in zip(*lists, strict=True):
+            m.lerp_(gradient, 1 - beta1)
+            v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = (v / (1 - beta2**step)).sqrt_().add_(eps)
+            weight.data.sub_(lr * (m / (1 - beta1**step) / root + decay * weight))
 
 
 def toy_lrs(step: int) -> dict[str, float]:

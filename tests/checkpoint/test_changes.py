@@ -42,6 +42,27 @@ def test_what_decides_the_training_is_listed(tiny_config: TinyConfig) -> None:
     assert "optimizer.groups.order" in paths
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "path"),
+    [
+        ({"eta_min": 1e-6}, {}, "schedule.eta_min"),
+        ({"interval": "step", "warmup_steps": 5}, {"interval": "step"}, "schedule.warmup_steps"),
+        ({"interval": "step"}, {"interval": "epoch"}, "schedule.interval"),
+    ],
+)
+def test_schedule_that_is_gone_or_another_is_refused(
+    tiny_config: TinyConfig, before: dict[str, Any], now: dict[str, Any], path: str
+) -> None:
+    saved, changed = (json.loads(tiny_config(schedule=how).to_json()) for how in (before, now))
+    changes = config_changes(saved, changed)
+    with pytest.raises(RefusedError, match=f"--allow-change {path}"):
+        check_changes(changes, Allowed())
+    allowed = Allowed(changes=(path,))
+    check_changes(changes, allowed)
+    assert allowed.within("schedule")  # what it decides, the rates, may then differ too
+    assert not allowed.within("model")
+
+
 def test_refusal_shows_both_values_and_what_to_type(tiny_config: TinyConfig) -> None:
     saved, now = (
         json.loads(config.to_json()) for config in (tiny_config(), tiny_config(optimizer={"base_lr": 2e-3}))

@@ -1,45 +1,20 @@
 """The manifest's seal, and what it refuses."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, read_manifest, write_manifest
+from aqtopo.checkpoint.manifest import Manifest, read_manifest, write_manifest
 from aqtopo.refusal import RefusedError
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, plain_manifest: Callable[..., Manifest]) -> Path:
     folder = tmp_path / "epoch00-step000001"
     folder.mkdir()
-    run = RunFacts(
-        position=Position(epoch=0, step_in_epoch=1, step=1, next_samples=None),
-        losses=Losses(train=0.1, running=float("nan"), probe=0.3, best_validation=None, validations_waited=0),
-        next_lrs={"all": 1 / 3},
-        seed=0,
-        precision="fp32",
-        config={"a": 1},
-        config_digest="x",
-        data_digest=None,
-    )
-    manifest = Manifest(
-        schema=1,
-        layout="sharded",
-        tag=folder.name,
-        run=run,
-        groups=(),
-        other_tensors=(),
-        tied={},
-        optimizer="AdamW",
-        optimizer_steps={},
-        zero_stage=2,
-        world_size=2,
-        global_samples=3,
-        skipped_steps=0,
-        loss_scaler=None,
-        versions={},
-    )
-    write_manifest(manifest, folder)
+    rates, losses = {"all": 1 / 3}, {"running": float("nan"), "probe": 0.3}
+    write_manifest(plain_manifest(folder.name, next_lrs=rates, **losses), folder)
     return folder
 
 

@@ -1,7 +1,10 @@
 import pytest
+import torch
 
 from aqtopo.config import RunConfig, load_config
+from aqtopo.model import Terrain, build_model
 from aqtopo.training.groups import group_parameters
+from aqtopo.training.resume import model_groups
 
 NAMES = [
     "token_embeds.proj_weights",
@@ -59,3 +62,12 @@ def test_pattern_that_matches_nothing_is_named(config: RunConfig) -> None:
     names = [name for name in NAMES if not name.startswith("norm.")]
     with pytest.raises(ValueError, match=r"'norm.*' \(others\) matches no parameter"):
         group_parameters(names, config)
+
+
+def test_wholly_frozen_group_is_named() -> None:
+    config = load_config("ds_configs/resume_reference.json")
+    with torch.device("meta"):
+        model = build_model(config, Terrain.flat(config.data.grid))
+    model.head.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"'head\.\*' \(head\) matches no parameter"):
+        model_groups(config, model)
