@@ -262,7 +262,7 @@ def _lock(folder: Path, mode: int) -> int | None:
     """
     try:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return held if _hold(held, folder, mode) else None
 

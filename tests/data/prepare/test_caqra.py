@@ -12,7 +12,16 @@ from aqtopo.data.prepare.caqra import Recipe, prepare
 from aqtopo.data.simulate.world import Grid
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
-from tests.data.prepare.raw import LEVELS, Values, day_files, field, lambert_grid, write_archive
+from tests.data.prepare.raw import (
+    LEVELS,
+    Values,
+    day_files,
+    field,
+    file_name,
+    hourly_file,
+    lambert_grid,
+    write_archive,
+)
 
 Prepared = tuple[Store, dict[str, Any]]
 
@@ -203,7 +212,9 @@ def test_a_day_on_the_true_grid(recipe: MakeRecipe, tmp_path: Path) -> None:
     lat, lon = lambert_grid(339, 432, 15e3)
     folder = tmp_path / "true"
     folder.mkdir()
-    write_archive(folder / "CN-Reanalysis20130101.tar", day_files(lat, lon, "2013-01-01"))
+    content, start = hourly_file(lat, lon, 5), np.datetime64("2013-01-01T00")
+    names = [file_name(start + np.timedelta64(hour, "h")) for hour in range(24)]
+    write_archive(folder / "CN-Reanalysis20130101.tar", dict.fromkeys(names, content))
     full = Grid((128, 256), (17.0, 49.0), (72.0, 136.0))
     quality = prepare(recipe(source=folder, grid=full, workers=os.cpu_count()))
     store = open_store(tmp_path / "caqra.zarr")
