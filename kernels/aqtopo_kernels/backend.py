@@ -4,6 +4,7 @@ The rule looks at the device alone. An implementation that cannot run says so; n
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from importlib import import_module
 from importlib.util import find_spec
@@ -35,7 +36,7 @@ def backend_for(device: torch.device | str) -> Backend:
         ValueError: there is no implementation for such a device.
     """
     kind = torch.device(device).type
-    if kind == "cuda" or (kind == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+    if kind == "cuda" or (kind == "cpu" and _interpreting()):
         return Backend.TRITON
     if kind in ("cpu", "meta"):  # meta tensors have shapes only: any implementation's will do
         return Backend.CPU
@@ -63,11 +64,12 @@ def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: 
     return str(torch.cuda.get_device_properties(device).gcnArchName).startswith("gfx90a")
 
 
-def implementation(operation: str, device: torch.device) -> ModuleType:
+def implementation(operation: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """The module that computes `operation` for tensors on this device.
 
     Raises:
-        ValueError: the device has no implementation, or Triton is not installed where it is needed.
+        ValueError: the device has no implementation, Triton is not installed where it is needed, or its
+            interpreter cannot compute in this dtype.
     """
     backend = backend_for(device)
     if backend is Backend.TRITON and find_spec("triton") is None:
@@ -75,8 +77,22 @@ def implementation(operation: str, device: torch.device) -> ModuleType:
             f"{operation} needs Triton on {device.type!r}, and it is not installed. PyTorch's CUDA and ROCm "
             "wheels bring it along; otherwise `pip install aqtopo[triton]`."
         )
+    if backend is Backend.TRITON and dtype == torch.bfloat16 and _interpreting():
+        raise ValueError(
+            f"{operation} cannot run in bfloat16 in Triton's interpreter, which takes its bits for whole "
+            "numbers and says nothing; use float32 or float16, or unset TRITON_INTERPRET."
+        )
     module = "launch" if backend is Backend.TRITON else "cpu"
     return import_module(f"aqtopo_kernels.{operation}.{module}")
+
+
+def current_device(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one: Triton launches there, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _interpreting() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def debugging() -> bool:

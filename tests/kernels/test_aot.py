@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+from aqtopo_kernels.aot.__main__ import main
+
 pytestmark = pytest.mark.xdist_group("aot")  # one process compiles an architecture, once
 
 Row = dict[str, Any]
@@ -154,8 +156,30 @@ for head_dim in (96, 48):
     assert other[1] >= 10
 
 
-def test_a_width_that_no_kernel_takes_is_refused() -> None:
-    done = run("-m", "aqtopo_kernels.aot", "--head-dim", "100", cache_dir=CACHE)
-    assert done.returncode == 2
-    assert "multiple of 16 up to 256, but got D = 100" in done.stderr
-    assert not done.stdout
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--head-dim 100", "multiple of 16 up to 256, but got D = 100"),
+        ("--tokens 0", "--tokens 0: must be at least 1"),
+        ("--heads -8", "--heads -8: must be at least 1"),
+        (f"--out {__file__}", f"{Path(__file__).name}: not a folder that can be written"),
+        ("--out /proc/cache", "/proc/cache: not a folder that can be written"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    options: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(options.split())
+    told = capsys.readouterr()
+    assert message in told.err
+    assert not told.out
+
+
+def test_the_interpreter_which_compiles_nothing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err

@@ -1,7 +1,10 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
 from aqtopo_kernels import Backend, backend_for, better_than_torch, elevation_attention, wind_gather
+from aqtopo_kernels.backend import current_device
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,23 @@ def test_triton_refuses_heads_it_has_no_kernels_for(
     q = torch.zeros(1, 1, 2, width, dtype=dtype)
     with pytest.raises(ValueError, match="multiple of 16 up to 256"):
         elevation_attention(q, q, q, torch.zeros(1, 2), torch.zeros(1))
+
+
+def test_bfloat16_which_the_interpreter_gets_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    q = torch.zeros(1, 1, 2, 16, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match=r"elevation_attention .* bfloat16 in Triton's interpreter"):
+        elevation_attention(q, q, q, torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"wind_gather .* bfloat16 in Triton's interpreter"):
+        wind_gather(q[0], torch.tensor([[1, 0]]), q[0])
+
+
+def test_a_kernel_is_launched_on_its_tensors_device() -> None:
+    """Triton launches on the current device, and pointers of another are an illegal access there."""
+    guard = current_device(torch.device("cuda", 3))
+    assert isinstance(guard, torch.cuda.device)
+    assert guard.idx == 3
+    assert isinstance(current_device(torch.device("cpu")), nullcontext)
 
 
 def test_on_the_cpu_plain_attention_is_left_to_torch() -> None:

@@ -349,9 +349,10 @@ BAD: list[tuple[str, Callable[[Arguments], Tensor | None], str]] = [
     ("order", lambda a: a["elevation"].long().to("meta"), "cpu, meta"),
     ("elevation", lambda a: a["elevation"].requires_grad_(), "no gradient"),
     ("alpha", lambda _: None, "both elevation and alpha, or neither"),
-    ("scale", lambda _: 0.0, r"positive scale, but got 0\.0; negate q"),
-    ("scale", lambda _: -1.0, r"positive scale, but got -1\.0; negate q"),
+    ("scale", lambda _: 0.0, r"positive scale, but got 0\.0; negate q for a"),
+    ("scale", lambda _: -1.0, r"positive scale, but got -1\.0; negate q for a"),
     ("scale", lambda _: float("nan"), "positive scale, but got nan"),
+    ("scale", lambda _: math.inf, "positive scale, but got inf"),
 ]
 
 

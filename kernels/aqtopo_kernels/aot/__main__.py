@@ -32,18 +32,16 @@ _COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; 0, or 2 for arguments that do not fit."""
-    options = _parser().parse_args(arguments)
-    try:
-        parts(options.head_dim)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+    """Runs the command; options that do not fit end it with code 2, as argparse does."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if problem := _problem(options):
+        parser.error(problem)
     if options.out:
         knobs.cache.dir = str(options.out)
     if find_llvm_mca() is None and any(arch.startswith("gfx") for arch in options.arch):
         print("No llvm-mca (Debian: llvm-22): eff1 stays empty.", file=sys.stderr)
-    rows = _told(options)
+    rows = _compile(options)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -74,7 +72,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _told(options: argparse.Namespace) -> list[Row]:
+def _problem(options: argparse.Namespace) -> str | None:
+    """What argparse cannot see by itself; None if all is well."""
+    if knobs.runtime.interpret:
+        return "TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it"
+    for name in ("heads", "tokens"):
+        if getattr(options, name) < 1:
+            return f"argument --{name} {getattr(options, name)}: must be at least 1"
+    try:
+        parts(options.head_dim)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)
+    except ValueError as error:
+        return f"argument --head-dim: {error}"
+    except OSError as error:
+        return f"argument --out {options.out}: not a folder that can be written ({error.strerror})"
+    return None
+
+
+def _compile(options: argparse.Namespace) -> list[Row]:
     """All rows, each announced on stderr: a kernel takes seconds the first time."""
     rows = []
     sizes = {"head_dim": options.head_dim, "heads": options.heads, "tokens": options.tokens}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import triton
 
-_AMD_MATRIX = re.compile(r"v_s?mfma_\w+")
+_AMD_MATRIX = re.compile(r"v_mfma_\w+")
 _NVIDIA_MATRIX = re.compile(r"[HIB]G?MMA\.\S+|[HIBQ]MMA\S*|DMMA\S*")
 _NVIDIA_ARITHMETIC = re.compile(r"FFMA\S*")
 _LDS_BYTES = 65536

@@ -1,5 +1,7 @@
 """Every kernel x dtype x architecture: launched under the stand-in, read, and listed as rows of a table."""
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,14 +27,6 @@ _NAMES = {
 _PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}
 """Matrix products in the loop of each kernel, each of 2 BLOCK_M BLOCK_N D FLOP."""
 
-_MATRIX_FLOP = {
-    "32x32x8": 16384,
-    "32x32x4": 8192,
-    "16x16x16": 8192,
-    "16x16x8": 4096,
-    "32x32x2": 4096,
-    "16x16x4": 2048,
-}
 _SHARED_A_MULTIPROCESSOR = {"sm_80": 167936, "sm_90": 233472}
 
 
@@ -140,9 +134,9 @@ def _config(compilation: Compilation) -> dict[str, Any]:
 
 
 def _matrix_flop(instruction: str) -> int:
-    if not instruction.startswith(("v_mfma", "v_smfma")):
-        return 0
-    return next(flop for shape, flop in _MATRIX_FLOP.items() if f"_{shape}" in instruction)
+    """FLOP of an AMD instruction's M x N x K product, which its name tells; 0 if it is none."""
+    shape = re.match(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)", instruction)
+    return 2 * math.prod(map(int, shape.groups())) if shape else 0
 
 
 def _rounded(value: float | None) -> float | None:

@@ -7,12 +7,13 @@ pass.
 Shapes: B batch, H heads, N tokens, D head width.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aqtopo_kernels.backend import Backend, backend_for, implementation
+from aqtopo_kernels.backend import Backend, backend_for, current_device, implementation
 from aqtopo_kernels.elevation_attention.configurations import WIDEST_HEAD
 from aqtopo_kernels.elevation_attention.layout import empty_like_tokens
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
@@ -85,8 +86,8 @@ def _attention(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    compute = implementation("elevation_attention", q.device)
-    with torch.autocast(q.device.type, enabled=False):
+    compute = implementation("elevation_attention", q.device, q.dtype)
+    with current_device(q.device), torch.autocast(q.device.type, enabled=False):
         out, lse = compute.forward(q, k, v, elevation, alpha, order, scale)
     return out, lse
 
@@ -104,8 +105,8 @@ def _attention_backward(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    compute = implementation("elevation_attention", q.device)
-    with torch.autocast(q.device.type, enabled=False):
+    compute = implementation("elevation_attention", q.device, q.dtype)
+    with current_device(q.device), torch.autocast(q.device.type, enabled=False):
         dq, dk, dv, dalpha = compute.backward(dout, q, k, v, out, lse, elevation, alpha, order, scale)
     return dq, dk, dv, q.new_zeros(1, dtype=torch.float32) if dalpha is None else dalpha
 
@@ -165,8 +166,11 @@ def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
 def _positive(scale: float | None, width: int) -> float:
     """The Triton kernels take maxima of unscaled scores; one rule for every backend keeps them alike."""
     scale = width**-0.5 if scale is None else scale
-    if not scale > 0:
-        raise ValueError(f"elevation_attention needs a positive scale, but got {scale}; negate q instead.")
+    if not 0 < scale < math.inf:
+        raise ValueError(
+            f"elevation_attention needs a finite, positive scale, but got {scale}; negate q for a negative "
+            "one."
+        )
     return scale
 
 

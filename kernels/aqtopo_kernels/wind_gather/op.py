@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aqtopo_kernels.backend import implementation
+from aqtopo_kernels.backend import current_device, implementation
 from aqtopo_kernels.order import check_order
 
 
@@ -61,13 +61,17 @@ def wind_scatter(y: Tensor, order: Tensor) -> Tensor:
 
 @torch.library.custom_op("aqtopo_kernels::wind_gather", mutates_args=())
 def _gather(x: Tensor, order: Tensor, add: Tensor | None) -> Tensor:
-    y_BND: Tensor = implementation("wind_gather", x.device).gather(x, order, add)
+    compute = implementation("wind_gather", x.device, x.dtype)
+    with current_device(x.device):
+        y_BND: Tensor = compute.gather(x, order, add)
     return y_BND
 
 
 @torch.library.custom_op("aqtopo_kernels::wind_scatter", mutates_args=())
 def _scatter(y: Tensor, order: Tensor) -> Tensor:
-    x_BND: Tensor = implementation("wind_gather", y.device).scatter(y, order)
+    compute = implementation("wind_gather", y.device, y.dtype)
+    with current_device(y.device):
+        x_BND: Tensor = compute.scatter(y, order)
     return x_BND
 
 
