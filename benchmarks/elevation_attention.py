@@ -9,9 +9,11 @@ above inputs and results, against
 - `flex`: FlexAttention with the bias as its score_mod; forward alone on the CPU, where it has no backward.
 
 `sgemm_floor_of_X` is the least that `time_of_X` can be on this machine: all products at the rate of sgemm and
-nothing else.
+nothing else. On a GPU it also says TFLOP/s and their share of the maker's peak, and all that again in
+bfloat16, where `plain` is flash attention and the matrix product one of bfloat16.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +24,26 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from aqtopo_kernels import elevation_attention
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
-from benchmarks.measure import MIB, arguments, device, multiply_matrices, paired, peak_bytes, report
+from benchmarks.measure import (
+    GEMM,
+    MIB,
+    arguments,
+    device,
+    gpu_name,
+    multiply_matrices,
+    paired,
+    peak_bytes,
+    report,
+)
+from benchmarks.peaks import arithmetic
 
 HEADS, WIDTH = 8, 96
 ALPHAS = (2.0, 5.0, 0.0, -0.7)
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 0.0, torch.float16: 0.0}
 """Errors below this count as none."""
+
+SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Differences of results that count as the same, relative to the largest value."""
 
 OUTPUTS = ("out", "dq", "dk", "dv", "dalpha")
 
@@ -59,6 +75,20 @@ def flex() -> Attend:
         return compiled(q, k, v, score_mod=bias)
 
     return attend
+
+
+def flex_where_it_runs(dtype: torch.dtype) -> dict[str, Attend]:
+    """FlexAttention, compared with ours, if it can differentiate on this device; else nothing, said aloud."""
+    attend, inputs = flex(), make_inputs(256, dtype)
+    try:
+        found = differentiate(attend, inputs)
+    except RuntimeError as error:  # whatever its compiler finds
+        print(f"FlexAttention does not run in {dtype}: {error}", file=sys.stderr)
+        return {}
+    for name, one, other in zip(OUTPUTS, found, differentiate(elevation_attention, inputs), strict=True):
+        difference = float((one - other).abs().max() / other.abs().max())
+        assert difference <= SAME[dtype], f"FlexAttention and ours differ by {difference} in {name}"
+    return {"flex": attend}
 
 
 def make_inputs(tokens: int, dtype: torch.dtype = torch.float32, alpha: float = 2.0) -> list[Tensor]:
@@ -97,25 +127,31 @@ def errors(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
     return rows
 
 
-def timings(tokens: int, rounds: int, contenders: dict[str, Attend]) -> dict[str, Any]:
-    """One forward and backward at this length, one alpha for all heads as published."""
-    inputs = make_inputs(tokens)
+def timings(
+    tokens: int, rounds: int, contenders: dict[str, Attend], dtype: torch.dtype, product: int
+) -> dict[str, Any]:
+    """One forward and backward of so many tokens, one alpha for all heads as published.
+
+    `product` is the size of the matrix product beside it.
+    """
+    inputs = make_inputs(tokens, dtype)
     inputs[4] = inputs[4][:1]
-    yardstick, yardstick_flop = multiply_matrices()
+    gemm, (yardstick, yardstick_flop) = GEMM[dtype], multiply_matrices(product, dtype)
     work = {name: lambda f=f: differentiate(f, inputs) for name, f in contenders.items()}
-    timed = paired(work | {"sgemm": yardstick}, rounds)
+    timed = paired(work | {gemm: yardstick}, rounds)
     memory = {name: peak_bytes(run) / MIB for name, run in work.items()}
     flop = 14.0 * HEADS * tokens**2 * WIDTH
     row: dict[str, Any] = {"N": tokens, "seconds": timed.median("fused")}
+    row |= arithmetic(gpu_name(), dtype, flop / timed.median("fused"))
     row["useful_gflop_s"] = flop / timed.median("fused") / 1e9
-    row["of_sgemm"] = flop / yardstick_flop / timed.ratio("fused", "sgemm")
-    row["sgemm_gflop_s"] = yardstick_flop / timed.median("sgemm") / 1e9
+    row[f"of_{gemm}"] = flop / yardstick_flop / timed.ratio("fused", gemm)
+    row[f"{gemm}_gflop_s"] = yardstick_flop / timed.median(gemm) / 1e9
     row["mib"] = memory["fused"]
-    for name in contenders.keys() - {"fused"}:
+    for name in (name for name in contenders if name != "fused"):
         row |= {
             f"{name}_seconds": timed.median(name),
             f"time_of_{name}": timed.ratio("fused", name),
-            f"sgemm_floor_of_{name}": flop / yardstick_flop * timed.ratio("sgemm", name),
+            f"{gemm}_floor_of_{name}": flop / yardstick_flop * timed.ratio(gemm, name),
             f"{name}_mib": memory[name],
             f"memory_of_{name}": memory["fused"] / memory[name],
         }
@@ -134,6 +170,20 @@ def flex_forward(tokens: int, rounds: int) -> dict[str, Any]:
     return {"N": tokens, **seconds, "forward_time_of_flex": timed.ratio("fused", "flex")}
 
 
+def compared(dtype: torch.dtype, *, quick: bool) -> list[dict[str, Any]]:
+    """The rows of `timings`; more rounds where one takes milliseconds."""
+    linear: dict[str, Attend] = {"fused": elevation_attention, "plain": plain}
+    every: dict[str, Attend] = {"dense": elevation_attention_reference, "masked": masked} | linear
+    on_gpu = device().type == "cuda"
+    if on_gpu:
+        every |= flex_where_it_runs(dtype)
+    if quick:
+        return [timings(512, 1, every, dtype, 1024)]
+    times = 10 if on_gpu else 1
+    sizes = [(4096, 5 * times, every), (8192, 3 * times, every), (16384, times, linear)]
+    return [timings(*size, dtype, 4096) for size in sizes]
+
+
 def main() -> None:
     """Print the figures."""
     options = arguments(__doc__)
@@ -143,15 +193,10 @@ def main() -> None:
     wrong = [row for row in accurate if row["of_allowed"] > 1]
     if wrong:
         raise SystemExit(f"errors above twice PyTorch's own: {wrong}")
-    every: dict[str, Attend] = {"fused": elevation_attention, "masked": masked, "plain": plain}
-    dense: dict[str, Attend] = {"dense": elevation_attention_reference}
+    rows = compared(torch.float32, quick=options.quick)
     if device().type == "cuda":
-        every["flex"] = flex()
-    if options.quick:
-        rows = [timings(1024, 1, every | dense)]
-    else:
-        rows = [timings(4096, 5, every | dense), timings(8192, 3, every | dense)]
-        rows += [timings(16384, 1, {name: every[name] for name in ("fused", "plain")})]
+        rows += compared(torch.bfloat16, quick=options.quick)
+    if not options.quick:
         rows += [flex_forward(4096, 3)]
     report("elevation_attention", accurate + rows, options)
 

@@ -49,6 +49,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def gpu_name() -> str | None:
+    """What PyTorch calls the accelerator, if there is one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
+
+
 def synchronize() -> None:
     """Wait for the accelerator."""
     if torch.cuda.is_available():
@@ -113,9 +118,13 @@ def _bytes_of(results: object) -> int:
     return 0
 
 
-def multiply_matrices(size: int = 4096) -> tuple[Work, float]:
-    """A float32 matrix product of size^3, the yardstick of arithmetic, and its FLOP."""
-    matrix = torch.randn(size, size, device=device())
+GEMM = {torch.float32: "sgemm", torch.bfloat16: "bf16_gemm"}
+"""What the yardstick of arithmetic is called."""
+
+
+def multiply_matrices(size: int, dtype: torch.dtype = torch.float32) -> tuple[Work, float]:
+    """A matrix product of size^3, the yardstick of arithmetic, and its FLOP."""
+    matrix = torch.randn(size, size, device=device()).to(dtype)
     return lambda: matrix @ matrix, 2.0 * size**3
 
 
@@ -130,8 +139,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "backend": str(backend_for(device())),
     }
-    if torch.cuda.is_available():
-        facts["device"] = torch.cuda.get_device_name()
+    if gpu := gpu_name():
+        facts["device"] = gpu
     return facts
 
 

@@ -4,10 +4,14 @@ First the step of one process at 128 x 256 cells, a sample a step, by part. Then
 smaller grids under this program's engine (DeepSpeed ZeRO-2) and under PyTorch's DistributedDataParallel, two
 processes each: samples/s, peak memory of a process, the step by part, and this program's figures as multiples
 of DDP's. What sharding costs hangs on the parameters, what it is a share of on the tokens too.
+
+On a GPU the first step is also taken in bfloat16, with TFLOP/s and their share of the maker's peak; the two
+processes have a GPU each.
 """
 
 import os
 import socket
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -25,15 +29,18 @@ from aqtopo.config import ModelConfig, RunConfig, load_config
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.training.loss import squared_error
 from benchmarks.measure import (
+    GEMM,
     MIB,
     arguments,
     device,
+    gpu_name,
     multiply_matrices,
     paired,
     peak_bytes,
     report,
     synchronize,
 )
+from benchmarks.peaks import arithmetic
 
 RANKS = 2
 CONFIG = Path("ds_configs/demo_cpu.json")
@@ -100,11 +107,13 @@ class Parts(Clock):
         x.register_hook(lambda _: self.mark(f"{after} backward"))
 
 
-def one_process(grid: tuple[int, int], steps: int, **model: Any) -> list[dict[str, Any]]:
-    """The median step of one process, whole and by part."""
+def one_process(
+    grid: tuple[int, int], steps: int, dtype: torch.dtype, product: int, **model: Any
+) -> list[dict[str, Any]]:
+    """The median step of one process, whole and by part, beside a matrix product of that size."""
     network = AirQualityViT(
         ModelConfig.model_validate(model), make_terrain(grid), variables=15, targets=6
-    ).to(device())
+    ).to(device(), dtype)
     network.train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     *fields, targets = make_batch(grid, 1, 1, device())
@@ -130,9 +139,13 @@ def one_process(grid: tuple[int, int], steps: int, **model: Any) -> list[dict[st
         seconds.pop("between steps", None)
         rows.append({"step_seconds": sum(seconds.values())} | seconds)
     row = sorted(rows, key=lambda row: row["step_seconds"])[len(rows) // 2]
-    row["of_sgemm"] = _flop(network) / row["step_seconds"] / _sgemm_flop_s()
+    flop_s = _flop(network) / row["step_seconds"]
+    row |= {f"of_{GEMM[dtype]}": flop_s / _gemm_flop_s(product, dtype)} | arithmetic(
+        gpu_name(), dtype, flop_s
+    )
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
-    facts = {"grid": f"{grid[0]} x {grid[1]}", "million_parameters": weights / 4e6}
+    parameters = sum(p.numel() for p in network.parameters())
+    facts = {"grid": f"{grid[0]} x {grid[1]}", "million_parameters": parameters / 1e6}
     return [facts | {"gib_peak": (memory + weights) / 2**30} | row]
 
 
@@ -143,9 +156,18 @@ def _flop(network: AirQualityViT) -> float:
     return config.depth * (projections + attention)
 
 
-def _sgemm_flop_s() -> float:
-    work, flop = multiply_matrices()
-    return flop / paired({"sgemm": work}, 5).median("sgemm")
+def _gemm_flop_s(size: int, dtype: torch.dtype) -> float:
+    work, flop = multiply_matrices(size, dtype)
+    return flop / paired({"product": work}, 5).median("product")
+
+
+def enough_gpus() -> bool:
+    """Whether every process gets a GPU of its own, or all run on the CPU: on a shared one both would wait."""
+    gpus = torch.cuda.device_count()
+    if device().type == "cpu" or gpus >= RANKS:
+        return True
+    print(f"No comparison with DDP: {RANKS} processes need a GPU each, and there is {gpus}.", file=sys.stderr)
+    return False
 
 
 def two_processes(grid: tuple[int, int], steps: int, model: dict[str, int]) -> list[dict[str, Any]]:
@@ -179,7 +201,7 @@ def _rank(
     results: Any,
 ) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu")
+    os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
     from aqtopo.training import distributed
 
@@ -254,12 +276,16 @@ def _loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
 def main() -> None:
     """Print the figures."""
     options = arguments(__doc__)
-    if options.quick:
-        rows = one_process((16, 32), 1, dim=96, heads=1, depth=2, regions=[4, 4])
-        rows += two_processes((32, 64), 3, SMALL)
-    else:
-        rows = one_process((128, 256), 2)
-        rows += two_processes((32, 64), 7, PUBLISHED) + two_processes((64, 128), 5, PUBLISHED)
+    dtypes = list(GEMM) if device().type == "cuda" else [torch.float32]
+    rows: list[dict[str, Any]] = []
+    for dtype in dtypes:
+        if options.quick:
+            rows += one_process((16, 32), 1, dtype, 1024, dim=96, heads=1, depth=2, regions=[4, 4])
+        else:
+            rows += one_process((128, 256), 2, dtype, 4096)
+    quick, full = [((32, 64), 3, SMALL)], [((32, 64), 7, PUBLISHED), ((64, 128), 5, PUBLISHED)]
+    if enough_gpus():
+        rows += [row for what in (quick if options.quick else full) for row in two_processes(*what)]
     report("train_step", rows, options)
 
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from aqtopo_kernels import wind_gather, wind_scatter
 from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
-from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+from benchmarks.measure import MIB, arguments, device, gpu_name, paired, peak_bytes, report
+from benchmarks.peaks import traffic
 
 MOVES = {"gather": 5, "scatter": 4}
 """How often an operation has to pass over memory, forward and backward: the gather also reads `add`."""
@@ -39,6 +40,7 @@ def measure(batch: int, tokens: int, width: int, rounds: int) -> list[dict[str, 
         assert all(torch.equal(one, other) for one, other in pairs)
     timed = paired(contenders, rounds)
     once = x.numel() * x.element_size()
+    bytes_s = {name: moves * once / timed.median(name) for name, moves in MOVES.items()}
     return [
         {
             "op": name,
@@ -47,9 +49,10 @@ def measure(batch: int, tokens: int, width: int, rounds: int) -> list[dict[str, 
             "D": width,
             "seconds": timed.median(name),
             "time_of_torch": timed.ratio(name, f"{name}_by_torch"),
-            "gb_s": MOVES[name] * once / timed.median(name) / 1e9,
+            "gb_s": bytes_s[name] / 1e9,
             "mib": peak_bytes(contenders[name]) / MIB,
         }
+        | traffic(gpu_name(), bytes_s[name])
         for name in MOVES
     ]
 

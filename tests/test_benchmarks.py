@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
-from benchmarks.elevation_attention import flex, make_inputs
+from benchmarks import elevation_attention, train_step
+from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
 from benchmarks.measure import MIB, Timings, paired, peak_bytes
+from benchmarks.peaks import arithmetic, traffic
 from benchmarks.table import NAMES, README, section
 
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
@@ -55,6 +57,60 @@ def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.Monk
     found = flex()(q, k, v, elevation, alpha[:1])
     expected = elevation_attention_reference(q, k, v, elevation, alpha)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    assert flex_where_it_runs(torch.float32) == {}  # it has no backward pass on a CPU
+    assert "does not run in torch.float32: FlexAttention does not support backward" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("gpu", "peak"),
+    [
+        ("AMD Instinct MI250X", 191.5),
+        ("AMD Instinct MI300X OAM", 1307.4),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H200", 989.0),
+    ],
+)
+def test_arithmetic_is_a_share_of_the_device_s_own_peak(gpu: str, peak: float) -> None:
+    expected = {"dtype": "bf16", "tflop_s": peak / 2, "of_peak": pytest.approx(0.5)}
+    assert arithmetic(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
+
+
+def test_a_device_without_a_published_peak_is_named_and_a_cpu_has_none() -> None:
+    assert "no peak of NVIDIA L4" in str(arithmetic("NVIDIA L4", torch.float32, 1e12)["of_peak"])
+    assert traffic("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
+    assert arithmetic(None, torch.float32, 1e12) == traffic(None, 1e12) == {}
+
+
+def test_on_gpus_both_benchmarks_also_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (elevation_attention, train_step):
+        monkeypatch.setattr(module, "gpu_name", lambda: "AMD Instinct MI250X")
+    contenders = {"fused": elevation_attention.elevation_attention, "plain": elevation_attention.plain}
+    row = elevation_attention.timings(64, 1, contenders, torch.bfloat16, 64)
+    small = {"dim": 32, "heads": 2, "depth": 2, "regions": [4, 4]}
+    (step,) = train_step.one_process((16, 32), 1, torch.bfloat16, 64, **small)
+    for found in (row, step):
+        assert found["dtype"] == "bf16"
+        assert 0 < found["of_peak"] < 1
+        assert found["of_bf16_gemm"] > 0
+
+
+@pytest.mark.parametrize(("gpus", "enough"), [(1, False), (2, True)])
+def test_two_processes_never_share_a_gpu(
+    gpus: int, enough: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train_step, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert train_step.enough_gpus() is enough
+    assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
 
 
 @pytest.mark.slow
