@@ -12,11 +12,12 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 from aqtopo.checkpoint.files import FileRecord, settle
 from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.checkpoint.writing import fail_together
 
 HASHES = "hashes-*.json*"
 """The files by which ranks tell rank 0 what they wrote."""
@@ -41,10 +42,17 @@ class PendingCommit:
         self._folder = folder
         self._ranks = ranks
         self._given_up = Event()
+        self._publishing = Lock()
         executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._hashed = executor.submit(self._hash, own)
         self._published = executor.submit(self._publish, publish) if ranks.rank == 0 else None
         executor.shutdown(wait=False)
+
+    @property
+    def failed(self) -> bool:
+        """Whether this rank's part in it has already failed; never waits."""
+        parts = (self._hashed, self._published)
+        return any(part is not None and part.done() and part.exception() is not None for part in parts)
 
     def finish(self) -> None:
         """Wait, all ranks together, until the state has its name.
@@ -52,24 +60,21 @@ class PendingCommit:
         Raises:
             OSError: on all ranks: some rank could not write.
         """
-        # First everyone's own files: rank 0 would wait for the hashes of a rank that failed.
-        for future in (self._hashed, self._published):
-            self._fail_together(None if future is None else future.exception())
+        try:
+            # First everyone's own files: rank 0 would wait for the hashes of a rank that failed.
+            for future in (self._hashed, self._published):
+                fail_together(self._folder, None if future is None else future.exception(), self._ranks)
+        finally:
+            self._given_up.set()
 
     def close(self, seconds: float) -> None:
-        """Wait without the other ranks, who may be gone, and only so long; then leave it unfinished."""
-        wait([future for future in (self._hashed, self._published) if future is not None], seconds)
-        self._given_up.set()
+        """Wait without the other ranks, who may be gone, and only so long; then leave it unfinished.
 
-    def _fail_together(self, error: BaseException | None) -> None:
-        texts = self._ranks.gather_texts("" if error is None else str(error) or type(error).__name__)
-        problems = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
-        if problems:
+        Afterwards nothing is published any more: another run may be at work in the directory by then.
+        """
+        wait([future for future in (self._hashed, self._published) if future is not None], seconds)
+        with self._publishing:  # what is being published now is waited for
             self._given_up.set()
-            raise OSError(
-                f"{self._folder.stem} could not be saved: {'; '.join(problems[:4])}. The states before it "
-                "are untouched; once that is put right, the same command goes on from the last of them."
-            ) from error
 
     def _hash(self, own: Sequence[Path]) -> None:
         """Sync and hash this rank's files, and leave the hashes for rank 0."""
@@ -85,9 +90,12 @@ class PendingCommit:
     def _publish(self, publish: Publish) -> None:
         if self._hashed.exception() is None:
             records = dict(self._everyones_records())
-            for rank in range(self._ranks.size):
-                self._hashes_of(rank).unlink()
-            publish(dict(sorted(records.items())))
+            with self._publishing:
+                if self._given_up.is_set():
+                    raise OSError("it was given up")
+                for rank in range(self._ranks.size):
+                    self._hashes_of(rank).unlink()
+                publish(dict(sorted(records.items())))
 
     def _everyones_records(self) -> Iterator[tuple[str, FileRecord]]:
         pause = 0.01

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,7 @@ from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from aqtopo.checkpoint.pickles import save_data
 from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together, share, share_by_size
+from aqtopo.checkpoint.retention import discard
 from aqtopo.checkpoint.shards import KINDS, ShardedState
 from aqtopo.checkpoint.tags import UNFINISHED
 from aqtopo.checkpoint.tensor_files import Elements, TensorFile, blocks_of, create, fill, joined
@@ -46,38 +48,59 @@ class NamedTensors(Elements, Protocol):
 
 
 def open_universal(source: Path, ranks: Ranks) -> UniversalState:
-    """The universal form of a saved state, made if it is not there yet; all files are checked.
+    """The universal form of a saved state, made if it is not there or damaged; all files are checked.
 
     Args:
         source: the folder of a tag, or of a universal state.
         ranks: who takes part.
 
     Raises:
-        RefusedError: on all ranks: files are damaged, or a universal form is that of another state.
+        RefusedError: on all ranks: the state's own files are damaged, or contradict its manifest.
         BusyError: on all ranks: another run is still converting it.
     """
     manifest = read_manifest(source)
-    problems: list[str] = []
-    target = source if manifest.layout == "universal" else universal_folder(source)
-    there = target.parent.exists()
     check_files(source, manifest.files, ranks)
-    if not there:
-        busy = f"{source} is being converted"
-        with alone_together(source / MANIFEST_FILE, ranks, busy, WAIT, PATIENCE_S):
-            # Whoever had to be waited for may have made it.
-            if ranks.gather_texts(str(target.parent.exists()))[0] == str(False):
-                convert(source, target, ranks)
-                return UniversalState(target)
-    state = UniversalState(target)
-    if target != source:
-        check_files(target, state.manifest.files, ranks)
-        if (state.manifest.run, state.manifest.groups) != (manifest.run, manifest.groups):
-            problems = [f"{target.parent} is not the universal form of {source}. Remove it."]
+    if manifest.layout == "universal":
+        return _checked(source, manifest, ranks)
+    target = universal_folder(source)
+    if _is_usable(target, source, manifest, ranks):
+        return _checked(target, manifest, ranks)
+    busy = f"{source} is being converted"
+    with alone_together(source / MANIFEST_FILE, ranks, busy, WAIT, PATIENCE_S):
+        if not _is_usable(target, source, manifest, ranks):  # whoever had to be waited for may have made it
+            convert(source, target, ranks)
+    return UniversalState(target)
+
+
+def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: Ranks) -> bool:
+    """Whether the universal form is there and whole; where it is not whole, that is said aloud."""
+    if ranks.gather_texts(str(target.parent.exists()))[0] != str(True):
+        return False
+    problems = []
+    try:
+        made = read_manifest(target)
+        if (made.layout, made.run, made.groups) != ("universal", manifest.run, manifest.groups):
+            problems = [f"{target} is that of another state"]
+    except RefusedError as error:
+        problems = [str(error)]
+    try:
+        refuse_together(ranks, f"{target} cannot be used", problems)
+        check_files(target, made.files, ranks)
+    except RefusedError as refusal:
+        if ranks.rank == 0:
+            warnings.warn(f"{refusal} It is made anew from {source}, which is whole.", stacklevel=3)
+        return False
+    return True
+
+
+def _checked(folder: Path, manifest: Manifest, ranks: Ranks) -> UniversalState:
+    """Open a universal state whose files are whole, and make sure that they say what its manifest says."""
+    state, problems = UniversalState(folder), []
     try:
         state.check(share(list(manifest.parameters), ranks))
     except RefusedError as error:
-        problems.append(str(error))
-    refuse_together(ranks, f"{target} cannot be used", problems)
+        problems = [str(error)]
+    refuse_together(ranks, f"{folder} cannot be used", problems)
     return state
 
 
@@ -86,7 +109,7 @@ def convert(source: Path, target: Path, ranks: Ranks) -> None:
 
     Args:
         source: the tag's folder, its files already checked.
-        target: the inner folder to make; its parent must not exist.
+        target: the inner folder to make; what is there is replaced.
         ranks: who takes part.
 
     Raises:
@@ -145,7 +168,10 @@ def write_universal(
         records[WEIGHTS_FILE] = write_weights(folder / WEIGHTS_FILE)
         whole = {"layout": "universal", "files": dict(sorted(records.items()))}
         write_manifest(manifest.model_copy(update=whole), folder)
-        sync(aside)
+        for path in (aside, *(path for path in aside.rglob("*") if path.is_dir())):
+            sync(path)
+        if target.parent.exists():
+            discard(target.parent)
         aside.replace(target.parent)
         sync(target.parent.parent)
     ranks.barrier()
@@ -201,6 +227,7 @@ def _write_common(manifest: Manifest, folder: Path) -> list[str]:
     }
     save_data(counters, folder / MODEL_STATES)
     (folder.parent / LATEST).write_text(folder.name + "\n")
+    sync(folder.parent / LATEST)
     return [OPTIMIZER_STATE, MODEL_STATES]
 
 

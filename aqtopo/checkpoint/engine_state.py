@@ -89,7 +89,7 @@ def owned_fragments(zero: Any, index: int) -> Iterator[tuple[str, Any, Any]]:
             yield zero.param_names[parameter], mapping.lp_fragment_address, mapping.hp_fragment_address
 
 
-def check_engine(engine: Any) -> None:
+def check_restorable(engine: Any) -> None:
     """Refuse engines whose state cannot be saved and restored by name.
 
     Raises:

@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from aqtopo.checkpoint.files import check_files, sync
-from aqtopo.checkpoint.inspection import SavedState, open_state
+from aqtopo.checkpoint.inspection import SavedState, opened
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_state, val_loss_in
@@ -34,11 +34,11 @@ def export(path: Path, out: Path) -> dict[str, str]:
         raise ValueError(f"{out} exists, and nothing is written over. Name another file.")
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
-    state = open_state(path)
-    check_files(state.folder, state.manifest.files, ALONE)
-    metadata = _metadata(state)
     aside = out.with_name(out.name + UNFINISHED)
-    save_file(_weights(state), aside, metadata)
+    with opened(path) as (state,):
+        check_files(state.folder, state.manifest.files, ALONE)
+        metadata = _metadata(state)
+        save_file(_weights(state), aside, metadata)
     sync(aside)
     aside.rename(out)
     sync(out.parent)

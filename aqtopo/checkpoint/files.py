@@ -7,6 +7,7 @@ is the number that `sha256sum` prints.
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -90,6 +91,23 @@ def _size_problem(path: Path, size: int) -> str | None:
 
 def _hash(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def seal(text: str) -> str:
+    """A JSON object, indented by one, with a last entry that is the SHA-256 of all the rest."""
+    return f'{text[:-2]},\n "sha256": "{_hash(text.encode())}"\n}}\n'
+
+
+def unseal(text: str) -> str:
+    """The object without its seal.
+
+    Raises:
+        ValueError: the seal does not fit every byte of the rest.
+    """
+    match = re.fullmatch(r'(.*),\n "sha256": "([0-9a-f]{64})"\n}\n', text, re.DOTALL)
+    if match is None or _hash((whole := f"{match[1]}\n}}").encode()) != match[2]:
+        raise ValueError("its last line, the SHA-256 of the rest, does not fit")
+    return whole
 
 
 def sync(path: Path) -> None:

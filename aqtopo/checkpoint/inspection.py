@@ -1,6 +1,7 @@
 """Looking at saved states without resuming them: what is in them, whether they are whole, how two differ."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from aqtopo.checkpoint.convert import NamedTensors, same_bits
 from aqtopo.checkpoint.files import check_files
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
 from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
@@ -21,7 +23,7 @@ from aqtopo.checkpoint.tags import (
     last_tag,
     val_loss_in,
 )
-from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters
+from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
 from aqtopo.refusal import RefusedError, refuse
 
@@ -70,7 +72,7 @@ def find_state(path: Path) -> Path:
         ValueError: there is none.
     """
     if (path / LATEST).is_file():
-        return path / (path / LATEST).read_text().strip()
+        return folder_in(path)
     if (path / CHECKPOINTS).is_dir() and (tag := last_tag(path)) is not None:
         return tag.folder(path)
     if (path / MANIFEST_FILE).is_file() or (path / STATE_FILE).is_file():
@@ -79,6 +81,19 @@ def find_state(path: Path) -> Path:
         f"{path} holds no saved state. Name the folder of a tag (RUN/{CHECKPOINTS}/TAG), "
         "of a universal checkpoint, or of a run."
     )
+
+
+@contextmanager
+def opened(*paths: Path) -> Iterator[list[SavedState]]:
+    """Open saved states, and keep runs from pruning them while they are read.
+
+    Raises:
+        ValueError, RefusedError: as `open_state`.
+    """
+    with ExitStack() as holds:
+        for path in paths:
+            holds.enter_context(reading(find_state(path)))
+        yield [open_state(path) for path in paths]
 
 
 def open_state(path: Path) -> SavedState:

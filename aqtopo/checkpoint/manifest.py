@@ -1,8 +1,6 @@
 """The manifest: everything about a saved state that is not a tensor, and what its files must be."""
 
-import hashlib
 import importlib.metadata
-import re
 import subprocess
 from math import prod
 from pathlib import Path
@@ -10,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aqtopo.checkpoint.files import FileRecord, write_durably
+from aqtopo.checkpoint.files import FileRecord, seal, unseal, write_durably
 from aqtopo.refusal import RefusedError
 
 MANIFEST_FILE = "manifest.json"
@@ -138,8 +136,7 @@ class Manifest(_Part):
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write the manifest of a folder, durably, with a last line that seals it."""
-    text = manifest.model_dump_json(indent=1, by_alias=True)
-    write_durably(folder / MANIFEST_FILE, f'{text[:-2]},\n "sha256": "{_hash(text)}"\n}}\n')
+    write_durably(folder / MANIFEST_FILE, seal(manifest.model_dump_json(indent=1, by_alias=True)))
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -150,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(_unsealed(path.read_bytes().decode()))
+        manifest = Manifest.model_validate_json(unseal(path.read_bytes().decode()))
     except FileNotFoundError as error:
         raise RefusedError(
             f"{folder} has no {MANIFEST_FILE}, so nothing vouches for what is in it. Resume from another tag."
@@ -160,18 +157,6 @@ def read_manifest(folder: Path) -> Manifest:
     if manifest.tag != folder.name:
         raise RefusedError(f"{path} is that of {manifest.tag}, but lies in {folder.name}. Put it back.")
     return manifest
-
-
-def _unsealed(text: str) -> str:
-    """The manifest without its seal, which must fit every byte of the rest."""
-    match = re.fullmatch(r'(.*),\n "sha256": "([0-9a-f]{64})"\n}\n', text, re.DOTALL)
-    if match is None or _hash(whole := f"{match[1]}\n}}") != match[2]:
-        raise ValueError("its last line, the SHA-256 of the rest, does not fit")
-    return whole
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _brief(error: Exception) -> str:

@@ -1,6 +1,7 @@
 """Which saved states are kept, and removing the others so that a crash never leaves half a tag."""
 
 import shutil
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -11,23 +12,29 @@ from aqtopo.checkpoint.tags import (
     STATE_FILE,
     UNFINISHED,
     UNIVERSAL,
-    last_tag,
     list_tags,
+    pointed_name,
 )
 from aqtopo.config import CheckpointConfig
 
 
 def prune(run_dir: Path, policy: CheckpointConfig) -> None:
-    """Keep the last state, those with the lowest validation loss and every so many steps' one."""
+    """Keep the last state, those with the lowest validation loss and every so many steps' one.
+
+    A state that cannot be removed is no reason to end a run: that is said, and tried again later.
+    """
     tags = list_tags(run_dir)
     validated = [tag for tag in tags if tag.val_loss is not None]
     best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
-    periodic = [tag for tag in tags if policy.every_steps and tag.step % policy.every_steps == 0]
-    last = [tag for tag in (last_tag(run_dir),) if tag is not None]
-    kept = {tag.name for tag in [*best, *periodic, *last, *tags[-1:]]}
+    every = policy.keep_every_steps
+    periodic = [tag for tag in tags if every is not None and tag.step % every == 0]
+    kept = {tag.name for tag in [*best, *periodic, *tags[-1:]]} | {pointed_name(run_dir)}
     for tag in tags:
         if tag.name not in kept:
-            _discard(tag.folder(run_dir))
+            try:
+                _discard_unread(tag.folder(run_dir))
+            except OSError as error:
+                warnings.warn(f"{tag.name} is due to go and cannot be removed: {error}", stacklevel=2)
 
 
 def sweep(run_dir: Path) -> None:
@@ -41,17 +48,25 @@ def sweep(run_dir: Path) -> None:
 
 
 def reading(folder: Path) -> AbstractContextManager[None]:
-    """Keep a saved state from being removed while it is read; what no run prunes needs no keeping."""
-    path = folder / STATE_FILE
+    """Keep a saved state, of either layout, from being removed while it is read.
+
+    What no run prunes needs no keeping.
+    """
+    owner = folder.parent.with_name(folder.name) if folder.parent.name == folder.name + UNIVERSAL else folder
+    path = owner / STATE_FILE
     return shared(path) if path.is_file() else nullcontext()
 
 
-def _discard(folder: Path) -> None:
-    """Remove a state that nobody reads; first from the list, in one move, then from the disk."""
+def discard(folder: Path) -> None:
+    """Remove a folder: first from the list, in one move, then from the disk."""
+    discarded = folder.with_name(folder.name + DISCARDED)
+    folder.rename(discarded)
+    shutil.rmtree(discarded)
+
+
+def _discard_unread(folder: Path) -> None:
+    """Remove a state that nobody reads, and its universal form."""
     with alone(folder / STATE_FILE) as held:
-        if not held:
-            return
-        discarded = folder.with_name(folder.name + DISCARDED)
-        folder.rename(discarded)
-        shutil.rmtree(discarded)
-        shutil.rmtree(folder.with_name(folder.name + UNIVERSAL), ignore_errors=True)
+        if held:
+            discard(folder)
+            shutil.rmtree(folder.with_name(folder.name + UNIVERSAL), ignore_errors=True)

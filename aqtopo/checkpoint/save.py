@@ -7,7 +7,9 @@ Training waits for the first part only. A process killed anywhere before the ren
 which the next start removes; one killed after it leaves a complete tag.
 """
 
+import json
 import shutil
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,22 +23,21 @@ from aqtopo.checkpoint.commit import HASHES, PendingCommit
 from aqtopo.checkpoint.engine_state import describe_engine
 from aqtopo.checkpoint.files import FileRecord, sync
 from aqtopo.checkpoint.manifest import Manifest, RunFacts, write_manifest
-from aqtopo.checkpoint.pickles import without_checksums
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import prune
-from aqtopo.checkpoint.shards import SHARD_NAME
+from aqtopo.checkpoint.shards import SHARD_NAME, ShardedState
 from aqtopo.checkpoint.tags import (
     NAME_PATTERN,
     UNFINISHED,
     Tag,
+    next_tag,
+    note_name,
     point_to,
     write_state,
 )
 from aqtopo.checkpoint.weights import WEIGHTS_FILE
+from aqtopo.checkpoint.writing import write_shards, writing_together
 from aqtopo.config import CheckpointConfig
-
-RECOVERY_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
-"""Copied beside every checkpoint by DeepSpeed."""
 
 GRACE_S = 60.0
 """How long a failing run waits for the state that is on its way."""
@@ -68,17 +69,14 @@ class Saver:
             facts: what the engine does not know.
 
         Returns:
-            The tag under its final name: with another `take` where the name was already used.
+            The tag with its number, and under its final name: with another `take` where that was used before.
 
         Raises:
             OSError: on all ranks: this state or the one before it could not be written.
         """
         self.finish()
-        tag = _unused(tag, self._run_dir, self._ranks)
-        assert NAME_PATTERN.fullmatch(tag.name), tag.name
-        aside = tag.folder(self._run_dir).with_name(tag.name + UNFINISHED)
-        if self._ranks.rank == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+        tag = self._named(tag)
+        aside = self._aside(tag)
         self._write(engine, tag, aside)
         # Of this moment: when the background comes to it, the engine is steps ahead.
         manifest = describe_engine(engine, tag.name, facts, {})
@@ -90,6 +88,11 @@ class Saver:
         )
         return tag
 
+    @property
+    def failed(self) -> bool:
+        """Whether this rank already knows that the last state cannot be committed; `finish` says why."""
+        return self._pending is not None and self._pending.failed
+
     def finish(self) -> None:
         """Wait, all ranks together, until the last saved state is committed.
 
@@ -100,24 +103,48 @@ class Saver:
         if pending is not None:
             pending.finish()
 
+    def _named(self, tag: Tag) -> Tag:
+        """The tag with what rank 0 finds in the run directory: its number, and a name never used before."""
+        found = tag
+        with writing_together(self._aside(tag), self._ranks):
+            if self._ranks.rank == 0:
+                found = next_tag(tag, self._run_dir)
+        told = self._ranks.gather_texts(json.dumps([found.take, found.number]))[0]
+        take, number = json.loads(told)
+        named = replace(tag, take=take, number=number)
+        assert NAME_PATTERN.fullmatch(named.name), named.name
+        return named
+
+    def _aside(self, tag: Tag) -> Path:
+        """Where a state is written before it has its name."""
+        return tag.folder(self._run_dir).with_name(tag.name + UNFINISHED)
+
     def _write(self, engine: Any, tag: Tag, aside: Path) -> None:
         """Write this rank's files of the state, without waiting for the disk."""
-        with without_checksums():
-            # The weights go into a file without pickle, once; DeepSpeed would add them to its own.
-            extras: dict[str, Any] = {"module": {}, "universal_checkpoint_info": {}}
-            engine.save_checkpoint(str(aside.parent), tag=aside.name, client_state=extras, save_latest=False)
-        if self._ranks.rank == 0:
-            for script in RECOVERY_SCRIPTS:  # they load whatever code a checkpoint holds
-                (aside.parent / script).unlink(missing_ok=True)
-            save_file(module_weights(engine), aside / WEIGHTS_FILE)
-            write_state(tag, self._run_dir, aside)
+        with writing_together(aside, self._ranks):
+            if self._ranks.rank == 0:
+                if aside.exists():
+                    shutil.rmtree(aside)
+                aside.mkdir(parents=True)
+        with writing_together(aside, self._ranks):
+            write_shards(engine, aside)
+            if self._ranks.rank == 0:
+                save_file(module_weights(engine), aside / WEIGHTS_FILE)
+                write_state(tag, self._run_dir, aside)
 
     def _publish(self, tag: Tag, manifest: Manifest, records: dict[str, FileRecord], aside: Path) -> None:
-        write_manifest(manifest.model_copy(update={"files": records}), aside)
+        """Give a written state its name, on rank 0; then, in vain at worst, what is not needed for it."""
+        whole = manifest.model_copy(update={"files": records})
+        ShardedState(aside, whole)  # refuses to lack a rank's shard
+        write_manifest(whole, aside)
+        note_name(tag, self._run_dir)
         aside.rename(tag.folder(self._run_dir))
         sync(aside.parent)
-        point_to(tag, self._run_dir)
-        prune(self._run_dir, self._policy)
+        try:
+            point_to(tag, self._run_dir)
+            prune(self._run_dir, self._policy)
+        except OSError as error:
+            warnings.warn(f"{tag.name} is saved, but what comes after that failed: {error}", stacklevel=2)
 
     def __enter__(self) -> Self:
         return self
@@ -145,13 +172,6 @@ def module_weights(engine: Any) -> dict[str, Tensor]:
         weights[name] = value.clone() if place in places else value
         places.add(place)
     return weights
-
-
-def _unused(tag: Tag, run_dir: Path, ranks: Ranks) -> Tag:
-    """The tag under a name that has never been used in this run, the same on all ranks."""
-    while tag.folder(run_dir).exists():
-        tag = replace(tag, take=tag.take + 1)
-    return replace(tag, take=max(int(take) for take in ranks.gather_texts(str(tag.take))))
 
 
 def _own_files(folder: Path, rank: int) -> Iterable[Path]:

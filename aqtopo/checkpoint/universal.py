@@ -33,6 +33,21 @@ def universal_folder(tag_folder: Path) -> Path:
     return tag_folder.with_name(tag_folder.name + UNIVERSAL) / tag_folder.name
 
 
+def folder_in(outer: Path) -> Path:
+    """The inner folder of a universal checkpoint, which its own file names.
+
+    Raises:
+        RefusedError: the file names no folder beside it.
+    """
+    text = (outer / LATEST).read_bytes().decode(errors="replace")
+    folders = [path for path in sorted(outer.iterdir()) if path.is_dir()]
+    for folder in folders:
+        if text == f"{folder.name}\n":
+            return folder
+    there = " or ".join(str(folder) for folder in folders) or "none"
+    raise RefusedError(f"{outer / LATEST} names {text!r}, and beside it there is {there}. Name that folder.")
+
+
 def tensor_file(name: str, kind: str) -> str:
     """Path of a parameter's tensor within the universal folder."""
     return f"{ZERO}/{name}/{kind}.pt"

@@ -45,11 +45,11 @@ def list_command(run: Run, as_json: Json = False) -> None:
 @app.command()
 def inspect(state: State, as_json: Json = False) -> None:
     """Show groups, parameters, shapes and the norms of weights and moments."""
-    from aqtopo.checkpoint.inspection import inspect_state, open_state
+    from aqtopo.checkpoint.inspection import inspect_state, opened
 
-    opened = open_state(state)
-    rows = list(inspect_state(opened))
-    manifest = opened.manifest
+    with opened(state) as (saved,):
+        rows = list(inspect_state(saved))
+    manifest = saved.manifest
     if as_json:
         summary = manifest.model_dump(mode="json", by_alias=True, exclude={"files"})
         _print_json(summary | {"tensors": [asdict(row) for row in rows]})
@@ -68,21 +68,21 @@ def inspect(state: State, as_json: Json = False) -> None:
 @app.command()
 def verify(state: State, as_json: Json = False) -> None:
     """Check every file, tensor and number of a saved state; exit code 3 if anything is wrong."""
-    from aqtopo.checkpoint.inspection import open_state, verify_state
+    from aqtopo.checkpoint.inspection import opened, verify_state
     from aqtopo.refusal import RefusedError
 
     try:
-        opened = open_state(state)
-        count = verify_state(opened)
+        with opened(state) as (saved,):
+            count = verify_state(saved)
     except RefusedError as refusal:
         if as_json:
             _print_json({"sound": False, "problems": str(refusal).splitlines()})
         raise
     if as_json:
-        files = len(opened.manifest.files)
-        _print_json({"sound": True, "tag": opened.manifest.tag, "tensors": count, "files": files})
+        files = len(saved.manifest.files)
+        _print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
     else:
-        print(f"{opened.folder}: sound, {count} tensors in {len(opened.manifest.files)} files")  # noqa: T201
+        print(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")  # noqa: T201
 
 
 @app.command()
@@ -95,6 +95,7 @@ def convert(
     from aqtopo.checkpoint.inspection import find_state
     from aqtopo.checkpoint.manifest import read_manifest
     from aqtopo.checkpoint.ranks import ALONE
+    from aqtopo.checkpoint.retention import reading
 
     source = find_state(tag)
     manifest = read_manifest(source)
@@ -102,8 +103,9 @@ def convert(
         raise ValueError(f"{source} is already universal.")
     if out.exists():
         raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
-    check_files(source, manifest.files, ALONE)
-    convert_state(source, out / source.name, ALONE)
+    with reading(source):
+        check_files(source, manifest.files, ALONE)
+        convert_state(source, out / source.name, ALONE)
     print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
 
 
@@ -122,9 +124,10 @@ def export(
 @app.command()
 def diff(one: State, other: State, as_json: Json = False) -> None:
     """Compare two saved states by parameter name; exit code 1 if they differ."""
-    from aqtopo.checkpoint.inspection import diff_states, open_state
+    from aqtopo.checkpoint.inspection import diff_states, opened
 
-    differences = list(diff_states(open_state(one), open_state(other)))
+    with opened(one, other) as (saved, other_saved):
+        differences = list(diff_states(saved, other_saved))
     if as_json:
         _print_json([{"name": name, "difference": text} for name, text in differences])
     elif differences:

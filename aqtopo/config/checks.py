@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Every contradiction between the values of `config`, each of which is fine by itself."""
-    for check in (_channels, _times, _shapes, _groups, _learning_rate, _optimizer, _batch):
+    for check in (_channels, _times, _shapes, _groups, _learning_rate, _optimizer, _batch, _saving):
         yield from check(config)
 
 
@@ -126,3 +126,12 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
             f"must be {config.train_batch}: micro-batch {config.micro_batch} x accumulation"
             f" {config.accumulation} x world size {config.world_size}; or leave it out",
         )
+
+
+def _saving(config: RunConfig) -> Iterator[Problem]:
+    every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
+    if kept is not None and (every is None or kept % every):
+        allowed = f"must be a multiple of checkpoint.every_steps = {every}"
+        if every is None:
+            allowed = "must be null without checkpoint.every_steps, which decides what is saved"
+        yield Problem(("checkpoint", "keep_every_steps"), kept, allowed)

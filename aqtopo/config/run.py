@@ -260,7 +260,10 @@ class CheckpointConfig(Strict):
     """Checkpoints kept by validation loss, beside the last one."""
 
     every_steps: Positive | None = None
-    """Save every so many steps besides; null for never."""
+    """Save every so many steps besides the validations; null for never."""
+
+    keep_every_steps: Positive | None = None
+    """Keep for good one state every so many steps, a multiple of `every_steps`; null for none."""
 
 
 class RunConfig(Strict):

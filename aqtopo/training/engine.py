@@ -26,7 +26,7 @@ def batch_fields(config: RunConfig, world_size: int) -> dict[str, int]:
     }
 
 
-def check_engine(config: RunConfig) -> None:
+def check_supported(config: RunConfig) -> None:
     """Refuse what DeepSpeed would only refuse once all ranks are running.
 
     Raises:

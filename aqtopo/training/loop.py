@@ -6,6 +6,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
 from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.save import Saver
@@ -21,7 +22,7 @@ from aqtopo.training.engine import batch_fields, build_engine
 from aqtopo.training.job import BatchJob
 from aqtopo.training.position import next_samples
 from aqtopo.training.preflight import check_up
-from aqtopo.training.prepare import Prepared, prepare
+from aqtopo.training.prepare import Prepared, prepare, prepare_again
 from aqtopo.training.probe import probe_batch, probe_loss
 from aqtopo.training.resume import NEVER, Resumed, ResumeOptions, resume
 from aqtopo.training.run_directory import (
@@ -105,15 +106,13 @@ def _train_together(
     try:
         watchdog.enter("lock")
         patience_s = PATIENCE_S if job.folder else 0.0
-        with (
-            hold_run_directory(prepared.run_dir, ranks, patience_s),
-            staged(prepared, watchdog, log) as store,
-        ):
-            prepared = replace(prepared, store=store)
-            run = _make_run(prepared, ranks, log, job, stops, watchdog, stop_after)
-            # Only now is there something to save.
-            with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver:
-                run.execute()
+        with hold_run_directory(prepared.run_dir, ranks, patience_s):
+            held = prepare_again(prepared, ranks)
+            with staged(held, watchdog, log) as store:
+                run = _make_run(replace(held, store=store), ranks, log, job, stops, watchdog, stop_after)
+                # Only now is there something to save.
+                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver:
+                    run.execute()
     finally:
         log.close()
         distributed.disconnect()
@@ -135,6 +134,7 @@ def _make_run(
     watchdog.enter("engine" if prepared.source is None else "resume")
     if prepared.source is None:
         engine = build_engine(config, model, launch.size, device)
+        check_restorable(engine)  # not only when days of training are to be resumed
     else:
         with reading(prepared.source):  # another run, whose state this is, may be pruning
             resumed = resume(
@@ -305,6 +305,7 @@ class _Run:
             progress.step + 1,
             lrs,
             self.stops.wanted,
+            self.saver.failed,
         )
         progress.step += 1
         progress.step_in_epoch += 1
@@ -315,6 +316,8 @@ class _Run:
             self.log.say(str(comparison))
         if progress.step % self.config.training.log_every == 0:
             self._log_step(result, lrs, time.monotonic() - began)
+        if result.save_failed:
+            self.saver.finish()  # says why, on all ranks, instead of at the next save
         return result
 
     def _log_step(self, result: StepResult, lrs: dict[str, float], seconds: float) -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import torch
 
+from aqtopo.checkpoint.ranks import Ranks, refuse_together
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
+from aqtopo.refusal import RefusedError
 from aqtopo.training.distributed import Launch
-from aqtopo.training.engine import check_engine
+from aqtopo.training.engine import check_supported
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.resume import AUTO, ResumeOptions, check_source, find_source, is_own
 from aqtopo.training.run_directory import check_run_directory
@@ -57,11 +59,10 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
             f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
             f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
         )
-    if source is None or not is_own(source, run_dir):
-        check_run_directory(run_dir, config, start_over=options.source == AUTO)
+    _check_claim(source, run_dir, config, options)
     store = open_store(config.data.store, config.data.read_deadline_s)
     check_store(store, config)
-    check_engine(config)
+    check_supported(config)
     with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
         model = build_model(config, Terrain(store.static["elevation"], store.lat))
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
@@ -77,3 +78,30 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
     if source is not None:
         check_source(source, config, store, options.allowed)
     return Prepared(config, launch, run_dir, store, plan, schedule, options, source, sum(elements.values()))
+
+
+def prepare_again(prepared: Prepared, ranks: Ranks) -> Prepared:
+    """Look again, now that the run directory is held, for what another run may have done there in between.
+
+    Raises:
+        RefusedError: on all ranks: the directory has become another run's, or ranks see different states.
+    """
+    found, problems = None, []
+    try:
+        found = find_source(prepared.run_dir, prepared.options.source)
+        _check_claim(found, prepared.run_dir, prepared.config, prepared.options)
+    except (RefusedError, ValueError) as error:
+        problems = [str(error)]
+    what = f"{prepared.run_dir} has changed since this run began"
+    refuse_together(ranks, what, problems)
+    seen = sorted(set(ranks.gather_texts(str(found))))
+    refuse_together(ranks, what, [f"ranks see different states: {', '.join(seen)}"] if seen[1:] else [])
+    if found == prepared.source:
+        return prepared
+    return prepare(prepared.config, prepared.launch, prepared.options)
+
+
+def _check_claim(source: Path | None, run_dir: Path, config: RunConfig, options: ResumeOptions) -> None:
+    """Make sure that a run which does not go on in its own directory may have it."""
+    if source is None or not is_own(source, run_dir):
+        check_run_directory(run_dir, config, start_over=options.source == AUTO)

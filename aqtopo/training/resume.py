@@ -17,12 +17,12 @@ import torch
 
 from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes, match_names
 from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.engine_state import check_engine
+from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, GroupInfo, Manifest, TensorInfo, read_manifest
 from aqtopo.checkpoint.ranks import Ranks, refuse_together
 from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
 from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
-from aqtopo.checkpoint.universal import LATEST
+from aqtopo.checkpoint.universal import LATEST, folder_in
 from aqtopo.checkpoint.verify import Verified, verify_engine
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
@@ -86,7 +86,7 @@ def find_source(run_dir: Path, wanted: str) -> Path | None:
         return None if tag is None else tag.folder(run_dir)
     path = Path(wanted)
     if (path / LATEST).is_file():
-        return path / (path / LATEST).read_text().strip()
+        return folder_in(path)
     if (path / MANIFEST_FILE).is_file():
         return path
     if path.is_dir():
@@ -156,7 +156,7 @@ def resume(
         load_module(model, weights, names)
     with _timed(seconds, "engine"):
         engine = build_engine(config, model, ranks.size, device)
-        check_engine(engine)
+        check_restorable(engine)
     with _timed(seconds, "load"):
         restore_engine(engine, state, names)
         if config.deepspeed.precision == "fp16":

@@ -15,7 +15,7 @@ from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
-from aqtopo.checkpoint.tags import UNFINISHED, list_tags
+from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.distributed import Launch
@@ -115,6 +115,7 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
 def take_over_run_directory(run_dir: Path, config: RunConfig) -> None:
     """Go on in a directory: clear what killed processes left half done, note what was changed on purpose."""
     sweep(run_dir)
+    mend_pointer(run_dir)
     mend_metrics(run_dir / METRICS_FILE)
     if read_run_config(run_dir).digest != config.digest:
         write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")

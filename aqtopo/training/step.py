@@ -35,6 +35,7 @@ class StepResult:
         filled: NaN inputs that were replaced by their channel's mean.
         applied: whether the weights were updated; in fp16 the loss scaler may have skipped it.
         stop: what the ranks have agreed on, if any of them was asked to stop.
+        save_failed: whether any rank knows that the last saved state will not be committed.
     """
 
     loss: float
@@ -43,6 +44,7 @@ class StepResult:
     filled: int
     applied: bool
     stop: Stop
+    save_failed: bool
 
 
 def train_step(
@@ -53,6 +55,7 @@ def train_step(
     step: int,
     lrs: dict[str, float],
     stop: Stop,
+    save_failed: bool,
 ) -> StepResult:
     """Accumulate the gradient of the step's samples and update the weights once.
 
@@ -64,16 +67,17 @@ def train_step(
         step: number of this update, from 1, for messages.
         lrs: rate by group for this update.
         stop: what this rank was asked to do after this step.
+        save_failed: whether this rank knows that the last saved state will not be committed.
 
     Raises:
         NonFiniteLossError: on all ranks, before the update.
     """
     set_lrs(engine, lrs)
     device = engine.device
-    asked = [stop is Stop.RESTART, stop is Stop.END]
+    asked = [stop is Stop.RESTART, stop is Stop.END, save_failed]
     facts = [[int(b.valid.sum()), b.samples, b.filled, *asked] for b in micro_batches]
     sums = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
-    pixels, samples, filled, restarts, ends = sums
+    pixels, samples, filled, restarts, ends, failures = sums
     if not pixels:
         raise ValueError(
             f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Look at the times "
@@ -99,7 +103,7 @@ def train_step(
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
     norm = float(engine.get_global_grad_norm())
     agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
-    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), agreed)
+    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), agreed, failures > 0)
 
 
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:

@@ -159,7 +159,8 @@ class Watchdog:
         self._say()
         if self._stacks.parent.is_dir():  # an error before that leaves no trace, as every refusal
             told = f"rank {self._board.rank} on {self._own.host} failed in {self._own.phase}: {self._failure}"
-            self._file().write_text("\n".join([told, *traceback.format_exception(error)]))
+            with suppress(OSError):  # a full disk must not hide why
+                self._file().write_text("\n".join([told, *traceback.format_exception(error)]))
         if self._board.rank == 0:
             time.sleep(4 * self._poll_s)  # it keeps the board, and the others still want to read it
 

@@ -1,13 +1,20 @@
 """What the ranks of a test do: run the real program, or save and resume a toy model."""
 
+import errno
+import json
 import os
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from unittest.mock import patch
 
 import deepspeed
@@ -17,10 +24,10 @@ from deepspeed.ops.adam import fused_adam
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
-from aqtopo.checkpoint import commit
+from aqtopo.checkpoint import commit, save
 from aqtopo.checkpoint.changes import Allowed, match_names
 from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.engine_state import check_engine, engine_groups, scaler_state
+from aqtopo.checkpoint.engine_state import check_restorable, engine_groups, scaler_state
 from aqtopo.checkpoint.manifest import GroupInfo, Losses, Position, RunFacts, TensorInfo, read_manifest
 from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
 from aqtopo.checkpoint.save import Saver
@@ -42,6 +49,17 @@ def aqtopo(arguments: list[str]) -> None:
     """The command line."""
     sys.argv = ["aqtopo", *arguments]
     main()
+
+
+def aqtopo_that_cannot_commit(arguments: list[str]) -> None:
+    """The command line, on ranks of which the second finds its disk broken when it syncs."""
+
+    def broken(path: Path, threads: int) -> NoReturn:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    if os.environ["RANK"] == "1":
+        commit.settle = broken
+    aqtopo(arguments)
 
 
 class Shifted(nn.Module):
@@ -239,19 +257,16 @@ def save_toy(
     steps: int = 5,
     more: int = 4,
     precision: str = "fp32",
-    killed_rank: int | None = None,
     **kind: Any,
 ) -> None:
     """Train `steps`, save, write down everything by name, and go on for `more` steps."""
     ranks = start()
-    if killed_rank == ranks.rank:
-        commit.settle = die_last
     engine = toy_engine(ranks.size, precision=precision, **kind)
     with torch.no_grad():
         engine.module.norm.running_mean.fill_(0.25)  # a buffer that a fresh model does not have
     losses = toy_steps(engine, 0, steps, ranks.rank, ranks.size)
     tag = Tag(0, steps, steps, None, losses[-1])
-    saver = Saver(Path(folder), CheckpointConfig(every_steps=1), ranks)
+    saver = Saver(Path(folder), CheckpointConfig(every_steps=1, keep_every_steps=1), ranks)
     tag = saver.save(engine, tag, toy_facts(steps, precision))
     truth, scaler = full_state(engine), scaler_state(engine)
     losses = toy_steps(engine, steps, more, ranks.rank, ranks.size)
@@ -259,6 +274,105 @@ def save_toy(
     if ranks.rank == 0:
         found = {"state": truth, "losses": losses, "lrs": toy_lrs(steps), "scaler": scaler}
         torch.save(found, Path(folder) / "truth.pt")
+
+
+def save_in_trouble(folder: str, troubles: list[str], out: str) -> None:
+    """Save at step 5, then once in each trouble; write down what this rank was told."""
+    ranks = start()
+    engine = toy_engine(ranks.size)
+    losses = toy_steps(engine, 0, 5, ranks.rank, ranks.size)
+    saver, told = Saver(Path(folder), CheckpointConfig(), ranks), {}
+    saver.save(engine, Tag(0, 5, 5, None, losses[-1]), toy_facts(5))
+    saver.finish()
+    for step, trouble in enumerate(troubles, start=6):
+        with TROUBLES[trouble](Path(folder), ranks):
+            try:
+                saver.save(engine, Tag(0, step, step, None, 1.0), toy_facts(step))
+                saver.finish()
+            except OSError as error:
+                told[trouble] = str(error)
+            ranks.barrier()
+    saver.save(engine, Tag(0, 20, 20, None, 1.0), toy_facts(5))
+    saver.finish()
+    Path(out, f"told{ranks.rank}.json").write_text(json.dumps(told))
+
+
+@contextmanager
+def full_disk(folder: Path, ranks: World) -> Iterator[None]:
+    """Leave only 12 KiB of the file system."""
+    filler = folder / "filler"
+    if ranks.rank == 0:
+        filler.write_bytes(bytes(shutil.disk_usage(folder).free - 12_288))
+    ranks.barrier()
+    yield
+    if ranks.rank == 0:
+        filler.unlink()
+    ranks.barrier()
+
+
+@contextmanager
+def read_only_disk(folder: Path, ranks: World) -> Iterator[None]:
+    """As a file system is after an error of its disk."""
+    if ranks.rank == 0:
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+    ranks.barrier()
+    yield
+    if ranks.rank == 0:
+        subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
+    ranks.barrier()
+
+
+@contextmanager
+def limited_rank(_: Path, ranks: World) -> Iterator[None]:
+    """Let rank 1 write no file of more than 4 KiB, as one that has used up its quota."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if ranks.rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextmanager
+def lost_shard(_: Path, ranks: World) -> Iterator[None]:
+    """Rank 1 has nothing to tell of files that it wrote."""
+    own = save._own_files
+    if ranks.rank == 1:
+        save._own_files = lambda *_: ()
+    yield
+    save._own_files = own
+
+
+@contextmanager
+def no_pointer(folder: Path, ranks: World) -> Iterator[None]:
+    """What comes after a state has its name cannot be done."""
+    in_the_way = folder / "checkpoints" / "latest.tmp"
+    if ranks.rank == 0:
+        in_the_way.mkdir()
+    yield
+    if ranks.rank == 0:
+        in_the_way.rmdir()
+
+
+TROUBLES = {
+    "full": full_disk,
+    "read-only": read_only_disk,
+    "limited": limited_rank,
+    "lost shard": lost_shard,
+    "no pointer": no_pointer,
+}
+
+
+def kill_in_mid_commit(folder: str, rank: int) -> None:
+    """Save at step 5, and have a rank killed while it hashes the state of step 7."""
+    ranks = start()
+    engine = toy_engine(ranks.size)
+    saver = Saver(Path(folder), CheckpointConfig(), ranks)
+    for step in (5, 7):
+        toy_steps(engine, engine.global_steps, step - engine.global_steps, ranks.rank, ranks.size)
+        if step == 7 and rank == ranks.rank:
+            commit.settle = die_last
+        saver.save(engine, Tag(0, step, step, None, 1.0), toy_facts(step))
+        saver.finish()
 
 
 def die_last(path: Path, threads: int = 1) -> None:
@@ -328,7 +442,7 @@ def resume_one(source: Path, ranks: World, allowed: Allowed, precision: str, kin
     names = match_names(state.manifest, *describe_toy(**kind), allowed)
     weights = read_weights(state.folder, ranks)
     engine = toy_engine(ranks.size, seed=1, precision=precision, state=(weights, names), **kind)
-    check_engine(engine)
+    check_restorable(engine)
     restore_engine(engine, state, names)
     if precision == "fp16":
         restore_loss_scaler(engine, state.manifest)
@@ -367,7 +481,7 @@ def describe_toy(
 def check_toy(**kind: Any) -> None:
     """Ask whether an engine can be saved and resumed; the refusal goes to the output."""
     ranks = start()
-    check_engine(toy_engine(ranks.size, **kind))
+    check_restorable(toy_engine(ranks.size, **kind))
 
 
 def load_with_deepspeed(source: str, out: str, **kind: Any) -> None:

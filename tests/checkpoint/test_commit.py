@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
-from aqtopo.checkpoint import last_tag, list_tags
+from aqtopo.checkpoint import commit, last_tag, list_tags
 from aqtopo.checkpoint.commit import HASHES, PendingCommit
 from aqtopo.checkpoint.files import FileRecord, describe_file
 from aqtopo.checkpoint.inspection import open_state, verify_state
@@ -24,10 +26,10 @@ Records = dict[str, FileRecord]
 
 @dataclass
 class Meeting:
-    """Where the threads of a test, each a rank, tell each other texts."""
+    """Where the threads of a test, each a rank, tell each other something."""
 
     size: int
-    texts: dict[int, str] = field(default_factory=dict)
+    told: dict[int, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.barrier = threading.Barrier(self.size)
@@ -48,13 +50,16 @@ class ThreadRank:
         self.meeting.barrier.wait(20)
 
     def gather_texts(self, text: str) -> list[str]:
-        self.barrier()
-        self.meeting.texts[self.rank] = text
-        self.barrier()
-        return [self.meeting.texts[rank] for rank in range(self.size)]
+        return self._gather(text)
 
     def gather_parts(self, part: Tensor) -> Tensor:
-        raise NotImplementedError
+        return torch.cat(self._gather(part))
+
+    def _gather(self, own: Any) -> list[Any]:
+        self.barrier()
+        self.meeting.told[self.rank] = own
+        self.barrier()
+        return [self.meeting.told[rank] for rank in range(self.size)]
 
 
 @pytest.fixture
@@ -121,6 +126,35 @@ def test_rank_that_cannot_write_fails_the_save_on_all(
         assert isinstance(error, OSError)
         assert f"tag could not be saved: rank {rank}: [Errno 2]" in str(error)
     assert not published
+    assert not files[0].parent.exists()
+
+
+def test_failed_part_is_known_before_anybody_asks(files: list[Path]) -> None:
+    files[1].unlink()
+    pending = begin(files, lambda _: None)
+    deadline = time.monotonic() + 20
+    while not pending[1].failed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert [part.failed for part in pending] == [False, True, False]
+    pending[0].close(0)
+
+
+def test_nothing_is_published_once_it_is_closed(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, published = threading.Event(), list[Records]()
+
+    def slow(path: Path, threads: int) -> FileRecord:
+        gate.wait(20)
+        return describe_file(path)
+
+    monkeypatch.setattr(commit, "settle", slow)
+    pending = PendingCommit(files[0].parent, files, published.append, ThreadRank(0, Meeting(1)))
+    pending.close(0.01)  # the run's lock is released after this
+    gate.set()
+    deadline = time.monotonic() + 20
+    while not pending.failed and not published and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert pending.failed
+    assert not published
 
 
 def test_failure_to_publish_fails_the_save_on_all(
@@ -133,32 +167,43 @@ def test_failure_to_publish_fails_the_save_on_all(
         assert "rank 0: [Errno 28] No space left on device" in str(error)
 
 
+@pytest.fixture(scope="module")
+def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ended]]:
+    """Folders `killed0`, `killed1`: a rank killed in mid-commit; `signals`: signals all the time."""
+    folder = tmp_path_factory.mktemp("disturbed")
+    jobs = [
+        Job(2, "kill_in_mid_commit", {"folder": str(folder / f"killed{rank}"), "rank": rank})
+        for rank in range(2)
+    ]
+    jobs.append(Job(2, "save_under_signals", {"folder": str(folder / "signals")}))
+    return folder, run_jobs_in(folder / "jobs", jobs)
+
+
 @pytest.mark.slow
 @pytest.mark.xdist_group("saved")
 @pytest.mark.parametrize("rank", [0, 1])
-def test_rank_killed_in_mid_commit_leaves_the_states_before_it(tmp_path: Path, rank: int) -> None:
-    jobs = [Job(2, "save_toy", {"folder": str(tmp_path)})]
-    jobs.append(Job(2, "save_toy", {"folder": str(tmp_path), "steps": 7, "killed_rank": rank}))
-    first, second = run_jobs_in(tmp_path / "jobs", jobs)
-    assert first.codes == [0, 0], first.output
-    assert second.codes[rank] == -9, second.output
-    assert [tag.step for tag in list_tags(tmp_path)] == [5]
-    (unfinished,) = (tmp_path / CHECKPOINTS).glob("*.tmp")
+def test_rank_killed_in_mid_commit_leaves_the_states_before_it(
+    disturbed: tuple[Path, list[Ended]], rank: int
+) -> None:
+    run_dir, ended = disturbed[0] / f"killed{rank}", disturbed[1][rank]
+    assert ended.codes[rank] == -9, ended.output
+    assert [tag.step for tag in list_tags(run_dir)] == [5]
+    (unfinished,) = (run_dir / CHECKPOINTS).glob("*.tmp")
     assert (unfinished / f"hashes-{1 - rank:05d}.json").is_file()
     assert not (unfinished / f"hashes-{rank:05d}.json").is_file()
-    sweep(tmp_path)
+    sweep(run_dir)
     assert not unfinished.exists()
-    verify_state(open_state(tmp_path))
+    verify_state(open_state(run_dir))
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("saved")
-def test_further_signals_in_mid_save_change_nothing(tmp_path: Path) -> None:
-    (ended,) = run_jobs_in(tmp_path / "jobs", [Job(2, "save_under_signals", {"folder": str(tmp_path)})])
+def test_further_signals_in_mid_save_change_nothing(disturbed: tuple[Path, list[Ended]]) -> None:
+    run_dir, ended = disturbed[0] / "signals", disturbed[1][2]
     assert ended.codes == [0, 0], ended.output
-    tag = last_tag(tmp_path)
+    tag = last_tag(run_dir)
     assert tag is not None
-    assert verify_state(open_state(tag.folder(tmp_path))) > 40
+    assert verify_state(open_state(tag.folder(run_dir))) > 40
     assert signals_of(ended) > 4
 
 

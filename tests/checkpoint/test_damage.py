@@ -1,14 +1,20 @@
 """One flipped bit, a truncation, a missing or a swapped file, in each kind of file: refused, by its name."""
 
+import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from aqtopo.checkpoint import convert
 from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.inspection import open_state, verify_state
+from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
 from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.refusal import RefusedError
 
@@ -97,20 +103,29 @@ def test_damaged_tag_is_refused_by_name(run_dir: Path, damage: object, name: str
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", UNIVERSAL)
-def test_damaged_universal_form_is_refused_by_name(run_dir: Path, damage: object, name: str) -> None:
+def test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_is_whole(
+    run_dir: Path, damage: object, name: str
+) -> None:
     tag = tag_folder(run_dir)
     path = universal_folder(tag) / name
     if damage is swap and name.endswith(("optimizer_state.pt",)):
         with pytest.raises(AssertionError):
             swap(path, 0)  # the same for both tags: nothing to swap
         return
+    intact = path.read_bytes()
+    if name == "weights.safetensors":  # the tag's own file, under a second name
+        path.unlink()
+        path.write_bytes(intact)
     for seed in range(3 if damage is flip_a_bit else 1):
-        intact = path.read_bytes()
         damage(path, seed)  # type: ignore[operator]
         with pytest.raises(RefusedError, match=Path(name).name):
-            open_universal(tag, ALONE)
+            open_universal(universal_folder(tag), ALONE)
         path.write_bytes(intact)
-    open_universal(tag, ALONE)
+    damage(path, 0)  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=rf"(?s){Path(name).name}.*made anew from {tag}, which is whole"):
+        open_universal(tag, ALONE)
+    assert path.read_bytes() == intact
+    assert not list((run_dir / CHECKPOINTS).glob("*.discarded"))
 
 
 def test_whole_tag_under_another_name_is_refused(run_dir: Path) -> None:
@@ -121,14 +136,68 @@ def test_whole_tag_under_another_name_is_refused(run_dir: Path) -> None:
         open_universal(tag, ALONE)
 
 
-def test_universal_form_of_another_state_is_refused(run_dir: Path) -> None:
+def test_universal_form_of_another_state_is_made_anew(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     other = tag_folder(run_dir, 6)
     shutil.rmtree(universal_folder(tag).parent)
     shutil.copytree(universal_folder(other).parent, universal_folder(tag).parent)
     universal_folder(tag).with_name(other.name).rename(universal_folder(tag))
-    with pytest.raises(RefusedError, match="lies in epoch00-step000005"):
-        open_universal(tag, ALONE)
+    with pytest.warns(UserWarning, match="lies in epoch00-step000005"):
+        state = open_universal(tag, ALONE)
+    assert state.manifest.run.position.step == 5
+
+
+def test_universal_form_that_another_run_made_in_between_is_taken(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag = tag_folder(run_dir)
+    shutil.rmtree(universal_folder(tag).parent)
+    hold = convert.alone_together
+
+    @contextmanager
+    def held_late(*arguments: Any) -> Iterator[None]:
+        monkeypatch.undo()
+        open_universal(tag, ALONE)  # the other run, which held the lock before
+        with hold(*arguments):
+            yield
+
+    monkeypatch.setattr(convert, "alone_together", held_late)
+    made = open_universal(tag, ALONE)
+    assert verify_state(open_state(made.folder)) > 40
+
+
+def test_every_new_name_is_on_the_disk_before_the_universal_form_has_its_own(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tag, synced = tag_folder(run_dir), list[str]()
+    done = universal_folder(tag).parent
+    shutil.rmtree(done)
+    fsync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    open_universal(tag, ALONE)
+    linked = f"{tag.name}/weights.safetensors"  # synced when the tag was saved
+    expected = {path.relative_to(done).as_posix() for path in done.rglob("*")} - {linked}
+    aside = f"{done}.tmp/"
+    names = {name.removeprefix(aside).replace("manifest.json.tmp", "manifest.json") for name in synced}
+    assert expected <= names
+    assert synced[-1] == str(run_dir / CHECKPOINTS)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_file_that_names_the_inner_folder_is_refused_when_damaged(run_dir: Path, seed: int) -> None:
+    outer = universal_folder(tag_folder(run_dir)).parent
+    assert find_state(outer) == universal_folder(tag_folder(run_dir))
+    path = outer / "latest_universal"
+    intact = path.read_bytes()
+    for place in range(len(intact)):
+        path.write_bytes(intact[:place] + bytes([intact[place] ^ 1 << seed]) + intact[place + 1 :])
+        with pytest.raises(RefusedError, match="latest_universal names"):
+            find_state(outer)
 
 
 def test_conversion_starts_afresh_after_it_was_killed(run_dir: Path) -> None:

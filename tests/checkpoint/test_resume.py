@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,13 @@ import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
 from aqtopo.checkpoint.locks import alone
-from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags
-from aqtopo.config import RunConfig
+from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
+from aqtopo.config import RunConfig, load_config
+from aqtopo.refusal import RefusedError
+from aqtopo.training.distributed import read_launch
+from aqtopo.training.prepare import prepare, prepare_again
+from aqtopo.training.resume import ResumeOptions
 
 from .conftest import Ended, Job, run_jobs_in
 
@@ -29,7 +35,7 @@ def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
         "training": {"ranks_per_node": ranks, "epochs": 3, "validate_every": 8, "run_dir": str(run_dir)},
         "model": {"dropout": 0.1, "drop_path": 0.1},
         "schedule": {"interval": "step", "eta_min": 1e-6},
-        "checkpoint": {"every_steps": SAVED},
+        "checkpoint": {"every_steps": SAVED, "keep_every_steps": SAVED},
         "deepspeed": {"train_micro_batch_size_per_gpu": 6 // ranks, "gradient_accumulation_steps": 1},
     }
 
@@ -105,7 +111,8 @@ def test_losses_after_a_mid_epoch_resume_are_the_uninterrupted_runs(
     if before == after:
         one, other = (last_tag(crossed / name) for name in (f"run{before}", f"run{before}to{after}"))
         assert one is not None
-        assert one == other
+        assert other is not None
+        assert replace(one, number=other.number) == other  # it has saved more states of its own
         states = [open_state(crossed / name) for name in (f"run{before}", f"run{before}to{after}")]
         assert not list(diff_states(*states))
 
@@ -148,6 +155,9 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         shutil.copytree(crossed / "run2", run_dir)
         where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
         jobs.append(Job(1, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where, *arguments]}))
+    broken = ["--set", f"training.run_dir={folder / 'broken'}", "--set", 'checkpoint={"keep_best":1}']
+    arguments = ["train", str(crossed / "2.json"), *broken]
+    jobs.append(Job(2, "aqtopo_that_cannot_commit", {"arguments": arguments}))
     tag = last_tag(folder / "damaged")
     assert tag is not None
     shard = tag.folder(folder / "damaged") / "zero_pp_rank_1_mp_rank_00_optim_states.pt"
@@ -155,7 +165,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
     data[len(data) // 2] ^= 4
     shard.write_bytes(data)
     (folder / "pointer" / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
-    return dict(zip(cases, run_jobs_in(folder / "jobs", jobs), strict=True))
+    return dict(zip([*cases, "broken"], run_jobs_in(folder / "jobs", jobs), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +243,31 @@ def test_names_are_not_reused_after_going_back(crossed: Path, refusals: dict[str
     last = last_tag(run_dir)
     assert last is not None
     assert last.step == STEPS + 6
+
+
+def test_state_saved_while_this_run_waited_for_the_directory_is_taken(crossed: Path, tmp_path: Path) -> None:
+    run_dir = Path(shutil.copytree(crossed / "run2", tmp_path / "run"))
+    *_, before, last = list_tags(run_dir)
+    hidden = last.folder(run_dir).rename(tmp_path / "hidden")
+    point_to(before, run_dir)
+    config = load_config(run_dir / "config.json", [f"training.run_dir={run_dir}"])
+    prepared = prepare(config, read_launch({}), ResumeOptions())
+    assert prepared.source == before.folder(run_dir)
+    assert prepare_again(prepared, ALONE) is prepared
+    hidden.rename(last.folder(run_dir))
+    assert prepare_again(prepared, ALONE).source == last.folder(run_dir)
+    (run_dir / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
+    with pytest.raises(RefusedError, match="has changed since this run began"):
+        prepare_again(prepared, ALONE)
+
+
+def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
+    crossed: Path, refusals: dict[str, Ended]
+) -> None:
+    ended = refusals["broken"]
+    assert ended.codes == [1, 1], ended.output
+    assert ended.text.count("could not be saved: rank 1: [Errno 5] Input/output error") == 2
+    assert 8 < max(losses(crossed / "refusals" / "broken")) < 16  # the next save
 
 
 def test_metrics_torn_by_a_kill_are_mended(tmp_path: Path) -> None:

@@ -6,17 +6,35 @@ from pathlib import Path
 import pytest
 
 from aqtopo.checkpoint.retention import prune, reading, sweep
-from aqtopo.checkpoint.tags import CHECKPOINTS, Tag, check_pointer, last_tag, list_tags, point_to, write_state
+from aqtopo.checkpoint.tags import (
+    CHECKPOINTS,
+    Tag,
+    check_pointer,
+    last_tag,
+    list_tags,
+    mend_pointer,
+    next_tag,
+    note_name,
+    point_to,
+    write_state,
+)
+from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
 
 
 def make(run_dir: Path, losses: Sequence[float | None]) -> list[Tag]:
-    tags = [Tag(0, step, step, loss, 1.0) for step, loss in enumerate(losses, start=1)]
-    for tag in tags:
-        tag.folder(run_dir).mkdir(parents=True)
-        write_state(tag, run_dir)
-    return tags
+    """Saved states of steps 1, 2, ..., without pointer."""
+    return [save(run_dir, Tag(0, step, step, loss, 1.0)) for step, loss in enumerate(losses, start=1)]
+
+
+def save(run_dir: Path, tag: Tag) -> Tag:
+    """What the saver does about names."""
+    tag = next_tag(tag, run_dir)
+    tag.folder(run_dir).mkdir(parents=True)
+    note_name(tag, run_dir)
+    write_state(tag, run_dir)
+    return tag
 
 
 def steps(run_dir: Path) -> list[int]:
@@ -25,7 +43,7 @@ def steps(run_dir: Path) -> list[int]:
 
 def test_best_three_last_and_every_so_many_are_kept(tmp_path: Path) -> None:
     make(tmp_path, [0.5, 0.1, None, 0.2, None, 0.3, 0.9, None, None])
-    prune(tmp_path, CheckpointConfig(every_steps=8))
+    prune(tmp_path, CheckpointConfig(every_steps=4, keep_every_steps=8))
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
 
 
@@ -34,7 +52,30 @@ def test_state_that_the_pointer_names_is_kept(tmp_path: Path) -> None:
     point_to(tags[0], tmp_path)
     prune(tmp_path, CheckpointConfig())
     assert steps(tmp_path) == [1, 3]
-    assert last_tag(tmp_path) == tags[0]
+
+
+def test_every_steps_alone_keeps_nothing_for_good(tmp_path: Path) -> None:
+    make(tmp_path, [None] * 4)
+    prune(tmp_path, CheckpointConfig(every_steps=2))
+    assert steps(tmp_path) == [4]
+
+
+def test_state_that_cannot_be_removed_is_said_and_the_others_go(tmp_path: Path) -> None:
+    tags = make(tmp_path, [None] * 4)
+    in_the_way = tags[0].folder(tmp_path).with_name(f"{tags[0].name}.discarded")
+    in_the_way.mkdir()
+    (in_the_way / "file").touch()
+    with pytest.warns(UserWarning, match=f"{tags[0].name} is due to go and cannot be removed: .*not empty"):
+        prune(tmp_path, CheckpointConfig())
+    assert steps(tmp_path) == [1, 4]
+
+
+def test_name_of_a_removed_state_is_never_used_again(tmp_path: Path) -> None:
+    tags = make(tmp_path, [None, None])
+    prune(tmp_path, CheckpointConfig())
+    again = save(tmp_path, Tag(0, 1, 1, None, 1.0))
+    assert again.name == f"{tags[0].name}-take2"
+    assert last_tag(tmp_path) == again
 
 
 def test_only_state_is_kept(tmp_path: Path) -> None:
@@ -48,6 +89,18 @@ def test_state_that_is_being_read_is_kept_until_it_is_not(tmp_path: Path) -> Non
     with reading(tags[0].folder(tmp_path)):
         prune(tmp_path, CheckpointConfig())
         assert steps(tmp_path) == [1, 2]
+    prune(tmp_path, CheckpointConfig())
+    assert steps(tmp_path) == [2]
+
+
+def test_state_is_kept_while_its_universal_form_is_read(tmp_path: Path) -> None:
+    tags = make(tmp_path, [None, None])
+    inner = universal_folder(tags[0].folder(tmp_path))
+    inner.mkdir(parents=True)
+    with reading(inner):
+        prune(tmp_path, CheckpointConfig())
+        assert steps(tmp_path) == [1, 2]
+        assert inner.is_dir()
     prune(tmp_path, CheckpointConfig())
     assert steps(tmp_path) == [2]
 
@@ -72,6 +125,7 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
         tags[0].name,
         f"{tags[0].name}.universal",
         tags[1].name,
+        "history",
     }
 
 
@@ -92,6 +146,41 @@ def test_pointer_to_nothing_is_refused_by_name(tmp_path: Path, text: str) -> Non
     (tmp_path / CHECKPOINTS / "latest").write_text(text)
     with pytest.raises(RefusedError, match=r"latest names .*--resume epoch00-step000001"):
         check_pointer(tmp_path)
+
+
+@pytest.mark.parametrize("went_back", [False, True])
+def test_state_that_got_its_name_before_a_kill_and_no_pointer_is_the_last(
+    tmp_path: Path, went_back: bool
+) -> None:
+    before = make(tmp_path, [None, None, None])[-1]
+    point_to(before, tmp_path)
+    last = save(tmp_path, Tag(0, 2 if went_back else 4, 2, None, 1.0))
+    check_pointer(tmp_path)
+    assert last_tag(tmp_path) == last
+    mend_pointer(tmp_path)
+    assert (tmp_path / CHECKPOINTS / "latest").read_text() == f"{last.name}\n"
+
+
+def test_pointer_that_is_more_than_one_state_behind_is_refused(tmp_path: Path) -> None:
+    tags = make(tmp_path, [None, None, None])
+    point_to(tags[0], tmp_path)
+    with pytest.raises(RefusedError, match="'epoch00-step000001', which is not the state saved last"):
+        check_pointer(tmp_path)
+
+
+def test_no_flipped_bit_in_the_pointer_changes_the_state_saved_last(tmp_path: Path) -> None:
+    tags = make(tmp_path, [None] * 8)
+    point_to(tags[-1], tmp_path)
+    pointer = tmp_path / CHECKPOINTS / "latest"
+    intact = pointer.read_bytes()
+    for place in range(8 * len(intact)):
+        data = bytearray(intact)
+        data[place // 8] ^= 1 << (place % 8)
+        pointer.write_bytes(data)
+        assert last_tag(tmp_path) == tags[-1]
+        if data != f"{tags[-2].name}\n".encode():  # where a kill may leave it
+            with pytest.raises(RefusedError, match="latest names"):
+                check_pointer(tmp_path)
 
 
 def test_missing_pointer_is_no_trouble(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
         )
     jobs += [Job(1, "check_toy", kind) for kind in REFUSED_ENGINES.values()]
     plain = str(tag_folder(folder / "plain"))
-    jobs.append(Job(2, "load_with_deepspeed", {"source": plain, "out": str(folder / "deepspeed.pt")}))
+    jobs.append(Job(1, "load_with_deepspeed", {"source": plain, "out": str(folder / "deepspeed.pt")}))
     jobs.append(Job(1, "convert_with_deepspeed", {"source": plain, "out": str(folder / "converted")}))
     ended = run_jobs_in(folder / "jobs", jobs)
     assert not any(code for save in ended[: len(SAVES)] for code in save.codes), ended[0].output
@@ -218,10 +218,7 @@ def test_ranks_that_own_nothing_of_a_group_are_no_trouble(outcomes: dict[str, Ou
 
 def test_deepspeed_itself_loads_what_was_converted(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["by DeepSpeed"]
-    if outcome.ok:
-        same(outcome)
-    else:  # a rank without an element of group `tiny` is what DeepSpeed cannot do
-        assert "list index out of range" in outcome.ended.text
+    same(outcome)
 
 
 def test_conversion_agrees_with_deepspeeds_own(outcomes: dict[str, Outcome]) -> None:

@@ -1,8 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, write_state
+from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, read_state, write_state
 
 TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87, None, 0.3)]
 
@@ -41,8 +42,26 @@ def test_run_without_states_says_how_to_get_one(tmp_path: Path) -> None:
         find_tag(tmp_path, "best")
 
 
-def test_damaged_description_is_named(run_dir: Path) -> None:
+def test_damaged_description_is_said_and_the_others_stay(run_dir: Path) -> None:
     path = TAGS[0].folder(run_dir) / "state.json"
     path.write_text('{"epoch": 1}')
-    with pytest.raises(ValueError, match=r"state.json does not describe a saved state"):
-        list_tags(run_dir)
+    with pytest.warns(UserWarning, match=r"state.json does not describe a saved state"):
+        assert list_tags(run_dir) == TAGS[1:]
+
+
+def test_flipped_bit_in_any_byte_of_a_description_is_found(run_dir: Path) -> None:
+    path = TAGS[0].folder(run_dir) / "state.json"
+    intact = path.read_bytes()
+    for place in range(len(intact)):
+        data = bytearray(intact)
+        data[place] ^= 1 << (place % 8)
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="does not describe a saved state"):
+            read_state(path)
+
+
+def test_copied_folder_is_no_further_state(run_dir: Path) -> None:
+    folder = TAGS[0].folder(run_dir)
+    shutil.copytree(folder, folder.with_name("backup"))
+    with pytest.warns(UserWarning, match=f"describes {folder.name}, but lies in backup"):
+        assert list_tags(run_dir) == TAGS

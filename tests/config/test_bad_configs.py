@@ -87,6 +87,7 @@ RANGES: list[tuple[Any, ...]] = [
     ("training.seed", 2**32, "must be less than 4294967296"),
     ("checkpoint.keep_best", 0, "must be at least 1"),
     ("checkpoint.every_steps", 0, "must be at least 1"),
+    ("checkpoint.keep_every_steps", 0, "must be at least 1"),
     ("data.workers", -1, "must be at least 0"),
     ("data.time_stride_hours", 0, "must be at least 1"),
     ("data.train_years[0]", 13, "must be at least 1900"),
@@ -171,6 +172,13 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
     ("data.test_years", [2017, 2018], "must share no year with data.validation_years, and 2017 is in both"),
     ("data.grid[0]", 17, "must be a multiple of model.patch = 2"),
     ("model.regions[1]", 3, "must divide the 16 columns of patches"),
+    ("checkpoint.keep_every_steps", 10, "must be null without checkpoint.every_steps"),
+    (
+        "checkpoint",
+        {"every_steps": 4, "keep_every_steps": 10},
+        "must be a multiple of checkpoint.every_steps = 4",
+        "checkpoint.keep_every_steps",
+    ),
     ("model.dim", 66, "must be a multiple of 4 (model.heads)"),
     ("model.mlp_ratio", 1.01, "times model.dim = 64 must be whole"),
     (
