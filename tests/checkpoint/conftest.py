@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from aqtopo.checkpoint.convert import open_universal
+from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.tags import CHECKPOINTS
 
 HERE = Path(__file__).parent
 TIME_LIMIT_S = 560
@@ -71,3 +76,26 @@ def run_jobs(tmp_path: Path) -> RunJobs:
     """`run_jobs(Job(...), ...)`: run jobs one after the other."""
     count = iter(range(100))
     return lambda *jobs: run_jobs_in(tmp_path / f"jobs{next(count)}", list(jobs))
+
+
+def tag_folder(run_dir: Path, step: int = 5) -> Path:
+    """Where the toy's state of a step lies."""
+    return run_dir / CHECKPOINTS / f"epoch00-step{step:06d}"
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tags of a toy run on two ranks, at steps 5 and 6, with their universal forms."""
+    folder = tmp_path_factory.mktemp("saved")
+    jobs = [Job(2, "save_toy", {"folder": str(folder), "steps": steps}) for steps in (5, 6)]
+    for ended in run_jobs_in(folder / "jobs", jobs):
+        assert not any(ended.codes), ended.output
+    for step in (5, 6):
+        open_universal(tag_folder(folder, step), ALONE)
+    return folder
+
+
+@pytest.fixture
+def run_dir(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "run"))

@@ -9,18 +9,18 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from aqtopo.checkpoint import inspection
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.pickles import load_data, save_data
+from aqtopo.checkpoint.retention import prune
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
+from aqtopo.config import CheckpointConfig
 
-from .test_damage import run_dir, saved
-from .test_restore import tag_folder
-
-__all__ = ["run_dir", "saved"]
+from .conftest import tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
@@ -180,3 +180,23 @@ def test_folder_without_state_is_named(tmp_path: Path, typed: Type) -> None:
     code, _, err = typed("inspect", tmp_path)
     assert code == 2
     assert "holds no saved state" in err
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "diff", "export"])
+def test_state_that_a_command_reads_is_not_pruned(
+    run_dir: Path, typed: Type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    tag, open_state = tag_folder(run_dir), inspection.open_state
+
+    def opened_and_pruned(path: Path) -> inspection.SavedState:
+        state = open_state(path)
+        prune(run_dir, CheckpointConfig())  # what the run itself does after its next save
+        return state
+
+    monkeypatch.setattr(inspection, "open_state", opened_and_pruned)
+    more = {"diff": [tag_folder(run_dir, 6)], "export": [tmp_path / "out.safetensors"]}
+    code, _, err = typed(command, tag, *more.get(command, []))
+    assert code == (1 if command == "diff" else 0), err
+    assert tag.is_dir()
+    prune(run_dir, CheckpointConfig())
+    assert not tag.exists()

@@ -18,8 +18,7 @@ from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.refusal import RefusedError
 
-from .conftest import Job, run_jobs_in
-from .test_restore import tag_folder
+from .conftest import tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
@@ -41,24 +40,6 @@ UNIVERSAL = (
     "zero/first.weight/exp_avg_sq.pt",
     "zero/first.weight/step.pt",
 )
-
-
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tags of a toy run on two ranks, at steps 5 and 6, with their universal forms."""
-    folder = tmp_path_factory.mktemp("saved")
-    jobs = [Job(2, "save_toy", {"folder": str(folder), "steps": steps}) for steps in (5, 6)]
-    for ended in run_jobs_in(folder / "jobs", jobs):
-        assert not any(ended.codes), ended.output
-    for step in (5, 6):
-        open_universal(tag_folder(folder, step), ALONE)
-    return folder
-
-
-@pytest.fixture
-def run_dir(saved: Path, tmp_path: Path) -> Path:
-    """A copy to damage."""
-    return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
 def flip_a_bit(path: Path, seed: int) -> None:

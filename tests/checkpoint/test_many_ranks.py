@@ -25,10 +25,7 @@ from aqtopo.config import load_config
 from aqtopo.model import Terrain, build_model
 from aqtopo.training.resume import model_groups
 
-from .test_damage import saved
-from .test_restore import tag_folder
-
-__all__ = ["saved"]
+from .conftest import tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 

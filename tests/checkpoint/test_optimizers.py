@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .conftest import Job, run_jobs_in
-from .test_restore import tag_folder
+from .conftest import Job, run_jobs_in, tag_folder
 from .test_silent_failures import Outcome, same
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("optimizers")]

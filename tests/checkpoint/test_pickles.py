@@ -19,10 +19,7 @@ from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.refusal import RefusedError
 
-from .test_damage import run_dir, saved
-from .test_restore import tag_folder
-
-__all__ = ["run_dir", "saved"]
+from .conftest import tag_folder
 
 pytestmark = pytest.mark.xdist_group("saved")
 

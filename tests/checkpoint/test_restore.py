@@ -1,14 +1,11 @@
 """Every tensor, moment, step and rate comes back to the bit, at every world size."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from aqtopo.checkpoint.tags import CHECKPOINTS
-
-from .conftest import Job, run_jobs_in
+from .conftest import Job, run_jobs_in, tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("restore")]
 
@@ -16,10 +13,6 @@ WORLDS = (1, 2, 3, 4, 8)
 STEPS = 20
 """After the resume, compared with the run that was not interrupted."""
 EXACT = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
-
-
-def tag_folder(run_dir: Path, step: int = 5) -> Path:
-    return run_dir / CHECKPOINTS / f"epoch00-step{step:06d}"
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import Ended, Job, run_jobs_in
-from .test_restore import EXACT, tag_folder
+from .conftest import Ended, Job, run_jobs_in, tag_folder
+from .test_restore import EXACT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("silent")]
 
