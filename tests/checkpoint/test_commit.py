@@ -172,10 +172,10 @@ def disturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Ende
     """Folders `killed0`, `killed1`: a rank killed in mid-commit; `signals`: signals all the time."""
     folder = tmp_path_factory.mktemp("disturbed")
     jobs = [
-        Job(2, "kill_in_mid_commit", {"folder": str(folder / f"killed{rank}"), "rank": rank})
+        Job(2, "kill_in_mid_commit", {"folder": str(folder / f"killed{rank}"), "rank": rank}, file="saving")
         for rank in range(2)
     ]
-    jobs.append(Job(2, "save_under_signals", {"folder": str(folder / "signals")}))
+    jobs.append(Job(2, "save_under_signals", {"folder": str(folder / "signals")}, file="saving"))
     return folder, run_jobs_in(folder / "jobs", jobs)
 
 

@@ -157,7 +157,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         jobs.append(Job(1, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where, *arguments]}))
     broken = ["--set", f"training.run_dir={folder / 'broken'}", "--set", 'checkpoint={"keep_best":1}']
     arguments = ["train", str(crossed / "2.json"), *broken]
-    jobs.append(Job(2, "aqtopo_that_cannot_commit", {"arguments": arguments}))
+    jobs.append(Job(2, "aqtopo_that_cannot_commit", {"arguments": arguments}, file="saving"))
     tag = last_tag(folder / "damaged")
     assert tag is not None
     shard = tag.folder(folder / "damaged") / "zero_pp_rank_1_mp_rank_00_optim_states.pt"

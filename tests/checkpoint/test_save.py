@@ -40,7 +40,9 @@ def told(
     """What each of two ranks was told when saving in each trouble."""
     out = tmp_path_factory.mktemp("told")
     troubles = ["limited", "lost shard", "no pointer", *(["full", "read-only"] if small_disk else [])]
-    job = Job(2, "save_in_trouble", {"folder": str(run_dir), "troubles": troubles, "out": str(out)})
+    job = Job(
+        2, "save_in_trouble", {"folder": str(run_dir), "troubles": troubles, "out": str(out)}, file="saving"
+    )
     (ended,) = run_jobs_in(out / "jobs", [job])
     assert ended.codes == [0, 0], ended.output
     return [json.loads((out / f"told{rank}.json").read_text()) for rank in range(2)]

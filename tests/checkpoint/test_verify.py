@@ -6,11 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Job, run_jobs_in
-from .test_damage import saved
-from .test_restore import tag_folder
-
-__all__ = ["saved"]
+from .conftest import Job, run_jobs_in, tag_folder
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("saved")]
 
