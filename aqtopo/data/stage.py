@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,9 @@ COPY_THREADS = 8
 
 _BLOCK_BYTES = 2**22
 _POLL_S = 0.2
+_LOOKS = 3
+"""How often a copy in use is found damaged before that counts: its maker may have been killed just then."""
+
 _METADATA = ("zarr.json", "fields/zarr.json")
 _SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -112,6 +116,7 @@ class NodeCopy:
         """
         began = time.monotonic()
         self._claim_root()
+        looks = 0
         while True:
             self.folder.mkdir(mode=0o700, exist_ok=True)
             if (held := _lock(self.folder, fcntl.LOCK_EX)) is not None:
@@ -119,10 +124,24 @@ class NodeCopy:
                 if _hold(held, self.folder, fcntl.LOCK_SH):
                     return self._keep(held, copied, began)
             elif (held := _lock(self.folder, fcntl.LOCK_SH)) is not None:
-                if not self._lacking():
+                # A short look first: as long as two runs look, neither can have the folder alone.
+                absent = [shard for shard in self._shards if not _copied(self.folder, shard).exists()]
+                lacking, looks = absent or self._lacking(), looks + 1
+                if not lacking:
                     return self._keep(held, 0, began)
                 os.close(held)
+                if looks == _LOOKS:
+                    self._refuse_damaged(lacking[0])
             time.sleep(_POLL_S)  # another run is copying or removing
+
+    def _refuse_damaged(self, shard: int) -> NoReturn:
+        name = _copied(self.folder, shard).relative_to(self.folder)
+        refuse(
+            self._store.path,
+            f"has a copy {self.folder} on {socket.gethostname()} that another run uses, and whose shard "
+            f"{name} is damaged or gone",
+            "End that run, or choose another folder for `data.stage`.",
+        )
 
     def _keep(self, held: int, copied: int, began: float) -> Copied:
         self._held = held

@@ -72,6 +72,18 @@ def test_a_second_run_takes_what_is_there_after_reading_all_of_it(staging: RunCo
     second.leave()
 
 
+def test_a_damaged_copy_that_another_run_uses_is_neither_read_nor_changed(staging: RunConfig) -> None:
+    first = node_copy(staging)
+    made = first.make()
+    shard(made.folder, 4).write_bytes(b"cut short")
+    with pytest.raises(
+        ValueError, match=r"that another run uses, and whose shard fields/c/4/0/0/0 is damaged"
+    ):
+        node_copy(staging).make()
+    assert shard(made.folder, 4).read_bytes() == b"cut short"
+    first.leave()
+
+
 def test_what_a_killed_copy_left_is_completed_and_never_taken_for_whole(staging: RunConfig) -> None:
     copy = node_copy(staging)
     made = copy.make()
