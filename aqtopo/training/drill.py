@@ -93,6 +93,7 @@ def _drilled(config_path: Path, run_dir: Path, world: int, every_steps: int) -> 
         f"training.validate_every={every_steps + 1}",
         "training.patience=null",
         f"checkpoint.every_steps={every_steps}",
+        f"checkpoint.keep_every_steps={4 * every_steps}",
         "checkpoint.keep_best=1",
         "training.nodes=1",
         f"training.ranks_per_node={world}",

@@ -117,7 +117,8 @@ def wrongly_gone(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointCo
     validated = [tag for tag in every if tag.val_loss is not None]
     best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
     for tag in known:
-        periodic = policy.every_steps is not None and tag.step % policy.every_steps == 0
+        kept_every = policy.keep_every_steps
+        periodic = kept_every is not None and tag.step % kept_every == 0
         if tag not in left and (tag == every[-1] or tag in best or periodic):
             yield f"{tag.name}: committed, and gone after a kill"
 

@@ -70,7 +70,7 @@ def tag(step: int, val_loss: float | None = None) -> Tag:
 
 
 def test_lost_newest_state_is_noticed_though_an_older_one_is_there() -> None:
-    policy = CheckpointConfig(keep_best=1, every_steps=3)
+    policy = CheckpointConfig(keep_best=1, every_steps=3, keep_every_steps=3)
     known = [tag(3), tag(4, 0.5), tag(6), tag(8, 0.4)]
     assert not list(wrongly_gone(known, known, policy))
     assert list(wrongly_gone(known, known[:3], policy)) == [
@@ -79,7 +79,7 @@ def test_lost_newest_state_is_noticed_though_an_older_one_is_there() -> None:
 
 
 def test_pruned_states_are_not_lost_but_kept_ones_are() -> None:
-    policy = CheckpointConfig(keep_best=1, every_steps=3)
+    policy = CheckpointConfig(keep_best=1, every_steps=3, keep_every_steps=3)
     known = [tag(3), tag(4, 0.5), tag(6), tag(8, 0.4)]
     assert not list(wrongly_gone(known, [tag(3), tag(6), tag(8, 0.4)], policy))  # 4 is the best no more
     assert len(list(wrongly_gone(known, [tag(6), tag(8, 0.4)], policy))) == 1  # 3 is every third's
