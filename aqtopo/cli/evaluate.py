@@ -23,20 +23,26 @@ class Split(StrEnum):
     TEST = "test"
 
 
-class Stratum(StrEnum):
-    """What a table may be split by."""
+class Detail(StrEnum):
+    """Tables that are printed when they are asked for."""
 
     SEASON = "season"
     HOUR = "hour"
     AREA = "area"
     STATION = "station"
+    EXCEEDANCES = "exceedances"
+    SPECTRA = "spectra"
 
 
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
     tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
     split: Annotated[Split, typer.Option(help="Which years to score.")] = Split.TEST,
-    by: Annotated[list[Stratum] | None, typer.Option(help="Print a table by this too; repeatable.")] = None,
+    detail: Annotated[list[Detail] | None, typer.Option(help="Print this table too; repeatable.")] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="HOURS", help="Initial times so far apart; by default as configured."),
+    ] = None,
     region: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=S:N,W:E", help="A box of latitudes and longitudes; repeatable."),
@@ -60,13 +66,14 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.checkpoint import load_run
         from aqtopo.data.walk import in_silence
+        from aqtopo.evaluation.detail import detail_table
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
-        from aqtopo.evaluation.table import score_table, stratum_table, summary, table_width
+        from aqtopo.evaluation.table import score_table, summary, table_width
         from aqtopo.training.distributed import disconnect, join
 
         run = load_run(run_dir, tag)
-        extras = _extras(run, region or (), stations, against)
+        extras = _extras(run, region or (), stations, against, every)
         ranks = join()
         done = score(run, split.value, Progress() if ranks.rank == 0 else in_silence, ranks, extras)
         disconnect()
@@ -79,14 +86,18 @@ def evaluate(
     # On a narrower terminal lines wrap; rich would cut figures off instead.
     console = Console(width=max(Console().width, table_width(done.scores)), highlight=False)
     console.print(score_table(done.scores))
-    for stratum in by or ():
-        console.print(stratum_table(done, stratum.value))
+    for asked in detail or ():
+        console.print(detail_table(done, asked.value))
     console.print(summary(done.scores))
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
 
 
 def _extras(
-    run: "LoadedRun", regions: Sequence[str], stations: Path | None, against: Path | None
+    run: "LoadedRun",
+    regions: Sequence[str],
+    stations: Path | None,
+    against: Path | None,
+    every_hours: int | None,
 ) -> "Extras":
     """What is asked for beyond the usual, read and checked before anything is computed."""
     from aqtopo.evaluation.against import open_other
@@ -99,4 +110,5 @@ def _extras(
         regions=[parse_region(text) for text in regions] or None,
         stations=None if stations is None else read_stations(stations, run.store, data.targets),
         against=None if against is None else open_other(against, run.store, data.targets, data.horizons),
+        every_hours=every_hours,
     )

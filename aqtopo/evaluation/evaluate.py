@@ -10,10 +10,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from aqtopo.checkpoint import LoadedRun
 from aqtopo.checkpoint.ranks import ALONE, Ranks
+from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import evaluation_batches
 from aqtopo.data.samples import sample_table
@@ -24,8 +24,10 @@ from aqtopo.evaluation.areas import Areas, Region, areas_of
 from aqtopo.evaluation.baselines import persistence
 from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
 from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import overall, scores_of, stratified
+from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums
 from aqtopo.evaluation.sums import Axes, ErrorSums
 from aqtopo.variables import VARIABLES
@@ -45,8 +47,8 @@ class Tally(Protocol):
     def add(self, cases: Cases) -> None:
         """Add a batch."""
 
-    def arrays(self) -> list[NDArray[np.float64]]:
-        """Every sum, to be added up over processes in place."""
+    def add_up(self, ranks: Ranks) -> None:
+        """Add the other processes' sums to these."""
 
     def tables(self) -> Mapping[str, xr.Dataset]:
         """The sums, labelled."""
@@ -60,11 +62,13 @@ class Extras:
         regions: boxes to score apart; None for `aqtopo.evaluation.areas.REGIONS`.
         stations: observations to score forecasts against, beside the gridded truth.
         against: another model, scored on the initial times and cells that both have.
+        every_hours: initial times so far apart, in place of the configuration's stride for the split.
     """
 
     regions: Sequence[Region] | None = None
     stations: Stations | None = None
     against: OtherForecasts | None = None
+    every_hours: int | None = None
 
 
 NOTHING_MORE = Extras()
@@ -78,11 +82,15 @@ class Evaluation:
         scores: what `overall` gives, in physical units, with `units` along `pollutant` and attributes that
             say what was scored.
         strata: scores by season, hour and area, see `stratified`; by station where stations were given.
+        exceedances: days above the limits, see `exceedance_scores`.
+        spectra: power by wavelength, see `spectral_scores`.
         tables: the sums that all scores come from, by the name of the table.
     """
 
     scores: xr.Dataset
     strata: dict[str, xr.Dataset]
+    exceedances: xr.Dataset
+    spectra: xr.Dataset
     tables: dict[str, xr.Dataset]
 
 
@@ -110,12 +118,13 @@ def evaluate(
         FloatingPointError: the model gives values that are not finite.
     """
     data, against = run.config.data, extras.against
-    init_times = _init_times(run, split, against)
+    config = _with_stride(run.config, split, extras.every_hours)
+    init_times = _init_times(run, config, split, against)
     areas = areas_of(run.store, extras.regions)
     climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
-    tallies = _tallies(run, init_times, areas, extras)
+    tallies = _tallies(run, init_times, areas, extras, ranks)
     batches = evaluation_batches(
-        run.store, run.config, split, ranks.rank, ranks.size, _batch_size(run), init_times
+        run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times
     )
     filled, done, due = 0, 0, -(-init_times.size // ranks.size)
     report("forecasts", done, due)
@@ -125,20 +134,30 @@ def evaluate(
             tally.add(cases)
         done, filled = done + len(batch.times), filled + batch.filled
         report("forecasts", done, due)
-    for array in [array for tally in tallies for array in tally.arrays()]:
-        array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
+    for tally in tallies:
+        tally.add_up(ranks)
     filled = int(ranks.add_up(torch.tensor(filled)))
     head = _provenance(run, split, init_times, climatology, areas) | {"inputs_filled": filled}
     return _evaluation({name: table for tally in tallies for name, table in tally.tables().items()}, head)
 
 
-def _init_times(run: LoadedRun, split: EvaluatedSplit, against: OtherForecasts | None) -> Hours:
+def _with_stride(config: RunConfig, split: EvaluatedSplit, every_hours: int | None) -> RunConfig:
+    """The configuration with another distance between initial times."""
+    if every_hours is None:
+        return config
+    data = config.data.model_copy(update={f"{split}_stride_hours": every_hours})
+    return config.model_copy(update={"data": data})
+
+
+def _init_times(
+    run: LoadedRun, config: RunConfig, split: EvaluatedSplit, against: OtherForecasts | None
+) -> Hours:
     """The split's initial times, those only that the other model has too.
 
     Raises:
         ValueError: there is none.
     """
-    times = sample_table(run.config, run.store.times, split).times
+    times = sample_table(config, run.store.times, split).times
     if against is None:
         return times
     common: Hours = times[np.isin(times, against.init_times)]
@@ -151,11 +170,15 @@ def _init_times(run: LoadedRun, split: EvaluatedSplit, against: OtherForecasts |
     return common
 
 
-def _tallies(run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras) -> list[Tally]:
+def _tallies(run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras, ranks: Ranks) -> list[Tally]:
     data = run.config.data
     forecasts = FORECASTS if extras.against is None else (*FORECASTS, extras.against.name)
-    days = np.unique(init_times.astype("datetime64[D]"))
-    tallies: list[Tally] = [ErrorSums(Axes(forecasts, data.targets, data.horizons, days, areas))]
+    axes = Axes(forecasts, data.targets, data.horizons, np.unique(init_times.astype("datetime64[D]")), areas)
+    tallies: list[Tally] = [
+        ErrorSums(axes),
+        Exceedances(axes, init_times, ranks.size),
+        Spectra(axes, run.store, init_times),
+    ]
     if extras.stations is not None:
         tallies.append(StationSums(extras.stations, run.store, forecasts, data.horizons))
     return tallies
@@ -190,6 +213,8 @@ def _evaluation(tables: dict[str, xr.Dataset], head: dict[str, Any]) -> Evaluati
     return Evaluation(
         scores=labelled(overall(tables["by_day"])),
         strata={name: labelled(scores) for name, scores in strata.items()},
+        exceedances=labelled(exceedance_scores(tables["exceedances"])),
+        spectra=labelled(spectral_scores(tables["spectra"])),
         tables={name: labelled(table) for name, table in tables.items()},
     )
 

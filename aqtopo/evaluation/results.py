@@ -12,10 +12,12 @@ from typing import Any
 
 import xarray as xr
 
+from aqtopo.evaluation.areas import WHOLE
 from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.forecast_file import write_aside
 from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.spectra import TRUTH
 
 SCORES = "scores"
 """The name of the files of a run's own scores, without suffix."""
@@ -30,11 +32,15 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     Raises:
         ValueError: the run directory cannot be written.
     """
-    others = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
-    stem = "_against_".join([SCORES, *others])
+    rivals = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
+    stem = "_against_".join([SCORES, *rivals])
     by_station = done.strata.get("station")
     strata = {name: scores for name, scores in done.strata.items() if name != "station"}
-    written = [write_scores(done.scores, run_dir, strata, f"{stem}.json")]
+    others = {
+        "exceedances": done.exceedances.sel(area=WHOLE, drop=True),
+        "spectra": done.spectra[["resolved_km", "short_waves"]].drop_sel(forecast=TRUTH),
+    }
+    written = [write_scores(done.scores, run_dir, strata, others, f"{stem}.json")]
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(run_dir / f"{stem}_stations.csv")

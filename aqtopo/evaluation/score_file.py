@@ -2,7 +2,8 @@
 
 The head of the file is the dataset's attributes; `scores` has one entry a pollutant and horizon, with the
 units, the number of points, RMSE, MAE, bias and anomaly correlation of every forecast, and the model's skill;
-`strata` has such entries by season, hour and area. What has no value is null.
+`strata` has such entries by season, hour and area. `exceedances` and `spectra` have one a forecast, pollutant
+and horizon. What has no value is null.
 """
 
 import json
@@ -23,13 +24,22 @@ FORMAT_VERSION = 2
 
 _MEASURES = ("rmse", "mae", "bias", "acc")
 _COUNTS = ("count", "left_out")
-_NOT_ATTRIBUTES = ("format_version", "summary", "scores", "strata")
+_NOT_ATTRIBUTES = ("format_version", "summary", "scores", "strata", "exceedances", "spectra")
 
 
-def scores_as_json(scores: xr.Dataset, strata: Mapping[str, xr.Dataset] | None = None) -> dict[str, Any]:
-    """Scores, overall and by strata, as what `scores.json` holds."""
+def scores_as_json(
+    scores: xr.Dataset,
+    strata: Mapping[str, xr.Dataset] | None = None,
+    others: Mapping[str, xr.Dataset] | None = None,
+) -> dict[str, Any]:
+    """What `scores.json` holds.
+
+    Args:
+        scores: over all of the data, (forecast, pollutant, horizon) and (reference, pollutant, horizon).
+        strata: the same with one more dimension, of the stratum's name.
+        others: further tables (forecast, pollutant, horizon), by what they are called in the file.
+    """
     wins = count_wins(scores)
-    strata = strata or {}
     return {
         "format_version": FORMAT_VERSION,
         **scores.attrs,
@@ -41,9 +51,19 @@ def scores_as_json(scores: xr.Dataset, strata: Mapping[str, xr.Dataset] | None =
         "scores": _entries(scores),
         "strata": {
             name: {str(label): _entries(by_label.sel({name: label})) for label in by_label[name].values}
-            for name, by_label in strata.items()
+            for name, by_label in (strata or {}).items()
         },
+        **{name: _records(table) for name, table in (others or {}).items()},
     }
+
+
+def _records(table: xr.Dataset) -> list[dict[str, Any]]:
+    """A flat entry for every forecast, pollutant and horizon."""
+    rows = table.to_dataframe().reset_index().to_dict("records")
+    return [
+        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
 
 
 def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:
@@ -117,13 +137,14 @@ def write_scores(
     scores: xr.Dataset,
     run_dir: Path,
     strata: Mapping[str, xr.Dataset] | None = None,
+    others: Mapping[str, xr.Dataset] | None = None,
     name: str = SCORES_FILE,
 ) -> Path:
     """Write `scores.json`, or `name`, into a run directory in place of an older one, never half of it."""
     path = run_dir / name
     aside = path.with_suffix(".tmp")
     with aside.open("w", encoding="utf-8") as file:
-        json.dump(scores_as_json(scores, strata), file, indent=2, allow_nan=False)
+        json.dump(scores_as_json(scores, strata, others), file, indent=2, allow_nan=False)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -12,10 +12,11 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.data.schema import PLAUSIBLE_LEVEL
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
-from aqtopo.evaluation.sums import ERRORS, error_terms
+from aqtopo.evaluation.sums import ERRORS, add_up, error_terms
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
 
@@ -184,9 +185,9 @@ class StationSums:
         brought: NDArray[np.floating] = fields.interp(places).transpose(..., "station").values
         return brought
 
-    def arrays(self) -> list[NDArray[np.float64]]:
-        """Every sum, to be added up over processes in place."""
-        return [*self._sums.values(), *self._counts.values()]
+    def add_up(self, ranks: Ranks) -> None:
+        """Add the other processes' sums to these."""
+        add_up((*self._sums.values(), *self._counts.values()), ranks)
 
     def tables(self) -> Mapping[str, xr.Dataset]:
         """`stations`: the sums of `ErrorSums.by_day`, with `station` in place of day and area."""

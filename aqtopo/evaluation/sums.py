@@ -9,13 +9,15 @@ Shapes: F forecast, B initial time, K horizon, C pollutant, A area, H x W grid.
 The dimension is called `forecast`, not `method`, because xarray's `sel` has an argument of that name.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.evaluation.areas import Areas
 from aqtopo.evaluation.cases import CLIMATOLOGY, BoolArray, Cases, FloatArray
 from aqtopo.evaluation.climatology import HOURS_A_DAY, hour_of_day
@@ -92,9 +94,9 @@ class ErrorSums:
         sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
         return sums
 
-    def arrays(self) -> list[Values]:
-        """Every sum, to be added up over processes in place."""
-        return [*self._by_day.values(), *self._by_hour.values()]
+    def add_up(self, ranks: Ranks) -> None:
+        """Add the other processes' sums to these."""
+        add_up((*self._by_day.values(), *self._by_hour.values()), ranks)
 
     def by_day(self) -> xr.Dataset:
         """Sums by initial day (UTC).
@@ -129,6 +131,12 @@ class ErrorSums:
                 "horizon": ("horizon", list(axes.horizons_h), {"units": "hours"}),
             },
         ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
+
+
+def add_up(arrays: Iterable[Values], ranks: Ranks) -> None:
+    """Replace arrays by their sums over all processes."""
+    for array in arrays:
+        array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
 
 
 def error_terms(

@@ -5,7 +5,6 @@ import xarray as xr
 from rich.table import Table
 
 from aqtopo.evaluation.cases import MODEL
-from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.variables import VARIABLES
 
@@ -47,40 +46,6 @@ def score_table(scores: xr.Dataset) -> Table:
     return table
 
 
-def stratum_table(done: Evaluation, stratum: str) -> Table:
-    """The model's RMSE by season, hour, area or station, and its skill against the better reference there.
-
-    Raises:
-        ValueError: there are no such scores.
-    """
-    if stratum not in done.strata:
-        raise ValueError(f"there are no scores by {stratum} here. Give observations with --stations CSV.")
-    scores = done.strata[stratum]
-    table = Table(
-        title=f"RMSE of the model by {stratum}, and skill against the better reference",
-        box=rich.box.SIMPLE_HEAD,
-    )
-    table.add_column("pollutant", no_wrap=True)
-    table.add_column(stratum, no_wrap=True)
-    for horizon in scores["horizon"].values:
-        table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
-        table.add_column("skill", justify="right", no_wrap=True)
-    for pollutant in scores["pollutant"].values:
-        for label in scores[stratum].values:
-            here = scores.sel({"pollutant": pollutant, stratum: label})
-            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
-            table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
-        table.add_section()
-    return table
-
-
-def _figures(pair: xr.Dataset) -> tuple[str, str]:
-    return (
-        _number(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
-        _number(float(pair["skill"].min("reference")), "+.3f"),
-    )
-
-
 def _row(pair: xr.Dataset) -> list[str]:
     name = VARIABLES[str(pair["pollutant"].values)].long_name
     rmse = pair["rmse"]
@@ -89,19 +54,20 @@ def _row(pair: xr.Dataset) -> list[str]:
         name,
         f"{int(pair['horizon'])} h",
         *(_marked(float(rmse.sel(forecast=name)), lowest) for name in pair["forecast"].values),
-        *(_number(float(pair["skill"].sel(reference=name)), "+.3f") for name in pair["reference"].values),
-        _number(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
-        _number(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
-        _number(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
+        *(number_text(float(pair["skill"].sel(reference=name)), "+.3f") for name in pair["reference"].values),
+        number_text(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
+        number_text(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
+        number_text(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
     ]
 
 
-def _number(value: float, form: str) -> str:
+def number_text(value: float, form: str) -> str:
+    """A number in a cell of a table, a dash where there is none."""
     return "-" if value != value else format(value, form)
 
 
 def _marked(value: float, lowest: float) -> str:
-    text = _number(value, ".2f")
+    text = number_text(value, ".2f")
     return f"[bold green]{text}*[/]" if value == lowest else f"{text} "
 
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from aqtopo.checkpoint import load_run
-from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.score_file import scores_as_json
+from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.results import read_table, write_results
 
 from .conftest import TIME_LIMIT_S, environment, launcher_command
 
@@ -27,7 +28,7 @@ def numbers(content: Any) -> list[float]:
 @pytest.mark.slow
 def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
     ended = subprocess.run(
-        [*launcher_command("torchrun", 2), "evaluate", str(untrained_run), "--json"],
+        [*launcher_command("torchrun", 2), "evaluate", str(untrained_run), "--json", "--every", "1"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -36,10 +37,17 @@ def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     shared = json.loads(ended.stdout)
-    done = evaluate(load_run(untrained_run))
-    alone = scores_as_json(done.scores, done.strata)
-    for part in ("summary", "scores", "strata"):
+    tables = {
+        name: read_table(untrained_run, name) for name in ("by_day", "by_hour", "exceedances", "spectra")
+    }
+    done = evaluate(load_run(untrained_run), extras=Extras(every_hours=1))
+    write_results(done, untrained_run)
+    alone = json.loads((untrained_run / "scores.json").read_text())
+    for part in ("summary", "scores", "strata", "exceedances", "spectra"):
         expected = numbers(alone[part])
         assert expected
         np.testing.assert_allclose(numbers(shared[part]), expected, rtol=1e-6)
-    assert shared["initialisations"] == alone["initialisations"] == 6
+    for name, table in tables.items():
+        xr.testing.assert_allclose(table, read_table(untrained_run, name), rtol=1e-6)
+    assert shared["initialisations"] == alone["initialisations"] == 144
+    assert tables["exceedances"]["correct_negatives"].sum() > 0

@@ -187,5 +187,6 @@ def test_sums_over_parts_of_the_data_add_up() -> None:
         for half in (early, ~early)
     ]
     whole = summed((forecasts, truth, wanted), pollutants=POLLUTANTS, horizons_h=HORIZONS_H)
-    for one, other, both in zip(*(sums.arrays() for sums in (*parts, whole)), strict=True):
-        np.testing.assert_allclose(one + other, both, rtol=1e-13)
+    for table, expected in whole.tables().items():
+        one, other = (sums.tables()[table] for sums in parts)
+        xr.testing.assert_allclose(one + other, expected, rtol=1e-13)

@@ -1,0 +1,125 @@
+"""Tables that go into detail: scores by season, hour, area or station, exceedances, and spectra."""
+
+import rich.box
+import xarray as xr
+from rich.table import Table
+
+from aqtopo.evaluation.areas import WHOLE
+from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.evaluate import Evaluation
+from aqtopo.evaluation.exceedances import LEAST_HOURS
+from aqtopo.evaluation.table import number_text
+from aqtopo.variables import VARIABLES
+
+_NUMBERS = ("hits", "misses", "false_alarms")
+_SHARES = ("pod", "far", "csi")
+
+
+def detail_table(done: Evaluation, name: str) -> Table:
+    """The table of `name`: a stratum, `exceedances` or `spectra`.
+
+    Raises:
+        ValueError: there is nothing of it.
+    """
+    if name == "exceedances":
+        return exceedance_table(done.exceedances)
+    if name == "spectra":
+        return spectra_table(done.spectra)
+    return stratum_table(done, name)
+
+
+def stratum_table(done: Evaluation, stratum: str) -> Table:
+    """The model's RMSE by season, hour, area or station, and its skill against the better reference there.
+
+    Raises:
+        ValueError: there are no such scores.
+    """
+    if stratum not in done.strata:
+        raise ValueError(f"there are no scores by {stratum} here. Give observations with --stations CSV.")
+    scores = done.strata[stratum]
+    table = Table(
+        title=f"RMSE of the model by {stratum}, and skill against the better reference",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    table.add_column(stratum, no_wrap=True)
+    for horizon in scores["horizon"].values:
+        table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
+        table.add_column("skill", justify="right", no_wrap=True)
+    for pollutant in scores["pollutant"].values:
+        for label in scores[stratum].values:
+            here = scores.sel({"pollutant": pollutant, stratum: label})
+            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
+            table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
+        table.add_section()
+    return table
+
+
+def _figures(pair: xr.Dataset) -> tuple[str, str]:
+    return (
+        number_text(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
+        number_text(float(pair["skill"].min("reference")), "+.3f"),
+    )
+
+
+def exceedance_table(exceedances: xr.Dataset) -> Table:
+    """Hits and false alarms of every forecast over the whole domain.
+
+    Raises:
+        ValueError: no day had enough hours.
+    """
+    whole = exceedances.sel(area=WHOLE)
+    if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
+        raise ValueError(
+            f"no day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
+            "means. Score forecasts launched every hour: --every 1."
+        )
+    table = Table(
+        title="days and cells whose 24-hour mean is above the limit (GB 3095-2012, grade II)",
+        caption="POD: share of hits in what came; FAR: share of false alarms in what was forecast; "
+        "CSI: share of hits in what was forecast or came",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    for column in ("pollutant", "forecast"):
+        table.add_column(column, no_wrap=True)
+    for column in ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pollutant in whole["pollutant"].values:
+        for horizon in whole["horizon"].values:
+            pair = whole.sel(pollutant=pollutant, horizon=horizon)
+            for name in whole["forecast"].values:
+                table.add_row(*_exceedance_row(pair.sel(forecast=name)))
+        table.add_section()
+    return table
+
+
+def _exceedance_row(case: xr.Dataset) -> list[str]:
+    return [
+        VARIABLES[str(case["pollutant"].values)].long_name,
+        str(case["forecast"].values),
+        f"{float(case['limit']):.0f}",
+        f"{int(case['horizon'])} h",
+        *(str(int(case[name])) for name in _NUMBERS),
+        *(number_text(float(case[name]), ".2f") for name in _SHARES),
+    ]
+
+
+def spectra_table(spectra: xr.Dataset) -> Table:
+    """Down to which wavelength the model has the truth's power, and how much of it at the shortest."""
+    model = spectra[["resolved_km", "short_waves"]].sel(forecast=MODEL)
+    table = Table(
+        title="is the forecast merely smooth? power of the model beside the truth's",
+        caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
+        "short: its share of that power over the shortest third of the wavelengths",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    for horizon in model["horizon"].values:
+        table.add_column(f"km\n{horizon} h", justify="right", no_wrap=True)
+        table.add_column("short", justify="right", no_wrap=True)
+    for pollutant in model["pollutant"].values:
+        pairs = [model.sel(pollutant=pollutant, horizon=horizon) for horizon in model["horizon"].values]
+        forms = (("resolved_km", ".0f"), ("short_waves", ".2f"))
+        figures = [number_text(float(pair[name]), form) for pair in pairs for name, form in forms]
+        table.add_row(VARIABLES[str(pollutant)].long_name, *figures)
+    return table

@@ -1,0 +1,167 @@
+"""Hits and false alarms for days above the limits of China's air-quality standard.
+
+A day is a natural day in Beijing (UTC+8), as GB 3095-2012 counts them, and its mean needs at least 20 hourly
+values. The model gives values at a few lead times only, so a forecast of a daily mean at lead time k is that
+of whoever always looks k hours ahead: the mean of the forecasts launched k hours before each hour of the
+day. That takes forecasts launched every hour; truth and references are averaged over the very same hours.
+
+Shapes: F forecast, B initial time, K horizon, C pollutant with a limit, A area, H x W grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scores.categorical import BasicContingencyManager
+
+from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.data.samples import evaluation_share
+from aqtopo.data.schema import Hours
+from aqtopo.evaluation.cases import Cases
+from aqtopo.evaluation.sums import Axes, Values, add_up
+
+LIMITS = MappingProxyType({"pm25": 75.0, "pm10": 150.0, "so2": 150.0, "no2": 80.0, "co": 4000.0})
+"""Limits of the 24-hour mean [ug m-3]: GB 3095-2012, table 1, grade II (residential areas). Ozone has one
+for the highest 8-hour mean instead, which a few lead times cannot tell."""
+
+LEAST_HOURS = 20
+"""Hourly values that a 24-hour mean needs: GB 3095-2012, table 4."""
+
+_BEIJING = np.timedelta64(8, "h")
+_OUTCOMES = ("hits", "misses", "false_alarms", "correct_negatives")
+
+
+@dataclass(eq=False)
+class _DaySum:
+    """Sums over the hours of a day so far: (F + 1, C, H, W), truth last, and how many hours (C, H, W)."""
+
+    values: Values
+    hours: Values
+
+
+class Exceedances:
+    """Counts days and cells above the limits, a few days at a time in memory.
+
+    Args:
+        axes: what sums are kept for; pollutants without a limit are left out.
+        init_times: of all processes.
+        world: how many processes share them.
+    """
+
+    def __init__(self, axes: Axes, init_times: Hours, world: int) -> None:
+        self._axes = axes
+        self._channels = [c for c, name in enumerate(axes.pollutants) if name in LIMITS]
+        self._pollutants = [axes.pollutants[c] for c in self._channels]
+        self._limits = np.array([LIMITS[name] for name in self._pollutants])[:, None, None]
+        names, grid = axes.areas.names, axes.areas.cells.shape[1:]
+        self._weights = axes.areas.cells.reshape(len(names), -1).T.astype(np.float64)
+        per_pair = (len(axes.horizons_h), len(self._channels))
+        self._counts = np.zeros((len(_OUTCOMES), len(axes.forecasts), *per_pair, len(names)))
+        self._blank = (len(self._channels), *grid)
+        self._open: dict[tuple[int, int], _DaySum] = {}
+        self._split = _split_days(init_times, axes.horizons_h, world)
+
+    def add(self, cases: Cases) -> None:
+        """Add a batch; initial times must come in order."""
+        channels = self._channels
+        known = cases.scored[:, :, channels]
+        fields = [cases.forecasts[name] for name in self._axes.forecasts] + [cases.truth]
+        values = np.stack([np.where(known, field[:, :, channels], 0.0) for field in fields])
+        days = _natural_day(cases.valid_times)
+        for b, k in np.ndindex(*days.shape):
+            day = self._day(k, int(days[b, k]))
+            day.values += values[:, b, k]
+            day.hours += known[b, k]
+
+    def _day(self, lead: int, day: int) -> _DaySum:
+        """The sums of a day, begun if need be, when all earlier ones of that lead time are complete."""
+        if (lead, day) not in self._open:
+            for key in [key for key in self._open if key[0] == lead and key not in self._split]:
+                self._close(key)
+            shape = (len(self._axes.forecasts) + 1, *self._blank)
+            self._open[lead, day] = _DaySum(np.zeros(shape), np.zeros(self._blank))
+        return self._open[lead, day]
+
+    def _close(self, key: tuple[int, int]) -> None:
+        """Count the cells of a complete day by what was forecast and what came."""
+        day = self._open.pop(key)
+        enough = day.hours >= LEAST_HOURS
+        above = day.values / np.maximum(day.hours, 1.0) > self._limits
+        forecast, truth = above[:-1], above[-1]
+        outcomes = (forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth)
+        for counts, outcome in zip(self._counts, outcomes, strict=True):
+            cells = (outcome & enough).reshape(*outcome.shape[:2], -1).astype(np.float64)
+            counts[:, key[0]] += cells @ self._weights
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Complete the days that several processes have hours of, one by one, then add all counts up."""
+        shape = (len(self._axes.forecasts) + 1, *self._blank)
+        for key in sorted(self._split):
+            day = self._open.setdefault(key, _DaySum(np.zeros(shape), np.zeros(self._blank)))
+            add_up((day.values, day.hours), ranks)
+            if ranks.rank == 0:
+                self._close(key)
+            else:
+                del self._open[key]
+        for key in list(self._open):
+            self._close(key)
+        add_up((self._counts,), ranks)
+
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """`exceedances`: numbers of days and cells, each outcome (forecast, area, pollutant, horizon)."""
+        axes, dims = self._axes, ("forecast", "horizon", "pollutant", "area")
+        counts = xr.Dataset(
+            {name: (dims, self._counts[o].astype(np.int64)) for o, name in enumerate(_OUTCOMES)},
+            coords={
+                "forecast": list(axes.forecasts),
+                "area": list(axes.areas.names),
+                "pollutant": self._pollutants,
+                "limit": ("pollutant", self._limits.ravel(), {"units": "ug m-3"}),
+                "horizon": ("horizon", list(axes.horizons_h), {"units": "hours"}),
+            },
+            attrs={"limits": "24-hour means, GB 3095-2012, grade II", "least_hours_of_a_day": LEAST_HOURS},
+        )
+        return {"exceedances": counts.transpose("forecast", "area", "pollutant", "horizon")}
+
+
+def exceedance_scores(counts: xr.Dataset) -> xr.Dataset:
+    """The counts of `Exceedances.tables` with what is made of them.
+
+    Returns:
+        `pod`, hits of what came (probability of detection), `far`, false alarms of what was forecast (false
+        alarm ratio), and `csi`, hits of what was forecast or came (critical success index); NaN where that
+        is nothing.
+    """
+    hits, misses, false_alarms, negatives = (counts[name].astype(np.float64) for name in _OUTCOMES)
+    contingency = BasicContingencyManager(
+        {
+            "tp_count": hits,
+            "fn_count": misses,
+            "fp_count": false_alarms,
+            "tn_count": negatives,
+            "total_count": hits + misses + false_alarms + negatives,
+        }
+    )
+    return counts.assign(
+        pod=contingency.probability_of_detection(),
+        far=contingency.false_alarm_ratio(),
+        csi=contingency.critical_success_index(),
+    )
+
+
+def _natural_day(times: Hours) -> NDArray[np.int64]:
+    """Days since 1970-01-01 in Beijing."""
+    return (times + _BEIJING).astype("datetime64[D]").astype(np.int64)
+
+
+def _split_days(init_times: Hours, horizons_h: Sequence[int], world: int) -> set[tuple[int, int]]:
+    """Lead times (by place) and days that more than one process may have hours of: first and last of each."""
+    if world == 1:
+        return set()
+    shares = [evaluation_share(init_times.size, rank, world) for rank in range(world)]
+    ends = init_times[[end for share in shares if share.size for end in (share[0], share[-1])]]
+    valid = ends[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
+    return {(k, int(day)) for days in _natural_day(valid) for k, day in enumerate(days)}
