@@ -62,6 +62,8 @@ def evaluate(
     """
     from rich.console import Console
 
+    if Detail.STATION in (detail or ()) and stations is None:
+        raise ValueError("--detail station needs observations: give them with --stations CSV.")
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.checkpoint import load_run

@@ -15,12 +15,8 @@ _NUMBERS = ("hits", "misses", "false_alarms")
 _SHARES = ("pod", "far", "csi")
 
 
-def detail_table(done: Evaluation, name: str) -> Table:
-    """The table of `name`: a stratum, `exceedances` or `spectra`.
-
-    Raises:
-        ValueError: there is nothing of it.
-    """
+def detail_table(done: Evaluation, name: str) -> Table | str:
+    """The table of `name`: a stratum of `done`, `exceedances` or `spectra`; or why there is none."""
     if name == "exceedances":
         return exceedance_table(done.exceedances)
     if name == "spectra":
@@ -29,13 +25,7 @@ def detail_table(done: Evaluation, name: str) -> Table:
 
 
 def stratum_table(done: Evaluation, stratum: str) -> Table:
-    """The model's RMSE by season, hour, area or station, and its skill against the better reference there.
-
-    Raises:
-        ValueError: there are no such scores.
-    """
-    if stratum not in done.strata:
-        raise ValueError(f"there are no scores by {stratum} here. Give observations with --stations CSV.")
+    """The model's RMSE by season, hour, area or station, and its skill against the better reference there."""
     scores = done.strata[stratum]
     table = Table(
         title=f"RMSE of the model by {stratum}, and skill against the better reference",
@@ -62,16 +52,12 @@ def _figures(pair: xr.Dataset) -> tuple[str, str]:
     )
 
 
-def exceedance_table(exceedances: xr.Dataset) -> Table:
-    """Hits and false alarms of every forecast over the whole domain.
-
-    Raises:
-        ValueError: no day had enough hours.
-    """
+def exceedance_table(exceedances: xr.Dataset) -> Table | str:
+    """Hits and false alarms of every forecast over the whole domain, or why there are none."""
     whole = exceedances.sel(area=WHOLE)
     if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
-        raise ValueError(
-            f"no day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
+        return (
+            f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
             "means. Score forecasts launched every hour: --every 1."
         )
     table = Table(

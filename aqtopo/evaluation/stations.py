@@ -91,7 +91,7 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
         if absent:
             raise ValueError(f"it has no column {', '.join(absent)}")
         for name in ("lat", "lon", "value"):
-            table[name] = pd.to_numeric(table[name])
+            table[name] = pd.to_numeric(table[name]).astype(np.float64)
         times = pd.to_datetime(table["time"], utc=True, format="ISO8601").dt.tz_localize(None)
     except (OSError, ValueError) as error:
         raise ValueError(

@@ -59,6 +59,10 @@ def test_what_libraries_print_does_not_reach_the_json(
     [
         (["--tag", "epoch99"], "no saved state 'epoch99'"),
         (["--split", "train"], "train"),
+        (["--detail", "station"], "needs observations"),
+        (["--region", "nowhere"], "not of the form NAME=SOUTH:NORTH,WEST:EAST"),
+        (["--stations", "gone.csv"], "cannot be read"),
+        (["--against", "gone.nc"], "cannot be read"),
     ],
 )
 def test_bad_options_are_refused_and_nothing_is_written(
@@ -66,6 +70,51 @@ def test_bad_options_are_refused_and_nothing_is_written(
 ) -> None:
     assert message in aqtopo("evaluate", untrained_run, *options).complaint
     assert not (untrained_run / SCORES_FILE).exists()
+
+
+def test_details_are_printed_when_they_are_asked_for(aqtopo: Command, untrained_run: Path) -> None:
+    details = ("season", "hour", "area", "spectra", "exceedances")
+    ended = aqtopo(
+        "evaluate",
+        untrained_run,
+        *(word for detail in details for word in ("--detail", detail)),
+        *("--region", "east=20:48,110:134"),
+    )
+    assert ended.code == 0, ended.err
+    lines = [line.split() for line in ended.out.splitlines() if line.lstrip().startswith("PM2.5")]
+    labels = [line[1] for line in lines[4:]]
+    assert labels[:8] == ["DJF", "0", "12", "all", "plains", "slopes", "mountains", "plateau"]
+    assert labels[8] == "east"
+    assert "is the forecast merely smooth?" in ended.out
+    assert "No day has forecasts for 20 of its hours" in ended.out
+
+
+def test_stations_and_another_model_are_scored_in_one_go(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
+    csv, other = tmp_path / "stations.csv", tmp_path / "cams.nc"
+    csv.write_text("id,lat,lon,time,pollutant,value\nA,30,100,2018-01-04T00,pm25,40\n")
+    assert aqtopo("forecast", untrained_run, other, "--init", "2018-01-03T00").code == 0
+    ended = aqtopo(
+        "evaluate",
+        untrained_run,
+        "--stations",
+        csv,
+        "--against",
+        other,
+        "--detail",
+        "station",
+        "--every",
+        "12",
+    )
+    assert ended.code == 0, ended.err
+    assert "than persistence in" in ended.out
+    assert "cams in 0, and than all in 0" in ended.out
+    written = {path.name for path in untrained_run.iterdir() if path.name.startswith("scores")}
+    assert written == {f"scores_against_cams{end}" for end in (".json", ".zarr", "_stations.csv")}
+    lines = (untrained_run / "scores_against_cams_stations.csv").read_text().splitlines()
+    assert len(lines) == 1 + 4
+    assert lines[1].startswith("A,30.0,100.0,pm25,ug m-3,24,")
 
 
 def test_a_directory_that_is_no_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
