@@ -29,8 +29,9 @@ RANKS = 2
 def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     """One rank's part; rank 0 leaves the rows in `rows.json`."""
     from aqtopo.model import Terrain, build_model
-    from aqtopo.training.distributed import Launch, World, connect
+    from aqtopo.training.distributed import World, connect
     from aqtopo.training.engine import build_engine
+    from aqtopo.training.launch import Launch
 
     config = load_config(CONFIG, SMALL if quick else [])
     device = connect(Launch("torch", rank, rank, RANKS, RANKS, "127.0.0.1", port))

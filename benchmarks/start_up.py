@@ -25,7 +25,7 @@ import xarray as xr
 
 from aqtopo.config import load_config
 from aqtopo.data import write_statistics, write_store
-from aqtopo.training.distributed import Launch
+from aqtopo.training.launch import Launch
 from aqtopo.training.loop import train
 from aqtopo.training.resume import AUTO, ResumeOptions
 from aqtopo.training.run_log import METRICS_FILE, read_events

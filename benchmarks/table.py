@@ -24,6 +24,7 @@ NAMES = (
     "encodings",
     "resume",
     "start_up",
+    "preflight",
 )
 
 

@@ -204,12 +204,13 @@ def _rank(
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
     from aqtopo.training import distributed
+    from aqtopo.training.launch import read_launch
 
     changes = [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
     fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
     config = load_config(CONFIG, changes + [f"deepspeed.{field}" for field in fields])
-    where = distributed.connect(distributed.read_launch())
+    where = distributed.connect(read_launch())
     model = build_model(config, make_terrain(grid)).train()
     batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
     make_step = {"engine": _engine_step, "ddp": _ddp_step}[program]

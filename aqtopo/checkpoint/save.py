@@ -10,7 +10,7 @@ which the next start removes; one killed after it leaves a complete tag.
 import json
 import shutil
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -52,10 +52,18 @@ class Saver:
         run_dir: the run directory.
         policy: which states are kept.
         ranks: all of the run's.
+        committed: called on rank 0, in the background, with every state that has become complete.
     """
 
-    def __init__(self, run_dir: Path, policy: CheckpointConfig, ranks: Ranks) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        policy: CheckpointConfig,
+        ranks: Ranks,
+        committed: Callable[[Tag], None] = lambda _: None,
+    ) -> None:
         self._run_dir = run_dir
+        self._committed = committed
         self._policy = policy
         self._ranks = ranks
         self._pending: PendingCommit | None = None
@@ -103,6 +111,11 @@ class Saver:
         if pending is not None:
             pending.finish()
 
+    def abandon(self) -> None:
+        """Wait, without the other ranks and not for long, for the state that is on its way."""
+        if self._pending is not None:
+            self._pending.close(GRACE_S)
+
     def _named(self, tag: Tag) -> Tag:
         """The tag with what rank 0 finds in the run directory: its number, and a name never used before."""
         found = tag
@@ -142,6 +155,7 @@ class Saver:
         sync(aside.parent)
         try:
             point_to(tag, self._run_dir)
+            self._committed(tag)
             prune(self._run_dir, self._policy)
         except OSError as error:
             warnings.warn(f"{tag.name} is saved, but what comes after that failed: {error}", stacklevel=2)
@@ -157,8 +171,8 @@ class Saver:
     ) -> None:
         if error is None:
             self.finish()
-        elif self._pending is not None:
-            self._pending.close(GRACE_S)
+        else:
+            self.abandon()
 
 
 def module_weights(engine: Any) -> dict[str, Tensor]:

@@ -25,16 +25,17 @@ def doctor(
 
     from aqtopo.config import load_config
     from aqtopo.training import distributed
+    from aqtopo.training.launch import read_launch
     from aqtopo.training.preflight import check_up
     from aqtopo.training.prepare import prepare
     from aqtopo.training.resume import AUTO, ResumeOptions
     from aqtopo.training.watchdog import watch_together
 
-    launch = distributed.read_launch()
+    launch = read_launch()
     prepared = prepare(load_config(config, overrides or []), launch, ResumeOptions(AUTO))
     with watch_together(launch, prepared.run_dir) as watchdog:
         watchdog.enter("connect")
-        device = distributed.connect(launch)
+        device = distributed.connect(launch, watchdog.longest_s)
         watchdog.enter("preflight")
         checkup = check_up(prepared, device)
         distributed.disconnect()
@@ -47,4 +48,4 @@ def doctor(
         for name, value in checkup.facts.items():
             table.add_row(name, value)
         Console().print(table)
-    checkup.demand_health()
+    checkup.demand_health(in_full=launch.is_main)

@@ -67,6 +67,7 @@ def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
     rows = {
         "state": state.state,
         "step": f"{state.step:,} of {state.total_steps:,}, started {state.starts} time(s)",
+        "saved": state.saved or "-",
         "train loss": _number(state.train_loss),
         "validation loss": f"{_number(state.val_loss)} (best {_number(state.best_val_loss)})",
         "learning rates": "  ".join(f"{group} {lr:.3e}" for group, lr in state.lrs.items()) or "-",

@@ -1,14 +1,9 @@
-"""The only module that talks to torch.distributed: who we are, how we connect, what ranks agree on.
-
-A process learns its rank from whatever started it: `deepspeed` and `torchrun` export RANK and its kin, `srun`
-exports SLURM_* variables, and a program started alone is rank 0 of 1. All four go through the same code.
-"""
+"""The only module that talks to torch.distributed: how ranks connect, and what they agree on."""
 
 import os
-import re
 import socket
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -18,153 +13,11 @@ import torch.distributed as dist
 
 from aqtopo.checkpoint.ranks import ALONE, Ranks
 from aqtopo.refusal import LostRankError
+from aqtopo.training.device import select_device
+from aqtopo.training.launch import Launch, read_launch
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""Longest wait in a collective; a rank that lags longer is taken for dead."""
-
-
-GPUS_OF_JOB = frozenset({"SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS", "SLURM_STEP_GPUS"})
-"""Any of these says that Slurm gave the job GPUs."""
-
-HIDING = frozenset({"ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"})
-"""Variables that hide GPUs from a process."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher told this process.
-
-    Attributes:
-        launcher: `torch` (deepspeed and torchrun set the same variables), `slurm` or `alone`.
-        rank: this process among all.
-        local_rank: this process on its node.
-        size: processes of the run.
-        local_size: processes on this node.
-        master_addr: where rank 0 listens.
-        master_port: its port; 0 lets a program started alone pick a free one.
-    """
-
-    launcher: str
-    rank: int
-    local_rank: int
-    size: int
-    local_size: int
-    master_addr: str
-    master_port: int
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes the files and the console."""
-        return self.rank == 0
-
-    def example(self, nodes: int, ranks_per_node: int) -> str:
-        """How to start that many processes the way this one was started."""
-        if self.launcher == "slurm" or nodes > 1:
-            return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
-        return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
-
-
-def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """Find out how this process was started.
-
-    Raises:
-        ValueError: the launcher's variables are incomplete.
-    """
-    if "RANK" in environ:
-        return _read_torch_launch(environ)
-    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
-        return _read_slurm_launch(environ)
-    return Launch("alone", 0, 0, 1, 1, "127.0.0.1", 0)
-
-
-def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
-    missing = [
-        name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ
-    ]
-    if missing:
-        raise ValueError(
-            f"RANK = {environ['RANK']} is set but {', '.join(missing)} is not. Start the program with "
-            "`deepspeed`, `torchrun` or `srun`, or unset RANK to run alone."
-        )
-    size = _integer(environ, "WORLD_SIZE")
-    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE")
-    return Launch(
-        "torch",
-        _integer(environ, "RANK"),
-        _integer(environ, "LOCAL_RANK"),
-        size,
-        _integer(environ, local),
-        environ["MASTER_ADDR"],
-        _integer(environ, "MASTER_PORT"),
-    )
-
-
-def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A launcher's variable as a number.
-
-    Raises:
-        ValueError: it is missing, without a default, or no number.
-    """
-    text = environ.get(name, "" if default is None else str(default))
-    if not text.isdigit():
-        raise ValueError(
-            f"the environment variable {name} must be a number and is {text!r}. Start the program with "
-            "`deepspeed`, `torchrun` or `srun`, or unset RANK and SLURM_PROCID to run alone."
-        )
-    return int(text)
-
-
-def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
-    """Map Slurm's own variables, which carry neither an address nor a port of rank 0."""
-    size = _integer(environ, "SLURM_STEP_NUM_TASKS")
-    nodes = _integer(environ, "SLURM_STEP_NUM_NODES", 1)
-    node = _integer(environ, "SLURM_NODEID", 0)
-    if nodes > 1 and "MASTER_ADDR" not in environ:
-        raise ValueError(
-            f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
-            'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
-        )
-    # One port a job, so that two jobs sharing a node do not meet; below those that the kernel hands out.
-    default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 12000
-    return Launch(
-        "slurm",
-        _integer(environ, "SLURM_PROCID"),
-        _integer(environ, "SLURM_LOCALID"),
-        size,
-        _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[node],
-        environ.get("MASTER_ADDR", "127.0.0.1"),
-        _integer(environ, "MASTER_PORT", default_port),
-    )
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """Expand Slurm's run-length form: `8(x2),4` is 8, 8, 4."""
-    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in runs for _ in range(int(times or 1))]
-
-
-def select_device(launch: Launch) -> torch.device:
-    """This rank's device: what DS_ACCELERATOR says, else a GPU where there is one.
-
-    DeepSpeed reads the same variable when it is first imported.
-    """
-    visible = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if "DS_ACCELERATOR" not in os.environ and not visible and GPUS_OF_JOB & os.environ.keys():
-        raise ValueError(
-            f"{socket.gethostname()}: the job has GPUs, but PyTorch sees none of them. Look at the driver, "
-            "at PyTorch's build (ROCm or CUDA) and at the *_VISIBLE_DEVICES variables; to train on the CPU, "
-            "export DS_ACCELERATOR=cpu."
-        )
-    kind = os.environ.setdefault("DS_ACCELERATOR", "cuda" if visible else "cpu")
-    if kind == "cuda":  # ROCm counts as cuda
-        index = _gpu_of(launch, visible, os.environ)
-        torch.cuda.set_device(index)
-        return torch.device("cuda", index)
-    if kind != "cpu":
-        raise ValueError(f"DS_ACCELERATOR = {kind}: aqtopo runs on cuda (ROCm counts as that) and cpu.")
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // launch.local_size))
-    return torch.device("cpu")
+COLLECTIVE_TIMEOUT_S = 1800.0
+"""Longest wait in a collective where nothing else is asked for; a rank that lags longer is taken for dead."""
 
 
 class Board:
@@ -222,6 +75,23 @@ class Board:
         """Put this rank's words up, in place of its last ones."""
         self._attempt(lambda: self._store.set(f"words/{self.rank}", text))
 
+    def raise_alarm(self, text: str) -> str:
+        """Say for all to read why the run ends, unless another rank was first; what stands there now."""
+        return str(self._attempt(lambda: self._store.compare_set("alarm", "", text)).decode())
+
+    def alarm(self) -> str | None:
+        """Why the run ends, if some rank has said so."""
+        raised: bool = self._attempt(lambda: self._store.check(["alarm"]))
+        return str(self._attempt(lambda: self._store.get("alarm")).decode()) if raised else None
+
+    def leave(self) -> None:
+        """Say that this rank has no more to read here."""
+        self._attempt(lambda: self._store.add("left", 1))
+
+    def left(self) -> int:
+        """How many ranks have said so."""
+        return int(self._attempt(lambda: self._store.add("left", 0)))
+
     def read(self, rank: int) -> str | None:
         """The words of a rank; None if it has none yet."""
         key = f"words/{rank}"
@@ -262,24 +132,14 @@ def announce(launch: Launch) -> None:
     )
 
 
-def _gpu_of(launch: Launch, visible: int, environ: Mapping[str, str]) -> int:
-    """The index of this rank's GPU.
+def connect(launch: Launch, longest_wait_s: float = COLLECTIVE_TIMEOUT_S) -> torch.device:
+    """Join the process group and return this rank's device.
 
-    Raises:
-        ValueError: there are fewer GPUs than ranks on this node.
+    Args:
+        launch: who this process is.
+        longest_wait_s: how long a collective may wait for a rank; a watchdog with names for what ranks do
+            should speak before.
     """
-    if visible == 1 and HIDING & environ.keys():
-        return 0  # a wrapper shows each rank its own GPU only
-    if visible < launch.local_size:
-        raise ValueError(
-            f"{socket.gethostname()}: {launch.local_size} ranks were started on this node, and {visible} "
-            "GPU(s) are visible. Ask Slurm for as many GPUs as tasks (--gpus-per-node), or start fewer ranks."
-        )
-    return launch.local_rank
-
-
-def connect(launch: Launch) -> torch.device:
-    """Join the process group and return this rank's device."""
     device = select_device(launch)
     announce(launch)
     import deepspeed.ops  # after DS_ACCELERATOR is set: it decides at import
@@ -293,7 +153,7 @@ def connect(launch: Launch) -> torch.device:
     # minute at the first start, and 66 MiB that every rank of every run leaves in /dev/shm.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    init_distributed(dist_backend=backend, verbose=False, timeout=COLLECTIVE_TIMEOUT)
+    init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=longest_wait_s))
     # Until here every rank only looked; behind this line rank 0 may write what slower ranks must not see yet.
     barrier()
     return device
@@ -326,6 +186,13 @@ def disconnect() -> None:
 def barrier() -> None:
     """Wait until every rank is here."""
     dist.barrier()
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of all ranks' values."""
+    values = torch.tensor([value], device=device)
+    dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return int(values)
 
 
 def total(values: torch.Tensor) -> torch.Tensor:

@@ -125,7 +125,7 @@ class DrilledRanks:
 
 def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:
     """One rank, in a process of its own."""
-    from aqtopo.training.distributed import Launch
+    from aqtopo.training.launch import Launch
     from aqtopo.training.loop import train
     from aqtopo.training.resume import AUTO, ResumeOptions
 

@@ -3,24 +3,24 @@
 import json
 import signal
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
 from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.save import Saver
-from aqtopo.checkpoint.tags import Tag
+from aqtopo.checkpoint.tags import Tag, val_loss_in
 from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
-from aqtopo.training.distributed import Launch
 from aqtopo.training.engine import batch_fields, build_engine
 from aqtopo.training.job import BatchJob
-from aqtopo.training.position import next_samples
+from aqtopo.training.launch import Launch
+from aqtopo.training.position import Progress, next_samples
 from aqtopo.training.preflight import check_up
 from aqtopo.training.prepare import Prepared, prepare, prepare_again
 from aqtopo.training.probe import probe_batch, probe_loss
@@ -38,30 +38,6 @@ from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import validation_loss
 from aqtopo.training.watchdog import Watchdog, watch_together
-
-RESTART, END = "asked to stop and to be started again", "asked to stop by a signal"
-"""Reasons for ending that a rank was given from outside."""
-
-
-@dataclass
-class Progress:
-    """Where the run is.
-
-    Attributes:
-        epoch: the current epoch, from 0.
-        step_in_epoch: optimizer updates made in it.
-        step: optimizer updates made in all.
-        train_loss: of the last step.
-    """
-
-    epoch: int = 0
-    step_in_epoch: int = 0
-    step: int = 0
-    train_loss: float = float("nan")
-
-    def tag(self, val_loss: float | None) -> Tag:
-        """The name under which this state is saved."""
-        return Tag(self.epoch, self.step, self.step_in_epoch, val_loss, self.train_loss)
 
 
 def train(
@@ -88,7 +64,7 @@ def train(
     stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
     with stops.watching(signal.SIGUSR1):  # unwatched it kills, and it may come while the run still starts
         prepared = prepare(config, launch, options or ResumeOptions(NEVER))
-        with watch_together(launch, prepared.run_dir) as watchdog:
+        with watch_together(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
             _train_together(prepared, job, stops, watchdog, stop_after)
 
 
@@ -98,20 +74,21 @@ def _train_together(
     """What all ranks do, from joining to leaving the process group."""
     launch = prepared.launch
     watchdog.enter("connect")
-    device = distributed.connect(launch)
+    device = distributed.connect(launch, watchdog.longest_s)
     ranks = distributed.World(launch.rank, launch.size, device)
     watchdog.enter("preflight")
-    check_up(prepared, device).demand_health()
+    check_up(prepared, device).demand_health(in_full=launch.is_main)
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
         watchdog.enter("lock")
         patience_s = PATIENCE_S if job.folder else 0.0
-        with hold_run_directory(prepared.run_dir, ranks, patience_s):
+        with watchdog.telling(), hold_run_directory(prepared.run_dir, ranks, patience_s):
             held = prepare_again(prepared, ranks)
             with staged(held, watchdog, log) as store:
                 run = _make_run(replace(held, store=store), ranks, log, job, stops, watchdog, stop_after)
+                watchdog.before_giving_up(run.saver.abandon)
                 # Only now is there something to save.
-                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver:
+                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver, watchdog.telling():
                     run.execute()
     finally:
         log.close()
@@ -187,8 +164,9 @@ class _Run:
         self.stop_after = stop_after
         self.progress = Progress()
         self.early = EarlyStopping(self.config.training.patience)
-        self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks)
+        self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks, self._note_save)
         self.saved_step, self.first_step = -1, 0
+        self.owes_validation = False
         self.scaling_digest = scaling_digest(self.config, prepared.store)
         self.probe = probe
         self.running = RunningLoss()
@@ -212,6 +190,8 @@ class _Run:
         self.running.expected = losses.running
         if self.prepared.continues:
             self.saved_step = position.step
+            due = position.step_in_epoch in self.validation_steps
+            self.owes_validation = due and val_loss_in(resumed.manifest.tag) is None
         self.log.say(resumed.line)
         self.log.event(
             "resume",
@@ -230,12 +210,9 @@ class _Run:
         if self.saved_step != self.progress.step:
             self._save(None)
         self.saver.finish()
-        if self.ranks.rank == 0:
-            self.job.note_save(f"step {self.saved_step}")
-            if reason == RESTART:
-                self.job.ask_for_restart(f"saved at step {self.progress.step}")
-        best = self.early.best if self.early.best < float("inf") else None
-        self.log.event("stop", step=self.progress.step, reason=reason, best=best)
+        if self.ranks.rank == 0 and reason == Stop.RESTART.reason:
+            self.job.ask_for_restart(f"saved at step {self.progress.step}")
+        self.log.event("stop", step=self.progress.step, reason=reason, best=self.early.best_so_far)
         self.log.say(f"stopped at step {self.progress.step}: {reason}; best val_loss {self.early.best:.4f}")
 
     def _announce(self) -> None:
@@ -267,6 +244,8 @@ class _Run:
         progress = self.progress
         if self.stop_after is not None and progress.step >= self.stop_after:
             return f"--stop-after {self.stop_after}: already there"
+        if self.owes_validation and (reason := self._why_stop(self._validate(Stop.NO))):
+            return reason
         for epoch in range(progress.epoch, self.config.training.epochs):
             if epoch != progress.epoch:
                 progress.epoch, progress.step_in_epoch = epoch, 0
@@ -275,28 +254,33 @@ class _Run:
             began = time.monotonic()
             self.watchdog.enter("data")
             for micro_batches in steps:
-                result = self._step(micro_batches, began)
+                stop = self._step(micro_batches, began).stop
                 if self.progress.step_in_epoch in self.validation_steps:
-                    self._validate()
+                    stop = self._validate(stop)
                 elif self._save_due():
                     self._save(None)
-                if result.stop is not Stop.NO:
-                    return RESTART if result.stop is Stop.RESTART else END
-                if self.stop_after is not None and self.progress.step >= self.stop_after:
-                    return f"--stop-after {self.stop_after}"
-                if self.early.exhausted:
-                    return f"no better val_loss in {self.early.waited} validations"
+                if reason := self._why_stop(stop):
+                    return reason
                 began = time.monotonic()  # the next step's time begins with the wait for its data
                 self.watchdog.enter("data")
         return "all epochs done"
+
+    def _why_stop(self, stop: Stop) -> str | None:
+        """The reason for ending here; None if there is none."""
+        if stop is not Stop.NO:
+            return stop.reason
+        if self.stop_after is not None and self.progress.step >= self.stop_after:
+            return f"--stop-after {self.stop_after}"
+        if self.early.exhausted:
+            return f"no better val_loss in {self.early.waited} validations"
+        return None
 
     def _step(self, micro_batches: list[Batch], began: float) -> StepResult:
         """One update, and what the log says of it; `began` is when the wait for its data began [s]."""
         progress = self.progress
         lrs = self.prepared.schedule.lrs(progress.step)
-        self.watchdog.enter(
-            "step" if progress.step > self.first_step else "first step", str(progress.step + 1)
-        )
+        phase = "step" if progress.step > self.first_step else "first step"
+        self.watchdog.enter(phase, str(progress.step + 1))
         result = train_step(
             self.engine,
             micro_batches,
@@ -348,9 +332,23 @@ class _Run:
         every = self.config.checkpoint.every_steps
         return every is not None and self.progress.step % every == 0
 
-    def _validate(self) -> None:
+    def _validate(self, stop: Stop) -> Stop:
+        """Validate and save; where the ranks are to stop, which may come on the way, the next start does it.
+
+        A validation may take longer than the time that is left. Takes and gives what the ranks agree on.
+        """
         self.watchdog.enter("validation")
-        val_loss = validation_loss(self.engine, self.validation_batches)
+        val_loss = None
+        if stop is Stop.NO:
+            val_loss = validation_loss(
+                self.engine,
+                self.validation_batches,
+                asked_to_stop=lambda: self.stops.agreed(self.device) is not Stop.NO,
+            )
+        stop = max(stop, self.stops.agreed(self.device))
+        if val_loss is None:
+            self.log.say(f"step {self.progress.step}: the next start validates, this one has to stop")
+            return stop
         best = self.early.update(val_loss)
         self.log.event(
             "validation", step=self.progress.step, epoch=self.progress.epoch, val_loss=val_loss, best=best
@@ -361,14 +359,16 @@ class _Run:
             f"train loss {self.progress.train_loss:.4f}"
         )
         self._save(val_loss)
+        return stop
 
     def _save(self, val_loss: float | None) -> None:
         self.watchdog.enter("save")
-        committed = self.saved_step
         self.saver.save(self.engine, self.progress.tag(val_loss), self._facts())
         self.saved_step = self.progress.step
-        if self.ranks.rank == 0 and committed > self.first_step:
-            self.job.note_save(f"step {committed}")  # a save waits until the one before it is complete
+
+    def _note_save(self, tag: Tag) -> None:
+        if tag.step > self.first_step:  # else this start has achieved nothing by it
+            self.job.note_save(tag.name)
 
     def _facts(self) -> RunFacts:
         """What a manifest says of the run."""
@@ -386,7 +386,7 @@ class _Run:
                 train=progress.train_loss,
                 running=self.running.mean,
                 probe=probe_loss(self.engine, self.probe),
-                best_validation=self.early.best if self.early.best < float("inf") else None,
+                best_validation=self.early.best_so_far,
                 validations_waited=self.early.waited,
             ),
             next_lrs={} if over else prepared.schedule.lrs(progress.step),

@@ -1,11 +1,34 @@
-"""Where a run is in the order of its data, as a manifest predicts it."""
+"""Where a run is: its steps so far, and its place in the order of its data, as a manifest predicts it."""
 
 import hashlib
+from dataclasses import dataclass
 
 from aqtopo.checkpoint.manifest import NextSamples
+from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, epoch_order, sample_table
 from aqtopo.data.store import Store
+
+
+@dataclass
+class Progress:
+    """Where the run is.
+
+    Attributes:
+        epoch: the current epoch, from 0.
+        step_in_epoch: optimizer updates made in it.
+        step: optimizer updates made in all.
+        train_loss: of the last step.
+    """
+
+    epoch: int = 0
+    step_in_epoch: int = 0
+    step: int = 0
+    train_loss: float = float("nan")
+
+    def tag(self, val_loss: float | None) -> Tag:
+        """The name under which this state is saved."""
+        return Tag(self.epoch, self.step, self.step_in_epoch, val_loss, self.train_loss)
 
 
 def next_samples(

@@ -67,16 +67,22 @@ class Checkup:
     problems: list[str]
     seconds: float
 
-    def demand_health(self) -> None:
+    def demand_health(self, in_full: bool) -> None:
         """Raise if there are problems.
+
+        Args:
+            in_full: spell all of them out, which one rank does for all.
 
         Raises:
             ValueError: on all ranks.
         """
-        if self.problems:
-            raise ValueError(
-                "the ranks cannot train together:\n" + "\n".join(f"  {p}" for p in self.problems)
-            )
+        if not self.problems:
+            return
+        what = "the ranks cannot train together"
+        if in_full or len(self.problems) == 1:
+            raise ValueError(f"{what}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
+        others = len(self.problems) - 1
+        raise ValueError(f"{what}: {self.problems[0]}; and {others} more, which rank 0 names")
 
 
 def check_up(prepared: Prepared, device: torch.device) -> Checkup:
@@ -87,16 +93,21 @@ def check_up(prepared: Prepared, device: torch.device) -> Checkup:
         device: where it will train.
     """
     began, launch = time.monotonic(), prepared.launch
-    problems = [*_kernels(prepared, device), *_reduction(launch.rank, launch.size, device)]
+    problems = [*_kernels(prepared, device), *check_reduction(launch.rank, launch.size, device)]
     if launch.local_rank == 0:
         problems += _folder_problems(prepared.run_dir)
     if launch.is_main:
         problems += _space_problems(prepared)
     distributed.barrier()
-    own = Finding(socket.gethostname(), _facts(prepared, device), problems, time.time())
+    common, problems = compare(Finding(socket.gethostname(), _facts(prepared, device), problems, time.time()))
+    return Checkup(common, problems, time.monotonic() - began)
+
+
+def compare(own: Finding) -> tuple[dict[str, str], list[str]]:
+    """What most ranks have, and every problem, by the findings of all ranks; every rank must call it."""
     findings = [Finding(**json.loads(text)) for text in distributed.gather_texts(json.dumps(asdict(own)))]
     common = {name: Counter(f.facts[name] for f in findings).most_common(1)[0][0] for name in own.facts}
-    return Checkup(common, _compare(findings, common), time.monotonic() - began)
+    return common, _problems(findings, common)
 
 
 def _facts(prepared: Prepared, device: torch.device) -> dict[str, str]:
@@ -142,7 +153,8 @@ def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
     return [problem] if problem else []
 
 
-def _reduction(rank: int, size: int, device: torch.device) -> list[str]:
+def check_reduction(rank: int, size: int, device: torch.device) -> list[str]:
+    """Whether a sum over all ranks is right; every rank must call it."""
     found = int(distributed.total(torch.tensor([rank + 1], device=device)))
     expected = size * (size + 1) // 2
     return [] if found == expected else [f"the sum over all ranks is {found} and should be {expected}"]
@@ -184,13 +196,13 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
-def _compare(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
-    """Every problem of a rank, every difference between ranks, and every clock that is off."""
-    problems = [
-        f"rank {rank} on {finding.host}: {problem}"
-        for rank, finding in enumerate(findings)
-        for problem in finding.problems
-    ]
+def _problems(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
+    """Every problem of ranks, every difference between them, and every clock that is off; each once."""
+    having: dict[str, list[str]] = {}
+    for rank, finding in enumerate(findings):
+        for problem in finding.problems:
+            having.setdefault(problem, []).append(f"rank {rank} on {finding.host}")
+    problems = [f"{abridged(ranks, 8)}: {problem}" for problem, ranks in having.items()]
     for name, usual in common.items():
         others = [
             f"rank {rank} on {finding.host} has {_short(finding.facts[name])}"
@@ -202,12 +214,12 @@ def _compare(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
             problems.append(f"{name}: {abridged(others, 8)}; {rest} rank(s) have {_short(usual)}")
     clocks = sorted(finding.clock for finding in findings)
     median = clocks[len(clocks) // 2]
-    problems += [
-        f"rank {rank} on {finding.host}: the clock is {finding.clock - median:+.0f} s off the other ranks'"
+    off = [
+        f"rank {rank} on {finding.host} {finding.clock - median:+.0f} s"
         for rank, finding in enumerate(findings)
         if abs(finding.clock - median) > CLOCK_TOLERANCE_S
     ]
-    return problems
+    return [*problems, *([f"the clock is off the other ranks': {abridged(off, 8)}"] if off else [])]
 
 
 def _short(value: str) -> str:

@@ -18,7 +18,7 @@ from aqtopo.checkpoint.retention import sweep
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
-from aqtopo.training.distributed import Launch
+from aqtopo.training.launch import Launch
 from aqtopo.training.run_log import METRICS_FILE
 from aqtopo.training.watchdog import STACKS
 

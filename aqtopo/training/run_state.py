@@ -7,7 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from aqtopo.checkpoint.tags import last_tag
 from aqtopo.training.run_log import METRICS_FILE, read_events
+from aqtopo.training.stopping import Stop
 from aqtopo.training.watchdog import STACKS
 
 FIRST_STEPS = 5
@@ -25,10 +27,12 @@ class RunState:
     """What can be said of a run at a moment.
 
     Attributes:
-        state: `not started`, `starting`, `running`, `silent for ...` or `ended: ...`.
+        state: `not started`, `starting`, `running`, `silent for ...`, `waiting for its next start`, or
+            `ended: ...`.
         step: updates made.
         total_steps: of the whole run; 0 before the first start.
         starts: how often it was started.
+        saved: the last saved state that is complete; None before the first.
         train_loss: of the last step; None before the first.
         val_loss: of the last validation.
         best_val_loss: lowest so far.
@@ -44,6 +48,7 @@ class RunState:
     step: int
     total_steps: int
     starts: int
+    saved: str | None
     train_loss: float | None
     val_loss: float | None
     best_val_loss: float | None
@@ -92,6 +97,7 @@ def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
         step=last.get("step", 0),
         total_steps=total,
         starts=len(starts),
+        saved=None if (tag := last_tag(run_dir)) is None else tag.name,
         train_loss=last.get("train_loss"),
         val_loss=validations[-1] if validations else None,
         best_val_loss=min(validations, default=None),
@@ -109,7 +115,8 @@ def _state(events: Sequence[dict[str, Any]], seconds: float | None, now: datetim
         return "not started"
     last = events[-1]
     if last["event"] == "stop":
-        return f"ended: {last['reason']}"
+        restart = last["reason"] == Stop.RESTART.reason
+        return "waiting for its next start" if restart else f"ended: {last['reason']}"
     silence = (now - _time(last)).total_seconds()
     if silence > max(SILENT_AFTER_S, 10 * (seconds or 0.0)):
         return f"silent for {silence:.0f} s"

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from types import FrameType
 
+import torch
+
+from aqtopo.training import distributed
+
 
 class Stop(IntEnum):
     """What a run is asked to do after its step; the larger wins where ranks were asked different things."""
@@ -16,6 +20,13 @@ class Stop(IntEnum):
     """Save and end, to be started again: the time limit is near."""
     END = 2
     """Save and end for good."""
+
+    @property
+    def reason(self) -> str:
+        """What the log says of it."""
+        return (
+            "asked to stop and to be started again" if self is Stop.RESTART else "asked to stop by a signal"
+        )
 
 
 class StopRequests:
@@ -43,6 +54,10 @@ class StopRequests:
     def wanted(self) -> Stop:
         """What this rank was asked to do."""
         return max(self._received, Stop.RESTART if self._file_raised() else Stop.NO)
+
+    def agreed(self, device: torch.device) -> Stop:
+        """What any rank was asked to do by now; all of them must ask."""
+        return Stop(distributed.largest(int(self.wanted), device))
 
     @contextmanager
     def watching(self, *numbers: signal.Signals) -> Iterator[None]:
@@ -79,6 +94,11 @@ class EarlyStopping:
             return True
         self.waited += 1
         return False
+
+    @property
+    def best_so_far(self) -> float | None:
+        """The lowest validation loss; None before the first."""
+        return self.best if self.best < float("inf") else None
 
     @property
     def exhausted(self) -> bool:

@@ -1,12 +1,11 @@
 """The watchdog: no rank waits for another in silence.
 
-Whatever ranks do together is a phase with a name and a deadline. A thread in each rank tells the others, on
-the board, which phase its rank is in. When a phase is past its deadline the thread writes the stacks of all
-threads into the run directory, works out which ranks are behind, silent or have failed, says so and ends the
-process. A rank that fails by itself says why before it goes, and the others repeat it.
+Whatever ranks do together is a phase with a name and a deadline. One thread of each rank tells the others, on
+the board, which phase its rank is in, and looks there for an alarm; another watches the deadline. Who is past
+it works out which ranks are silent or behind, says so, raises the alarm and ends the process. So does a rank
+that fails by itself. The others repeat the alarm within seconds, whatever their main threads wait for.
 """
 
-import faulthandler
 import json
 import os
 import queue
@@ -15,73 +14,50 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from aqtopo.refusal import LostRankError, RefusedError
-from aqtopo.training.distributed import Board, Launch, abridged, announce, is_connection_error
+from aqtopo.training.deadlines import read_deadlines
+from aqtopo.training.distributed import Board, abridged, announce, is_connection_error
+from aqtopo.training.launch import Launch
+
+Answer = TypeVar("Answer")
 
 STACKS = "stacks"
 """Folder of the run directory in which ranks write their stacks."""
-
-VARIABLE = "AQTOPO_DEADLINES"
-DEADLINES_S: Mapping[str, float] = {
-    "connect": 600,
-    "preflight": 300,
-    "lock": 600,
-    "stage": 1700,  # less than the wait of the ranks that do not copy, COLLECTIVE_TIMEOUT
-    "resume": 1800,
-    "engine": 600,
-    "sanity validation": 1800,  # compiles the kernels
-    "data": 600,
-    "first step": 1800,  # compiles those of the backward pass
-    "step": 600,
-    "validation": 3600,
-    "save": 1800,
-}
-"""Longest time in each phase [s]; AQTOPO_DEADLINES="step=60,data=30" changes some."""
 
 LONGEST_POLL_S = 2.0
 """Longest time between a rank's signs of life [s]: of 400 ranks, rank 0 gets 200 in a second."""
 
 ANSWER_S = 10.0
-"""How long the board's keeper may take to answer for all ranks [s]."""
+"""How long the board's keeper may take to answer, or a disk to take the stacks [s]."""
+
+RITES_S = 90.0
+"""How long what has to be done before the process is ended may take [s]."""
 
 EXIT_HUNG = 1
 AGREED = (RefusedError, FloatingPointError)
-"""Errors that all ranks raise together: nobody is left to be told."""
+"""Errors that all ranks should raise together: they say all, and stacks would say no more."""
 
 
-def read_deadlines(environ: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """The deadlines, with what the environment changes of them.
-
-    Raises:
-        ValueError: the variable names no phase or gives no time.
-    """
-    deadlines = dict(DEADLINES_S)
-    for part in filter(None, environ.get(VARIABLE, "").split(",")):
-        name, _, text = part.strip().partition("=")
-        if name not in deadlines or not text.replace(".", "", 1).isdigit() or float(text) <= 0:
-            raise ValueError(
-                f"{VARIABLE}: {part.strip()!r} is no phase with its deadline in seconds, such as step=60. "
-                f"The phases are {', '.join(deadlines)}."
-            )
-        deadlines[name] = float(text)
-    return deadlines
-
-
-def watch_together(launch: Launch, run_dir: Path) -> "Watchdog":
+def watch_together(launch: Launch, run_dir: Path, work: float = 1.0) -> "Watchdog":
     """Wait until every rank is here, and watch from then on.
+
+    Args:
+        launch: who this process is.
+        run_dir: the run directory.
+        work: how many times as much a rank has to do in a step as it was configured to.
 
     Raises:
         ValueError: a deadline is none.
         LostRankError: some rank is not here in time.
     """
-    deadlines = read_deadlines()
+    deadlines = read_deadlines(work=work)
     announce(launch)
     board = Board(launch, deadlines["connect"])
     board.meet(deadlines["connect"])
@@ -98,7 +74,6 @@ class Words:
         phase: what it is doing.
         entered: how many phases it has entered; equal on ranks that are equally far.
         beat: grows as long as its watchdog lives [ns].
-        failure: why it is about to end; empty if it is not.
     """
 
     host: str
@@ -106,7 +81,6 @@ class Words:
     phase: str = "start"
     entered: int = 0
     beat: int = 0
-    failure: str = ""
 
 
 class Watchdog:
@@ -120,14 +94,25 @@ class Watchdog:
 
     def __init__(self, board: Board, run_dir: Path, deadlines: Mapping[str, float]) -> None:
         self._board = board
-        self._stacks = run_dir / STACKS
+        self._file = run_dir / STACKS / f"rank{board.rank:05d}.txt"
         self._deadlines = deadlines
         self._poll_s = min(LONGEST_POLL_S, min(deadlines.values()) / 4)
         self._own = Words(socket.gethostname(), os.getpid())
         self._due = float("inf")
-        self._failure = ""
+        self._alarm: str | None = None
+        self._parting = False
+        self._verdict = ""
+        self._rites: list[Callable[[], None]] = []
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._tell_and_listen, name="board", daemon=True),
+            threading.Thread(target=self._watch, name="watchdog", daemon=True),
+        ]
+
+    @property
+    def longest_s(self) -> float:
+        """Longer than any deadline [s]: for collectives, so that the watchdog speaks before they give up."""
+        return max(self._deadlines.values()) + RITES_S
 
     def enter(self, phase: str, detail: str = "") -> None:
         """Say what comes now; the phase before is over."""
@@ -135,8 +120,37 @@ class Watchdog:
         self._own = Words(self._own.host, self._own.process, shown, self._own.entered + 1)
         self._due = time.monotonic() + self._deadlines[phase]
 
+    def before_giving_up(self, rite: Callable[[], None]) -> None:
+        """Have something done before the watchdog ends the process, such as completing a saved state."""
+        self._rites.append(rite)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell the others at once of an error in it: what follows, like parting from them, may take time."""
+        try:
+            yield
+        except BaseException as error:
+            self._tell(error)
+            raise
+
+    def _tell(self, error: BaseException) -> None:
+        """Say to the others why this rank ends; or, if it ends because of another, find out which."""
+        if self._parting or self._board.size == 1:
+            return
+        self._parting, self._due = True, float("inf")
+        first_line = next(iter(str(error).splitlines()), "")
+        if is_connection_error(error):
+            self._verdict = f"{first_line}: {self._explain()}."
+        else:
+            place = _place(self._board.rank, self._own)
+            self._verdict = f"failed: {place}: {type(error).__name__}: {first_line}"
+            self._raise_alarm(self._verdict)
+        if not isinstance(error, AGREED):
+            self._write([f"{self._verdict}\n", *traceback.format_exception(error)])
+
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(
@@ -144,96 +158,134 @@ class Watchdog:
     ) -> None:
         self._due = float("inf")
         try:
-            if error is not None and self._board.size > 1 and not isinstance(error, AGREED):
-                self._part(error)
+            if error is not None and self._board.size > 1:
+                self._tell(error)
+                self._leave()
+                if is_connection_error(error):
+                    raise LostRankError(self._verdict) from error
         finally:
             self._over.set()
-            self._thread.join(ANSWER_S)  # it may wait for a keeper that never answers
+            for thread in self._threads:
+                thread.join(ANSWER_S)  # one may wait for a keeper that never answers
 
-    def _part(self, error: BaseException) -> None:
-        """Tell the others why this rank ends; or, if it ends because of another, find out which."""
-        first_line = next(iter(str(error).splitlines()), "")
-        if is_connection_error(error):
-            raise LostRankError(self._explain(first_line)) from error
-        self._failure = f"{type(error).__name__}: {first_line}"
-        self._say()
-        if self._stacks.parent.is_dir():  # an error before that leaves no trace, as every refusal
-            told = f"rank {self._board.rank} on {self._own.host} failed in {self._own.phase}: {self._failure}"
-            with suppress(OSError):  # a full disk must not hide why
-                self._file().write_text("\n".join([told, *traceback.format_exception(error)]))
-        if self._board.rank == 0:
-            time.sleep(4 * self._poll_s)  # it keeps the board, and the others still want to read it
+    def _tell_and_listen(self) -> None:
+        """Give signs of life and look for an alarm; without a keeper the rank itself will notice."""
+        while not self._over.wait(self._poll_s):
+            with suppress(LostRankError):
+                self._board.write(json.dumps(asdict(self._own) | {"beat": time.monotonic_ns()}))
+                self._alarm = self._board.alarm()
 
     def _watch(self) -> None:
         while not self._over.wait(self._poll_s):
-            self._say()
-            if time.monotonic() > self._due:
-                self._give_up()
+            if self._alarm and not self._parting:
+                self._follow(self._alarm)
+            elif time.monotonic() > self._due:
+                phase = self._own.phase
+                self._give_up(f"past the deadline of the phase `{phase}`: {self._explain()}.")
 
-    def _say(self) -> None:
-        """Put this rank's words up; without a keeper nobody hears them, and the rank itself will notice."""
-        with suppress(LostRankError):
-            signs = {"beat": time.monotonic_ns(), "failure": self._failure}
-            self._board.write(json.dumps(asdict(self._own) | signs))
+    def _follow(self, alarm: str) -> None:
+        """End because another rank does, unless the main thread is about to say so in its own words."""
+        until = time.monotonic() + 3 * self._poll_s
+        while time.monotonic() < until:
+            if self._over.wait(0.1 * self._poll_s) or self._parting:
+                return
+        self._give_up(f"ended in the phase `{self._own.phase}`, because another rank did: {alarm}.")
 
-    def _give_up(self) -> None:
-        """Write the stacks, say who is missing, and end the process, whose main thread may never return."""
-        phase = self._own.phase
-        file = self._file()
-        with file.open("w") as stacks:
-            stacks.write(f"rank {self._board.rank} on {self._own.host} is past its deadline in: {phase}\n")
-            stacks.flush()
-            faulthandler.dump_traceback(stacks, all_threads=True)
-        text = self._explain(f"past the deadline of the phase `{phase}`")
-        print(f"aqtopo [rank {self._board.rank}]: {text} Stacks: {file}", file=sys.stderr, flush=True)  # noqa: T201
+    def _give_up(self, why: str) -> None:
+        """Say why, write the stacks, and end the process, whose main thread may never return."""
+        told = f"aqtopo [rank {self._board.rank}]: {why} Stacks: {self._file}"
+        print(told, file=sys.stderr, flush=True)  # noqa: T201
+        self._write([f"rank {self._board.rank} on {self._own.host}: {why}\n", *_stacks()])
+        for rite in self._rites:
+            _within(RITES_S, rite)
+        self._leave()
         os._exit(EXIT_HUNG)
 
-    def _file(self) -> Path:
-        self._stacks.mkdir(parents=True, exist_ok=True)
-        return self._stacks / f"rank{self._board.rank:05d}.txt"
+    def _write(self, lines: list[str]) -> None:
+        """Leave something in the run directory, if there is one and its disk answers."""
 
-    def _explain(self, symptom: str) -> str:
-        """Which ranks are to blame, by what the board says now and some polls later."""
-        before = self._everyones()
+        def write() -> None:
+            if self._file.parents[1].is_dir():  # an error before that leaves no trace, as every refusal
+                with suppress(OSError):
+                    self._file.parent.mkdir(exist_ok=True)
+                    self._file.write_text("".join(lines))
+
+        _within(ANSWER_S, write)
+
+    def _raise_alarm(self, text: str) -> str:
+        """Raise it; what stands there now, which may be another rank's."""
+        return self._ask(lambda: self._board.raise_alarm(text)) or text
+
+    def _leave(self) -> None:
+        """Take leave; the board's keeper stays until the others have heard, or cannot any more."""
+        self._ask(self._board.leave)
+        until = time.monotonic() + 8 * self._poll_s
+        while self._board.rank == 0 and time.monotonic() < until:
+            left = self._ask(self._board.left)
+            if left is None or left == self._board.size:
+                return
+            time.sleep(0.1 * self._poll_s)
+
+    def _explain(self) -> str:
+        """Which ranks are to blame: the alarm, or what the board says now and some polls later."""
+        before = self._ask(self._read_all)
         for _ in range(6 if before else 0):
+            if self._alarm:
+                return self._alarm
             time.sleep(self._poll_s / 2)
-            self._say()  # stay heard while others judge who is silent
-        now = self._everyones() if before else None
-        culprits = _culprits(before, now, self._board.rank)
-        return f"{symptom}: {culprits or 'no other rank is silent, behind or has failed'}."
+        now = self._ask(self._read_all) if before else None
+        return self._raise_alarm(_culprits(before, now, self._board.rank))
 
-    def _everyones(self) -> dict[int, Words | None] | None:
-        """What all ranks say; None if the board's keeper does not answer, which may be by never returning."""
-        found: queue.SimpleQueue[dict[int, Words | None] | None] = queue.SimpleQueue()
-        threading.Thread(target=lambda: found.put(self._read_all()), daemon=True).start()
-        try:
-            return found.get(timeout=ANSWER_S)
-        except queue.Empty:
-            return None
-
-    def _read_all(self) -> dict[int, Words | None] | None:
-        try:
-            texts = {rank: self._board.read(rank) for rank in range(self._board.size)}
-        except LostRankError:
-            return None
+    def _read_all(self) -> dict[int, Words | None]:
+        texts = {rank: self._board.read(rank) for rank in range(self._board.size)}
         return {rank: Words(**json.loads(text)) if text else None for rank, text in texts.items()}
+
+    def _ask(self, action: Callable[[], Answer]) -> Answer | None:
+        """An answer of the board; None if its keeper is gone, or does not answer, which may be for ever."""
+
+        def ask() -> Answer | None:
+            with suppress(LostRankError):
+                return action()
+            return None
+
+        return _within(ANSWER_S, ask)
+
+
+def _within(seconds: float, action: Callable[[], Answer]) -> Answer | None:
+    """The result of something that may never return; None if it does not in time."""
+    found: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+    threading.Thread(target=lambda: found.put(action()), daemon=True).start()
+    try:
+        return found.get(timeout=seconds)
+    except queue.Empty:
+        return None
+
+
+def _stacks() -> list[str]:
+    """Where every thread is; without the lines of the source, which may lie on the disk that hangs."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    lines = []
+    for ident, frame in sys._current_frames().items():
+        lines.append(f"\nThread {names.get(ident, ident)} (most recent call last):\n")
+        for place, number in traceback.walk_stack(frame):
+            code = place.f_code
+            lines.append(f'  File "{code.co_filename}", line {number} in {code.co_name}\n')
+    return lines
 
 
 def _culprits(
     before: Mapping[int, Words | None] | None, now: Mapping[int, Words | None] | None, reader: int
 ) -> str:
-    """The ranks that have failed; else those that are silent; else those that are behind."""
+    """The ranks that are silent; else those that are behind."""
     if before is None or now is None:
         return "rank 0, which keeps the ranks' board, or its node does not answer"
     heard = {rank: words for rank, words in now.items() if words is not None}
-    if failed := [rank for rank, words in heard.items() if words.failure]:
-        told = [f"{_place(rank, heard[rank])}: {heard[rank].failure}" for rank in failed]
-        return f"failed: {abridged(told, 4)}"
     if silent := [rank for rank, words in now.items() if words == before[rank] and rank != reader]:
         return f"does not answer: {abridged([_place(rank, now[rank]) for rank in silent])}"
     furthest = max((words.entered for words in heard.values()), default=0)
-    behind = [rank for rank, words in heard.items() if words.entered < furthest]
-    return f"is behind: {abridged([_place(rank, heard[rank]) for rank in behind])}" if behind else ""
+    if behind := [rank for rank, words in heard.items() if words.entered < furthest]:
+        return f"is behind: {abridged([_place(rank, heard[rank]) for rank in behind])}"
+    return "no other rank is silent, behind or has failed"
 
 
 def _place(rank: int, words: Words | None) -> str:

@@ -1,5 +1,6 @@
 """What the ranks of a test do: run the real program, or save and resume a toy model."""
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,10 @@ from aqtopo.checkpoint.verify import verify_engine
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
 from aqtopo.training import distributed
-from aqtopo.training.distributed import World, connect, read_launch
+from aqtopo.training.distributed import World, connect
 from aqtopo.training.engine import set_lrs
+from aqtopo.training.job import JOB_DIR
+from aqtopo.training.launch import read_launch
 
 TOY_BATCH = 24
 """Samples a step over all ranks, for every world size of the tests."""
@@ -36,6 +39,14 @@ def aqtopo(arguments: list[str]) -> None:
     """The command line."""
     sys.argv = ["aqtopo", *arguments]
     main()
+
+
+def aqtopo_told_to_stop(arguments: list[str], job_dir: str) -> None:
+    """The command line in a batch job whose time limit is near."""
+    Path(job_dir).mkdir()
+    (Path(job_dir) / "stop").touch()
+    os.environ[JOB_DIR] = job_dir
+    aqtopo(arguments)
 
 
 class Shifted(nn.Module):

@@ -15,7 +15,7 @@ from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
 from aqtopo.config import RunConfig, load_config
 from aqtopo.refusal import RefusedError
-from aqtopo.training.distributed import read_launch
+from aqtopo.training.launch import read_launch
 from aqtopo.training.prepare import prepare, prepare_again
 from aqtopo.training.resume import ResumeOptions
 

@@ -13,13 +13,14 @@ import numpy as np
 from aqtopo.config import load_config
 from aqtopo.data import open_store
 from aqtopo.training import distributed
+from aqtopo.training.launch import read_launch
 from aqtopo.training.prepare import Prepared, prepare
 from aqtopo.training.resume import NEVER, ResumeOptions
 from aqtopo.training.run_log import RunLog
 from aqtopo.training.staging import staged
 from aqtopo.training.watchdog import watch_together
 
-launch = distributed.read_launch()
+launch = read_launch()
 
 
 def prepared(path: str) -> Prepared:

@@ -1,14 +1,18 @@
 """`aqtopo` whose rank 1 has an accident in its first training forward: unlucky.py train CONFIG.
 
-The environment says which: ACCIDENT is `error` or `kill`.
+The environment says which: ACCIDENT is `kill`, or `error`, after which the rank does not get away from its
+process group, as it may be on GPUs: nothing but the board tells the others.
 """
 
 import os
 import signal
+import time
 from typing import Any
 
 from aqtopo.cli.main import main
 from aqtopo.model import AirQualityViT
+from aqtopo.refusal import RefusedError
+from aqtopo.training import distributed
 
 forward = AirQualityViT.forward
 
@@ -17,7 +21,8 @@ def unlucky_forward(self: AirQualityViT, *args: Any) -> Any:
     if self.training and os.environ["RANK"] == "1":
         if os.environ["ACCIDENT"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise MemoryError("no memory for the attention")
+        distributed.disconnect = lambda: time.sleep(600)
+        raise RefusedError("no memory for the attention")
     return forward(self, *args)
 
 

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from aqtopo.config import load_config
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
-from aqtopo.training.distributed import Launch
 from aqtopo.training.engine import build_engine
+from aqtopo.training.launch import Launch
 
 KINDS = {
     "all_reduce": "all-reduce",

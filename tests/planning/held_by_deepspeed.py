@@ -13,6 +13,7 @@ from aqtopo.config import load_config
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
+from aqtopo.training.launch import read_launch
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:
@@ -21,7 +22,7 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 
 def main() -> None:
     config = load_config(sys.argv[1])
-    launch = distributed.read_launch()
+    launch = read_launch()
     device = distributed.connect(launch)
     model = build_model(config, Terrain.flat(config.data.grid))
     engine = build_engine(config, model, launch.size, device)

@@ -16,6 +16,7 @@ from aqtopo.config import load_config
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
+from aqtopo.training.launch import read_launch
 
 
 def lasting_bytes(zero: Any) -> int:
@@ -49,7 +50,7 @@ def peak_bytes(path: str, device: torch.device) -> int:
 
 
 def main() -> None:
-    device = distributed.connect(distributed.read_launch())
+    device = distributed.connect(read_launch())
     peaks = {path: peak_bytes(path, device) for path in sys.argv[2:]}
     Path(sys.argv[1]).write_text(json.dumps(peaks))
     distributed.disconnect()

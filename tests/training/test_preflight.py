@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from aqtopo.training.kernel_check import kernel_problem
-from aqtopo.training.preflight import Checkup, Finding, _compare, _folder_problems
+from aqtopo.training.preflight import Checkup, Finding, _folder_problems, _problems
 
 
 def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[Finding]:
@@ -13,22 +13,33 @@ def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[Fin
 
 def test_a_difference_names_rank_host_and_both_values() -> None:
     usual = {"version of torch": "2.13", "data": "a" * 64}
-    compared = _compare(findings(usual, usual, usual | {"data": "b" * 64}), usual)
+    compared = _problems(findings(usual, usual, usual | {"data": "b" * 64}), usual)
     assert compared == ["data: rank 2 on nid2 has bbbbbbbbbbbb; 2 rank(s) have aaaaaaaaaaaa"]
 
 
 def test_a_clock_that_is_off_and_a_rank_s_own_problem_are_named() -> None:
     ranks = [*findings({}, {}, {}, clocks=(100.0, 100.5, 130.0)), Finding("nid3", {}, ["no disk"], 101.0)]
-    assert _compare(ranks, {}) == [
+    assert _problems(ranks, {}) == [
         "rank 3 on nid3: no disk",
-        "rank 2 on nid2: the clock is +29 s off the other ranks'",
+        "the clock is off the other ranks': rank 2 on nid2 +29 s",
     ]
 
 
-def test_problems_become_one_message() -> None:
-    Checkup({}, [], 0.1).demand_health()
+def test_what_many_ranks_have_is_said_once() -> None:
+    ranks = [Finding(f"nid{rank}", {"data": str(rank)}, ["no disk"], 100.0 * rank) for rank in range(400)]
+    said = _problems(ranks, {"data": "0"})
+    assert len(said) == 3
+    assert said[0].startswith("rank 0 on nid0, rank 1 on nid1, ")
+    assert said[0].endswith("and 392 more: no disk")
+    assert sum(map(len, said)) < 1500
+
+
+def test_problems_become_one_message_of_one_rank_and_a_line_of_the_others() -> None:
+    Checkup({}, [], 0.1).demand_health(in_full=True)
     with pytest.raises(ValueError, match=r"cannot train together:\n  one\n  two"):
-        Checkup({}, ["one", "two"], 0.1).demand_health()
+        Checkup({}, ["one", "two"], 0.1).demand_health(in_full=True)
+    with pytest.raises(ValueError, match=r"cannot train together: one; and 1 more, which rank 0 names"):
+        Checkup({}, ["one", "two"], 0.1).demand_health(in_full=False)
 
 
 def test_writing_and_renaming_is_tried_and_leaves_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from aqtopo.checkpoint.tags import list_tags
 from aqtopo.training.run_state import read_state
+from aqtopo.training.stopping import Stop
 
 BEGIN = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -49,9 +51,23 @@ def test_silence_and_the_end_are_told(tmp_path: Path) -> None:
     assert read_state(run, BEGIN + timedelta(hours=1)).state == "ended: all epochs done"
 
 
+def test_a_run_that_stops_to_be_started_again_has_not_ended(tmp_path: Path) -> None:
+    stop = {"event": "stop", "reason": Stop.RESTART.reason}
+    run = write_run(tmp_path / "run", START, step(1, 2.0), stop)
+    assert read_state(run, BEGIN + timedelta(hours=9)).state == "waiting for its next start"
+    run = write_run(tmp_path / "run", START, step(1, 2.0), stop, START, step(2, 2.0))
+    assert read_state(run, BEGIN + timedelta(seconds=5)).state == "running"
+
+
+def test_the_last_complete_state_is_named(untrained_run: Path) -> None:
+    (tag,) = list_tags(untrained_run)
+    assert read_state(untrained_run).saved == tag.name
+
+
 def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
     state = read_state(tmp_path)
     assert (state.state, state.step, state.train_loss, state.left_s) == ("not started", 0, None, None)
+    assert state.saved is None
 
 
 @pytest.mark.parametrize(

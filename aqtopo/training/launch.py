@@ -1,0 +1,123 @@
+"""Who this process is among those of a run, as whatever started it says.
+
+`deepspeed` and `torchrun` export RANK and its kin, `srun` exports SLURM_* variables, and a program started
+alone is rank 0 of 1.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What the launcher told this process.
+
+    Attributes:
+        launcher: `torch` (deepspeed and torchrun set the same variables), `slurm` or `alone`.
+        rank: this process among all.
+        local_rank: this process on its node.
+        size: processes of the run.
+        local_size: processes on this node.
+        master_addr: where rank 0 listens.
+        master_port: its port; 0 lets a program started alone pick a free one.
+    """
+
+    launcher: str
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    master_addr: str
+    master_port: int
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes the files and the console."""
+        return self.rank == 0
+
+    def example(self, nodes: int, ranks_per_node: int) -> str:
+        """How to start that many processes the way this one was started."""
+        if self.launcher == "slurm" or nodes > 1:
+            return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
+        return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
+
+
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """Find out how this process was started.
+
+    Raises:
+        ValueError: the launcher's variables are incomplete.
+    """
+    if "RANK" in environ:
+        return _read_torch_launch(environ)
+    if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
+        return _read_slurm_launch(environ)
+    return Launch("alone", 0, 0, 1, 1, "127.0.0.1", 0)
+
+
+def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
+    missing = [
+        name for name in ("WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environ
+    ]
+    if missing:
+        raise ValueError(
+            f"RANK = {environ['RANK']} is set but {', '.join(missing)} is not. Start the program with "
+            "`deepspeed`, `torchrun` or `srun`, or unset RANK to run alone."
+        )
+    size = _integer(environ, "WORLD_SIZE")
+    local = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in environ), "WORLD_SIZE")
+    return Launch(
+        "torch",
+        _integer(environ, "RANK"),
+        _integer(environ, "LOCAL_RANK"),
+        size,
+        _integer(environ, local),
+        environ["MASTER_ADDR"],
+        _integer(environ, "MASTER_PORT"),
+    )
+
+
+def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """A launcher's variable as a number.
+
+    Raises:
+        ValueError: it is missing, without a default, or no number.
+    """
+    text = environ.get(name, "" if default is None else str(default))
+    if not text.isdigit():
+        raise ValueError(
+            f"the environment variable {name} must be a number and is {text!r}. Start the program with "
+            "`deepspeed`, `torchrun` or `srun`, or unset RANK and SLURM_PROCID to run alone."
+        )
+    return int(text)
+
+
+def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
+    """Map Slurm's own variables, which carry neither an address nor a port of rank 0."""
+    size = _integer(environ, "SLURM_STEP_NUM_TASKS")
+    nodes = _integer(environ, "SLURM_STEP_NUM_NODES", 1)
+    node = _integer(environ, "SLURM_NODEID", 0)
+    if nodes > 1 and "MASTER_ADDR" not in environ:
+        raise ValueError(
+            f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
+            'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    # One port a job, so that two jobs sharing a node do not meet; below those that the kernel hands out.
+    default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 12000
+    return Launch(
+        "slurm",
+        _integer(environ, "SLURM_PROCID"),
+        _integer(environ, "SLURM_LOCALID"),
+        size,
+        _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)))[node],
+        environ.get("MASTER_ADDR", "127.0.0.1"),
+        _integer(environ, "MASTER_PORT", default_port),
+    )
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """Expand Slurm's run-length form: `8(x2),4` is 8, 8, 4."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in runs for _ in range(int(times or 1))]

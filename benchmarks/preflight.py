@@ -1,0 +1,110 @@
+"""Meeting and comparing as ranks do before their first weight, over the number of ranks; 400 extrapolated.
+
+So many processes, forked from one that has imported PyTorch, meet on the board under the watchdog, form a
+gloo process group, and do the preflight's collectives: its barriers, its sum, its exchange of findings, and
+the comparison of all of them. What a rank does alone (importing, compiling and checking kernels, trying the
+disk) is the same for any number and not in here.
+
+All share this machine's few processors, so that wall time is everybody's work one after the other. What tells
+about a cluster is the processor time of a rank: a straight line through it over the number of ranks, and the
+point of that line at 400, are the extrapolation. It knows nothing of the network's latency.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.training.distributed import barrier
+from aqtopo.training.launch import Launch
+from aqtopo.training.preflight import Finding, check_reduction, compare
+from aqtopo.training.watchdog import watch_together
+from benchmarks.measure import arguments, report
+
+WORLDS = (16, 32, 64, 128)
+CLUSTER = 400
+
+
+def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
+    """Meet and compare; write what it took to `<rank>.json`."""
+    torch.set_num_threads(1)
+    began, device = time.monotonic(), torch.device("cpu")
+    launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
+    with watch_together(launch, folder) as watchdog:
+        met = time.monotonic()
+        watchdog.enter("connect")
+        dist.init_process_group("gloo")
+        barrier()
+        connected = time.monotonic()
+        watchdog.enter("preflight")
+        for _ in ("first ranks' kernels", "other ranks' kernels", "clocks"):
+            barrier()
+        problems = check_reduction(rank, world, device)
+        facts = {name: str(version) for name, version in package_versions().items()} | {"data": 64 * "0"}
+        _, problems = compare(Finding(socket.gethostname(), facts, problems, time.time()))
+        assert not problems, problems
+        compared = time.monotonic()
+        dist.destroy_process_group()
+    found = {"meet": met - began, "connect": connected - met, "compare": compared - connected}
+    (folder / f"{rank}.json").write_text(json.dumps(found | {"cpu": time.process_time()}))
+
+
+def measure(world: int) -> dict[str, Any]:
+    """One row: the slowest rank's seconds by part, and processor time.
+
+    Raises:
+        RuntimeError: a rank failed.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    with tempfile.TemporaryDirectory(prefix="aqtopo-preflight-") as name:
+        folder = Path(name)
+        children = [
+            context.Process(target=run_rank, args=(folder, rank, world, port)) for rank in range(world)
+        ]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+        if codes := [child.exitcode for child in children if child.exitcode]:
+            raise RuntimeError(f"of {world} ranks {len(codes)} ended with {set(codes)}")
+        ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    parts = "meet", "connect", "compare"
+    seconds = {f"{part}_seconds": max(rank[part] for rank in ranks) for part in parts}
+    cpu = [rank["cpu"] for rank in ranks]
+    return {"ranks": world} | seconds | {"cpu_s_a_rank": float(np.median(cpu[1:])), "cpu_s_rank_0": cpu[0]}
+
+
+def extrapolated(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The straight lines through the processor times, at the cluster's number of ranks."""
+    worlds = [row["ranks"] for row in rows]
+    points = {}
+    for name in ("cpu_s_a_rank", "cpu_s_rank_0"):
+        line = np.polyfit(worlds, [row[name] for row in rows], 1)
+        points[f"{name}_extrapolated"] = float(np.polyval(line, CLUSTER))
+    return {"ranks_not_measured": CLUSTER} | points
+
+
+def main() -> None:
+    """Print the figures."""
+    options = arguments(__doc__)
+    os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
+    gc.freeze()  # children that collect garbage would copy the parent's pages
+    rows = [measure(world) for world in ((2, 4) if options.quick else WORLDS)]
+    report("preflight", [*rows, extrapolated(rows)], options)
+
+
+if __name__ == "__main__":
+    main()
