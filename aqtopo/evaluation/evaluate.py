@@ -16,7 +16,7 @@ from aqtopo.checkpoint.ranks import ALONE, Ranks
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import evaluation_batches
-from aqtopo.data.samples import sample_table
+from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
 from aqtopo.evaluation.against import OtherForecasts
@@ -126,7 +126,7 @@ def evaluate(
     batches = evaluation_batches(
         run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times
     )
-    filled, done, due = 0, 0, -(-init_times.size // ranks.size)
+    filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
         cases = _cases(run, batch, climatology, against)

@@ -46,7 +46,7 @@ def scores_as_json(
         "summary": {
             "pairs": wins.pairs,
             **{f"model_beats_{name}": count for name, count in wins.over.items()},
-            "model_beats_both": wins.over_all,
+            "model_beats_all": wins.over_all,
         },
         "scores": _entries(scores),
         "strata": {

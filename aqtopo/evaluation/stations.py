@@ -60,14 +60,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
         {axis: ("station", places.loc[values["station"].values, axis].to_numpy()) for axis in ("lat", "lon")}
     )
     _check_level(path, values)
-    cells = {axis: values[axis] for axis in ("lat", "lon")}
-    inside = xr.DataArray(
-        np.where(store.static["mask"] > 0, 1.0, np.nan),
-        dims=("lat", "lon"),
-        coords={"lat": store.lat, "lon": store.lon},
-    )
-    on_grid = inside.fillna(1.0).interp(cells).notnull().values
-    usable = inside.interp(cells).notnull().values
+    on_grid, usable = _reachable(values, store)
     names = values["station"].values.astype(str)
     if not usable.any():
         raise ValueError(
@@ -81,6 +74,17 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
         masked=tuple(names[on_grid & ~usable].tolist()),
         ignored=ignored,
     )
+
+
+def _reachable(places: xr.DataArray, store: Store) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which stations lie between four cells (S,), and which of them between four cells of the mask (S,)."""
+    inside = xr.DataArray(
+        np.where(store.static["mask"] > 0, 1.0, np.nan),
+        dims=("lat", "lon"),
+        coords={"lat": store.lat, "lon": store.lon},
+    )
+    at = {axis: places[axis] for axis in ("lat", "lon")}
+    return inside.fillna(1.0).interp(at).notnull().values, inside.interp(at).notnull().values
 
 
 def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:

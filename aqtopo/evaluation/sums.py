@@ -1,7 +1,7 @@
 """Streaming error sums: by initial day and by hour of the valid time, for every area.
 
 Only sums are kept, in float64, so years of forecasts pass through in little memory (a year with nine areas
-takes about 20 MB), and the sums of two parts of the data add up to those of the whole: that is what lets
+takes about 9 MB), and the sums of two parts of the data add up to those of the whole: that is what lets
 several processes share the work, and what packages that score whole arrays do not offer. Every cell counts
 the same: there is no area weight, as in the loss.
 

@@ -70,7 +70,7 @@ def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: P
         "pairs": 3,
         "model_beats_persistence": int(better["persistence"].sum()),
         "model_beats_climatology": int(better["climatology"].sum()),
-        "model_beats_both": int((better["persistence"].values & better["climatology"].values).sum()),
+        "model_beats_all": int((better["persistence"].values & better["climatology"].values).sum()),
     }
 
 
