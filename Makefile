@@ -13,12 +13,13 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 DEMO_CONFIG := ds_configs/demo_cpu.json
 DRILL_CONFIG := ds_configs/drill_cpu.json
 
-.PHONY: help install demo quick test drill lint types layers clean
+.PHONY: help install demo quick test drill ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make quick  the same without the slow tests"
+	@echo "make ablation  do wind order and elevation bias pay? two worlds, 30 trainings, results in runs/ablation"
 	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
 
 install: $(STAMP)
@@ -56,6 +57,9 @@ drill: $(STAMP)
 	test -d data/simulated_32x64.zarr || $(BIN)/aqtopo synth data/simulated_32x64.zarr --grid 32x64 \
 		--years 2016 2017 2018 --train-years 2016
 	OMP_NUM_THREADS=1 $(BIN)/aqtopo drill $(DRILL_CONFIG) --kills 60 --out runs/drill
+
+ablation: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/ablation.py
 
 clean:
 	rm -rf .cache .coverage*

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from aqtopo.cli.ablate import ablate
 from aqtopo.cli.checkpoint import app as checkpoint_app
 from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
@@ -41,6 +42,7 @@ app.command("train")(train)
 app.command("doctor")(doctor)
 app.command("drill")(drill)
 app.command("watch")(watch)
+app.command("ablate")(ablate)
 app.command("evaluate")(evaluate)
 app.command("forecast")(forecast)
 app.command("export")(export)

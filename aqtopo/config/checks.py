@@ -12,10 +12,14 @@ from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 if TYPE_CHECKING:
     from aqtopo.config.run import RunConfig
 
+MOST_DENSE_TOKENS = 1024
+"""Tokens of the largest map on which a number for each pair of tokens is allowed: 4 MiB a head and sample."""
+
 
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Every contradiction between the values of `config`, each of which is fine by itself."""
-    for check in (_channels, _times, _shapes, _groups, _learning_rate, _optimizer, _batch, _saving):
+    checks = (_channels, _times, _shapes, _biases, _groups, _learning_rate, _optimizer, _batch, _saving)
+    for check in checks:
         yield from check(config)
 
 
@@ -76,6 +80,25 @@ def _shapes(config: RunConfig) -> Iterator[Problem]:
             yield Problem(("model", "dim"), model.dim, allowed)
     if not (model.dim * model.mlp_ratio).is_integer():
         yield Problem(("model", "mlp_ratio"), model.mlp_ratio, f"times model.dim = {model.dim} must be whole")
+
+
+def _biases(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    blocks = model.bias_blocks
+    if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
+        allowed = f"must name blocks from 0 to {model.depth - 1}, ascending, each once"
+        yield Problem(("model", "bias_blocks"), blocks, allowed)
+    dense = {"elevation_bias": model.elevation_bias == "ridge", "upwind_bias": model.upwind_bias}
+    for option, is_dense in dense.items():
+        if is_dense and config.tokens > MOST_DENSE_TOKENS:
+            allowed = (
+                f"must be another for {config.tokens} tokens: it holds a number for each pair of "
+                f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
+            )
+            yield Problem(("model", option), getattr(model, option), allowed)
+    if model.sector_embedding and not model.wind_order:
+        allowed = "must be false without model.wind_order, which tells the sectors apart"
+        yield Problem(("model", "sector_embedding"), True, allowed)
 
 
 def _groups(config: RunConfig) -> Iterator[Problem]:

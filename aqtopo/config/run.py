@@ -97,7 +97,7 @@ class ModelConfig(Strict):
     """Width of a token."""
 
     depth: Positive = 6
-    """Transformer blocks; block 0 carries the elevation bias."""
+    """Transformer blocks."""
 
     heads: Positive = 8
     """Attention heads a block."""
@@ -126,8 +126,19 @@ class ModelConfig(Strict):
     calm_below: float = Field(0.5, ge=0)
     """Wind speed [m s-1] below which a region keeps raster order."""
 
-    elevation_bias: Literal["published", "uphill", False] = "published"
-    """Attention bias of block 0: hinder what comes from higher cells, from lower ones, or none."""
+    elevation_bias: Literal["published", "uphill", "ridge", False] = "published"
+    """Attention bias: hinder what comes from higher cells, from lower ones, from behind ridges (only on small
+    maps, of at most 1024 tokens), or nothing."""
+
+    bias_blocks: Annotated[tuple[NonNegative, ...], Field(min_length=1, strict=False)] = (0,)
+    """Blocks that carry the attention biases, ascending, the first being 0."""
+
+    upwind_bias: bool = False
+    """Let the biased blocks learn a preference for what lies upwind; only on maps of at most 1024 tokens."""
+
+    sector_embedding: bool = False
+    """Position embeddings belong to places on the map, and a learnt one for every wind sector and place along
+    the wind is added; false gives position embeddings to places along the wind alone."""
 
     alpha: float = Field(2.0, ge=0)
     """Initial barrier strength [km-1]; learnt."""

@@ -100,6 +100,7 @@ def evaluate(
     report: Report = in_silence,
     ranks: Ranks = ALONE,
     extras: Extras = NOTHING_MORE,
+    climatology: Climatology | None = None,
 ) -> Evaluation:
     """Score the model, persistence and climatology over all initial times of a split.
 
@@ -112,6 +113,7 @@ def evaluate(
         report: told how far this process is.
         ranks: the processes that share the initial times; all get the same scores.
         extras: regions, stations, another model.
+        climatology: of the training years, where it is known from another run on the same data.
 
     Raises:
         ValueError: the split or the training years have no data, or the store is damaged.
@@ -121,7 +123,8 @@ def evaluate(
     config = _with_stride(run.config, split, extras.every_hours)
     init_times = _init_times(run, config, split, against)
     areas = areas_of(run.store, extras.regions)
-    climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
+    if climatology is None:
+        climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
     tallies = _tallies(run, init_times, areas, extras, ranks)
     batches = evaluation_batches(
         run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times

@@ -15,7 +15,13 @@ from torch.nn import functional
 
 
 class TokenEmbedding(nn.Module):
-    """One linear patch projection a variable, stored like the kernels of V convolutions (ClimaX's names)."""
+    """One linear patch projection a variable, stored like the kernels of V convolutions (ClimaX's names).
+
+    Attributes:
+        by_sector: (S + 1, P, D) where the model embeds wind sectors and places along the wind, too.
+    """
+
+    by_sector: nn.Parameter
 
     def __init__(self, variables: int, dim: int, patch: int) -> None:
         super().__init__()

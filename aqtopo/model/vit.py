@@ -16,14 +16,15 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
-from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.block import Block
+from aqtopo.model.attention import ElevationAttention, SelfAttention, Way
+from aqtopo.model.barriers import unit_ways, upwindness
+from aqtopo.model.blocks import make_block, pair_rises_km
+from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
@@ -53,6 +54,8 @@ class AirQualityViT(nn.Module):
         ValueError: the grid cannot be cut into the configured patches and regions.
     """
 
+    ways: Tensor | None  # (2, N, N)
+
     def __init__(
         self,
         config: ModelConfig,
@@ -73,13 +76,21 @@ class AirQualityViT(nn.Module):
         self.wind_order = _wind_order(config, terrain, self.patch_grid) if config.wind_order else None
 
         self.token_embeds = TokenEmbedding(variables, config.dim, config.patch)
+        if config.sector_embedding:
+            assert self.wind_order is not None, "the configuration was checked"
+            shape = (*self.wind_order.table.shape, config.dim)
+            self.token_embeds.by_sector = nn.Parameter(torch.zeros(shape))
         self.var_embed = nn.Parameter(torch.zeros(1, variables, config.dim))
         self.var_query = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.var_agg = VariableAggregation(config.dim, config.heads)
         self.pos_embed = nn.Parameter(torch.zeros(1, len(height_m), config.dim))
         self.lead_time_embed = nn.Linear(1, config.dim)
         self.pos_drop = SampleDropout(config.dropout, "tokens")
-        self.blocks = nn.ModuleList(_block(config, index, height_m) for index in range(config.depth))
+        rises_km = pair_rises_km(config, height_m, self.patch_grid)
+        self.blocks = nn.ModuleList(
+            make_block(config, index, height_m, rises_km) for index in range(config.depth)
+        )
+        self.register_buffer("ways", _ways(config, terrain, self.patch_grid), persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
         self._initialise(seed)
@@ -101,15 +112,17 @@ class AirQualityViT(nn.Module):
         """
         self._check_shapes(inputs, wind, lead_hours)
         order_BN = None if self.wind_order is None else self.wind_order(wind)
-        x_BND = self.embed(inputs) + self._position_embedding(order_BN)
+        upwind_BNN = None if self.ways is None else upwindness(wind, self.ways, self.config.patch)
+        x_BND = self.embed(inputs) + self._position_embedding(order_BN, wind)
         lead_BKD = self.embed_lead_time(lead_hours)
         if self.config.lead_time == "encoder":
             passes = (
-                self.encode(x_BND + lead_BD[:, None], seeds, order_BN) for lead_BD in lead_BKD.unbind(1)
+                self.encode(x_BND + lead_BD[:, None], seeds, order_BN, upwind_BNN)
+                for lead_BD in lead_BKD.unbind(1)
             )
             pixels_BKNR = torch.stack([self.head(encoded_BND) for encoded_BND in passes], 1)
         else:
-            encoded_BND = self.encode(x_BND, seeds, order_BN)
+            encoded_BND = self.encode(x_BND, seeds, order_BN, upwind_BNN)
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
         forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
         if self.config.prediction == "tendency":
@@ -129,20 +142,28 @@ class AirQualityViT(nn.Module):
         lead_BKD: Tensor = self.lead_time_embed(lead_BK1)
         return lead_BKD
 
-    def encode(self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        x_BND: Tensor,
+        seeds: Seeds = None,
+        order_BN: Tensor | None = None,
+        upwind_BNN: Tensor | None = None,
+    ) -> Tensor:
         """All blocks: tokens in raster order in, encoded tokens in the given order (or raster) out."""
         x_BND = self.pos_drop(x_BND, seeds)
         first, *others = self.blocks
-        x_BND = self._run(first, x_BND, seeds, order_BN)
+        x_BND = self._run(first, x_BND, seeds, order_BN, Way(None, upwind_BNN))
         for block in others:
-            x_BND = self._run(block, x_BND, seeds)
+            x_BND = self._run(block, x_BND, seeds, None, Way(order_BN, upwind_BNN))
         normed_BND: Tensor = self.norm(x_BND)
         return normed_BND
 
     def attention_backends(self, device: torch.device) -> str:
         """What computes the attention of each block on such a device, in words."""
         attentions = [
-            module for module in self.modules() if isinstance(module, SelfAttention | ElevationAttention)
+            module
+            for module in self.modules()
+            if isinstance(module, SelfAttention | ElevationAttention | PairAttention)
         ]
         names = [attention.backend(device, self.var_query.dtype) for attention in attentions]
         runs = [(name, [index for index, _ in run]) for name, run in groupby(enumerate(names), itemgetter(1))]
@@ -157,18 +178,27 @@ class AirQualityViT(nn.Module):
         tiles = pixels_BKNR.reshape(*pixels_BKNR.shape[:2], rows, columns, p, p, self.targets)
         return tiles.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
-    def _position_embedding(self, order_BN: Tensor | None) -> Tensor:
-        """Each token's position embedding, in raster order: that of the scan position it will go to."""
+    def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
+        """Each token's position embedding, in raster order: that of the scan position it will go to.
+
+        With `sector_embedding` that of its place on the map, and of its sector and place along the wind.
+        """
         if order_BN is None:
             return self.pos_embed
+        if self.config.sector_embedding:
+            assert self.wind_order is not None
+            by_place_BND = self.token_embeds.by_sector[self.wind_order.sector(wind).long()].flatten(1, 2)
+            return self.pos_embed + wind_scatter(by_place_BND, order_BN)
         return wind_scatter(self.pos_embed.expand(order_BN.shape[0], -1, -1), order_BN)
 
-    def _run(self, block: nn.Module, x_BND: Tensor, seeds: Seeds, order_BN: Tensor | None = None) -> Tensor:
+    def _run(
+        self, block: nn.Module, x_BND: Tensor, seeds: Seeds, order_BN: Tensor | None, way: Way
+    ) -> Tensor:
         run: Callable[..., Tensor] = block
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # No global random state to keep: masks are functions of the seeds.
             run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-        return run(x_BND, seeds, order_BN)
+        return run(x_BND, seeds, order_BN, way)
 
     def _check_shapes(self, inputs: Tensor, wind: Tensor, lead_hours: Tensor) -> None:
         batch = len(inputs)
@@ -185,7 +215,7 @@ class AirQualityViT(nn.Module):
         initialise_modules(self, self.head[-1], seed)
         self.var_embed.copy_(torch.as_tensor(sincos_1d(self.config.dim, np.arange(self.variables))))
         position_ND = torch.as_tensor(sincos_2d(self.config.dim, self.patch_grid))
-        if self.wind_order is not None:
+        if self.wind_order is not None and not self.config.sector_embedding:
             position_ND = position_ND[self.wind_order.calm_order()]
         self.pos_embed.copy_(position_ND)
 
@@ -225,32 +255,11 @@ def _wind_order(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, in
     )
 
 
-def _block(config: ModelConfig, index: int, height_m: npt.NDArray[np.float32]) -> Block:
-    """Block `index`: the first carries the elevation bias, and drop path grows linearly with depth."""
-    layer = f"blocks.{index}"
-    attention: SelfAttention | ElevationAttention
-    if index == 0 and config.elevation_bias:
-        attention = ElevationAttention(
-            config.dim,
-            config.heads,
-            height_m if config.elevation_bias == "published" else -height_m,
-            alpha=config.alpha,
-            per_head=config.alpha_per_head,
-            dropout=config.dropout,
-            layer=f"{layer}.attn",
-        )
-    else:
-        attention = SelfAttention(
-            config.dim,
-            config.heads,
-            setting=config.attention,
-            dropout=config.dropout,
-            layer=f"{layer}.attn",
-        )
-    drop_path = config.drop_path * index / max(config.depth - 1, 1)
-    return Block(
-        config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer
-    )
+def _ways(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) -> Tensor | None:
+    """(2, N, N) from `unit_ways` where the wind acts on attention; N x N is not made in vain."""
+    if not config.upwind_bias:
+        return None
+    return torch.as_tensor(unit_ways(patch_grid, latitude_ascending=terrain.latitude_ascending))
 
 
 def _head(config: ModelConfig, targets: int) -> nn.Sequential:

@@ -1,15 +1,10 @@
 """Running processes of a drilled run: started from one that has imported everything, watched and killed."""
 
 import json
-import multiprocessing
-import os
 import random
-import socket
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ from aqtopo.checkpoint.commit import HASHES
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
+from aqtopo.training.forked import fork_ranks
 from aqtopo.training.run_log import METRICS_FILE
 
 START_LIMIT_S = 300.0
@@ -52,18 +48,8 @@ class DrilledRanks:
     """
 
     def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
-        port = _free_port()
         self.log = log
-        self.processes: list[ForkServerProcess] = [
-            context.Process(target=_run_rank, args=(config.to_json(), rank, world, port, steps, str(log)))
-            for rank in range(world)
-        ]
-        for process in self.processes:
-            process.start()
+        self.processes = fork_ranks(config, world, steps, log)
 
     def await_step(self, run_dir: Path, seen: int) -> None:
         """Wait until the run has logged more than `seen` steps, or ended."""
@@ -121,29 +107,6 @@ class DrilledRanks:
         self._end()
         if any(codes) or None in codes:
             raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
-
-
-def _run_rank(config_json: str, rank: int, world: int, port: int, steps: int, log: str) -> None:
-    """One rank, in a process of its own."""
-    from aqtopo.training.launch import Launch
-    from aqtopo.training.loop import train
-    from aqtopo.training.resume import AUTO, ResumeOptions
-
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
-    try:
-        train(RunConfig.model_validate_json(config_json), launch, steps, ResumeOptions(AUTO))
-    except (RefusedError, ValueError) as error:
-        print(f"rank {rank}: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(3)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def trace(run_dir: Path) -> str | None:

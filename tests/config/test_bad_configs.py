@@ -122,7 +122,7 @@ CHOICES: list[tuple[Any, ...]] = [
     ("deepspeed.communication_data_type", "int8", 'must be "fp32", "bf16" or "fp16"'),
     ("optimizer.name", "lamb", 'must be "adamw"'),
     ("schedule.interval", "batch", 'must be "epoch" or "step"'),
-    ("model.elevation_bias", True, 'must be "published", "uphill" or false'),
+    ("model.elevation_bias", True, 'must be "published", "uphill", "ridge" or false'),
     ("model.lead_time", "both", 'must be "encoder" or "decoder"'),
     ("model.prediction", "change", 'must be "state" or "tendency"'),
     ("data.worker_start", "fork", 'must be "forkserver" or "spawn"'),
@@ -179,6 +179,8 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
         "must be a multiple of checkpoint.every_steps = 4",
         "checkpoint.keep_every_steps",
     ),
+    ("model.bias_blocks", [0, 9], "must name blocks from 0 to"),
+    ("model.bias_blocks", [1, 0], "ascending, each once"),
     ("model.dim", 66, "must be a multiple of 4 (model.heads)"),
     ("model.mlp_ratio", 1.01, "times model.dim = 64 must be whole"),
     (

@@ -1,0 +1,91 @@
+"""Do the variants start alike? The first weights, tensor by tensor, and the order of the samples."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import StepPlan, epoch_order, sample_table
+from aqtopo.data.store import Store
+from aqtopo.model import AirQualityViT, Terrain, build_model
+
+Digests = Mapping[str, tuple[tuple[int, ...], str]]
+"""Shape and SHA-256 of every weight, by name."""
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What the variants have in common before the first step.
+
+    Attributes:
+        equal: tensors that all variants have, with equal values.
+        only_in_some: tensors that some variant lacks, or has in another shape.
+        different: tensors of equal shape and other values: the comparison is not clean.
+        steps: updates of each variant.
+        same_order: whether all variants see the same samples in the same order.
+    """
+
+    equal: int
+    only_in_some: tuple[str, ...]
+    different: tuple[str, ...]
+    steps: tuple[int, ...]
+    same_order: bool
+
+    def __str__(self) -> str:
+        only = f"; only in some: {', '.join(self.only_in_some)}" if self.only_in_some else ""
+        other = f"; DIFFERENT: {', '.join(self.different)}" if self.different else ""
+        order = "the same samples in the same order" if self.same_order else "OTHER samples or another order"
+        steps = "/".join(map(str, dict.fromkeys(self.steps)))
+        return f"first weights: {self.equal} tensors equal{only}{other}; {order}, {steps} steps"
+
+
+def compare_starts(configs: Sequence[RunConfig], store: Store) -> Alike:
+    """Compare the variants of one seed."""
+    terrain = Terrain(store.static["elevation"], store.lat)
+    found = [first_weights(build_model(config, terrain)) for config in configs]
+    names = dict.fromkeys(name for digests in found for name in digests)
+    shared = [
+        name
+        for name in names
+        if all(name in digests for digests in found) and len({digests[name][0] for digests in found}) == 1
+    ]
+    different = tuple(name for name in shared if len({digests[name][1] for digests in found}) > 1)
+    orders = [_order(config, store) for config in configs]
+    return Alike(
+        equal=len(shared) - len(different),
+        only_in_some=tuple(name for name in names if name not in shared),
+        different=different,
+        steps=tuple(steps for steps, _ in orders),
+        same_order=len({digest for _, digest in orders}) == 1,
+    )
+
+
+def first_weights(model: AirQualityViT) -> Digests:
+    """The digests of a model that was just built.
+
+    Position embeddings belong to scan positions, and with a wind order those of a calm day are not in raster
+    order. They are compared in raster order: by the place that each stands for.
+    """
+    digests = {}
+    for name, weight in model.state_dict().items():
+        values = weight.detach().float()
+        if name == "pos_embed" and model.wind_order is not None:
+            raster = torch.empty_like(values)
+            raster[:, model.wind_order.calm_order()] = values
+            values = raster
+        content = values.contiguous().numpy().tobytes()
+        digests[name] = tuple(weight.shape), hashlib.sha256(content).hexdigest()
+    return digests
+
+
+def _order(config: RunConfig, store: Store) -> tuple[int, str]:
+    """Steps of the whole run, and a digest of its samples in their order."""
+    table = sample_table(config, store.times, "train")
+    digest = hashlib.sha256()
+    for epoch in range(config.training.epochs):
+        times, horizons = table.lookup(epoch_order(config.training.seed, epoch, len(table)))
+        digest.update(times.tobytes() + horizons.tobytes())
+    steps = config.training.epochs * StepPlan.from_config(config, len(table)).steps_per_epoch
+    return steps, digest.hexdigest()

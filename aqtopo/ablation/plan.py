@@ -1,0 +1,147 @@
+"""Which trainings an ablation consists of, and where they lie.
+
+OUT/ablation.json           what is varied, of which run; an ablation goes on only if it is the same
+OUT/configs/N.json          the configuration of training N, as `aqtopo train` takes it
+OUT/runs/VARIANT/seedS      its run directory
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from aqtopo.ablation.factors import Factor, Variant, spelled, variants
+from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.config import RunConfig, load_config
+
+ABLATION_FILE = "ablation.json"
+CONFIGS = "configs"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training.
+
+    Attributes:
+        number: its place in the order in which they are trained.
+        variant: what it is.
+        seed: of weights, sample order and dropout.
+        config: the complete configuration.
+    """
+
+    number: int
+    variant: Variant
+    seed: int
+    config: RunConfig
+
+    @property
+    def run_dir(self) -> Path:
+        """Its run directory."""
+        return Path(self.config.training.run_dir)
+
+    def __str__(self) -> str:
+        return f"{self.variant.label}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Every variant with every seed, of one run.
+
+    Attributes:
+        out: its folder.
+        base: the run that is varied, with what `--set` changed.
+        factors: what is varied.
+        variants: those beside the grid, then every combination of levels, the baseline last.
+        seeds: ascending.
+        trials: variants x seeds, seed by seed, so that an early look compares like with like.
+    """
+
+    out: Path
+    base: RunConfig
+    factors: tuple[Factor, ...]
+    variants: tuple[Variant, ...]
+    seeds: tuple[int, ...]
+    trials: tuple[Trial, ...]
+
+    def config_path(self, trial: Trial) -> Path:
+        """Where a trial's configuration lies."""
+        return self.out / CONFIGS / f"{trial.number}.json"
+
+
+def plan_ablation(
+    config_path: Path,
+    overrides: Sequence[str],
+    factors: tuple[Factor, ...],
+    seeds: int,
+    out: Path,
+    also: Sequence[str] = (),
+) -> Ablation:
+    """Work out all trainings; writes nothing.
+
+    Args:
+        config_path: the run that is varied.
+        overrides: of all variants, as `--set` takes them.
+        factors: the grid.
+        seeds: trainings of each variant.
+        out: folder of the ablation.
+        also: variants beside the grid, see `variants`.
+
+    Raises:
+        ValueError: a configuration is wrong, or there is no seed.
+    """
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: at least one training of each variant is needed.")
+    base = load_config(config_path, overrides)
+    chosen = tuple(range(base.training.seed, base.training.seed + seeds))
+    combinations = tuple(variants(factors, also))
+    trials: list[Trial] = []
+    for seed in chosen:
+        for variant in combinations:
+            place = json.dumps(str(out / "runs" / variant.slug / f"seed{seed}"))
+            own = [*variant.overrides, f"training.seed={seed}", f"training.run_dir={place}"]
+            config = load_config(config_path, [*overrides, *own])
+            trials.append(Trial(len(trials), variant, seed, config))
+    return Ablation(out, base, factors, combinations, chosen, tuple(trials))
+
+
+def claim_folder(ablation: Ablation) -> None:
+    """Write down what is varied, or make sure that the folder belongs to this very ablation.
+
+    More seeds and more levels than before are welcome: what is trained already is kept.
+
+    Raises:
+        ValueError: the folder holds another ablation, or something else.
+    """
+    path = ablation.out / ABLATION_FILE
+    if path.is_file():
+        _check_same(json.loads(path.read_text(encoding="utf-8")), ablation)
+    elif ablation.out.is_dir() and any(ablation.out.iterdir()):
+        raise ValueError(f"{ablation.out} is not empty and holds no ablation. Choose another --out.")
+    (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)
+    for trial in ablation.trials:
+        write_durably(ablation.config_path(trial), trial.config.to_json() + "\n")
+    write_durably(path, json.dumps(_description(ablation), indent=2) + "\n")
+
+
+def _description(ablation: Ablation) -> dict[str, object]:
+    return {
+        "format_version": 1,
+        "config": json.loads(ablation.base.to_json()),
+        "factors": {factor.path: [spelled(level) for level in factor.levels] for factor in ablation.factors},
+        "seeds": list(ablation.seeds),
+        "versions": package_versions(),
+        "written": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _check_same(before: dict[str, Any], ablation: Ablation) -> None:
+    same_factors = [*before["factors"]] == [factor.path for factor in ablation.factors]
+    # Read as a configuration, not as text: what this aqtopo added since has its default.
+    if RunConfig.model_validate(before["config"]).digest != ablation.base.digest or not same_factors:
+        raise ValueError(
+            f"{ablation.out} holds an ablation of another configuration, or of other factors. Choose another "
+            "--out, or remove it."
+        )

@@ -1,0 +1,36 @@
+"""Scores a training as `aqtopo evaluate` does; the climatology, which all share, is made once."""
+
+import threading
+
+from aqtopo.ablation.plan import Trial
+from aqtopo.checkpoint import load_run
+from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.results import SCORES, write_results
+
+
+def is_scored(trial: Trial) -> bool:
+    """Whether the sums that results come from are there."""
+    return (trial.run_dir / f"{SCORES}.zarr").is_dir()
+
+
+class Scorer:
+    """Scores trials of one ablation, one at a time: they have the data and the training years in common."""
+
+    def __init__(self) -> None:
+        self._alone = threading.Lock()
+        self._climatology: Climatology | None = None
+
+    def score(self, trial: Trial) -> None:
+        """Score the best state over the test years; write what `aqtopo evaluate` writes.
+
+        Raises:
+            ValueError: the training left no state, or the place cannot be written.
+            FloatingPointError: the model gives values that are not finite.
+        """
+        with self._alone:
+            run = load_run(trial.run_dir)
+            if self._climatology is None:
+                data = run.config.data
+                self._climatology = climatology_of(run.store, data.targets, data.train_years)
+            write_results(evaluate(run, climatology=self._climatology), trial.run_dir)

@@ -1,0 +1,83 @@
+"""`aqtopo ablate`: does a setting of the model pay?"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ablate(
+    config: Annotated[Path, typer.Argument(help="The run's JSON file, which is varied.")],
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME,...|A.B=VALUE,VALUE",
+            help="What to vary: names of the model's settings, or a setting with its values, the baseline "
+            "last. May be given several times.",
+        ),
+    ],
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="'A=VALUE B=VALUE'", help="A variant beside the grid: what differs from the baseline."
+        ),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(help="Trainings of each variant, with seeds that follow the run's.")
+    ] = 3,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of trainings and results.", show_default="runs/ablate_NAME")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=VALUE", help="Override a value for all variants."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side on this machine.")] = 1,
+    block_days: Annotated[int, typer.Option(min=1, help="Days of a block of the bootstrap.")] = 10,
+    draws: Annotated[int, typer.Option(min=100, help="Resamplings of the days.")] = 2000,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Write the configurations and print the job array to submit.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Train the variants of a run alike, and say which differences are shown and which are not.
+
+    Give the same command again after a kill: what is trained stays, what is half done goes on.
+    """
+    from rich.console import Console
+
+    from aqtopo.ablation.factors import parse_grid
+    from aqtopo.ablation.first_weights import compare_starts
+    from aqtopo.ablation.plan import claim_folder, plan_ablation
+    from aqtopo.ablation.report_files import write_results
+    from aqtopo.ablation.results import collect, compare
+    from aqtopo.ablation.tables import sheets
+    from aqtopo.ablation.trainer import run_trials
+    from aqtopo.config import load_config
+    from aqtopo.data import open_store
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+    name = load_config(config, overrides or []).name
+    place = out or Path(f"runs/ablate_{name}")
+    plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, place, also or [])
+    first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
+    alike = compare_starts(first_seed, open_store(plan.base.data.store))
+    say(str(alike))
+    claim_folder(plan)
+    if slurm:
+        typer.echo(f"sbatch --array=0-{len(plan.trials) - 1} slurm/ablation.sbatch {plan.out}")
+        return
+    run_trials(plan, jobs, say)
+    result = compare(plan, collect(plan), block_days, draws).assign_attrs(alike=str(alike))
+    written = write_results(plan, result)
+    if as_json:
+        typer.echo(written.read_text(encoding="utf-8"), nl=False)
+        return
+    console = Console(width=max(Console().width, 130), highlight=False)
+    main_effects = sum(len(factor.levels) - 1 for factor in plan.factors)
+    for sheet in sheets(result)[: 2 + main_effects]:
+        console.print(sheet.as_rich())
+    console.print(f"written to {written}, all pairs of all variants to results.md beside it", soft_wrap=True)

@@ -1,0 +1,70 @@
+"""Which block gets which attention, as the configuration says."""
+
+import numpy as np
+import numpy.typing as npt
+
+from aqtopo.config import ModelConfig
+from aqtopo.model.attention import ElevationAttention, SelfAttention
+from aqtopo.model.barriers import ridge_rises_km
+from aqtopo.model.block import Block
+from aqtopo.model.dense_attention import PairAttention
+
+
+def pair_rises_km(
+    config: ModelConfig, height_m: npt.NDArray[np.float32], patch_grid: tuple[int, int]
+) -> npt.NDArray[np.float32] | None:
+    """(N, N) the barriers of a dense bias [km], see `PairAttention`; None without one."""
+    if config.elevation_bias == "ridge":
+        return ridge_rises_km(height_m, patch_grid)
+    if not (config.upwind_bias and config.elevation_bias):
+        return None
+    climb = height_m[None, :] - height_m[:, None]  # from the query's height to the key's
+    climb = climb if config.elevation_bias == "published" else -climb
+    rises: npt.NDArray[np.float32] = np.maximum(climb, np.float32(0.0)) / np.float32(1000.0)
+    return rises
+
+
+def make_block(
+    config: ModelConfig,
+    index: int,
+    height_m: npt.NDArray[np.float32],
+    rises_km: npt.NDArray[np.float32] | None,
+) -> Block:
+    """Block `index`: some carry the elevation bias, and drop path grows linearly with depth."""
+    layer = f"blocks.{index}"
+    attention: SelfAttention | ElevationAttention | PairAttention
+    biased = index in config.bias_blocks
+    if biased and (config.upwind_bias or config.elevation_bias == "ridge"):
+        attention = PairAttention(
+            config.dim,
+            config.heads,
+            rises_km,
+            upwind=config.upwind_bias,
+            alpha=config.alpha,
+            per_head=config.alpha_per_head,
+            qkv_bias=not config.elevation_bias,
+            dropout=config.dropout,
+            layer=f"{layer}.attn",
+        )
+    elif biased and config.elevation_bias:
+        attention = ElevationAttention(
+            config.dim,
+            config.heads,
+            height_m if config.elevation_bias == "published" else -height_m,
+            alpha=config.alpha,
+            per_head=config.alpha_per_head,
+            dropout=config.dropout,
+            layer=f"{layer}.attn",
+        )
+    else:
+        attention = SelfAttention(
+            config.dim,
+            config.heads,
+            setting=config.attention,
+            dropout=config.dropout,
+            layer=f"{layer}.attn",
+        )
+    drop_path = config.drop_path * index / max(config.depth - 1, 1)
+    return Block(
+        config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer
+    )

@@ -1,0 +1,57 @@
+"""The ablation of docs/ablation.md: simulate the worlds, train every variant in each, say what is shown.
+
+    python scripts/ablation.py [--jobs 2] [WORLD ...]
+
+Killed, it goes on where it was: worlds and trainings that are done stay. Results lie in runs/ablation/WORLD.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+WIND, BIAS = "wind_order=true,false", "elevation_bias=published,uphill,false"
+FACTORS = {
+    "ridges": (WIND, BIAS),
+    # Without heights or transport both directions of the bias are the same, and one is enough.
+    "flat": (WIND, "elevation_bias=published,false"),
+    "inert": (WIND, BIAS),
+}
+WORLDS = ("ridges", "flat")
+CONFIG = "ds_configs/ablation_cpu.json"
+DOMAIN = ("--grid", "16x32", "--lat", "22", "38", "--lon", "92", "124")
+YEARS = ("--years", "2014", "2015", "2016", "2017", "2018", "--train-years", "2014", "2015", "2016")
+SEEDS = "3"
+
+
+def run(*arguments: str) -> None:
+    """Run one command of aqtopo.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    code = subprocess.run([sys.executable, "-m", "aqtopo", *arguments], check=False).returncode
+    if code:
+        raise SystemExit(f"ablation: `aqtopo {' '.join(arguments)}` ended with exit code {code}")
+
+
+def main() -> None:
+    """Simulate what is not there, train what is not done, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("worlds", nargs="*", default=WORLDS, metavar="WORLD")
+    parser.add_argument("--jobs", default="2", help="trainings side by side")
+    given = parser.parse_args()
+    began = time.monotonic()
+    for world in given.worlds:
+        store = f"data/ablation_{world}.zarr"
+        if not Path(store).exists():
+            run("synth", store, "--world", world, *DOMAIN, *YEARS)
+        place = ("--set", f"data.store={store}", "--out", f"runs/ablation/{world}")
+        grid = [part for factor in FACTORS[world] for part in ("--grid", factor)]
+        run("ablate", CONFIG, *grid, "--seeds", SEEDS, "--jobs", given.jobs, *place)
+    print(f"ablation of {', '.join(given.worlds)}: {(time.monotonic() - began) / 60:.1f} minutes")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Real trainings of two tiny variants; one is killed on its way and goes on from its saved state."""
+
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from aqtopo.ablation.factors import parse_grid
+from aqtopo.ablation.first_weights import compare_starts
+from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
+from aqtopo.ablation.trainer import is_done, run_trials
+from aqtopo.cli.main import app
+from aqtopo.data import open_store
+from aqtopo.refusal import RefusedError
+from aqtopo.training.run_log import METRICS_FILE, read_events
+from tests.conftest import TinyConfig
+
+GRID = "wind_order,elevation_bias"
+
+
+@pytest.fixture
+def config_path(tiny_config: TinyConfig, tmp_path: Path) -> Path:
+    config = tiny_config(
+        model={"lead_time": "decoder", "dim": 16, "depth": 1},
+        training={"epochs": 10, "validate_every": 12},
+        checkpoint={"every_steps": 2, "keep_best": 1},
+    )
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    return path
+
+
+def plan(config_path: Path, grid: str) -> Ablation:
+    return plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out")
+
+
+def events(run_dir: Path, kind: str) -> list[dict[str, object]]:
+    return [event for event in read_events(run_dir / METRICS_FILE) if event["event"] == kind]
+
+
+def kill_in(run_dir: Path, over: threading.Event) -> None:
+    """Kill the rank that trains there once it has saved something, long before its last step."""
+    while len(events(run_dir, "step")) < 4 and not over.wait(0.01):
+        pass
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def test_variants_start_alike_and_differ_only_where_they_must(config_path: Path) -> None:
+    ablation = plan(config_path, GRID)
+    configs = [trial.config for trial in ablation.trials]
+    alike = compare_starts(configs, open_store(ablation.base.data.store))
+    assert alike.different == ()
+    assert set(alike.only_in_some) == {"blocks.0.attn.alpha", "blocks.0.attn.qkv.bias"}
+    assert alike.equal > 20
+    assert alike.same_order
+    assert len(set(alike.steps)) == 1
+
+
+def test_what_differs_is_named(config_path: Path) -> None:
+    store = open_store(plan(config_path, GRID).base.data.store)
+    deeper = [trial.config for trial in plan(config_path, "depth=1,2").trials]
+    assert "head.0.weight" in compare_starts(deeper, store).different
+    lead = [trial.config for trial in plan(config_path, "lead_time").trials]
+    assert not compare_starts(lead, store).same_order
+
+
+@pytest.mark.slow
+def test_a_killed_training_goes_on_and_a_finished_one_is_left_alone(config_path: Path) -> None:
+    ablation = plan(config_path, "wind_order")
+    claim_folder(ablation)
+    first, second = (trial.run_dir for trial in ablation.trials)
+    over = threading.Event()
+    killer = threading.Thread(target=kill_in, args=(second, over))
+    killer.start()
+    said: list[str] = []
+    with pytest.raises(RefusedError, match="wind_order=false, seed 0 ended with"):
+        run_trials(ablation, 1, said.append)
+    over.set()
+    killer.join()
+    finished = (first / METRICS_FILE).read_bytes()
+    run_trials(ablation, 1, said.append)
+    assert all(is_done(trial) for trial in ablation.trials)
+    assert (first / METRICS_FILE).read_bytes() == finished
+    assert len(events(second, "resume")) == 1
+    assert "2 trainings, 1 done" in said
+    _tabulate(config_path, ablation)
+
+
+def _tabulate(config_path: Path, ablation: Ablation) -> None:
+    """The command finds everything done and writes the results."""
+    options = ["--grid", "wind_order", "--seeds", "1", "--out", str(ablation.out), "--block-days", "2"]
+    result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
+    assert "2 trainings, 2 done" in result.output
+    assert "wind_order=true (not false)" in (ablation.out / "results.md").read_text()
+    assert (ablation.out / "results.nc").is_file()
+
+
+def test_for_slurm_the_job_array_is_printed_and_nothing_trained(config_path: Path) -> None:
+    out = config_path.parent / "out"
+    options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--slurm"]
+    result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
+    assert f"sbatch --array=0-7 slurm/ablation.sbatch {out}" in result.output
+    assert sorted(path.name for path in out.iterdir()) == ["ablation.json", "configs"]
+    assert len(list((out / "configs").iterdir())) == 8
