@@ -145,6 +145,7 @@ class Watchdog:
             place = _place(self._board.rank, self._own)
             self._verdict = f"failed: {place}: {type(error).__name__}: {first_line}"
             self._raise_alarm(self._verdict)
+        self._ask(self._board.leave)
         if not isinstance(error, AGREED):
             self._write([f"{self._verdict}\n", *traceback.format_exception(error)])
 
@@ -160,7 +161,7 @@ class Watchdog:
         try:
             if error is not None and self._board.size > 1:
                 self._tell(error)
-                self._leave()
+                self._keep_board()
                 if is_connection_error(error):
                     raise LostRankError(self._verdict) from error
         finally:
@@ -198,7 +199,8 @@ class Watchdog:
         self._write([f"rank {self._board.rank} on {self._own.host}: {why}\n", *_stacks()])
         for rite in self._rites:
             _within(RITES_S, rite)
-        self._leave()
+        self._ask(self._board.leave)
+        self._keep_board()
         os._exit(EXIT_HUNG)
 
     def _write(self, lines: list[str]) -> None:
@@ -216,9 +218,8 @@ class Watchdog:
         """Raise it; what stands there now, which may be another rank's."""
         return self._ask(lambda: self._board.raise_alarm(text)) or text
 
-    def _leave(self) -> None:
-        """Take leave; the board's keeper stays until the others have heard, or cannot any more."""
-        self._ask(self._board.leave)
+    def _keep_board(self) -> None:
+        """As its keeper, stay until the others have read what they need, or cannot any more."""
         until = time.monotonic() + 8 * self._poll_s
         while self._board.rank == 0 and time.monotonic() < until:
             left = self._ask(self._board.left)

@@ -52,12 +52,11 @@ class Job:
         """Wait until Slurm calls the job so."""
         self.wait(state, lambda: self.field("JobState") == state)
 
-    def wait_for_restart(self, number: int = 1, nodes: int | None = None) -> None:
+    def wait_for_restart(self, number: int = 1, *changes: str) -> None:
         """Wait for the job's n-th restart, and spare it the two minutes that Slurm makes it wait.
 
-        `nodes` starts it on another number of nodes, of one task each, as a user would.
+        What `scontrol update` is to change of the job besides, before it starts, may be given.
         """
-        changes = [] if nodes is None else [f"NumNodes={nodes}", f"NumTasks={nodes}"]
 
         def restarted() -> bool:
             if int(self.field("Restarts")) < number:

@@ -48,10 +48,10 @@ def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
     job = submit(slurm_cluster, endless(tiny_config))
     job.wait_for_steps(12)
     with slurm_cluster.without_node("node2"):
-        job.wait_for_restart(1, nodes=1)
+        job.wait_for_restart(1, "NumNodes=1", "NumTasks=1")
         job.wait_for_steps(job.last_saved_step() + 12)
     job.signal_batch_shell("USR1")
-    job.wait_for_restart(2, nodes=2)
+    job.wait_for_restart(2, "NumNodes=2", "NumTasks=2")
     job.wait_for_steps(job.last_saved_step() + 12)
     job.cancel()
 
@@ -83,7 +83,7 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(
 
 def test_the_time_limit_itself_warns_the_job(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1), "--time=1", "--signal=B:USR1@30")
-    job.wait_for_restart()
+    job.wait_for_restart(1, "TimeLimit=10")  # where starting takes a minute, it would never get far
     saved = job.last_saved_step()
     job.wait_for_steps(saved + 12)
     job.cancel()
