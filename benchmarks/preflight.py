@@ -6,8 +6,8 @@ the comparison of all of them. What a rank does alone (importing, compiling and 
 disk) is the same for any number and not in here.
 
 All share this machine's few processors, so that wall time is everybody's work one after the other. What tells
-about a cluster is the processor time of a rank: a straight line through it over the number of ranks, and the
-point of that line at 400, are the extrapolation. It knows nothing of the network's latency.
+about a cluster is the processor time of a rank. It is extrapolated from the largest number of ranks measured,
+once as if it grew with the number of ranks and once as if with its square. That knows nothing of a network.
 """
 
 import gc
@@ -18,9 +18,9 @@ import socket
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -84,17 +84,15 @@ def measure(world: int) -> dict[str, Any]:
     parts = "meet", "connect", "compare"
     seconds = {f"{part}_seconds": max(rank[part] for rank in ranks) for part in parts}
     cpu = [rank["cpu"] for rank in ranks]
-    return {"ranks": world} | seconds | {"cpu_s_a_rank": float(np.median(cpu[1:])), "cpu_s_rank_0": cpu[0]}
+    return {"ranks": world} | seconds | {"cpu_s_a_rank": median(cpu[1:]), "cpu_s_rank_0": cpu[0]}
 
 
-def extrapolated(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The straight lines through the processor times, at the cluster's number of ranks."""
-    worlds = [row["ranks"] for row in rows]
-    points = {}
+def extrapolated(largest: dict[str, Any]) -> dict[str, Any]:
+    """The processor times of the largest measured number of ranks, carried on to the cluster's."""
+    factor, row = CLUSTER / largest["ranks"], {"ranks_not_measured": CLUSTER}
     for name in ("cpu_s_a_rank", "cpu_s_rank_0"):
-        line = np.polyfit(worlds, [row[name] for row in rows], 1)
-        points[f"{name}_extrapolated"] = float(np.polyval(line, CLUSTER))
-    return {"ranks_not_measured": CLUSTER} | points
+        row |= {f"{name}_if_linear": factor * largest[name], f"{name}_if_square": factor**2 * largest[name]}
+    return row
 
 
 def main() -> None:
@@ -103,7 +101,7 @@ def main() -> None:
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
     gc.freeze()  # children that collect garbage would copy the parent's pages
     rows = [measure(world) for world in ((2, 4) if options.quick else WORLDS)]
-    report("preflight", [*rows, extrapolated(rows)], options)
+    report("preflight", [*rows, extrapolated(rows[-1])], options)
 
 
 if __name__ == "__main__":
