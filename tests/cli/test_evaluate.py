@@ -16,7 +16,9 @@ from aqtopo.evaluation.score_file import SCORES_FILE, read_scores
 Command = Callable[..., Any]
 
 
-def test_it_prints_the_table_and_writes_the_scores(aqtopo: Command, untrained_run: Path) -> None:
+def test_it_prints_the_table_writes_the_scores_and_says_how_far_it_is(
+    aqtopo: Command, untrained_run: Path
+) -> None:
     ended = aqtopo("evaluate", untrained_run)
     assert ended.code == 0
     assert "tiny (epoch00-step000007-val0.5000) on test 2018" in ended.out
@@ -24,12 +26,8 @@ def test_it_prints_the_table_and_writes_the_scores(aqtopo: Command, untrained_ru
     assert "Of 24 pollutant-horizon pairs the model has a lower RMSE than persistence in" in ended.out
     assert str(untrained_run / SCORES_FILE) in ended.out
     assert read_scores(untrained_run).attrs["split"] == "test"
-
-
-def test_progress_has_a_rate_and_the_time_left_on_stderr(aqtopo: Command, untrained_run: Path) -> None:
-    lines = aqtopo("evaluate", untrained_run).err.splitlines()
     for what in ("240/240 hours of climatology, ", "6/6 forecasts, "):
-        (line,) = [line for line in lines if line.startswith(what)]
+        (line,) = [line for line in ended.err.splitlines() if line.startswith(what)]
         assert line.endswith("/s, 00:00 left")
 
 
