@@ -60,17 +60,20 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
             f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
             "means. Score forecasts launched every hour: --every 1."
         )
+    any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
+    quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
     table = Table(
         title="days and cells whose 24-hour mean is above the limit (GB 3095-2012, grade II)",
         caption="POD: share of hits in what came; FAR: share of false alarms in what was forecast; "
-        "CSI: share of hits in what was forecast or came",
+        "CSI: share of hits in what was forecast or came"
+        + (f"; neither events nor alarms: {quiet}" if quiet else ""),
         box=rich.box.SIMPLE_HEAD,
     )
     for column in ("pollutant", "forecast"):
         table.add_column(column, no_wrap=True)
     for column in ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)):
         table.add_column(column, justify="right", no_wrap=True)
-    for pollutant in whole["pollutant"].values:
+    for pollutant in whole["pollutant"][any_at_all].values:
         for horizon in whole["horizon"].values:
             pair = whole.sel(pollutant=pollutant, horizon=horizon)
             for name in whole["forecast"].values:
@@ -96,7 +99,7 @@ def spectra_table(spectra: xr.Dataset) -> Table:
     table = Table(
         title="is the forecast merely smooth? power of the model beside the truth's",
         caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
-        "short: its share of that power over the shortest third of the wavelengths",
+        "short: its power over the shortest third of the wavelengths, divided by the truth's",
         box=rich.box.SIMPLE_HEAD,
     )
     table.add_column("pollutant", no_wrap=True)

@@ -111,7 +111,18 @@ def test_days_with_too_few_forecasts_are_not_counted() -> None:
 def test_the_table_has_a_row_for_every_forecast() -> None:
     buffer = io.StringIO()
     Console(file=buffer, width=120).print(exceedance_table(exceedance_scores(Made(INITS, 48).counts)))
+    assert "neither" not in buffer.getvalue()
     rows = [line.split() for line in buffer.getvalue().splitlines() if " h " in line]
     assert len(rows) == 2 * 2 * 3
     assert rows[0][:5] == ["PM2.5", "model", "75", "12", "h"]
     assert pd.to_numeric(rows[0][5:]).size == 6
+
+
+def test_pollutants_without_events_and_alarms_are_only_named() -> None:
+    scores = exceedance_scores(Made(INITS, 48).counts)
+    for name in ("hits", "misses", "false_alarms"):
+        scores[name].loc[{"pollutant": "co"}] = 0
+    buffer = io.StringIO()
+    Console(file=buffer, width=120).print(exceedance_table(scores))
+    assert len([line for line in buffer.getvalue().splitlines() if " h " in line]) == 2 * 3
+    assert "neither events nor alarms: carbon monoxide" in " ".join(buffer.getvalue().split())
