@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aqtopo.config import CheckpointConfig, RunConfig, load_config
+from aqtopo.training.forked import PRELOADED
 from benchmarks.measure import Timings, arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "resume_reference.json"
@@ -144,7 +145,7 @@ def main() -> None:
     """Start the ranks, wait, report."""
     options: argparse.Namespace = arguments(__doc__)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deepspeed", "aqtopo.training.loop"])
+    context.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  imported before forking
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before forking: it brings Dynamo
 import numpy as np
 import torch
 import xarray as xr

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  imported before forking
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before forking: it brings Dynamo
 import torch  # noqa: F401
 
 
