@@ -35,7 +35,7 @@ def scored(*batches: Batch) -> xr.Dataset:
     return overall(summed(*batches, pollutants=POLLUTANTS, horizons_h=HORIZONS_H).by_day())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), holes=st.floats(0.0, 0.95))
 def test_scores_equal_a_direct_computation(seed: int, holes: float) -> None:
     forecasts, truth, wanted = sample(seed, holes)
