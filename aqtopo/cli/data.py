@@ -7,10 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from aqtopo.cli.years import YearsCommand
+from aqtopo.config import READ_DEADLINE_S
 
 app = typer.Typer(no_args_is_help=True, help="Look into a data store, check it, and keep its statistics.")
 
 StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
+
+Deadline = Annotated[
+    float, typer.Option(min=0.1, metavar="SECONDS", help="How long the file system may take to answer.")
+]
 
 _GAPS_SHOWN = 10
 
@@ -18,13 +23,14 @@ _GAPS_SHOWN = 10
 @app.command()
 def info(
     store: StorePath,
+    deadline: Deadline = READ_DEADLINE_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
 ) -> None:
     """Show what a store holds: grid, hours, gaps, channels with their statistics, and source."""
     from aqtopo.data.store import open_store
     from aqtopo.data.summary import summarize
 
-    summary = summarize(open_store(store))
+    summary = summarize(open_store(store, deadline))
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
@@ -35,11 +41,13 @@ def info(
 def statistics(
     store: StorePath,
     years: Annotated[list[int], typer.Option(help="The training years, one or several: 2013 2014.")],
+    deadline: Deadline = READ_DEADLINE_S,
 ) -> None:
     """Compute mean and standard deviation of every channel over the training years and store them."""
+    from aqtopo.cli.progress import Progress
     from aqtopo.data.statistics import write_statistics
 
-    written = write_statistics(store, years)
+    written = write_statistics(store, years, Progress(), deadline)
     _print_channels(
         f"Statistics over {', '.join(map(str, written.years))}, kept in {store}",
         {name: (written.mean[name], written.std[name]) for name in written.mean},
@@ -50,6 +58,7 @@ def statistics(
 def check(
     store: StorePath,
     strict: Annotated[bool, typer.Option("--strict", help="Notes count as faults.")] = False,
+    deadline: Deadline = READ_DEADLINE_S,
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
 ) -> None:
     """Look at every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
@@ -60,7 +69,7 @@ def check(
     from aqtopo.cli.progress import Progress
     from aqtopo.data.inspection import inspect_store, summary
 
-    found = inspect_store(store, Progress())
+    found = inspect_store(store, Progress(), deadline)
     result = summary(found)
     if as_json:
         typer.echo(json.dumps(result, indent=2))

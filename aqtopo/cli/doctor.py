@@ -15,6 +15,7 @@ def doctor(
 ) -> None:
     """Compare versions, data, kernels, clocks and folders of all ranks, as `train` does first; then end.
 
+    With `data.stage`, see too whether every node has room for its copy of the data.
     Start it as the run will be started: `srun ... aqtopo doctor CONFIG`.
     """
     import json
@@ -37,7 +38,7 @@ def doctor(
         watchdog.enter("connect")
         device = distributed.connect(launch, watchdog.longest_s)
         watchdog.enter("preflight")
-        checkup = check_up(prepared, device)
+        checkup = check_up(prepared, device, stage_too=True)
         distributed.disconnect()
     if launch.is_main and as_json:
         typer.echo(json.dumps(asdict(checkup), indent=2))

@@ -53,5 +53,6 @@ def answered(
     except TimeoutError:
         raise TimeoutError(
             f"The data store {store} did not answer for {deadline_s:g} s: {what} is still not read. See "
-            "whether the file system hangs; if it is only slow, raise `data.read_deadline_s`."
+            "whether the file system hangs; if it is only slow, raise `data.read_deadline_s` of the run, "
+            "or give `aqtopo data` a longer `--deadline`."
         ) from None

@@ -21,6 +21,8 @@ from aqtopo.variables import VARIABLES
 
 Severity = Literal["fault", "note"]
 
+_HOUR = np.timedelta64(1, "h")
+
 STALE = 1e-3
 """Statistics that differ by more than this share of the standard deviation are of other data."""
 
@@ -64,17 +66,11 @@ def inspect_store(
             for fault, remedy in unphysical(store)
         ),
         *(
-            Finding(
-                "note", "gaps", f"{first} to {last} ({int((last - first) / np.timedelta64(1, 'h')) + 1} h)"
-            )
+            Finding("note", "gaps", f"{first} to {last} ({int((last - first) / _HOUR) + 1} h)")
             for first, last in gaps(store)
         ),
         *_shards(store, report),
     ]
-
-
-def _hours(first: np.datetime64, last: np.datetime64) -> int:
-    return int((last - first) / np.timedelta64(1, "h")) + 1
 
 
 def _shards(store: Store, report: Report) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ import hashlib
 import os
 import struct
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,6 +34,7 @@ CHECKSUMS = "shard_blake2b"
 _CRC_BYTES = 4
 _INDEX_BYTES = HOURS_PER_SHARD * 16 + _CRC_BYTES
 _NO_CHUNK = 2**64 - 1
+_PIECE_BYTES = 2**22
 _OPEN_SHARDS = 64
 """Shards kept open by a process: a rank of 400 with several loader processes must stay below 1024 files."""
 
@@ -185,14 +187,31 @@ def shard_checksum(store: str | Path, number: int) -> int:
     Raises:
         DamagedShardError: the shard is gone or cannot be read.
     """
+    return checksum_of(shard_bytes(store, number))
+
+
+def checksum_of(pieces: Iterable[bytes]) -> int:
+    """The checksum of a shard's bytes, see `shard_checksum`."""
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces:
+        digest.update(piece)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def shard_bytes(store: str | Path, number: int) -> Iterator[bytes]:
+    """A shard's file in pieces.
+
+    Raises:
+        DamagedShardError: the shard is gone or cannot be read.
+    """
     try:
         with shard_path(store, number * HOURS_PER_SHARD).open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).digest()
+            while piece := file.read(_PIECE_BYTES):
+                yield piece
     except FileNotFoundError as error:
         raise DamagedShardError("is gone") from error
     except OSError as error:
         raise DamagedShardError(f"cannot be read ({error})") from error
-    return int.from_bytes(digest, "little")
 
 
 def kept_checksums(store: str | Path) -> NDArray[np.uint64]:

@@ -19,11 +19,11 @@ import shutil
 import socket
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,19 @@ from aqtopo.config import RunConfig
 from aqtopo.data.deadline import answered
 from aqtopo.data.samples import Split, sample_table
 from aqtopo.data.schema import HOURS_PER_SHARD, refuse
-from aqtopo.data.shards import DamagedShardError, kept_checksums, shard_checksum, shard_path
+from aqtopo.data.shards import (
+    DamagedShardError,
+    checksum_of,
+    kept_checksums,
+    shard_bytes,
+    shard_checksum,
+    shard_path,
+)
 from aqtopo.data.store import Store
 
 COPY_THREADS = 8
 """Shards copied at once: a parallel file system answers many requests, one after the other slowly."""
 
-_BLOCK_BYTES = 2**22
 _POLL_S = 0.2
 _LOOKS = 3
 """How often a copy in use is found damaged before that counts: its maker may have been killed just then."""
@@ -148,6 +154,24 @@ class NodeCopy:
         size = sum(_copied(self.folder, shard).stat().st_size for shard in self._shards)
         return Copied(str(self.folder), len(self._shards), size, copied, time.monotonic() - began)
 
+    def demand_room(self) -> None:
+        """See whether `make` would have room, without making or removing anything.
+
+        What is there already is not read, so a damaged shard, which is copied again in its place, counts as
+        there; copies that nobody holds count as room, since `make` removes them.
+
+        Raises:
+            ValueError: there is no room, no such folder, or a shard of the store is gone.
+            TimeoutError: the store does not answer.
+        """
+        self._demand_stage()
+        unheld = 0
+        if os.path.lexists(self._root):
+            self._check_root()
+            unheld = sum(_unheld_bytes(other) for other in self._root.iterdir() if other != self.folder)
+        absent = [shard for shard in self._shards if not _copied(self.folder, shard).exists()]
+        self._check_room(absent, shutil.disk_usage(self._stage).free + unheld)
+
     def join(self) -> None:
         """Hold the copy that another rank of this node has made and still holds."""
         self._held = _lock(self.folder, fcntl.LOCK_SH)
@@ -166,13 +190,25 @@ class NodeCopy:
         self._held = None
         _remove_unheld(self.folder)
 
-    def _claim_root(self) -> None:
-        """Make the folder of this user's copies, which nobody else may write to."""
+    def _demand_stage(self) -> None:
         if not self._stage.is_dir():
             raise ValueError(
                 f"There is no folder {self._stage} on {socket.gethostname()}. Choose another `data.stage`."
             )
-        self._root.mkdir(mode=0o700, exist_ok=True)
+
+    def _claim_root(self) -> None:
+        """Make the folder of this user's copies, which nobody else may write to."""
+        self._demand_stage()
+        try:
+            self._root.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"{self._root} on {socket.gethostname()} cannot be made ({error}). Choose another folder for "
+                "`data.stage`."
+            ) from error
+        self._check_root()
+
+    def _check_root(self) -> None:
         found = self._root.lstat()
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
             raise ValueError(
@@ -189,11 +225,8 @@ class NodeCopy:
             for leftover in self.folder.glob("fields/c/*/0/0/*.tmp"):
                 leftover.unlink()
             lacking = self._lacking()
-            self._check_room(lacking)
-            for name in _METADATA:
-                target = self.folder / name
-                target.parent.mkdir(exist_ok=True)
-                target.write_bytes(Path(self._store.path, name).read_bytes())
+            self._check_room(lacking, shutil.disk_usage(self._stage).free)
+            answered(self._store.path, "its metadata", self._copy_metadata, self._deadline_s)
             with ThreadPoolExecutor(COPY_THREADS) as threads:
                 list(threads.map(self._copy, lacking))
         except BaseException:
@@ -215,14 +248,19 @@ class NodeCopy:
             wholes = list(threads.map(whole, self._shards))
         return [shard for shard, is_whole in zip(self._shards, wholes, strict=True) if not is_whole]
 
-    def _check_room(self, shards: Sequence[int]) -> None:
+    def _copy_metadata(self) -> None:
+        for name in _METADATA:
+            target = self.folder / name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(Path(self._store.path, name).read_bytes())
+
+    def _check_room(self, shards: Sequence[int], free: int) -> None:
         needed = answered(
             self._store.path,
             "the size of its shards",
             lambda: sum(self._size(shard) for shard in shards),
             self._deadline_s,
         )
-        free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise ValueError(
                 f"{self._stage} on {socket.gethostname()} has {free} bytes free, and {len(shards)} shards of "
@@ -253,20 +291,26 @@ class NodeCopy:
         """Copy a shard under another name, and give it its own if its bytes are those that were written."""
         target = _copied(self.folder, shard)
         aside = target.with_name(f"{target.name}.{os.getpid()}.tmp")
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.blake2b(digest_size=8)
         try:
-            source = shard_path(self._store.path, shard * HOURS_PER_SHARD).open("rb")
-        except FileNotFoundError as error:
-            raise DamagedShardError("is gone") from error
-        with source, aside.open("wb") as written:
-            while block := source.read(_BLOCK_BYTES):
-                digest.update(block)
-                written.write(block)
-        if int.from_bytes(digest.digest(), "little") != self._checksums[shard]:
-            raise DamagedShardError("differs from its checksum: it was changed after it was written")
-        # Not synced: after a crash of the node the bytes are compared again before they are used.
-        aside.replace(target)
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            with aside.open("wb") as written:
+                checksum = checksum_of(_written(written, shard_bytes(self._store.path, shard)))
+            if checksum != self._checksums[shard]:
+                raise DamagedShardError("differs from its checksum: it was changed after it was written")
+            # Not synced: after a crash of the node the bytes are compared again before they are used.
+            aside.replace(target)
+        except OSError as error:  # of the copy: what is wrong with the store is a DamagedShardError
+            raise OSError(
+                f"{self.folder} on {socket.gethostname()} cannot be written ({error}). Make room there, "
+                "choose another folder for `data.stage`, or set it to null to read the store where it lies."
+            ) from error
+
+
+def _written(file: BinaryIO, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The pieces, each written to a file as it passes."""
+    for piece in pieces:
+        file.write(piece)
+        yield piece
 
 
 def _copied(folder: Path, shard: int) -> Path:
@@ -297,6 +341,16 @@ def _hold(held: int, folder: Path, mode: int) -> bool:
         pass
     os.close(held)
     return False
+
+
+def _unheld_bytes(folder: Path) -> int:
+    """What the removal of a copy would set free: 0 if a process holds it."""
+    held = _lock(folder, fcntl.LOCK_EX)
+    if held is None:
+        return 0
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    os.close(held)
+    return size
 
 
 def _remove_unheld(folder: Path) -> None:

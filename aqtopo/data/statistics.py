@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from aqtopo.config import RunConfig
+from aqtopo.config import READ_DEADLINE_S, RunConfig
 from aqtopo.data.schema import refuse
 from aqtopo.data.store import Store, open_store
 from aqtopo.data.walk import Report, in_silence, spans
@@ -92,13 +92,19 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = in_s
     )
 
 
-def write_statistics(path: str | Path, years: Sequence[int], report: Report = in_silence) -> Statistics:
+def write_statistics(
+    path: str | Path,
+    years: Sequence[int],
+    report: Report = in_silence,
+    deadline_s: float = READ_DEADLINE_S,
+) -> Statistics:
     """Compute the statistics of a store over `years` and keep them in its attributes.
 
     Raises:
         ValueError: the store is unusable, lacks a year, or cannot be written.
+        TimeoutError: the file system did not answer for `deadline_s`.
     """
-    statistics = compute_statistics(open_store(path), years, report)
+    statistics = compute_statistics(open_store(path, deadline_s), years, report)
     try:
         zarr.open_group(path, mode="r+").attrs.update(
             {

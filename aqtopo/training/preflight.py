@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.data.stage import NodeCopy
 from aqtopo.model import Terrain
 from aqtopo.model.wind import sector_order_table
 from aqtopo.training import distributed
@@ -85,17 +86,19 @@ class Checkup:
         raise ValueError(f"{what}: {self.problems[0]}; and {others} more, which rank 0 names")
 
 
-def check_up(prepared: Prepared, device: torch.device) -> Checkup:
+def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = False) -> Checkup:
     """Compare all ranks; every rank must call it.
 
     Args:
         prepared: what this rank knows of the run.
         device: where it will train.
+        stage_too: whether every node has room for its copy of the data; a run sees that when it copies.
     """
     began, launch = time.monotonic(), prepared.launch
     problems = [*_kernels(prepared, device), *check_reduction(launch.rank, launch.size, device)]
     if launch.local_rank == 0:
         problems += _folder_problems(prepared.run_dir)
+        problems += _stage_problems(prepared) if stage_too else []
     if launch.is_main:
         problems += _space_problems(prepared)
     distributed.barrier()
@@ -190,6 +193,17 @@ def _space_problems(prepared: Prepared) -> list[str]:
         f"{folder} has {free / 2**30:.1f} GiB free, and {CHECKPOINTS_WITH_ROOM} saved states of the run need "
         f"{needed / 2**30:.1f} GiB. Make room, or choose another training.run_dir."
     ]
+
+
+def _stage_problems(prepared: Prepared) -> list[str]:
+    """What keeps this node from having a copy of the data, where `data.stage` asks for one."""
+    if prepared.config.data.stage is None:
+        return []
+    try:
+        NodeCopy(prepared.store, prepared.config).demand_room()
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []
 
 
 def _existing(path: Path) -> Path:

@@ -7,10 +7,14 @@ from dataclasses import asdict, replace
 
 from aqtopo.data.stage import Copied, NodeCopy
 from aqtopo.data.store import Store
+from aqtopo.refusal import UnreadableDataError
 from aqtopo.training import distributed
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.run_log import RunLog
 from aqtopo.training.watchdog import Watchdog
+
+_KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
+"""What a copy may fail with, the narrower first: whether the job is queued again depends on it."""
 
 
 @contextmanager
@@ -41,7 +45,11 @@ def staged(prepared: Prepared, watchdog: Watchdog, log: RunLog) -> Iterator[Stor
         copies = _agree(problem, made)
         assert copy is not None
         if made is None:
-            copy.join()
+            try:
+                copy.join()
+            except ValueError as error:
+                problem = error
+        _agree(problem, made)
         log.say(_described(copies))
         yield replace(store, copy=str(copy.folder))
     finally:
@@ -54,11 +62,12 @@ def _agree(problem: Exception | None, made: Copied | None) -> list[Copied]:
 
     Raises:
         ValueError: a rank could not, for a reason that a user has to put right.
+        UnreadableDataError: a rank could not, since a shard is damaged or the disk failed.
         OSError: a rank could not, for another.
     """
     said = {
         "problem": None if problem is None else str(problem),
-        "for_user": isinstance(problem, ValueError),
+        "kind": next((kind.__name__ for kind in _KINDS if isinstance(problem, kind)), ""),
         "made": None if made is None else asdict(made),
     }
     everyones = [json.loads(text) for text in distributed.gather_texts(json.dumps(said))]
@@ -66,7 +75,7 @@ def _agree(problem: Exception | None, made: Copied | None) -> list[Copied]:
         raise problem
     for others in everyones:
         if others["problem"]:
-            raise (ValueError if others["for_user"] else OSError)(others["problem"])
+            raise next(kind for kind in _KINDS if kind.__name__ == others["kind"])(others["problem"])
     return [Copied(**others["made"]) for others in everyones if others["made"]]
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -59,6 +60,22 @@ def test_statistics_over_an_absent_year_are_refused(store: Path) -> None:
     assert isinstance(result.exception, ValueError)
     assert "has no hours in 2030" in str(result.exception)
     assert open_store(store).statistics_years == (2016,)
+
+
+@pytest.mark.parametrize("command", [["info"], ["check"], ["statistics", "--years", "2016"]])
+def test_a_store_that_does_not_answer_ends_each_command_at_its_deadline(
+    store: Path, command: list[str]
+) -> None:
+    stalled = store / "static" / "zarr.json"
+    stalled.unlink()
+    os.mkfifo(stalled)  # opening it waits for a writer, who never comes
+    try:
+        result = runner.invoke(app, ["data", *command, str(store), "--deadline", "0.2"])
+    finally:
+        os.close(os.open(stalled, os.O_RDWR | os.O_NONBLOCK))  # lets the thread that waits for it go
+    assert isinstance(result.exception, TimeoutError)
+    assert "did not answer for 0.2 s: its metadata is still not read" in str(result.exception)
+    assert "a longer `--deadline`" in str(result.exception)
 
 
 def test_check_ends_with_1_and_a_list_where_something_is_wrong(tiny_store: Path, store: Path) -> None:

@@ -46,13 +46,13 @@ def kill_when(there: Callable[[], bool], parts: Path, command: list[str]) -> dic
     return {path.name: path.stat().st_mtime_ns for path in parts.glob("20*.json")}
 
 
-def run_config(store: Path, run_dir: Path) -> dict[str, Any]:
+def run_config(store: Path, run_dir: Path, stage: Path) -> dict[str, Any]:
     return {
         "name": "raw",
         "data": {
             "store": str(store), "grid": [8, 12], "horizons": [12, 24], "train_years": [2013],
             "validation_years": [2014], "test_years": [2015], "time_stride_hours": 6, "workers": 1,
-            "validation_stride_hours": 12, "test_stride_hours": 12,
+            "validation_stride_hours": 12, "test_stride_hours": 12, "stage": str(stage),
         },
         "model": {
             "patch": 2, "dim": 32, "depth": 2, "heads": 2, "regions": [2, 2], "dropout": 0.0,
@@ -94,10 +94,13 @@ def test_raw_archives_become_scores_though_preparing_is_killed_three_times(tmp_p
     assert json.loads(checked.stdout)["faults"] == 0
     assert open_store(store).times.size == 216
 
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps(run_config(store, run_dir)))
+    config, node = tmp_path / "config.json", tmp_path / "node"
+    node.mkdir()
+    config.write_text(json.dumps(run_config(store, run_dir, node)))
     trained = aqtopo("train", config)
     assert trained.returncode == 0, trained.stderr
+    assert "6 copied, 0 were there; removed when the run ends" in trained.stderr
+    assert list(node.glob("*/*")) == []
     scored = aqtopo("evaluate", run_dir, "--json")
     assert scored.returncode == 0, scored.stderr
     scores = json.loads(scored.stdout)

@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import pytest
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.stage import NodeCopy, needed_shards
+from aqtopo.refusal import UnreadableDataError
 
 TinyConfig = Callable[..., RunConfig]
 
@@ -178,6 +180,47 @@ def test_too_little_room_is_said_in_bytes_before_anything_is_copied(
     assert list(Path(str(staging.data.stage)).glob("*/*")) == []
 
 
+def test_room_is_seen_without_copying_and_what_is_held_is_not_counted_as_room(
+    staging: RunConfig, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, copy = shutil.disk_usage("/"), node_copy(staging)
+    size = sum(shard(staging.data.store, number).stat().st_size for number in SHARDS)
+    copy.demand_room()
+    assert list(Path(str(staging.data.stage)).iterdir()) == []
+    data = {"store": staging.data.store, "stage": staging.data.stage, "horizons": [12]}
+    other = node_copy(tiny_config(data=data | {"validation_stride_hours": 240}))
+    other.make()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=size - 1))
+    with pytest.raises(ValueError, match=rf"has {size - 1} bytes free, and 20 shards .* need {size} bytes"):
+        copy.demand_room()
+    assert other._held is not None
+    os.close(other._held)  # as if killed: nobody holds it, so a copy would remove it
+    copy.demand_room()
+    assert other.folder.exists()
+
+
+def test_a_source_or_a_copy_that_fails_is_named(
+    staging: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = shard(staging.data.store, 3)
+    lost.unlink()
+    lost.mkdir()  # cannot be read as a file, as if its disk failed
+    with pytest.raises(
+        UnreadableDataError, match=r"2016-01-04T00: the shard fields/c/3/0/0/0 cannot be read"
+    ):
+        node_copy(staging).make()
+    lost.rmdir()
+    shutil.copy(shard(staging.data.store, 2), lost)
+
+    def full(_file: Any, _pieces: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("aqtopo.data.stage._written", full)
+    with pytest.raises(OSError, match=r"node/aqtopo-\d+/\w+ on .* cannot be written .*No space left"):
+        node_copy(staging).make()
+    assert list(tmp_path.glob("node/*/*")) == []
+
+
 def refuse(config: RunConfig, damage: Callable[[Path], Any], error: type[Exception], message: str) -> None:
     damage(shard(config.data.store, 3))
     with pytest.raises(error, match=message) as caught:
@@ -216,6 +259,10 @@ def test_unfit_folders_are_refused(staging: RunConfig, tmp_path: Path, tiny_conf
     with pytest.raises(ValueError, match=r"There is no folder .*nowhere on"):
         node_copy(tiny_config(data=data | {"stage": str(tmp_path / "nowhere")})).make()
     root = Path(str(staging.data.stage), f"aqtopo-{os.getuid()}")
+    root.touch()
+    with pytest.raises(ValueError, match=r"aqtopo-\d+ on .* cannot be made .*File exists"):
+        node_copy(staging).make()
+    root.unlink()
     root.mkdir()
     root.chmod(0o777)
     with pytest.raises(ValueError, match="not a folder that only this user may write to"):

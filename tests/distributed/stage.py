@@ -12,6 +12,7 @@ import numpy as np
 
 from aqtopo.config import load_config
 from aqtopo.data import open_store
+from aqtopo.refusal import retry_after
 from aqtopo.training import distributed
 from aqtopo.training.launch import read_launch
 from aqtopo.training.prepare import Prepared, prepare
@@ -36,7 +37,7 @@ def main() -> None:
             with staged(bad, watchdog, log):
                 pass
         except ValueError as error:
-            found["problem"] = str(error)
+            found["problem"], found["retry"] = str(error), retry_after(error)
         with staged(good, watchdog, log) as store:
             there = open_store(store.path)
             assert store.copy is not None

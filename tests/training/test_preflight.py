@@ -1,10 +1,16 @@
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from aqtopo.config import RunConfig
 from aqtopo.training.kernel_check import kernel_problem
-from aqtopo.training.preflight import Checkup, Finding, _folder_problems, _problems
+from aqtopo.training.launch import read_launch
+from aqtopo.training.preflight import Checkup, Finding, _folder_problems, _problems, _stage_problems
+from aqtopo.training.prepare import prepare
+from aqtopo.training.resume import NEVER, ResumeOptions
 
 
 def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[Finding]:
@@ -47,6 +53,23 @@ def test_writing_and_renaming_is_tried_and_leaves_nothing(tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
     (problem,) = _folder_problems(Path("/proc/self/run"))
     assert "cannot be written and renamed there" in problem
+
+
+def test_a_node_without_room_for_its_copy_of_the_data_is_a_problem(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+
+    def problems(stage: str | None) -> list[str]:
+        config = tiny_config(data={"stage": stage}, training={"validate_every": 8})
+        return _stage_problems(prepare(config, read_launch(), ResumeOptions(NEVER)))
+
+    assert problems(None) == []
+    assert problems(str(tmp_path)) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=1000))
+    (problem,) = problems(str(tmp_path))
+    assert f"{tmp_path} on" in problem
+    assert "has 1000 bytes free, and 20 shards" in problem
 
 
 def test_kernels_are_held_against_their_references() -> None:

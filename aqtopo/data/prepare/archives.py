@@ -1,11 +1,11 @@
 """Where the hourly files of a reanalysis lie: unpacked, or in daily zip and tar archives.
 
 Members are read into memory and never written anywhere, so their names cannot lead out of a folder; links
-and devices are passed over, and a member larger than any hourly file is refused unread.
+and devices are passed over, and a file or member larger than any hourly file is refused unread.
 """
 
-import lzma
 import re
+import stat
 import tarfile
 import zipfile
 import zlib
@@ -22,11 +22,14 @@ ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 LARGEST_MEMBER = 256 * 2**20
 """Bytes of the largest hourly file believed; CAQRA's have 8 MB."""
 
+_BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Compressions of which zipfile unpacks no more than it is asked for. 179 bytes of bzip2 can hold 64 MB."""
+
 _HOURLY_NAME = re.compile(r"CN-Reanalysis(\d{10})\.nc")
 _DATE = re.compile(r"(?<!\d)(\d{8})(?!\d)")
-_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError)
+_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 _DAMAGE_OF_MEMBER = (*_DAMAGE, NotImplementedError, RuntimeError)
-"""zipfile says RuntimeError of an encrypted member and NotImplementedError of an unknown compression."""
+"""zipfile says RuntimeError of an encrypted member and NotImplementedError of an unknown format."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +112,7 @@ class Sources:
         """
         wanted = {stamp_name(stamp) for stamp in stamps}
         for path in self.files:
-            try:
-                yield _hourly(path.name, str(path), path.read_bytes())
-            except OSError as error:
-                yield _hourly(path.name, str(path), None, f"cannot be read ({error})")
+            yield _file(path)
         for path in self.archives:
             try:
                 yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)
@@ -156,6 +156,18 @@ def _hourly(name: str, where: str, content: bytes | None, problem: str = "") -> 
     return HourlyFile(stamp, where, content, problem)
 
 
+def _file(path: Path) -> HourlyFile:
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return _hourly(path.name, str(path), None, "is no plain file")
+        if found.st_size > LARGEST_MEMBER:
+            return _hourly(path.name, str(path), None, _too_large(found.st_size))
+        return _hourly(path.name, str(path), path.read_bytes())
+    except OSError as error:
+        return _hourly(path.name, str(path), None, f"cannot be read ({error})")
+
+
 def _zip(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -165,8 +177,14 @@ def _zip(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
             if member.file_size > LARGEST_MEMBER:
                 yield _hourly(name, where, None, _too_large(member.file_size))
                 continue
+            if member.compress_type not in _BOUNDED:
+                yield _hourly(name, where, None, "is not compressed with deflate: pack the archive anew")
+                continue
             try:
-                yield _hourly(name, where, archive.read(member))
+                # Not archive.read: a header may lie about the size, and that unpacks a GiB before it looks.
+                with archive.open(member) as file:
+                    content = file.read(member.file_size + 1)
+                yield _hourly(name, where, content)
             except _DAMAGE_OF_MEMBER as error:
                 yield _hourly(name, where, None, f"is damaged ({_said(error)})")
 

@@ -115,6 +115,16 @@ class Recipe:
             "turn_wind": self.turn_wind,
         }
 
+    @property
+    def of_the_store(self) -> dict[str, Any]:
+        """What else a store depends on, as it is kept in its attributes."""
+        elevation, population = self.elevation, self.population
+        return {
+            "years": list(self.years),
+            "elevation_source": "pvlib Altitude.h5" if elevation is None else elevation.name,
+            "population_source": "none: 0 everywhere" if population is None else population.name,
+        }
+
 
 def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
     """Make the store, or go on where a killed run was; the quality report, which is also kept as JSON.
@@ -134,7 +144,7 @@ def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
             _check_room(recipe)
             make_days(maker, recipe.days, recipe.workers, report)
             _assemble(recipe, static, report)
-        _check_years(open_store(recipe.out), recipe)
+        _check_made_for(open_store(recipe.out), recipe)
         statistics = write_statistics(recipe.out, recipe.train_years, report)
         quality = quality_report(_reports(recipe), statistics, recipe.time_zone, open_store(recipe.out))
         aside = recipe.report.with_name(f"{recipe.report.name}.tmp")
@@ -241,14 +251,15 @@ def _reports(recipe: Recipe) -> list[DayReport]:
     return [report_of(recipe.parts, day) or DayReport(str(day)) for day in recipe.days]
 
 
-def _check_years(store: Store, recipe: Recipe) -> None:
-    """Refuse a store that a killed run made complete, but of other years."""
-    made_for = tuple(store.attributes.get("years", ()))
-    if made_for != recipe.years:
-        raise ValueError(
-            f"{recipe.out} is there already, made for the years {', '.join(map(str, made_for))}. Give the "
-            f"same --years, or remove it and {recipe.parts}."
-        )
+def _check_made_for(store: Store, recipe: Recipe) -> None:
+    """Refuse a store that a killed run made complete, but of other years or other ground."""
+    for name, wanted in recipe.of_the_store.items():
+        made_for = store.attributes.get(name)
+        if made_for != wanted:
+            raise ValueError(
+                f"{recipe.out} is there already, made with {name} {made_for}, not {wanted}. Give the same "
+                f"settings, or remove it and {recipe.parts}."
+            )
 
 
 def _check_room(recipe: Recipe) -> None:
@@ -305,13 +316,9 @@ def _block(
         },
         attrs={
             "source": SOURCE,
-            "years": list(recipe.years),
+            **recipe.of_the_store,
             "time_zone_of_source": recipe.time_zone,
             "regridding": "bilinear, mean over points of each cell; cells without a value take no part",
-            "elevation_source": "pvlib Altitude.h5" if recipe.elevation is None else recipe.elevation.name,
-            "population_source": "none: 0 everywhere"
-            if recipe.population is None
-            else recipe.population.name,
             "recipe_sha256": digest,
         },
     )

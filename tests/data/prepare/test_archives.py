@@ -1,5 +1,8 @@
 import io
+import os
+import struct
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -67,6 +70,42 @@ def test_a_member_too_large_for_an_hour_is_not_read(
     (file,) = found(tmp_path)
     assert file.content is None
     assert "has 11 bytes, which no hourly file has" in file.problem
+
+
+def test_what_is_no_plain_file_of_an_hour_s_size_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10)
+    (tmp_path / "CN-Reanalysis2013010203.nc").write_bytes(bytes(11))
+    os.mkfifo(tmp_path / "CN-Reanalysis2013010204.nc")  # opening it would wait for a writer, who never comes
+    large, pipe = found(tmp_path)
+    assert large.content is pipe.content is None
+    assert "has 11 bytes, which no hourly file has" in large.problem
+    assert pipe.problem == "is no plain file"
+
+
+def test_a_zip_that_lies_about_a_size_does_not_fill_the_memory(tmp_path: Path) -> None:
+    path, size = tmp_path / "CN-Reanalysis20130102.zip", 2**26
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("CN-Reanalysis2013010203.nc", bytes(size))
+    raw = path.read_bytes()
+    assert raw.count(struct.pack("<L", size)) == 2
+    path.write_bytes(raw.replace(struct.pack("<L", size), struct.pack("<L", 1000)))
+    tracemalloc.start()
+    (file,) = found(tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.content is None
+    assert "CRC" in file.problem
+    assert peak < size / 4
+
+
+def test_a_compression_that_nothing_bounds_is_not_unpacked(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "CN-Reanalysis20130102.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("CN-Reanalysis2013010203.nc", b"three")
+    (file,) = found(tmp_path)
+    assert file.content is None
+    assert "is not compressed with deflate" in file.problem
 
 
 def test_a_flipped_byte_in_a_zip_costs_one_hour(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def test_what_cannot_be_prepared_is_refused(recipe: MakeRecipe, tmp_path: Path) 
         prepare(recipe(source=useless, out=tmp_path / "d.zarr"))
 
 
-def test_a_store_that_a_killed_command_completed_is_not_made_again(recipe: MakeRecipe) -> None:
+def test_a_store_that_a_killed_command_completed_is_not_made_again(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
     made = recipe()
 
     def die(what: str, done: int, total: int) -> None:
@@ -150,8 +152,12 @@ def test_a_store_that_a_killed_command_completed_is_not_made_again(recipe: MakeR
     with pytest.raises(KeyboardInterrupt):
         prepare(made, die)
     before = (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns
-    with pytest.raises(ValueError, match=r"is there already, made for the years 2013\. Give the same"):
+    with pytest.raises(
+        ValueError, match=r"already, made with years \[2013\], not \[2013, 2014\]\. Give the same"
+    ):
         prepare(recipe(years=(2013, 2014)))
+    with pytest.raises(ValueError, match=r"with population_source none: 0 everywhere, not people\.tif"):
+        prepare(recipe(population=tmp_path / "people.tif"))
     assert prepare(made)["statistics"]["years"] == [2013]
     assert (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns == before
 
