@@ -26,7 +26,7 @@ TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#7d95a8", "#0b4f7d", "#24323d"
 # More points than this cannot be told apart on the page and only make it heavy.
 MAX_POINTS = 600
 
-_STYLE: Any = {
+CURVE_STYLE: Any = {
     "font.size": 11,
     "axes.edgecolor": "#9aa7b1",
     "axes.labelcolor": INK,
@@ -54,8 +54,8 @@ class Curve:
 
 def loss_curve(history: History) -> Curve:
     """Draw training and validation loss, the best validation marked."""
-    with rc_context(_STYLE):
-        figure, axes = _new_figure("loss (normalised units squared)")
+    with rc_context(CURVE_STYLE):
+        figure, axes = new_figure("loss (normalised units squared)")
         steps, losses = thinned(_step_numbers(history.steps), np.array([s.train_loss for s in history.steps]))
         axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.9, label="training")
         if history.validations:
@@ -78,14 +78,14 @@ def loss_curve(history: History) -> Curve:
 def lr_curve(history: History) -> Curve:
     """Draw each group's learning rate on a logarithmic axis."""
     groups = list(history.steps[-1].lrs)
-    with rc_context(_STYLE):
-        figure, axes = _new_figure("learning rate")
-        for group, colour in zip(groups, _cycled(GROUP_COLOURS, len(groups)), strict=True):
+    with rc_context(CURVE_STYLE):
+        figure, axes = new_figure("learning rate")
+        for group, colour in zip(groups, cycled(GROUP_COLOURS, len(groups)), strict=True):
             rates = np.array([step.lrs[group] for step in history.steps])
             axes.plot(_step_numbers(history.steps), rates, color=colour, linewidth=1.8, label=group)
         axes.set_yscale("log")
         low, high = axes.get_ylim()
-        axes.set_ylim(low, high * 4)  # room for the legend above the highest curve
+        axes.set_ylim(low, high * 12)  # room for the legend above the highest curve
         axes.legend(frameon=False, ncols=2, loc="upper center")
         first, last = history.steps[0].lrs, history.steps[-1].lrs
         changes = "; ".join(f"{group} from {first[group]:.2e} to {last[group]:.2e}" for group in groups)
@@ -111,7 +111,8 @@ def thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArr
     )
 
 
-def _new_figure(ylabel: str) -> tuple[Figure, Axes]:
+def new_figure(ylabel: str) -> tuple[Figure, Axes]:
+    """Axes over the steps, of the size and look that all curves of the page share."""
     figure = Figure(figsize=(5.4, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("step (optimizer update)")
@@ -163,5 +164,6 @@ def _step_numbers(steps: Sequence[Step]) -> FloatArray:
     return np.array([step.step for step in steps], dtype=np.float64)
 
 
-def _cycled(colours: Sequence[str], n: int) -> list[str]:
+def cycled(colours: Sequence[str], n: int) -> list[str]:
+    """As many colours as asked for, from the first on again where there are too few."""
     return [colours[index % len(colours)] for index in range(n)]

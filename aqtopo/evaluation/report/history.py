@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+_TOLD = ("start", "resume", "loss_after_resume", "stop")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -40,6 +42,15 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Happening:
+    """A start, a resume, the losses after it, or an end: when [UTC], at which step, and what, in words."""
+
+    time: str
+    step: int | None
+    text: str
+
+
+@dataclass(frozen=True)
 class History:
     """Steps and validations in the order of training.
 
@@ -47,11 +58,13 @@ class History:
         steps: one entry an update, steps increasing.
         validations: one entry a validation, steps increasing.
         starts: how many times training was started; above 1 the run was resumed.
+        happenings: starts, resumes and ends, as they came.
     """
 
     steps: tuple[Step, ...]
     validations: tuple[Validation, ...]
     starts: int
+    happenings: tuple[Happening, ...] = ()
 
     @property
     def best(self) -> Validation | None:
@@ -73,6 +86,7 @@ def read_history(path: Path) -> History:
     steps: dict[int, Step] = {}
     validations: dict[int, Validation] = {}
     starts = 0
+    happenings: list[Happening] = []
     for event in _events(path):
         if event["event"] == "step":
             steps[event["step"]] = _step(event)
@@ -80,12 +94,15 @@ def read_history(path: Path) -> History:
             validations[event["step"]] = Validation(event["step"], event["epoch"], event["val_loss"])
         elif event["event"] == "start":
             starts += 1
+        if event["event"] in _TOLD:
+            happenings.append(Happening(_spoken(event.get("time")), event.get("step"), _told(event)))
     if not steps:
         raise ValueError(f"{path} holds no training step yet. Wait for the run's first step.")
     return History(
         tuple(steps[step] for step in sorted(steps)),
         tuple(validations[step] for step in sorted(validations)),
         starts,
+        tuple(happenings),
     )
 
 
@@ -93,6 +110,27 @@ def _step(event: dict[str, Any]) -> Step:
     return Step(
         event["step"], event["epoch"], event["train_loss"], dict(event["lr"]), event.get("samples_per_s")
     )
+
+
+def _told(event: dict[str, Any]) -> str:
+    """What an event says, in words."""
+    kind = event["event"]
+    if kind == "start":
+        world = event.get("world_size")
+        job = (event.get("slurm") or {}).get("job")
+        on = "" if world is None else f" on {world} process{'es' if world > 1 else ''}"
+        return f"training starts{on}{f', Slurm job {job}' if job else ''}"
+    if kind == "resume":
+        source = Path(event["source"]).name
+        return f"from {source}: {event['line']} ({sum(event['seconds'].values()):.1f} s)"
+    if kind == "loss_after_resume":
+        verdict = "they jump" if event["jump"] else "no jump"
+        return f"mean of the losses since: {event['running']:.4f}, before {event['saved']:.4f}; {verdict}"
+    return f"training ends: {event.get('reason', 'no reason given')}"
+
+
+def _spoken(time: str | None) -> str:
+    return "" if time is None else time[:19].replace("T", " ")
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

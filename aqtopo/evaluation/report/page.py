@@ -13,13 +13,15 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import xarray as xr
 from markupsafe import Markup
 
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
+from aqtopo.evaluation.cases import REFERENCES
+from aqtopo.evaluation.report.alphas import alpha_curve, alpha_sentence, read_alphas
+from aqtopo.evaluation.report.breakdown import break_down
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case, load_case
 from aqtopo.evaluation.report.curves import loss_curve, lr_curve
@@ -27,7 +29,7 @@ from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.panels import draw_pollutants, spoken_time
 from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
 from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain, wind_arrows
-from aqtopo.evaluation.score_file import read_scores
+from aqtopo.evaluation.score_file import read_scores_json, scores_from_json
 from aqtopo.evaluation.table import summary
 
 REPORT_FILE = "report.html"
@@ -57,29 +59,37 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None) -> Path:
         ValueError: the run lacks what the page shows (the message names the command that makes it), or `init`
             cannot be forecast from and verified.
     """
-    scores = read_scores(run_dir)
+    scores = read_scores_json(run_dir)
     history = read_history(run_dir / "metrics.jsonl")
-    run = load_run(run_dir, str(scores.attrs["tag"]))
+    run = load_run(run_dir, str(scores["tag"]))
     html = render(run, scores, history, load_case(run, init), _read_facts(run_dir / "run.json"))
-    page = run_dir / REPORT_FILE
+    return write_page(html, run_dir / REPORT_FILE)
+
+
+def write_page(html: str, page: Path) -> Path:
+    """Put a page in place of an older one, never half of it."""
     aside = page.with_suffix(".tmp")
     aside.write_text(html, encoding="utf-8")
     aside.replace(page)
     return page
 
 
-def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, facts: dict[str, Any]) -> str:
+def render(
+    run: LoadedRun, content: dict[str, Any], history: History, case: Case, facts: dict[str, Any]
+) -> str:
     """The page as HTML text.
 
     Args:
         run: the trained run whose scores and maps are shown.
-        scores: what `aqtopo evaluate` found.
+        content: what `aqtopo evaluate` found, from `scores.json`.
         history: what happened in training.
         case: the forecast on the maps.
         facts: what `run.json` says of machine and versions.
     """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
+    scores = scores_from_json(content)
     board = score_board(scores)
+    alphas = read_alphas(run.run_dir, run.config)
     arrows, ten_metres_per_second = wind_arrows(canvas, case.u, case.v)
     parts = {
         "config": run.config,
@@ -100,6 +110,11 @@ def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, fac
         "pollutants": draw_pollutants(case, canvas),
         "loss": loss_curve(history),
         "lr": lr_curve(history),
+        "breakdowns": break_down(content["strata"]),
+        "references": REFERENCES,
+        "alpha": None if alphas is None else alpha_curve(alphas),
+        "alpha_says": "" if alphas is None else alpha_sentence(alphas),
+        "happenings": history.happenings,
         "learning": _learning(history),
         "splits": _splits(run.config, store),
         "sample_rule": _sample_rule(run.config),
@@ -108,17 +123,18 @@ def render(run: LoadedRun, scores: xr.Dataset, history: History, case: Case, fac
         "version": importlib.metadata.version("aqtopo"),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return _template().render(parts)
+    return template("template.html.jinja").render(parts)
 
 
-def _template() -> jinja2.Template:
+def template(name: str) -> jinja2.Template:
+    """One of this package's templates, with style sheet and script."""
     package = files("aqtopo.evaluation.report")
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.globals["style"] = Markup(package.joinpath("style.css").read_text(encoding="utf-8"))
     environment.globals["script"] = Markup(package.joinpath("script.js").read_text(encoding="utf-8"))
-    return environment.from_string(package.joinpath("template.html.jinja").read_text(encoding="utf-8"))
+    return environment.from_string(package.joinpath(name).read_text(encoding="utf-8"))
 
 
 def _read_facts(path: Path) -> dict[str, Any]:
@@ -185,6 +201,7 @@ def _sample_rule(config: RunConfig) -> str:
 
 def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
     names = {
+        "commit": "commit",
         "world_size": "processes",
         "launcher": "launcher",
         "device": "device",

@@ -14,17 +14,13 @@ LEVEL_SKILL = 0.01
 
 
 @dataclass(frozen=True)
-class Cell:
-    """The model against its references for one pollutant at one horizon.
+class Tint:
+    """A skill with the colour that it gets.
 
     Attributes:
-        rmse: root mean squared error by forecast (the model and its references), in the pollutant's units.
-        rival: the reference with the smaller error.
-        skill: 1 - model / rival; above 0 the model is better than both references. NaN without scored points.
+        skill: 1 - model / reference, of the RMSE; above 0 the model is better. NaN without scored points.
     """
 
-    rmse: dict[str, float]
-    rival: str
     skill: float
 
     @property
@@ -34,7 +30,7 @@ class Cell:
 
     @property
     def verdict(self) -> str:
-        """`better`, `level` or `worse` than the better reference, or `unknown`."""
+        """`better`, `level` or `worse` than the reference, or `unknown`."""
         if not self.known:
             return "unknown"
         if abs(self.skill) < LEVEL_SKILL:
@@ -49,14 +45,27 @@ class Cell:
         return f"{100 * self.skill:+.0f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
 
     @property
+    def strength(self) -> int:
+        """Depth of the colour in percent; a skill of 0.4 or more has the full one."""
+        return round(100 * min(abs(self.skill) / 0.4, 1.0)) if self.known else 0
+
+
+@dataclass(frozen=True)
+class Cell(Tint):
+    """The model against the better of its references for one pollutant at one horizon.
+
+    Attributes:
+        rmse: root mean squared error by forecast (the model and its references), in the pollutant's units.
+        rival: the reference with the smaller error, against which the skill is.
+    """
+
+    rmse: dict[str, float]
+    rival: str
+
+    @property
     def errors(self) -> tuple[str, ...]:
         """RMSE of the model and of its rival, as text."""
         return round_together((self.rmse[MODEL], self.rmse[self.rival]))
-
-    @property
-    def strength(self) -> int:
-        """Depth of the cell's colour in percent; a skill of 0.4 or more has the full one."""
-        return round(100 * min(abs(self.skill) / 0.4, 1.0)) if self.known else 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +190,7 @@ def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> Cell:
     rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
     rival = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
     skill = 1.0 - rmse[MODEL] / rmse[rival] if rmse[rival] > 0.0 else float("nan")
-    return Cell(rmse, rival, skill)
+    return Cell(skill, rmse, rival)
 
 
 def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> Line:

@@ -17,6 +17,7 @@ RUN_FACTS = {
     "started": "2026-11-21T20:15:00+00:00",
     "world_size": 2,
     "launcher": "torchrun",
+    "commit": "f00dfeed-dirty",
     "device": "cpu",
     "python": "3.11.7",
     "versions": {"aqtopo": "0.1.0", "torch": "2.13.0", "triton": None},

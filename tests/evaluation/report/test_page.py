@@ -41,13 +41,16 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
         "epoch00-step000007-val0.5000",
         "not installed",  # triton, by run.json
         "torchrun",
+        "f00dfeed-dirty",
+        "Starts and resumes",
+        "block 0 from 2.000 to 2.000 km⁻¹, at step 7.",
         "2026-11-21 20:15 UTC",
         "&#34;gradient_accumulation_steps&#34;: 2",
     ):
         assert expected in re.sub(r"</?(em|strong)>", "", html), expected
     page = Page(html)
     images = page.all("img")
-    assert len(images) == 6 * (1 + 4 * 3) + 2
+    assert len(images) == 6 * (1 + 4 * 3) + 3
     assert all(len(image["alt"]) > 10 for image in images)
     assert len(page.all("input")) == 6 + 4
 

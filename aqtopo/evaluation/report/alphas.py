@@ -1,0 +1,88 @@
+"""What became of the barrier strength alpha: read from the saved states of a run.
+
+Training does not log it, so the curve has a point where a state was saved, and one for the start.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import rc_context
+from safetensors import safe_open
+
+from aqtopo.checkpoint import list_tags
+from aqtopo.checkpoint.retention import reading
+from aqtopo.checkpoint.weights import WEIGHTS_FILE
+from aqtopo.config import RunConfig
+from aqtopo.evaluation.report.curves import CURVE_STYLE, GROUP_COLOURS, Curve, cycled, new_figure
+from aqtopo.evaluation.report.images import svg_uri
+
+FloatArray = npt.NDArray[np.float64]
+
+_ENDING = ".attn.alpha"
+
+
+@dataclass(frozen=True)
+class Alphas:
+    """The barrier strengths of a run.
+
+    Attributes:
+        steps: (S,) steps after which there is a state, the first being 0.
+        by_block: for every block that has them, (S, n) strengths [km-1]; n is 1 where the heads share one.
+    """
+
+    steps: tuple[int, ...]
+    by_block: dict[str, FloatArray]
+
+
+def read_alphas(run_dir: Path, config: RunConfig) -> Alphas | None:
+    """Read alpha from every saved state; None for a model without it."""
+    states: dict[int, dict[str, FloatArray]] = {}
+    for tag in list_tags(run_dir):  # in the order of saving: of two states at one step the later counts
+        folder = tag.folder(run_dir)
+        with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
+            names = [name for name in weights.keys() if name.endswith(_ENDING)]  # noqa: SIM118
+            states[tag.step] = {name: weights.get_tensor(name).astype(np.float64) for name in names}
+    steps = sorted(states)
+    if not steps or not states[steps[0]]:
+        return None
+    by_block = {
+        name.removesuffix(_ENDING).replace("blocks.", "block "): np.stack(
+            [
+                np.full_like(values, config.model.alpha),
+                *(states[step][name] for step in steps),
+            ]
+        )
+        for name, values in states[steps[0]].items()
+    }
+    return Alphas((0, *steps), by_block)
+
+
+def alpha_curve(alphas: Alphas) -> Curve:
+    """Draw every strength over the steps, a colour a block."""
+    with rc_context(CURVE_STYLE):
+        figure, axes = new_figure("alpha (1/km)")
+        colours = cycled(GROUP_COLOURS, len(alphas.by_block))
+        for (block, values), colour in zip(alphas.by_block.items(), colours, strict=True):
+            heads = values.shape[1]
+            label = block if heads == 1 else f"{block}, {heads} heads"
+            lines = axes.plot(alphas.steps, values, color=colour, linewidth=1.8, marker="o", markersize=4)
+            lines[0].set_label(label)
+        axes.legend(frameon=False, loc="best")
+        low, high = axes.get_ylim()
+        least = 0.02 * max(abs(high), 1.0)  # or rounding errors would look like learning
+        if high - low < least:
+            middle = (low + high) / 2
+            axes.set_ylim(middle - least / 2, middle + least / 2)
+        return Curve(svg_uri(figure), f"Alpha over the steps: {alpha_sentence(alphas)}")
+
+
+def alpha_sentence(alphas: Alphas) -> str:
+    """From where to where alpha went, in words."""
+    parts = []
+    for block, values in alphas.by_block.items():
+        last = values[-1]
+        end = f"{last[0]:.3f}" if len(last) == 1 else f"{last.min():.3f} to {last.max():.3f} by head"
+        parts.append(f"{block} from {values[0, 0]:.3f} to {end}")
+    return f"{'; '.join(parts)} km\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT ONE}, at step {alphas.steps[-1]:,}."

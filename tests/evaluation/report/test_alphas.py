@@ -1,0 +1,25 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from aqtopo.config import RunConfig
+from aqtopo.evaluation.report.alphas import alpha_curve, alpha_sentence, read_alphas
+
+TinyConfig = Callable[..., RunConfig]
+SaveUntrained = Callable[..., Path]
+
+
+def test_alpha_is_read_from_saved_states(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> None:
+    config = tiny_config(model={"alpha_per_head": True, "alpha": 1.5})
+    alphas = read_alphas(save_untrained(config, factor=2.0), config)
+    assert alphas is not None
+    assert alphas.steps == (0, 7)
+    np.testing.assert_allclose(alphas.by_block["block 0"], [[1.5, 1.5], [3.0, 3.0]])
+    assert alpha_sentence(alphas) == "block 0 from 1.500 to 3.000 to 3.000 by head km⁻¹, at step 7."
+    assert alpha_curve(alphas).uri.startswith("data:image/svg+xml;base64,")
+
+
+def test_a_model_without_the_bias_has_none(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> None:
+    config = tiny_config(model={"elevation_bias": False})
+    assert read_alphas(save_untrained(config), config) is None
