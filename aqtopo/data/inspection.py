@@ -92,8 +92,10 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
             fields = store.read_span(first, last)
         except DamagedShardError as error:
             yield _damaged(store, first, str(error))
+            totals.miss(first, last)
         except ValueError as error:
             yield Finding("fault", "shard", str(error))
+            totals.miss(first, last)
         else:
             totals.add(first, fields)
         report("shards checked", number + 1, len(starts))
@@ -126,6 +128,7 @@ class _Totals:
         self._first_outside: dict[str, np.datetime64] = {}
         self._empty_hours: list[np.datetime64] = []
         self._moments = Moments(zero, zero, zero)
+        self._unread = 0
         self._years = store.times.astype("datetime64[Y]").astype(int) + 1970
 
     def add(self, first: int, fields: NDArray[np.float32]) -> None:
@@ -143,6 +146,10 @@ class _Totals:
         trained = np.isin(self._years[first : first + len(fields)], store.statistics_years)
         if trained.any():
             self._moments = self._moments.merged(Moments.of(fields[trained]))
+
+    def miss(self, first: int, last: int) -> None:
+        """Hours [first, last) cannot be read: without them no statistics can be compared."""
+        self._unread += int(np.isin(self._years[first:last], self._store.statistics_years).sum())
 
     def findings(self) -> Iterator[Finding]:
         """What the counts say."""
@@ -165,6 +172,10 @@ class _Totals:
         remedy = "run `aqtopo data statistics`"
         if not store.statistics_years:
             yield Finding("fault", "statistics", f"there are none: {remedy}")
+            return
+        if self._unread:
+            text = f"not compared: {self._unread} h of their years cannot be read"
+            yield Finding("note", "statistics", text)
             return
         known = self._moments.count > 0
         std = np.sqrt(self._moments.squares / np.maximum(self._moments.count, 1.0))

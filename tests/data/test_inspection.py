@@ -50,6 +50,13 @@ def test_damage_is_listed_with_shard_and_time(damaged: Path, damage: str) -> Non
     assert any(message in text for text in texts)
 
 
+def test_statistics_are_not_called_stale_for_hours_that_cannot_be_read(damaged: Path) -> None:
+    flip(shard(damaged, 3), 300)
+    found = inspect_store(damaged)
+    assert {finding.subject for finding in found if finding.severity == "fault"} == {"shard"}
+    assert Finding("note", "statistics", "not compared: 24 h of their years cannot be read") in found
+
+
 def test_a_shard_swapped_for_another_whole_one_is_noticed(damaged: Path) -> None:
     shard(damaged, 3).write_bytes(shard(damaged, 4).read_bytes())
     (fault,) = [finding for finding in faults(damaged) if finding.subject == "shard"]
