@@ -71,7 +71,7 @@ def first_weights(model: AirQualityViT) -> Digests:
     digests = {}
     for name, weight in model.state_dict().items():
         values = weight.detach().float()
-        if name == "pos_embed" and model.wind_order is not None:
+        if name == "pos_embed" and model.wind_order is not None and not model.config.sector_embedding:
             raster = torch.empty_like(values)
             raster[:, model.wind_order.calm_order()] = values
             values = raster

@@ -11,6 +11,7 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.first_weights import compare_starts
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_done, run_trials
+from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
 from aqtopo.data import open_store
 from aqtopo.refusal import RefusedError
@@ -42,7 +43,7 @@ def events(run_dir: Path, kind: str) -> list[dict[str, object]]:
 
 def kill_in(run_dir: Path, over: threading.Event) -> None:
     """Kill the rank that trains there once it has saved something, long before its last step."""
-    while len(events(run_dir, "step")) < 4 and not over.wait(0.01):
+    while last_tag(run_dir) is None and not over.wait(0.01):
         pass
     for child in multiprocessing.active_children():
         child.kill()
@@ -57,6 +58,16 @@ def test_variants_start_alike_and_differ_only_where_they_must(config_path: Path)
     assert alike.equal > 20
     assert alike.same_order
     assert len(set(alike.steps)) == 1
+
+
+def test_position_embeddings_by_sector_start_at_the_same_places(config_path: Path) -> None:
+    grid = parse_grid(["wind_order"])
+    also = ["wind_order=true sector_embedding=true"]
+    ablation = plan_ablation(config_path, [], grid, 1, config_path.parent / "out", also)
+    configs = [trial.config for trial in ablation.trials]
+    alike = compare_starts(configs, open_store(ablation.base.data.store))
+    assert alike.different == ()
+    assert alike.only_in_some == ("token_embeds.by_sector",)
 
 
 def test_what_differs_is_named(config_path: Path) -> None:
