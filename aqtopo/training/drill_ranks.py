@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from aqtopo.checkpoint.commit import HASHES
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, list_tags
@@ -14,6 +14,8 @@ from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.forked import fork_ranks
 from aqtopo.training.run_log import METRICS_FILE
+
+T = TypeVar("T")
 
 START_LIMIT_S = 300.0
 
@@ -111,22 +113,30 @@ class DrilledRanks:
 
 def trace(run_dir: Path) -> str | None:
     """What a run is doing with its saved states, by what lies there; None if nothing."""
-    folder = run_dir / CHECKPOINTS
+    return _until_still(lambda: _trace(run_dir / CHECKPOINTS))
+
+
+def _trace(folder: Path) -> str | None:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for name in names:
         if name.endswith(UNIVERSAL + UNFINISHED):
             return "converting"
-        if name.endswith(UNFINISHED):
+        if name.endswith(UNFINISHED) and (folder / name).is_dir():
             return "committing" if any((folder / name).glob(HASHES)) else "saving"
     return "pruning" if any(name.endswith(DISCARDED) for name in names) else None
 
 
 def tags_of(run_dir: Path) -> list[Tag]:
     """The saved states of a run that may be pruning just now."""
+    return _until_still(lambda: list_tags(run_dir))
+
+
+def _until_still(look: Callable[[], T]) -> T:
+    """What a look finds in which nothing goes between being listed and being read."""
     while True:
         try:
-            return list_tags(run_dir)
-        except FileNotFoundError:  # gone between being listed and being read
+            return look()
+        except FileNotFoundError:
             continue
 
 

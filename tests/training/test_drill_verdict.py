@@ -1,6 +1,8 @@
 """A drill's verdict can fail, for each of its reasons, and says which."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from aqtopo.checkpoint.tags import CHECKPOINTS, Tag
 from aqtopo.config import CheckpointConfig
 from aqtopo.training.drill_ranks import trace
 from aqtopo.training.drill_verdict import PHASES, DrillResult, compare_losses, wrongly_gone
+
+RENAMING = [sys.executable, "-c", "import os\nwhile True: os.rename('a.tmp', 'a'); os.rename('a', 'a.tmp')"]
 
 GOOD = DrillResult(
     wanted=60,
@@ -115,3 +119,15 @@ def test_steps_that_nobody_made_are_counted(tmp_path: Path) -> None:
 def test_phases_are_told_by_what_lies_among_the_states(tmp_path: Path, place: str, phase: str | None) -> None:
     (tmp_path / CHECKPOINTS / place).mkdir(parents=True)
     assert trace(tmp_path) == phase
+
+
+def test_a_state_that_is_renamed_under_the_look_ends_no_drill(tmp_path: Path) -> None:
+    unfinished = tmp_path / CHECKPOINTS / "a.tmp"
+    unfinished.mkdir(parents=True)
+    renaming = subprocess.Popen(RENAMING, cwd=unfinished.parent)
+    try:
+        found = {trace(tmp_path) for _ in range(20_000)}
+    finally:
+        renaming.kill()
+        renaming.wait()
+    assert found <= {"saving", None}
