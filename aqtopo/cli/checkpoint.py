@@ -103,6 +103,8 @@ def convert(
         raise ValueError(f"{source} is already universal.")
     if out.exists():
         raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+    if source.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} lies in {source}, which is not written to. Name a folder elsewhere.")
     with reading(source):
         check_files(source, manifest.files, ALONE)
         convert_state(source, out / source.name, ALONE)

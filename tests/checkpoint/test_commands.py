@@ -124,6 +124,14 @@ def test_convert_makes_a_sound_copy_equal_to_the_bit(
     assert "nothing is written over" in err
 
 
+def test_convert_into_the_state_itself_is_refused(run_dir: Path, typed: Type) -> None:
+    tag = tag_folder(run_dir)
+    code, _, err = typed("convert", tag, tag / "universal")
+    assert code == 2
+    assert f"lies in {tag}" in err
+    assert not (tag / "universal").exists()
+
+
 @pytest.mark.parametrize("universal", [False, True])
 def test_export_writes_every_fp32_weight_by_name(
     run_dir: Path, typed: Type, tmp_path: Path, universal: bool

@@ -12,7 +12,9 @@ import pytest
 
 from aqtopo.checkpoint import convert
 from aqtopo.checkpoint.convert import open_universal
+from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
+from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
@@ -179,6 +181,40 @@ def test_file_that_names_the_inner_folder_is_refused_when_damaged(run_dir: Path,
         path.write_bytes(intact[:place] + bytes([intact[place] ^ 1 << seed]) + intact[place + 1 :])
         with pytest.raises(RefusedError, match="latest_universal names"):
             find_state(outer)
+
+
+def seal(folder: Path, *names: str) -> None:
+    """Let the manifest vouch for files as they are now."""
+    manifest = read_manifest(folder)
+    files = manifest.files | {name: describe_file(folder / name) for name in names}
+    write_manifest(manifest.model_copy(update={"files": files}), folder)
+
+
+def test_shards_of_two_precisions_in_one_tag_are_refused(run_dir: Path) -> None:
+    tag = tag_folder(run_dir)
+    shutil.rmtree(universal_folder(tag).parent)
+    other = "bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    shutil.copyfile(tag / SHARDED[-2], tag / other)
+    with pytest.raises(RefusedError, match=f"{other}: not in the manifest"):
+        verify_state(open_state(tag))
+    seal(tag, other)
+    with pytest.raises(RefusedError, match="saved by 2 ranks, but its manifest lists 3 shards"):
+        open_universal(tag, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("mp_rank_00_model_states.pt", "global_steps is 6, but the manifest says 5"),
+        ("zero/first.weight/step.pt", "is not step 5"),
+    ],
+)
+def test_counters_of_another_state_are_refused(run_dir: Path, name: str, text: str) -> None:
+    folder, other = (universal_folder(tag_folder(run_dir, step)) for step in (5, 6))
+    shutil.copyfile(other / name, folder / name)
+    seal(folder, name)
+    with pytest.raises(RefusedError, match=text):
+        open_universal(folder, ALONE)
 
 
 def test_conversion_starts_afresh_after_it_was_killed(run_dir: Path) -> None:

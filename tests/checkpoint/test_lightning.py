@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -225,15 +224,3 @@ def test_file_without_optimizer_is_refused(tmp_path: Path, content: Any, message
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=message):
         read_lightning(tmp_path / "x.ckpt")
-
-
-def test_payload_in_a_lightning_file_is_refused(
-    tmp_path: Path, tiny_config: Callable[..., RunConfig]
-) -> None:
-    from .test_pickles import Payload
-
-    content = {"state_dict": {}, "optimizer_states": [{}], "epoch": 0, "global_step": 0}
-    torch.save(content | {"callbacks": Payload(tmp_path / "proof")}, tmp_path / "x.ckpt")
-    with pytest.raises(RefusedError, match=r"x\.ckpt holds more than data"):
-        import_lightning(tmp_path / "x.ckpt", tmp_path / "out", tiny_config())
-    assert not (tmp_path / "proof").exists()

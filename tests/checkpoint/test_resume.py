@@ -11,8 +11,10 @@ import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
 from aqtopo.checkpoint.locks import alone
+from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
+from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
 from aqtopo.refusal import RefusedError
 from aqtopo.training.launch import read_launch
@@ -148,6 +150,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         "never": ["--resume", "never", "--set", "training.ranks_per_node=1"],
         "unknown tag": ["--resume", "epoch77"],
         "older tag": ["--resume", f"epoch00-step{SAVED:06d}"],
+        "jump": ["--resume", f"epoch00-step{SAVED:06d}"],
     }
     jobs = []
     for name, arguments in cases.items():
@@ -164,8 +167,28 @@ def refusals(crossed: Path) -> dict[str, Ended]:
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 4
     shard.write_bytes(data)
+    expect_lower_losses(folder / "jump" / CHECKPOINTS / f"epoch00-step{SAVED:06d}")
     (folder / "pointer" / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
     return dict(zip([*cases, "broken"], run_jobs_in(folder / "jobs", jobs), strict=True))
+
+
+def expect_lower_losses(tag: Path) -> None:
+    """Make a saved state say that its training loss was a third lower than it was."""
+    shutil.rmtree(universal_folder(tag).parent)
+    manifest = read_manifest(tag)
+    losses = manifest.run.losses.model_copy(update={"running": manifest.run.losses.running / 1.5})
+    run = manifest.run.model_copy(update={"losses": losses})
+    write_manifest(manifest.model_copy(update={"run": run}), tag)
+
+
+def test_loss_that_jumps_in_20_steps_after_a_resume_is_reported(
+    crossed: Path, refusals: dict[str, Ended]
+) -> None:
+    for run_dir, jumped in ((crossed / "run2to1", False), (crossed / "refusals" / "jump", True)):
+        (event,) = events(run_dir, "loss_after_resume")
+        assert (event["step"], event["jump"]) == (SAVED + 20, jumped), event
+    assert "WARNING: it has jumped" in refusals["jump"].text
+    assert refusals["jump"].codes == [0]
 
 
 @pytest.mark.parametrize(
