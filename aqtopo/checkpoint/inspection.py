@@ -21,6 +21,7 @@ from aqtopo.checkpoint.tags import (
     UNFINISHED,
     UNIVERSAL,
     last_tag,
+    read_state,
     val_loss_in,
 )
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
@@ -125,8 +126,9 @@ def _folder_row(folder: Path) -> FolderRow:
             return FolderRow(folder.name, suffix == UNIVERSAL, note, None, None, size)
     try:
         run = read_manifest(folder).run
-    except RefusedError as refusal:
-        return FolderRow(folder.name, False, str(refusal).splitlines()[0], None, None, size)
+        read_state(folder / STATE_FILE)  # without it a run takes the folder for nothing of its own
+    except (RefusedError, ValueError, FileNotFoundError) as error:
+        return FolderRow(folder.name, False, str(error).splitlines()[0], None, None, size)
     return FolderRow(folder.name, True, "", run.position.step, val_loss_in(folder.name), size)
 
 

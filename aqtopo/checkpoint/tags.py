@@ -190,8 +190,11 @@ def find_tag(run_dir: Path, name: str) -> Tag:
     shorthands = {"best": best_tag(run_dir), "last": last_tag(run_dir)}
     known |= {word: tag for word, tag in shorthands.items() if tag is not None}
     if name not in known:
-        raise ValueError(
-            f"{run_dir} has no saved state {name!r}; it has "
-            f"{', '.join(known) or 'none: train it first with `aqtopo train`'}."
+        unread = any((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}"))
+        none = (
+            f"none whose {STATE_FILE} can be relied on: see `aqtopo checkpoint ls {run_dir}`"
+            if unread
+            else "none: train it first with `aqtopo train`"
         )
+        raise ValueError(f"{run_dir} has no saved state {name!r}; it has {', '.join(known) or none}.")
     return known[name]
