@@ -11,7 +11,8 @@
 #
 # The job's folder holds: `stop`, raised here when the time limit comes; `again`, raised by rank 0 when it has
 # saved after that; `never`, raised by a rank for which starting again would not help; `failed`, by one for which
-# it may; `saved`, raised at every save; and the number of failures in a row.
+# it may; `saved`, raised at every save; `run`, where that was, and the number of failures in a row, which both
+# outlive a start.
 set -uo pipefail
 
 readonly MOST_FAILURES=3

@@ -5,6 +5,7 @@
     never    raised by a rank for whose failure another start would be no help: its exit code, and why
     failed   raised by a rank that failed in another way: its exit code, and why
     saved    raised by rank 0 at every save: this start has achieved something
+    run      written by rank 0 at every save, and left by the script: the run directory that the job saves in
 
 Exit codes would not do: launchers such as torchrun return their own.
 """
@@ -50,6 +51,13 @@ class BatchJob:
         """Whether the script wants the run to save and end."""
         return self.folder is not None and (self.folder / "stop").exists()
 
+    def has_saved_in(self, run_dir: Path | str) -> bool:
+        """Whether an earlier start of this job saved a state there."""
+        if self.folder is None or not int(self.facts.get("restart_count", 0)):
+            return False
+        note = self.folder / "run"
+        return note.is_file() and note.read_text() == f"{Path(run_dir).resolve()}\n"
+
     def ask_for_restart(self, why: str) -> None:
         """Have the job queued again."""
         self._write("again", why)
@@ -63,8 +71,9 @@ class BatchJob:
             with suppress(FileExistsError), (self.folder / retry.value).open("x") as file:
                 file.write(f"{code} {why}\n")
 
-    def note_save(self, tag: str) -> None:
-        """Say that a state was saved."""
+    def note_save(self, tag: str, run_dir: Path) -> None:
+        """Say that a state was saved, and where."""
+        self._write("run", str(run_dir.resolve()))
         self._write("saved", tag)
 
     def _write(self, name: str, text: str) -> None:

@@ -24,7 +24,7 @@ from aqtopo.training.position import Progress, next_samples
 from aqtopo.training.preflight import check_up
 from aqtopo.training.prepare import Prepared, prepare, prepare_again
 from aqtopo.training.probe import probe_batch, probe_loss
-from aqtopo.training.resume import NEVER, Resumed, ResumeOptions, resume
+from aqtopo.training.resume import Resumed, ResumeOptions, options_now, resume
 from aqtopo.training.run_directory import (
     PATIENCE_S,
     claim_run_directory,
@@ -63,7 +63,8 @@ def train(
     # One rank looks at the job's folder; the others hear of it in the step's reduction.
     stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
     with stops.watching(signal.SIGUSR1):  # unwatched it kills, and it may come while the run still starts
-        prepared = prepare(config, launch, options or ResumeOptions(NEVER))
+        options = options_now(options, job.has_saved_in(config.training.run_dir))
+        prepared = prepare(config, launch, options)
         with watch_together(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
             _train_together(prepared, job, stops, watchdog, stop_after)
 
@@ -368,7 +369,7 @@ class _Run:
 
     def _note_save(self, tag: Tag) -> None:
         if tag.step > self.first_step:  # else this start has achieved nothing by it
-            self.job.note_save(tag.name)
+            self.job.note_save(tag.name, self.prepared.run_dir)
 
     def _facts(self) -> RunFacts:
         """What a manifest says of the run."""

@@ -15,7 +15,7 @@ from aqtopo.refusal import RefusedError
 from aqtopo.training.engine import check_supported
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.launch import Launch
-from aqtopo.training.resume import AUTO, ResumeOptions, check_source, find_source, is_own
+from aqtopo.training.resume import NEVER, ResumeOptions, check_source, find_source, is_own
 from aqtopo.training.run_directory import check_run_directory
 from aqtopo.training.schedule import Schedule
 
@@ -104,4 +104,4 @@ def prepare_again(prepared: Prepared, ranks: Ranks) -> Prepared:
 def _check_claim(source: Path | None, run_dir: Path, config: RunConfig, options: ResumeOptions) -> None:
     """Make sure that a run which does not go on in its own directory may have it."""
     if source is None or not is_own(source, run_dir):
-        check_run_directory(run_dir, config, start_over=options.source == AUTO)
+        check_run_directory(run_dir, config, start_over=options.source != NEVER)

@@ -55,6 +55,19 @@ class ResumeOptions:
     allowed: Allowed = field(default_factory=Allowed)
 
 
+def options_now(asked: ResumeOptions | None, saved_before: bool) -> ResumeOptions:
+    """What holds for this start.
+
+    Args:
+        asked: what the command line said; None never resumes.
+        saved_before: this is a batch job's later start, with the command line of its first, which has saved
+            since: from there it goes on, and not from where it began once more.
+    """
+    if saved_before:
+        return ResumeOptions()
+    return asked or ResumeOptions(NEVER)
+
+
 @dataclass(frozen=True)
 class Resumed:
     """A resumed engine and what was found out on the way.

@@ -28,7 +28,7 @@ from aqtopo.config import CheckpointConfig
 from aqtopo.training import distributed
 from aqtopo.training.distributed import World, connect
 from aqtopo.training.engine import set_lrs
-from aqtopo.training.job import JOB_DIR
+from aqtopo.training.job import JOB_DIR, BatchJob
 from aqtopo.training.launch import read_launch
 
 TOY_BATCH = 24
@@ -39,6 +39,14 @@ def aqtopo(arguments: list[str]) -> None:
     """The command line."""
     sys.argv = ["aqtopo", *arguments]
     main()
+
+
+def aqtopo_started_again(arguments: list[str], job_dir: str, run_dir: str) -> None:
+    """The command line in a batch job that has been queued again, after it had saved in a run directory."""
+    Path(job_dir).mkdir()
+    os.environ |= {JOB_DIR: job_dir, "SLURM_RESTART_COUNT": "1"}
+    BatchJob.from_environment().note_save("any", Path(run_dir))
+    aqtopo(arguments)
 
 
 def aqtopo_told_to_stop(arguments: list[str], job_dir: str) -> None:

@@ -158,6 +158,12 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         shutil.copytree(crossed / "run2", run_dir)
         where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
         jobs.append(Job(1, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where, *arguments]}))
+    again = folder / "again"
+    shutil.copytree(crossed / "run2", again)
+    arguments = ["train", str(crossed / "2.json"), "--set", f"training.run_dir={again}", *cases["older tag"]]
+    arguments += ["--rename", "gone=elsewhere", "--stop-after", str(STEPS + 6)]
+    job = {"arguments": arguments, "job_dir": str(folder / "job"), "run_dir": str(again)}
+    jobs.append(Job(1, "aqtopo_started_again", job))
     broken = ["--set", f"training.run_dir={folder / 'broken'}", "--set", 'checkpoint={"keep_best":1}']
     arguments = ["train", str(crossed / "2.json"), *broken]
     jobs.append(Job(2, "aqtopo_that_cannot_commit", {"arguments": arguments}, file="saving"))
@@ -169,7 +175,7 @@ def refusals(crossed: Path) -> dict[str, Ended]:
     shard.write_bytes(data)
     expect_lower_losses(folder / "jump" / CHECKPOINTS / f"epoch00-step{SAVED:06d}")
     (folder / "pointer" / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
-    return dict(zip([*cases, "broken"], run_jobs_in(folder / "jobs", jobs), strict=True))
+    return dict(zip([*cases, "again", "broken"], run_jobs_in(folder / "jobs", jobs), strict=True))
 
 
 def expect_lower_losses(tag: Path) -> None:
@@ -266,6 +272,25 @@ def test_names_are_not_reused_after_going_back(crossed: Path, refusals: dict[str
     last = last_tag(run_dir)
     assert last is not None
     assert last.step == STEPS + 6
+
+
+def test_job_that_is_queued_again_goes_on_from_what_it_has_saved(
+    crossed: Path, refusals: dict[str, Ended]
+) -> None:
+    assert refusals["again"].codes == [0], refusals["again"].output
+    run_dir = crossed / "refusals" / "again"
+    assert [event["step"] for event in events(run_dir, "resume")] == [STEPS + 4]
+    assert list(losses(run_dir)) == list(range(1, STEPS + 7))
+
+
+def test_run_that_never_saved_may_begin_from_the_same_state_again(crossed: Path, tmp_path: Path) -> None:
+    config = load_config(crossed / "run1" / "config.json", [f"training.run_dir={tmp_path / 'run'}"])
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json())
+    tag = list_tags(crossed / "run1")[-1].folder(crossed / "run1")
+    assert prepare(config, read_launch({}), ResumeOptions(str(tag))).source == tag
+    with pytest.raises(ValueError, match="already used by this very configuration"):
+        prepare(config, read_launch({}), ResumeOptions("never"))
 
 
 def test_state_saved_while_this_run_waited_for_the_directory_is_taken(crossed: Path, tmp_path: Path) -> None:
