@@ -1,4 +1,4 @@
-"""`aqtopo report`: one page about a run, for people."""
+"""`aqtopo report`: one page about a run or an ablation, for people."""
 
 import contextlib
 import sys
@@ -9,7 +9,13 @@ import typer
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory, trained and evaluated.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_ABLATION",
+            help="The run directory, trained and evaluated, or the folder of a finished `aqtopo ablate`.",
+        ),
+    ],
     init: Annotated[
         str | None,
         typer.Option(
@@ -19,14 +25,21 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write RUN/report.html: scores, maps, learning curves, configuration; it loads no other file."""
+    """Write report.html into the folder: scores, maps, learning curves, set-up; it loads no other file."""
     _need_extra()
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.evaluation.forecast import parse_init_time
-        from aqtopo.evaluation.report import write_report
+        from aqtopo.evaluation.report import is_ablation, write_ablation_report, write_report
 
-        page = write_report(run_dir, None if init is None else parse_init_time(init))
+        if is_ablation(folder):
+            if init is not None:
+                raise ValueError(
+                    f"--init is for maps, and the page of the ablation {folder} has none. Leave it out."
+                )
+            page = write_ablation_report(folder)
+        else:
+            page = write_report(folder, None if init is None else parse_init_time(init))
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in any browser")
 
 

@@ -28,6 +28,18 @@ def test_a_run_without_scores_is_told_how_to_get_them(untrained_run: Path) -> No
         CliRunner().invoke(app, ["report", str(untrained_run)], catch_exceptions=False)
 
 
+def test_an_unfinished_ablation_is_told_to_finish(tmp_path: Path) -> None:
+    (tmp_path / "ablation.json").write_text("{}")
+    with pytest.raises(ValueError, match="Let `aqtopo ablate` finish"):
+        CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
+
+
+def test_an_ablation_has_no_start_to_choose(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text("{}")
+    with pytest.raises(ValueError, match="--init is for maps"):
+        CliRunner().invoke(app, ["report", str(tmp_path), "--init", "2018-01-02T00"], catch_exceptions=False)
+
+
 def test_a_bad_start_is_refused(untrained_run: Path) -> None:
     with pytest.raises(ValueError, match="the initial time 'yesterday'"):
         CliRunner().invoke(app, ["report", str(untrained_run), "--init", "yesterday"], catch_exceptions=False)

@@ -1,5 +1,7 @@
-"""The report: one self-contained HTML page about a run. Needs the extra `report` (jinja2, matplotlib)."""
+"""The report: one self-contained HTML page about a run or an ablation. Needs the extra `report`."""
 
+from aqtopo.evaluation.report.ablation_page import write_ablation_report
+from aqtopo.evaluation.report.comparison import is_ablation
 from aqtopo.evaluation.report.page import write_report
 
-__all__ = ["write_report"]
+__all__ = ["is_ablation", "write_ablation_report", "write_report"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from matplotlib import rc_context
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from aqtopo.checkpoint import list_tags
 from aqtopo.checkpoint.retention import reading
@@ -37,13 +37,14 @@ class Alphas:
 
 
 def read_alphas(run_dir: Path, config: RunConfig) -> Alphas | None:
-    """Read alpha from every saved state; None for a model without it."""
+    """Read alpha from every saved state; None for a model without it.
+
+    Raises:
+        ValueError: the weights of a state cannot be read.
+    """
     states: dict[int, dict[str, FloatArray]] = {}
     for tag in list_tags(run_dir):  # in the order of saving: of two states at one step the later counts
-        folder = tag.folder(run_dir)
-        with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
-            names = [name for name in weights.keys() if name.endswith(_ENDING)]  # noqa: SIM118
-            states[tag.step] = {name: weights.get_tensor(name).astype(np.float64) for name in names}
+        states[tag.step] = _read_state(tag.folder(run_dir))
     steps = sorted(states)
     if not steps or not states[steps[0]]:
         return None
@@ -57,6 +58,19 @@ def read_alphas(run_dir: Path, config: RunConfig) -> Alphas | None:
         for name, values in states[steps[0]].items()
     }
     return Alphas((0, *steps), by_block)
+
+
+def _read_state(folder: Path) -> dict[str, FloatArray]:
+    """The strengths of one saved state, without reading its other weights."""
+    try:
+        with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
+            names = [name for name in weights.keys() if name.endswith(_ENDING)]  # noqa: SIM118
+            return {name: weights.get_tensor(name).astype(np.float64) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(
+            f"cannot read alpha from {folder / WEIGHTS_FILE}: {error}. Remove that state, or try again if a "
+            "running training has just removed it."
+        ) from error
 
 
 def alpha_curve(alphas: Alphas) -> Curve:

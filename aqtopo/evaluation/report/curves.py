@@ -70,7 +70,7 @@ def loss_curve(history: History) -> Curve:
             )
         _mark_best(axes, history)
         if losses.min() > 0:
-            _log_axis(axes)
+            log_axis(axes)
         axes.legend(frameon=False, loc="upper right")
         return Curve(svg_uri(figure), _loss_alt(history))
 
@@ -121,7 +121,7 @@ def new_figure(ylabel: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _log_axis(axes: Axes) -> None:
+def log_axis(axes: Axes) -> None:
     """A logarithmic axis with plain numbers, also where it spans less than a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))

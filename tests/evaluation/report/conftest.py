@@ -63,3 +63,55 @@ def finish(save_untrained: Callable[[RunConfig], Path]) -> Callable[[RunConfig],
 def finished_run(tiny_config: Callable[..., RunConfig], finish: Callable[[RunConfig], Path]) -> Path:
     """The run directory of `tiny_config()` with everything a report needs."""
     return finish(tiny_config())
+
+
+def change(score: str, value: float, days: float, *, shown: bool) -> dict[str, Any]:
+    """A change with an interval over days `days` to both sides, and none over seeds."""
+    return {
+        "contrast": "wind_order=true (not false)",
+        "score": score,
+        "change": value,
+        "days_low": value - days,
+        "days_high": value + days,
+        "seeds_low": None,
+        "seeds_high": None,
+        "shown": shown,
+    }
+
+
+@pytest.fixture
+def ablation(tmp_path: Path) -> Path:
+    """A folder as `aqtopo ablate` leaves it: two variants, two seeds, invented figures."""
+    variants = [
+        {"variant": f"wind_order={level}", "val_loss": [0.2, 0.4], "overall_rmse": [0.5, 0.6], "alpha": alpha}
+        for level, alpha in (("true", [2.1]), ("false", [None, None]))
+    ]
+    content = {
+        "format_version": 1,
+        "run": "tiny",
+        "config_digest": "0" * 64,
+        "store": "data/tiny.zarr",
+        "factors": {"model.wind_order": [True, False]},
+        "seeds": [0, 1],
+        "starts": "first weights: 43 tensors equal",
+        "variants": variants,
+        "changes": [
+            change("all", -2.0, 1.0, shown=True),
+            change("all plateau", 0.5, 1.0, shown=False),
+            change("pm25 12 h", -3.0, 1.0, shown=True),
+            change("pm25 24 h", 0.0, 1.0, shown=False),
+            change("val_loss", 1.0, 0.0, shown=False),
+        ],
+        "created": "2026-11-22T06:13:11+00:00",
+        "machine": {"platform": "Linux", "cores": 2},
+        "versions": {"aqtopo": "0.1.0", "triton": None},
+    }
+    folder = tmp_path / "ablation"
+    for variant in ("wind_order-true", "wind_order-false"):
+        for seed in (0, 1):
+            run_dir = folder / "runs" / variant / f"seed{seed}"
+            run_dir.mkdir(parents=True)
+            steps = [step_line(step, 2.0 / step) for step in range(1, 8)]
+            write_metrics(run_dir / "metrics.jsonl", [*steps, validation_line(7, 0.5)])
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from aqtopo.evaluation.report import write_report
+from aqtopo.evaluation.report import write_ablation_report, write_report
 
 # Chromium's windows are at least 500 pixels wide, so the page is put into a frame of the wanted width.
 FRAME = """<!doctype html><meta charset="utf-8"><body><pre id="findings"></pre>
@@ -35,6 +35,26 @@ frame.addEventListener("load", () => {{
   const second = look(page);
   for (const details of page.querySelectorAll("details")) details.open = true;
   document.querySelector("#findings").textContent = JSON.stringify({{ first, second, open: look(page) }});
+}});
+</script>"""
+
+
+# Pages without controls, at both widths in one browser.
+FRAMES = """<!doctype html><meta charset="utf-8"><body><pre id="findings"></pre>
+<iframe width="1280" height="900" srcdoc="{page}"></iframe>
+<iframe width="420" height="900" srcdoc="{page}"></iframe>
+<script>
+window.addEventListener("load", () => {{
+  const looks = [...document.querySelectorAll("iframe")].map((frame) => {{
+    const page = frame.contentDocument;
+    for (const details of page.querySelectorAll("details")) details.open = true;
+    return {{
+      width: frame.contentWindow.innerWidth,
+      contentWidth: page.documentElement.scrollWidth,
+      pictures: [...page.querySelectorAll("img")].filter((image) => image.naturalWidth).length,
+    }};
+  }});
+  document.querySelector("#findings").textContent = JSON.stringify({{ looks }});
 }});
 </script>"""
 
@@ -102,6 +122,19 @@ def test_the_page_works_at_two_widths(finished_run: Path, browser: Browser, widt
         assert len(look["maps"]) == 4
     assert findings["first"]["maps"][1] == "Map of the forecast of PM2.5, 12 h ahead."
     assert findings["second"]["maps"][1] == "Map of the forecast of ozone, 48 h ahead."
+
+
+@pytest.mark.slow
+def test_the_page_of_an_ablation_works_at_two_widths(ablation: Path, browser: Browser) -> None:
+    page = ablation / "frames.html"
+    text = write_ablation_report(ablation).read_text(encoding="utf-8")
+    page.write_text(FRAMES.format(page=html.escape(text)))
+    markup, console = browser.open(page)
+    assert console == []
+    looks = _findings(markup)["looks"]
+    assert [look["width"] for look in looks] == [1280, 420]
+    assert all(look["contentWidth"] <= look["width"] for look in looks)
+    assert [look["pictures"] for look in looks] == [1, 1]
 
 
 @pytest.mark.slow

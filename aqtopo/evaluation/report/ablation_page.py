@@ -1,0 +1,134 @@
+"""`report.html` of an ablation: which differences are shown, and how every variant learnt."""
+
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from aqtopo.evaluation.report.comparison import Contrast, compared, read_results, trained
+from aqtopo.evaluation.report.curves import (
+    CURVE_STYLE,
+    TRAIN_COLOUR,
+    VALIDATION_COLOUR,
+    Curve,
+    log_axis,
+    thinned,
+)
+from aqtopo.evaluation.report.history import History, read_history
+from aqtopo.evaluation.report.images import svg_uri
+from aqtopo.evaluation.report.page import REPORT_FILE, template, write_page
+
+
+def write_ablation_report(folder: Path) -> Path:
+    """Write an ablation's report page.
+
+    Args:
+        folder: what `aqtopo ablate` wrote, finished.
+
+    Returns:
+        Where the page is: `report.html` in the folder.
+
+    Raises:
+        ValueError: results or a training's log are missing or damaged.
+    """
+    content = read_results(folder)
+    return write_page(_render(content, read_histories(folder)), folder / REPORT_FILE)
+
+
+def read_histories(folder: Path) -> dict[str, list[History]]:
+    """What happened in the trainings: by variant's folder, one for every seed."""
+    found: dict[str, list[History]] = {}
+    for path in sorted(folder.glob("runs/*/seed*/metrics.jsonl")):
+        found.setdefault(path.parent.parent.name, []).append(read_history(path))
+    return found
+
+
+def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
+    """Training and validation loss of every variant, a panel each on the same axes, a line a seed."""
+    columns = min(3, len(histories))
+    rows = -(-len(histories) // columns)
+    with rc_context(CURVE_STYLE):
+        figure = Figure(figsize=(3.7 * columns, 2.7 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, seeds) in zip(panels, histories.items(), strict=False):
+            for history in seeds:
+                steps, losses = thinned(
+                    np.array([float(step.step) for step in history.steps]),
+                    np.array([step.train_loss for step in history.steps]),
+                )
+                axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.6, alpha=0.6)
+                validations = history.validations
+                axes.plot(
+                    [validation.step for validation in validations],
+                    [validation.val_loss for validation in validations],
+                    color=VALIDATION_COLOUR,
+                    linewidth=1.6,
+                    marker="o",
+                    markersize=3,
+                )
+            axes.set_title(name, fontsize=9)
+            log_axis(axes)
+        for axes in panels[len(histories) :]:
+            axes.set_axis_off()
+        figure.supxlabel("step (optimizer update)", fontsize=10)
+        figure.supylabel("loss", fontsize=10)
+        return Curve(svg_uri(figure), _curves_alt(histories))
+
+
+def _curves_alt(histories: dict[str, list[History]]) -> str:
+    lowest = (
+        f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
+        for name, seeds in histories.items()
+    )
+    return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
+
+
+def _render(content: dict[str, Any], histories: dict[str, list[History]]) -> str:
+    contrasts = compared(content)
+    machine = content["machine"]
+    facts = [
+        ("configuration digest", content["config_digest"][:16]),
+        ("data", content["store"]),
+        ("seeds", ", ".join(str(seed) for seed in content["seeds"])),
+        ("finished", content["created"][:16].replace("T", " ") + " UTC"),
+        ("platform", machine["platform"]),
+        ("cores", machine["cores"]),
+    ]
+    return template("ablation.html.jinja").render(
+        name=content["run"],
+        findings=_findings(contrasts),
+        seeds=len(content["seeds"]),
+        factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content["factors"].items()],
+        starts=content["starts"],
+        variants=trained(content),
+        contrasts=contrasts,
+        curves=curves_side_by_side(histories) if histories else None,
+        facts=facts,
+        versions=[(package, version or "not installed") for package, version in content["versions"].items()],
+        version=importlib.metadata.version("aqtopo"),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _spelled(level: object) -> str:
+    """A level as one writes it in a configuration, but words without quotes."""
+    return level if isinstance(level, str) else json.dumps(level)
+
+
+def _findings(contrasts: Sequence[Contrast]) -> str:
+    """The comparisons that show something on all pollutants and horizons together, or that none does."""
+    shown = [
+        f"{contrast.label}: {change.percent}, {change.verdict}"
+        for contrast in contrasts
+        for change in contrast.overall[:1]
+        if change.verdict in ("better", "worse")
+    ]
+    if not shown:
+        return "No difference is shown in the test RMSE of all pollutants and horizons together."
+    return f"Shown in the test RMSE of all pollutants and horizons together: {'; '.join(shown)}."

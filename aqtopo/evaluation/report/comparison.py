@@ -1,0 +1,202 @@
+"""What an ablation found, as its page shows it: variants, and differences with drawn intervals.
+
+Everything comes from `results.json`, which `aqtopo ablate` writes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aqtopo.evaluation.report.scoreboard import capitalised
+from aqtopo.variables import VARIABLES
+
+PLAN_FILE = "ablation.json"
+RESULTS_FILE = "results.json"
+FORMAT_VERSION = 1
+
+NOT_SHOWN = "no difference shown"
+
+_OVERALL = "all"
+_VAL_LOSS = "val_loss"
+_DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A variant and its figures as text: mean over the seeds; lowest and highest where there are several."""
+
+    label: str
+    val_loss: str
+    rmse: str
+    alpha: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval: its ends as text, and where it lies on the drawing [percent from the left]."""
+
+    text: str
+    left: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much a score changes.
+
+    Attributes:
+        score: for people.
+        percent: change of the score in percent of the baseline, as text; negative is better.
+        place: where that lies on the drawing [percent from the left]; zero is in the middle.
+        days: interval over days, None where there is none.
+        seeds: interval over seeds, None for a single one.
+        verdict: `better`, `worse` or `NOT_SHOWN`.
+    """
+
+    score: str
+    percent: str
+    place: float
+    days: Span | None
+    seeds: Span | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison.
+
+    Attributes:
+        label: what is compared with what.
+        overall: of all pollutants and horizons together, of areas, and of the validation loss.
+        horizons: columns of `pairs`.
+        pairs: a row a pollutant: what readers call it, and a change a horizon.
+        shown: how many of `pairs` are shown.
+        total: how many there are.
+    """
+
+    label: str
+    overall: tuple[Change, ...]
+    horizons: tuple[str, ...]
+    pairs: tuple[tuple[str, tuple[Change, ...]], ...]
+    shown: int
+    total: int
+
+
+def is_ablation(folder: Path) -> bool:
+    """Whether `aqtopo ablate` made a folder, finished or not."""
+    return any((folder / name).exists() for name in (PLAN_FILE, RESULTS_FILE))
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """What an ablation's `results.json` holds.
+
+    Raises:
+        ValueError: it is missing, damaged, or of another version.
+    """
+    path = folder / RESULTS_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}). Let `aqtopo ablate` finish: it goes on where it was."
+        ) from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if version != FORMAT_VERSION:
+        raise ValueError(
+            f"{path} has format version {version!r}, and this aqtopo reads {FORMAT_VERSION}. "
+            "Run `aqtopo ablate` again; what is trained stays."
+        )
+    assert isinstance(content, dict), "it has a format version"
+    return content
+
+
+def trained(content: Mapping[str, Any]) -> tuple[Trained, ...]:
+    """The variants in the order in which they were compared; the last one is the baseline."""
+    return tuple(
+        Trained(
+            one["variant"],
+            _spread(one["val_loss"], 4),
+            _spread(one["overall_rmse"], 4),
+            _spread(one["alpha"], 3),
+        )
+        for one in content["variants"]
+    )
+
+
+def compared(content: Mapping[str, Any]) -> tuple[Contrast, ...]:
+    """Every contrast; its drawings share one scale."""
+    by_label: dict[str, list[Mapping[str, Any]]] = {}
+    for change in content["changes"]:
+        by_label.setdefault(change["contrast"], []).append(change)
+    return tuple(_contrast(label, changes) for label, changes in by_label.items())
+
+
+def _contrast(label: str, changes: list[Mapping[str, Any]]) -> Contrast:
+    sums = [change for change in changes if _sums_up(change["score"])]
+    pairs = [change for change in changes if not _sums_up(change["score"])]
+    reach = _reach(sums)
+    horizons = tuple(dict.fromkeys(change["score"].split(" ", 1)[1] for change in pairs))
+    by_pollutant: dict[str, list[Change]] = {}
+    for change in pairs:
+        by_pollutant.setdefault(change["score"].split()[0], []).append(_change(change, reach))
+    rows = tuple(
+        (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
+    )
+    shown = sum(change["shown"] for change in pairs)
+    return Contrast(
+        label, tuple(_change(change, reach) for change in sums), horizons, rows, shown, len(pairs)
+    )
+
+
+def _sums_up(score: str) -> bool:
+    return score == _VAL_LOSS or score.split()[0] == _OVERALL
+
+
+def _change(change: Mapping[str, Any], reach: float) -> Change:
+    value = change["change"]
+    verdict = NOT_SHOWN if not change["shown"] else "better" if value < 0 else "worse"
+    days, seeds = (_span(change[f"{name}_low"], change[f"{name}_high"], reach) for name in ("days", "seeds"))
+    return Change(
+        _named(change["score"]), f"{_signed(value)} %", _place(value or 0.0, reach), days, seeds, verdict
+    )
+
+
+def _named(score: str) -> str:
+    if score == _VAL_LOSS:
+        return "validation loss"
+    return "test RMSE" + score.removeprefix(_OVERALL).replace(" ", ", ", 1) if _sums_up(score) else score
+
+
+def _span(low: float | None, high: float | None, reach: float) -> Span | None:
+    if low is None or high is None:
+        return None
+    return Span(f"{_signed(low)} to {_signed(high)}", _place(low, reach), _place(high, reach))
+
+
+def _reach(changes: list[Mapping[str, Any]]) -> float:
+    """The largest change or bound [percent], with a little room, so that all fit on one drawing."""
+    keys = ("change", "days_low", "days_high", "seeds_low", "seeds_high")
+    sizes = [abs(change[key]) for change in changes for key in keys if change[key] is not None]
+    return 1.05 * max(sizes, default=1.0) or 1.0
+
+
+def _place(value: float, reach: float) -> float:
+    return float(np.clip(50.0 + 50.0 * value / reach, 0.0, 100.0))
+
+
+def _signed(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _spread(values: list[float | None], decimals: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return _DASH
+    mean = f"{np.mean(known):.{decimals}f}"
+    return (
+        mean if len(known) == 1 else f"{mean} ({min(known):.{decimals}f} {_DASH} {max(known):.{decimals}f})"
+    )
