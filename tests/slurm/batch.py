@@ -94,9 +94,17 @@ class Job:
 
 
 def submit(
-    cluster: SlurmCluster, config: RunConfig, *options: str, script: str = "train", **variables: str
+    cluster: SlurmCluster,
+    config: RunConfig,
+    *options: str,
+    script: str = "train",
+    argument: Path | None = None,
+    **variables: str,
 ) -> Job:
-    """Submit `slurm/<script>.sbatch`; further options of sbatch and variables of the job's environment."""
+    """Submit `slurm/<script>.sbatch`; further options of sbatch and variables of the job's environment.
+
+    `argument` stands in for the run's configuration, where a script takes something else.
+    """
     cluster.wait_until_idle()  # where a number of nodes is left open, Slurm takes what is there
     run_dir = Path(config.training.run_dir)
     folder = run_dir.parent
@@ -113,6 +121,6 @@ def submit(
     defaults = (*ON_A_SMALL_CLUSTER, f"--nodes={config.training.nodes}", "--ntasks-per-node=1")
     words = ("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={folder}/job.log", *defaults, *options)
     number = cluster.run(
-        *words, ROOT / "slurm" / f"{script}.sbatch", file, **(environment | variables)
+        *words, ROOT / "slurm" / f"{script}.sbatch", argument or file, **(environment | variables)
     ).strip()
     return Job(cluster, number, run_dir, folder / "job.log")

@@ -1,0 +1,28 @@
+"""An ablation as a job array on a real Slurm: every task trains one variant, the command scores them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aqtopo.ablation.factors import parse_grid
+from aqtopo.ablation.plan import claim_folder, plan_ablation
+from aqtopo.ablation.trainer import is_trained
+from aqtopo.config import RunConfig
+
+from .batch import submit
+from .cluster import SlurmCluster
+
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+
+
+def test_every_task_of_the_array_trains_one_variant(
+    slurm_cluster: SlurmCluster, tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    config = tiny_config(training={"epochs": 1, "validate_every": 6})
+    path = tmp_path / "config.json"
+    path.write_text(config.to_json())
+    ablation = plan_ablation(path, [], parse_grid(["wind_order"]), 1, tmp_path / "out")
+    claim_folder(ablation)
+    job = submit(slurm_cluster, config, "--array=0-1", script="ablation", argument=ablation.out)
+    job.wait("both trained", lambda: all(is_trained(trial) for trial in ablation.trials))
