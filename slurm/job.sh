@@ -19,6 +19,9 @@ readonly MOST_FAILURES=3
 readonly LAST_WAIT_S=${AQTOPO_LAST_WAIT_S:-15}
 launch=${AQTOPO_LAUNCH:-srun}
 restarts=${SLURM_RESTART_COUNT:-0}
+# One task of an array has the id of the whole array, by which Slurm would queue all tasks again.
+this=${SLURM_ARRAY_TASK_ID:+${SLURM_ARRAY_JOB_ID:-}_$SLURM_ARRAY_TASK_ID}
+this=${this:-${SLURM_JOB_ID:-}}
 
 say() { echo "aqtopo job ${SLURM_JOB_ID:-} on $(hostname): $*" >&2; }
 
@@ -31,7 +34,7 @@ check_input() {
     [[ -n ${SLURM_JOB_ID:-} ]] || bad_input "this is no Slurm job. Submit it: sbatch slurm/train.sbatch CONFIG"
     [[ $# -ge 1 ]] || bad_input "no configuration. Submit as: sbatch slurm/train.sbatch CONFIG [RUN_DIR [OPTION ...]]"
     [[ -f $1 ]] || bad_input "there is no file $1 in $PWD. Submit from the root of the checkout, or name another."
-    if [[ $(squeue --noheader --job "$SLURM_JOB_ID" --format=%l) == UNLIMITED ]]; then
+    if [[ $(squeue --noheader --job "$this" --format=%l) == UNLIMITED ]]; then
         bad_input "the job has no time limit, so nothing would tell it to save in time. Submit with --time=HH:MM:SS."
     fi
     [[ -n ${SLURM_NTASKS_PER_NODE:-} ]] || bad_input "ranks a node are not given. Submit with --ntasks-per-node."
@@ -40,6 +43,8 @@ check_input() {
     if [[ $launch == deepspeed && -n ${AQTOPO_CONTAINER:-} ]]; then
         bad_input "the deepspeed launcher cannot start ranks in a container. Use AQTOPO_LAUNCH=srun."
     fi
+    [[ -n ${AQTOPO_CONTAINER:-} ]] || command -v aqtopo >/dev/null ||
+        bad_input "there is no command aqtopo. Activate its environment before sbatch, which passes PATH on."
 }
 
 # A line of text as a string of JSON.
@@ -104,26 +109,29 @@ attempt() {
 }
 
 # Whether this is why Slurm ends the job: TimeLimit; nothing is given where a user cancelled it.
-why_ended() { [[ $(squeue --noheader --states=all --job "$SLURM_JOB_ID" --format=%r) == "$1" ]]; }
+why_ended() { [[ $(squeue --noheader --states=all --job "$this" --format=%r) == "$1" ]]; }
 
 # Whether Slurm has queued the job again by itself, which it does when a node fails.
 queued_by_slurm() {
-    (($(squeue --noheader --states=all --job "$SLURM_JOB_ID" --Format=restartcnt) > restarts))
+    (($(squeue --noheader --states=all --job "$this" --Format=restartcnt) > restarts))
 }
 
 queue_again() {
     say "$1; queued again (restarts so far: $restarts)"
-    scontrol requeue "$SLURM_JOB_ID" || exit 1
+    scontrol requeue "$this" || exit 1
     exit 0
 }
 
 # After a failure: again, unless it was the third in a row that saved nothing.
 after_failure() {
-    local code=$1 failures=0 why=
-    [[ -e $job/failed ]] && read -r code why <"$job/failed"
+    local code=$1 failures=0 noted='' why=''
+    [[ -e $job/failed ]] && read -r noted why <"$job/failed" && code=$noted
     say "failed with code $code${why:+: $why}"
     [[ -e $job/failures && ! -e $job/saved ]] && failures=$(<"$job/failures")
-    echo $((++failures)) >"$job/failures"
+    if ! echo $((++failures)) >"$job/failures"; then
+        say "failures cannot be counted in $job, so there would be no end of them; not queued again"
+        exit "$code"
+    fi
     if [[ $failures -ge $MOST_FAILURES ]]; then
         say "failed $failures times in a row without a new saved state; not queued again"
         exit "$code"
@@ -133,13 +141,13 @@ after_failure() {
 
 # What comes after this start, which has ended with this code.
 conclude() {
-    local code=$1 why=
+    local code=$1 noted='' why=''
     if [[ $ended == yes ]] && queued_by_slurm; then
         say "ended by Slurm, which has queued the job again, as it does when a node fails"
         exit 0
     elif [[ -e $job/never ]]; then
         # The rank's own code: the launcher's may be that of another rank, which it killed after this one's end.
-        read -r code why <"$job/never"
+        read -r noted why <"$job/never" && code=$noted
         say "ended with code $code, and starting again would not help: $why"
         exit "$code"
     elif [[ $ended == yes ]] && ! why_ended TimeLimit; then
@@ -161,7 +169,7 @@ conclude() {
 
 check_input "$@"
 job=${AQTOPO_JOBS:-$PWD/slurm-jobs}/$SLURM_JOB_ID
-mkdir -p "$job"
+mkdir -p "$job" || bad_input "the job's folder $job cannot be made. Name a shared disk in AQTOPO_JOBS."
 rm -f "$job"/{stop,again,never,failed,saved}
 export AQTOPO_JOB_DIR=$job
 # The batch shell runs on the first node, and so does rank 0.
@@ -173,7 +181,7 @@ export MASTER_ADDR MASTER_PORT
 source slurm/node_env.sh
 
 ended=no
-trap 'touch "$job/stop"; say "the time limit is near: asked the ranks to save and stop"' USR1
+trap 'touch "$job/stop" && say "the time limit is near: asked the ranks to save and stop"' USR1
 trap 'ended=yes' TERM INT
 
 config=$1

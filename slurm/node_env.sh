@@ -47,6 +47,7 @@ if [[ -e /sys/class/net/hsn0 && ${SLURM_GPUS_ON_NODE:-0} == 8 ]]; then
 elif [[ -n ${AQTOPO_CPU_MASKS:-} ]]; then
     cpu_binding=(--cpu-bind="mask_cpu:$AQTOPO_CPU_MASKS")
 else
-    cpu_binding=()
+    # Since Slurm 22.05 srun does not take it from the job, and a rank would get a single core.
+    cpu_binding=(${SLURM_CPUS_PER_TASK:+"--cpus-per-task=$SLURM_CPUS_PER_TASK"})
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}

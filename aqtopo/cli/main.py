@@ -24,7 +24,7 @@ from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
 from aqtopo.cli.watch import watch
 from aqtopo.cli.years import YearsCommand
-from aqtopo.refusal import RefusedError, retry_after
+from aqtopo.refusal import RefusedError, Retry, retry_after
 from aqtopo.training.job import BatchJob
 
 EXIT_FAILED = 1
@@ -67,6 +67,12 @@ def main() -> None:
         _complain(str(error))  # an OSError names the file and says why
         BatchJob.from_environment().note_failure(retry_after(error), _code_of(error), str(error))
         sys.exit(_code_of(error))
+    except SystemExit as end:
+        if end.code == EXIT_BAD_INPUT:  # Click's, which has shown what is wrong with the options
+            BatchJob.from_environment().note_failure(
+                Retry.NEVER, EXIT_BAD_INPUT, "the command line is mistaken"
+            )
+        raise
 
 
 def _code_of(error: Exception) -> int:

@@ -68,7 +68,8 @@ class BatchJob:
         Of several ranks that fail in different ways, one that says `never` decides.
         """
         if self.folder is not None:
-            with suppress(FileExistsError), (self.folder / retry.value).open("x") as file:
+            # A full disk, which may be the very failure, leaves it at the exit code.
+            with suppress(OSError), (self.folder / retry.value).open("x") as file:
                 file.write(f"{code} {why}\n")
 
     def note_save(self, tag: str, run_dir: Path) -> None:

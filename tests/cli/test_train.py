@@ -9,6 +9,7 @@ import xarray as xr
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
+from aqtopo.training.job import JOB_DIR
 
 TinyConfig = Callable[..., RunConfig]
 Refusal = Callable[..., str]
@@ -130,6 +131,18 @@ def test_missing_config_file(
         main()
     assert ending.value.code == 2
     assert "none.json" in capsys.readouterr().err
+
+
+def test_mistaken_option_tells_the_batch_job_not_to_try_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(JOB_DIR, str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["aqtopo", "train", "config.json", "--stop-afterr", "3"])
+    with pytest.raises(SystemExit) as ending:
+        main()
+    assert ending.value.code == 2
+    assert "--stop-afterr" in capsys.readouterr().err
+    assert (tmp_path / "never").read_text() == "2 the command line is mistaken\n"
 
 
 def test_validation_year_without_a_usable_time(tiny_config: TinyConfig, refusal: Refusal) -> None:

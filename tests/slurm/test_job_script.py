@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SRUN = 'while [[ $1 == --* ]]; do shift; done; exec "$@"'
+SRUN = 'while [[ $1 == --* ]]; do echo "$1" >>"$SAYS/srun"; shift; done; exec "$@"'
 SQUEUE = (
     'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$SAYS/restarts";; *%r*) cat "$SAYS/reason";; esac'
 )
@@ -141,6 +141,30 @@ def test_a_saved_state_between_failures_starts_the_count_anew(start: StartScript
         assert script.queued_again
 
 
+def test_failures_that_cannot_be_counted_end_the_chain(start: StartScript) -> None:
+    script = start('ln -s /nowhere/failures "$AQTOPO_JOB_DIR/failures"; exit 7')
+    code, log = script.end()
+    assert "failures cannot be counted" in log
+    assert (code, script.queued_again) == (7, False)
+
+
+def test_a_full_disk_that_takes_no_reason_leaves_the_launcher_s_code(start: StartScript) -> None:
+    assert start('touch "$AQTOPO_JOB_DIR/never"; exit 3').end()[0] == 3
+
+
+def test_of_an_array_only_this_task_is_queued_again(start: StartScript) -> None:
+    # Slurm gives the last task the id of the whole array.
+    script = start("exit 1", variables={"SLURM_ARRAY_JOB_ID": "33123", "SLURM_ARRAY_TASK_ID": "4"})
+    assert script.end()[0] == 0
+    assert script.calls()[-3:] == ["scontrol", "requeue", "33123_4"]
+
+
+def test_ranks_get_the_cores_that_the_job_has_for_each(start: StartScript) -> None:
+    script = start(variables={"SLURM_CPUS_PER_TASK": "7"})
+    assert script.end()[0] == 0
+    assert "--cpus-per-task=7" in (script.says / "srun").read_text().splitlines()
+
+
 def test_a_node_without_room_for_caches_may_be_better_next_time(start: StartScript) -> None:
     script = start(variables={"TMPDIR": "/proc"})
     code, log = script.end()
@@ -156,6 +180,7 @@ def test_a_node_without_room_for_caches_may_be_better_next_time(start: StartScri
         ({"SLURM_NTASKS_PER_NODE": ""}, "Submit with --ntasks-per-node"),
         ({"AQTOPO_LAUNCH": "deepspeed", "AQTOPO_CONTAINER": "a.sif"}, "cannot start ranks in a container"),
         ({"SLURM_JOB_ID": ""}, "this is no Slurm job"),
+        ({"AQTOPO_JOBS": "/proc/jobs"}, "Name a shared disk in AQTOPO_JOBS"),
     ],
 )
 def test_bad_input_of_the_script_is_said_and_not_tried_again(
@@ -166,6 +191,14 @@ def test_bad_input_of_the_script_is_said_and_not_tried_again(
     assert code == 2
     assert message in log
     assert script.calls() == []
+
+
+def test_a_forgotten_environment_is_said_at_once(start: StartScript, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "aqtopo").unlink()
+    script = start(variables={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
+    code, log = script.end()
+    assert (code, script.calls()) == (2, [])
+    assert "there is no command aqtopo. Activate its environment before sbatch" in log
 
 
 WAITS = 'touch "$SAYS/started"; trap "" TERM; sleep 60'

@@ -37,6 +37,12 @@ def test_later_starts_of_a_job_that_has_saved_go_on_from_there(tmp_path: Path) -
     assert not first.has_saved_in(tmp_path / "run")  # it was asked for what its command line says
 
 
+def test_a_reason_that_cannot_be_written_does_not_take_the_failure_s_place(tmp_path: Path) -> None:
+    job = BatchJob.from_environment({JOB_DIR: str(tmp_path / "removed")})
+    job.note_failure(Retry.PERHAPS, 1, "no space left on the device")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_first_rank_to_fail_is_heard_and_one_that_may_never_start_again_beside_it(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
     job.note_failure(Retry.PERHAPS, 1, "lost a rank")
