@@ -21,6 +21,7 @@ from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import REFERENCES
 from aqtopo.evaluation.report.alphas import alpha_curve, alpha_sentence, read_alphas
+from aqtopo.evaluation.report.attention import look
 from aqtopo.evaluation.report.breakdown import break_down
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case, load_case
@@ -108,6 +109,7 @@ def render(
         "init_time": spoken_time(case.init_time),
         "reason": case.reason,
         "pollutants": draw_pollutants(case, canvas),
+        "gaze": look(run, case, canvas),
         "loss": loss_curve(history),
         "lr": lr_curve(history),
         "breakdowns": break_down(content["strata"]),

@@ -23,7 +23,7 @@ const shown = (page, selector) => [...page.querySelectorAll(selector)].filter(vi
 const look = (page) => ({{
   width: frame.contentWindow.innerWidth,
   contentWidth: page.documentElement.scrollWidth,
-  maps: shown(page, ".map img").map((image) => image.alt),
+  maps: shown(page, "#maps .map img").map((image) => image.alt),
   blank: shown(page, "img").filter((image) => !image.naturalWidth).length,
   controls: shown(page, ".controls").length,
 }});

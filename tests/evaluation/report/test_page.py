@@ -50,7 +50,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
         assert expected in re.sub(r"</?(em|strong)>", "", html), expected
     page = Page(html)
     images = page.all("img")
-    assert len(images) == 6 * (1 + 4 * 3) + 3
+    assert len(images) == 6 * (1 + 4 * 3) + 3 + 3
     assert all(len(image["alt"]) > 10 for image in images)
     assert len(page.all("input")) == 6 + 4
 

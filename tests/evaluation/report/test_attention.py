@@ -1,0 +1,50 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from aqtopo.checkpoint import load_run
+from aqtopo.config import RunConfig
+from aqtopo.evaluation.report.attention import attention_row, look
+from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.case import load_case
+from aqtopo.model.attention import ElevationAttention, split_heads
+from aqtopo_kernels import elevation_attention
+
+
+def test_the_row_is_that_of_the_kernel() -> None:
+    torch.manual_seed(0)
+    height_m = np.random.default_rng(0).uniform(0.0, 4000.0, 24).astype(np.float32)
+    attention = ElevationAttention(
+        16, 2, height_m, alpha=1.5, per_head=True, dropout=0.0, layer="blocks.0.attn"
+    )
+    x_ND = 3.0 * torch.randn(24, 16)
+    q, k, v = (split_heads(part[None], 2) for part in attention.qkv(x_ND).chunk(3, -1))
+    expected = [
+        elevation_attention(q, k, v),
+        elevation_attention(q, k, v, torch.as_tensor(height_m)[None], attention.alpha),
+    ]
+    rows = attention_row(attention, x_ND, 7)
+    for weights_HN, whole_BHNE in zip(rows, expected, strict=True):
+        torch.testing.assert_close(torch.einsum("hn,hne->he", weights_HN, v[0]), whole_BHNE[0, :, 7])
+
+
+def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None:
+    run = load_run(untrained_run)
+    lowest = np.where(run.store.static["mask"] > 0, -run.store.static["elevation"], np.nan)[None]
+    case = replace(load_case(run), initial=lowest)  # most polluted where it is lowest
+    gaze = look(run, case, Canvas(run.store.lat, run.store.lon))
+    assert gaze is not None
+    without, biased = (int(text.removesuffix(" %")) for text in gaze.hindered)
+    assert biased < without
+    assert 0.0 <= gaze.spot[0] <= 1000.0
+    assert [each.title for each in gaze.maps] == ["Without the bias", "With the bias", "With minus without"]
+
+
+def test_a_model_without_the_bias_has_no_such_maps(
+    tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
+) -> None:
+    run = load_run(save_untrained(tiny_config(model={"elevation_bias": False})))
+    assert look(run, load_case(run), Canvas(run.store.lat, run.store.lon)) is None
