@@ -118,8 +118,13 @@ queued_by_slurm() {
 
 queue_again() {
     say "$1; queued again (restarts so far: $restarts)"
-    scontrol requeue "$this" || exit 1
-    exit 0
+    local wait_s
+    for wait_s in 2 10 60 0; do # the controller of a large machine does not always answer
+        scontrol requeue "$this" && exit 0
+        sleep "$wait_s"
+    done
+    say "Slurm did not take it: submit the job again, and it goes on from its last saved state"
+    exit 1
 }
 
 # After a failure: again, unless it was the third in a row that saved nothing.

@@ -159,6 +159,15 @@ def test_of_an_array_only_this_task_is_queued_again(start: StartScript) -> None:
     assert script.calls()[-3:] == ["scontrol", "requeue", "33123_4"]
 
 
+def test_a_controller_that_does_not_answer_at_once_does_not_end_the_chain(
+    start: StartScript, tmp_path: Path
+) -> None:
+    busy = '[[ -e $SAYS/asked ]] || { touch "$SAYS/asked"; echo "Socket timed out" >&2; exit 1; }'
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/bash\n{busy}\n{NOTED}\n")
+    script = start("exit 1")
+    assert (script.end()[0], script.queued_again) == (0, True)
+
+
 def test_ranks_get_the_cores_that_the_job_has_for_each(start: StartScript) -> None:
     script = start(variables={"SLURM_CPUS_PER_TASK": "7"})
     assert script.end()[0] == 0
