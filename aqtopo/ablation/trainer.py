@@ -74,12 +74,13 @@ def run_trials(ablation: Ablation, jobs: int, say: Say) -> None:
 
 
 def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Scorer, say: Say) -> None:
-    """Train and score one."""
+    """Train and score one, unless asked to stop before it begins."""
+    if children.stopped:
+        return
     place = f"{trial.number + 1}/{len(ablation.trials)}"
-    if not is_trained(trial) and not children.stopped:
+    if not is_trained(trial):
         goes_on = " goes on" if (trial.run_dir / METRICS_FILE).is_file() else ""
         say(f"{place} {trial}{goes_on}")
-    if not is_trained(trial):
         _train(trial, ablation, children)
     scorer.score(trial)
     say(f"{place} {trial}: val_loss {read_state(trial.run_dir).best_val_loss:.4f}")
