@@ -26,6 +26,7 @@ from aqtopo.evaluation.report.breakdown import break_down
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case, load_case
 from aqtopo.evaluation.report.curves import loss_curve, lr_curve
+from aqtopo.evaluation.report.days import alarms, sharpness
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.panels import draw_pollutants, spoken_time
 from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
@@ -114,6 +115,8 @@ def render(
         "lr": lr_curve(history),
         "breakdowns": break_down(content["strata"]),
         "references": REFERENCES,
+        "alarms": alarms(content.get("exceedances", [])),
+        "sharpness": sharpness(content.get("spectra", [])),
         "alpha": None if alphas is None else alpha_curve(alphas),
         "alpha_says": "" if alphas is None else alpha_sentence(alphas),
         "happenings": history.happenings,

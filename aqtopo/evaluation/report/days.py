@@ -1,0 +1,86 @@
+"""Days above the limits and smoothness, as the page's tables show them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aqtopo.evaluation.cases import FORECASTS, MODEL
+from aqtopo.evaluation.report.scoreboard import capitalised
+from aqtopo.variables import VARIABLES
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """One line: the model's days and cells above a limit, and how well each forecast tells them.
+
+    Attributes:
+        label: the pollutant with its limit [ug m-3].
+        horizon_h: lead time [h].
+        numbers: hits, misses, false alarms of the model.
+        csi: critical success index of every forecast, as text.
+        best: whether the model has the highest of them.
+    """
+
+    label: str
+    horizon_h: int
+    numbers: tuple[str, ...]
+    csi: tuple[str, ...]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """One line: how fine the model's structure is at a horizon, as text; see `docs/evaluation.md`."""
+
+    label: str
+    horizon_h: int
+    resolved_km: str
+    short_waves: str
+
+
+def alarms(records: list[Record]) -> tuple[Alarms, ...]:
+    """Lines for `exceedances` of `scores.json`; none where nothing came or was forecast."""
+    by_pair: dict[tuple[str, int], dict[str, Record]] = {}
+    for record in records:
+        by_pair.setdefault((record["pollutant"], record["horizon"]), {})[record["forecast"]] = record
+    return tuple(_alarms(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
+
+
+def sharpness(records: list[Record]) -> tuple[Sharpness, ...]:
+    """Lines for the model in `spectra` of `scores.json`."""
+    return tuple(
+        Sharpness(
+            _label(record),
+            record["horizon"],
+            _text(record["resolved_km"], ".0f"),
+            _text(record["short_waves"], ".2f"),
+        )
+        for record in sorted(records, key=lambda each: list(VARIABLES).index(each["pollutant"]))
+        if record["forecast"] == MODEL
+    )
+
+
+def _alarms(forecasts: dict[str, Record]) -> Alarms:
+    model = forecasts[MODEL]
+    known = [forecasts[name]["csi"] for name in FORECASTS if forecasts[name]["csi"] is not None]
+    return Alarms(
+        f"{_label(model)} above {model['limit']:.0f}",
+        model["horizon"],
+        tuple(f"{model[name]:,}" for name in ("hits", "misses", "false_alarms")),
+        tuple(_text(forecasts[name]["csi"], ".2f") for name in FORECASTS),
+        model["csi"] is not None and model["csi"] >= max(known),
+    )
+
+
+def _events(record: Record) -> int:
+    return int(record["hits"] + record["misses"] + record["false_alarms"])
+
+
+def _label(record: Record) -> str:
+    return capitalised(VARIABLES[record["pollutant"]].long_name)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)

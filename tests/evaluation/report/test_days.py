@@ -1,0 +1,36 @@
+from typing import Any
+
+from aqtopo.evaluation.report.days import alarms, sharpness
+
+
+def exceedance(forecast: str, hits: int, csi: float | None) -> dict[str, Any]:
+    pair = {"pollutant": "pm25", "horizon": 12, "limit": 75.0}
+    return {"forecast": forecast, **pair, "hits": hits, "misses": 0, "false_alarms": 0, "csi": csi}
+
+
+def three(hits: int, model: float | None) -> list[dict[str, Any]]:
+    return [
+        exceedance("model", hits, model),
+        exceedance("persistence", hits, 0.5),
+        exceedance("climatology", hits, None),
+    ]
+
+
+def test_a_line_has_the_numbers_of_the_model_and_the_index_of_all() -> None:
+    (line,) = alarms(three(1200, 0.6))
+    assert (line.label, line.numbers) == ("PM2.5 above 75", ("1,200", "0", "0"))
+    assert (line.csi, line.best) == (("0.60", "0.50", "n/a"), True)
+    assert not alarms(three(1200, 0.4))[0].best
+
+
+def test_a_limit_that_nothing_came_near_has_no_line() -> None:
+    assert alarms(three(0, None)) == ()
+
+
+def test_sharpness_is_that_of_the_model() -> None:
+    records = [
+        {"forecast": name, "pollutant": "o3", "horizon": 24, "resolved_km": 222.4, "short_waves": None}
+        for name in ("climatology", "model")
+    ]
+    (line,) = sharpness(records)
+    assert (line.label, line.resolved_km, line.short_waves) == ("Ozone", "222", "n/a")
