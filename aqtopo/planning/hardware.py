@@ -27,6 +27,10 @@ class Machine:
     inside_network: float
     storage: float
 
+    def narrowest(self, nodes: int) -> float:
+        """What a ring over the ranks of some nodes gets through [bytes/s]: it passes the links inside too."""
+        return self.inside_network if nodes == 1 else min(self.inside_network, self.node_network)
+
 
 MACHINES = {
     # One die of an MI250X (half of AMD's data sheet: 95.7 and 383 TFLOP/s, 3.2 TB/s, 128 GB), LUMI-G's node

@@ -92,8 +92,7 @@ def _duration(
     collective: Collective, world: int, nodes: int, machine: Machine, assumptions: Assumptions
 ) -> float:
     """A ring's time: its bytes at the narrowest place, and its hops one after the other."""
-    network = machine.inside_network if nodes == 1 else machine.node_network
-    sent = collective.sent(world) / (assumptions.network_share * network)
+    sent = collective.sent(world) / (assumptions.network_share * machine.narrowest(nodes))
     return sent + collective.hops(world) * assumptions.hop_s
 
 

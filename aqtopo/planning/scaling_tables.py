@@ -48,7 +48,7 @@ def _arithmetic(plan: Plan) -> Table:
 def _step(plan: Plan, machine: Machine, assumptions: Assumptions, here: StepTime) -> Table:
     config, share = plan.config, assumptions.network_share
     elements = {name: group.parameters for name, group in plan.groups.items()}
-    network = machine.inside_network if here.nodes == 1 else machine.node_network
+    network = machine.narrowest(here.nodes)
     precision = config.deepspeed.precision
     table = Table(title=f"A step on {here.nodes} node(s) of {machine.name}, {here.world} ranks")
     table.add_column("what")

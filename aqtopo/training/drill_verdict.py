@@ -14,7 +14,7 @@ from aqtopo.training.drill_ranks import events
 LOSS_TOLERANCE = 1e-5
 """Relative; other world sizes add in another order."""
 
-STATE_TOLERANCE = 1e-3
+STATE_TOLERANCE = 1e-5
 """Relative, in the norm of all weights or moments of a kind: where a gradient is nothing but rounding, Adam
 makes much of little."""
 
