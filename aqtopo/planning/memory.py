@@ -79,12 +79,13 @@ def state_bytes(elements: Mapping[str, int], config: RunConfig) -> StateBytes:
 
 
 def workspace_bytes(config: RunConfig) -> int:
-    """Bytes that the backward pass of one MLP needs at once: two gradients as wide as its hidden layer.
+    """Bytes that the backward pass needs beside all activations: a gradient as wide as an MLP's hidden layer.
 
-    No other part needs more: attention's four gradients are as wide as the tokens, a quarter of it each.
+    It comes into being while all is still kept. Every further gradient takes the place of what is not needed
+    any more, and attention's four gradients are as wide as the tokens, a quarter of it each.
     """
     element = ELEMENT_BYTES[config.deepspeed.precision]
-    return 2 * element * config.micro_batch * config.tokens * config.model.hidden_dim
+    return element * config.micro_batch * config.tokens * config.model.hidden_dim
 
 
 def reduction_bytes(parameters: int, config: RunConfig) -> int:
