@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from aqtopo.checkpoint import load_run
 from aqtopo.data.batch import Batch
-from aqtopo.data.loader import evaluation_batches
+from aqtopo.data.loader import EvaluationLoader
 from aqtopo.model import AirQualityViT
 from aqtopo.training.loss import squared_error
 
@@ -72,7 +72,7 @@ def row(run_dir: Path) -> list[str]:
     """One run's figures."""
     run = load_run(run_dir)
     model = run.model
-    batches = list(evaluation_batches(run.store, run.config, "validation", rank=0, world=1, batch=32))
+    batches = list(EvaluationLoader(run.store, run.config, "validation", rank=0, world=1, batch=32))
     usual, blocks = loss(model, batches), range(len(model.blocks))
     averages = [without_attention(model, batches, [block]) for block in blocks]
     averages.append(without_attention(model, batches, blocks))

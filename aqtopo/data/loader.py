@@ -341,18 +341,5 @@ class EvaluationLoader:
         return self._batches.deliver(self._requests)
 
 
-def evaluation_batches(
-    store: Store,
-    config: RunConfig,
-    split: Split,
-    rank: int,
-    world: int,
-    batch: int,
-    only: Hours | None = None,
-) -> Iterator[Batch]:
-    """One pass over an `EvaluationLoader`."""
-    return iter(EvaluationLoader(store, config, split, rank, world, batch, only))
-
-
 def _unchanged(item: Any) -> Any:
     return item

@@ -15,7 +15,7 @@ from aqtopo.checkpoint import LoadedRun
 from aqtopo.checkpoint.ranks import ALONE, Ranks
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
-from aqtopo.data.loader import evaluation_batches
+from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
@@ -126,9 +126,7 @@ def evaluate(
     if climatology is None:
         climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
     tallies = _tallies(run, init_times, areas, extras, ranks)
-    batches = evaluation_batches(
-        run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times
-    )
+    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:

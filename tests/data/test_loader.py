@@ -3,6 +3,7 @@ import os
 import signal
 from collections.abc import Callable
 from itertools import chain
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.batch import SURPLUS, Batch
-from aqtopo.data.loader import EvaluationLoader, TrainingLoader, evaluation_batches, training_steps
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader, training_steps
 
 TinyConfig = Callable[..., RunConfig]
 Sample = tuple[int, str, tuple[float, ...]]
@@ -109,7 +110,7 @@ def test_evaluation_takes_each_time_once_with_all_horizons(
     tiny_store: Path, tiny_config: TinyConfig, split: str, world: int
 ) -> None:
     store, config = open_store(tiny_store), tiny_config()
-    ranks = [list(evaluation_batches(store, config, split, rank, world, 4)) for rank in range(world)]
+    ranks = [list(EvaluationLoader(store, config, split, rank, world, 4)) for rank in range(world)]
     times = sorted(str(time) for batches in ranks for batch in batches for time in batch.times)
     year = 2017 if split == "validation" else 2018
     assert times == [f"{year}-01-0{day}T00" for day in range(1, 7)]
@@ -119,7 +120,7 @@ def test_evaluation_takes_each_time_once_with_all_horizons(
 
 def test_a_rank_without_a_share_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:
     config = tiny_config(data={"workers": 1})
-    assert list(evaluation_batches(open_store(tiny_store), config, "test", 0, 8, 4)) == []
+    assert list(EvaluationLoader(open_store(tiny_store), config, "test", 0, 8, 4)) == []
 
 
 def test_too_few_samples_are_refused_before_anything_is_read(
@@ -136,7 +137,7 @@ def test_a_store_that_does_not_fit_is_refused_before_anything_is_read(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     with pytest.raises(ValueError, match="has 8 x 16 cells"):
-        evaluation_batches(open_store(tiny_store), tiny_config(data={"grid": [16, 32]}), "test", 0, 1, 2)
+        EvaluationLoader(open_store(tiny_store), tiny_config(data={"grid": [16, 32]}), "test", 0, 1, 2)
 
 
 # With loader processes.
@@ -297,14 +298,21 @@ def test_loader_processes_outlive_signals_meant_for_the_trainer(
     assert len(list(steps)) == 23
 
 
-@pytest.mark.slow
-def test_loader_processes_end_when_the_trainer_terminates_them(
-    tiny_store: Path, tiny_config: TinyConfig
-) -> None:
+@pytest.fixture
+def between_passes(tiny_store: Path, tiny_config: TinyConfig) -> tuple[EvaluationLoader, BaseProcess]:
+    """A loader that has made one pass, and its only process."""
     others = set(multiprocessing.active_children())
     loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
     list(loader)
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    return loader, worker
+
+
+@pytest.mark.slow
+def test_loader_processes_end_when_the_trainer_terminates_them(
+    between_passes: tuple[EvaluationLoader, BaseProcess],
+) -> None:
+    _, worker = between_passes
     # A process that ends by itself is no failure of the loader's, which is not asked again.
     worker.terminate()
     worker.join(timeout=20)
@@ -313,12 +321,9 @@ def test_loader_processes_end_when_the_trainer_terminates_them(
 
 @pytest.mark.slow
 def test_a_loader_process_that_is_killed_between_passes_ends_the_next_with_a_message(
-    tiny_store: Path, tiny_config: TinyConfig
+    between_passes: tuple[EvaluationLoader, BaseProcess],
 ) -> None:
-    others = set(multiprocessing.active_children())
-    loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
-    list(loader)
-    (worker,) = [process for process in multiprocessing.active_children() if process not in others]
+    loader, worker = between_passes
     worker.kill()
     worker.join(timeout=20)
     message = r"loader process ended unexpectedly .* micro-batch of 2018-01-01T00.*`data\.workers`"

@@ -11,7 +11,7 @@ import xarray as xr
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
-from aqtopo.data.loader import evaluation_batches
+from aqtopo.data.loader import EvaluationLoader
 from aqtopo.evaluation.forecast import forecast, parse_init_time, truth_for
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
@@ -24,7 +24,7 @@ def run(untrained_run: Path) -> LoadedRun:
 
 
 def test_the_forecast_is_that_of_the_model_for_the_same_time(run: LoadedRun) -> None:
-    batches = evaluation_batches(run.store, run.config, "test", rank=0, world=1, batch=1)
+    batches = EvaluationLoader(run.store, run.config, "test", rank=0, world=1, batch=1)
     batch = next(batch for batch in batches if batch.times[0] == INIT)
     with torch.inference_mode():
         normalised = run.model(batch.inputs, batch.wind, batch.lead_hours, None)[0].numpy()
