@@ -9,6 +9,7 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_trained
 from aqtopo.config import RunConfig
+from aqtopo.training.drill_ranks import events
 
 from .batch import submit
 from .cluster import SlurmCluster
@@ -26,3 +27,6 @@ def test_every_task_of_the_array_trains_one_variant(
     claim_folder(ablation)
     job = submit(slurm_cluster, config, "--array=0-1", script="ablation", argument=ablation.out)
     job.wait("both trained", lambda: all(is_trained(trial) for trial in ablation.trials))
+    starts = [events(trial.run_dir, "start") for trial in ablation.trials]
+    assert [len(started) for started in starts] == [1, 1]  # none trained the other's
+    assert len({started[0]["slurm"]["job"] for started in starts}) == 2
