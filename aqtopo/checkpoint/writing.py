@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from aqtopo.checkpoint.pickles import without_checksums
+from aqtopo.checkpoint.pickles import writing_data
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.tags import UNFINISHED
 
@@ -71,7 +71,7 @@ def write_shards(engine: Any, aside: Path) -> None:
     """
     # The weights go into a file without pickle, once; DeepSpeed would add them to its own.
     extras: dict[str, Any] = {"module": {}, "universal_checkpoint_info": {}}
-    with without_checksums(), _errors_kept(engine) as errors:
+    with writing_data(), _errors_kept(engine) as errors:
         engine.save_checkpoint(str(aside.parent), tag=aside.name, client_state=extras, save_latest=False)
     if errors:
         raise OSError("; ".join(errors))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from deepspeed.runtime.zero.config import ZeroStageEnum
 
 from aqtopo.checkpoint.pickles import load_data, save_data
 from aqtopo.refusal import RefusedError
@@ -50,3 +51,14 @@ def test_checksums_are_left_out_only_while_saving(tmp_path: Path) -> None:
     save_data({"param": torch.arange(3.0)}, tmp_path / "x.pt")
     assert torch.serialization.get_crc32_options() == before
     assert load_data(tmp_path / "x.pt")["param"].tolist() == [0, 1, 2]
+
+
+def test_what_old_pythons_write_of_an_enum_is_never_asked_of_a_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_name(stage: ZeroStageEnum, _protocol: int) -> tuple[Any, ...]:
+        return getattr, (ZeroStageEnum, stage.name)  # as Python 3.11.2 does, Debian 12's
+
+    monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
+    save_data({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
+    assert load_data(tmp_path / "x.pt") == {"zero_stage": ZeroStageEnum.gradients}
