@@ -46,9 +46,9 @@ def save_data(data: Any, path: Path) -> None:
 def writing_data() -> Iterator[None]:
     """Let torch.save write what `load_data` reads, and quickly.
 
-    ZeRO's stage goes by its number: some Pythons, such as Debian 12's 3.11.2, pickle an enum's member as a call
-    of `getattr`, which no reader may be asked to trust. CRC-32, which SHA-256 replaces, is left out: 0.25 s
-    instead of 1.4 s for 312 MB on one core.
+    ZeRO's stage goes by its number: some Pythons, such as Debian 12's 3.11.2, pickle an enum's member as
+    a call of `getattr`, which no reader may be asked to trust. CRC-32, which SHA-256 replaces, is left
+    out: 0.25 s instead of 1.4 s for 312 MB on one core.
     """
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
