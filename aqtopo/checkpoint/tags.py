@@ -90,6 +90,8 @@ def list_tags(run_dir: Path) -> list[Tag]:
             continue
         try:
             found.append(read_state(path))
+        except FileNotFoundError:
+            continue  # pruned since it was listed
         except ValueError as error:
             warnings.warn(f"not counted among the saved states: {error}", stacklevel=2)
     return sorted(found, key=lambda tag: (tag.number, tag.step, tag.take))

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aqtopo.checkpoint.tags import Tag
+from aqtopo.checkpoint.tags import Tag, list_tags
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
-from aqtopo.training.drill_ranks import TRACES, DrilledRanks, Kill, events, tags_of
+from aqtopo.training.drill_ranks import TRACES, DrilledRanks, Kill, events
 from aqtopo.training.drill_verdict import DrillResult, compare_losses, compare_states, lost_tags
 
 AIMED_SHARE = 0.5
@@ -147,7 +147,7 @@ class _Course:
         before, seen, resumes = self._facts()
         ranks = self._start(before)
         self._await_moment(ranks, before, seen)
-        known = tags_of(self.run_dir)
+        known = list_tags(self.run_dir)
         kill = ranks.kill_one(self.chosen, self.run_dir)
         resumed = self._note_start(before, seen, resumes)
         self.aim = kill is not None
@@ -156,7 +156,7 @@ class _Course:
             return
         self.kills.append(kill)
         self.lost += lost_tags(self.run_dir, known, self.config.checkpoint)
-        if (before is None or resumed) and tags_of(self.run_dir):
+        if (before is None or resumed) and list_tags(self.run_dir):
             self.counted += 1
 
     def finish(self) -> None:
@@ -167,7 +167,7 @@ class _Course:
 
     def _facts(self) -> tuple[Tag | None, int, int]:
         """The last saved state, steps logged, resumes logged."""
-        tags = tags_of(self.run_dir)
+        tags = list_tags(self.run_dir)
         steps, resumes = (len(events(self.run_dir, kind)) for kind in ("step", "resume"))
         return (tags[-1] if tags else None), steps, resumes
 

@@ -6,16 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from aqtopo.checkpoint.commit import HASHES
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, Tag, list_tags
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.forked import fork_ranks
 from aqtopo.training.run_log import METRICS_FILE
-
-T = TypeVar("T")
 
 START_LIMIT_S = 300.0
 
@@ -59,7 +57,7 @@ class DrilledRanks:
 
     def await_state(self, run_dir: Path) -> None:
         """Wait until the run has a saved state, or ended."""
-        self._await(lambda: bool(tags_of(run_dir)), 0.02)
+        self._await(lambda: bool(list_tags(run_dir)), 0.02)
 
     def await_trace(self, run_dir: Path, phase: str) -> None:
         """Wait until the run is in a phase, one of `TRACES`, or has ended."""
@@ -113,7 +111,11 @@ class DrilledRanks:
 
 def trace(run_dir: Path) -> str | None:
     """What a run is doing with its saved states, by what lies there; None if nothing."""
-    return _until_still(lambda: _trace(run_dir / CHECKPOINTS))
+    while True:
+        try:
+            return _trace(run_dir / CHECKPOINTS)
+        except FileNotFoundError:  # renamed between being listed and being looked into
+            continue
 
 
 def _trace(folder: Path) -> str | None:
@@ -124,20 +126,6 @@ def _trace(folder: Path) -> str | None:
         if name.endswith(UNFINISHED) and (folder / name).is_dir():
             return "committing" if any((folder / name).glob(HASHES)) else "saving"
     return "pruning" if any(name.endswith(DISCARDED) for name in names) else None
-
-
-def tags_of(run_dir: Path) -> list[Tag]:
-    """The saved states of a run that may be pruning just now."""
-    return _until_still(lambda: list_tags(run_dir))
-
-
-def _until_still(look: Callable[[], T]) -> T:
-    """What a look finds in which nothing goes between being listed and being read."""
-    while True:
-        try:
-            return look()
-        except FileNotFoundError:
-            continue
 
 
 def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,17 @@ def test_copied_folder_is_no_further_state(run_dir: Path) -> None:
     shutil.copytree(folder, folder.with_name("backup"))
     with pytest.warns(UserWarning, match=f"describes {folder.name}, but lies in backup"):
         assert list_tags(run_dir) == TAGS
+
+
+def test_state_that_is_pruned_while_states_are_listed_is_none(run_dir: Path) -> None:
+    name = TAGS[0].name
+    forth_and_back = (
+        f"import os\nwhile True: os.rename('{name}', 'a.discarded'); os.rename('a.discarded', '{name}')"
+    )
+    pruning = subprocess.Popen([sys.executable, "-c", forth_and_back], cwd=run_dir / "checkpoints")
+    try:
+        found = {tuple(list_tags(run_dir)) for _ in range(3000)}
+    finally:
+        pruning.kill()
+        pruning.wait()
+    assert found <= {tuple(TAGS), tuple(TAGS[1:])}
