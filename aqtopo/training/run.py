@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, and between them validation, saving, early stopping, orderly ends."""
+"""A run in one process: epochs of steps; between them validation, saving, early stopping, orderly ends."""
 
 import json
 import time
