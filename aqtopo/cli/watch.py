@@ -71,6 +71,7 @@ def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
         "train loss": _number(state.train_loss),
         "validation loss": f"{_number(state.val_loss)} (best {_number(state.best_val_loss)})",
         "learning rates": "  ".join(f"{group} {lr:.3e}" for group, lr in state.lrs.items()) or "-",
+        "alpha [1/km]": "  ".join(_strengths(name, values) for name, values in state.alpha.items()) or "-",
         "samples/s": _number(state.samples_per_s),
         "time left": "-" if state.left_s is None else _duration(state.left_s),
         "resume": state.resume or "none",
@@ -85,6 +86,12 @@ def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))
     return table
+
+
+def _strengths(name: str, values: list[float]) -> str:
+    """Such as `blocks.0 2.013`, or the range over the heads."""
+    ends = sorted({f"{value:.3f}" for value in (min(values), max(values))})
+    return f"{name.removesuffix('.attn.alpha')} {' to '.join(ends)}"
 
 
 def _number(value: float | None) -> str:

@@ -12,6 +12,7 @@ from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.training import distributed
+from aqtopo.training.barriers import barrier_strengths
 from aqtopo.training.engine import batch_fields
 from aqtopo.training.job import BatchJob
 from aqtopo.training.position import Progress, next_samples
@@ -134,6 +135,8 @@ class Run:
             self.log.say(f"sanity validation on {limit} batch(es) a rank: loss {val_loss:.4f}")
         self.log.event(
             "start",
+            step=self.progress.step,
+            alpha=barrier_strengths(self.engine),
             world_size=launch.size,
             **fields,
             total_steps=prepared.schedule.total_steps,
@@ -252,7 +255,12 @@ class Run:
             return stop
         best = self.early.update(val_loss)
         self.log.event(
-            "validation", step=self.progress.step, epoch=self.progress.epoch, val_loss=val_loss, best=best
+            "validation",
+            step=self.progress.step,
+            epoch=self.progress.epoch,
+            val_loss=val_loss,
+            best=best,
+            alpha=barrier_strengths(self.engine),
         )
         self._monitor({"Validation/loss": val_loss})
         self.log.say(

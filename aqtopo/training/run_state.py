@@ -37,6 +37,7 @@ class RunState:
         val_loss: of the last validation.
         best_val_loss: lowest so far.
         lrs: rate by group in the last step.
+        alpha: barrier strengths [km-1] as last logged, by the parameter's name: one, or one a head.
         samples_per_s: over all ranks, in the last step.
         left_s: time to the last step at the recent pace [s]; None where it is not known.
         resume: the line in which the last resume says what it verified.
@@ -53,6 +54,7 @@ class RunState:
     val_loss: float | None
     best_val_loss: float | None
     lrs: dict[str, float]
+    alpha: dict[str, list[float]]
     samples_per_s: float | None
     left_s: float | None
     resume: str | None
@@ -102,6 +104,7 @@ def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
         val_loss=validations[-1] if validations else None,
         best_val_loss=min(validations, default=None),
         lrs=last.get("lr", {}),
+        alpha=next((event["alpha"] for event in reversed(events) if "alpha" in event), {}),
         samples_per_s=last.get("samples_per_s"),
         left_s=None if seconds is None else (total - last["step"]) * seconds,
         resume=events[resumes[-1]]["line"] if resumes else None,

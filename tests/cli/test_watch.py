@@ -10,7 +10,7 @@ from aqtopo.cli.main import app
 def write_resumed_run(run_dir: Path, loss: float) -> Path:
     moment = "2026-11-22T02:00:00+00:00"
     events = [
-        {"event": "start", "total_steps": 100},
+        {"event": "start", "total_steps": 100, "alpha": {"blocks.0.attn.alpha": [1.987, 2.0151]}},
         {"event": "resume", "line": "resume verified: [91/91] parameters"},
         {"event": "step", "step": 7, "train_loss": loss, "lr": {"head": 5e-5}, "samples_per_s": 12.0},
         {"event": "stop", "reason": "all epochs done"},
@@ -26,6 +26,7 @@ def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for text in ("ended: all epochs done", "7 of 100", "head 5.000e-05", "SUCCESS", "[91/91]"):
         assert text in result.stdout
+    assert "blocks.0 1.987 to 2.015" in result.stdout
 
 
 def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from aqtopo.checkpoint import list_tags
+from aqtopo.checkpoint.weights import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 
 TinyConfig = Callable[..., RunConfig]
@@ -76,6 +78,12 @@ def test_a_run_leaves_metrics_versions_and_its_best_states(
     assert {path.name for path in (finished.run_dir / "checkpoints").iterdir() if path.is_dir()} == {
         tag.name for tag in tags
     }
+
+    alpha = "blocks.0.attn.alpha"
+    assert finished.events("start")[0]["alpha"] == {alpha: [2.0]}
+    saved = load_file(tags[-1].folder(finished.run_dir) / WEIGHTS_FILE)
+    assert validations[-1]["alpha"] == {alpha: saved[alpha].tolist()}
+    assert validations[-1]["alpha"] != validations[0]["alpha"]
 
     facts = json.loads((finished.run_dir / "run.json").read_text())
     assert facts["world_size"] == 2
