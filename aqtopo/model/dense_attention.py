@@ -69,7 +69,7 @@ class PairAttention(nn.Module):
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
         q_BND = q_BND if order_BN is None else wind_gather(q_BND, order_BN)
         rows_BN = way.stored if order_BN is None else order_BN
-        bias_BHNN = self._bias(rows_BN, way).to(q_BND.dtype)
+        bias_BHNN = self.bias(rows_BN, way).to(q_BND.dtype)
         q, k, v = (split_heads(y, self.heads) for y in (q_BND, k_BND, v_BND))
         y_BHNE = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHNN)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
@@ -79,7 +79,7 @@ class PairAttention(nn.Module):
         """What computes the attention on such a device, in words."""
         return "PyTorch's scaled_dot_product_attention with a dense bias"
 
-    def _bias(self, rows_BN: Tensor | None, way: Way) -> Tensor:
+    def bias(self, rows_BN: Tensor | None, way: Way) -> Tensor:
         """(B or 1, H, N, N) what is added to the scores, rows and keys where the tokens are."""
         parts: list[Tensor] = []
         if self.alpha is not None and self.rises is not None:

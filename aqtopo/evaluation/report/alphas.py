@@ -1,7 +1,4 @@
-"""What became of the barrier strength alpha: read from the saved states of a run.
-
-Training does not log it, so the curve has a point where a state was saved, and one for the start.
-"""
+"""What became of the barrier strength alpha: as training logged it, and as the saved states have it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +13,13 @@ from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.weights import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.report.curves import CURVE_STYLE, GROUP_COLOURS, Curve, cycled, new_figure
+from aqtopo.evaluation.report.history import History
 from aqtopo.evaluation.report.images import svg_uri
 
 FloatArray = npt.NDArray[np.float64]
 
 _ENDING = ".attn.alpha"
+_MOST_MARKERS = 40
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Alphas:
     """The barrier strengths of a run.
 
     Attributes:
-        steps: (S,) steps after which there is a state, the first being 0.
+        steps: (S,) steps after which it is known, the first being 0.
         by_block: for every block that has them, (S, n) strengths [km-1]; n is 1 where the heads share one.
     """
 
@@ -36,28 +35,30 @@ class Alphas:
     by_block: dict[str, FloatArray]
 
 
-def read_alphas(run_dir: Path, config: RunConfig) -> Alphas | None:
-    """Read alpha from every saved state; None for a model without it.
+def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | None:
+    """Alpha at the start, at every validation and in every saved state; None for a model without it.
 
     Raises:
         ValueError: the weights of a state cannot be read.
     """
-    states: dict[int, dict[str, FloatArray]] = {}
-    for tag in list_tags(run_dir):  # in the order of saving: of two states at one step the later counts
-        states[tag.step] = _read_state(tag.folder(run_dir))
-    steps = sorted(states)
-    if not steps or not states[steps[0]]:
-        return None
-    by_block = {
-        name.removesuffix(_ENDING).replace("blocks.", "block "): np.stack(
-            [
-                np.full_like(values, config.model.alpha),
-                *(states[step][name] for step in steps),
-            ]
-        )
-        for name, values in states[steps[0]].items()
+    # In the order of saving: of two states at one step the later counts; the log is the more exact.
+    points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)} | {
+        step: {name: np.array(values) for name, values in logged.items()}
+        for step, logged in history.alphas.items()
     }
-    return Alphas((0, *steps), by_block)
+    steps = sorted(points)
+    if not steps or not points[steps[0]]:
+        return None
+    names = sorted(points[steps[0]])
+    if steps[0] > 0:  # an older run, which did not log it
+        points[0] = {name: np.full_like(points[steps[0]][name], config.model.alpha) for name in names}
+        steps = [0, *steps]
+    by_block = {_spelled(name): np.stack([points[step][name] for step in steps]) for name in names}
+    return Alphas(tuple(steps), by_block)
+
+
+def _spelled(name: str) -> str:
+    return name.removesuffix(_ENDING).replace("blocks.", "block ")
 
 
 def _read_state(folder: Path) -> dict[str, FloatArray]:
@@ -74,15 +75,17 @@ def _read_state(folder: Path) -> dict[str, FloatArray]:
 
 
 def alpha_curve(alphas: Alphas) -> Curve:
-    """Draw every strength over the steps, a colour a block."""
+    """Draw every strength over the steps, a colour a block; dotted where it began."""
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("alpha (1/km)")
         colours = cycled(GROUP_COLOURS, len(alphas.by_block))
+        marker = "o" if len(alphas.steps) <= _MOST_MARKERS else None
         for (block, values), colour in zip(alphas.by_block.items(), colours, strict=True):
             heads = values.shape[1]
             label = block if heads == 1 else f"{block}, {heads} heads"
-            lines = axes.plot(alphas.steps, values, color=colour, linewidth=1.8, marker="o", markersize=4)
+            lines = axes.plot(alphas.steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4)
             lines[0].set_label(label)
+            axes.axhline(values[0, 0], color=colour, linewidth=1.0, linestyle=":")
         axes.legend(frameon=False, loc="best")
         low, high = axes.get_ylim()
         least = 0.02 * max(abs(high), 1.0)  # or rounding errors would look like learning

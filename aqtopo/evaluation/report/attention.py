@@ -1,6 +1,6 @@
-"""What one cell attends to in block 0, with the elevation bias and without it: one row of the softmax.
+"""What a few places attend to in block 0, with the bias and without it: rows of the softmax.
 
-Only the row of the chosen token is made, so that memory grows with the tokens and not with their square.
+Only the rows of the chosen tokens are made, so that memory grows with the tokens and not with their square.
 
 Shapes: H heads, N tokens, D width, E = D / H.
 """
@@ -14,14 +14,32 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint import LoadedRun
+from aqtopo.config import ModelConfig
+from aqtopo.data.store import Store
 from aqtopo.evaluation.forecast import forecast
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
 from aqtopo.evaluation.report.panels import Map
-from aqtopo.model.attention import ElevationAttention
+from aqtopo.evaluation.report.terrain import CITIES
+from aqtopo.model.attention import ElevationAttention, Way
+from aqtopo.model.dense_attention import PairAttention
 
 FloatArray = npt.NDArray[np.floating[Any]]
+Biased = ElevationAttention | PairAttention
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an attention was given in a forecast.
+
+    Attributes:
+        tokens: (N, D) its input, raster order.
+        way: how the tokens lie to the wind.
+    """
+
+    tokens: Tensor
+    way: Way
 
 
 @dataclass(frozen=True)
@@ -29,43 +47,63 @@ class Gaze:
     """The attention of one token, drawn.
 
     Attributes:
-        place: what was chosen, in words.
+        name: the place, in a word or two.
+        place: where that is.
         spot: its drawing position, across and down.
         maps: without bias, with bias, and the difference.
-        scale: colours of the first two, in shares of an even attention.
-        difference: colours of the third.
-        above: the ground that the bias hinders, `higher` or `lower` than the chosen token's.
-        hindered: share of the attention that goes there, without and with bias, as text.
-        heads: over how many heads it is the mean.
+        hindered: share of the attention that goes where the bias hinders, without and with it, as text.
     """
 
+    name: str
     place: str
     spot: tuple[float, float]
     maps: tuple[Map, Map, Map]
+    hindered: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Gazes:
+    """The attention of several tokens, on two scales that they share.
+
+    Attributes:
+        gazes: one a place, the most polluted first.
+        heads: over how many heads it is the mean.
+        scale: colours of attention, in shares of an even one.
+        difference: colours of with minus without.
+        where: what the bias hinders, as it stands behind "goes to".
+    """
+
+    gazes: tuple[Gaze, ...]
+    heads: int
     scale: Scale
     difference: Scale
-    above: str
-    hindered: tuple[str, str]
-    heads: int
+    where: str
 
 
-def attention_row(attention: ElevationAttention, x_ND: Tensor, token: int) -> Tensor:
+def attention_row(attention: Biased, seen: Seen, token: int) -> Tensor:
     """(2, H, N) how much `token` attends to each token: without the bias, and with it.
 
     Args:
         attention: of block 0.
-        x_ND: its input, raster order.
+        seen: what it is given.
         token: raster index of the query.
     """
     with torch.no_grad():
-        q_ND, k_ND, _ = attention.qkv(x_ND).float().chunk(3, -1)
+        q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
         q_HE = q_ND[token].view(attention.heads, -1)
         k_NHE = k_ND.view(len(k_ND), attention.heads, -1)
         scores_HN = torch.einsum("he,nhe->hn", q_HE, k_NHE) / q_HE.shape[-1] ** 0.5
+        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.way)]).softmax(-1)
+
+
+def bias_row(attention: Biased, token: int, way: Way) -> Tensor:
+    """(H, N) what the bias adds to the scores of `token`, keys in raster order."""
+    with torch.no_grad():
+        if isinstance(attention, PairAttention):
+            return attention.bias(None, way)[0, :, token].float()
         height_N = attention.height_bits.view(torch.float32)
         rise_N = torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
-        biased_HN = scores_HN - attention.alpha.float()[:, None] * rise_N
-        return torch.stack([scores_HN, biased_HN]).softmax(-1)
+        return (-attention.alpha.float()[:, None] * rise_N).expand(attention.heads, -1)
 
 
 def most_polluted_token(case: Case, patch: int) -> int:
@@ -77,60 +115,94 @@ def most_polluted_token(case: Case, patch: int) -> int:
     return int(np.argmax(np.where(known == patch**2, means, -np.inf)))
 
 
-def look(run: LoadedRun, case: Case, canvas: Canvas) -> Gaze | None:
-    """Draw what the most polluted cell of a case attends to; None for a model without the elevation bias.
+def places(run: LoadedRun, case: Case, canvas: Canvas) -> dict[str, int]:
+    """Tokens to look at by name: the most polluted one, and those of the cities inside the scored area."""
+    patch, columns = run.config.model.patch, len(run.store.lon) // run.config.model.patch
+    found = {"Most polluted": most_polluted_token(case, patch)}
+    for name, lat, lon in CITIES:
+        row, column = int(np.abs(run.store.lat - lat).argmin()), int(np.abs(run.store.lon - lon).argmin())
+        if canvas.place(lat, lon) is not None and run.store.static["mask"][row, column] > 0:
+            found[name] = row // patch * columns + column // patch
+    return found
 
-    Nor is there one where the bias differs for each pair of tokens (ridges, upwind).
-    """
+
+def look(run: LoadedRun, case: Case, canvas: Canvas) -> Gazes | None:
+    """Draw what some places of a case attend to; None for a model without a bias."""
     attention = run.model.get_submodule("blocks.0.attn")
-    if not isinstance(attention, ElevationAttention):
+    if not isinstance(attention, ElevationAttention | PairAttention):
         return None
-    patch = run.config.model.patch
-    token = most_polluted_token(case, patch)
-    rows = attention_row(attention, _input_of(attention, run, case.init_time), token).mean(1).cpu().numpy()
-    shares = [_as_field(row * len(row), run) for row in rows]
-    height_N = attention.height_bits.view(torch.float32).cpu().numpy()
-    upper = height_N > height_N[token]
-    scale, difference = concentration_scale(shares), difference_scale([shares[1] - shares[0]])
-    row, column = (int(part * patch + patch // 2) for part in divmod(token, len(run.store.lon) // patch))
-    lat, lon = float(run.store.lat[row]), float(run.store.lon[column])
-    spot = canvas.place(lat, lon)
-    assert spot is not None, "the token is on the grid"
-    return Gaze(
-        f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}",
-        spot,
-        (
-            _map(canvas, scale, shares[0], "Without the bias"),
-            _map(canvas, scale, shares[1], "With the bias"),
-            _map(canvas, difference, shares[1] - shares[0], "With minus without"),
-        ),
+    seen = _seen_by(attention, run, case.init_time)
+    tokens = places(run, case, canvas)
+    rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
+    shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
+    scale = concentration_scale([field for pair in shares.values() for field in pair])
+    difference = difference_scale([biased - without for without, biased in shares.values()])
+
+    def gaze(name: str, token: int) -> Gaze:
+        lat, lon = _centre(run.store, token, run.config.model.patch)
+        spot = canvas.place(lat, lon)
+        assert spot is not None, "the token is on the grid"
+        hinders = (bias_row(attention, token, seen.way).mean(0) < 0).cpu().numpy()
+        without, biased = (f"{100 * row[hinders].sum():.0f} %" for row in rows[token])
+        maps = _maps(canvas, scale, difference, shares[token], name)
+        return Gaze(name, _spelled(lat, lon), spot, maps, (without, biased))
+
+    return Gazes(
+        tuple(gaze(name, token) for name, token in tokens.items()),
+        attention.heads,
         scale,
         difference,
-        "lower" if run.config.model.elevation_bias == "uphill" else "higher",
-        (f"{100 * rows[0][upper].sum():.0f} %", f"{100 * rows[1][upper].sum():.0f} %"),
-        attention.heads,
+        _where_it_hinders(run.config.model),
     )
 
 
-def _input_of(attention: ElevationAttention, run: LoadedRun, init_time: np.datetime64) -> Tensor:
-    """(N, D) what the attention reads when the run forecasts from an initial time, at the first horizon."""
-    seen: list[Tensor] = []
-    hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+def _seen_by(attention: Biased, run: LoadedRun, init_time: np.datetime64) -> Seen:
+    """What the attention is given when the run forecasts from an initial time, at the first horizon."""
+    seen: list[tuple[Any, ...]] = []
+    hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     try:
         forecast(run, init_time)
     finally:
         hook.remove()
-    return seen[0][0]
+    x_BND, _, _, way = seen[0]
+    assert way.stored is None, "block 0 reads its tokens in raster order"
+    return Seen(x_BND[0], way)
 
 
-def _as_field(values_N: FloatArray, run: LoadedRun) -> FloatArray:
-    """(Y, X) each token's value in all its cells."""
-    patch = run.config.model.patch
-    tokens = values_N.reshape(-1, len(run.store.lon) // patch)
-    return tokens.repeat(patch, axis=0).repeat(patch, axis=1)
+def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
+    """(Y, X) without and with the bias, a value a token; 1 where all tokens got the same."""
+    grid = -1, len(run.store.lon) // run.config.model.patch
+    without, biased = rows_2N * rows_2N.shape[1]
+    return without.reshape(grid), biased.reshape(grid)
 
 
-def _map(canvas: Canvas, scale: Scale, field: FloatArray, title: str) -> Map:
-    return Map(
-        title, "", scale.layer(canvas, field), f"Map of the attention of the chosen cell: {title.lower()}."
+def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
+    """Latitude and longitude of the middle of a token's patch."""
+    row, column = (part * patch for part in divmod(token, len(store.lon) // patch))
+    return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
+
+
+def _spelled(lat: float, lon: float) -> str:
+    return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"
+
+
+def _where_it_hinders(settings: ModelConfig) -> str:
+    """What the bias hinders, as it stands behind "goes to"."""
+    if settings.upwind_bias or settings.elevation_bias == "ridge":
+        return "places that the bias hinders"
+    return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
+
+
+def _maps(
+    canvas: Canvas, scale: Scale, difference: Scale, shares: tuple[FloatArray, FloatArray], name: str
+) -> tuple[Map, Map, Map]:
+    def map_of(title: str, colours: Scale, field: FloatArray) -> Map:
+        alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
+        return Map(title, "", colours.layer(canvas, field), alt)
+
+    without, biased = shares
+    return (
+        map_of("Without the bias", scale, without),
+        map_of("With the bias", scale, biased),
+        map_of("With minus without", difference, biased - without),
     )

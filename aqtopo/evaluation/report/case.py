@@ -15,6 +15,7 @@ from aqtopo.checkpoint import LoadedRun
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.store import Store
+from aqtopo.evaluation.baselines import channel_indices
 from aqtopo.evaluation.forecast import forecast, truth_for
 from aqtopo.variables import VARIABLES
 
@@ -37,8 +38,8 @@ class Case:
         initial: (C, H, W) fields at the initial time: the persistence forecast.
         forecast: (K, C, H, W).
         truth: (K, C, H, W).
-        u: (H, W) eastward wind at the initial time [m/s].
-        v: (H, W) northward wind at the initial time [m/s].
+        wind: (1 + K, 2, H, W) eastward and northward wind [m/s] of the data, at the initial time and at the
+            valid times; NaN where the hour is not in the store.
     """
 
     init_time: np.datetime64
@@ -48,8 +49,7 @@ class Case:
     initial: FloatArray
     forecast: FloatArray
     truth: FloatArray
-    u: FloatArray
-    v: FloatArray
+    wind: FloatArray
 
 
 def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, str]:
@@ -116,8 +116,17 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Case:
         np.where(scored, initial, np.nan),
         _stacked(forecasts, pollutants, scored),
         truth,
-        *(fields[run.store.channels.index(component)] for component in ("u", "v")),
+        _wind_at(run.store, init_time + np.array([0, *horizons], dtype="timedelta64[h]")),
     )
+
+
+def _wind_at(store: Store, times: Hours) -> FloatArray:
+    """(T, 2, H, W) wind [m/s]; NaN for hours that are not in the store."""
+    wind = np.full((len(times), 2, len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
+    channels = channel_indices(store, ("u", "v"))
+    for place in np.flatnonzero(np.isin(times, store.times)):
+        wind[place] = store.read(int(store.locate(times[place])))[channels]
+    return wind
 
 
 def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:

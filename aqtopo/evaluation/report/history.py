@@ -6,7 +6,7 @@ about a step is the one that counts.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,14 @@ class History:
         validations: one entry a validation, steps increasing.
         starts: how many times training was started; above 1 the run was resumed.
         happenings: starts, resumes and ends, as they came.
+        alphas: by step what training logged of alpha, by the parameter's name: one number, or one a head.
     """
 
     steps: tuple[Step, ...]
     validations: tuple[Validation, ...]
     starts: int
     happenings: tuple[Happening, ...] = ()
+    alphas: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
     def best(self) -> Validation | None:
@@ -87,6 +89,7 @@ def read_history(path: Path) -> History:
     validations: dict[int, Validation] = {}
     starts = 0
     happenings: list[Happening] = []
+    alphas: dict[int, dict[str, list[float]]] = {}
     for event in _events(path):
         if event["event"] == "step":
             steps[event["step"]] = _step(event)
@@ -94,6 +97,8 @@ def read_history(path: Path) -> History:
             validations[event["step"]] = Validation(event["step"], event["epoch"], event["val_loss"])
         elif event["event"] == "start":
             starts += 1
+        if event.get("alpha"):
+            alphas[event["step"]] = event["alpha"]
         if event["event"] in _TOLD:
             happenings.append(Happening(_spoken(event.get("time")), event.get("step"), _told(event)))
     if not steps:
@@ -103,6 +108,7 @@ def read_history(path: Path) -> History:
         tuple(validations[step] for step in sorted(validations)),
         starts,
         tuple(happenings),
+        dict(sorted(alphas.items())),
     )
 
 

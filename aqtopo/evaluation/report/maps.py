@@ -6,28 +6,25 @@ of dozens of maps stays small. Relief, coast and arrows are laid over them by th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib import colormaps
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator
 
 from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.colours import LEVELS, concentration_colours, difference_colours, skill_colours
 from aqtopo.evaluation.report.images import UInt8Array, indexed_png_uri
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-CONCENTRATION_COLOURS = LinearSegmentedColormap.from_list(
-    "haze", ["#f4f8f4", "#d9ebc8", "#f6e08a", "#f2b04d", "#dd6b35", "#b02a3c", "#6d1a52", "#2f0d3f"]
-)
-"""Clean air pale, haze dark: lightness falls steadily, so order survives greyscale and colour blindness."""
+Kind = Literal["concentration", "difference", "skill"]
 
-DIFFERENCE_COLOURS = colormaps["RdBu_r"]
-"""Blue where the forecast is too low, red where it is too high."""
-
-_LEVELS = 250
+_COLOURS = {
+    "concentration": concentration_colours,
+    "difference": difference_colours,
+    "skill": skill_colours,
+}
 _NOT_DRAWN = 255
 
 
@@ -38,25 +35,24 @@ class Scale:
     Attributes:
         low: value of the first colour; lower values get it too.
         high: value of the last colour; higher values get it too.
-        difference: whether the colours are for differences, centred on zero.
+        kind: what the colours mean; those of differences and of skill are centred on zero.
     """
 
     low: float
     high: float
-    difference: bool = False
+    kind: Kind = "concentration"
 
     @property
     def palette(self) -> UInt8Array:
         """(256, 3) RGB; the last rows are unused."""
-        colours = DIFFERENCE_COLOURS if self.difference else CONCENTRATION_COLOURS
         rgb = np.zeros((256, 3), dtype=np.uint8)
-        rgb[:_LEVELS] = np.round(colours(np.linspace(0.0, 1.0, _LEVELS))[:, :3] * 255)
+        rgb[:LEVELS] = _COLOURS[self.kind]()
         return rgb
 
     @property
     def gradient(self) -> str:
         """The colours as a CSS gradient from left to right."""
-        picked = self.palette[np.linspace(0, _LEVELS - 1, 17).astype(int)]
+        picked = self.palette[np.linspace(0, LEVELS - 1, 17).astype(int)]
         return f"linear-gradient(to right, {', '.join(_hex(colour) for colour in picked)})"
 
     @property
@@ -69,15 +65,21 @@ class Scale:
         )
 
     def _text(self, value: float) -> str:
-        text = f"{value:+g}" if self.difference and value else f"{value:g}"
+        text = f"{value:+g}" if self.kind != "concentration" and value else f"{value:g}"
         return text.replace("-", "\N{MINUS SIGN}")
+
+    def shades(self, values: FloatArray, n: int) -> list[str | None]:
+        """Each value's colour out of `n`, as CSS writes it; None for NaN."""
+        picked = self.palette[np.linspace(0, LEVELS - 1, n).astype(int)]
+        place = np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
+        return [None if np.isnan(at) else _hex(picked[round(at * (n - 1))]) for at in place.tolist()]
 
     def layer(self, canvas: Canvas, field: FloatArray) -> str:
         """Data URI of (H, W) values, one pixel a cell, north on top; NaN is not drawn."""
         place = (canvas.north_up(field).astype(np.float64) - self.low) / (self.high - self.low)
         indices = np.full(field.shape, _NOT_DRAWN, dtype=np.uint8)
         known = np.isfinite(place)
-        indices[known] = np.round(np.clip(place[known], 0.0, 1.0) * (_LEVELS - 1)).astype(np.uint8)
+        indices[known] = np.round(np.clip(place[known], 0.0, 1.0) * (LEVELS - 1)).astype(np.uint8)
         return indexed_png_uri(indices, self.palette, _NOT_DRAWN)
 
 
@@ -90,7 +92,7 @@ def concentration_scale(fields: Sequence[FloatArray]) -> Scale:
 def difference_scale(differences: Sequence[FloatArray]) -> Scale:
     """Symmetric about zero, up to a size that only two cells in a hundred exceed."""
     high = _rounded_up(max(_percentile(np.abs(field), 98.0) for field in differences))
-    return Scale(-high, high, difference=True)
+    return Scale(-high, high, "difference")
 
 
 def _percentile(field: FloatArray, percent: float) -> float:

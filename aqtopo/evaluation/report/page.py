@@ -5,6 +5,7 @@ The template escapes all that it is given; only this package's own style sheet a
 
 import importlib.metadata
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -28,13 +29,21 @@ from aqtopo.evaluation.report.case import Case, load_case
 from aqtopo.evaluation.report.curves import loss_curve, lr_curve
 from aqtopo.evaluation.report.days import alarms, sharpness
 from aqtopo.evaluation.report.history import History, read_history
-from aqtopo.evaluation.report.panels import draw_pollutants, spoken_time
+from aqtopo.evaluation.report.panels import Pollutant, draw_pollutants, spoken_time
 from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
-from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain, wind_arrows
+from aqtopo.evaluation.report.stations import SKILL_SCALE, StationPollutant, station_scores
+from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain
+from aqtopo.evaluation.report.wind import draw_wind
 from aqtopo.evaluation.score_file import read_scores_json, scores_from_json
 from aqtopo.evaluation.table import summary
 
 REPORT_FILE = "report.html"
+
+_SEEN = {
+    "test": "which neither training nor the choice of weights has seen",
+    "validation": "by which the weights were chosen, so they flatter the model",
+}
+"""What scores of a split are worth."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +100,9 @@ def render(
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
     scores = scores_from_json(content)
     board = score_board(scores)
-    alphas = read_alphas(run.run_dir, run.config)
-    arrows, ten_metres_per_second = wind_arrows(canvas, case.u, case.v)
+    alphas = read_alphas(run.run_dir, run.config, history)
+    pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas)
+    stations = station_scores(run.run_dir, canvas)
     parts = {
         "config": run.config,
         "source": store.source,
@@ -100,17 +110,22 @@ def render(
         "board": board,
         "summary": summary(scores),
         "scored_on": f"the {scores.attrs['split']} period {_listed(scores.attrs['years'])}",
+        "seen": _SEEN[scores.attrs["split"]],
         "starts": _starts(scores.attrs),
         "numbers": _numbers(run, board, history),
         "canvas": canvas,
         "terrain": draw_terrain(canvas, store.static["elevation"], store.static["mask"]),
-        "arrows": arrows,
-        "ten_metres_per_second": ten_metres_per_second,
+        "wind": draw_wind(canvas, case.wind),
         "contour_levels": _listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
         "init_time": spoken_time(case.init_time),
         "reason": case.reason,
-        "pollutants": draw_pollutants(case, canvas),
-        "gaze": look(run, case, canvas),
+        "pollutants": pollutants,
+        "pollutant_names": _labels(pollutants),
+        "gazes": gazes,
+        "place_names": list(enumerate((gaze.name for gaze in gazes.gazes), 1)) if gazes else [],
+        "stations": stations,
+        "station_pollutants": _labels(stations.pollutants) if stations else [],
+        "skill_scale": SKILL_SCALE,
         "loss": loss_curve(history),
         "lr": lr_curve(history),
         "breakdowns": break_down(content["strata"]),
@@ -128,18 +143,27 @@ def render(
         "version": importlib.metadata.version("aqtopo"),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return template("template.html.jinja").render(parts)
+    return template("page.html.jinja").render(parts)
 
 
 def template(name: str) -> jinja2.Template:
     """One of this package's templates, with style sheet and script."""
-    package = files("aqtopo.evaluation.report")
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.PackageLoader("aqtopo.evaluation.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.globals["style"] = Markup(package.joinpath("style.css").read_text(encoding="utf-8"))
-    environment.globals["script"] = Markup(package.joinpath("script.js").read_text(encoding="utf-8"))
-    return environment.from_string(package.joinpath(name).read_text(encoding="utf-8"))
+    folder = files("aqtopo.evaluation.report") / "templates"
+    for name_here, file in (("style", "style.css"), ("script", "script.js")):
+        environment.globals[name_here] = Markup(folder.joinpath(file).read_text(encoding="utf-8"))
+    return environment.get_template(name)
+
+
+def _labels(pollutants: Sequence[Pollutant | StationPollutant]) -> list[tuple[str, str]]:
+    """Value and text of each choice."""
+    return [(pollutant.name, pollutant.label) for pollutant in pollutants]
 
 
 def _read_facts(path: Path) -> dict[str, Any]:

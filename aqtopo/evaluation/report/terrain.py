@@ -1,4 +1,4 @@
-"""What every map shares: shaded relief, and as SVG paths contours, coast, cities, degrees, wind arrows."""
+"""What every map shares: shaded relief, and as SVG paths contours, coast, cities, degrees."""
 
 import math
 from dataclasses import dataclass
@@ -31,7 +31,6 @@ CITIES = (
 # Relief is exaggerated, or plains and hills would look alike on a map that is 5000 km wide.
 _VERTICAL_EXAGGERATION = 25.0
 _DARKEST_SHADE = 0.52
-_ARROWS_ACROSS = 16
 
 
 @dataclass(frozen=True)
@@ -84,31 +83,6 @@ def draw_terrain(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> T
     )
 
 
-def wind_arrows(canvas: Canvas, u: FloatArray, v: FloatArray) -> tuple[str, float]:
-    """Draw block means of the wind as arrows that point where the air moves.
-
-    Args:
-        canvas: the grid.
-        u: (H, W) eastward wind [m/s].
-        v: (H, W) northward wind [m/s].
-
-    Returns:
-        The SVG path, and the length of 10 m/s in drawing units.
-    """
-    block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
-    u, v = (_block_means(canvas.north_up(component), block) for component in (u, v))
-    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
-    typical = float(np.nanpercentile(np.hypot(u, v), 95))
-    per_metre_per_second = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
-    path = "".join(
-        _arrow(
-            x[column], y[row], u[row, column] * per_metre_per_second, -v[row, column] * per_metre_per_second
-        )
-        for row, column in np.argwhere(np.isfinite(u) & np.isfinite(v))
-    )
-    return path, 10.0 * per_metre_per_second
-
-
 def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
     """Light from the north-west; level ground stays white, so that colours on it keep their meaning."""
     factor = max(1, round(640 / elevation.shape[1]))
@@ -156,36 +130,6 @@ def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
 
 def _polyline(points: FloatArray) -> str:
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _block_means(field: FloatArray, block: int) -> FloatArray:
-    rows, columns = (size // block for size in field.shape)
-    whole = field[: rows * block, : columns * block].astype(np.float64)
-    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
-    return means
-
-
-def _block_centres(positions: FloatArray, block: int) -> FloatArray:
-    whole = positions[: len(positions) // block * block]
-    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
-    return centres
-
-
-def _arrow(x: float, y: float, dx: float, dy: float) -> str:
-    """A shaft centred on (x, y) and two barbs at its tip."""
-    length = math.hypot(dx, dy)
-    if length < 1.0:
-        return ""
-    head = min(0.4 * length, 13.0)
-    tip_x, tip_y = x + dx / 2, y + dy / 2
-    angle = math.atan2(dy, dx)
-    left, right = (
-        (tip_x - head * math.cos(angle + turn), tip_y - head * math.sin(angle + turn)) for turn in (0.5, -0.5)
-    )
-    return (
-        f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
-        f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
-    )
 
 
 def _meridians(canvas: Canvas) -> tuple[Label, ...]:

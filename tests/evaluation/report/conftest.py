@@ -5,12 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
+from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.score_file import write_scores
+from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 RUN_FACTS = {
     "name": "tiny",
@@ -42,6 +46,29 @@ def validation_line(step: int, loss: float, epoch: int = 0) -> dict[str, Any]:
 
 def write_metrics(path: Path, events: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
+
+
+def station_sums(stations: int) -> xr.Dataset:
+    """What `aqtopo evaluate --stations` sums up: PM2.5 and ozone observed, nothing else; invented figures."""
+    rng = np.random.default_rng(0)
+    per_pair = ("station", "pollutant", "horizon")
+    count = np.full((stations, len(TARGET_VARIABLES), len(HORIZONS_H)), 50)
+    count[:, [name not in ("pm25", "o3") for name in TARGET_VARIABLES]] = 0
+    errors = 50.0 * rng.uniform(0.5, 1.5, (len(FORECASTS), *count.shape)) * (count > 0)
+    return xr.Dataset(
+        dict.fromkeys(("squared", "absolute", "anomaly_squared"), (("forecast", *per_pair), errors))
+        | {"signed": (("forecast", *per_pair), errors - 50.0)}
+        | {"count": (per_pair, count), "left_out": (per_pair, 0 * count)},
+        coords={
+            "forecast": list(FORECASTS),
+            "station": [f"<b>{number}</b>" for number in range(stations)],
+            "lat": ("station", rng.uniform(21.0, 47.0, stations)),
+            "lon": ("station", rng.uniform(80.0, 133.0, stations)),
+            "pollutant": list(TARGET_VARIABLES),
+            "horizon": list(HORIZONS_H),
+        },
+        attrs={"stations_outside_the_grid": ["far", "farther"], "stations_beside_masked_cells": []},
+    )
 
 
 @pytest.fixture

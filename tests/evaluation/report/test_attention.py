@@ -1,16 +1,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
-from aqtopo.evaluation.report.attention import attention_row, look
+from aqtopo.evaluation.report.attention import Seen, attention_row, look
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import load_case
-from aqtopo.model.attention import ElevationAttention, split_heads
+from aqtopo.model.attention import ElevationAttention, Way, split_heads
+from aqtopo.model.dense_attention import PairAttention
 from aqtopo_kernels import elevation_attention
 
 
@@ -26,21 +29,57 @@ def test_the_row_is_that_of_the_kernel() -> None:
         elevation_attention(q, k, v),
         elevation_attention(q, k, v, torch.as_tensor(height_m)[None], attention.alpha),
     ]
-    rows = attention_row(attention, x_ND, 7)
+    rows = attention_row(attention, Seen(x_ND, Way()), 7)
     for weights_HN, whole_BHNE in zip(rows, expected, strict=True):
         torch.testing.assert_close(torch.einsum("hn,hne->he", weights_HN, v[0]), whole_BHNE[0, :, 7])
+
+
+def test_the_row_of_a_bias_by_pairs_is_that_of_the_model() -> None:
+    torch.manual_seed(0)
+    rises_km = np.random.default_rng(0).uniform(0.0, 2.0, (24, 24)).astype(np.float32)
+    attention = PairAttention(
+        16,
+        2,
+        rises_km,
+        upwind=True,
+        alpha=1.5,
+        per_head=True,
+        qkv_bias=True,
+        dropout=0.0,
+        layer="blocks.0.attn",
+    )
+    x_ND, way = 3.0 * torch.randn(24, 16), Way(None, torch.rand(1, 24, 24))
+    _, _, v = (split_heads(part[None], 2) for part in attention.qkv(x_ND).chunk(3, -1))
+    _, biased_HN = attention_row(attention, Seen(x_ND, way), 7)
+    attended_D = torch.einsum("hn,hne->he", biased_HN, v[0]).flatten()
+    torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], way=way)[0, 7])
 
 
 def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None:
     run = load_run(untrained_run)
     lowest = np.where(run.store.static["mask"] > 0, -run.store.static["elevation"], np.nan)[None]
     case = replace(load_case(run), initial=lowest)  # most polluted where it is lowest
-    gaze = look(run, case, Canvas(run.store.lat, run.store.lon))
-    assert gaze is not None
+    gazes = look(run, case, Canvas(run.store.lat, run.store.lon))
+    assert gazes is not None
+    gaze, *cities = gazes.gazes
     without, biased = (int(text.removesuffix(" %")) for text in gaze.hindered)
     assert biased < without
+    assert gazes.where == "higher ground"
     assert 0.0 <= gaze.spot[0] <= 1000.0
     assert [each.title for each in gaze.maps] == ["Without the bias", "With the bias", "With minus without"]
+    assert {"Beijing", "Lhasa", "Guangzhou"} < {city.name for city in cities}
+
+
+@pytest.mark.parametrize(
+    "bias", [{"elevation_bias": "ridge"}, {"elevation_bias": False, "upwind_bias": True}]
+)
+def test_biases_by_pairs_are_shown_too(
+    tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path], bias: dict[str, Any]
+) -> None:
+    run = load_run(save_untrained(tiny_config(model=bias)))
+    gazes = look(run, load_case(run), Canvas(run.store.lat, run.store.lon))
+    assert gazes is not None
+    assert gazes.where == "places that the bias hinders"
 
 
 def test_a_model_without_the_bias_has_no_such_maps(

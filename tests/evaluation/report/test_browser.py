@@ -12,51 +12,59 @@ from typing import Any
 import pytest
 
 from aqtopo.evaluation.report import write_ablation_report, write_report
+from aqtopo.evaluation.results import write_tables
 
-# Chromium's windows are at least 500 pixels wide, so the page is put into a frame of the wanted width.
-FRAME = """<!doctype html><meta charset="utf-8"><body><pre id="findings"></pre>
-<iframe width="{width}" height="900" srcdoc="{page}"></iframe>
-<script>
-const frame = document.querySelector("iframe");
-const visible = (element) => element.getClientRects().length > 0;
-const shown = (page, selector) => [...page.querySelectorAll(selector)].filter(visible);
-const look = (page) => ({{
-  width: frame.contentWindow.innerWidth,
-  contentWidth: page.documentElement.scrollWidth,
-  maps: shown(page, "#maps .map img").map((image) => image.alt),
-  blank: shown(page, "img").filter((image) => !image.naturalWidth).length,
-  controls: shown(page, ".controls").length,
-}});
-frame.addEventListener("load", () => {{
-  const page = frame.contentDocument;
-  const first = look(page);
-  page.querySelector("input[value=o3]").click();
-  page.querySelector("input[value='48']").click();
-  const second = look(page);
-  for (const details of page.querySelectorAll("details")) details.open = true;
-  document.querySelector("#findings").textContent = JSON.stringify({{ first, second, open: look(page) }});
-}});
-</script>"""
+from .conftest import station_sums
 
-
-# Pages without controls, at both widths in one browser.
+# Chromium's windows are at least 500 pixels wide, so the page is put into frames of the wanted widths.
 FRAMES = """<!doctype html><meta charset="utf-8"><body><pre id="findings"></pre>
 <iframe width="1280" height="900" srcdoc="{page}"></iframe>
 <iframe width="420" height="900" srcdoc="{page}"></iframe>
 <script>
-window.addEventListener("load", () => {{
-  const looks = [...document.querySelectorAll("iframe")].map((frame) => {{
+const visible = (element) => element.getClientRects().length > 0;
+const shown = (page, selector) => [...page.querySelectorAll(selector)].filter(visible);
+const look = (frame, page) => ({{
+  width: frame.contentWindow.innerWidth,
+  contentWidth: page.documentElement.scrollWidth,
+  blank: shown(page, "img").filter((image) => !image.naturalWidth).length,
+  maps: shown(page, "#maps .map img").map((image) => image.alt),
+  arrows: shown(page, "#maps .arrows").map((use) => use.getAttribute("href")),
+  places: shown(page, "#attention h3").map((heading) => heading.textContent),
+  gazes: shown(page, "#attention .map img").length,
+  stations: shown(page, "#stations .map").map((map) => map.getAttribute("aria-label").slice(0, 60)),
+}});
+const use = {use};
+window.addEventListener("load", async () => {{
+  const looks = [];
+  for (const frame of document.querySelectorAll("iframe")) {{
     const page = frame.contentDocument;
     for (const details of page.querySelectorAll("details")) details.open = true;
-    return {{
-      width: frame.contentWindow.innerWidth,
-      contentWidth: page.documentElement.scrollWidth,
-      pictures: [...page.querySelectorAll("img")].filter((image) => image.naturalWidth).length,
-    }};
-  }});
-  document.querySelector("#findings").textContent = JSON.stringify({{ looks }});
+    looks.push([look(frame, page), ...(await use(frame, page))]);
+  }}
+  document.querySelector("#findings").textContent = JSON.stringify(looks);
 }});
 </script>"""
+
+READ = "async () => []"
+
+# Chooses, slides, lets it run for a map, and takes the wind away; looks after each.
+PLAY = """async (frame, page) => {
+  const after = (ms) => new Promise((done) => setTimeout(done, ms));
+  const slider = page.querySelector("#maps [type=range]"), play = page.querySelector("#maps .play");
+  page.querySelector("#maps [value=o3]").click();
+  page.querySelector("#attention [value='2']").click();
+  page.querySelector("#stations [value=o3]").click();
+  slider.value = 2;
+  slider.dispatchEvent(new frame.contentWindow.Event("input", { bubbles: true }));
+  const chosen = { ...look(frame, page), spoken: slider.getAttribute("aria-valuetext") };
+  play.click();
+  await after(1500);
+  const running = { ...look(frame, page), button: play.textContent };
+  play.click();
+  page.querySelector("#maps [name=arrows]").click();
+  await after(1500);
+  return [chosen, running, { ...look(frame, page), button: play.textContent }];
+}"""
 
 
 @dataclass(frozen=True)
@@ -95,46 +103,50 @@ def browser(tmp_path: Path) -> Browser:
     return Browser(program, tmp_path / "profile")
 
 
-def _framed(report: Path, width: int) -> Path:
-    page = report.with_name(f"frame{width}.html")
-    page.write_text(FRAME.format(width=width, page=html.escape(report.read_text(encoding="utf-8"))))
-    return page
-
-
-def _findings(markup: str) -> dict[str, Any]:
-    found = re.search(r'<pre id="findings">(.*?)</pre>', markup, re.DOTALL)
-    assert found is not None
-    findings: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return findings
+def _looks(browser: Browser, report: Path, use: str) -> list[list[dict[str, Any]]]:
+    """What is seen of a page at both widths, at first and when `use` looks; nothing on the console."""
+    page = report.with_name("frames.html")
+    page.write_text(FRAMES.format(page=html.escape(report.read_text(encoding="utf-8")), use=use))
+    markup, console = browser.open(page)
+    assert console == []
+    found = re.search(r'<pre id="findings">(.+?)</pre>', markup, re.DOTALL)
+    assert found is not None, "the page's script ended early"
+    looks: list[list[dict[str, Any]]] = json.loads(html.unescape(found[1]))
+    assert [each[0]["width"] for each in looks] == [1280, 420]
+    for look in (look for frame in looks for look in frame):
+        assert look["contentWidth"] <= look["width"]
+        assert look["blank"] == 0
+    return looks
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1280, 420])
-def test_the_page_works_at_two_widths(finished_run: Path, browser: Browser, width: int) -> None:
-    markup, console = browser.open(_framed(write_report(finished_run), width))
-    assert console == []
-    findings = _findings(markup)
-    for look in findings.values():
-        assert look["width"] == width
-        assert look["contentWidth"] <= width
-        assert look["blank"] == 0
-        assert look["controls"] == 1
-        assert len(look["maps"]) == 4
-    assert findings["first"]["maps"][1] == "Map of the forecast of PM2.5, 12 h ahead."
-    assert findings["second"]["maps"][1] == "Map of the forecast of ozone, 48 h ahead."
+def test_the_page_works_at_two_widths(finished_run: Path, browser: Browser) -> None:
+    write_tables({"stations": station_sums(60)}, finished_run)
+    for first, chosen, running, stopped in _looks(browser, write_report(finished_run), PLAY):
+        assert len(first["maps"]) == 4
+        assert first["maps"][1] == "Map of the forecast of PM2.5, 12 h ahead."
+        assert first["arrows"] == ["#wind-0", "#wind-1", "#wind-1"]
+        assert first["gazes"] == 3
+        assert first["places"][0].startswith("Most polluted, ")
+        assert [text.split(":")[0] for text in first["stations"]] == [
+            "Map of the skill at stations",
+            "Map of the bias at stations",
+        ]
+        assert chosen["maps"][1] == "Map of the forecast of ozone, 48 h ahead."
+        assert chosen["arrows"] == ["#wind-0", "#wind-3", "#wind-3"]
+        assert chosen["spoken"] == "48 hours ahead"
+        assert chosen["places"] != first["places"]
+        assert len(chosen["stations"]) == 2
+        assert (running["maps"][1], running["button"]) == (
+            "Map of the forecast of ozone, 96 h ahead.",
+            "Pause",
+        )
+        assert (stopped["maps"], stopped["button"], stopped["arrows"]) == (running["maps"], "Play", [])
 
 
 @pytest.mark.slow
 def test_the_page_of_an_ablation_works_at_two_widths(ablation: Path, browser: Browser) -> None:
-    page = ablation / "frames.html"
-    text = write_ablation_report(ablation).read_text(encoding="utf-8")
-    page.write_text(FRAMES.format(page=html.escape(text)))
-    markup, console = browser.open(page)
-    assert console == []
-    looks = _findings(markup)["looks"]
-    assert [look["width"] for look in looks] == [1280, 420]
-    assert all(look["contentWidth"] <= look["width"] for look in looks)
-    assert [look["pictures"] for look in looks] == [1, 1]
+    _looks(browser, write_ablation_report(ablation), READ)
 
 
 @pytest.mark.slow

@@ -28,6 +28,15 @@ def test_forecast_and_truth_stand_side_by_side_inside_the_mask(run: LoadedRun) -
     np.testing.assert_array_equal(case.truth[1, 0][~outside], pm25[~outside])
 
 
+def test_the_wind_is_that_of_each_hour_and_unknown_behind_the_end_of_the_data(run: LoadedRun) -> None:
+    case = load_case(run, np.datetime64("2018-01-08T00"))  # the data end with January 10th
+    assert case.wind.shape == (5, 2, 8, 16)
+    stored = run.store.read(int(run.store.locate(np.array(np.datetime64("2018-01-10T00")))))
+    np.testing.assert_array_equal(case.wind[3, 1], stored[run.store.channels.index("v")])
+    assert np.isfinite(case.wind[:4]).all()
+    assert np.isnan(case.wind[4]).all()
+
+
 def test_the_most_polluted_midnight_is_chosen(
     tiny_dataset: xr.Dataset,
     tmp_path: Path,

@@ -39,6 +39,14 @@ def test_a_repeated_step_replaces_the_lost_one(tmp_path: Path) -> None:
     assert history.best is None
 
 
+def test_alpha_is_read_where_it_was_logged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start, one = {"event": "start", "step": 0, "alpha": {"blocks.0.attn.alpha": [2.0]}}, step_line(1, 2.0)
+    none = validation_line(1, 0.9) | {"alpha": {}}  # a model without the bias
+    write_metrics(path, [start, one, none, validation_line(2, 0.8)])
+    assert read_history(path).alphas == {0: {"blocks.0.attn.alpha": [2.0]}}
+
+
 def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     write_metrics(path, [step_line(1, 2.0)])

@@ -41,7 +41,7 @@ def test_missing_values_are_transparent_and_extremes_take_the_last_colour() -> N
 
 
 def test_no_difference_is_almost_white() -> None:
-    picture = pixels(Scale(-10.0, 10.0, difference=True).layer(canvas(ascending=True), np.zeros((4, 8))))
+    picture = pixels(Scale(-10.0, 10.0, "difference").layer(canvas(ascending=True), np.zeros((4, 8))))
     assert picture[..., :3].min() > 240
 
 
@@ -66,6 +66,13 @@ def test_an_empty_field_has_a_scale() -> None:
 
 
 def test_ticks_are_round_and_inside_the_bar() -> None:
-    ticks = Scale(-40.0, 40.0, difference=True).ticks
+    ticks = Scale(-40.0, 40.0, "difference").ticks
     assert [text for _, text in ticks] == ["\N{MINUS SIGN}40", "\N{MINUS SIGN}20", "0", "+20", "+40"]
     assert [place for place, _ in ticks] == [0.0, 25.0, 50.0, 75.0, 100.0]
+
+
+def test_values_get_one_of_so_many_shades() -> None:
+    shades = Scale(-40.0, 40.0, "skill").shades(np.array([-90.0, -40.0, 0.0, 39.0, np.nan]), 5)
+    assert shades[0] == shades[1] != shades[2]
+    assert shades[2] == "#f7f7f7"
+    assert shades[4] is None

@@ -50,9 +50,10 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
         assert expected in re.sub(r"</?(em|strong)>", "", html), expected
     page = Page(html)
     images = page.all("img")
-    assert len(images) == 6 * (1 + 4 * 3) + 3 + 3
+    places = 1 + 7  # the most polluted, and the cities
+    assert len(images) == 6 * (1 + 4 * 3) + 3 * places + 3
     assert all(len(image["alt"]) > 10 for image in images)
-    assert len(page.all("input")) == 6 + 4
+    assert len(page.all("input")) == 6 + 1 + 1 + places  # pollutants, slider, wind, places
 
 
 def test_the_page_is_one_file_of_reasonable_size(finished_run: Path) -> None:

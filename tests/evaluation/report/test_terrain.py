@@ -4,38 +4,9 @@ import numpy as np
 import pytest
 
 from aqtopo.evaluation.report.canvas import WIDTH, Canvas
-from aqtopo.evaluation.report.terrain import draw_terrain, wind_arrows
+from aqtopo.evaluation.report.terrain import draw_terrain
 
 CHINA = Canvas(np.linspace(17.5, 48.5, 32), np.linspace(72.5, 135.5, 64))
-
-
-def ends_of_shafts(path: str) -> list[tuple[float, float, float, float]]:
-    """x, y of the tail and of the tip of each arrow: the first line of its three."""
-    number = r"(-?[\d.]+)"
-    found = re.findall(rf"M{number},{number}L{number},{number}M", path)
-    return [tuple(float(value) for value in values) for values in found]  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("ascending", [True, False])
-def test_arrows_point_where_the_air_moves(ascending: bool) -> None:
-    lat = CHINA.lat if ascending else CHINA.lat[::-1]
-    north_wind, east_wind = np.zeros((32, 64)), np.full((32, 64), 5.0)
-    path, ten = wind_arrows(Canvas(lat, CHINA.lon), east_wind, north_wind)
-    shafts = ends_of_shafts(path)
-    assert len(shafts) == 16 * 8
-    for tail_x, tail_y, tip_x, tip_y in shafts:
-        assert tip_x - tail_x == pytest.approx(ten / 2, abs=0.2)
-        assert tip_y == tail_y
-    north, _ = wind_arrows(Canvas(lat, CHINA.lon), north_wind, east_wind)
-    assert all(tip_y < tail_y for _, tail_y, _, tip_y in ends_of_shafts(north))
-
-
-def test_only_the_windy_half_has_arrows() -> None:
-    u = np.zeros((32, 64))
-    u[16:] = 8.0  # the northern half, for latitude ascends
-    path, _ = wind_arrows(CHINA, u, np.zeros_like(u))
-    assert len(ends_of_shafts(path)) == 16 * 4
-    assert all(tail_y < CHINA.height / 2 for _, tail_y, _, _ in ends_of_shafts(path))
 
 
 def test_the_scored_area_is_bounded_along_the_cells() -> None:
