@@ -11,18 +11,24 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from aqtopo.evaluation.report.comparison import Contrast, compared, read_results, trained
+from aqtopo.evaluation.report.comparison import Contrast, compared, overview, read_results, trained
 from aqtopo.evaluation.report.curves import (
     CURVE_STYLE,
+    GROUP_COLOURS,
     TRAIN_COLOUR,
     VALIDATION_COLOUR,
     Curve,
+    cycled,
     log_axis,
     thinned,
 )
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.images import svg_uri
 from aqtopo.evaluation.report.page import REPORT_FILE, template, write_page
+
+_MOST_MARKERS = 40
+# Six colours with the first, six more with the second.
+_LINE_STYLES = ("-",) * 6 + ("--",) * 6
 
 
 def write_ablation_report(folder: Path) -> Path:
@@ -81,6 +87,38 @@ def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
         return Curve(svg_uri(figure), _curves_alt(histories))
 
 
+def validation_together(histories: dict[str, list[History]]) -> Curve | None:
+    """Validation loss of all variants on the same axes, mean over the seeds; None without a validation."""
+    means = {name: mean for name, seeds in histories.items() if (mean := _mean_validation(seeds))}
+    if not means:
+        return None
+    with rc_context(CURVE_STYLE):
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        axes = figure.subplots()
+        styles = zip(cycled(GROUP_COLOURS, len(means)), cycled(_LINE_STYLES, len(means)), strict=True)
+        for (name, mean), (colour, style) in zip(means.items(), styles, strict=True):
+            axes.plot(
+                list(mean), list(mean.values()), color=colour, linestyle=style, linewidth=1.6, label=name
+            )
+        # The first losses are many times the last ones, between which the differences are.
+        late = [loss for mean in means.values() for loss in list(mean.values())[len(mean) // 4 :]]
+        axes.set_ylim(0.98 * min(late), 1.02 * max(late))
+        axes.set_xlabel("step (optimizer update)")
+        axes.set_ylabel("validation loss")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+        last = "; ".join(f"{name} {list(mean.values())[-1]:.4f}" for name, mean in means.items())
+        return Curve(
+            svg_uri(figure), f"Validation loss over the steps, mean over the seeds. At the end: {last}."
+        )
+
+
+def _mean_validation(seeds: list[History]) -> dict[int, float]:
+    """Mean loss at the steps at which every seed was validated."""
+    by_seed = [{each.step: each.val_loss for each in history.validations} for history in seeds]
+    common = sorted(set.intersection(*(set(losses) for losses in by_seed)))
+    return {step: float(np.mean([losses[step] for losses in by_seed])) for step in common}
+
+
 def _curves_alt(histories: dict[str, list[History]]) -> str:
     lowest = (
         f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
@@ -108,6 +146,8 @@ def _render(content: dict[str, Any], histories: dict[str, list[History]]) -> str
         starts=content["starts"],
         variants=trained(content),
         contrasts=contrasts,
+        overview=overview(content),
+        together=validation_together(histories),
         curves=curves_side_by_side(histories) if histories else None,
         facts=facts,
         versions=[(package, version or "not installed") for package, version in content["versions"].items()],

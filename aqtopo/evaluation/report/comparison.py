@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from aqtopo.evaluation.report.maps import Scale
 from aqtopo.evaluation.report.scoreboard import capitalised
 from aqtopo.variables import VARIABLES
 
@@ -23,6 +24,9 @@ NOT_SHOWN = "no difference shown"
 _OVERALL = "all"
 _VAL_LOSS = "val_loss"
 _DASH = "\N{EN DASH}"
+
+
+Ticks = tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Contrast:
 
     Attributes:
         label: what is compared with what.
+        ticks: round values on the drawings of `overall`: place [percent from the left], and text.
         overall: of all pollutants and horizons together, of areas, and of the validation loss.
         horizons: columns of `pairs`.
         pairs: a row a pollutant: what readers call it, and a change a horizon.
@@ -79,11 +84,25 @@ class Contrast:
     """
 
     label: str
+    ticks: Ticks
     overall: tuple[Change, ...]
     horizons: tuple[str, ...]
     pairs: tuple[tuple[str, tuple[Change, ...]], ...]
     shown: int
     total: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Every comparison's change of the test RMSE of all pollutants and horizons, on one scale.
+
+    Attributes:
+        ticks: round values on the drawings.
+        changes: what is compared with what, and by how much it differs.
+    """
+
+    ticks: Ticks
+    changes: tuple[tuple[str, Change], ...]
 
 
 def is_ablation(folder: Path) -> bool:
@@ -128,11 +147,18 @@ def trained(content: Mapping[str, Any]) -> tuple[Trained, ...]:
 
 
 def compared(content: Mapping[str, Any]) -> tuple[Contrast, ...]:
-    """Every contrast; its drawings share one scale."""
+    """Every contrast; the drawings of one share a scale."""
     by_label: dict[str, list[Mapping[str, Any]]] = {}
     for change in content["changes"]:
         by_label.setdefault(change["contrast"], []).append(change)
     return tuple(_contrast(label, changes) for label, changes in by_label.items())
+
+
+def overview(content: Mapping[str, Any]) -> Overview:
+    """What all comparisons come to."""
+    changes = [change for change in content["changes"] if change["score"] == _OVERALL]
+    reach = _reach(changes)
+    return Overview(_ticks(reach), tuple((change["contrast"], _change(change, reach)) for change in changes))
 
 
 def _contrast(label: str, changes: list[Mapping[str, Any]]) -> Contrast:
@@ -147,9 +173,8 @@ def _contrast(label: str, changes: list[Mapping[str, Any]]) -> Contrast:
         (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
     )
     shown = sum(change["shown"] for change in pairs)
-    return Contrast(
-        label, tuple(_change(change, reach) for change in sums), horizons, rows, shown, len(pairs)
-    )
+    overall = tuple(_change(change, reach) for change in sums)
+    return Contrast(label, _ticks(reach), overall, horizons, rows, shown, len(pairs))
 
 
 def _sums_up(score: str) -> bool:
@@ -182,6 +207,10 @@ def _reach(changes: list[Mapping[str, Any]]) -> float:
     keys = ("change", "days_low", "days_high", "seeds_low", "seeds_high")
     sizes = [abs(change[key]) for change in changes for key in keys if change[key] is not None]
     return 1.05 * max(sizes, default=1.0) or 1.0
+
+
+def _ticks(reach: float) -> Ticks:
+    return Scale(-reach, reach, "difference").ticks
 
 
 def _place(value: float, reach: float) -> float:

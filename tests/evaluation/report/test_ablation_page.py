@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from aqtopo.evaluation.report import write_ablation_report
-from aqtopo.evaluation.report.ablation_page import read_histories
-from aqtopo.evaluation.report.comparison import compared, read_results, trained
+from aqtopo.evaluation.report.ablation_page import read_histories, validation_together
+from aqtopo.evaluation.report.comparison import compared, overview, read_results, trained
+from aqtopo.evaluation.report.history import History, Validation
 
 from .test_page import Page
 
@@ -25,6 +26,28 @@ def test_changes_are_placed_on_one_scale_with_zero_in_the_middle(ablation: Path)
     assert contrast.pairs[0][0] == "PM2.5"
 
 
+def test_the_overview_has_one_scale_with_round_values(ablation: Path) -> None:
+    content = read_results(ablation)
+    other = [change | {"contrast": "alpha=1 (not 2)", "change": -20.0} for change in content["changes"][:1]]
+    found = overview(content | {"changes": [*content["changes"], *other]})
+    (first, small), (second, large) = found.changes
+    assert (first, second) == ("wind_order=true (not false)", "alpha=1 (not 2)")
+    assert large.place < small.place < 50.0
+    assert (50.0, "0") in found.ticks
+    assert [text for _, text in found.ticks] == ["\N{MINUS SIGN}20", "\N{MINUS SIGN}10", "0", "+10", "+20"]
+
+
+def test_losses_are_compared_where_every_seed_has_one() -> None:
+    seeds = [
+        History((), tuple(Validation(step, 0, loss) for step, loss in losses.items()), 1)
+        for losses in ({2: 0.4, 4: 0.2}, {2: 0.6})
+    ]
+    curve = validation_together({"wind_order-true": seeds})
+    assert curve is not None
+    assert curve.alt.endswith("At the end: wind_order-true 0.5000.")
+    assert validation_together({"stopped early": [History((), (), 1)]}) is None
+
+
 def test_variants_have_mean_lowest_and_highest(ablation: Path) -> None:
     wind, baseline = trained(read_results(ablation))
     assert wind.val_loss == "0.3000 (0.2000 \N{EN DASH} 0.4000)"
@@ -40,9 +63,10 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
     )
     assert "wind_order=false (baseline)" in html
     assert "First weights: 43 tensors equal" in html
-    (picture,) = Page(html).all("img")
-    assert "wind_order-true 0.5000, 0.5000" in picture["alt"]
-    assert picture["src"].startswith("data:")
+    together, apart = Page(html).all("img")
+    assert "At the end: wind_order-false 0.5000; wind_order-true 0.5000." in together["alt"]
+    assert "wind_order-true 0.5000, 0.5000" in apart["alt"]
+    assert together["src"].startswith("data:")
     assert list(read_histories(ablation)) == ["wind_order-false", "wind_order-true"]
 
 
