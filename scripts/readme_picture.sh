@@ -7,4 +7,4 @@ profile=$(mktemp -d)
 trap 'rm -rf "$profile"' EXIT
 chromium --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
     --disable-component-update --disable-sync --hide-scrollbars --user-data-dir="$profile" \
-    --window-size=1240,1830 --screenshot="$picture" "file://$(realpath "$run")/report.html"
+    --window-size=1240,1910 --screenshot="$picture" "file://$(realpath "$run")/report.html"
