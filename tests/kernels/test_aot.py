@@ -164,6 +164,7 @@ for head_dim in (96, 48):
         ("--heads -8", "--heads -8: must be at least 1"),
         (f"--out {__file__}", f"{Path(__file__).name}: not a folder that can be written"),
         ("--out /proc/cache", "/proc/cache: not a folder that can be written"),
+        ("--out /proc", "/proc: not a folder that can be written"),  # it is there, and root cannot write it
     ],
 )
 def test_options_that_do_not_fit_are_refused(

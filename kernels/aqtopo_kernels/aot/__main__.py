@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from triton import knobs
 
@@ -83,6 +84,7 @@ def _problem(options: argparse.Namespace) -> str | None:
         parts(options.head_dim)
         if options.out:
             options.out.mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=options.out).close()
     except ValueError as error:
         return f"argument --head-dim: {error}"
     except OSError as error:
