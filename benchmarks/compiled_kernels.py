@@ -30,13 +30,19 @@ def shown(row: Row, tokens: int) -> dict[str, Any]:
     """A row of the table: who, its blocks, its resources."""
     config = row["config"]
     named = ("block_m", "block_n", "num_warps", "num_stages")
-    spills = f"{row['vgpr_spills']} / {row['sgpr_spills']}"
-    opcodes = " ".join(f"{count} x {name}" for name, count in row["matrix_instructions"].items())
     return (
         {name: row[name] for name in ("arch", "dtype", "kernel")}
         | {"N": tokens}
         | {"M, N, warps, stages": ", ".join(str(config.get(name, "-")) for name in named)}
-        | {"spills v / s": spills}
+        | resources(row)
+    )
+
+
+def resources(row: Row) -> dict[str, Any]:
+    """What a kernel needs and what comes of it."""
+    opcodes = " ".join(f"{count} x {name}" for name, count in row["matrix_instructions"].items())
+    return (
+        {"spills v / s": f"{row['vgpr_spills']} / {row['sgpr_spills']}"}
         | {name: "" if row[name] is None else row[name] for name in COLUMNS}
         | {"matrix instructions": opcodes}
     )

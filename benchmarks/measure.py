@@ -150,12 +150,14 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def arguments(description: str) -> argparse.Namespace:
-    """The options every benchmark has."""
+def arguments(description: str, *, source: str | None = None) -> argparse.Namespace:
+    """The options every benchmark has, and a folder to read from if one is described."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
     parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
     parser.add_argument("--threads", type=int, help="threads of PyTorch on the CPU")
+    if source:
+        parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=source)
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)

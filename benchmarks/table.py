@@ -1,7 +1,8 @@
-"""Runs benchmarks and writes what they print into README.md here: `python -m benchmarks.table [NAME ...]`.
+"""Runs benchmarks and writes what they print into README.md here.
 
-A section between `<!-- NAME -->` and `<!-- end of NAME -->` belongs to the benchmark of that name, and is
-replaced as a whole.
+`python -m benchmarks.table [NAME ...] [--OPTION ...]`: options go to what is run; without a name that is
+everything that needs none. A section between `<!-- NAME -->` and `<!-- end of NAME -->` belongs to the
+benchmark of that name, and is replaced as a whole.
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 README = Path(__file__).with_name("README.md")
 NAMES = (
     "elevation_attention",
+    "error_spread",
     "compiled_kernels",
     "wind_gather",
     "wind_order",
@@ -28,9 +30,9 @@ NAMES = (
 )
 
 
-def run(name: str) -> dict[str, Any]:
+def run(name: str, options: list[str]) -> dict[str, Any]:
     """What a benchmark prints as JSON."""
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--json"]
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *options]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
     return result
@@ -61,9 +63,11 @@ def _cell(value: object) -> str:
 
 def main() -> None:
     """Run what is named, or everything, and write as soon as each is done."""
-    for name in sys.argv[1:] or NAMES:
+    given = sys.argv[1:]
+    first = next((i for i, argument in enumerate(given) if argument.startswith("-")), len(given))
+    for name in given[:first] or NAMES:
         text = README.read_text()
-        new = f"<!-- {name} -->\n{section(run(name))}\n<!-- end of {name} -->"
+        new = f"<!-- {name} -->\n{section(run(name, given[first:]))}\n<!-- end of {name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
         text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         assert found == 1, f"{README} has no section {name}"

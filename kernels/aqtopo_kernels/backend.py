@@ -46,20 +46,24 @@ def backend_for(device: torch.device | str) -> Backend:
     )
 
 
-_WIDEST_COMPARED = 128
-"""Wider heads spill in float32 here too."""
+_WIDEST_FASTER = {torch.float32: 128, torch.bfloat16: 96, torch.float16: 96}
+"""Columns of a head up to which the compiled code on gfx90a takes fewer clocks than the vendor's."""
 
 
 def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> bool:
     """Whether attention without bias goes through this package rather than PyTorch's own.
 
-    So it does where the compiled code says so: on gfx90a PyTorch's forward kernel (AOTriton) keeps the matrix
-    units busy for 0.33 of its clocks in bfloat16 and for 0.69 in float32, where it spills registers; this
-    package's for 0.76 and 0.94 (forward_plain in `benchmarks/README.md`; heads of 96 columns). Elsewhere
-    PyTorch's kernels are the vendors' best, or the very ones that the CPU path is made of.
+    So it does on gfx90a where the compiled code says so (`benchmarks/README.md`, from
+    `python -m benchmarks.vendor_kernels`): of the clocks that AMD's Triton kernels in flash-attn take forward
+    and backward for a head of 96 columns, these take 0.65 in bfloat16 and 0.63 in float32; nothing was run on
+    a GPU. PyTorch's own there are AOTriton's, by the same maker, which divide 96 columns as these do instead
+    of padding them; those are not in that comparison, but for widths that need no padding theirs stand for
+    them: 0.77 and 0.92 at 64 columns, 1.02 (so PyTorch's are kept) and 0.87 at 128. On gfx942 PyTorch may
+    run assembly, to which nothing here was compared; elsewhere its kernels are the vendors' best, or the
+    very ones that the CPU path is made of.
     """
     on_rocm = torch.version.hip is not None and torch.device(device).type == "cuda"
-    if not on_rocm or dtype == torch.float64 or head_dim % 16 or head_dim > _WIDEST_COMPARED:
+    if not on_rocm or head_dim % 16 or head_dim > _WIDEST_FASTER.get(dtype, 0):
         return False
     return str(torch.cuda.get_device_properties(device).gcnArchName).startswith("gfx90a")
 

@@ -75,5 +75,6 @@ def test_where_torch_s_own_kernel_is_slow_plain_attention_is_fused(
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: Properties)
     assert better_than_torch("cuda", torch.bfloat16, 96) is expected
     assert not better_than_torch("cuda", torch.float64, 96)
-    for width in (24, 144):
-        assert not better_than_torch("cuda", torch.bfloat16, width)
+    assert better_than_torch("cuda", torch.float32, 128) is expected
+    for dtype, width in ((torch.bfloat16, 24), (torch.float16, 112), (torch.float32, 144)):
+        assert not better_than_torch("cuda", dtype, width)

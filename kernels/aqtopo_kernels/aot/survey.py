@@ -49,8 +49,10 @@ def survey(
             with standing_in(arch) as compilations:
                 launch_all(DTYPES[dtype], head_dim=head_dim, heads=heads, tokens=tokens, twins=twins)
             for compilation in compilations:
-                if only in (None, _name(compilation)):
-                    yield _row(compilation, arch, dtype, head_dim), compilation
+                name = _name(compilation)
+                products = _PRODUCTS.get(_NAMES[compilation.function])
+                if only in (None, name):
+                    yield row_of(compilation, arch, dtype, head_dim, name, products), compilation
 
 
 def launch_all(
@@ -89,8 +91,14 @@ def _name(compilation: Compilation) -> str:
     return _NAMES[compilation.function] + ("_plain" if plain else "")
 
 
-def _row(compilation: Compilation, arch: str, dtype: str, head_dim: int) -> Row:
-    products = _PRODUCTS.get(_NAMES[compilation.function])
+def row_of(
+    compilation: Compilation, arch: str, dtype: str, head_dim: int, kernel: str, products: int | None
+) -> Row:
+    """A compilation's row, under the kernel's name.
+
+    `products` is how many matrix products of 2 BLOCK_M BLOCK_N D FLOP the result takes of an iteration of its
+    inner loop, which `useful` and `eff1` go by; None for a kernel without any.
+    """
     code = _read(compilation, arch)
     metadata, constants = compilation.metadata, compilation.constants
     flop = None
@@ -100,7 +108,7 @@ def _row(compilation: Compilation, arch: str, dtype: str, head_dim: int) -> Row:
     amd = arch.startswith("gfx")
     issued = sum(_matrix_flop(instruction) for instruction in code.loop) if amd else 0
     return {
-        "kernel": _name(compilation),
+        "kernel": kernel,
         "dtype": dtype,
         "arch": arch,
         "config": _config(compilation),
