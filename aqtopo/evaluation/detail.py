@@ -55,6 +55,8 @@ def _figures(pair: xr.Dataset) -> tuple[str, str]:
 def exceedance_table(exceedances: xr.Dataset) -> Table | str:
     """Hits and false alarms of every forecast over the whole domain, or why there are none."""
     whole = exceedances.sel(area=WHOLE)
+    if not whole.sizes["pollutant"]:
+        return "No pollutant of this run has a limit for 24-hour means."
     if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
         return (
             f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "

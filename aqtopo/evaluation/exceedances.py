@@ -93,7 +93,7 @@ class Exceedances:
         forecast, truth = above[:-1], above[-1]
         outcomes = (forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth)
         for counts, outcome in zip(self._counts, outcomes, strict=True):
-            cells = (outcome & enough).reshape(*outcome.shape[:2], -1).astype(np.float64)
+            cells = (outcome & enough).reshape(*outcome.shape[:2], len(self._weights)).astype(np.float64)
             counts[:, key[0]] += cells @ self._weights
 
     def add_up(self, ranks: Ranks) -> None:

@@ -18,6 +18,7 @@ import xarray as xr
 
 from aqtopo.evaluation.cases import MODEL
 from aqtopo.evaluation.scores import count_wins
+from aqtopo.variables import VARIABLES
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 2
@@ -179,4 +180,10 @@ def read_scores_json(run_dir: Path) -> dict[str, Any]:
             f"Run `aqtopo evaluate {run_dir}` again."
         )
     assert isinstance(content, dict), "it has a format version"
+    unknown = {entry["pollutant"] for entry in content["scores"]} - VARIABLES.keys()
+    if unknown:
+        raise ValueError(
+            f"{path} has scores of pollutants that this aqtopo does not know: {', '.join(sorted(unknown))}. "
+            f"Run `aqtopo evaluate {run_dir}` again."
+        )
     return content

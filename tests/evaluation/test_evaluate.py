@@ -1,5 +1,6 @@
 """Scores of a run, against the same computed from the store with xarray."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.evaluation.areas import Region
 from aqtopo.evaluation.cases import FORECASTS
+from aqtopo.evaluation.detail import detail_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
-from aqtopo.evaluation.results import read_table, write_tables
+from aqtopo.evaluation.results import read_table, write_results, write_tables
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -135,6 +137,17 @@ def test_the_size_of_the_batches_does_not_change_the_scores(
     assert in_parts.attrs.pop("created")
     xr.testing.assert_allclose(in_parts, whole, rtol=1e-5)
     assert in_parts.attrs == whole.attrs
+
+
+def test_a_run_of_ozone_alone_which_has_no_daily_limit_is_scored(
+    tiny_config: Callable[..., RunConfig], save_untrained: Callable[[RunConfig], Path], tmp_path: Path
+) -> None:
+    done = evaluate(load_run(save_untrained(tiny_config(data={"targets": ["o3"]}))))
+    assert done.scores["pollutant"].values.tolist() == ["o3"]
+    assert done.exceedances.sizes["pollutant"] == 0
+    assert "No pollutant of this run has a limit" in str(detail_table(done, "exceedances"))
+    written, *_ = write_results(done, tmp_path)
+    assert json.loads(written.read_text())["exceedances"] == []
 
 
 def test_scores_say_what_they_are_scores_of(run: LoadedRun) -> None:

@@ -81,6 +81,7 @@ def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: P
         ("{", "is not JSON"),
         ("[]", "format version None"),
         ('{"format_version": 99}', "format version 99"),
+        ('{"format_version": 2, "scores": [{"pollutant": "smog"}]}', "does not know: smog"),
     ],
 )
 def test_a_file_that_cannot_be_used_names_the_remedy(tmp_path: Path, text: str | None, message: str) -> None:
