@@ -7,8 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
+from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.report import write_report
+from aqtopo.evaluation.results import write_tables
+from aqtopo.evaluation.score_file import write_scores
+
+from .conftest import station_sums
 
 MAX_BYTES = 2_000_000
 
@@ -56,13 +62,14 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     assert len(page.all("input")) == 6 + 1 + 1 + places  # pollutants, slider, wind, places
 
 
-def test_the_page_is_one_file_of_reasonable_size(finished_run: Path) -> None:
+def test_the_page_is_one_file_of_reasonable_size_whose_links_lead_somewhere(finished_run: Path) -> None:
     path = write_report(finished_run)
     html = path.read_text(encoding="utf-8")
     assert path.stat().st_size < MAX_BYTES
+    page = Page(html)
     addresses = [
         value
-        for _, attributes in Page(html).elements
+        for _, attributes in page.elements
         for key, value in attributes.items()
         if key in ("src", "href", "srcset", "xlink:href", "action")
     ]
@@ -70,10 +77,6 @@ def test_the_page_is_one_file_of_reasonable_size(finished_run: Path) -> None:
     assert all(address.startswith(("data:", "#")) for address in addresses)
     assert not re.search(r"url\((?!data:)", html)
     assert "@import" not in html
-
-
-def test_every_anchor_leads_somewhere(finished_run: Path) -> None:
-    page = Page(write_report(finished_run).read_text(encoding="utf-8"))
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     links = [a["href"] for tag in ("a", "use") for a in page.all(tag)]
     assert {link.removeprefix("#") for link in links} <= ids
@@ -81,19 +84,40 @@ def test_every_anchor_leads_somewhere(finished_run: Path) -> None:
     assert set(labelled) <= ids
 
 
+def test_what_a_run_does_not_have_is_left_out(
+    tiny_config: Callable[..., RunConfig], finish: Callable[[RunConfig], Path]
+) -> None:
+    config = tiny_config(data={"horizons": [24]}, model={"elevation_bias": False})
+    page = Page(write_report(finish(config)).read_text(encoding="utf-8"))
+    assert [section["id"] for section in page.all("section")] == ["maps", "scores", "learning", "setup"]
+    assert {each["type"] for each in page.all("input")} == {"radio", "checkbox"}  # no slider
+    assert len(page.all("img")) == 6 * (1 + 3) + 2
+
+
+def test_scores_of_the_years_that_chose_the_weights_are_called_flattering(finished_run: Path) -> None:
+    write_scores(evaluate(load_run(finished_run), "validation").scores, finished_run)
+    html = write_report(finished_run).read_text(encoding="utf-8")
+    assert "Scored on the validation period 2017, by which the weights were chosen" in html
+
+
 def test_text_of_the_user_is_escaped(
     tiny_config: Callable[..., RunConfig], finish: Callable[[RunConfig], Path]
 ) -> None:
     hostile = "<script>alert('x')</script> & \"quoted\""
-    html = write_report(finish(tiny_config(description=hostile))).read_text(encoding="utf-8")
+    run_dir = finish(tiny_config(description=hostile))
+    write_tables({"stations": station_sums(3)}, run_dir)
+    html = write_report(run_dir).read_text(encoding="utf-8")
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &#34;quoted&#34;" in html
+    assert "<b>0" not in html
+    assert "&lt;b&gt;0&lt;/b&gt;" in html  # a station
 
 
-def test_a_chosen_start_is_shown(finished_run: Path) -> None:
-    html = write_report(finished_run, np.datetime64("2018-01-02T06")).read_text(encoding="utf-8")
-    assert "Started 2018-01-02 06:00 UTC: chosen by hand." in html
-    assert "Valid 2018-01-02 18:00 UTC, 12 h ahead." in html
+def test_a_chosen_start_is_shown_as_far_as_the_data_reach(finished_run: Path) -> None:
+    html = write_report(finished_run, np.datetime64("2018-01-10T06")).read_text(encoding="utf-8")
+    assert "Started 2018-01-10 06:00 UTC: chosen by hand." in html
+    assert "Valid 2018-01-10 18:00 UTC, 12 h ahead." in html
+    assert html.count("the data have no wind for that hour") == 6 * 3 * 2  # pollutants, horizons, maps
 
 
 def test_missing_scores_are_asked_for_and_nothing_is_written(untrained_run: Path) -> None:
