@@ -44,14 +44,19 @@ def write_ablation_report(folder: Path) -> Path:
         ValueError: results or a training's log are missing or damaged.
     """
     content = read_results(folder)
-    return write_page(_render(content, read_histories(folder)), folder / REPORT_FILE)
+    return write_page(_render(content, read_histories(folder, content["seeds"])), folder / REPORT_FILE)
 
 
-def read_histories(folder: Path) -> dict[str, list[History]]:
-    """What happened in the trainings: by variant's folder, one for every seed."""
+def read_histories(folder: Path, seeds: Sequence[int]) -> dict[str, list[History]]:
+    """What happened in the trainings that were compared: by variant's folder, one for every seed.
+
+    The folder may hold others, of an ablation with more seeds that was not finished.
+    """
     found: dict[str, list[History]] = {}
-    for path in sorted(folder.glob("runs/*/seed*/metrics.jsonl")):
-        found.setdefault(path.parent.parent.name, []).append(read_history(path))
+    for variant in sorted(folder.glob("runs/*")):
+        paths = [variant / f"seed{seed}" / "metrics.jsonl" for seed in seeds]
+        if histories := [read_history(path) for path in paths if path.is_file()]:
+            found[variant.name] = histories
     return found
 
 

@@ -1,4 +1,4 @@
-"""What became of the barrier strength alpha: as training logged it, and as the saved states have it."""
+"""What became of the barrier strength alpha: as training logged it, or as the saved states have it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,21 +36,24 @@ class Alphas:
 
 
 def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | None:
-    """Alpha at the start, at every validation and in every saved state; None for a model without it.
+    """Alpha at the start and at every validation; None for a model without it.
+
+    A run that did not log it has it in its saved states, which are few and, in bfloat16, rounded.
 
     Raises:
         ValueError: the weights of a state cannot be read.
     """
-    # In the order of saving: of two states at one step the later counts; the log is the more exact.
-    points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)} | {
+    points = {
         step: {name: np.array(values) for name, values in logged.items()}
         for step, logged in history.alphas.items()
     }
+    if not points:  # of two states at one step the one saved later counts
+        points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)}
     steps = sorted(points)
     if not steps or not points[steps[0]]:
         return None
     names = sorted(points[steps[0]])
-    if steps[0] > 0:  # an older run, which did not log it
+    if steps[0] > 0:  # the start was not logged
         points[0] = {name: np.full_like(points[steps[0]][name], config.model.alpha) for name in names}
         steps = [0, *steps]
     by_block = {_spelled(name): np.stack([points[step][name] for step in steps]) for name in names}
