@@ -26,7 +26,6 @@ from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.images import svg_uri
 from aqtopo.evaluation.report.page import REPORT_FILE, template, write_page
 
-_MOST_MARKERS = 40
 # Six colours with the first, six more with the second.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6
 
@@ -100,11 +99,16 @@ def validation_together(histories: dict[str, list[History]]) -> Curve | None:
     with rc_context(CURVE_STYLE):
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
         axes = figure.subplots()
-        styles = zip(cycled(GROUP_COLOURS, len(means)), cycled(_LINE_STYLES, len(means)), strict=True)
-        for (name, mean), (colour, style) in zip(means.items(), styles, strict=True):
-            axes.plot(
-                list(mean), list(mean.values()), color=colour, linestyle=style, linewidth=1.6, label=name
-            )
+        # Thinner from one to the next, so that lines which coincide are all seen.
+        looks = zip(
+            cycled(GROUP_COLOURS, len(means)),
+            cycled(_LINE_STYLES, len(means)),
+            np.linspace(4.0, 1.2, len(means)),
+            strict=True,
+        )
+        for (name, mean), (colour, style, width) in zip(means.items(), looks, strict=True):
+            steps, losses = list(mean), list(mean.values())
+            axes.plot(steps, losses, color=colour, linestyle=style, linewidth=width, label=name)
         # The first losses are many times the last ones, between which the differences are.
         late = [loss for mean in means.values() for loss in list(mean.values())[len(mean) // 4 :]]
         axes.set_ylim(0.98 * min(late), 1.02 * max(late))

@@ -218,7 +218,10 @@ def _place(value: float, reach: float) -> float:
 
 
 def _signed(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    if value is None:
+        return "n/a"
+    text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+    return "0.00" if text[1:] == "0.00" else text
 
 
 def _spread(values: list[float | None], decimals: int) -> str:
