@@ -17,7 +17,7 @@ from aqtopo.checkpoint import LoadedRun
 from aqtopo.config import ModelConfig
 from aqtopo.data.store import Store
 from aqtopo.evaluation.forecast import forecast
-from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.canvas import Canvas, spelled_place
 from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
 from aqtopo.evaluation.report.panels import Map
@@ -145,7 +145,7 @@ def look(run: LoadedRun, case: Case, canvas: Canvas) -> Gazes | None:
         hinders = (bias_row(attention, token, seen.way).mean(0) < 0).cpu().numpy()
         without, biased = (f"{100 * row[hinders].sum():.0f} %" for row in rows[token])
         maps = _maps(canvas, scale, difference, shares[token], name)
-        return Gaze(name, _spelled(lat, lon), spot, maps, (without, biased))
+        return Gaze(name, spelled_place(lat, lon), spot, maps, (without, biased))
 
     return Gazes(
         tuple(gaze(name, token) for name, token in tokens.items()),
@@ -180,10 +180,6 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     """Latitude and longitude of the middle of a token's patch."""
     row, column = (part * patch for part in divmod(token, len(store.lon) // patch))
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
-
-
-def _spelled(lat: float, lon: float) -> str:
-    return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"
 
 
 def _where_it_hinders(settings: ModelConfig) -> str:

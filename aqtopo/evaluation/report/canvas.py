@@ -73,3 +73,8 @@ class Canvas:
     @property
     def _lon_step(self) -> float:
         return float(abs(self.lon[-1] - self.lon[0])) / (len(self.lon) - 1)
+
+
+def spelled_place(lat: float, lon: float) -> str:
+    """Such as `39.9°N 116.4°E`, from degrees north and east."""
+    return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from aqtopo.evaluation.cases import MODEL
-from aqtopo.evaluation.report.canvas import Canvas
+from aqtopo.evaluation.report.canvas import Canvas, spelled_place
 from aqtopo.evaluation.report.maps import Scale, difference_scale
 from aqtopo.evaluation.report.scoreboard import Tint, capitalised, pretty_units, round_together
 from aqtopo.evaluation.results import SCORES, read_table
@@ -22,7 +22,7 @@ from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-MOST_ROWS = 40
+MOST_ROWS = 24
 """A table of more stations shows the best and the worst of them, half of this each."""
 
 SKILL_SCALE = Scale(-40.0, 40.0, "skill")
@@ -59,9 +59,10 @@ class AtHorizon:
 
 @dataclass(frozen=True)
 class StationRow:
-    """A station: its name and, a horizon, the skill, the RMSE and the bias as text."""
+    """A station: its name, where it is and, a horizon, the skill, the RMSE and the bias as text."""
 
     station: str
+    place: str
     cells: tuple[tuple[Tint, str, str], ...]
 
 
@@ -200,8 +201,14 @@ def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
 
 
 def _row(station: xr.Dataset) -> StationRow:
-    columns = zip(*(station[key].values for key in ("skill", "rmse", "bias")), strict=True)
+    columns = zip(*(station[key].values.tolist() for key in ("skill", "rmse", "bias")), strict=True)
     return StationRow(
         str(station["station"].values),
-        tuple((Tint(float(skill) / 100.0), *round_together((rmse, bias))) for skill, rmse, bias in columns),  # type: ignore[misc]
+        spelled_place(float(station["lat"]), float(station["lon"])),
+        tuple(_cell(*column) for column in columns),
     )
+
+
+def _cell(skill: float, rmse: float, bias: float) -> tuple[Tint, str, str]:
+    rmse_text, bias_text = round_together((rmse, bias))
+    return Tint(skill / 100.0), rmse_text, f"+{bias_text}" if bias > 0.0 else bias_text

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,10 @@ def test_observed_pollutants_have_maps_and_a_table_from_best_to_worst(tmp_path: 
     skills = [row.cells[0][0].skill for row in rows]
     assert skills == sorted(skills, reverse=True)
     assert len(rows) == 5
+    assert re.fullmatch(r"\d\d\.\d°N \d+\.\d°E", rows[0].place)
+    _, rmse, bias = rows[0].cells[0]
+    assert float(rmse) > 0
+    assert bias[0] in "+\N{MINUS SIGN}"
     first = pm25.horizons[0]
     assert sum(dots.path.count("M") for dots in first.skill) == 5
     better = sum(skill > 0 for skill in skills)
