@@ -59,7 +59,8 @@ def make_terrain(grid: tuple[int, int]) -> Terrain:
     generator = torch.Generator().manual_seed(1)
     coarse = 5000.0 * torch.rand((1, 1, grid[0] // 8, grid[1] // 8), generator=generator)
     smooth = nn.functional.interpolate(coarse, size=grid, mode="bilinear")[0, 0]
-    return Terrain(smooth.numpy(), torch.linspace(17.0, 49.0, grid[0]).numpy())
+    latitude, longitude = torch.linspace(17.0, 49.0, grid[0]), torch.linspace(73.0, 136.75, grid[1])
+    return Terrain(smooth.numpy(), latitude.numpy(), longitude.numpy())
 
 
 def make_batch(grid: tuple[int, int], batch: int, leads: int, where: torch.device) -> list[Tensor]:

@@ -11,12 +11,12 @@ import sys
 import time
 from pathlib import Path
 
-WIND, BIAS = "wind_order=true,false", "elevation_bias=published,uphill,false"
-FACTORS = {
-    "ridges": (WIND, BIAS),
-    # Without heights or transport both directions of the bias are the same, and one is enough.
-    "flat": (WIND, "elevation_bias=published,false"),
-    "inert": (WIND, BIAS),
+FACTORS = ("wind_order=true,false", "elevation_bias=published,false")
+UPHILL, ORIGIN = "elevation_bias=uphill", "local_bias=origin bias_blocks=[0,1,2]"
+ALSO = {
+    "ridges": (UPHILL, ORIGIN),
+    "flat": (ORIGIN,),  # without heights both directions of the elevation bias are the same
+    "inert": (UPHILL, ORIGIN),
 }
 WORLDS = ("ridges", "flat")
 CONFIG = "ds_configs/ablation_cpu.json"
@@ -48,8 +48,9 @@ def main() -> None:
         if not Path(store).exists():
             run("synth", store, "--world", world, *DOMAIN, *YEARS)
         place = ("--set", f"data.store={store}", "--out", f"runs/ablation/{world}")
-        grid = [part for factor in FACTORS[world] for part in ("--grid", factor)]
-        run("ablate", CONFIG, *grid, "--seeds", SEEDS, "--jobs", given.jobs, *place)
+        grid = [part for factor in FACTORS for part in ("--grid", factor)]
+        beside = [part for variant in ALSO[world] for part in ("--also", variant)]
+        run("ablate", CONFIG, *grid, *beside, "--seeds", SEEDS, "--jobs", given.jobs, *place)
     print(f"ablation of {', '.join(given.worlds)}: {(time.monotonic() - began) / 60:.1f} minutes")  # noqa: T201
 
 

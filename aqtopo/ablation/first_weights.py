@@ -43,7 +43,7 @@ class Alike:
 
 def compare_starts(configs: Sequence[RunConfig], store: Store) -> Alike:
     """Compare the variants of one seed."""
-    terrain = Terrain(store.static["elevation"], store.lat)
+    terrain = Terrain(store.static["elevation"], store.lat, store.lon)
     found = [first_weights(build_model(config, terrain)) for config in configs]
     names = dict.fromkeys(name for digests in found for name in digests)
     shared = [

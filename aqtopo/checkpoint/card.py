@@ -216,7 +216,7 @@ def _load_export(folder: Path, store_path: Path | None) -> LoadedRun:
     config = RunConfig.model_validate(card.config)
     static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
     store = _as_in_training(open_store(store_path or config.data.store), card, static)
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     try:
         model.load_state_dict(load_weights(folder / WEIGHTS_FILE), strict=True)
     except RuntimeError as error:

@@ -114,7 +114,7 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
     store = open_store(config.data.store, config.data.read_deadline_s)
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
         with reading(path.parent):

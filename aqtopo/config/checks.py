@@ -88,7 +88,11 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
     if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
         allowed = f"must name blocks from 0 to {model.depth - 1}, ascending, each once"
         yield Problem(("model", "bias_blocks"), blocks, allowed)
-    dense = {"elevation_bias": model.elevation_bias == "ridge", "upwind_bias": model.upwind_bias}
+    dense = {
+        "elevation_bias": model.elevation_bias == "ridge",
+        "upwind_bias": model.upwind_bias,
+        "local_bias": bool(model.local_bias),
+    }
     for option, is_dense in dense.items():
         if is_dense and config.tokens > MOST_DENSE_TOKENS:
             allowed = (

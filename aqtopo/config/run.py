@@ -136,6 +136,10 @@ class ModelConfig(Strict):
     upwind_bias: bool = False
     """Let the biased blocks learn a preference for what lies upwind; only on maps of at most 1024 tokens."""
 
+    local_bias: Literal["near", "origin", False] = False
+    """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
+    from which its air has come in a time that it learns; only on maps of at most 1024 tokens."""
+
     sector_embedding: bool = False
     """Position embeddings belong to places on the map, and a learnt one for every wind sector and place along
     the wind is added; false gives position embeddings to places along the wind alone."""

@@ -28,10 +28,12 @@ class Way:
     Attributes:
         stored: (B, N) raster index of each token; None for raster order.
         upwind: (B, N, N) from `aqtopo.model.barriers.upwindness`; None where no block asks for it.
+        drift: (B, N, N) from `aqtopo.model.barriers.drift` [km2 d-1]; None likewise.
     """
 
     stored: Tensor | None = None
     upwind: Tensor | None = None
+    drift: Tensor | None = None
 
 
 class SelfAttention(nn.Module):

@@ -7,7 +7,19 @@ from aqtopo.config import ModelConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.barriers import ridge_rises_km
 from aqtopo.model.block import Block
-from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.dense_attention import Locality, PairAttention
+
+
+def is_dense(config: ModelConfig) -> bool:
+    """Whether the biased blocks hold a number for each pair of tokens."""
+    return config.elevation_bias == "ridge" or config.upwind_bias or bool(config.local_bias)
+
+
+def locality(config: ModelConfig, squared_km2: npt.NDArray[np.float64] | None) -> Locality | None:
+    """A new preference for what is near, if the configuration asks for it."""
+    if squared_km2 is None:
+        return None
+    return Locality(config.heads, squared_km2, carried=config.local_bias == "origin")
 
 
 def pair_rises_km(
@@ -16,7 +28,7 @@ def pair_rises_km(
     """(N, N) the barriers of a dense bias [km], see `PairAttention`; None without one."""
     if config.elevation_bias == "ridge":
         return ridge_rises_km(height_m, patch_grid)
-    if not (config.upwind_bias and config.elevation_bias):
+    if not (is_dense(config) and config.elevation_bias):
         return None
     climb = height_m[None, :] - height_m[:, None]  # from the query's height to the key's
     climb = climb if config.elevation_bias == "published" else -climb
@@ -29,17 +41,19 @@ def make_block(
     index: int,
     height_m: npt.NDArray[np.float32],
     rises_km: npt.NDArray[np.float32] | None,
+    squared_km2: npt.NDArray[np.float64] | None,
 ) -> Block:
     """Block `index`: some carry the elevation bias, and drop path grows linearly with depth."""
     layer = f"blocks.{index}"
     attention: SelfAttention | ElevationAttention | PairAttention
     biased = index in config.bias_blocks
-    if biased and (config.upwind_bias or config.elevation_bias == "ridge"):
+    if biased and is_dense(config):
         attention = PairAttention(
             config.dim,
             config.heads,
             rises_km,
             upwind=config.upwind_bias,
+            locality=locality(config, squared_km2),
             alpha=config.alpha,
             per_head=config.alpha_per_head,
             qkv_bias=not config.elevation_bias,

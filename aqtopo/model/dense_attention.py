@@ -18,15 +18,67 @@ from aqtopo_kernels import wind_gather
 UPWIND_START = 1.0
 """First value of a head's preference for what lies upwind, in units of the score."""
 
+LONGEST_TRAVEL = 1.0
+"""First value of the last head's travel time [d]; the first head's is 0, the others' lie evenly between."""
+
+NARROWEST, WIDENING, REACH = 0.75, 0.75, 2.25
+"""First widths, in distances of neighbouring patches: the first head's, and how much wider the last head's is
+where air is carried, and where not."""
+
+
+class Locality(nn.Module):
+    """A preference for what is near, or near the place from which the air has come: a Gaussian a head.
+
+    score_ij gets -|x_j - (x_i - travel_h w_i)|^2 / (2 width_h^2), less a term of i alone that a softmax does
+    not see; w_i is the wind. The semi-Lagrangian schemes of weather models look up the air in the same place,
+    the departure point (Staniforth and Cote 1991, Mon. Weather Rev. 119, 2206).
+
+    Args:
+        heads: H.
+        squared_km2: (N, N) squared distances of patches, raster order [km2].
+        carried: whether heads look upwind; otherwise around themselves.
+
+    Attributes:
+        log_width: (H,) natural logarithm of the Gaussian's width [km].
+        travel: (H,) how long the air was on its way [d]; None where nothing is carried.
+    """
+
+    squared: Tensor  # (N, N) [km2]
+
+    def __init__(self, heads: int, squared_km2: npt.NDArray[np.float64], *, carried: bool) -> None:
+        super().__init__()
+        self.register_buffer("squared", torch.as_tensor(squared_km2, dtype=torch.float32), persistent=False)
+        travel = torch.linspace(0.0, LONGEST_TRAVEL, heads)
+        # Where the air was is the less certain, the longer ago; without wind, heads differ in their reach.
+        width_km = nearest_km(squared_km2) * (NARROWEST + (WIDENING if carried else REACH) * travel)
+        self.log_width = nn.Parameter(torch.log(width_km))
+        self.travel = nn.Parameter(travel) if carried else None
+
+    def forward(self, rows_BN: Tensor | None, way: Way) -> Tensor:
+        """(B or 1, H, N, N) what is added to the scores, rows and keys where the tokens are."""
+        numerator = _placed(self.squared[None], rows_BN, way.stored)
+        if self.travel is not None:
+            assert way.drift is not None, "the model gives every block what the wind carries"
+            carried = _placed(way.drift, rows_BN, way.stored)
+            numerator = numerator - 2.0 * self.travel.view(1, -1, 1, 1) * carried
+        return -numerator * (0.5 * torch.exp(-2.0 * self.log_width)).view(1, -1, 1, 1)
+
+
+def nearest_km(squared_km2: npt.NDArray[np.float64]) -> float:
+    """Mean distance of a patch to its nearest neighbour [km]."""
+    others = squared_km2 + np.diag(np.full(len(squared_km2), np.inf))
+    return float(np.sqrt(others.min(1)).mean())
+
 
 class PairAttention(nn.Module):
-    """Self-attention with score_ij - alpha_h rise_ij + upwind_h upwindness_ij.
+    """Self-attention with score_ij - alpha_h rise_ij + upwind_h upwindness_ij + locality_hij.
 
     Args:
         dim: D.
         heads: H.
         rises_km: (N, N) what is climbed from j to i, at [i, j] in raster order [km]; None for no barrier.
         upwind: learn how much each head prefers what lies upwind.
+        locality: a preference for what is near; None for none.
         alpha: initial barrier strength [1/km].
         per_head: learn one strength a head.
         qkv_bias: whether queries, keys and values have biases.
@@ -43,6 +95,7 @@ class PairAttention(nn.Module):
         rises_km: npt.NDArray[np.float32] | None,
         *,
         upwind: bool,
+        locality: Locality | None,
         alpha: float,
         per_head: bool,
         qkv_bias: bool,
@@ -57,6 +110,7 @@ class PairAttention(nn.Module):
             None if rises_km is None else nn.Parameter(torch.full((heads if per_head else 1,), alpha))
         )
         self.upwind = nn.Parameter(torch.full((heads,), UPWIND_START)) if upwind else None
+        self.locality = locality
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
         rises = None if rises_km is None else torch.as_tensor(rises_km)
         self.register_buffer("rises", rises, persistent=False)
@@ -88,6 +142,8 @@ class PairAttention(nn.Module):
         if self.upwind is not None:
             assert way.upwind is not None, "the model gives every block what lies upwind"
             parts.append(self.upwind.view(1, -1, 1, 1) * _placed(way.upwind, rows_BN, way.stored))
+        if self.locality is not None:
+            parts.append(self.locality(rows_BN, way))
         first, *others = parts
         return sum(others, first).expand(-1, self.heads, -1, -1)
 

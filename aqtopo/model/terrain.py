@@ -1,4 +1,4 @@
-"""The ground the model stands on: heights in metres and which way the latitude axis runs."""
+"""The ground the model stands on: where its cells are, and their heights in metres."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -19,6 +19,7 @@ class Terrain:
     Attributes:
         elevation_m: (rows, columns), metres above sea level, finite everywhere (give the sea its 0).
         latitude: (rows,), degrees north, strictly ascending or strictly descending.
+        longitude: (columns,), degrees east.
 
     Raises:
         ValueError: shapes do not fit, a height is not finite or not believable, the latitudes are unsorted.
@@ -26,12 +27,14 @@ class Terrain:
 
     elevation_m: FloatArray
     latitude: FloatArray
+    longitude: FloatArray
 
     def __post_init__(self) -> None:
-        if self.elevation_m.ndim != 2 or self.latitude.shape != self.elevation_m.shape[:1]:
+        if self.elevation_m.shape != (*self.latitude.shape, *self.longitude.shape) or self.latitude.ndim != 1:
             raise ValueError(
-                "The terrain needs elevation of shape (rows, columns) and one latitude a row, but got "
-                f"elevation {self.elevation_m.shape} and latitude {self.latitude.shape}."
+                "The terrain needs elevation of shape (rows, columns), one latitude a row and one longitude "
+                f"a column, but got elevation {self.elevation_m.shape}, latitude {self.latitude.shape} and "
+                f"longitude {self.longitude.shape}."
             )
         steps = np.diff(self.latitude)
         if not (np.all(steps > 0) or np.all(steps < 0)):
@@ -59,7 +62,9 @@ class Terrain:
     def flat(cls, grid: tuple[int, int]) -> Self:
         """Sea level everywhere, from the south northwards: for counting parameters where there is no data."""
         rows, columns = grid
-        return cls(np.zeros((rows, columns), np.float32), np.linspace(-60.0, 60.0, rows, dtype=np.float32))
+        latitude = np.linspace(-60.0, 60.0, rows, dtype=np.float32)
+        longitude = np.linspace(-180.0, 180.0, columns, endpoint=False, dtype=np.float32)
+        return cls(np.zeros((rows, columns), np.float32), latitude, longitude)
 
     @property
     def latitude_ascending(self) -> bool:

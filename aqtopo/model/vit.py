@@ -11,6 +11,7 @@ Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
@@ -22,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention, Way
-from aqtopo.model.barriers import unit_ways, upwindness
+from aqtopo.model.barriers import drift, squared_distances, unit_ways, upwindness, ways_km
 from aqtopo.model.blocks import make_block, pair_rises_km
 from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, Seeds
@@ -35,6 +36,9 @@ from aqtopo_kernels import wind_scatter
 HOURS_PER_LEAD_UNIT = 100.0
 """ClimaX feeds lead times in units of 100 hours."""
 
+RASTER = Way()
+"""Tokens in raster order, without wind."""
+
 
 class AirQualityViT(nn.Module):
     """Forecasts C pollutants at K horizons from V fields at one time.
@@ -44,7 +48,7 @@ class AirQualityViT(nn.Module):
 
     Args:
         config: the `model` part of a run's configuration.
-        terrain: heights [m] and latitudes of the grid.
+        terrain: heights [m] and coordinates of the grid.
         variables: V.
         targets: C.
         present: for a tendency, where each target is among the input variables.
@@ -55,6 +59,7 @@ class AirQualityViT(nn.Module):
     """
 
     ways: Tensor | None  # (2, N, N)
+    ways_km: Tensor | None  # (2, N, N) [km]
 
     def __init__(
         self,
@@ -87,10 +92,12 @@ class AirQualityViT(nn.Module):
         self.lead_time_embed = nn.Linear(1, config.dim)
         self.pos_drop = SampleDropout(config.dropout, "tokens")
         rises_km = pair_rises_km(config, height_m, self.patch_grid)
+        squared_km2 = squared_distances(terrain, config.patch) if config.local_bias else None
         self.blocks = nn.ModuleList(
-            make_block(config, index, height_m, rises_km) for index in range(config.depth)
+            make_block(config, index, height_m, rises_km, squared_km2) for index in range(config.depth)
         )
         self.register_buffer("ways", _ways(config, terrain, self.patch_grid), persistent=False)
+        self.register_buffer("ways_km", _ways_km(config, terrain), persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
         self._initialise(seed)
@@ -112,17 +119,16 @@ class AirQualityViT(nn.Module):
         """
         self._check_shapes(inputs, wind, lead_hours)
         order_BN = None if self.wind_order is None else self.wind_order(wind)
-        upwind_BNN = None if self.ways is None else upwindness(wind, self.ways, self.config.patch)
+        way = self._way(wind)
         x_BND = self.embed(inputs) + self._position_embedding(order_BN, wind)
         lead_BKD = self.embed_lead_time(lead_hours)
         if self.config.lead_time == "encoder":
             passes = (
-                self.encode(x_BND + lead_BD[:, None], seeds, order_BN, upwind_BNN)
-                for lead_BD in lead_BKD.unbind(1)
+                self.encode(x_BND + lead_BD[:, None], seeds, order_BN, way) for lead_BD in lead_BKD.unbind(1)
             )
             pixels_BKNR = torch.stack([self.head(encoded_BND) for encoded_BND in passes], 1)
         else:
-            encoded_BND = self.encode(x_BND, seeds, order_BN, upwind_BNN)
+            encoded_BND = self.encode(x_BND, seeds, order_BN, way)
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
         forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
         if self.config.prediction == "tendency":
@@ -147,14 +153,14 @@ class AirQualityViT(nn.Module):
         x_BND: Tensor,
         seeds: Seeds = None,
         order_BN: Tensor | None = None,
-        upwind_BNN: Tensor | None = None,
+        way: Way = RASTER,
     ) -> Tensor:
         """All blocks: tokens in raster order in, encoded tokens in the given order (or raster) out."""
         x_BND = self.pos_drop(x_BND, seeds)
         first, *others = self.blocks
-        x_BND = self._run(first, x_BND, seeds, order_BN, Way(None, upwind_BNN))
+        x_BND = self._run(first, x_BND, seeds, order_BN, way)
         for block in others:
-            x_BND = self._run(block, x_BND, seeds, None, Way(order_BN, upwind_BNN))
+            x_BND = self._run(block, x_BND, seeds, None, replace(way, stored=order_BN))
         normed_BND: Tensor = self.norm(x_BND)
         return normed_BND
 
@@ -177,6 +183,14 @@ class AirQualityViT(nn.Module):
         (rows, columns), p = self.patch_grid, self.config.patch
         tiles = pixels_BKNR.reshape(*pixels_BKNR.shape[:2], rows, columns, p, p, self.targets)
         return tiles.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+    def _way(self, wind: Tensor) -> Way:
+        """How the tokens lie to the wind, in raster order."""
+        patch = self.config.patch
+        return Way(
+            upwind=None if self.ways is None else upwindness(wind, self.ways, patch),
+            drift=None if self.ways_km is None else drift(wind, self.ways_km, patch),
+        )
 
     def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
         """Each token's position embedding, in raster order: that of the scan position it will go to.
@@ -260,6 +274,11 @@ def _ways(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) ->
     if not config.upwind_bias:
         return None
     return torch.as_tensor(unit_ways(patch_grid, latitude_ascending=terrain.latitude_ascending))
+
+
+def _ways_km(config: ModelConfig, terrain: Terrain) -> Tensor | None:
+    """(2, N, N) from `ways_km` where heads look for the origin of the air."""
+    return torch.as_tensor(ways_km(terrain, config.patch)) if config.local_bias == "origin" else None
 
 
 def _head(config: ModelConfig, targets: int) -> nn.Sequential:

@@ -56,7 +56,7 @@ def import_lightning(
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
     position = _position(path, content, config, store, plan)
     rates = schedule.lrs(min(position.step, schedule.total_steps - 1))
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()

@@ -88,7 +88,7 @@ def _train_together(
 def _make_run(prepared: Prepared, ranks: distributed.World, controls: Controls) -> Run:
     """The engine, fresh or resumed and verified; only then is the run directory written to."""
     config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     probe, resumed = probe_batch(store, config), None
     controls.watchdog.enter("engine" if prepared.source is None else "resume")
     if prepared.source is None:

@@ -117,7 +117,7 @@ def _facts(prepared: Prepared, device: torch.device) -> dict[str, str]:
     config, store = prepared.config, prepared.store
     versions = {f"version of {name}": str(version) for name, version in package_versions().items()}
     if config.model.wind_order:
-        terrain = Terrain(store.static["elevation"], store.lat)
+        terrain = Terrain(store.static["elevation"], store.lat, store.lon)
         table = sector_order_table(
             config.region_patches, config.model.sectors, latitude_ascending=terrain.latitude_ascending
         )

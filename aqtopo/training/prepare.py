@@ -64,7 +64,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
     check_store(store, config)
     check_supported(config)
     with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
-        model = build_model(config, Terrain(store.static["elevation"], store.lat))
+        model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
     group_parameters(elements, config)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))

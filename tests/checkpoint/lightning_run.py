@@ -33,7 +33,9 @@ class Published(lightning.LightningModule):
         super().__init__()
         self.config, self.path, self.save_at = config, out / "run.ckpt", save_at
         self.store = open_store(config.data.store)
-        self.model = build_model(config, Terrain(self.store.static["elevation"], self.store.lat))
+        self.model = build_model(
+            config, Terrain(self.store.static["elevation"], self.store.lat, self.store.lon)
+        )
         self.errors: list[float] = []
         self.losses: list[float] = []
 

@@ -26,7 +26,7 @@ def saved_run(tiny_config: Callable[..., RunConfig], save_untrained: Callable[..
     config = tiny_config()
     run_dir = save_untrained(config)
     store = open_store(config.data.store)
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     model.load_state_dict(load_weights(TAG.folder(run_dir) / "weights.safetensors"))
     return run_dir, model
 

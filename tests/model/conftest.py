@@ -28,8 +28,9 @@ ModelMaker = Callable[..., AirQualityViT]
 def random_terrain(seed: int = 0, *, ascending: bool = True) -> Terrain:
     rng = np.random.default_rng(seed)
     latitude = np.linspace(17.0, 49.0, GRID[0])
+    longitude = np.linspace(80.0, 130.0, GRID[1])
     elevation_m = rng.uniform(-100.0, 6000.0, GRID).astype(np.float32)
-    return Terrain(elevation_m, latitude if ascending else latitude[::-1])
+    return Terrain(elevation_m, latitude if ascending else latitude[::-1], longitude)
 
 
 @pytest.fixture

@@ -4,9 +4,22 @@ import numpy as np
 import pytest
 import torch
 
-from aqtopo.model.barriers import FRESH_WIND, ridge_rises_km, unit_ways, upwindness
+from aqtopo.model.attention import Way
+from aqtopo.model.barriers import (
+    FRESH_WIND,
+    KM_A_DAY,
+    drift,
+    ridge_rises_km,
+    squared_distances,
+    unit_ways,
+    upwindness,
+    ways_km,
+)
+from aqtopo.model.dense_attention import Locality
+from aqtopo.model.terrain import Terrain
 from tests.model.conftest import ModelMaker, random_inputs, uniform_wind
 
+LEARNT = ("alpha", "upwind", "by_sector", "log_width", "travel")
 ROW = np.array([0, 3000, 500, 0, 1000], np.float32)
 LEAD = torch.tensor([[12.0, 48.0]], dtype=torch.float64).expand(2, -1)
 
@@ -47,6 +60,61 @@ def test_what_lies_upwind_is_where_the_air_comes_from(ascending: bool) -> None:
     assert light[centre, west] == pytest.approx(0.8 / FRESH_WIND)
 
 
+EQUATOR = Terrain(np.zeros((2, 4), np.float32), np.array([-0.5, 0.5]), np.array([100.0, 101.0, 102.0, 103.0]))
+
+
+def test_distances_are_those_on_the_earth() -> None:
+    """Of two patches of 2 x 2 degrees on the equator; the chord is shorter than the arc by 5e-5."""
+    two_degrees = 2 * np.pi * 6371.0 / 180
+    assert np.sqrt(squared_distances(EQUATOR, 2)[0, 1]) == pytest.approx(two_degrees, rel=1e-4)
+    east, north = ways_km(EQUATOR, 2)
+    assert east[1, 0] == pytest.approx(two_degrees, rel=1e-3)
+    assert east[0, 1] == pytest.approx(-two_degrees, rel=1e-3)
+    assert not north.any()
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_the_wind_carries_air_along_its_way(ascending: bool) -> None:
+    latitude = np.array([30.0, 31.0, 32.0])
+    terrain = Terrain(
+        np.zeros((3, 1), np.float32), latitude if ascending else latitude[::-1], np.array([110.0])
+    )
+    south, north = (0, 2) if ascending else (2, 0)
+    northward = torch.tensor([0.0, 10.0]).view(1, 2, 1, 1).expand(1, 2, 3, 1)
+    carried = drift(northward, torch.as_tensor(ways_km(terrain, 1)), 1)[0]
+    a_degree = np.pi * 6371.0 / 180
+    assert carried[1, south] == pytest.approx(864.0 * a_degree, rel=1e-3)
+    assert carried[1, north] == pytest.approx(-864.0 * a_degree, rel=1e-3)
+
+
+def test_attention_looks_where_the_air_was() -> None:
+    """A west wind that makes a patch in half a day: two patches to the west a day ago."""
+    longitude = 100.0 + np.arange(9.0)
+    terrain = Terrain(np.zeros((1, 9), np.float32), np.array([0.0]), longitude)
+    speed = np.pi * 6371.0 / 180 / (0.5 * KM_A_DAY)
+    wind = torch.tensor([speed, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 9)
+    way = Way(drift=drift(wind, torch.as_tensor(ways_km(terrain, 1)), 1))
+    locality = Locality(3, squared_distances(terrain, 1), carried=True)
+    strongest = locality(None, way)[0, :, 6].argmax(-1)
+    assert strongest.tolist() == [6, 5, 4]  # now, half a day ago, a day ago
+    near = Locality(3, squared_distances(terrain, 1), carried=False)
+    assert near(None, Way())[0].argmax(-1).tolist() == [list(range(9))] * 3
+
+
+def test_the_order_of_the_tokens_moves_rows_and_keys(make_model: ModelMaker) -> None:
+    """With wind order alone, and positions that do not differ, a forecast is the same as without it."""
+    sorted_, raster = (
+        make_model(local_bias="origin", bias_blocks=[0, 1], wind_order=on) for on in (True, False)
+    )
+    raster.load_state_dict(sorted_.state_dict())
+    with torch.no_grad():
+        for model in (sorted_, raster):
+            model.pos_embed.zero_()
+    wind = uniform_wind(6.0, 3.0)
+    expected = raster(random_inputs(), wind, LEAD)
+    torch.testing.assert_close(sorted_(random_inputs(), wind, LEAD), expected, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("direction", ["published", "uphill"])
 def test_the_dense_bias_is_that_of_the_kernel_in_every_block(make_model: ModelMaker, direction: str) -> None:
     usual = make_model(elevation_bias=direction, bias_blocks=[0, 1])
@@ -67,6 +135,9 @@ def test_the_dense_bias_is_that_of_the_kernel_in_every_block(make_model: ModelMa
         ({"bias_blocks": [0, 1]}, {"bias_blocks": [0]}),
         ({"elevation_bias": "ridge"}, {"elevation_bias": "published"}),
         ({"upwind_bias": True}, {"upwind_bias": False}),
+        ({"local_bias": "near"}, {"local_bias": False}),
+        ({"local_bias": "origin"}, {"local_bias": "near"}),
+        ({"local_bias": "origin", "elevation_bias": False}, {"local_bias": "origin"}),
         ({"sector_embedding": True}, {"sector_embedding": False}),
     ],
 )
@@ -79,7 +150,7 @@ def test_every_option_changes_the_forecast_and_learns(
         forecast - make_model(**without)(random_inputs(), uniform_wind(6.0, 3.0), LEAD)
     ).abs().max() > 1e-3
     forecast.square().mean().backward()
-    learnt = [p for name, p in model.named_parameters() if name.endswith(("alpha", "upwind", "by_sector"))]
+    learnt = [p for name, p in model.named_parameters() if name.endswith(LEARNT)]
     assert learnt
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learnt)
 

@@ -10,11 +10,12 @@ from aqtopo.data import open_store
 from aqtopo.model import Terrain, build_model
 
 LATITUDE = np.array([20.0, 21.0, 22.0, 23.0])
+LONGITUDE = 100.0 + np.arange(6.0)
 
 
 def test_patch_heights_are_plain_means_in_metres() -> None:
     elevation_m = np.arange(24, dtype=np.float32).reshape(4, 6) * 100
-    means = Terrain(elevation_m, LATITUDE).patch_means_m(2)
+    means = Terrain(elevation_m, LATITUDE, LONGITUDE).patch_means_m(2)
     assert means.dtype == np.float32
     assert means.tolist() == [350.0, 550.0, 750.0, 1550.0, 1750.0, 1950.0]
 
@@ -24,22 +25,32 @@ def test_refuses_heights_that_the_earth_does_not_have(bad: float) -> None:
     elevation_m = np.zeros((4, 6), np.float32)
     elevation_m[1, 2] = bad
     with pytest.raises(ValueError, match=r"elevation (is not finite in 1 of 24 cells|runs from)"):
-        Terrain(elevation_m, LATITUDE)
+        Terrain(elevation_m, LATITUDE, LONGITUDE)
 
 
 def test_accepts_the_dead_sea_and_everest() -> None:
     elevation_m = np.array([[-430.0, 8849.0]] * 4, np.float32)
-    assert Terrain(elevation_m, LATITUDE).patch_means_m(2).tolist() == [4209.5, 4209.5]
+    assert Terrain(elevation_m, LATITUDE, LONGITUDE[:2]).patch_means_m(2).tolist() == [4209.5, 4209.5]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Terrain(np.zeros((4, 6)), LATITUDE[:3]), r"elevation \(4, 6\) and latitude \(3,\)"),
-        (lambda: Terrain(np.zeros(4), LATITUDE), r"elevation \(4,\)"),
-        (lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 22.0, 21.0, 23.0])), "strictly ascending"),
-        (lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 20.0, 21.0, 23.0])), "strictly ascending"),
-        (lambda: Terrain(np.zeros((4, 6)), LATITUDE).patch_means_m(4), "4 x 6 cells .* patches of 4 x 4"),
+        (lambda: Terrain(np.zeros((4, 6)), LATITUDE[:3], LONGITUDE), r"elevation \(4, 6\), latitude \(3,\)"),
+        (lambda: Terrain(np.zeros((4, 6)), LATITUDE, LONGITUDE[:5]), r"and longitude \(5,\)"),
+        (lambda: Terrain(np.zeros(4), LATITUDE, LONGITUDE), r"elevation \(4,\)"),
+        (
+            lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 22.0, 21.0, 23.0]), LONGITUDE),
+            "strictly ascending",
+        ),
+        (
+            lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 20.0, 21.0, 23.0]), LONGITUDE),
+            "strictly ascending",
+        ),
+        (
+            lambda: Terrain(np.zeros((4, 6)), LATITUDE, LONGITUDE).patch_means_m(4),
+            "4 x 6 cells .* patches of 4 x 4",
+        ),
     ],
 )
 def test_refuses_axes_that_do_not_fit(make: Callable[[], object], message: str) -> None:
@@ -48,8 +59,8 @@ def test_refuses_axes_that_do_not_fit(make: Callable[[], object], message: str) 
 
 
 def test_knows_which_way_latitude_runs() -> None:
-    assert Terrain(np.zeros((4, 6)), LATITUDE).latitude_ascending
-    assert not Terrain(np.zeros((4, 6)), LATITUDE[::-1]).latitude_ascending
+    assert Terrain(np.zeros((4, 6)), LATITUDE, LONGITUDE).latitude_ascending
+    assert not Terrain(np.zeros((4, 6)), LATITUDE[::-1], LONGITUDE).latitude_ascending
 
 
 def test_flat_terrain_is_sea_level_on_any_grid() -> None:
@@ -65,7 +76,7 @@ def test_elevation_reaches_the_attention_in_metres_whatever_the_normalisation(
 ) -> None:
     store = open_store(tiny_store)
     config = tiny_config(data={"normalization": normalization})
-    model = build_model(config, Terrain(store.static["elevation"], store.lat))
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     metres = dict(model.named_buffers())["blocks.0.attn.height_bits"].view(torch.float32)
     patches = store.static["elevation"].reshape(4, 2, 8, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(metres.numpy(), patches.ravel(), rtol=1e-6)

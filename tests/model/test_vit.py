@@ -230,7 +230,7 @@ def test_a_flipped_latitude_axis_gives_the_flipped_forecast(make_model: ModelMak
     # Pixel-sized patches, one region, and a wind along which no two patches tie.
     wind = uniform_wind(3.0, 1.2)
     south_up, north_up = random_terrain(), random_terrain()
-    north_up = Terrain(south_up.elevation_m[::-1].copy(), south_up.latitude[::-1])
+    north_up = Terrain(south_up.elevation_m[::-1].copy(), south_up.latitude[::-1], south_up.longitude)
     models = [make_model(terrain, patch=1, regions=[1, 1]) for terrain in (south_up, north_up)]
     assert not torch.equal(order_of(models[0], wind), order_of(models[1], wind))
     inputs = random_inputs()

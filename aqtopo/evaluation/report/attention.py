@@ -184,7 +184,7 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
 
 def _where_it_hinders(settings: ModelConfig) -> str:
     """What the bias hinders, as it stands behind "goes to"."""
-    if settings.upwind_bias or settings.elevation_bias == "ridge":
+    if settings.upwind_bias or settings.local_bias or settings.elevation_bias == "ridge":
         return "places that the bias hinders"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 

@@ -42,6 +42,7 @@ def test_the_row_of_a_bias_by_pairs_is_that_of_the_model() -> None:
         2,
         rises_km,
         upwind=True,
+        locality=None,
         alpha=1.5,
         per_head=True,
         qkv_bias=True,
