@@ -24,22 +24,28 @@ def report(
             "By default the most polluted start of the test period.",
         ),
     ] = None,
+    place: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=LAT,LON", help="Show what this place attends to as well; repeatable."),
+    ] = None,
 ) -> None:
     """Write report.html into the folder: scores, maps, learning curves, set-up; it loads no other file."""
     _need_extra()
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.evaluation.forecast import parse_init_time
-        from aqtopo.evaluation.report import is_ablation, write_ablation_report, write_report
+        from aqtopo.evaluation.report import is_ablation, parse_place, write_ablation_report, write_report
 
         if is_ablation(folder):
-            if init is not None:
+            if init is not None or place:
+                option = "--place" if init is None else "--init"
                 raise ValueError(
-                    f"--init is for maps, and the page of the ablation {folder} has none. Leave it out."
+                    f"{option} is for maps, and the page of the ablation {folder} has none. Leave it out."
                 )
             page = write_ablation_report(folder)
         else:
-            page = write_report(folder, None if init is None else parse_init_time(init))
+            places = [parse_place(text) for text in place or ()]
+            page = write_report(folder, None if init is None else parse_init_time(init), places)
     typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB): open it in any browser")
 
 

@@ -17,10 +17,12 @@ def test_the_command_names_the_page(untrained_run: Path) -> None:
     line = f'{{"event": "step", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {lrs}}}\n'
     (untrained_run / "metrics.jsonl").write_text(line)
     (untrained_run / "run.json").write_text('{"started": "2026-11-21T20:15:00+00:00", "versions": {}}')
-    result = CliRunner().invoke(app, ["report", str(untrained_run), "--init", "2018-01-02T00"])
+    result = CliRunner().invoke(
+        app, ["report", str(untrained_run), "--init", "2018-01-02T00", "--place", "Lanzhou=36.1,103.8"]
+    )
     assert result.exit_code == 0, result.output
     assert str(untrained_run / "report.html") in result.stdout
-    assert (untrained_run / "report.html").is_file()
+    assert "Lanzhou, 38.0°N 100.0°E" in (untrained_run / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_run_without_scores_is_told_how_to_get_them(untrained_run: Path) -> None:

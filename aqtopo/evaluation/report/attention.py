@@ -5,6 +5,7 @@ Only the rows of the chosen tokens are made, so that memory grows with the token
 Shapes: H heads, N tokens, D width, E = D / H.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from aqtopo.evaluation.report.canvas import Canvas, spelled_place
 from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
 from aqtopo.evaluation.report.panels import Map
-from aqtopo.evaluation.report.terrain import CITIES
+from aqtopo.evaluation.report.places import Place, tokens_at
 from aqtopo.model.attention import ElevationAttention, Way
 from aqtopo.model.dense_attention import PairAttention
 
@@ -106,33 +107,22 @@ def bias_row(attention: Biased, token: int, way: Way) -> Tensor:
         return (-attention.alpha.float()[:, None] * rise_N).expand(attention.heads, -1)
 
 
-def most_polluted_token(case: Case, patch: int) -> int:
-    """Raster index of the patch with the highest mean of the first pollutant at the start."""
-    field = case.initial[0]
-    tiles = field.reshape(field.shape[0] // patch, patch, field.shape[1] // patch, patch)
-    known = np.isfinite(tiles).sum((1, 3))
-    means = np.nansum(tiles, (1, 3)) / np.maximum(known, 1)
-    return int(np.argmax(np.where(known == patch**2, means, -np.inf)))
+def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = ()) -> Gazes | None:
+    """Draw what some places of a case attend to; None for a model without a bias.
 
-
-def places(run: LoadedRun, case: Case, canvas: Canvas) -> dict[str, int]:
-    """Tokens to look at by name: the most polluted one, and those of the cities inside the scored area."""
-    patch, columns = run.config.model.patch, len(run.store.lon) // run.config.model.patch
-    found = {"Most polluted": most_polluted_token(case, patch)}
-    for name, lat, lon in CITIES:
-        row, column = int(np.abs(run.store.lat - lat).argmin()), int(np.abs(run.store.lon - lon).argmin())
-        if canvas.place(lat, lon) is not None and run.store.static["mask"][row, column] > 0:
-            found[name] = row // patch * columns + column // patch
-    return found
-
-
-def look(run: LoadedRun, case: Case, canvas: Canvas) -> Gazes | None:
-    """Draw what some places of a case attend to; None for a model without a bias."""
+    Raises:
+        ValueError: a place is wanted and not on the grid, or the model has no bias to show.
+    """
     attention = run.model.get_submodule("blocks.0.attn")
     if not isinstance(attention, ElevationAttention | PairAttention):
+        if wanted:
+            raise ValueError(
+                f"--place {wanted[0].name}: {run.config.name} has no elevation bias, so there is nothing to "
+                "show of what a place attends to with it and without. Leave --place out."
+            )
         return None
     seen = _seen_by(attention, run, case.init_time)
-    tokens = places(run, case, canvas)
+    tokens = tokens_at(run, case, canvas, wanted)
     rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
     shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
     scale = concentration_scale([field for pair in shares.values() for field in pair])

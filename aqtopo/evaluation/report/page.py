@@ -30,6 +30,7 @@ from aqtopo.evaluation.report.curves import loss_curve, lr_curve
 from aqtopo.evaluation.report.days import alarms, sharpness
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.panels import Pollutant, draw_pollutants, spoken_time
+from aqtopo.evaluation.report.places import Place
 from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
 from aqtopo.evaluation.report.stations import SKILL_SCALE, StationPollutant, station_scores
 from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain
@@ -56,24 +57,26 @@ class Split:
     samples: int
 
 
-def write_report(run_dir: Path, init: np.datetime64 | None = None) -> Path:
+def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Sequence[Place] = ()) -> Path:
     """Write a run's report page.
 
     Args:
         run_dir: the run directory, trained and evaluated.
         init: initial time of the maps, UTC; None for the most polluted start of the test period.
+        places: further places whose attention is shown.
 
     Returns:
         Where the page is: `report.html` in the run directory.
 
     Raises:
         ValueError: the run lacks what the page shows (the message names the command that makes it), or `init`
-            cannot be forecast from and verified.
+            cannot be forecast from and verified, or a place is not on the grid.
     """
     scores = read_scores_json(run_dir)
     history = read_history(run_dir / "metrics.jsonl")
     run = load_run(run_dir, str(scores["tag"]))
-    html = render(run, scores, history, load_case(run, init), _read_facts(run_dir / "run.json"))
+    facts = _read_facts(run_dir / "run.json")
+    html = render(run, scores, history, load_case(run, init), facts, places)
     return write_page(html, run_dir / REPORT_FILE)
 
 
@@ -86,7 +89,12 @@ def write_page(html: str, page: Path) -> Path:
 
 
 def render(
-    run: LoadedRun, content: dict[str, Any], history: History, case: Case, facts: dict[str, Any]
+    run: LoadedRun,
+    content: dict[str, Any],
+    history: History,
+    case: Case,
+    facts: dict[str, Any],
+    places: Sequence[Place] = (),
 ) -> str:
     """The page as HTML text.
 
@@ -96,12 +104,13 @@ def render(
         history: what happened in training.
         case: the forecast on the maps.
         facts: what `run.json` says of machine and versions.
+        places: further places whose attention is shown.
     """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
     scores = scores_from_json(content)
     board = score_board(scores)
     alphas = read_alphas(run.run_dir, run.config, history)
-    pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas)
+    pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas, places)
     stations = station_scores(run.run_dir, canvas)
     parts = {
         "config": run.config,

@@ -12,6 +12,7 @@ from aqtopo.config import RunConfig
 from aqtopo.evaluation.report.attention import Seen, attention_row, look
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import load_case
+from aqtopo.evaluation.report.places import Place
 from aqtopo.model.attention import ElevationAttention, Way, split_heads
 from aqtopo.model.dense_attention import PairAttention
 from aqtopo_kernels import elevation_attention
@@ -87,4 +88,7 @@ def test_a_model_without_the_bias_has_no_such_maps(
     tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
 ) -> None:
     run = load_run(save_untrained(tiny_config(model={"elevation_bias": False})))
-    assert look(run, load_case(run), Canvas(run.store.lat, run.store.lon)) is None
+    case, canvas = load_case(run), Canvas(run.store.lat, run.store.lon)
+    assert look(run, case, canvas) is None
+    with pytest.raises(ValueError, match="--place Lanzhou: tiny has no elevation bias"):
+        look(run, case, canvas, [Place("Lanzhou", 36.1, 103.8)])
