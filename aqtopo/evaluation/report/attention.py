@@ -24,6 +24,7 @@ from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference
 from aqtopo.evaluation.report.panels import Map
 from aqtopo.evaluation.report.places import Place, tokens_at
 from aqtopo.model.attention import ElevationAttention, Way
+from aqtopo.model.blocks import is_dense
 from aqtopo.model.dense_attention import PairAttention
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -132,8 +133,8 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
         lat, lon = _centre(run.store, token, run.config.model.patch)
         spot = canvas.place(lat, lon)
         assert spot is not None, "the token is on the grid"
-        hinders = (bias_row(attention, token, seen.way).mean(0) < 0).cpu().numpy()
-        without, biased = (f"{100 * row[hinders].sum():.0f} %" for row in rows[token])
+        loses = _where_it_hinders(attention, seen, token, rows[token])
+        without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
         maps = _maps(canvas, scale, difference, shares[token], name)
         return Gaze(name, spelled_place(lat, lon), spot, maps, (without, biased))
 
@@ -142,7 +143,7 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
         attention.heads,
         scale,
         difference,
-        _where_it_hinders(run.config.model),
+        _in_words(run.config.model),
     )
 
 
@@ -172,10 +173,18 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def _where_it_hinders(settings: ModelConfig) -> str:
-    """What the bias hinders, as it stands behind "goes to"."""
-    if settings.upwind_bias or settings.local_bias or settings.elevation_bias == "ridge":
-        return "places that the bias hinders"
+def _where_it_hinders(
+    attention: Biased, seen: Seen, token: int, rows_2N: FloatArray
+) -> npt.NDArray[np.bool_]:
+    """(N,) the ground that an elevation bias hinders; what loses by others, whose zero is arbitrary."""
+    hinders: npt.NDArray[np.bool_] = (bias_row(attention, token, seen.way)[0] < 0).cpu().numpy()
+    return np.less(rows_2N[1], rows_2N[0]) if isinstance(attention, PairAttention) else hinders
+
+
+def _in_words(settings: ModelConfig) -> str:
+    """What `_where_it_hinders` finds, as it stands behind "goes to"."""
+    if is_dense(settings):
+        return "places that lose by it"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 
 

@@ -73,7 +73,12 @@ def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "bias", [{"elevation_bias": "ridge"}, {"elevation_bias": False, "upwind_bias": True}]
+    "bias",
+    [
+        {"elevation_bias": "ridge"},
+        {"elevation_bias": False, "upwind_bias": True},
+        {"elevation_bias": False, "local_bias": "origin"},
+    ],
 )
 def test_biases_by_pairs_are_shown_too(
     tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path], bias: dict[str, Any]
@@ -81,7 +86,10 @@ def test_biases_by_pairs_are_shown_too(
     run = load_run(save_untrained(tiny_config(model=bias)))
     gazes = look(run, load_case(run), Canvas(run.store.lat, run.store.lon))
     assert gazes is not None
-    assert gazes.where == "places that the bias hinders"
+    assert gazes.where == "places that lose by it"
+    for gaze in gazes.gazes:
+        without, biased = (int(text.removesuffix(" %")) for text in gaze.hindered)
+        assert biased < without < 100
 
 
 def test_a_model_without_the_bias_has_no_such_maps(
