@@ -71,7 +71,8 @@ def loss_curve(history: History) -> Curve:
         _mark_best(axes, history)
         if losses.min() > 0:
             log_axis(axes)
-        axes.legend(frameon=False, loc="upper right")
+        # Above the axes: a loss may be anywhere in them.
+        figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9.5)
         return Curve(svg_uri(figure), _loss_alt(history))
 
 
