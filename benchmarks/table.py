@@ -22,6 +22,7 @@ NAMES = (
     "wind_order",
     "embedding",
     "train_step",
+    "ddp",
     "loader",
     "encodings",
     "resume",

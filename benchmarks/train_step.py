@@ -1,36 +1,23 @@
-"""A whole train step: forward, backward and AdamW of the published model, all physics on.
+"""A whole train step: forward, backward and AdamW of the published model, all physics on, by part.
 
-First the step of one process at 128 x 256 cells, a sample a step, by part. Then the same model on two
-smaller grids under this program's engine (DeepSpeed ZeRO-2) and under PyTorch's DistributedDataParallel, two
-processes each: samples/s, peak memory of a process, the step by part, and this program's figures as multiples
-of DDP's. What sharding costs hangs on the parameters, what it is a share of on the tokens too.
-
-On a GPU the first step is also taken in bfloat16, with TFLOP/s and their share of the maker's peak; the two
-processes have a GPU each.
+One process at 128 x 256 cells, a sample a step. On a GPU it is also taken in bfloat16, with TFLOP/s and their
+share of the maker's peak. Two processes are compared with PyTorch's own way in `benchmarks.ddp`.
 """
 
-import os
-import socket
-import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import closing
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
-from aqtopo.config import ModelConfig, RunConfig, load_config
-from aqtopo.model import AirQualityViT, Terrain, build_model
+from aqtopo.config import ModelConfig
+from aqtopo.model import AirQualityViT, Terrain
 from aqtopo.training.loss import squared_error
 from benchmarks.measure import (
     GEMM,
-    MIB,
     arguments,
     device,
     gpu_name,
@@ -41,15 +28,6 @@ from benchmarks.measure import (
     synchronize,
 )
 from benchmarks.peaks import arithmetic
-
-RANKS = 2
-CONFIG = Path("ds_configs/demo_cpu.json")
-PUBLISHED = {"dim": 768, "depth": 6, "heads": 8, "patch": 2}
-"""The model under test with two processes; the rest is as in the demo's configuration."""
-
-SMALL = {"dim": 128, "depth": 2, "heads": 4, "patch": 4}
-BUCKET_ELEMENTS = 60_000_000
-"""As in the configurations for clusters; the demo's buckets are cut to its own small model."""
 
 SEED = 7
 
@@ -162,119 +140,6 @@ def _gemm_flop_s(size: int, dtype: torch.dtype) -> float:
     return flop / paired({"product": work}, 5).median("product")
 
 
-def enough_gpus() -> bool:
-    """Whether every process gets a GPU of its own, or all run on the CPU: on a shared one both would wait."""
-    gpus = torch.cuda.device_count()
-    if device().type == "cpu" or gpus >= RANKS:
-        return True
-    print(f"No comparison with DDP: {RANKS} processes need a GPU each, and there is {gpus}.", file=sys.stderr)
-    return False
-
-
-def two_processes(grid: tuple[int, int], steps: int, model: dict[str, int]) -> list[dict[str, Any]]:
-    """This program's engine against DDP, both with two processes: each by part, and the ratios."""
-    found = {name: _run_ranks(name, grid, steps, model) for name in ("ddp", "engine")}
-    facts = {"ranks": RANKS, "grid": f"{grid[0]} x {grid[1]}"}
-    of_ddp = {name: found["engine"][name] / found["ddp"][name] for name in ("samples_per_s", "mib_a_rank")}
-    rows = [facts | {"program": name} | figures for name, figures in found.items()]
-    return [*rows, facts | {f"{name}_of_ddp": ratio for name, ratio in of_ddp.items()}]
-
-
-def _run_ranks(program: str, grid: tuple[int, int], steps: int, model: dict[str, int]) -> dict[str, float]:
-    """Samples/s of all ranks, the largest memory of one [MiB], and the slowest one's median step by part."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    results = multiprocessing.get_context("spawn").SimpleQueue()
-    multiprocessing.spawn(_rank, (program, grid, steps, model, port, results), nprocs=RANKS)
-    found = [results.get() for _ in range(RANKS)]
-    slowest = min((figures for figures, _ in found), key=lambda figures: figures["samples_per_s"])
-    return slowest | {"mib_a_rank": max(memory for _, memory in found) / MIB}
-
-
-def _rank(
-    rank: int,
-    program: str,
-    grid: tuple[int, int],
-    steps: int,
-    shape: dict[str, int],
-    port: int,
-    results: Any,
-) -> None:
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
-    torch.set_num_threads(1)
-    from aqtopo.training import distributed
-    from aqtopo.training.launch import read_launch
-
-    changes = [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
-    fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
-    fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
-    config = load_config(CONFIG, changes + [f"deepspeed.{field}" for field in fields])
-    where = distributed.connect(read_launch())
-    model = build_model(config, make_terrain(grid)).train()
-    batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
-    make_step = {"engine": _engine_step, "ddp": _ddp_step}[program]
-    timed: list[dict[str, float]] = []
-    memory = peak_bytes(lambda: timed.extend(_timed(make_step(config, model, where, batch), steps)))
-    median = sorted(timed, key=lambda parts: sum(parts.values()))[steps // 2]
-    results.put(({"samples_per_s": RANKS * config.micro_batch / sum(median.values())} | median, memory))
-    distributed.disconnect()
-
-
-def _timed(step: Callable[[Clock], None], steps: int) -> list[dict[str, float]]:
-    """Seconds by part of each step after the first, which makes the optimizer's state too."""
-    found = []
-    for _ in range(steps + 1):
-        clock = Clock()
-        step(clock)
-        found.append(dict(clock.seconds))
-    return found[1:]
-
-
-def _engine_step(
-    config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
-) -> Callable[[Clock], None]:
-    from aqtopo.training.engine import build_engine
-
-    engine = build_engine(config, model, RANKS, where)
-
-    def step(clock: Clock) -> None:
-        loss = _loss(engine, batch)
-        clock.mark("forward")
-        engine.backward(loss, scale_wrt_gas=False)
-        clock.mark("backward and reduction")
-        engine.step()
-        clock.mark("update")
-
-    return step
-
-
-def _ddp_step(
-    _: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
-) -> Callable[[Clock], None]:
-    replica = nn.parallel.DistributedDataParallel(model.to(where))
-    optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01)
-
-    def step(clock: Clock) -> None:
-        loss = _loss(replica, batch)
-        clock.mark("forward")
-        loss.backward()
-        clock.mark("backward and reduction")
-        torch.nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        clock.mark("update")
-
-    return step
-
-
-def _loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
-    *fields, targets = batch
-    prediction = network(*fields, [SEED] * len(targets))
-    return squared_error(prediction, targets, torch.ones_like(targets, dtype=torch.bool)) / targets.numel()
-
-
 def main() -> None:
     """Print the figures."""
     options = arguments(__doc__)
@@ -285,9 +150,6 @@ def main() -> None:
             rows += one_process((16, 32), 1, dtype, 1024, dim=96, heads=1, depth=2, regions=[4, 4])
         else:
             rows += one_process((128, 256), 2, dtype, 4096)
-    quick, full = [((32, 64), 3, SMALL)], [((32, 64), 7, PUBLISHED), ((64, 128), 5, PUBLISHED)]
-    if enough_gpus():
-        rows += [row for what in (quick if options.quick else full) for row in two_processes(*what)]
     report("train_step", rows, options)
 
 

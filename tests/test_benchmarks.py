@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
-from benchmarks import elevation_attention, train_step
+from benchmarks import ddp, elevation_attention, train_step
 from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
 from benchmarks.measure import MIB, Timings, paired, peak_bytes
 from benchmarks.peaks import arithmetic, traffic
@@ -107,9 +107,9 @@ def test_on_gpus_both_benchmarks_also_compute_in_bfloat16(monkeypatch: pytest.Mo
 def test_two_processes_never_share_a_gpu(
     gpus: int, enough: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_step, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(ddp, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert train_step.enough_gpus() is enough
+    assert ddp.enough_gpus() is enough
     assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
 
 
