@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -135,13 +135,18 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
-        **{name: version(name) for name in ("triton", "deepspeed") if find_spec(name)},
+        **{name: version_of(name) for name in ("triton", "deepspeed") if find_spec(name)},
         "python": platform.python_version(),
         "backend": str(backend_for(device())),
     }
     if gpu := gpu_name():
         facts["device"] = gpu
     return facts
+
+
+def version_of(module: str) -> str:
+    """Of the distribution that a module comes from: ROCm's Triton goes by another name than the module."""
+    return version(packages_distributions()[module][0])
 
 
 def _processor() -> str:

@@ -10,7 +10,7 @@ import torch
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
 from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
-from benchmarks.measure import MIB, Timings, paired, peak_bytes
+from benchmarks.measure import MIB, Timings, paired, peak_bytes, version_of
 from benchmarks.peaks import arithmetic, traffic
 from benchmarks.table import NAMES, README, section
 
@@ -35,6 +35,17 @@ def test_memory_is_the_peak_without_what_was_there_and_what_is_returned() -> Non
         return torch.stack([torch.ones(30 * MIB // 4), torch.ones(30 * MIB // 4)]).sum(0)
 
     assert 55 * MIB <= peak_bytes(work) <= 140 * MIB
+
+
+def test_a_module_s_version_is_that_of_its_distribution_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    about = tmp_path / "triton_for_rocm-3.7.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: triton-for-rocm\nVersion: 3.7.1\n")
+    (about / "top_level.txt").write_text("triton_like\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert version_of("triton_like") == "3.7.1"
 
 
 def test_a_section_has_a_table_for_each_set_of_columns() -> None:
