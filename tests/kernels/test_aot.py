@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 from aqtopo_kernels.aot.__main__ import main
+from aqtopo_kernels.aot.machine_code import read_amd
 
 pytestmark = pytest.mark.xdist_group("aot")  # one process compiles an architecture, once
 
@@ -154,6 +155,17 @@ for head_dim in (96, 48):
     same, other = (tuple(map(int, line.split())) for line in told.stdout.splitlines())
     assert same == (14, 0)
     assert other[1] >= 10
+
+
+@pytest.mark.parametrize(
+    ("lds_bytes", "warps", "occupancy"), [(16384, 4, 3), (32768, 4, 2), (36864, 8, 2), (36864, 2, 1)]
+)
+def test_occupancy_is_by_registers_or_by_lds_and_that_of_the_simds_that_work(
+    lds_bytes: int, warps: int, occupancy: int
+) -> None:
+    told = {"vgpr_count": 150, "agpr_count": 0, "vgpr_spill_count": 0, "sgpr_spill_count": 0}
+    assembly = "; Occupancy: 3\n" + "\n".join(f".{name}: {value}" for name, value in told.items())
+    assert read_amd(assembly, lds_bytes, warps).occupancy == occupancy
 
 
 @pytest.mark.parametrize(

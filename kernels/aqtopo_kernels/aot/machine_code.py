@@ -27,7 +27,7 @@ class MachineCode:
         agprs: those of them that only matrix instructions reach.
         vgpr_spills: vector registers written to memory; on NVIDIA, stores of spilled registers.
         sgpr_spills: scalar registers spilled.
-        occupancy: wavefronts a SIMD (warps a scheduler) by registers and by LDS, the smaller.
+        occupancy: wavefronts a SIMD (warps a scheduler) that has any, by registers and by LDS, the smaller.
         matrix_instructions: opcodes and counts in the whole kernel.
         loop: the inner loop, an instruction a line, without labels, directives, branches and barriers.
     """
@@ -49,7 +49,8 @@ def read_amd(assembly: str, lds_bytes: int, warps: int) -> MachineCode:
         assert match, f"no {pattern} in the assembly: the compiler's format has changed"
         return int(match[1])
 
-    by_lds = _LDS_BYTES // max(lds_bytes, 1) * warps // 4
+    # One program of two warps leaves SIMDs idle; those that work have a wavefront.
+    by_lds = max(_LDS_BYTES // max(lds_bytes, 1) * warps // 4, 1)
     return MachineCode(
         vgprs=number(r"\.vgpr_count:\s+(\d+)"),
         agprs=number(r"\.agpr_count:\s+(\d+)"),
