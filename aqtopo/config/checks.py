@@ -100,6 +100,10 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
                 f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
             )
             yield Problem(("model", option), getattr(model, option), allowed)
+    if model.local_heads is not None and model.local_heads > model.heads:
+        yield Problem(
+            ("model", "local_heads"), model.local_heads, f"must be at most model.heads = {model.heads}"
+        )
     if model.sector_embedding and not model.wind_order:
         allowed = "must be false without model.wind_order, which tells the sectors apart"
         yield Problem(("model", "sector_embedding"), True, allowed)

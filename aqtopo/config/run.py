@@ -140,6 +140,9 @@ class ModelConfig(Strict):
     """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
     from which its air has come in a time that it learns; only on maps of at most 1024 tokens."""
 
+    local_heads: Positive | None = None
+    """How many heads of each biased block have the local bias; null for all. The others see the whole map."""
+
     sector_embedding: bool = False
     """Position embeddings belong to places on the map, and a learnt one for every wind sector and place along
     the wind is added; false gives position embeddings to places along the wind alone."""

@@ -19,7 +19,8 @@ def locality(config: ModelConfig, squared_km2: npt.NDArray[np.float64] | None) -
     """A new preference for what is near, if the configuration asks for it."""
     if squared_km2 is None:
         return None
-    return Locality(config.heads, squared_km2, carried=config.local_bias == "origin")
+    heads = config.local_heads or config.heads
+    return Locality(heads, config.heads - heads, squared_km2, carried=config.local_bias == "origin")
 
 
 def pair_rises_km(

@@ -34,19 +34,21 @@ class Locality(nn.Module):
     the departure point (Staniforth and Cote 1991, Mon. Weather Rev. 119, 2206).
 
     Args:
-        heads: H.
+        heads: how many have it (h below).
+        free: how many further heads have not.
         squared_km2: (N, N) squared distances of patches, raster order [km2].
         carried: whether heads look upwind; otherwise around themselves.
 
     Attributes:
-        log_width: (H,) natural logarithm of the Gaussian's width [km].
-        travel: (H,) how long the air was on its way [d]; None where nothing is carried.
+        log_width: (h,) natural logarithm of the Gaussian's width [km].
+        travel: (h,) how long the air was on its way [d]; None where nothing is carried.
     """
 
     squared: Tensor  # (N, N) [km2]
 
-    def __init__(self, heads: int, squared_km2: npt.NDArray[np.float64], *, carried: bool) -> None:
+    def __init__(self, heads: int, free: int, squared_km2: npt.NDArray[np.float64], *, carried: bool) -> None:
         super().__init__()
+        self.free = free
         self.register_buffer("squared", torch.as_tensor(squared_km2, dtype=torch.float32), persistent=False)
         travel = torch.linspace(0.0, LONGEST_TRAVEL, heads)
         # Where the air was is the less certain, the longer ago; without wind, heads differ in their reach.
@@ -61,7 +63,9 @@ class Locality(nn.Module):
             assert way.drift is not None, "the model gives every block what the wind carries"
             carried = _placed(way.drift, rows_BN, way.stored)
             numerator = numerator - 2.0 * self.travel.view(1, -1, 1, 1) * carried
-        return -numerator * (0.5 * torch.exp(-2.0 * self.log_width)).view(1, -1, 1, 1)
+        bias_BhNN = -numerator * (0.5 * torch.exp(-2.0 * self.log_width)).view(1, -1, 1, 1)
+        # The heads that come last: (left, right, top, bottom, front, back) of the last three dimensions.
+        return functional.pad(bias_BhNN, (0, 0, 0, 0, 0, self.free))
 
 
 def nearest_km(squared_km2: npt.NDArray[np.float64]) -> float:

@@ -94,11 +94,18 @@ def test_attention_looks_where_the_air_was() -> None:
     speed = np.pi * 6371.0 / 180 / (0.5 * KM_A_DAY)
     wind = torch.tensor([speed, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 9)
     way = Way(drift=drift(wind, torch.as_tensor(ways_km(terrain, 1)), 1))
-    locality = Locality(3, squared_distances(terrain, 1), carried=True)
+    locality = Locality(3, 0, squared_distances(terrain, 1), carried=True)
     strongest = locality(None, way)[0, :, 6].argmax(-1)
     assert strongest.tolist() == [6, 5, 4]  # now, half a day ago, a day ago
-    near = Locality(3, squared_distances(terrain, 1), carried=False)
+    near = Locality(3, 0, squared_distances(terrain, 1), carried=False)
     assert near(None, Way())[0].argmax(-1).tolist() == [list(range(9))] * 3
+
+
+def test_further_heads_see_the_whole_map() -> None:
+    locality = Locality(1, 2, squared_distances(EQUATOR, 2), carried=False)
+    first, *others = locality(None, Way())[0]
+    assert first[0, 1] < -0.1
+    assert not any(other.any() for other in others)
 
 
 def test_the_order_of_the_tokens_moves_rows_and_keys(make_model: ModelMaker) -> None:
@@ -138,6 +145,7 @@ def test_the_dense_bias_is_that_of_the_kernel_in_every_block(make_model: ModelMa
         ({"local_bias": "near"}, {"local_bias": False}),
         ({"local_bias": "origin"}, {"local_bias": "near"}),
         ({"local_bias": "origin", "elevation_bias": False}, {"local_bias": "origin"}),
+        ({"local_bias": "origin", "local_heads": 1}, {"local_bias": "origin"}),
         ({"sector_embedding": True}, {"sector_embedding": False}),
     ],
 )
