@@ -5,6 +5,7 @@ OUT/configs/N.json          the configuration of training N, as `aqtopo train` t
 OUT/runs/VARIANT/seedS      its run directory
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def plan_ablation(
         also: variants beside the grid, see `variants`.
 
     Raises:
-        ValueError: a configuration is wrong, or there is no seed.
+        ValueError: a configuration is wrong, two variants are the same, or there is no seed.
     """
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: at least one training of each variant is needed.")
@@ -104,7 +105,23 @@ def plan_ablation(
             own = [*variant.overrides, f"training.seed={seed}", f"training.run_dir={place}"]
             config = load_config(config_path, [*overrides, *own])
             trials.append(Trial(len(trials), variant, seed, config))
+    _check_distinct(trials[: len(combinations)])
     return Ablation(out, base, factors, combinations, chosen, tuple(trials))
+
+
+def _check_distinct(trials: Sequence[Trial]) -> None:
+    """Refuse variants of one seed that differ in their spelling alone: a difference of nothing would be tested.
+
+    Raises:
+        ValueError: two of them are the same model, trained the same way.
+    """
+    for one, other in itertools.combinations(trials, 2):
+        if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
+            first, second = (
+                f"--also {trial.variant.label}" if trial.variant.also else trial.variant.label
+                for trial in (one, other)
+            )
+            raise ValueError(f"the variants {first} and {second} are the same. Leave one of them out.")
 
 
 def claim_folder(ablation: Ablation) -> None:

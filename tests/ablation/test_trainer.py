@@ -78,6 +78,21 @@ def test_what_differs_is_named(config_path: Path) -> None:
     assert not compare_starts(lead, store).same_order
 
 
+@pytest.mark.parametrize(
+    ("grid", "also"),
+    [
+        ("alpha=2,2.0", []),
+        ("wind_order", ["wind_order=false"]),
+        ("wind_order", ["elevation_bias=published"]),
+        ("wind_order", ["alpha=1", "alpha=1.0"]),
+    ],
+    ids=["levels", "the baseline", "the configuration's own", "beside the grid"],
+)
+def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, also: list[str]) -> None:
+    with pytest.raises(ValueError, match="are the same. Leave one of them out"):
+        plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_a_finished_one_is_left_alone(config_path: Path) -> None:
     ablation = plan(config_path, "wind_order")
