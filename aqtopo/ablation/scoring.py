@@ -3,15 +3,28 @@
 import threading
 
 from aqtopo.ablation.plan import Trial
-from aqtopo.checkpoint import load_run
+from aqtopo.checkpoint import best_tag, load_run
+from aqtopo.data import open_store
+from aqtopo.data.samples import sample_table
 from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.results import SCORES, write_results
+from aqtopo.evaluation.results import SCORES, read_table, write_results
 
 
 def is_scored(trial: Trial) -> bool:
-    """Whether the sums that results come from are there."""
-    return (trial.run_dir / f"{SCORES}.zarr").is_dir()
+    """Whether the sums that results come from are there, of the best state and the whole test split.
+
+    `aqtopo evaluate` may have put those of another state, of validation or of fewer days in their place.
+
+    Raises:
+        ValueError: what is there cannot be read.
+    """
+    if not (trial.run_dir / f"{SCORES}.zarr").is_dir():
+        return False
+    of, best = read_table(trial.run_dir, "by_day").attrs, best_tag(trial.run_dir)
+    due = sample_table(trial.config, open_store(trial.config.data.store).times, "test").times.size
+    found = of["split"], of["tag"], of["initialisations"]
+    return best is not None and found == ("test", best.name, due)
 
 
 class Scorer:
