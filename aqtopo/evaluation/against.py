@@ -9,6 +9,7 @@ from typing import NoReturn
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from pandas.errors import InvalidIndexError
 
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
@@ -77,8 +78,10 @@ def open_other(
         fields = fields.sel(lon=store.lon, method="nearest", tolerance=GRID_TOLERANCE_DEG)
     except KeyError:
         _refuse(path, f"is on another grid than {store.path}; bring it to that grid first")
+    except (ValueError, InvalidIndexError) as error:
+        _refuse(path, f"has an axis that values cannot be looked up on ({error})")
     fields = fields.transpose("init_time", "lead_time", "lat", "lon")
-    return OtherForecasts(_name(path), fields, fields["init_time"].values.astype("datetime64[h]"))
+    return OtherForecasts(_name(path), fields, _init_times(path, fields))
 
 
 def _open(path: Path) -> xr.Dataset:
@@ -101,14 +104,31 @@ def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str])
             _refuse(path, f"has {name} in {units!r}, and the run in {VARIABLES[name].units!r}")
 
 
+def _init_times(path: Path, fields: xr.Dataset) -> Hours:
+    """Initial times as whole hours, each of which is there once."""
+    given = fields["init_time"].values
+    if given.dtype.kind != "M":
+        _refuse(path, f"has initial times that are no times but {given.dtype} (units of CF are read)")
+    hours: Hours = given.astype("datetime64[h]")
+    if (odd := given[hours != given]).size:
+        _refuse(path, f"has the initial time {odd[0]}, between hours")
+    times, repeats = np.unique(hours, return_counts=True)
+    if (repeated := times[repeats > 1]).size:
+        _refuse(path, f"has more than one forecast from {repeated[0]}")
+    return hours
+
+
 def _hours(path: Path, fields: xr.Dataset) -> list[int]:
-    """Lead times as whole hours."""
+    """Lead times as whole hours, each of which is there once."""
     lead, units = fields["lead_time"], fields["lead_time"].attrs.get("units", "hours")
-    if lead.dtype.kind == "m":
-        return [int(hours) for hours in lead.values / np.timedelta64(1, "h")]
-    if units not in ("hours", "hour", "h"):
+    hours = lead.values / np.timedelta64(1, "h") if lead.dtype.kind == "m" else lead.values
+    if lead.dtype.kind != "m" and units not in ("hours", "hour", "h"):
         _refuse(path, f"has lead times in {units!r} instead of hours")
-    return [int(hours) for hours in lead.values]
+    if (odd := hours[hours != np.floor(hours)]).size:
+        _refuse(path, f"has the lead time of {odd[0]:g} h, between hours")
+    if np.unique(hours).size < hours.size:
+        _refuse(path, f"has a lead time twice ({', '.join(f'{hour:g}' for hour in hours)} h)")
+    return [int(hour) for hour in hours]
 
 
 def _name(path: Path) -> str:

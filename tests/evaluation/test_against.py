@@ -118,6 +118,24 @@ def test_its_files_leave_the_runs_own_scores_alone(
         (lambda d: d.isel(lat=slice(1, None)), "is on another grid"),
         (lambda d: d.isel(lead_time=slice(1, None)), r"lacks the lead time of 12 h \(it has 24, 48, 96 h\)"),
         (lambda d: d.drop_vars("init_time"), "lacks the coordinate init_time"),
+        (
+            lambda d: d.assign_coords(init_time=d["init_time"] + np.timedelta64(30, "m")),
+            "has the initial time 2018-01-02T00:30",
+        ),
+        (lambda d: d.isel(init_time=[0, 0, 1]), "has more than one forecast from 2018-01-02T00"),
+        (lambda d: d.assign_coords(init_time=[0, 1, 2]), "has initial times that are no times"),
+        (
+            lambda d: d.assign_coords(lead_time=("lead_time", [12.5, 24, 48, 96], d["lead_time"].attrs)),
+            "has the lead time of 12.5 h",
+        ),
+        (
+            lambda d: d.assign_coords(lead_time=("lead_time", [12, 12, 48, 96], d["lead_time"].attrs)),
+            "has a lead time twice",
+        ),
+        (
+            lambda d: d.isel(lat=[0, 0, 1, 2, 3, 4, 5, 6, 7]),
+            "has an axis that values cannot be looked up on",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
