@@ -28,7 +28,7 @@ from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import overall, scores_of, stratified
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
-from aqtopo.evaluation.stations import Stations, StationSums
+from aqtopo.evaluation.stations import Stations, StationSums, check_observed
 from aqtopo.evaluation.sums import Axes, ErrorSums
 from aqtopo.variables import VARIABLES
 
@@ -116,12 +116,15 @@ def evaluate(
         climatology: of the training years, where it is known from another run on the same data.
 
     Raises:
-        ValueError: the split or the training years have no data, or the store is damaged.
+        ValueError: the split or the training years have no data, stations or the other model have none for
+            the split, or the store is damaged.
         FloatingPointError: the model gives values that are not finite.
     """
     data, against = run.config.data, extras.against
     config = _with_stride(run.config, split, extras.every_hours)
     init_times = _init_times(run, config, split, against)
+    if extras.stations is not None:
+        check_observed(extras.stations, _valid_times(init_times, data.horizons))
     areas = areas_of(run.store, extras.regions)
     if climatology is None:
         climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
@@ -189,9 +192,15 @@ def _batch_size(run: LoadedRun) -> int:
     return max(1, TOKENS_AT_ONCE // run.config.tokens)
 
 
+def _valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
+    """(B, K) the times that are forecast."""
+    valid_times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
+    return valid_times
+
+
 def _cases(run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None) -> Cases:
     data = run.config.data
-    valid_times = batch.times[:, None] + np.array(data.horizons, dtype="timedelta64[h]")
+    valid_times = _valid_times(batch.times, data.horizons)
     forecasts = {
         MODEL: predict(run, batch),
         PERSISTENCE: persistence(run.store, data.targets, batch.times, len(data.horizons)),

@@ -13,12 +13,16 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.checkpoint.ranks import Ranks
-from aqtopo.data.schema import PLAUSIBLE_LEVEL
+from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
 from aqtopo.evaluation.sums import ERRORS, add_up, error_terms
+from aqtopo.variables import VARIABLES
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
+
+LOWEST_OBSERVED = -90.0
+"""[ug m-3] Instruments in clean air give values a little below zero; -99 and -999 stand for none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +106,7 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
             f"the stations {path} cannot be read: {error}. It must be a CSV with the columns "
             f"{', '.join(COLUMNS)}."
         ) from error
+    _check_whole(path, table)
     if (times != times.dt.floor("h")).any():
         odd = table["time"][times != times.dt.floor("h")].iloc[0]
         raise ValueError(f"{path} has the time {odd}, between hours; fields are hourly. Give hourly means.")
@@ -114,6 +119,18 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
             f"{', '.join(ignored) or 'none'}. Name them as the run does."
         )
     return kept, ignored
+
+
+def _check_whole(path: Path, table: pd.DataFrame) -> None:
+    """Refuse lines that lack more than their value, which says that nothing was measured.
+
+    Raises:
+        ValueError: a line has no id, place, time or pollutant.
+    """
+    for name in COLUMNS[:-1]:
+        if table[name].isna().any():
+            line = int(np.flatnonzero(table[name].isna())[0]) + 2  # the first is the head
+            raise ValueError(f"{path}, line {line} has no {name}. Fill it in, or take the line out.")
 
 
 def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -139,11 +156,19 @@ def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_level(path: Path, values: xr.DataArray) -> None:
-    """Refuse values whose size tells that they are in other units.
+    """Refuse values whose size tells that they are in other units, or stand for a missing one.
 
     Raises:
-        ValueError: the median is not believable.
+        ValueError: a value or the median is not believable.
     """
+    for name in values["pollutant"].values:
+        given = values.sel(pollutant=name).values
+        wrong = given[(given < LOWEST_OBSERVED) | (given > VARIABLES[name].valid_range[1])]
+        if wrong.size:
+            raise ValueError(
+                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which cannot be. Leave missing values "
+                "empty, and give the others in ug m-3."
+            )
     for name, (low, high) in PLAUSIBLE_LEVEL.items():
         if name in values["pollutant"].values:
             median = float(values.sel(pollutant=name).median())
@@ -152,6 +177,21 @@ def _check_level(path: Path, values: xr.DataArray) -> None:
                     f"{path} has a median {name} of {median:g}, outside {low:g} to {high:g} ug m-3. "
                     "Convert its values to ug m-3."
                 )
+
+
+def check_observed(stations: Stations, valid_times: Hours) -> None:
+    """Refuse observations of other days than those that are forecast.
+
+    Raises:
+        ValueError: no observation falls on one of `valid_times`, of any shape.
+    """
+    observed = stations.observed["time"].values
+    if not np.isin(observed, valid_times.astype("datetime64[ns]")).any():
+        raise ValueError(
+            f"the stations have values from {observed.min():.13} to {observed.max():.13}, and none at the times "
+            f"that are forecast, from {valid_times.min()} to {valid_times.max()} (UTC). Give values of that time, "
+            "or choose another --split."
+        )
 
 
 class StationSums:

@@ -130,6 +130,12 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
         (lambda t: pd.concat([t, t[:1]]), "more than one value of pm25 at the station 0101A"),
         (lambda t: t.assign(lat=np.arange(len(t)) / 100), "several positions for the station 0101A"),
         (lambda t: t.assign(lat=-30.0), "none of the 1 stations"),
+        (lambda t: t.assign(id=["", *t["id"][1:]]), "line 2 has no id"),
+        (lambda t: t.assign(time=[*t["time"][:3], ""]), "line 5 has no time"),
+        (lambda t: t.assign(lat=""), "line 2 has no lat"),
+        (lambda t: t.assign(pollutant=["pm25", "", "pm25", "pm25"]), "line 3 has no pollutant"),
+        (lambda t: t.assign(value=[-999.0, *t["value"][1:]]), "value of -999 ug m-3 for pm25"),
+        (lambda t: t.assign(value=np.inf), "value of inf ug m-3 for pm25"),
         (lambda t: t.assign(pollutant="co", value=1.2), r"median co of 1.2.*ug m-3"),
     ],
 )
@@ -141,6 +147,16 @@ def test_files_that_cannot_be_scored_are_refused(
     change(table.query("id == '0101A' and pollutant == 'pm25'")[:4]).to_csv(path, index=False)
     with pytest.raises(ValueError, match=message):
         read_stations(path, run.store, TARGET_VARIABLES)
+
+
+def test_observations_of_other_days_are_refused(run: LoadedRun, table: pd.DataFrame, tmp_path: Path) -> None:
+    path = tmp_path / "later.csv"
+    table[:1].assign(time="2019-06-01T00").to_csv(path, index=False)
+    later = read_stations(path, run.store, TARGET_VARIABLES)
+    with pytest.raises(
+        ValueError, match=r"values from 2019-06-01T00 to 2019-06-01T00, and none at the times"
+    ):
+        evaluate(run, extras=Extras(stations=later))
 
 
 def test_a_file_that_is_not_there_is_named(run: LoadedRun, tmp_path: Path) -> None:
