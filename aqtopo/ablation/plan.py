@@ -110,7 +110,7 @@ def plan_ablation(
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Refuse variants of one seed that differ in their spelling alone: a difference of nothing would be tested.
+    """Refuse variants of one seed that differ in nothing but spelling: their difference is 0 by itself.
 
     Raises:
         ValueError: two of them are the same model, trained the same way.

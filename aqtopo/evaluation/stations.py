@@ -166,8 +166,8 @@ def _check_level(path: Path, values: xr.DataArray) -> None:
         wrong = given[(given < LOWEST_OBSERVED) | (given > VARIABLES[name].valid_range[1])]
         if wrong.size:
             raise ValueError(
-                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which cannot be. Leave missing values "
-                "empty, and give the others in ug m-3."
+                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which cannot be. Leave missing "
+                "values empty, and give the others in ug m-3."
             )
     for name, (low, high) in PLAUSIBLE_LEVEL.items():
         if name in values["pollutant"].values:
@@ -188,9 +188,9 @@ def check_observed(stations: Stations, valid_times: Hours) -> None:
     observed = stations.observed["time"].values
     if not np.isin(observed, valid_times.astype("datetime64[ns]")).any():
         raise ValueError(
-            f"the stations have values from {observed.min():.13} to {observed.max():.13}, and none at the times "
-            f"that are forecast, from {valid_times.min()} to {valid_times.max()} (UTC). Give values of that time, "
-            "or choose another --split."
+            f"the stations have values from {observed.min():.13} to {observed.max():.13}, and none at the "
+            f"times that are forecast, from {valid_times.min()} to {valid_times.max()} (UTC). Give values of "
+            "that time, or choose another --split."
         )
 
 

@@ -89,7 +89,7 @@ def test_what_differs_is_named(config_path: Path) -> None:
     ids=["levels", "the baseline", "the configuration's own", "beside the grid"],
 )
 def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, also: list[str]) -> None:
-    with pytest.raises(ValueError, match="are the same. Leave one of them out"):
+    with pytest.raises(ValueError, match=r"are the same\. Leave one of them out"):
         plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
 
 

@@ -153,9 +153,7 @@ def test_observations_of_other_days_are_refused(run: LoadedRun, table: pd.DataFr
     path = tmp_path / "later.csv"
     table[:1].assign(time="2019-06-01T00").to_csv(path, index=False)
     later = read_stations(path, run.store, TARGET_VARIABLES)
-    with pytest.raises(
-        ValueError, match=r"values from 2019-06-01T00 to 2019-06-01T00, and none at the times"
-    ):
+    with pytest.raises(ValueError, match=r"values from 2019-06-01T00 to 2019-06-01T00, and none at the"):
         evaluate(run, extras=Extras(stations=later))
 
 
