@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 pytest.importorskip("triton")
+from triton import knobs
+
 from aqtopo_kernels.aot.__main__ import main
 from aqtopo_kernels.aot.machine_code import read_amd
 
@@ -186,6 +189,23 @@ def test_options_that_do_not_fit_are_refused(
         main(options.split())
     told = capsys.readouterr()
     assert message in told.err
+    assert not told.out
+
+
+def test_a_disk_that_fills_meanwhile_ends_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))  # and put back what it was
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(SystemExit, match="2"):
+            main(["--arch", "gfx90a", "--dtype", "bf16", "--out", str(tmp_path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr()
+    assert f"no room for what is compiled (File too large): it is written to {tmp_path}" in told.err
+    assert "Traceback" not in told.err
     assert not told.out
 
 

@@ -3,11 +3,12 @@
 # ruff: noqa: T201 - this is a command
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryFile, gettempdir
 
 from triton import knobs
 
@@ -42,7 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         knobs.cache.dir = str(options.out)
     if find_llvm_mca() is None and any(arch.startswith("gfx") for arch in options.arch):
         print("No llvm-mca (Debian: llvm-22): eff1 stays empty.", file=sys.stderr)
-    rows = _compile(options)
+    try:
+        rows = _compile(options)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f"{knobs.cache.dir} and, for NVIDIA, to {gettempdir()}"
+        parser.error(f"no room for what is compiled ({error.strerror}): it is written to {where}")
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -55,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
 _ADVICE = """Set TRITON_CACHE_DIR to a copy of {out} on each node, and no rank compiles at the start of a job.
 The cache's keys hash Triton itself: fill it inside the container that will run.
 It serves counts of tokens that divide by 16 and by the kernels' blocks where {tokens} does."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""The disk is full, the user's share of it is, or a file may not get so long."""
 
 
 def _parser() -> argparse.ArgumentParser:
