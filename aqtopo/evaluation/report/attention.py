@@ -53,7 +53,7 @@ class Gaze:
         place: where that is.
         spot: its drawing position, across and down.
         maps: without bias, with bias, and the difference.
-        hindered: share of the attention that goes where the bias hinders, without and with it, as text.
+        hindered: share of the attention that goes where `is_hindered`, without and with the bias, as text.
     """
 
     name: str
@@ -103,22 +103,26 @@ def bias_row(attention: Biased, token: int, way: Way) -> Tensor:
     with torch.no_grad():
         if isinstance(attention, PairAttention):
             return attention.bias(None, way)[0, :, token].float()
-        height_N = attention.height_bits.view(torch.float32)
-        rise_N = torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
-        return (-attention.alpha.float()[:, None] * rise_N).expand(attention.heads, -1)
+        return (-attention.alpha.float()[:, None] * _rises_km(attention, token)).expand(attention.heads, -1)
+
+
+def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
+    """(N,) what the bias makes of heights [km], keys in raster order: how far they rise above the token."""
+    height_N = attention.height_bits.view(torch.float32)
+    return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
 
 def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = ()) -> Gazes | None:
-    """Draw what some places of a case attend to; None for a model without a bias.
+    """Draw what some places of a case attend to; None without a bias in block 0.
 
     Raises:
-        ValueError: a place is wanted and not on the grid, or the model has no bias to show.
+        ValueError: a place is wanted and not on the grid, or its name is taken, or block 0 has no bias.
     """
     attention = run.model.get_submodule("blocks.0.attn")
     if not isinstance(attention, ElevationAttention | PairAttention):
         if wanted:
             raise ValueError(
-                f"--place {wanted[0].name}: {run.config.name} has no elevation bias, so there is nothing to "
+                f"--place {wanted[0].name}: block 0 of {run.config.name} has no bias, so there is nothing to "
                 "show of what a place attends to with it and without. Leave --place out."
             )
         return None
@@ -133,7 +137,7 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
         lat, lon = _centre(run.store, token, run.config.model.patch)
         spot = canvas.place(lat, lon)
         assert spot is not None, "the token is on the grid"
-        loses = _where_it_hinders(attention, seen, token, rows[token])
+        loses = is_hindered(attention, token, rows[token])
         without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
         maps = _maps(canvas, scale, difference, shares[token], name)
         return Gaze(name, spelled_place(lat, lon), spot, maps, (without, biased))
@@ -173,16 +177,19 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def _where_it_hinders(
-    attention: Biased, seen: Seen, token: int, rows_2N: FloatArray
-) -> npt.NDArray[np.bool_]:
-    """(N,) the ground that an elevation bias hinders; what loses by others, whose zero is arbitrary."""
-    hinders: npt.NDArray[np.bool_] = (bias_row(attention, token, seen.way)[0] < 0).cpu().numpy()
-    return np.less(rows_2N[1], rows_2N[0]) if isinstance(attention, PairAttention) else hinders
+def is_hindered(attention: Biased, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+    """(N,) the ground that an elevation bias is for hindering; what loses by one whose zero is arbitrary.
+
+    The ground is told by its height alone: training may have turned the strength's sign round.
+    """
+    hindered: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
+    if isinstance(attention, ElevationAttention):
+        hindered = (_rises_km(attention, token) > 0).cpu().numpy()
+    return hindered
 
 
 def _in_words(settings: ModelConfig) -> str:
-    """What `_where_it_hinders` finds, as it stands behind "goes to"."""
+    """What `is_hindered` finds, as it stands behind "goes to"."""
     if is_dense(settings):
         return "places that lose by it"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from aqtopo.evaluation.report.maps import Scale
-from aqtopo.evaluation.report.scoreboard import capitalised
+from aqtopo.evaluation.report.scoreboard import capitalised, plus, rounded
 from aqtopo.variables import VARIABLES
 
 PLAN_FILE = "ablation.json"
@@ -218,10 +218,7 @@ def _place(value: float, reach: float) -> float:
 
 
 def _signed(value: float | None) -> str:
-    if value is None:
-        return "n/a"
-    text = f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-    return "0.00" if text[1:] == "0.00" else text
+    return "n/a" if value is None else plus(rounded(value, 2))
 
 
 def _spread(values: list[float | None], decimals: int) -> str:

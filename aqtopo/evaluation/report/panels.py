@@ -9,7 +9,7 @@ import numpy.typing as npt
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
-from aqtopo.evaluation.report.scoreboard import capitalised, pretty_units, round_together
+from aqtopo.evaluation.report.scoreboard import capitalised, plus, pretty_units, round_together
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -142,4 +142,4 @@ def _mean_note(field: FloatArray, units: str, signed: bool = False) -> str:
         return "no data"
     mean = float(known.mean(dtype=np.float64))
     text = round_together((mean,))[0]
-    return f"mean {'+' if signed and mean > 0 else ''}{text} {pretty_units(units)}"
+    return f"mean {plus(text) if signed else text} {pretty_units(units)}"

@@ -48,11 +48,13 @@ def tokens_at(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place
         the scored area.
 
     Raises:
-        ValueError: a place that is wanted is not on the grid.
+        ValueError: a place that is wanted is not on the grid, or its name is taken.
     """
     store, patch = run.store, run.config.model.patch
     found = {"Most polluted": most_polluted_token(case, patch)}
     for place in wanted:
+        if place.name in found:
+            raise ValueError(f"--place {place.name}: the name is taken by another place. Choose another one.")
         if canvas.place(place.lat, place.lon) is None:
             raise ValueError(
                 f"--place {place.name}={place.lat:g},{place.lon:g} is not on the grid of {store.path} "

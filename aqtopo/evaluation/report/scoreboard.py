@@ -42,7 +42,7 @@ class Tint:
         """Skill with its sign, such as `+23 %`."""
         if not self.known:
             return "no data"
-        return f"{100 * self.skill:+.0f}\N{NO-BREAK SPACE}%".replace("-", "\N{MINUS SIGN}")
+        return f"{plus(rounded(100 * self.skill, 0))}\N{NO-BREAK SPACE}%"
 
     @property
     def strength(self) -> int:
@@ -94,7 +94,7 @@ class Line:
     def texts(self) -> tuple[str, ...]:
         """RMSE, mean absolute error and bias with the same decimals, the bias with its sign."""
         rmse, mae, bias = round_together((self.rmse, self.mae, self.bias))
-        return rmse, mae, f"+{bias}" if self.bias > 0.0 else bias
+        return rmse, mae, plus(bias)
 
 
 @dataclass(frozen=True)
@@ -179,10 +179,17 @@ def round_together(values: Sequence[float]) -> tuple[str, ...]:
     """Numbers to three figures of the largest, so that they can be compared at a glance."""
     largest = max((abs(value) for value in values if np.isfinite(value)), default=1.0)
     decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
-    return tuple(
-        f"{value:.{decimals}f}".replace("-", "\N{MINUS SIGN}") if np.isfinite(value) else "n/a"
-        for value in values
-    )
+    return tuple(rounded(value, decimals) if np.isfinite(value) else "n/a" for value in values)
+
+
+def rounded(value: float, decimals: int) -> str:
+    """A number as text; a zero to which it was rounded has no sign."""
+    return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def plus(text: str) -> str:
+    """A rounded number with its sign, also a positive one."""
+    return f"+{text}" if text.strip("0.")[:1].isdigit() else text
 
 
 def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> Cell:

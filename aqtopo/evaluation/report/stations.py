@@ -15,7 +15,7 @@ import xarray as xr
 from aqtopo.evaluation.cases import MODEL
 from aqtopo.evaluation.report.canvas import Canvas, spelled_place
 from aqtopo.evaluation.report.maps import Scale, difference_scale
-from aqtopo.evaluation.report.scoreboard import Tint, capitalised, pretty_units, round_together
+from aqtopo.evaluation.report.scoreboard import Tint, capitalised, plus, pretty_units, round_together
 from aqtopo.evaluation.results import SCORES, read_table
 from aqtopo.evaluation.scores import scores_of
 from aqtopo.variables import VARIABLES
@@ -211,4 +211,4 @@ def _row(station: xr.Dataset) -> StationRow:
 
 def _cell(skill: float, rmse: float, bias: float) -> tuple[Tint, str, str]:
     rmse_text, bias_text = round_together((rmse, bias))
-    return Tint(skill / 100.0), rmse_text, f"+{bias_text}" if bias > 0.0 else bias_text
+    return Tint(skill / 100.0), rmse_text, plus(bias_text)

@@ -9,7 +9,7 @@ import torch
 
 from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
-from aqtopo.evaluation.report.attention import Seen, attention_row, look
+from aqtopo.evaluation.report.attention import Seen, attention_row, is_hindered, look
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import load_case
 from aqtopo.evaluation.report.places import Place
@@ -57,6 +57,16 @@ def test_the_row_of_a_bias_by_pairs_is_that_of_the_model() -> None:
     torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], way=way)[0, 7])
 
 
+@pytest.mark.parametrize("alpha", [2.0, 0.0, -0.7])
+def test_higher_ground_is_told_by_the_heights_whatever_alpha_has_become(alpha: float) -> None:
+    height_m = np.array([500.0, 1000.0, 500.0, 0.0], np.float32)
+    attention = ElevationAttention(
+        16, 2, height_m, alpha=alpha, per_head=False, dropout=0.0, layer="blocks.0.attn"
+    )
+    found = is_hindered(attention, 0, np.ones((2, 4)))
+    assert found.tolist() == [False, True, False, False]
+
+
 def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None:
     run = load_run(untrained_run)
     lowest = np.where(run.store.static["mask"] > 0, -run.store.static["elevation"], np.nan)[None]
@@ -98,5 +108,5 @@ def test_a_model_without_the_bias_has_no_such_maps(
     run = load_run(save_untrained(tiny_config(model={"elevation_bias": False})))
     case, canvas = load_case(run), Canvas(run.store.lat, run.store.lon)
     assert look(run, case, canvas) is None
-    with pytest.raises(ValueError, match="--place Lanzhou: tiny has no elevation bias"):
+    with pytest.raises(ValueError, match="--place Lanzhou: block 0 of tiny has no bias"):
         look(run, case, canvas, [Place("Lanzhou", 36.1, 103.8)])

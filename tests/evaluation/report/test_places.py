@@ -33,6 +33,13 @@ def test_wanted_places_come_before_the_cities(run: LoadedRun) -> None:
     assert tokens["Lhasa"] == 4 * 8 - 1  # the place that was asked for, not the city
 
 
+@pytest.mark.parametrize("names", [("corner", "corner"), ("Most polluted",)])
+def test_a_name_that_is_taken_is_refused(run: LoadedRun, names: tuple[str, ...]) -> None:
+    canvas = Canvas(run.store.lat, run.store.lon)
+    with pytest.raises(ValueError, match=f"--place {names[0]}: the name is taken"):
+        tokens_at(run, load_case(run), canvas, [Place(name, 20.5, 78.1) for name in names])
+
+
 def test_a_place_off_the_grid_is_refused(run: LoadedRun) -> None:
     canvas = Canvas(run.store.lat, run.store.lon)
     with pytest.raises(ValueError, match=r"--place Paris=48\.9,2\.35 is not on the grid"):

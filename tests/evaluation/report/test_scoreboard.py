@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.evaluation.cases import FORECASTS
-from aqtopo.evaluation.report.scoreboard import pretty_units, round_together, score_board
+from aqtopo.evaluation.report.scoreboard import plus, pretty_units, round_together, score_board
 
 
 def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -> xr.Dataset:
@@ -25,7 +25,8 @@ def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -
     [
         (8.0, "better", "+20\N{NO-BREAK SPACE}%"),
         (13.0, "worse", "\N{MINUS SIGN}30\N{NO-BREAK SPACE}%"),
-        (9.97, "level", "+0\N{NO-BREAK SPACE}%"),
+        (9.97, "level", "0\N{NO-BREAK SPACE}%"),
+        (10.03, "level", "0\N{NO-BREAK SPACE}%"),
         (np.nan, "unknown", "no data"),
     ],
 )
@@ -33,6 +34,14 @@ def test_a_cell_compares_with_the_better_reference(model: float, verdict: str, p
     (row,) = score_board(scores(model)).rows
     (cell,) = row.cells
     assert (cell.rival, cell.verdict, cell.percent) == ("persistence", verdict, percent)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(-0.004, "0.00"), (0.004, "0.00"), (-0.5, "\N{MINUS SIGN}0.50"), (0.5, "+0.50")]
+)
+def test_a_zero_has_no_sign_also_where_it_was_rounded_to(value: float, text: str) -> None:
+    assert plus(round_together([value, 1.0])[0]) == text
+    assert plus(round_together([np.nan])[0]) == "n/a"
 
 
 def test_climatology_is_the_rival_where_it_is_better() -> None:
