@@ -72,6 +72,7 @@ def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
         "validation loss": f"{_number(state.val_loss)} (best {_number(state.best_val_loss)})",
         "learning rates": "  ".join(f"{group} {lr:.3e}" for group, lr in state.lrs.items()) or "-",
         "alpha [1/km]": "  ".join(_strengths(name, values) for name, values in state.alpha.items()) or "-",
+        **{name: "  ".join(f"{value:.3g}" for value in values) for name, values in state.preferences.items()},
         "samples/s": _number(state.samples_per_s),
         "time left": "-" if state.left_s is None else _duration(state.left_s),
         "resume": state.resume or "none",
@@ -81,7 +82,7 @@ def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(value))  # a log's brackets are no markup
+        table.add_row(Text(name), Text(value))  # brackets are no markup
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))

@@ -12,7 +12,7 @@ from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.training import distributed
-from aqtopo.training.barriers import barrier_strengths
+from aqtopo.training.barriers import barrier_strengths, preferences
 from aqtopo.training.engine import batch_fields
 from aqtopo.training.job import BatchJob
 from aqtopo.training.position import Progress, next_samples
@@ -137,6 +137,7 @@ class Run:
             "start",
             step=self.progress.step,
             alpha=barrier_strengths(self.engine),
+            preferences=preferences(self.engine),
             world_size=launch.size,
             **fields,
             total_steps=prepared.schedule.total_steps,
@@ -261,6 +262,7 @@ class Run:
             val_loss=val_loss,
             best=best,
             alpha=barrier_strengths(self.engine),
+            preferences=preferences(self.engine),
         )
         self._monitor({"Validation/loss": val_loss})
         self.log.say(

@@ -38,6 +38,7 @@ class RunState:
         best_val_loss: lowest so far.
         lrs: rate by group in the last step.
         alpha: barrier strengths [km-1] as last logged, by the parameter's name: one, or one a head.
+        preferences: what each head prefers as last logged, by block and quantity.
         samples_per_s: over all ranks, in the last step.
         left_s: time to the last step at the recent pace [s]; None where it is not known.
         resume: the line in which the last resume says what it verified.
@@ -55,6 +56,7 @@ class RunState:
     best_val_loss: float | None
     lrs: dict[str, float]
     alpha: dict[str, list[float]]
+    preferences: dict[str, list[float]]
     samples_per_s: float | None
     left_s: float | None
     resume: str | None
@@ -104,13 +106,19 @@ def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
         val_loss=validations[-1] if validations else None,
         best_val_loss=min(validations, default=None),
         lrs=last.get("lr", {}),
-        alpha=next((event["alpha"] for event in reversed(events) if "alpha" in event), {}),
+        alpha=_last_logged(events, "alpha"),
+        preferences=_last_logged(events, "preferences"),
         samples_per_s=last.get("samples_per_s"),
         left_s=None if seconds is None else (total - last["step"]) * seconds,
         resume=events[resumes[-1]]["line"] if resumes else None,
         resumed_loss=_first_losses(events[resumes[-1] :]) if resumes else None,
         error=_last_error(run_dir, _time(starts[-1]) if starts else None),
     )
+
+
+def _last_logged(events: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
+    """What training has learnt, by name; empty where it logged nothing of the kind."""
+    return next((event[key] for event in reversed(events) if key in event), {})
 
 
 def _state(events: Sequence[dict[str, Any]], seconds: float | None, now: datetime) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ def write_resumed_run(run_dir: Path, loss: float) -> Path:
     moment = "2026-11-22T02:00:00+00:00"
     events = [
         {"event": "start", "total_steps": 100, "alpha": {"blocks.0.attn.alpha": [1.987, 2.0151]}},
+        {"event": "validation", "val_loss": 0.5, "preferences": {"blocks.0 travel [h]": [0.0, 21.468]}},
         {"event": "resume", "line": "resume verified: [91/91] parameters"},
         {"event": "step", "step": 7, "train_loss": loss, "lr": {"head": 5e-5}, "samples_per_s": 12.0},
         {"event": "stop", "reason": "all epochs done"},
@@ -27,6 +29,7 @@ def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
     for text in ("ended: all epochs done", "7 of 100", "head 5.000e-05", "SUCCESS", "[91/91]"):
         assert text in result.stdout
     assert "blocks.0 1.987 to 2.015" in result.stdout
+    assert re.search(r"blocks\.0 travel \[h\] .*0  21\.5", result.stdout)
 
 
 def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:

@@ -105,9 +105,13 @@ def test_no_rank_compiles_or_leaves_shared_memory_behind(
 def test_patience_ends_the_run(tiny_config: TinyConfig, run_training: Callable[..., Any]) -> None:
     hopeless = settings(1, 2, validate_every=4, patience=2)
     hopeless["optimizer"] = {"base_lr": 1e-12}
+    hopeless["model"] |= {"local_bias": "origin"}
     finished = run_training(tiny_config(**hopeless), "alone")
     assert finished.code == 0, finished.output
     assert "no better val_loss in 2 validations" in finished.events("stop")[0]["reason"]
+    for event in (*finished.events("start"), *finished.events("validation")):
+        assert event["preferences"]["blocks.0 travel [h]"] == pytest.approx([0.0, 24.0], abs=1e-6)
+        assert all(width > 100 for width in event["preferences"]["blocks.0 width [km]"])
     assert len(finished.losses()) < 24
 
 

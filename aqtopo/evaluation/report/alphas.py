@@ -1,5 +1,9 @@
-"""What became of the barrier strength alpha: as training logged it, or as the saved states have it."""
+"""What became of alpha and of what heads prefer.
 
+As training logged it; alpha also as the saved states have it.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,3 +110,16 @@ def alpha_sentence(alphas: Alphas) -> str:
         end = f"{last[0]:.3f}" if len(last) == 1 else f"{last.min():.3f} to {last.max():.3f} by head"
         parts.append(f"{block} from {values[0, 0]:.3f} to {end}")
     return f"{'; '.join(parts)} km\N{SUPERSCRIPT MINUS}\N{SUPERSCRIPT ONE}, at step {alphas.steps[-1]:,}."
+
+
+def preference_rows(history: History) -> list[tuple[str, str, str]]:
+    """What the heads prefer, as logged: block and quantity, first and last values, a number a head."""
+    if not history.preferences:
+        return []
+    logged = list(history.preferences.values())
+    first, last = logged[0], logged[-1]
+    return [(name.replace("blocks.", "block "), _by_head(first[name]), _by_head(last[name])) for name in last]
+
+
+def _by_head(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.3g}" for value in values)

@@ -60,6 +60,7 @@ class History:
         starts: how many times training was started; above 1 the run was resumed.
         happenings: starts, resumes and ends, as they came.
         alphas: by step what training logged of alpha, by the parameter's name: one number, or one a head.
+        preferences: by step what training logged of the heads' preferences, by block and quantity.
     """
 
     steps: tuple[Step, ...]
@@ -67,6 +68,7 @@ class History:
     starts: int
     happenings: tuple[Happening, ...] = ()
     alphas: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    preferences: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
     def best(self) -> Validation | None:
@@ -90,6 +92,7 @@ def read_history(path: Path) -> History:
     starts = 0
     happenings: list[Happening] = []
     alphas: dict[int, dict[str, list[float]]] = {}
+    preferences: dict[int, dict[str, list[float]]] = {}
     for event in _events(path):
         if event["event"] == "step":
             steps[event["step"]] = _step(event)
@@ -99,6 +102,8 @@ def read_history(path: Path) -> History:
             starts += 1
         if event.get("alpha"):
             alphas[event["step"]] = event["alpha"]
+        if event.get("preferences"):
+            preferences[event["step"]] = event["preferences"]
         if event["event"] in _TOLD:
             happenings.append(Happening(_spoken(event.get("time")), event.get("step"), _told(event)))
     if not steps:
@@ -109,6 +114,7 @@ def read_history(path: Path) -> History:
         starts,
         tuple(happenings),
         dict(sorted(alphas.items())),
+        dict(sorted(preferences.items())),
     )
 
 

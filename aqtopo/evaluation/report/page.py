@@ -21,7 +21,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import REFERENCES
-from aqtopo.evaluation.report.alphas import alpha_curve, alpha_sentence, read_alphas
+from aqtopo.evaluation.report.alphas import alpha_curve, alpha_sentence, preference_rows, read_alphas
 from aqtopo.evaluation.report.attention import look
 from aqtopo.evaluation.report.breakdown import break_down
 from aqtopo.evaluation.report.canvas import Canvas
@@ -143,6 +143,7 @@ def render(
         "sharpness": sharpness(content.get("spectra", [])),
         "alpha": None if alphas is None else alpha_curve(alphas),
         "alpha_says": "" if alphas is None else alpha_sentence(alphas),
+        "preferences": preference_rows(history),
         "happenings": history.happenings,
         "learning": _learning(history),
         "splits": _splits(run.config, store),

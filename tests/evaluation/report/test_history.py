@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from aqtopo.evaluation.report.alphas import preference_rows
 from aqtopo.evaluation.report.history import read_history
 
 from .conftest import step_line, validation_line, write_metrics
@@ -45,6 +46,16 @@ def test_alpha_is_read_where_it_was_logged(tmp_path: Path) -> None:
     none = validation_line(1, 0.9) | {"alpha": {}}  # a model without the bias
     write_metrics(path, [start, one, none, validation_line(2, 0.8)])
     assert read_history(path).alphas == {0: {"blocks.0.attn.alpha": [2.0]}}
+
+
+def test_what_heads_prefer_is_told_from_its_first_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start = {"event": "start", "step": 0, "preferences": {"blocks.0 travel [h]": [0.0, 24.0]}}
+    later = validation_line(1, 0.9) | {"preferences": {"blocks.0 travel [h]": [0.25, 21.4681]}}
+    write_metrics(path, [start, step_line(1, 2.0), later])
+    assert preference_rows(read_history(path)) == [("block 0 travel [h]", "0, 24", "0.25, 21.5")]
+    write_metrics(path, [step_line(1, 2.0)])
+    assert preference_rows(read_history(path)) == []
 
 
 def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> None:

@@ -134,9 +134,10 @@ def test_an_older_page_survives_a_failure(finished_run: Path) -> None:
     assert (finished_run / "report.html").read_text() == "older"
 
 
-def test_a_run_that_was_resumed_says_so(finished_run: Path) -> None:
+def test_a_run_says_that_it_was_resumed_and_what_its_heads_prefer(finished_run: Path) -> None:
     path = finished_run / "metrics.jsonl"
-    path.write_text(json.dumps({"event": "start"}) + "\n" + path.read_text())
-    assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in write_report(
-        finished_run
-    ).read_text(encoding="utf-8")
+    start = {"event": "start", "step": 0, "preferences": {"blocks.0 width [km]": [150.0, 300.0]}}
+    path.write_text(json.dumps(start) + "\n" + path.read_text())
+    html = write_report(finished_run).read_text(encoding="utf-8")
+    assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in html
+    assert '<th scope="row">block 0 width [km]</th><td>150, 300</td>' in html
