@@ -84,7 +84,7 @@ class Program:
             port = probe.getsockname()[1]
         self._pipes, theirs = zip(*(multiprocessing.Pipe() for _ in range(RANKS)), strict=True)
         arguments = (name, grid, model, port, theirs)
-        self._processes = multiprocessing.spawn(_rank, arguments, nprocs=RANKS, join=False)
+        self._processes = multiprocessing.spawn(_rank, arguments, nprocs=RANKS, join=False, daemon=True)
         for pipe in theirs:
             pipe.close()  # so that the end of a process is seen
         self._steps: list[dict[str, float]] = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.multiprocessing as multiprocessing
 
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
@@ -57,7 +58,7 @@ def test_a_section_has_a_table_for_each_set_of_columns() -> None:
 
 def test_every_benchmark_has_a_section_in_the_readme() -> None:
     text = README.read_text()
-    for name in NAMES:
+    for name in (*NAMES, "vendor_kernels"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
 
 
@@ -122,6 +123,21 @@ def test_two_processes_never_share_a_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert ddp.enough_gpus() is enough
     assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
+
+
+def test_processes_end_with_the_one_that_started_them() -> None:
+    others = multiprocessing.active_children()
+    program = ddp.Program("ddp", (16, 32), ddp.SMALL)
+    children = [child for child in multiprocessing.active_children() if child not in others]
+    try:
+        # Python waits at its end for those that are no daemons, and they wait for a message.
+        assert [child.daemon for child in children] == [True] * ddp.RANKS
+    finally:
+        for child in children:
+            child.terminate()
+            child.join()
+    with pytest.raises(multiprocessing.ProcessExitedException):
+        program.step()
 
 
 @pytest.mark.slow
