@@ -100,6 +100,9 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
                 f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
             )
             yield Problem(("model", option), getattr(model, option), allowed)
+    if model.local_heads is not None and not model.local_bias:
+        allowed = "must be null without model.local_bias"
+        yield Problem(("model", "local_heads"), model.local_heads, allowed)
     if model.local_heads is not None and model.local_heads > model.heads:
         yield Problem(
             ("model", "local_heads"), model.local_heads, f"must be at most model.heads = {model.heads}"

@@ -181,6 +181,7 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
     ),
     ("model.bias_blocks", [0, 9], "must name blocks from 0 to"),
     ("model.bias_blocks", [1, 0], "ascending, each once"),
+    ("model.local_heads", 1, "must be null without model.local_bias"),
     ("model.dim", 66, "must be a multiple of 4 (model.heads)"),
     ("model.mlp_ratio", 1.01, "times model.dim = 64 must be whole"),
     (
