@@ -73,17 +73,25 @@ def brought(fields: Fields, wind: Fields, store: Store, pollutants: Sequence[int
 def squared_error(
     known: Fields, change: Fields, test: Fields, truth: Fields, cells: Fields
 ) -> tuple[float, float]:
-    """Of a regression for each cell, and of persistence; known (T, F, H, W), change (T, 6, H, W)."""
-    errs = persists = 0.0
+    """Of a regression for each cell, and of persistence, each summed over cells, times and pollutants.
+
+    Args:
+        known: (T, F, H, W) predictors of the times that are fitted.
+        change: (T, 6, H, W) what is to be told of them.
+        test: (S, F, H, W) predictors of the times that are scored.
+        truth: (S, 6, H, W) what came of these.
+        cells: (H, W) which cells are scored.
+    """
+    regression = persistence = 0.0
     for row, column in np.argwhere(cells):
         a, b = (part[:, :, row, column].astype(np.float64) for part in (known, test))
         weights = np.linalg.solve(
             a.T @ a + PENALTY * np.eye(a.shape[1]), a.T @ change[:, :, row, column].astype(np.float64)
         )
         here = truth[:, :, row, column]
-        errs += float(np.square(b @ weights - here).sum())
-        persists += float(np.square(here).sum())
-    return errs, persists
+        regression += float(np.square(b @ weights - here).sum())
+        persistence += float(np.square(here).sum())
+    return regression, persistence
 
 
 def samples(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -111,7 +119,9 @@ def shares(store: Store) -> Iterator[tuple[str, int, list[float]]]:
         ),
     }
     of_fitted, of_scored = samples(store)
-    known, test = (np.zeros((hours.size, 0, *fields.shape[2:]), np.float32) for hours in samples(store))
+    known, test = (
+        np.zeros((hours.size, 0, *fields.shape[2:]), np.float32) for hours in (of_fitted, of_scored)
+    )
     for name, make in makers.items():
         known, test = np.concatenate([known, make(of_fitted)], 1), np.concatenate([test, make(of_scored)], 1)
         errors = []
@@ -126,10 +136,15 @@ def main() -> None:
     """Print the table, a row a set of predictors."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("store", type=Path)
+    store = open_store(parser.parse_args().store)
+    if len(store.years) <= TRAINING_YEARS:
+        parser.error(
+            f"{store.path} has {len(store.years)} years: {TRAINING_YEARS} are fitted, another is scored"
+        )
     table = Table(title="Mean squared error in % of persistence's")
     for column in ("a cell is forecast from", "predictors", *(f"{hours} h" for hours in HORIZONS_H), "all"):
         table.add_column(column)
-    for name, predictors, found in shares(open_store(parser.parse_args().store)):
+    for name, predictors, found in shares(store):
         table.add_row(name, str(predictors), *(f"{share:.1f}" for share in found))
     Console(width=110).print(table)
 

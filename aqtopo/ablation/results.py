@@ -18,6 +18,7 @@ from aqtopo.checkpoint import load_run
 from aqtopo.evaluation.areas import WHOLE
 from aqtopo.evaluation.cases import MODEL
 from aqtopo.evaluation.results import read_table
+from aqtopo.model.attention import ALPHA
 
 VAL_LOSS = "val_loss"
 OVERALL = "all"
@@ -98,9 +99,7 @@ def _left_by(trial: Trial) -> xr.Dataset:
         ["area_kind", "units"], errors="ignore"
     )
     run = load_run(trial.run_dir)
-    alphas = [
-        values.mean().item() for name, values in run.model.state_dict().items() if name.endswith("attn.alpha")
-    ]
+    alphas = [values.mean().item() for name, values in run.model.state_dict().items() if name.endswith(ALPHA)]
     return by_day.assign(
         scale=("pollutant", run.normalization.stds(trial.config.data.targets).ravel().astype(np.float64)),
         val_loss=np.nan if run.tag.val_loss is None else run.tag.val_loss,

@@ -20,6 +20,9 @@ from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, 
 
 BY_TORCH = "PyTorch's scaled_dot_product_attention"
 
+ALPHA = ".attn.alpha"
+"""How the names of the barrier strengths end."""
+
 
 @dataclass(frozen=True)
 class Way:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-ALPHA = ".attn.alpha"
-"""How the names of the barrier strengths end."""
+from aqtopo.model.attention import ALPHA
 
 HOURS_A_DAY = 24.0
 

@@ -19,10 +19,10 @@ from aqtopo.config import RunConfig
 from aqtopo.evaluation.report.curves import CURVE_STYLE, GROUP_COLOURS, Curve, cycled, new_figure
 from aqtopo.evaluation.report.history import History
 from aqtopo.evaluation.report.images import svg_uri
+from aqtopo.model.attention import ALPHA
 
 FloatArray = npt.NDArray[np.float64]
 
-_ENDING = ".attn.alpha"
 _MOST_MARKERS = 40
 
 
@@ -65,14 +65,14 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
 
 
 def _spelled(name: str) -> str:
-    return name.removesuffix(_ENDING).replace("blocks.", "block ")
+    return name.removesuffix(ALPHA).replace("blocks.", "block ")
 
 
 def _read_state(folder: Path) -> dict[str, FloatArray]:
     """The strengths of one saved state, without reading its other weights."""
     try:
         with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
-            names = [name for name in weights.keys() if name.endswith(_ENDING)]  # noqa: SIM118
+            names = [name for name in weights.keys() if name.endswith(ALPHA)]  # noqa: SIM118
             return {name: weights.get_tensor(name).astype(np.float64) for name in names}
     except (OSError, SafetensorError) as error:
         raise ValueError(
