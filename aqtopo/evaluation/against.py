@@ -19,6 +19,8 @@ from aqtopo.variables import VARIABLES
 GRID_TOLERANCE_DEG = 1e-4
 """Coordinates kept in float32 differ by 1e-5 degrees."""
 
+DIMENSIONS = ("init_time", "lead_time", "lat", "lon")
+
 
 @dataclass(frozen=True, eq=False)
 class OtherForecasts:
@@ -67,6 +69,7 @@ def open_other(
     fields = dataset[list(pollutants)]
     if "init_time" not in fields.dims:
         fields = fields.expand_dims("init_time")
+    _check_dimensions(path, fields)
     leads = _hours(path, fields)
     absent = [hours for hours in horizons_h if hours not in leads]
     if absent:
@@ -80,7 +83,7 @@ def open_other(
         _refuse(path, f"is on another grid than {store.path}; bring it to that grid first")
     except (ValueError, InvalidIndexError) as error:
         _refuse(path, f"has an axis that values cannot be looked up on ({error})")
-    fields = fields.transpose("init_time", "lead_time", "lat", "lon")
+    fields = fields.transpose(*DIMENSIONS)
     return OtherForecasts(_name(path), fields, _init_times(path, fields))
 
 
@@ -92,7 +95,7 @@ def _open(path: Path) -> xr.Dataset:
 
 
 def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str]) -> None:
-    for axis in ("init_time", "lead_time", "lat", "lon"):
+    for axis in DIMENSIONS:
         if axis not in dataset.coords:
             _refuse(path, f"lacks the coordinate {axis}")
     absent = [name for name in pollutants if name not in dataset]
@@ -102,6 +105,15 @@ def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str])
         units = dataset[name].attrs.get("units")
         if units != VARIABLES[name].units:
             _refuse(path, f"has {name} in {units!r}, and the run in {VARIABLES[name].units!r}")
+
+
+def _check_dimensions(path: Path, fields: xr.Dataset) -> None:
+    absent = [name for name in DIMENSIONS if name not in fields.dims]
+    if absent:
+        _refuse(path, f"lacks the dimension {absent[0]}")
+    more = [str(name) for name in fields.dims if name not in DIMENSIONS]
+    if more:
+        _refuse(path, f"has fields along {', '.join(more)}, of which one must be chosen or a mean taken")
 
 
 def _init_times(path: Path, fields: xr.Dataset) -> Hours:

@@ -123,6 +123,8 @@ def test_its_files_leave_the_runs_own_scores_alone(
             "has the initial time 2018-01-02T00:30",
         ),
         (lambda d: d.isel(init_time=[0, 0, 1]), "has more than one forecast from 2018-01-02T00"),
+        (lambda d: d.expand_dims(member=2), "has fields along member, "),
+        (lambda d: d.isel(lon=0), "lacks the dimension lon"),
         (lambda d: d.assign_coords(init_time=[0, 1, 2]), "has initial times that are no times"),
         (
             lambda d: d.assign_coords(lead_time=("lead_time", [12.5, 24, 48, 96], d["lead_time"].attrs)),
