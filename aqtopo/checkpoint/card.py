@@ -27,6 +27,7 @@ from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import UNFINISHED, Tag
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, LoadedRun, load_run, load_weights
 from aqtopo.config import RunConfig
+from aqtopo.config.errors import describe
 from aqtopo.data.statistics import normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
@@ -130,7 +131,6 @@ def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
 
 def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, FileRecord]) -> Card:
     own = scores is not None and scores.get("tag") == run.tag.name
-    facts = run.run_dir / RUN_FILE
     return Card(
         name=run.config.name,
         description=run.config.description,
@@ -147,10 +147,27 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
         config=json.loads(run.config.to_json()),
         config_digest=run.config.digest,
-        trained_with=json.loads(facts.read_text()) if facts.is_file() else {},
+        trained_with=_trained_with(run.run_dir / RUN_FILE),
         exported_with={"commit": source_commit(), **package_versions()},
         files=files,
     )
+
+
+def _trained_with(path: Path) -> dict[str, Any]:
+    """What `run.json` says; nothing where a run has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not JSON ({error}). Take it from a backup, or move it away to export without it."
+        ) from error
+    return facts
 
 
 def _data_facts(config: RunConfig, store: Store) -> DataFacts:
@@ -213,7 +230,7 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
 def _load_export(folder: Path, store_path: Path | None) -> LoadedRun:
     card = read_card(folder)
     check_files(folder, card.files, ALONE)
-    config = RunConfig.model_validate(card.config)
+    config = _config_in(card, folder)
     static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
     store = _as_in_training(open_store(store_path or config.data.store), card, static)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
@@ -222,6 +239,20 @@ def _load_export(folder: Path, store_path: Path | None) -> LoadedRun:
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
     return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))
+
+
+def _config_in(card: Card, folder: Path) -> RunConfig:
+    """The configuration that the model was trained with.
+
+    Raises:
+        ValueError: this version knows no such configuration.
+    """
+    try:
+        return RunConfig.model_validate(card.config)
+    except ValidationError as error:
+        faults = describe(error, RunConfig, str(folder / CARD_FILE))
+        version = card.exported_with.get("aqtopo")
+        raise ValueError(f"{faults}\nThe model was exported by aqtopo {version}: use that version.") from None
 
 
 def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:

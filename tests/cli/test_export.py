@@ -165,6 +165,25 @@ def test_a_card_that_cannot_be_read_is_refused(aqtopo: Command, exported: Path, 
     assert "is not the card" in aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
 
 
+def test_a_card_of_settings_that_are_not_known_here_names_them(
+    aqtopo: Command, exported: Path, tmp_path: Path
+) -> None:
+    card = json.loads((exported / CARD_FILE).read_text())
+    card["config"]["model"]["sixth_sense"] = True
+    (exported / CARD_FILE).write_text(json.dumps(card))
+    ended = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT)
+    assert "model.sixth_sense" in ended.complaint
+    assert "use that version" in ended.complaint
+
+
+def test_damaged_facts_of_the_training_are_named(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
+    (untrained_run / "run.json").write_text("{")
+    assert "run.json is not JSON" in aqtopo("export", untrained_run, tmp_path / "model").complaint
+    assert not list(tmp_path.glob("model*"))
+
+
 def test_nothing_is_written_over_and_nothing_is_left(
     aqtopo: Command,
     tiny_config: Callable[..., RunConfig],
