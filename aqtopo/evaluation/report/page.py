@@ -109,7 +109,6 @@ def render(
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
     scores = scores_from_json(content)
     board = score_board(scores)
-    alphas = read_alphas(run.run_dir, run.config, history)
     pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas, places)
     stations = station_scores(run.run_dir, canvas)
     parts = {
@@ -135,25 +134,38 @@ def render(
         "stations": stations,
         "station_pollutants": _labels(stations.pollutants) if stations else [],
         "skill_scale": SKILL_SCALE,
-        "loss": loss_curve(history),
-        "lr": lr_curve(history),
         "breakdowns": break_down(content["strata"]),
         "references": REFERENCES,
         "alarms": alarms(content.get("exceedances", [])),
         "sharpness": sharpness(content.get("spectra", [])),
+        "version": importlib.metadata.version("aqtopo"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return template("page.html.jinja").render(parts | _of_learning(run, history) | _of_setup(run, facts))
+
+
+def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
+    """What the section on learning shows."""
+    alphas = read_alphas(run.run_dir, run.config, history)
+    return {
+        "loss": loss_curve(history),
+        "lr": lr_curve(history),
         "alpha": None if alphas is None else alpha_curve(alphas),
         "alpha_says": "" if alphas is None else alpha_sentence(alphas),
         "preferences": preference_rows(history),
         "happenings": history.happenings,
         "learning": _learning(history),
-        "splits": _splits(run.config, store),
+    }
+
+
+def _of_setup(run: LoadedRun, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the section on data and set-up shows; the configuration is the page's."""
+    return {
+        "splits": _splits(run.config, run.store),
         "sample_rule": _sample_rule(run.config),
         "facts": _run_facts(run, facts),
         "versions": [(name, version or "not installed") for name, version in facts["versions"].items()],
-        "version": importlib.metadata.version("aqtopo"),
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
-    return template("page.html.jinja").render(parts)
 
 
 def template(name: str) -> jinja2.Template:
