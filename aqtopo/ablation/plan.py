@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from aqtopo.ablation.factors import Factor, Variant, spelled, variants
 from aqtopo.checkpoint.files import write_durably
@@ -134,7 +133,7 @@ def claim_folder(ablation: Ablation) -> None:
     """
     path = ablation.out / ABLATION_FILE
     if path.is_file():
-        _check_same(json.loads(path.read_text(encoding="utf-8")), ablation)
+        _check_same(path, ablation)
     elif ablation.out.is_dir() and any(ablation.out.iterdir()):
         raise ValueError(f"{ablation.out} is not empty and holds no ablation. Choose another --out.")
     (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)
@@ -154,10 +153,17 @@ def _description(ablation: Ablation) -> dict[str, object]:
     }
 
 
-def _check_same(before: dict[str, Any], ablation: Ablation) -> None:
-    same_factors = [*before["factors"]] == [factor.path for factor in ablation.factors]
-    # Read as a configuration, not as text: what this aqtopo added since has its default.
-    if RunConfig.model_validate(before["config"]).digest != ablation.base.digest or not same_factors:
+def _check_same(path: Path, ablation: Ablation) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same_factors = [*before["factors"]] == [factor.path for factor in ablation.factors]
+        # Read as a configuration, not as text: what this aqtopo added since has its default.
+        same_config = RunConfig.model_validate(before["config"]).digest == ablation.base.digest
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path} is not what this aqtopo writes ({error}). Choose another --out, or remove {path.parent}."
+        ) from error
+    if not (same_config and same_factors):
         raise ValueError(
             f"{ablation.out} holds an ablation of another configuration, or of other factors. Choose another "
             "--out, or remove it."

@@ -93,6 +93,15 @@ def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, 
         plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", '{"factors": {}, "config": {"name": 1}}'])
+def test_a_damaged_description_is_named(config_path: Path, content: str) -> None:
+    ablation = plan(config_path, "wind_order")
+    claim_folder(ablation)
+    (ablation.out / "ablation.json").write_text(content)
+    with pytest.raises(ValueError, match=r"ablation\.json is not what this aqtopo writes"):
+        claim_folder(ablation)
+
+
 @pytest.mark.slow
 def test_a_killed_training_goes_on_and_a_finished_one_is_left_alone(config_path: Path) -> None:
     ablation = plan(config_path, "wind_order")
