@@ -19,7 +19,7 @@ help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make quick  the same without the slow tests"
-	@echo "make ablation  do wind order and elevation bias pay? two worlds, 33 trainings, results in runs/ablation"
+	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
 	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
 
 install: $(STAMP)

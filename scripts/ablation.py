@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 FACTORS = ("wind_order=true,false", "elevation_bias=published,false")
-UPHILL, ORIGIN = "elevation_bias=uphill", "local_bias=origin bias_blocks=[0,1,2]"
+UPHILL = "elevation_bias=uphill"
+# A head is left free: only from the whole map can a token tell the time of day.
+LOCAL = tuple(f"local_bias={form} local_heads=3 bias_blocks=[0,1,2]" for form in ("near", "origin"))
 ALSO = {
-    "ridges": (UPHILL, ORIGIN),
-    "flat": (ORIGIN,),  # without heights both directions of the elevation bias are the same
-    "inert": (UPHILL, ORIGIN),
+    "ridges": (UPHILL, *LOCAL),
+    "flat": LOCAL,  # without heights both directions of the elevation bias are the same
+    "inert": (UPHILL, *LOCAL),
 }
 WORLDS = ("ridges", "flat")
 CONFIG = "ds_configs/ablation_cpu.json"

@@ -27,7 +27,7 @@ def endless(tiny_config: TinyConfig, ranks: int = 2, **changes: Any) -> RunConfi
 
 def wait_for_steps(config: RunConfig, ranks: Sequence[Any]) -> None:
     metrics = Path(config.training.run_dir) / "metrics.jsonl"
-    while not (metrics.exists() and '"step"' in metrics.read_text()):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
         assert not any(rank.process.poll() for rank in ranks), [rank.finish() for rank in ranks]
         time.sleep(0.1)
 

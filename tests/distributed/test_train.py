@@ -129,7 +129,7 @@ def test_signal_to_one_rank_ends_all_at_the_same_step(
     ranks = start_ranks(config)
     metrics = Path(config.training.run_dir) / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"step"' in metrics.read_text()):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
         assert time.monotonic() < deadline, [rank.finish() for rank in ranks if rank.process.poll()]
         time.sleep(0.2)
     ranks[1].process.send_signal(number)
