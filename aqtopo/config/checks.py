@@ -88,18 +88,12 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
     if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
         allowed = f"must name blocks from 0 to {model.depth - 1}, ascending, each once"
         yield Problem(("model", "bias_blocks"), blocks, allowed)
-    dense = {
-        "elevation_bias": model.elevation_bias == "ridge",
-        "upwind_bias": model.upwind_bias,
-        "local_bias": bool(model.local_bias),
-    }
-    for option, is_dense in dense.items():
-        if is_dense and config.tokens > MOST_DENSE_TOKENS:
-            allowed = (
-                f"must be another for {config.tokens} tokens: it holds a number for each pair of "
-                f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
-            )
-            yield Problem(("model", option), getattr(model, option), allowed)
+    for option in model.dense_options if config.tokens > MOST_DENSE_TOKENS else ():
+        allowed = (
+            f"must be another for {config.tokens} tokens: it holds a number for each pair of "
+            f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
+        )
+        yield Problem(("model", option), getattr(model, option), allowed)
     if model.local_heads is not None and not model.local_bias:
         allowed = "must be null without model.local_bias"
         yield Problem(("model", "local_heads"), model.local_heads, allowed)

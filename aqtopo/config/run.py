@@ -166,6 +166,16 @@ class ModelConfig(Strict):
     """Compute each block's activations again in the backward pass, to save memory."""
 
     @property
+    def dense_options(self) -> tuple[str, ...]:
+        """The settings that make the biased blocks hold a number for each pair of tokens; empty for none."""
+        asked = {
+            "elevation_bias": self.elevation_bias == "ridge",
+            "upwind_bias": self.upwind_bias,
+            "local_bias": bool(self.local_bias),
+        }
+        return tuple(option for option, is_asked in asked.items() if is_asked)
+
+    @property
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.dim // self.heads

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from aqtopo.model.terrain import Terrain
 
@@ -95,8 +96,8 @@ def drift(wind_B2YX: Tensor, ways_km_2NN: Tensor, patch: int) -> Tensor:
     Returns:
         (B, N, N) [km2 d-1].
     """
-    mean_B2N = torch.nn.functional.avg_pool2d(wind_B2YX.to(ways_km_2NN.dtype), patch).flatten(2)
-    return torch.einsum("bci,cij->bij", KM_A_DAY * mean_B2N, ways_km_2NN)
+    wind_B2N = _patch_means(wind_B2YX, patch, ways_km_2NN.dtype)
+    return _along(KM_A_DAY * wind_B2N, ways_km_2NN)
 
 
 def unit_ways(patch_grid: tuple[int, int], *, latitude_ascending: bool) -> npt.NDArray[np.float32]:
@@ -124,7 +125,16 @@ def upwindness(wind_B2YX: Tensor, ways_2NN: Tensor, patch: int) -> Tensor:
     Returns:
         (B, N, N) in [-1, 1], scaled down where the wind at i is below `FRESH_WIND`.
     """
-    mean_B2N = torch.nn.functional.avg_pool2d(wind_B2YX.to(ways_2NN.dtype), patch).flatten(2)
-    speed_BN = mean_B2N.norm(dim=1)
-    counted_B2N = mean_B2N / torch.clamp(speed_BN, min=FRESH_WIND)[:, None]
-    return torch.einsum("bci,cij->bij", counted_B2N, ways_2NN)
+    wind_B2N = _patch_means(wind_B2YX, patch, ways_2NN.dtype)
+    speed_BN = wind_B2N.norm(dim=1)
+    return _along(wind_B2N / torch.clamp(speed_BN, min=FRESH_WIND)[:, None], ways_2NN)
+
+
+def _patch_means(wind_B2YX: Tensor, patch: int, dtype: torch.dtype) -> Tensor:
+    """(B, 2, N) the mean wind of each patch."""
+    return functional.avg_pool2d(wind_B2YX.to(dtype), patch).flatten(2)
+
+
+def _along(vectors_B2N: Tensor, ways_2NN: Tensor) -> Tensor:
+    """(B, N, N) each token's vector times the way to it from every other."""
+    return torch.einsum("bci,cij->bij", vectors_B2N, ways_2NN)

@@ -10,11 +10,6 @@ from aqtopo.model.block import Block
 from aqtopo.model.dense_attention import Locality, PairAttention
 
 
-def is_dense(config: ModelConfig) -> bool:
-    """Whether the biased blocks hold a number for each pair of tokens."""
-    return config.elevation_bias == "ridge" or config.upwind_bias or bool(config.local_bias)
-
-
 def locality(config: ModelConfig, squared_km2: npt.NDArray[np.float64] | None) -> Locality | None:
     """A new preference for what is near, if the configuration asks for it."""
     if squared_km2 is None:
@@ -29,7 +24,7 @@ def pair_rises_km(
     """(N, N) the barriers of a dense bias [km], see `PairAttention`; None without one."""
     if config.elevation_bias == "ridge":
         return ridge_rises_km(height_m, patch_grid)
-    if not (is_dense(config) and config.elevation_bias):
+    if not (config.dense_options and config.elevation_bias):
         return None
     climb = height_m[None, :] - height_m[:, None]  # from the query's height to the key's
     climb = climb if config.elevation_bias == "published" else -climb
@@ -48,7 +43,7 @@ def make_block(
     layer = f"blocks.{index}"
     attention: SelfAttention | ElevationAttention | PairAttention
     biased = index in config.bias_blocks
-    if biased and is_dense(config):
+    if biased and config.dense_options:
         attention = PairAttention(
             config.dim,
             config.heads,

@@ -24,7 +24,6 @@ from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference
 from aqtopo.evaluation.report.panels import Map
 from aqtopo.evaluation.report.places import Place, tokens_at
 from aqtopo.model.attention import ElevationAttention, Way
-from aqtopo.model.blocks import is_dense
 from aqtopo.model.dense_attention import PairAttention
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -190,7 +189,7 @@ def is_hindered(attention: Biased, token: int, rows_2N: FloatArray) -> npt.NDArr
 
 def _in_words(settings: ModelConfig) -> str:
     """What `is_hindered` finds, as it stands behind "goes to"."""
-    if is_dense(settings):
+    if settings.dense_options:
         return "places that lose by it"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 

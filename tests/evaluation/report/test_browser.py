@@ -27,6 +27,7 @@ const look = (frame, page) => ({{
   width: frame.contentWindow.innerWidth,
   contentWidth: page.documentElement.scrollWidth,
   blank: shown(page, "img").filter((image) => !image.naturalWidth).length,
+  sections: shown(page, "h2").map((heading) => heading.textContent),
   maps: shown(page, "#maps .map img").map((image) => image.alt),
   arrows: shown(page, "#maps .arrows").map((use) => use.getAttribute("href")),
   places: shown(page, "#attention h3").map((heading) => heading.textContent),
@@ -146,7 +147,8 @@ def test_the_page_works_at_two_widths(finished_run: Path, browser: Browser) -> N
 
 @pytest.mark.slow
 def test_the_page_of_an_ablation_works_at_two_widths(ablation: Path, browser: Browser) -> None:
-    _looks(browser, write_ablation_report(ablation), READ)
+    for (look,) in _looks(browser, write_ablation_report(ablation), READ):
+        assert look["sections"] == ["What changes", "Variants", "Learning", "Set-up"]
 
 
 @pytest.mark.slow
