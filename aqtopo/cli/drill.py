@@ -1,6 +1,7 @@
 """`aqtopo drill`: does this run, on this machine, survive being killed?"""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +27,7 @@ def drill(
     """Train, kill -9 random ranks at random moments, resume with others, compare with a run in peace."""
     from aqtopo.training.drill import drill as run_drill
 
+    _clear_up_in_silence()
     sizes = [int(world) for world in worlds.split(",")]
     result = run_drill(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
@@ -35,6 +37,12 @@ def drill(
         _print(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def _clear_up_in_silence() -> None:
+    """Killed ranks leave semaphores, which Python's tracker removes at the end; its warning is no news."""
+    given, silent = os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{given},{silent}" if given else silent
 
 
 def _print(result: "DrillResult") -> None:
