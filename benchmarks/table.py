@@ -17,6 +17,7 @@ README = Path(__file__).with_name("README.md")
 NAMES = (
     "elevation_attention",
     "error_spread",
+    "cpu_candidates",
     "compiled_kernels",
     "wind_gather",
     "wind_order",

@@ -8,9 +8,11 @@ attentions, which compute block by block in O(N) memory, and the only matrix is 
 The three are exact parts of one softmax, put together by their log-sum-exps; in the backward pass each gets
 the merged output and log-sum-exp, which is all that ties them.
 
-Two causal attentions, one for each half of the sorted score matrix, would do with fewer calls. But they
-spend 6% of their work on masked scores (N 8192), and in float32 their log-sum-exps hold alpha z of the
-whole terrain: alpha's gradient lost 7 times more digits than by the dense formula (alpha 5, heights to 9 km).
+Queries taken a chunk at a time against all keys, as plain matrix products, take twice the time from 4096
+tokens on (`benchmarks/cpu_candidates.py`). Two causal attentions, one for each half of the sorted score
+matrix, would do with fewer calls. But they spend 6% of their work on masked scores (N 8192), and in float32
+their log-sum-exps hold alpha z of the whole terrain: alpha's gradient lost 7 times more digits than by the
+dense formula (alpha 5, heights to 9 km).
 
 16-bit inputs are computed in float32, float64 in float64.
 
