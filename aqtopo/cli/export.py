@@ -13,9 +13,10 @@ def export(
 ) -> None:
     """Write weights, terrain and a model card; `aqtopo forecast OUT` works from it without DeepSpeed."""
     from aqtopo.checkpoint.card import export_model
-    from aqtopo.evaluation.score_file import SCORES_FILE, read_scores_json
+    from aqtopo.evaluation.score_file import SCORES_FILE, read_score_file
 
-    scores = read_scores_json(run_dir) if (run_dir / SCORES_FILE).is_file() else None
+    evaluated = (run_dir / SCORES_FILE).is_file()
+    scores = read_score_file(run_dir).model_dump(mode="json") if evaluated else None
     card = export_model(run_dir, tag, out, scores)
     scored = (
         "with its scores" if card.scores else "not evaluated: `aqtopo evaluate` it first to have scores in it"

@@ -16,16 +16,17 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.cases import MODEL
+from aqtopo.config.record import read_record
+from aqtopo.evaluation.cases import FORECASTS, REFERENCES
+from aqtopo.evaluation.score_record import Entry, Scores
 from aqtopo.evaluation.scores import count_wins
-from aqtopo.variables import VARIABLES
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 2
 
 _MEASURES = ("rmse", "mae", "bias", "acc")
 _COUNTS = ("count", "left_out")
-_NOT_ATTRIBUTES = ("format_version", "summary", "scores", "strata", "exceedances", "spectra")
+_NOT_ATTRIBUTES = {"format_version", "summary", "scores", "strata", "exceedances", "spectra"}
 
 
 def scores_as_json(
@@ -95,13 +96,10 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
+def scores_from_file(content: Scores) -> xr.Dataset:
     """The dataset that `scores_as_json` was given."""
-    head = {key: value for key, value in content.items() if key not in _NOT_ATTRIBUTES}
-    entries = {(entry["pollutant"], entry["horizon_h"]): entry for entry in content["scores"]}
+    entries = {(entry.pollutant, entry.horizon_h): entry for entry in content.scores}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
-    references = list(content["scores"][0]["skill"])
-    forecasts = [MODEL, *references]
 
     def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
         rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
@@ -110,25 +108,25 @@ def scores_from_json(content: dict[str, Any]) -> xr.Dataset:
     per_pair = ("pollutant", "horizon")
     return xr.Dataset(
         {
-            **{m: (("forecast", *per_pair), [array(name, m) for name in forecasts]) for m in _MEASURES},
-            "skill": (("reference", *per_pair), [array("skill", name) for name in references]),
+            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
             **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
         },
         coords={
-            "forecast": forecasts,
-            "reference": references,
+            "forecast": list(FORECASTS),
+            "reference": list(REFERENCES),
             "pollutant": pollutants,
-            "units": ("pollutant", [entries[name, horizons[0]]["units"] for name in pollutants]),
+            "units": ("pollutant", [entries[name, horizons[0]].units for name in pollutants]),
             "horizon": ("horizon", horizons, {"units": "hours"}),
         },
-        attrs=head,
+        attrs=content.model_dump(mode="json", exclude=_NOT_ATTRIBUTES),
     )
 
 
-def _dig(entry: dict[str, Any], keys: tuple[str, ...]) -> float:
+def _dig(entry: Entry, keys: tuple[str, ...]) -> float:
     value: Any = entry
     for key in keys:
-        value = value[key]
+        value = getattr(value, key)
     return math.nan if value is None else value
 
 
@@ -155,35 +153,17 @@ def read_scores(run_dir: Path) -> xr.Dataset:
     """A run's scores over all of the data.
 
     Raises:
-        ValueError: as `read_scores_json`.
+        ValueError: as `read_score_file`.
     """
-    return scores_from_json(read_scores_json(run_dir))
+    return scores_from_file(read_score_file(run_dir))
 
 
-def read_scores_json(run_dir: Path) -> dict[str, Any]:
+def read_score_file(run_dir: Path) -> Scores:
     """Read what a run's `scores.json` holds.
 
     Raises:
         ValueError: the run has none, or the file is not one that this version wrote.
     """
     path = run_dir / SCORES_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} is missing. Score the run with `aqtopo evaluate {run_dir}`.") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Run `aqtopo evaluate {run_dir}` again.") from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r}, and this aqtopo reads {FORMAT_VERSION}. "
-            f"Run `aqtopo evaluate {run_dir}` again."
-        )
-    assert isinstance(content, dict), "it has a format version"
-    unknown = {entry["pollutant"] for entry in content["scores"]} - VARIABLES.keys()
-    if unknown:
-        raise ValueError(
-            f"{path} has scores of pollutants that this aqtopo does not know: {', '.join(sorted(unknown))}. "
-            f"Run `aqtopo evaluate {run_dir}` again."
-        )
-    return content
+    again = " again" if path.exists() else ""
+    return read_record(path, Scores, f"Score the run{again} with `aqtopo evaluate {run_dir}`.")

@@ -42,9 +42,17 @@ def exported(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def write_made_scores(run_dir: Path, tag: str) -> None:
-    content = {"format_version": FORMAT_VERSION, "tag": tag, "scores": [{"pollutant": "pm25"}], "strata": {}}
-    (run_dir / SCORES_FILE).write_text(json.dumps(content))
+def write_made_scores(run_dir: Path, tag: str) -> dict[str, Any]:
+    """Scores of a state, invented; what the card should hold of them."""
+    measures = {"rmse": 1.0, "mae": 1.0, "bias": 0.5, "acc": None}
+    entry = {"pollutant": "pm25", "horizon_h": 12, "units": "ug m-3", "count": 9, "left_out": 0}
+    entry |= {"model": measures, "persistence": measures, "climatology": measures}
+    init = {"initialisations": 1, "first_init": "2018-01-01T00", "last_init": "2018-01-01T00"}
+    head = {"run": "tiny", "tag": tag, "split": "test", "years": [2018], "created": "2018-02-01", **init}
+    scores = [entry | {"skill": {"persistence": 0.0, "climatology": None}}]
+    content = {"format_version": FORMAT_VERSION, **head, "scores": scores, "exceedances": [], "spectra": []}
+    (run_dir / SCORES_FILE).write_text(json.dumps(content | {"strata": {"season": {"DJF": scores}}}))
+    return content
 
 
 def without_history(path: Path) -> xr.Dataset:
@@ -93,7 +101,7 @@ def test_nothing_in_it_is_a_pickle(exported: Path) -> None:
 
 def test_the_card_says_what_the_model_is(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
     run = load_run(untrained_run)
-    write_made_scores(untrained_run, run.tag.name)
+    scores = write_made_scores(untrained_run, run.tag.name)
     ended = aqtopo("export", untrained_run, tmp_path / "model", "--tag", "last")
     assert "with its scores" in ended.out
     card = json.loads((tmp_path / "model" / CARD_FILE).read_text())
@@ -106,11 +114,19 @@ def test_the_card_says_what_the_model_is(aqtopo: Command, untrained_run: Path, t
     assert card["config"] == json.loads(run.config.to_json())
     assert card["config_digest"] == run.config.digest
     assert {"aqtopo", "torch", "commit"} <= card["exported_with"].keys()
-    assert card["scores"] == {
-        "format_version": FORMAT_VERSION,
-        "tag": run.tag.name,
-        "scores": [{"pollutant": "pm25"}],
-    }
+    assert card["scores"] == scores
+
+
+def test_damaged_scores_are_named_and_nothing_is_exported(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
+    content = write_made_scores(untrained_run, "any")
+    del content["scores"][0]["skill"]
+    (untrained_run / SCORES_FILE).write_text(json.dumps(content))
+    complaint = aqtopo("export", untrained_run, tmp_path / "model").complaint
+    assert f"{untrained_run / SCORES_FILE}: scores[0].skill: missing" in complaint
+    assert f"Score the run again with `aqtopo evaluate {untrained_run}`." in complaint
+    assert not list(tmp_path.glob("model*"))
 
 
 def test_scores_of_another_state_stay_out(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:

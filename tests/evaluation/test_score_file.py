@@ -1,7 +1,10 @@
 """`scores.json`, written and read back."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,8 @@ from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.score_file import SCORES_FILE, read_scores, write_scores
 
 from .made import scores_of_batches
+
+Content = dict[str, Any]
 
 POLLUTANTS, HORIZONS_H = ("pm25", "co"), (12, 96)
 
@@ -27,7 +32,8 @@ def scores() -> xr.Dataset:
     made = scores_of_batches(batch, pollutants=POLLUTANTS, horizons_h=HORIZONS_H).assign_coords(
         units=("pollutant", ["ug m-3"] * 2)
     )
-    return made.assign_attrs(run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"})
+    head = {"initialisations": 3, "first_init": "2018-02-27T06", "last_init": "2018-02-28T12"}
+    return made.assign_attrs(run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"}, **head)
 
 
 def test_what_is_written_is_read_back(scores: xr.Dataset, tmp_path: Path) -> None:
@@ -74,19 +80,59 @@ def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: P
     }
 
 
+def damaged(content: Content, path: str, value: object = None) -> str:
+    """The file with another value at a path such as `scores.0.units`, or without that key."""
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = content
+    for part in way:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(content)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("damage", "message"),
     [
-        (None, "is missing. Score the run with `aqtopo evaluate"),
-        ("{", "is not JSON"),
-        ("[]", "format version None"),
-        ('{"format_version": 99}', "format version 99"),
-        ('{"format_version": 2, "scores": [{"pollutant": "smog"}]}', "does not know: smog"),
+        (lambda _: "{", "scores.json is not JSON"),
+        (lambda content: json.dumps(content)[:-40], "scores.json is not JSON"),
+        (lambda _: "[]", "does not hold one JSON object"),
+        (lambda _: "{}", "format_version: missing"),
+        (lambda content: damaged(content, "format_version", 99), "format_version = 99: must be 2"),
+        (lambda content: damaged(content, "tag"), "tag: missing"),
+        (lambda content: damaged(content, "last_init", "once"), 'last_init = "once": must be a time'),
+        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": this aqtopo does not know'),
+        (lambda content: damaged(content, "scores.0.model"), "scores[0].model: missing"),
+        (lambda content: damaged(content, "scores.0.model.rmse", "5"), 'scores[0].model.rmse = "5": must be'),
+        (lambda content: damaged(content, "scores.0.skill", [1]), "scores[0].skill = [1]: must be an object"),
+        (lambda content: damaged(content, "scores.0"), "scores = 3: must have every pollutant at every"),
+        (lambda content: damaged(content, "scores", []), "scores = []: must hold at least 1 item"),
+        (lambda content: damaged(content, "strata.season.DJF.0"), "strata.season.DJF = 3: must have every"),
     ],
 )
-def test_a_file_that_cannot_be_used_names_the_remedy(tmp_path: Path, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / SCORES_FILE).write_text(text)
-    with pytest.raises(ValueError, match=message) as caught:
+def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
+    scores: xr.Dataset, tmp_path: Path, damage: Callable[[Content], str], message: str
+) -> None:
+    path = write_scores(scores, tmp_path, {"season": scores.expand_dims(season=["DJF"])})
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_scores(tmp_path)
-    assert "aqtopo evaluate" in str(caught.value)
+    assert str(caught.value).endswith(f"Score the run again with `aqtopo evaluate {tmp_path}`.")
+
+
+def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tmp_path: Path) -> None:
+    record = {"pollutant": "pm25", "horizon": 12, "limit": 75.0, "hits": 1, "misses": 0, "false_alarms": 0}
+    path = write_scores(scores, tmp_path)
+    content = json.loads(path.read_text()) | {"exceedances": [{"forecast": "model", "csi": None, **record}]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="exceedances = 1: must have each of model, persistence, climatology"
+    ):
+        read_scores(tmp_path)
+
+
+def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scores\.json is missing\. Score the run with `aqtopo evaluate"):
+        read_scores(tmp_path)

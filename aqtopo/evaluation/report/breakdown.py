@@ -1,17 +1,15 @@
 """Skill where it can be told apart: by elevation band, region and season, against each reference."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from aqtopo.evaluation.cases import REFERENCES
 from aqtopo.evaluation.report.scoreboard import Tint, capitalised
+from aqtopo.evaluation.score_record import Entry
 from aqtopo.variables import VARIABLES
 
 STRATA = ("area", "season")
 """Those that the page shows; 24 hours would be a wall of figures."""
-
-Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Breakdown:
     groups: tuple[tuple[Place, ...], ...]
 
 
-def break_down(strata: Mapping[str, Mapping[str, list[Entry]]]) -> tuple[Breakdown, ...]:
+def break_down(strata: Mapping[str, Mapping[str, Sequence[Entry]]]) -> tuple[Breakdown, ...]:
     """A table for every pollutant; none where nothing was scored apart.
 
     Args:
@@ -45,7 +43,7 @@ def break_down(strata: Mapping[str, Mapping[str, list[Entry]]]) -> tuple[Breakdo
     if not known:
         return ()
     entries = next(iter(known[0].values()))
-    pollutants = dict.fromkeys(entry["pollutant"] for entry in entries)
+    pollutants = dict.fromkeys(entry.pollutant for entry in entries)
     return tuple(
         Breakdown(
             capitalised(VARIABLES[pollutant].long_name),
@@ -55,7 +53,7 @@ def break_down(strata: Mapping[str, Mapping[str, list[Entry]]]) -> tuple[Breakdo
     )
 
 
-def _place(label: str, entries: list[Entry], pollutant: str) -> Place:
-    rows = [entry for entry in entries if entry["pollutant"] == pollutant]
-    skills = [entry["skill"].get(name) for entry in rows for name in REFERENCES]
+def _place(label: str, entries: Sequence[Entry], pollutant: str) -> Place:
+    rows = [entry for entry in entries if entry.pollutant == pollutant]
+    skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
     return Place(label, tuple(Tint(float("nan") if skill is None else skill) for skill in skills))

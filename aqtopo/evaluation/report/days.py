@@ -1,14 +1,12 @@
 """Days above the limits and smoothness, as the page's tables show them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from aqtopo.evaluation.cases import FORECASTS, MODEL
 from aqtopo.evaluation.report.scoreboard import capitalised
+from aqtopo.evaluation.score_record import Exceedance, Spectrum
 from aqtopo.variables import VARIABLES
-
-Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,46 +38,46 @@ class Sharpness:
     short_waves: str
 
 
-def alarms(records: list[Record]) -> tuple[Alarms, ...]:
+def alarms(records: Iterable[Exceedance]) -> tuple[Alarms, ...]:
     """Lines for `exceedances` of `scores.json`; none where nothing came or was forecast."""
-    by_pair: dict[tuple[str, int], dict[str, Record]] = {}
+    by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
     for record in records:
-        by_pair.setdefault((record["pollutant"], record["horizon"]), {})[record["forecast"]] = record
+        by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
     return tuple(_alarms(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
 
 
-def sharpness(records: list[Record]) -> tuple[Sharpness, ...]:
+def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
     """Lines for the model in `spectra` of `scores.json`."""
     return tuple(
         Sharpness(
             _label(record),
-            record["horizon"],
-            _text(record["resolved_km"], ".0f"),
-            _text(record["short_waves"], ".2f"),
+            record.horizon,
+            _text(record.resolved_km, ".0f"),
+            _text(record.short_waves, ".2f"),
         )
-        for record in sorted(records, key=lambda each: list(VARIABLES).index(each["pollutant"]))
-        if record["forecast"] == MODEL
+        for record in sorted(records, key=lambda each: list(VARIABLES).index(each.pollutant))
+        if record.forecast == MODEL
     )
 
 
-def _alarms(forecasts: dict[str, Record]) -> Alarms:
+def _alarms(forecasts: dict[str, Exceedance]) -> Alarms:
     model = forecasts[MODEL]
-    known = [forecasts[name]["csi"] for name in FORECASTS if forecasts[name]["csi"] is not None]
+    known = [csi for name in FORECASTS if (csi := forecasts[name].csi) is not None]
     return Alarms(
-        f"{_label(model)} above {model['limit']:.0f}",
-        model["horizon"],
-        tuple(f"{model[name]:,}" for name in ("hits", "misses", "false_alarms")),
-        tuple(_text(forecasts[name]["csi"], ".2f") for name in FORECASTS),
-        model["csi"] is not None and model["csi"] >= max(known),
+        f"{_label(model)} above {model.limit:.0f}",
+        model.horizon,
+        tuple(f"{number:,}" for number in (model.hits, model.misses, model.false_alarms)),
+        tuple(_text(forecasts[name].csi, ".2f") for name in FORECASTS),
+        model.csi is not None and model.csi >= max(known),
     )
 
 
-def _events(record: Record) -> int:
-    return int(record["hits"] + record["misses"] + record["false_alarms"])
+def _events(record: Exceedance) -> int:
+    return record.hits + record.misses + record.false_alarms
 
 
-def _label(record: Record) -> str:
-    return capitalised(VARIABLES[record["pollutant"]].long_name)
+def _label(record: Exceedance | Spectrum) -> str:
+    return capitalised(VARIABLES[record.pollutant].long_name)
 
 
 def _text(value: float | None, form: str) -> str:

@@ -35,7 +35,8 @@ from aqtopo.evaluation.report.scoreboard import Scoreboard, score_board
 from aqtopo.evaluation.report.stations import SKILL_SCALE, StationPollutant, station_scores
 from aqtopo.evaluation.report.terrain import CONTOUR_LEVELS_M, draw_terrain
 from aqtopo.evaluation.report.wind import draw_wind
-from aqtopo.evaluation.score_file import read_scores_json, scores_from_json
+from aqtopo.evaluation.score_file import read_score_file, scores_from_file
+from aqtopo.evaluation.score_record import Scores
 from aqtopo.evaluation.table import summary
 
 REPORT_FILE = "report.html"
@@ -72,9 +73,9 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
         ValueError: the run lacks what the page shows (the message names the command that makes it), or `init`
             cannot be forecast from and verified, or a place is not on the grid.
     """
-    scores = read_scores_json(run_dir)
+    scores = read_score_file(run_dir)
     history = read_history(run_dir / "metrics.jsonl")
-    run = load_run(run_dir, str(scores["tag"]))
+    run = load_run(run_dir, scores.tag)
     facts = _read_facts(run_dir / "run.json")
     html = render(run, scores, history, load_case(run, init), facts, places)
     return write_page(html, run_dir / REPORT_FILE)
@@ -90,7 +91,7 @@ def write_page(html: str, page: Path) -> Path:
 
 def render(
     run: LoadedRun,
-    content: dict[str, Any],
+    content: Scores,
     history: History,
     case: Case,
     facts: dict[str, Any],
@@ -107,7 +108,7 @@ def render(
         places: further places whose attention is shown.
     """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
-    scores = scores_from_json(content)
+    scores = scores_from_file(content)
     board = score_board(scores)
     pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas, places)
     stations = station_scores(run.run_dir, canvas)
@@ -117,9 +118,9 @@ def render(
         "simulated": store.simulated,
         "board": board,
         "summary": summary(scores),
-        "scored_on": f"the {scores.attrs['split']} period {_listed(scores.attrs['years'])}",
-        "seen": _SEEN[scores.attrs["split"]],
-        "starts": _starts(scores.attrs),
+        "scored_on": f"the {content.split} period {_listed(content.years)}",
+        "seen": _SEEN[content.split],
+        "starts": _starts(content),
         "numbers": _numbers(run, board, history),
         "canvas": canvas,
         "terrain": draw_terrain(canvas, store.static["elevation"], store.static["mask"]),
@@ -134,10 +135,10 @@ def render(
         "stations": stations,
         "station_pollutants": _labels(stations.pollutants) if stations else [],
         "skill_scale": SKILL_SCALE,
-        "breakdowns": break_down(content["strata"]),
+        "breakdowns": break_down(content.strata),
         "references": REFERENCES,
-        "alarms": alarms(content.get("exceedances", [])),
-        "sharpness": sharpness(content.get("spectra", [])),
+        "alarms": alarms(content.exceedances),
+        "sharpness": sharpness(content.spectra),
         "version": importlib.metadata.version("aqtopo"),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -211,10 +212,10 @@ def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[
     ]
 
 
-def _starts(head: dict[Any, Any]) -> str:
+def _starts(content: Scores) -> str:
     """How many forecasts the scores are made of."""
-    first, last = (spoken_time(np.datetime64(head[key])) for key in ("first_init", "last_init"))
-    return f"{head['initialisations']:,} forecasts, started from {first} to {last}."
+    first, last = (spoken_time(np.datetime64(time)) for time in (content.first_init, content.last_init))
+    return f"{content.initialisations:,} forecasts, started from {first} to {last}."
 
 
 def _learning(history: History) -> str:

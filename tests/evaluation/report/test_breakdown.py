@@ -1,10 +1,10 @@
-from typing import Any
-
 from aqtopo.evaluation.report.breakdown import break_down
+from aqtopo.evaluation.score_record import Entry, Skill
 
 
-def entry(pollutant: str, persistence: float | None, climatology: float | None) -> dict[str, Any]:
-    return {"pollutant": pollutant, "skill": {"persistence": persistence, "climatology": climatology}}
+def entry(pollutant: str, persistence: float | None, climatology: float | None) -> Entry:
+    skill = Skill(persistence=persistence, climatology=climatology)
+    return Entry.model_construct(pollutant=pollutant, skill=skill)
 
 
 def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:

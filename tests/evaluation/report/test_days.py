@@ -1,14 +1,21 @@
-from typing import Any
-
 from aqtopo.evaluation.report.days import alarms, sharpness
+from aqtopo.evaluation.score_record import Exceedance, Spectrum
 
 
-def exceedance(forecast: str, hits: int, csi: float | None) -> dict[str, Any]:
-    pair = {"pollutant": "pm25", "horizon": 12, "limit": 75.0}
-    return {"forecast": forecast, **pair, "hits": hits, "misses": 0, "false_alarms": 0, "csi": csi}
+def exceedance(forecast: str, hits: int, csi: float | None) -> Exceedance:
+    return Exceedance(
+        forecast=forecast,
+        pollutant="pm25",
+        horizon=12,
+        limit=75.0,
+        hits=hits,
+        misses=0,
+        false_alarms=0,
+        csi=csi,
+    )
 
 
-def three(hits: int, model: float | None) -> list[dict[str, Any]]:
+def three(hits: int, model: float | None) -> list[Exceedance]:
     return [
         exceedance("model", hits, model),
         exceedance("persistence", hits, 0.5),
@@ -29,7 +36,7 @@ def test_a_limit_that_nothing_came_near_has_no_line() -> None:
 
 def test_sharpness_is_that_of_the_model() -> None:
     records = [
-        {"forecast": name, "pollutant": "o3", "horizon": 24, "resolved_km": 222.4, "short_waves": None}
+        Spectrum(forecast=name, pollutant="o3", horizon=24, resolved_km=222.4, short_waves=None)
         for name in ("climatology", "model")
     ]
     (line,) = sharpness(records)

@@ -1,0 +1,52 @@
+"""JSON files that aqtopo writes and reads again, and that people may have edited or cut short in between."""
+
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ConfigDict, ValidationError
+
+from aqtopo.config.errors import describe
+from aqtopo.config.strict import Strict
+
+MOST_FAULTS = 3
+"""Faults that a message names: a key that is lost in one entry is often lost in all."""
+
+
+class Record(Strict):
+    """Base of what such a file holds: exact types, no NaN; keys that this version does not know are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Strict)
+
+
+def read_record(path: Path, model: type[AnyRecord], remedy: str) -> AnyRecord:
+    """Read and check a file.
+
+    Args:
+        path: the file.
+        model: what it must hold.
+        remedy: what to do where it does not, as whole sentences.
+
+    Raises:
+        ValueError: there is no such file, or it is not what `model` says: its first faults, then the remedy.
+    """
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{path} is missing. {remedy}") from None
+    except ValidationError as error:
+        raise ValueError(f"{_faults(error, model, path)}\n{remedy}") from None
+
+
+def _faults(error: ValidationError, model: type[Strict], path: Path) -> str:
+    """The first faults, a line each."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return f"{path} is not JSON ({first['ctx']['error']})."
+    if not first["loc"]:
+        return f"{path} does not hold one JSON object."
+    faults = describe(error, model, str(path)).splitlines()
+    more = len(faults) - MOST_FAULTS
+    return "\n".join([*faults[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else [])])
