@@ -18,31 +18,29 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
 from aqtopo.checkpoint.tags import UNFINISHED, Tag
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, LoadedRun, load_run, load_weights
 from aqtopo.config import RunConfig
 from aqtopo.config.errors import describe
+from aqtopo.config.record import read_record
+from aqtopo.config.strict import Strict
 from aqtopo.data.statistics import normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 
 CARD_FILE = "card.json"
 STATIC_FILE = "static.safetensors"
-RUN_FILE = "run.json"
 GRID_TOLERANCE_DEG = 1e-4
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DataFacts(_Part):
+class DataFacts(Strict):
     """What the model was trained on."""
 
     source: str
@@ -59,7 +57,7 @@ class DataFacts(_Part):
     """Degrees east."""
 
 
-class NormalizationFacts(_Part):
+class NormalizationFacts(Strict):
     """What inputs are normalised with, by variable, in its units."""
 
     kind: str
@@ -68,7 +66,7 @@ class NormalizationFacts(_Part):
     std: dict[str, float]
 
 
-class Card(_Part):
+class Card(Strict):
     """What `card.json` holds."""
 
     format_version: Literal[1] = 1
@@ -147,27 +145,21 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
         config=json.loads(run.config.to_json()),
         config_digest=run.config.digest,
-        trained_with=_trained_with(run.run_dir / RUN_FILE),
+        trained_with=_trained_with(run.run_dir),
         exported_with={"commit": source_commit(), **package_versions()},
         files=files,
     )
 
 
-def _trained_with(path: Path) -> dict[str, Any]:
+def _trained_with(run_dir: Path) -> dict[str, Any]:
     """What `run.json` says; nothing where a run has none.
 
     Raises:
         ValueError: it is damaged.
     """
-    if not path.is_file():
+    if not (run_dir / RUN_FILE).exists():
         return {}
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}). Take it from a backup, or move it away to export without it."
-        ) from error
-    return facts
+    return read_run_file(run_dir).model_dump(mode="json", exclude_unset=True)
 
 
 def _data_facts(config: RunConfig, store: Store) -> DataFacts:
@@ -195,13 +187,7 @@ def read_card(folder: Path) -> Card:
     Raises:
         ValueError: it is missing or not one that this version wrote.
     """
-    try:
-        return Card.model_validate_json((folder / CARD_FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ValueError(
-            f"{folder / CARD_FILE} is not the card of an exported model: {error}. Export the model again "
-            "with `aqtopo export`."
-        ) from error
+    return read_record(folder / CARD_FILE, Card, "Export the model again with `aqtopo export`.")
 
 
 def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:

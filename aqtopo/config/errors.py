@@ -134,11 +134,11 @@ def _pattern(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
 
 
 def _description(root: type[Strict], path: Path) -> str:
-    """The docstring of the field at `path`, to go on with a sentence; empty for an item of a list."""
+    """The docstring of the field at `path`, to go on with a sentence; empty where it has none."""
     model = model_at(root, path[:-1])
     if model is None or isinstance(path[-1], int):
         return ""
-    return _lower_first(fields_of(model)[path[-1]].description).removesuffix(".")
+    return _lower_first(fields_of(model)[path[-1]].description or "").removesuffix(".")
 
 
 def _lower_first(text: str) -> str:

@@ -1,12 +1,13 @@
 """JSON files that aqtopo writes and reads again, and that people may have edited or cut short in between."""
 
+from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import AfterValidator, ConfigDict, ValidationError
 
 from aqtopo.config.errors import describe
-from aqtopo.config.strict import Strict
+from aqtopo.config.strict import Problem, Strict, refuse
 
 MOST_FAULTS = 3
 """Faults that a message names: a key that is lost in one entry is often lost in all."""
@@ -17,6 +18,17 @@ class Record(Strict):
 
     model_config = ConfigDict(extra="allow")
 
+
+def _time(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        refuse("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
+    return text
+
+
+Time = Annotated[str, AfterValidator(_time)]
+"""ISO 8601; UTC where it names no zone."""
 
 AnyRecord = TypeVar("AnyRecord", bound=Strict)
 

@@ -1,12 +1,11 @@
 """What `scores.json` must hold to be read: all that this version uses of it, with types."""
 
 from collections.abc import Iterator
-from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from aqtopo.config.record import Record
+from aqtopo.config.record import Record, Time
 from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
 from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.variables import VARIABLES
@@ -18,17 +17,7 @@ def _known(pollutant: str) -> str:
     return pollutant
 
 
-def _time(text: str) -> str:
-    try:
-        datetime.fromisoformat(text)
-    except ValueError:
-        refuse("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
-    return text
-
-
 Pollutant = Annotated[str, AfterValidator(_known)]
-Time = Annotated[str, AfterValidator(_time)]
-"""ISO 8601, UTC."""
 
 
 class Measures(Record):

@@ -1,6 +1,5 @@
 """The run directory: claimed once by one configuration, never written over."""
 
-import json
 import os
 import platform
 import tempfile
@@ -15,6 +14,7 @@ from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
+from aqtopo.checkpoint.run_file import RUN_FILE, RunFile
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
@@ -22,7 +22,6 @@ from aqtopo.training.launch import Launch
 from aqtopo.training.run_log import METRICS_FILE
 from aqtopo.training.watchdog import STACKS
 
-RUN_FILE = "run.json"
 LOCK_FILE = ".lock"
 
 PATIENCE_S = 120.0
@@ -93,23 +92,23 @@ def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> 
 
 def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device: torch.device) -> None:
     """Create the directory and write down what runs in it: the configuration, versions and machine."""
-    facts = {
-        "name": config.name,
-        "config_digest": config.digest,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "world_size": launch.size,
-        "launcher": launch.launcher,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "host_cores": os.cpu_count(),
-        "threads_per_rank": torch.get_num_threads(),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "versions": package_versions(),
-        "commit": source_commit(),
-    }
+    facts = RunFile(
+        name=config.name,
+        config_digest=config.digest,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        world_size=launch.size,
+        launcher=launch.launcher,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        host_cores=os.cpu_count(),
+        threads_per_rank=torch.get_num_threads(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        versions=package_versions(),
+        commit=source_commit(),
+    )
     # The configuration first: it is what makes the directory this run's, should the process be killed here.
     write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
-    write_durably(run_dir / RUN_FILE, json.dumps(facts, indent=2) + "\n")
+    write_durably(run_dir / RUN_FILE, facts.model_dump_json(indent=2) + "\n")
 
 
 def take_over_run_directory(run_dir: Path, config: RunConfig) -> None:

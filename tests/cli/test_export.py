@@ -178,7 +178,9 @@ def test_a_damaged_file_is_refused(aqtopo: Command, exported: Path, tmp_path: Pa
 
 def test_a_card_that_cannot_be_read_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     (exported / CARD_FILE).write_text("{}")
-    assert "is not the card" in aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
+    complaint = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
+    assert f"{exported / CARD_FILE}: name: missing" in complaint
+    assert "Export the model again" in complaint
 
 
 def test_a_card_of_settings_that_are_not_known_here_names_them(
@@ -195,8 +197,9 @@ def test_a_card_of_settings_that_are_not_known_here_names_them(
 def test_damaged_facts_of_the_training_are_named(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
-    (untrained_run / "run.json").write_text("{")
-    assert "run.json is not JSON" in aqtopo("export", untrained_run, tmp_path / "model").complaint
+    for facts, fault in (("{", " is not JSON"), ("[]", " does not hold one JSON object")):
+        (untrained_run / "run.json").write_text(facts)
+        assert f"run.json{fault}" in aqtopo("export", untrained_run, tmp_path / "model").complaint
     assert not list(tmp_path.glob("model*"))
 
 

@@ -4,7 +4,6 @@ The template escapes all that it is given; only this package's own style sheet a
 """
 
 import importlib.metadata
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint import LoadedRun, load_run
+from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
@@ -76,7 +76,7 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
     scores = read_score_file(run_dir)
     history = read_history(run_dir / "metrics.jsonl")
     run = load_run(run_dir, scores.tag)
-    facts = _read_facts(run_dir / "run.json")
+    facts = read_run_file(run_dir)
     html = render(run, scores, history, load_case(run, init), facts, places)
     return write_page(html, run_dir / REPORT_FILE)
 
@@ -94,7 +94,7 @@ def render(
     content: Scores,
     history: History,
     case: Case,
-    facts: dict[str, Any],
+    facts: RunFile,
     places: Sequence[Place] = (),
 ) -> str:
     """The page as HTML text.
@@ -159,13 +159,13 @@ def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
     }
 
 
-def _of_setup(run: LoadedRun, facts: dict[str, Any]) -> dict[str, Any]:
+def _of_setup(run: LoadedRun, facts: RunFile) -> dict[str, Any]:
     """What the section on data and set-up shows; the configuration is the page's."""
     return {
         "splits": _splits(run.config, run.store),
         "sample_rule": _sample_rule(run.config),
         "facts": _run_facts(run, facts),
-        "versions": [(name, version or "not installed") for name, version in facts["versions"].items()],
+        "versions": [(name, version or "not installed") for name, version in facts.versions.items()],
     }
 
 
@@ -187,16 +187,6 @@ def template(name: str) -> jinja2.Template:
 def _labels(pollutants: Sequence[Pollutant | StationPollutant]) -> list[tuple[str, str]]:
     """Value and text of each choice."""
     return [(pollutant.name, pollutant.label) for pollutant in pollutants]
-
-
-def _read_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). `aqtopo train` writes it: copy the whole run directory."
-        ) from error
-    return facts
 
 
 def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[str, str]]:
@@ -251,7 +241,7 @@ def _sample_rule(config: RunConfig) -> str:
     return f"A sample is a start time with all its horizons ({horizons} h)."
 
 
-def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
+def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
     names = {
         "commit": "commit",
         "world_size": "processes",
@@ -267,9 +257,9 @@ def _run_facts(run: LoadedRun, facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("configuration digest", run.config.digest[:16]),
         (
             "training started",
-            f"{datetime.fromisoformat(facts['started']).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+            f"{datetime.fromisoformat(facts.started).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
         ),
-        *((label, str(facts[key])) for key, label in names.items() if facts.get(key) is not None),
+        *((label, str(fact)) for key, label in names.items() if (fact := getattr(facts, key)) is not None),
     ]
 
 

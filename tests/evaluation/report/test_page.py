@@ -126,10 +126,20 @@ def test_missing_scores_are_asked_for_and_nothing_is_written(untrained_run: Path
     assert not (untrained_run / "report.html").exists()
 
 
-def test_an_older_page_survives_a_failure(finished_run: Path) -> None:
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ("{", r"run\.json is not JSON"),
+        ("[]", r"run\.json does not hold one JSON object"),
+        ('{"started": "2026-11-21T20:15:00+00:00"}', r"run\.json: versions: missing"),
+        ('{"started": 5, "versions": {}}', r"run\.json: started = 5: must be a string"),
+        ('{"started": "then", "versions": {}}', r'run\.json: started = "then": must be a time'),
+    ],
+)
+def test_an_older_page_survives_damaged_facts(finished_run: Path, facts: str, message: str) -> None:
     (finished_run / "report.html").write_text("older")
-    (finished_run / "run.json").write_text("{")
-    with pytest.raises(ValueError, match=r"run\.json cannot be read"):
+    (finished_run / "run.json").write_text(facts)
+    with pytest.raises(ValueError, match=rf"{message}(.|\n)*take it from a copy of the run directory"):
         write_report(finished_run)
     assert (finished_run / "report.html").read_text() == "older"
 
