@@ -11,14 +11,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from aqtopo.ablation.factors import Factor, Variant, spelled, variants
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.config import RunConfig, load_config
-
-ABLATION_FILE = "ablation.json"
-CONFIGS = "configs"
+from aqtopo.config.errors import describe
+from aqtopo.config.record import Record, Time, read_record
+from aqtopo.evaluation.ablation_file import ABLATION_FILE, CONFIGS, RUNS
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def plan_ablation(
     trials: list[Trial] = []
     for seed in chosen:
         for variant in combinations:
-            place = json.dumps(str(out / "runs" / variant.slug / f"seed{seed}"))
+            place = json.dumps(str(out / RUNS / variant.slug / f"seed{seed}"))
             own = [*variant.overrides, f"training.seed={seed}", f"training.run_dir={place}"]
             config = load_config(config_path, [*overrides, *own])
             trials.append(Trial(len(trials), variant, seed, config))
@@ -139,31 +142,51 @@ def claim_folder(ablation: Ablation) -> None:
     (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)
     for trial in ablation.trials:
         write_durably(ablation.config_path(trial), trial.config.to_json() + "\n")
-    write_durably(path, json.dumps(_description(ablation), indent=2) + "\n")
+    write_durably(path, _description(ablation).model_dump_json(indent=2) + "\n")
 
 
-def _description(ablation: Ablation) -> dict[str, object]:
-    return {
-        "format_version": 1,
-        "config": json.loads(ablation.base.to_json()),
-        "factors": {factor.path: [spelled(level) for level in factor.levels] for factor in ablation.factors},
-        "seeds": list(ablation.seeds),
-        "versions": package_versions(),
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+class Description(Record):
+    """What `ablation.json` holds."""
+
+    format_version: Literal[1] = 1
+    """Must be 1, which this aqtopo writes."""
+    config: dict[str, Any]
+    """The run that is varied, as `aqtopo train` takes it."""
+    factors: dict[str, tuple[str, ...]]
+    """What is varied: by path the levels, the baseline last."""
+    seeds: tuple[int, ...]
+    """Of the trainings of each variant."""
+    versions: dict[str, str | None]
+    """Of the packages."""
+    written: Time
+    """When."""
+
+
+def _description(ablation: Ablation) -> Description:
+    return Description(
+        config=json.loads(ablation.base.to_json()),
+        factors={factor.path: tuple(map(spelled, factor.levels)) for factor in ablation.factors},
+        seeds=ablation.seeds,
+        versions=package_versions(),
+        written=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _check_same(path: Path, ablation: Ablation) -> None:
+    """Make sure that a folder's description is of this configuration and these factors.
+
+    Raises:
+        ValueError: it is not, or is damaged.
+    """
+    before = read_record(path, Description, f"Choose another --out, or remove {path.parent}.")
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        same_factors = [*before["factors"]] == [factor.path for factor in ablation.factors]
         # Read as a configuration, not as text: what this aqtopo added since has its default.
-        same_config = RunConfig.model_validate(before["config"]).digest == ablation.base.digest
-    except (ValueError, KeyError) as error:
+        same_config = RunConfig.model_validate(before.config).digest == ablation.base.digest
+    except ValidationError as error:
         raise ValueError(
-            f"{path} is not what this aqtopo writes ({error}). Choose another --out, or remove {path.parent}."
-        ) from error
-    if not (same_config and same_factors):
+            f"{describe(error, RunConfig, str(path))}\nChoose another --out, or remove {path.parent}."
+        ) from None
+    if not (same_config and [*before.factors] == [factor.path for factor in ablation.factors]):
         raise ValueError(
             f"{ablation.out} holds an ablation of another configuration, or of other factors. Choose another "
             "--out, or remove it."

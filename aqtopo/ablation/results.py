@@ -15,15 +15,11 @@ from aqtopo.ablation.bootstrap import Floats, Interval, draw_days, over_days, ov
 from aqtopo.ablation.factors import Factor, Variant, spelled
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.checkpoint import load_run
+from aqtopo.evaluation.ablation_file import OVERALL, VAL_LOSS
 from aqtopo.evaluation.areas import WHOLE
 from aqtopo.evaluation.cases import MODEL
 from aqtopo.evaluation.results import read_table
 from aqtopo.model.attention import ALPHA
-
-VAL_LOSS = "val_loss"
-OVERALL = "all"
-"""The pollutant-and-horizon that stands for all: the root of the mean over pairs of squared errors, each in
-deviations of its pollutant in the training years."""
 
 BOOTSTRAP_SEED = 0
 

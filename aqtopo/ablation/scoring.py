@@ -23,8 +23,8 @@ def is_scored(trial: Trial) -> bool:
         return False
     of, best = read_table(trial.run_dir, "by_day").attrs, best_tag(trial.run_dir)
     due = sample_table(trial.config, open_store(trial.config.data.store).times, "test").times.size
-    found = of["split"], of["tag"], of["initialisations"]
-    return best is not None and found == ("test", best.name, due)
+    found = [of.get(key) for key in ("split", "tag", "initialisations")]
+    return best is not None and found == ["test", best.name, due]
 
 
 class Scorer:

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from aqtopo.ablation.results import OVERALL, VAL_LOSS
+from aqtopo.evaluation.ablation_file import OVERALL, VAL_LOSS
 
 NOT_SHOWN = "no difference shown"
 

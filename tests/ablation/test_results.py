@@ -9,8 +9,11 @@ import xarray as xr
 
 from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
+from aqtopo.ablation.report_files import write_results
 from aqtopo.ablation.results import compare, contrasts
 from aqtopo.ablation.tables import NOT_SHOWN, sheets
+from aqtopo.evaluation.ablation_file import read_results
+from aqtopo.evaluation.report import write_ablation_report
 from tests.conftest import TinyConfig
 
 DAYS, SEEDS = 200, 3
@@ -100,6 +103,23 @@ def test_tables_are_markdown_that_holds_every_number(ablation: Ablation) -> None
         lines = sheet.as_markdown().splitlines()[2:]
         assert len(lines) == len(sheet.rows) + 2
         assert {line.count("|") for line in lines} == {len(sheet.head) + 1}
+
+
+def test_what_is_written_is_what_the_report_reads(ablation: Ablation) -> None:
+    made = errors(ablation, {"wind_order": 0.9}, noise=0.002)
+    result = compare(ablation, made, block_days=5, draws=300).assign_attrs(alike="first weights: equal")
+    claim_folder(ablation)
+    content = read_results(write_results(ablation, result).parent)
+    assert [one.variant for one in content.variants] == [variant.label for variant in ablation.variants]
+    assert [one.folder for one in content.variants] == [variant.slug for variant in ablation.variants]
+    assert content.variants[0].alpha == (None,) * SEEDS
+    assert content.factors == {factor.path: factor.levels for factor in ablation.factors}
+    np.testing.assert_array_equal(
+        [one.overall_rmse for one in content.variants], result["overall"].transpose("variant", "seed")
+    )
+    found = [one.change for one in content.changes]
+    np.testing.assert_array_equal(found, result["change"].transpose("contrast", "score").values.ravel())
+    assert "wind_order=true (not false)" in write_ablation_report(ablation.out).read_text(encoding="utf-8")
 
 
 def test_trials_share_all_but_factors_seed_and_place(ablation: Ablation) -> None:

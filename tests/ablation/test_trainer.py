@@ -1,6 +1,8 @@
 """Real trainings of two tiny variants; one is killed on its way and goes on from its saved state."""
 
+import json
 import multiprocessing
+import re
 import threading
 from pathlib import Path
 
@@ -93,13 +95,28 @@ def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, 
         plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
 
 
-@pytest.mark.parametrize("content", ["{", "{}", '{"factors": {}, "config": {"name": 1}}'])
-def test_a_damaged_description_is_named(config_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("{", " is not JSON"),
+        ("[]", " does not hold one JSON object"),
+        ("{}", ": config: missing"),
+        ({"factors": 3}, ": factors = 3: "),
+        ({"factors": {"model.wind_order": 3}}, ': factors."model.wind_order" = 3: must be a list'),
+        ({"config": {"name": 1}}, ": name = 1: must be a string"),
+    ],
+)
+def test_a_damaged_description_is_named(
+    config_path: Path, change: str | dict[str, object], message: str
+) -> None:
     ablation = plan(config_path, "wind_order")
     claim_folder(ablation)
-    (ablation.out / "ablation.json").write_text(content)
-    with pytest.raises(ValueError, match=r"ablation\.json is not what this aqtopo writes"):
+    path = ablation.out / "ablation.json"
+    damaged = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=re.escape(f"{path}{message}")) as caught:
         claim_folder(ablation)
+    assert f"Choose another --out, or remove {ablation.out}." in str(caught.value)
 
 
 @pytest.mark.slow

@@ -5,13 +5,13 @@ import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from aqtopo.evaluation.report.comparison import Contrast, compared, overview, read_results, trained
+from aqtopo.evaluation.ablation_file import RUNS, Results, read_results
+from aqtopo.evaluation.report.comparison import Contrast, compared, overview, trained
 from aqtopo.evaluation.report.curves import (
     CURVE_STYLE,
     GROUP_COLOURS,
@@ -43,19 +43,19 @@ def write_ablation_report(folder: Path) -> Path:
         ValueError: results or a training's log are missing or damaged.
     """
     content = read_results(folder)
-    return write_page(_render(content, read_histories(folder, content["seeds"])), folder / REPORT_FILE)
+    return write_page(_render(content, read_histories(folder, content)), folder / REPORT_FILE)
 
 
-def read_histories(folder: Path, seeds: Sequence[int]) -> dict[str, list[History]]:
+def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
     """What happened in the trainings that were compared: by variant's folder, one for every seed.
 
-    The folder may hold others, of an ablation with more seeds that was not finished.
+    The folder may hold others, of an ablation that grew and was not finished; and it may lack some.
     """
     found: dict[str, list[History]] = {}
-    for variant in sorted(folder.glob("runs/*")):
-        paths = [variant / f"seed{seed}" / "metrics.jsonl" for seed in seeds]
+    for name in sorted(one.folder for one in content.variants):
+        paths = [folder / RUNS / name / f"seed{seed}" / "metrics.jsonl" for seed in content.seeds]
         if histories := [read_history(path) for path in paths if path.is_file()]:
-            found[variant.name] = histories
+            found[name] = histories
     return found
 
 
@@ -136,30 +136,29 @@ def _curves_alt(histories: dict[str, list[History]]) -> str:
     return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
-def _render(content: dict[str, Any], histories: dict[str, list[History]]) -> str:
+def _render(content: Results, histories: dict[str, list[History]]) -> str:
     contrasts = compared(content)
-    machine = content["machine"]
     facts = [
-        ("configuration digest", content["config_digest"][:16]),
-        ("data", content["store"]),
-        ("seeds", ", ".join(str(seed) for seed in content["seeds"])),
-        ("finished", content["created"][:16].replace("T", " ") + " UTC"),
-        ("platform", machine["platform"]),
-        ("cores", machine["cores"]),
+        ("configuration digest", content.config_digest[:16]),
+        ("data", content.store),
+        ("seeds", ", ".join(str(seed) for seed in content.seeds)),
+        ("finished", content.created[:16].replace("T", " ") + " UTC"),
+        ("platform", content.machine.platform),
+        ("cores", "not known" if content.machine.cores is None else str(content.machine.cores)),
     ]
     return template("ablation.html.jinja").render(
-        name=content["run"],
+        name=content.run,
         findings=_findings(contrasts),
-        seeds=len(content["seeds"]),
-        factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content["factors"].items()],
-        starts=content["starts"],
+        seeds=len(content.seeds),
+        factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content.factors.items()],
+        starts=content.starts,
         variants=trained(content),
         contrasts=contrasts,
         overview=overview(content),
         together=validation_together(histories),
         curves=curves_side_by_side(histories) if histories else None,
         facts=facts,
-        versions=[(package, version or "not installed") for package, version in content["versions"].items()],
+        versions=[(package, version or "not installed") for package, version in content.versions.items()],
         version=importlib.metadata.version("aqtopo"),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

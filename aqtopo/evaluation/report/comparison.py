@@ -3,26 +3,20 @@
 Everything comes from `results.json`, which `aqtopo ablate` writes.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from aqtopo.evaluation import ablation_file
+from aqtopo.evaluation.ablation_file import ABLATION_FILE, OVERALL, RESULTS_FILE, VAL_LOSS, Numbers, Results
 from aqtopo.evaluation.report.maps import Scale
 from aqtopo.evaluation.report.scoreboard import capitalised, plus, rounded
 from aqtopo.variables import VARIABLES
 
-PLAN_FILE = "ablation.json"
-RESULTS_FILE = "results.json"
-FORMAT_VERSION = 1
-
 NOT_SHOWN = "no difference shown"
 
-_OVERALL = "all"
-_VAL_LOSS = "val_loss"
 _DASH = "\N{EN DASH}"
 
 
@@ -107,93 +101,67 @@ class Overview:
 
 def is_ablation(folder: Path) -> bool:
     """Whether `aqtopo ablate` made a folder, finished or not."""
-    return any((folder / name).exists() for name in (PLAN_FILE, RESULTS_FILE))
+    return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """What an ablation's `results.json` holds.
-
-    Raises:
-        ValueError: it is missing, damaged, or of another version.
-    """
-    path = folder / RESULTS_FILE
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). Let `aqtopo ablate` finish: it goes on where it was."
-        ) from error
-    version = content.get("format_version") if isinstance(content, dict) else None
-    if version != FORMAT_VERSION:
-        raise ValueError(
-            f"{path} has format version {version!r}, and this aqtopo reads {FORMAT_VERSION}. "
-            "Run `aqtopo ablate` again; what is trained stays."
-        )
-    assert isinstance(content, dict), "it has a format version"
-    return content
-
-
-def trained(content: Mapping[str, Any]) -> tuple[Trained, ...]:
+def trained(content: Results) -> tuple[Trained, ...]:
     """The variants in the order in which they were compared; the last one is the baseline."""
     return tuple(
-        Trained(
-            one["variant"],
-            _spread(one["val_loss"], 4),
-            _spread(one["overall_rmse"], 4),
-            _spread(one["alpha"], 3),
-        )
-        for one in content["variants"]
+        Trained(one.variant, _spread(one.val_loss, 4), _spread(one.overall_rmse, 4), _spread(one.alpha, 3))
+        for one in content.variants
     )
 
 
-def compared(content: Mapping[str, Any]) -> tuple[Contrast, ...]:
+def compared(content: Results) -> tuple[Contrast, ...]:
     """Every contrast; the drawings of one share a scale."""
-    by_label: dict[str, list[Mapping[str, Any]]] = {}
-    for change in content["changes"]:
-        by_label.setdefault(change["contrast"], []).append(change)
+    by_label: dict[str, list[ablation_file.Change]] = {}
+    for change in content.changes:
+        by_label.setdefault(change.contrast, []).append(change)
     return tuple(_contrast(label, changes) for label, changes in by_label.items())
 
 
-def overview(content: Mapping[str, Any]) -> Overview:
+def overview(content: Results) -> Overview:
     """What all comparisons come to."""
-    changes = [change for change in content["changes"] if change["score"] == _OVERALL]
+    changes = [change for change in content.changes if change.score == OVERALL]
     reach = _reach(changes)
-    return Overview(_ticks(reach), tuple((change["contrast"], _change(change, reach)) for change in changes))
+    return Overview(_ticks(reach), tuple((change.contrast, _change(change, reach)) for change in changes))
 
 
-def _contrast(label: str, changes: list[Mapping[str, Any]]) -> Contrast:
-    sums = [change for change in changes if _sums_up(change["score"])]
-    pairs = [change for change in changes if not _sums_up(change["score"])]
+def _contrast(label: str, changes: Sequence[ablation_file.Change]) -> Contrast:
+    sums = [change for change in changes if change.sums_up]
+    pairs = [change for change in changes if not change.sums_up]
     reach = _reach(sums)
-    horizons = tuple(dict.fromkeys(change["score"].split(" ", 1)[1] for change in pairs))
+    horizons = tuple(dict.fromkeys(change.pair[1] for change in pairs))
     by_pollutant: dict[str, list[Change]] = {}
     for change in pairs:
-        by_pollutant.setdefault(change["score"].split()[0], []).append(_change(change, reach))
+        by_pollutant.setdefault(change.pair[0], []).append(_change(change, reach))
     rows = tuple(
         (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
     )
-    shown = sum(change["shown"] for change in pairs)
+    shown = sum(change.shown for change in pairs)
     overall = tuple(_change(change, reach) for change in sums)
     return Contrast(label, _ticks(reach), overall, horizons, rows, shown, len(pairs))
 
 
-def _sums_up(score: str) -> bool:
-    return score == _VAL_LOSS or score.split()[0] == _OVERALL
-
-
-def _change(change: Mapping[str, Any], reach: float) -> Change:
-    value = change["change"]
-    verdict = NOT_SHOWN if not change["shown"] else "better" if value < 0 else "worse"
-    days, seeds = (_span(change[f"{name}_low"], change[f"{name}_high"], reach) for name in ("days", "seeds"))
+def _change(change: ablation_file.Change, reach: float) -> Change:
+    value = change.change
+    verdict = NOT_SHOWN if not change.shown else "better" if (value or 0.0) < 0 else "worse"
     return Change(
-        _named(change["score"]), f"{_signed(value)} %", _place(value or 0.0, reach), days, seeds, verdict
+        _named(change),
+        f"{_signed(value)} %",
+        _place(value or 0.0, reach),
+        _span(change.days_low, change.days_high, reach),
+        _span(change.seeds_low, change.seeds_high, reach),
+        verdict,
     )
 
 
-def _named(score: str) -> str:
-    if score == _VAL_LOSS:
+def _named(change: ablation_file.Change) -> str:
+    if change.score == VAL_LOSS:
         return "validation loss"
-    return "test RMSE" + score.removeprefix(_OVERALL).replace(" ", ", ", 1) if _sums_up(score) else score
+    if change.sums_up:
+        return "test RMSE" + change.score.removeprefix(OVERALL).replace(" ", ", ", 1)
+    return change.score
 
 
 def _span(low: float | None, high: float | None, reach: float) -> Span | None:
@@ -202,10 +170,10 @@ def _span(low: float | None, high: float | None, reach: float) -> Span | None:
     return Span(f"{_signed(low)} to {_signed(high)}", _place(low, reach), _place(high, reach))
 
 
-def _reach(changes: list[Mapping[str, Any]]) -> float:
+def _reach(changes: Sequence[ablation_file.Change]) -> float:
     """The largest change or bound [percent], with a little room, so that all fit on one drawing."""
-    keys = ("change", "days_low", "days_high", "seeds_low", "seeds_high")
-    sizes = [abs(change[key]) for change in changes for key in keys if change[key] is not None]
+    ends = [(one.change, one.days_low, one.days_high, one.seeds_low, one.seeds_high) for one in changes]
+    sizes = [abs(end) for one in ends for end in one if end is not None]
     return 1.05 * max(sizes, default=1.0) or 1.0
 
 
@@ -221,7 +189,7 @@ def _signed(value: float | None) -> str:
     return "n/a" if value is None else plus(rounded(value, 2))
 
 
-def _spread(values: list[float | None], decimals: int) -> str:
+def _spread(values: Numbers, decimals: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return _DASH

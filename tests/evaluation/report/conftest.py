@@ -11,6 +11,7 @@ import xarray as xr
 
 from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
+from aqtopo.evaluation.ablation_file import FORMAT_VERSION
 from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.score_file import write_scores
@@ -110,11 +111,17 @@ def change(score: str, value: float, days: float, *, shown: bool) -> dict[str, A
 def ablation(tmp_path: Path) -> Path:
     """A folder as `aqtopo ablate` leaves it: two variants, two seeds, invented figures."""
     variants = [
-        {"variant": f"wind_order={level}", "val_loss": [0.2, 0.4], "overall_rmse": [0.5, 0.6], "alpha": alpha}
-        for level, alpha in (("true", [2.1]), ("false", [None, None]))
+        {
+            "variant": f"wind_order={level}",
+            "folder": f"wind_order-{level}",
+            "val_loss": [0.2, 0.4],
+            "overall_rmse": [0.5, 0.6],
+            "alpha": alpha,
+        }
+        for level, alpha in (("true", [2.1, None]), ("false", [None, None]))
     ]
     content = {
-        "format_version": 1,
+        "format_version": FORMAT_VERSION,
         "run": "tiny",
         "config_digest": "0" * 64,
         "store": "data/tiny.zarr",

@@ -1,12 +1,10 @@
-import copy
 import json
 from pathlib import Path
 
-import pytest
-
+from aqtopo.evaluation.ablation_file import read_results
 from aqtopo.evaluation.report import write_ablation_report
 from aqtopo.evaluation.report.ablation_page import read_histories, validation_together
-from aqtopo.evaluation.report.comparison import compared, overview, read_results, trained
+from aqtopo.evaluation.report.comparison import compared, overview, trained
 from aqtopo.evaluation.report.history import History, Validation
 
 from .test_page import Page
@@ -28,8 +26,8 @@ def test_changes_are_placed_on_one_scale_with_zero_in_the_middle(ablation: Path)
 
 def test_the_overview_has_one_scale_with_round_values(ablation: Path) -> None:
     content = read_results(ablation)
-    other = [change | {"contrast": "alpha=1 (not 2)", "change": -20.0} for change in content["changes"][:1]]
-    found = overview(content | {"changes": [*content["changes"], *other]})
+    other = content.changes[0].model_copy(update={"contrast": "alpha=1 (not 2)", "change": -20.0})
+    found = overview(content.model_copy(update={"changes": (*content.changes, other)}))
     (first, small), (second, large) = found.changes
     assert (first, second) == ("wind_order=true (not false)", "alpha=1 (not 2)")
     assert large.place < small.place < 50.0
@@ -67,7 +65,8 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
     assert "At the end: wind_order-false 0.5000; wind_order-true 0.5000." in together["alt"]
     assert "wind_order-true 0.5000, 0.5000" in apart["alt"]
     assert together["src"].startswith("data:")
-    histories = read_histories(ablation, [0])
+    first_seed = read_results(ablation).model_copy(update={"seeds": (0,)})
+    histories = read_histories(ablation, first_seed)
     assert {name: len(seeds) for name, seeds in histories.items()} == {
         "wind_order-false": 1,
         "wind_order-true": 1,
@@ -75,16 +74,8 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
 
 
 def test_where_nothing_is_shown_the_page_says_that(ablation: Path) -> None:
-    content = copy.deepcopy(read_results(ablation))
+    content = json.loads((ablation / "results.json").read_text())
     for each in content["changes"]:
         each["shown"] = False
     (ablation / "results.json").write_text(json.dumps(content))
     assert "No difference is shown" in write_ablation_report(ablation).read_text(encoding="utf-8")
-
-
-@pytest.mark.parametrize("text", ["{", json.dumps({"format_version": 0})])
-def test_results_that_cannot_be_read_are_refused(ablation: Path, text: str) -> None:
-    (ablation / "results.json").write_text(text)
-    with pytest.raises(ValueError, match=r"results\.json .*`?aqtopo ablate"):
-        write_ablation_report(ablation)
-    assert not (ablation / "report.html").exists()
