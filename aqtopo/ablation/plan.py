@@ -21,7 +21,7 @@ from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.config import RunConfig, load_config
 from aqtopo.config.errors import describe
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.evaluation.ablation_file import ABLATION_FILE, CONFIGS, RUNS
+from aqtopo.evaluation.ablation_file import ABLATION_FILE, CONFIGS, RUNS, numbered
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Trial:
     """One training.
 
     Attributes:
-        number: its place in the order in which they are trained.
+        number: of its configuration, and of its task in a job array; once given, it stays.
         variant: what it is.
         seed: of weights, sample order and dropout.
         config: the complete configuration.
@@ -84,6 +84,8 @@ def plan_ablation(
 ) -> Ablation:
     """Work out all trainings; writes nothing.
 
+    A training that the folder knows has the number that it has there, a new one the next that is free.
+
     Args:
         config_path: the run that is varied.
         overrides: of all variants, as `--set` takes them.
@@ -101,12 +103,15 @@ def plan_ablation(
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
     trials: list[Trial] = []
+    known = numbered(out)
+    free = itertools.count(1 + max(known.values(), default=-1))
     for seed in chosen:
         for variant in combinations:
-            place = json.dumps(str(out / RUNS / variant.slug / f"seed{seed}"))
-            own = [*variant.overrides, f"training.seed={seed}", f"training.run_dir={place}"]
-            config = load_config(config_path, [*overrides, *own])
-            trials.append(Trial(len(trials), variant, seed, config))
+            place = out / RUNS / variant.slug / f"seed{seed}"
+            number = known.get((variant.slug, place.name))
+            own = [f"training.seed={seed}", f"training.run_dir={json.dumps(str(place))}"]
+            config = load_config(config_path, [*overrides, *variant.overrides, *own])
+            trials.append(Trial(next(free) if number is None else number, variant, seed, config))
     _check_distinct(trials[: len(combinations)])
     return Ablation(out, base, factors, combinations, chosen, tuple(trials))
 

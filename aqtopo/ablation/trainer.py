@@ -77,7 +77,7 @@ def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Sco
     """Train and score one, unless asked to stop before it begins."""
     if children.stopped:
         return
-    place = f"{trial.number + 1}/{len(ablation.trials)}"
+    place = f"{ablation.trials.index(trial) + 1}/{len(ablation.trials)}"
     if not is_trained(trial):
         goes_on = " goes on" if (trial.run_dir / METRICS_FILE).is_file() else ""
         say(f"{place} {trial}{goes_on}")

@@ -1,10 +1,15 @@
 """`aqtopo ablate`: does a setting of the model pay?"""
 
+import shlex
 import sys
+from collections.abc import Set
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from aqtopo.ablation.plan import Ablation
 
 
 def ablate(
@@ -37,7 +42,8 @@ def ablate(
     block_days: Annotated[int, typer.Option(min=1, help="Days of a block of the bootstrap.")] = 10,
     draws: Annotated[int, typer.Option(min=100, help="Resamplings of the days.")] = 2000,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="Write the configurations and print the job array to submit.")
+        bool,
+        typer.Option("--slurm", help="Write the configurations and print the job array to submit."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -57,20 +63,18 @@ def ablate(
     from aqtopo.config import load_config
     from aqtopo.data import open_store
 
-    def say(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
-
     name = load_config(config, overrides or []).name
     place = out or Path(f"runs/ablate_{name}")
     plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, place, also or [])
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
     alike = compare_starts(first_seed, open_store(plan.base.data.store))
-    say(str(alike))
+    _say(str(alike))
+    known = {trial.number for trial in plan.trials if plan.config_path(trial).is_file()}
     claim_folder(plan)
     if slurm:
-        typer.echo(f"sbatch --array=0-{len(plan.trials) - 1} slurm/ablation.sbatch {plan.out}")
+        _print_job_array(plan, known)
         return
-    run_trials(plan, jobs, say)
+    run_trials(plan, jobs, _say)
     result = compare(plan, collect(plan), block_days, draws).assign_attrs(alike=str(alike))
     written = write_results(plan, result)
     if as_json:
@@ -81,3 +85,25 @@ def ablate(
     for sheet in sheets(result)[: 2 + main_effects]:
         console.print(sheet.as_rich())
     console.print(f"written to {written}, all pairs of all variants to results.md beside it", soft_wrap=True)
+
+
+def _print_job_array(plan: "Ablation", known: Set[int]) -> None:
+    """The command that submits what is not trained yet.
+
+    Args:
+        plan: the ablation.
+        known: numbers of trainings that the folder held before.
+    """
+    from aqtopo.ablation.job_array import due, spell_tasks
+
+    tasks = due(plan)
+    if not tasks:
+        _say(f"all {len(plan.trials)} trainings are done: give the same command without --slurm")
+        return
+    if before := [number for number in tasks if number in known]:
+        _say(f"tasks {spell_tasks(before)} may be queued already, by an earlier array: leave those out")
+    typer.echo(f"sbatch --array={spell_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

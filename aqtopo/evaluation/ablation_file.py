@@ -1,4 +1,9 @@
-"""`results.json`: what an ablation found. `aqtopo ablate` writes it, `aqtopo report` reads it."""
+"""What lies in an ablation's folder, as `aqtopo ablate` writes it and `aqtopo report` reads it.
+
+OUT/results.json            what it found, see `Results`
+OUT/configs/N.json          the configuration of training N, as `aqtopo train` takes it
+OUT/runs/VARIANT/seedS      its run directory
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +11,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from aqtopo.config import load_config
 from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import Problem, refuse
 from aqtopo.variables import VARIABLES
@@ -144,3 +150,16 @@ def read_results(folder: Path) -> Results:
     path = folder / RESULTS_FILE
     again = "Run `aqtopo ablate` again" if path.exists() else "Let `aqtopo ablate` finish"
     return read_record(path, Results, f"{again}: it keeps what is trained, and goes on where it was.")
+
+
+def numbered(folder: Path) -> dict[tuple[str, str], int]:
+    """The numbers that an ablation's trainings have, by variant's folder and name of the run directory.
+
+    Jobs that wait in a queue know of their training nothing but its number, so that stays what it is.
+
+    Raises:
+        ValueError: a training's configuration is damaged.
+    """
+    paths = {int(path.stem): path for path in (folder / CONFIGS).glob("*.json") if path.stem.isdecimal()}
+    places = {number: Path(load_config(paths[number]).training.run_dir) for number in sorted(paths)}
+    return {(place.parent.name, place.name): number for number, place in places.items()}

@@ -9,7 +9,7 @@ from aqtopo.ablation.scoring import Scorer, is_scored
 from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import EvaluatedSplit, Extras, evaluate
-from aqtopo.evaluation.results import write_results
+from aqtopo.evaluation.results import read_table, write_results, write_tables
 
 
 @pytest.mark.parametrize(("split", "every_hours"), [("validation", None), ("test", 48)])
@@ -25,6 +25,8 @@ def test_scores_of_something_else_are_made_again(
     trial = Trial(0, variants(parse_grid(["wind_order"]))[0], 0, config)
     assert not is_scored(trial)
     write_results(evaluate(load_run(run_dir), split, extras=Extras(every_hours=every_hours)), run_dir)
+    assert not is_scored(trial)
+    write_tables({"by_day": read_table(run_dir, "by_day").drop_attrs()}, run_dir)
     assert not is_scored(trial)
     Scorer().score(trial)
     assert is_scored(trial)

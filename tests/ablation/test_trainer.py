@@ -15,12 +15,19 @@ from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_done, run_trials
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
+from aqtopo.config import load_config
 from aqtopo.data import open_store
 from aqtopo.refusal import RefusedError
 from aqtopo.training.run_log import METRICS_FILE, read_events
 from tests.conftest import TinyConfig
 
 GRID = "wind_order,elevation_bias"
+
+ENDED = """{"event": "start", "time": "2026-01-01T00:00:00+00:00", "total_steps": 1}
+{"event": "step", "time": "2026-01-01T00:00:01+00:00", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {}}
+{"event": "stop", "time": "2026-01-01T00:00:02+00:00", "reason": "the last step is done"}
+"""
+"""What a training logs that came to its end."""
 
 
 @pytest.fixture
@@ -157,3 +164,44 @@ def test_for_slurm_the_job_array_is_printed_and_nothing_trained(config_path: Pat
     assert f"sbatch --array=0-7 slurm/ablation.sbatch {out}" in result.output
     assert sorted(path.name for path in out.iterdir()) == ["ablation.json", "configs"]
     assert len(list((out / "configs").iterdir())) == 8
+
+
+def trained_by_task(out: Path) -> dict[str, str]:
+    """The run directory of each task of the job array, below the ablation's folder."""
+    return {
+        path.stem: str(Path(load_config(path).training.run_dir).relative_to(out / "runs"))
+        for path in (out / "configs").glob("*.json")
+    }
+
+
+def test_a_task_that_is_queued_trains_the_same_when_the_ablation_grows(config_path: Path) -> None:
+    out = config_path.parent / "out"
+
+    def array(*options: str) -> str:
+        given = ["ablate", str(config_path), *options, "--out", str(out), "--slurm"]
+        result = CliRunner().invoke(app, given, catch_exceptions=False)
+        return result.output
+
+    array("--grid", "wind_order", "--seeds", "1")
+    before = trained_by_task(out)
+    assert before == {"0": "wind_order-true/seed0", "1": "wind_order-false/seed0"}
+    said = array("--grid", "wind_order", "--also", "alpha=1.0", "--seeds", "2")
+    assert f"sbatch --array=0-5 slurm/ablation.sbatch {out}" in said
+    assert "0-1 may be queued already" in said
+    after = trained_by_task(out)
+    assert before.items() <= after.items()
+    assert len(set(after.values())) == len(after) == 6
+    array("--grid", "wind_order", "--seeds", "1")
+    assert trained_by_task(out) == after
+
+
+def test_what_is_trained_is_not_submitted_again(config_path: Path) -> None:
+    ablation = plan(config_path, GRID)
+    claim_folder(ablation)
+    options = ["--grid", GRID, "--seeds", "1", "--out", str(ablation.out), "--slurm"]
+    for done, said in (((1,), "--array=0,2-3 "), ((0, 1, 2, 3), "all 4 trainings are done")):
+        for number in done:
+            run_dir = ablation.trials[number].run_dir
+            run_dir.mkdir(parents=True, exist_ok=True)
+            (run_dir / METRICS_FILE).write_text(ENDED)
+        assert said in CliRunner().invoke(app, ["ablate", str(config_path), *options]).output
