@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from aqtopo.evaluation.ablation_file import RUNS, Results, read_results
+from aqtopo.evaluation.ablation_file import RUNS, Results, numbered, read_results
 from aqtopo.evaluation.report.comparison import Contrast, compared, overview, trained
 from aqtopo.evaluation.report.curves import (
     CURVE_STYLE,
@@ -43,7 +43,19 @@ def write_ablation_report(folder: Path) -> Path:
         ValueError: results or a training's log are missing or damaged.
     """
     content = read_results(folder)
-    return write_page(_render(content, read_histories(folder, content)), folder / REPORT_FILE)
+    html = _render(content, read_histories(folder, content), not_compared(folder, content))
+    return write_page(html, folder / REPORT_FILE)
+
+
+def not_compared(folder: Path, content: Results) -> list[str]:
+    """The trainings that the folder holds or plans and the results do not, by variant's folder and seed.
+
+    Raises:
+        ValueError: a training's configuration is damaged.
+    """
+    compared_here = {(one.folder, f"seed{seed}") for one in content.variants for seed in content.seeds}
+    others = [place for place in numbered(folder) if place not in compared_here]
+    return [f"{variant}, {name.replace('seed', 'seed ')}" for variant, name in others]
 
 
 def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
@@ -136,7 +148,7 @@ def _curves_alt(histories: dict[str, list[History]]) -> str:
     return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
-def _render(content: Results, histories: dict[str, list[History]]) -> str:
+def _render(content: Results, histories: dict[str, list[History]], others: Sequence[str]) -> str:
     contrasts = compared(content)
     facts = [
         ("configuration digest", content.config_digest[:16]),
@@ -153,6 +165,7 @@ def _render(content: Results, histories: dict[str, list[History]]) -> str:
         factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content.factors.items()],
         starts=content.starts,
         variants=trained(content),
+        others=others,
         contrasts=contrasts,
         overview=overview(content),
         together=validation_together(histories),

@@ -1,6 +1,9 @@
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from aqtopo.config import RunConfig
 from aqtopo.evaluation.ablation_file import read_results
 from aqtopo.evaluation.report import write_ablation_report
 from aqtopo.evaluation.report.ablation_page import read_histories, validation_together
@@ -79,3 +82,20 @@ def test_where_nothing_is_shown_the_page_says_that(ablation: Path) -> None:
         each["shown"] = False
     (ablation / "results.json").write_text(json.dumps(content))
     assert "No difference is shown" in write_ablation_report(ablation).read_text(encoding="utf-8")
+
+
+def test_an_ablation_that_grew_shows_what_is_compared_and_names_what_is_not(
+    ablation: Path, tiny_config: Callable[..., RunConfig]
+) -> None:
+    """Another variant was trained and not compared, and another seed was planned."""
+    assert "not compared" not in write_ablation_report(ablation).read_text(encoding="utf-8")
+    trainings = ["wind_order-true/seed0", "also_alpha-1/seed0", "wind_order-true/seed2"]
+    (ablation / "configs").mkdir()
+    for number, place in enumerate(trainings):
+        config = tiny_config(training={"run_dir": str(ablation / "runs" / place)})
+        (ablation / "configs" / f"{number}.json").write_text(config.to_json())
+    shutil.copytree(ablation / "runs" / "wind_order-true", ablation / "runs" / "also_alpha-1")
+    html = write_ablation_report(ablation).read_text(encoding="utf-8")
+    assert "2 trainings of this ablation are not compared here" in html
+    assert "also_alpha-1, seed 0; wind_order-true, seed 2" in html
+    assert all("alpha-1" not in image["alt"] for image in Page(html).all("img"))
