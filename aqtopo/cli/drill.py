@@ -27,8 +27,8 @@ def drill(
     """Train, kill -9 random ranks at random moments, resume with others, compare with a run in peace."""
     from aqtopo.training.drill import drill as run_drill
 
+    sizes = parse_worlds(worlds)
     _clear_up_in_silence()
-    sizes = [int(world) for world in worlds.split(",")]
     result = run_drill(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
         verdict = {"passed": result.passed, "problems": result.problems}
@@ -37,6 +37,20 @@ def drill(
         _print(result)
     if not result.passed:
         raise typer.Exit(1)
+
+
+def parse_worlds(text: str) -> list[int]:
+    """Numbers of ranks: `2,1,3`.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(
+            f"--worlds {text!r}: must be numbers of ranks with commas between them, such as 2,1,3."
+        )
+    return [int(part) for part in parts]
 
 
 def _clear_up_in_silence() -> None:
