@@ -120,9 +120,9 @@ def sync(path: Path) -> None:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small file aside, sync and rename it: readers see the old text or the new, never a part."""
+    """Write a small UTF-8 file aside, sync and rename it: readers see old text or new, never a part."""
     aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(text)
+    aside.write_text(text, encoding="utf-8")
     sync(aside)
     aside.replace(path)
     sync(path.parent)

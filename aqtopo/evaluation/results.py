@@ -83,13 +83,14 @@ def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
         stem: the file's name without its suffix.
 
     Raises:
-        ValueError: the run has not been evaluated, or the table is not there.
+        ValueError: the run has not been evaluated, or the table is not there, or damaged.
     """
     path = run_dir / f"{stem}.zarr"
+    remedy = f"Score the run with `aqtopo evaluate {run_dir}`."
     try:
         found: xr.Dataset = xr.open_zarr(path, group=table, consolidated=False, chunks=None)
         return found.load()
     except (FileNotFoundError, KeyError) as error:
-        raise ValueError(
-            f"{path} has no table {table}. Score the run with `aqtopo evaluate {run_dir}`."
-        ) from error
+        raise ValueError(f"{path} has no table {table}. {remedy}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # zarr has no error of its own for a damaged chunk
+        raise ValueError(f"the table {table} of {path} cannot be read ({error}). {remedy}") from error

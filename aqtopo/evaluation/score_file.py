@@ -8,7 +8,6 @@ and horizon. What has no value is null.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import read_record
 from aqtopo.evaluation.cases import FORECASTS, REFERENCES
 from aqtopo.evaluation.score_record import Entry, Scores
@@ -139,13 +139,8 @@ def write_scores(
 ) -> Path:
     """Write `scores.json`, or `name`, into a run directory in place of an older one, never half of it."""
     path = run_dir / name
-    aside = path.with_suffix(".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump(scores_as_json(scores, strata, others), file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    content = scores_as_json(scores, strata, others)
+    write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 

@@ -1,5 +1,8 @@
 """What a file must contain, to the bit, checked by many ranks together."""
 
+import os
+import subprocess
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,3 +98,14 @@ def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
     write_durably(tmp_path / "latest", "two\n")
     assert (tmp_path / "latest").read_text() == "two\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_text_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+    """As a batch job may have it whose environment names no language."""
+    code = "import sys, pathlib; from aqtopo.checkpoint.files import write_durably as write; "
+    code += "write(pathlib.Path(sys.argv[1]), '\\u00fc')"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "file")]
+    ended = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "file").read_bytes() == "ü".encode()

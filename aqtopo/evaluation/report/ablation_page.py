@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from aqtopo.checkpoint.files import write_durably
 from aqtopo.evaluation.ablation_file import RUNS, Results, numbered, read_results
 from aqtopo.evaluation.report.comparison import Contrast, compared, overview, trained
 from aqtopo.evaluation.report.curves import (
@@ -24,7 +25,7 @@ from aqtopo.evaluation.report.curves import (
 )
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.images import svg_uri
-from aqtopo.evaluation.report.page import REPORT_FILE, template, write_page
+from aqtopo.evaluation.report.page import REPORT_FILE, template
 
 # Six colours with the first, six more with the second.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6
@@ -44,7 +45,9 @@ def write_ablation_report(folder: Path) -> Path:
     """
     content = read_results(folder)
     html = _render(content, read_histories(folder, content), not_compared(folder, content))
-    return write_page(html, folder / REPORT_FILE)
+    page = folder / REPORT_FILE
+    write_durably(page, html)
+    return page
 
 
 def not_compared(folder: Path, content: Results) -> list[str]:

@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint import LoadedRun, load_run
+from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
@@ -78,14 +79,8 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
     run = load_run(run_dir, scores.tag)
     facts = read_run_file(run_dir)
     html = render(run, scores, history, load_case(run, init), facts, places)
-    return write_page(html, run_dir / REPORT_FILE)
-
-
-def write_page(html: str, page: Path) -> Path:
-    """Put a page in place of an older one, never half of it."""
-    aside = page.with_suffix(".tmp")
-    aside.write_text(html, encoding="utf-8")
-    aside.replace(page)
+    page = run_dir / REPORT_FILE
+    write_durably(page, html)
     return page
 
 
