@@ -18,6 +18,7 @@ NAMES = (
     "elevation_attention",
     "error_spread",
     "cpu_candidates",
+    "local_bias",
     "compiled_kernels",
     "wind_gather",
     "wind_order",

@@ -101,11 +101,6 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
         yield Problem(
             ("model", "local_heads"), model.local_heads, f"must be at most model.heads = {model.heads}"
         )
-    if model.local_bias and config.deepspeed.precision == "fp16":
-        allowed = (
-            "must be false with fp16, which ends at 65504 and squares of distances [km2] do not; take bf16"
-        )
-        yield Problem(("model", "local_bias"), model.local_bias, allowed)
     if model.sector_embedding and not model.wind_order:
         allowed = "must be false without model.wind_order, which tells the sectors apart"
         yield Problem(("model", "sector_embedding"), True, allowed)

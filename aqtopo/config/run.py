@@ -138,7 +138,7 @@ class ModelConfig(Strict):
 
     local_bias: Literal["near", "origin", False] = False
     """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
-    from which its air has come in a time that it learns; only on maps of at most 1024 tokens."""
+    from which its air has come in a time that it learns. Their attention is computed in float32."""
 
     local_heads: Positive | None = None
     """How many heads of each biased block have the local bias; null for all. The others see the whole map."""
@@ -171,7 +171,6 @@ class ModelConfig(Strict):
         asked = {
             "elevation_bias": self.elevation_bias == "ridge",
             "upwind_bias": self.upwind_bias,
-            "local_bias": bool(self.local_bias),
         }
         return tuple(option for option, is_asked in asked.items() if is_asked)
 

@@ -6,7 +6,7 @@ over, so only the queries move.
 Shapes: B batch, H heads, N tokens, D width, E = D / H.
 """
 
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aqtopo.config import AttentionSetting
+from aqtopo.model.bits import from_bits, to_bits
 from aqtopo.model.dropout import SampleDropout, Seeds
+from aqtopo.model.locality import MORE_COLUMNS, Attention, Locality, attend
+from aqtopo.model.way import RASTER, Way
 from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, wind_gather
 
 BY_TORCH = "PyTorch's scaled_dot_product_attention"
@@ -24,67 +27,63 @@ ALPHA = ".attn.alpha"
 """How the names of the barrier strengths end."""
 
 
-@dataclass(frozen=True)
-class Way:
-    """Where the tokens that come in are on the map, and how they lie to the wind.
-
-    Attributes:
-        stored: (B, N) raster index of each token; None for raster order.
-        upwind: (B, N, N) from `aqtopo.model.barriers.upwindness`; None where no block asks for it.
-        drift: (B, N, N) from `aqtopo.model.barriers.drift` [km2 d-1]; None likewise.
-    """
-
-    stored: Tensor | None = None
-    upwind: Tensor | None = None
-    drift: Tensor | None = None
-
-
 class SelfAttention(nn.Module):
     """Multi-head self-attention, softmax(q k / sqrt(E)) v.
 
     Args:
         dim: D.
         heads: H.
+        locality: a preference for what is near; None for none.
         setting: `model.attention`: whose kernels to use.
         dropout: share of the projection's outputs dropped in training.
         layer: name of this layer in the seeds of its masks.
     """
 
     def __init__(
-        self, dim: int, heads: int, *, setting: AttentionSetting = "auto", dropout: float, layer: str
+        self,
+        dim: int,
+        heads: int,
+        *,
+        locality: Locality | None = None,
+        setting: AttentionSetting = "auto",
+        dropout: float,
+        layer: str,
     ) -> None:
         super().__init__()
         self.heads = heads
         self.setting = setting
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
+        self.locality = locality
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
 
     def forward(
-        self,
-        x_BND: Tensor,
-        seeds: Seeds = None,
-        order_BN: Tensor | None = None,
-        way: Way | None = None,  # noqa: ARG002
+        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way = RASTER
     ) -> Tensor:
         """Row r of the result is the attention of token order[r], or of token r without an order."""
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
-        k, v = split_heads(k_BND, self.heads), split_heads(v_BND, self.heads)
+        attention: Attention = by_torch
+        rows_BN = way.stored
         if self._fused(x_BND.device, x_BND.dtype):
-            y_BHNE = elevation_attention(split_heads(q_BND, self.heads), k, v, order=order_BN)
-        else:
-            q_BND = q_BND if order_BN is None else wind_gather(q_BND, order_BN)
-            y_BHNE = functional.scaled_dot_product_attention(split_heads(q_BND, self.heads), k, v)
+            attention = partial(elevation_attention, order=order_BN)
+        elif order_BN is not None:
+            q_BND, rows_BN = wind_gather(q_BND, order_BN), order_BN
+        q, k, v = (split_heads(y, self.heads) for y in (q_BND, k_BND, v_BND))
+        y_BHNE = attend(self.locality, attention, q, k, v, rows_BN, way)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
 
     def backend(self, device: torch.device, dtype: torch.dtype) -> str:
         """What computes the attention on such a device, in words."""
-        return f"aqtopo_kernels ({backend_for(device)})" if self._fused(device, dtype) else BY_TORCH
+        by = f"aqtopo_kernels ({backend_for(device)})" if self._fused(device, dtype) else BY_TORCH
+        return f"{by}{folded_in(self.locality, dtype)}"
 
     def _fused(self, device: torch.device, dtype: torch.dtype) -> bool:
         if self.setting == "auto":
-            return better_than_torch(device, dtype, self.proj.in_features // self.heads)
+            width = self.proj.in_features // self.heads
+            if self.locality is not None:
+                width, dtype = width + MORE_COLUMNS, torch.promote_types(dtype, torch.float32)
+            return better_than_torch(device, dtype, width)
         return self.setting == "fused"
 
 
@@ -98,6 +97,7 @@ class ElevationAttention(nn.Module):
             direction round: then what comes from below is hindered.
         alpha: initial barrier strength [1/km].
         per_head: learn one strength a head.
+        locality: a preference for what is near; None for none.
         dropout: share of the projection's outputs dropped in training.
         layer: name of this layer in the seeds of its masks.
     """
@@ -112,6 +112,7 @@ class ElevationAttention(nn.Module):
         *,
         alpha: float,
         per_head: bool,
+        locality: Locality | None = None,
         dropout: float,
         layer: str,
     ) -> None:
@@ -121,26 +122,35 @@ class ElevationAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.alpha = nn.Parameter(torch.full((heads if per_head else 1,), alpha))
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
-        # As bit patterns: casting the model to bfloat16 would cast a float buffer too, and 4.37 km with it to
-        # the nearest 32 m.
-        bits = np.ascontiguousarray(height_m, np.float32).view(np.int32)
-        self.register_buffer("height_bits", torch.as_tensor(bits), persistent=False)
+        self.locality = locality
+        self.register_buffer("height_bits", to_bits(height_m), persistent=False)
 
     def forward(
-        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way | None = None
+        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way = RASTER
     ) -> Tensor:
         """Row r of the result is the attention of token order[r], or of token r without an order."""
         q, k, v = (split_heads(y, self.heads) for y in self.qkv(x_BND).chunk(3, -1))
-        height_BN = self.height_bits.view(torch.float32).expand(x_BND.shape[0], -1)
-        if way is not None and way.stored is not None:
+        height_BN = from_bits(self.height_bits).expand(x_BND.shape[0], -1)
+        if way.stored is not None:
             height_BN = height_BN.gather(1, way.stored.long())
-        y_BHNE = elevation_attention(q, k, v, height_BN, self.alpha, order_BN)
+        biased = partial(elevation_attention, elevation=height_BN, alpha=self.alpha, order=order_BN)
+        y_BHNE = attend(self.locality, biased, q, k, v, way.stored, way)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
 
-    def backend(self, device: torch.device, dtype: torch.dtype) -> str:  # noqa: ARG002
+    def backend(self, device: torch.device, dtype: torch.dtype) -> str:
         """What computes the attention on such a device, in words."""
-        return f"aqtopo_kernels ({backend_for(device)}) with elevation bias"
+        return f"aqtopo_kernels ({backend_for(device)}) with elevation bias{folded_in(self.locality, dtype)}"
+
+
+def by_torch(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, scale: float | None) -> Tensor:
+    """PyTorch's attention, (B, H, N, E)."""
+    return functional.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, scale=scale)
+
+
+def folded_in(locality: Locality | None, dtype: torch.dtype) -> str:
+    """What a preference for what is near changes in the computation, in words."""
+    return "" if locality is None else f" and local bias, in {torch.promote_types(dtype, torch.float32)}"
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:

@@ -5,9 +5,10 @@ Shapes: B batch, N tokens, D width.
 
 from torch import Tensor, nn
 
-from aqtopo.model.attention import ElevationAttention, SelfAttention, Way
+from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, SampleDropPath, Seeds
+from aqtopo.model.way import RASTER, Way
 from aqtopo_kernels import wind_gather
 
 
@@ -51,7 +52,7 @@ class Block(nn.Module):
         self.drop_path2 = SampleDropPath(drop_path, f"{layer}.mlp.path")
 
     def forward(
-        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way | None = None
+        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way = RASTER
     ) -> Tensor:
         """Tokens in, tokens out; with an order, row r of the result belongs to token order[r] of the input.
 
@@ -59,7 +60,7 @@ class Block(nn.Module):
             x_BND: tokens in storage order.
             seeds: a seed a sample for the dropout masks; needed in training only.
             order_BN: the order to leave the tokens in; None keeps theirs.
-            way: where the tokens are on the map; None for raster order.
+            way: where the tokens are on the map.
         """
         y_BND = self.drop_path1(self.attn(self.norm1(x_BND), seeds, order_BN, way), seeds)
         x_BND = x_BND + y_BND if order_BN is None else wind_gather(x_BND, order_BN, add=y_BND)

@@ -7,15 +7,16 @@ from aqtopo.config import ModelConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.barriers import ridge_rises_km
 from aqtopo.model.block import Block
-from aqtopo.model.dense_attention import Locality, PairAttention
+from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.locality import Locality, Places
 
 
-def locality(config: ModelConfig, squared_km2: npt.NDArray[np.float64] | None) -> Locality | None:
+def locality(config: ModelConfig, places: Places | None) -> Locality | None:
     """A new preference for what is near, if the configuration asks for it."""
-    if squared_km2 is None:
+    if places is None:
         return None
     heads = config.local_heads or config.heads
-    return Locality(heads, config.heads - heads, squared_km2, carried=config.local_bias == "origin")
+    return Locality(heads, config.heads - heads, places, carried=config.local_bias == "origin")
 
 
 def pair_rises_km(
@@ -37,9 +38,9 @@ def make_block(
     index: int,
     height_m: npt.NDArray[np.float32],
     rises_km: npt.NDArray[np.float32] | None,
-    squared_km2: npt.NDArray[np.float64] | None,
+    places: Places | None,
 ) -> Block:
-    """Block `index`: some carry the elevation bias, and drop path grows linearly with depth."""
+    """Block `index`: some carry the attention biases, and drop path grows linearly with depth."""
     layer = f"blocks.{index}"
     attention: SelfAttention | ElevationAttention | PairAttention
     biased = index in config.bias_blocks
@@ -49,7 +50,7 @@ def make_block(
             config.heads,
             rises_km,
             upwind=config.upwind_bias,
-            locality=locality(config, squared_km2),
+            locality=locality(config, places),
             alpha=config.alpha,
             per_head=config.alpha_per_head,
             qkv_bias=not config.elevation_bias,
@@ -63,6 +64,7 @@ def make_block(
             height_m if config.elevation_bias == "published" else -height_m,
             alpha=config.alpha,
             per_head=config.alpha_per_head,
+            locality=locality(config, places),
             dropout=config.dropout,
             layer=f"{layer}.attn",
         )
@@ -70,6 +72,7 @@ def make_block(
         attention = SelfAttention(
             config.dim,
             config.heads,
+            locality=locality(config, places) if biased else None,
             setting=config.attention,
             dropout=config.dropout,
             layer=f"{layer}.attn",

@@ -22,22 +22,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
-from aqtopo.model.attention import ElevationAttention, SelfAttention, Way
-from aqtopo.model.barriers import drift, squared_distances, unit_ways, upwindness, ways_km
+from aqtopo.model.attention import ElevationAttention, SelfAttention
+from aqtopo.model.barriers import unit_ways, upwindness
 from aqtopo.model.blocks import make_block, pair_rises_km
 from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
+from aqtopo.model.locality import Places
 from aqtopo.model.terrain import Terrain
+from aqtopo.model.way import RASTER, Way, patch_winds
 from aqtopo.model.wind import WindOrder
 from aqtopo_kernels import wind_scatter
 
 HOURS_PER_LEAD_UNIT = 100.0
 """ClimaX feeds lead times in units of 100 hours."""
-
-RASTER = Way()
-"""Tokens in raster order, without wind."""
 
 
 class AirQualityViT(nn.Module):
@@ -59,7 +58,6 @@ class AirQualityViT(nn.Module):
     """
 
     ways: Tensor | None  # (2, N, N)
-    ways_km: Tensor | None  # (2, N, N) [km]
 
     def __init__(
         self,
@@ -92,12 +90,11 @@ class AirQualityViT(nn.Module):
         self.lead_time_embed = nn.Linear(1, config.dim)
         self.pos_drop = SampleDropout(config.dropout, "tokens")
         rises_km = pair_rises_km(config, height_m, self.patch_grid)
-        squared_km2 = squared_distances(terrain, config.patch) if config.local_bias else None
+        places = Places.of(terrain, config.patch) if config.local_bias else None
         self.blocks = nn.ModuleList(
-            make_block(config, index, height_m, rises_km, squared_km2) for index in range(config.depth)
+            make_block(config, index, height_m, rises_km, places) for index in range(config.depth)
         )
         self.register_buffer("ways", _ways(config, terrain, self.patch_grid), persistent=False)
-        self.register_buffer("ways_km", _ways_km(config, terrain), persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
         self._initialise(seed)
@@ -186,11 +183,8 @@ class AirQualityViT(nn.Module):
 
     def _way(self, wind: Tensor) -> Way:
         """How the tokens lie to the wind, in raster order."""
-        patch = self.config.patch
-        return Way(
-            upwind=None if self.ways is None else upwindness(wind, self.ways, patch),
-            drift=None if self.ways_km is None else drift(wind, self.ways_km, patch),
-        )
+        wind_B2N = patch_winds(wind, self.config.patch)
+        return Way(upwind=None if self.ways is None else upwindness(wind_B2N, self.ways), wind=wind_B2N)
 
     def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
         """Each token's position embedding, in raster order: that of the scan position it will go to.
@@ -274,11 +268,6 @@ def _ways(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) ->
     if not config.upwind_bias:
         return None
     return torch.as_tensor(unit_ways(patch_grid, latitude_ascending=terrain.latitude_ascending))
-
-
-def _ways_km(config: ModelConfig, terrain: Terrain) -> Tensor | None:
-    """(2, N, N) from `ways_km` where heads look for the origin of the air."""
-    return torch.as_tensor(ways_km(terrain, config.patch)) if config.local_bias == "origin" else None
 
 
 def _head(config: ModelConfig, targets: int) -> nn.Sequential:

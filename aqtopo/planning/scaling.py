@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
-from aqtopo.planning.arithmetic import Arithmetic
 from aqtopo.planning.hardware import Assumptions, Machine
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.traffic import Collective, step_collectives
@@ -69,8 +68,9 @@ def step_time(plan: Plan, machine: Machine, nodes: int, assumptions: Assumptions
     elements = {name: group.parameters for name, group in plan.groups.items()}
     gradients, weights = step_collectives(elements, config, config.accumulation)
     arithmetic = plan.arithmetic
-    rate = assumptions.utilization * machine.flops[config.deepspeed.precision]
-    compute_s = config.accumulation * (arithmetic.forward + arithmetic.backward) / rate
+    rates = [assumptions.utilization * machine.flops[name] for name in (config.deepspeed.precision, "fp32")]
+    backward_s = config.accumulation * arithmetic.backward_s(*rates)
+    compute_s = config.accumulation * arithmetic.forward_s(*rates) + backward_s
     reduce_s = _duration(gradients, world, nodes, machine, assumptions)
     shard = sum(elements.values()) / world
     time = StepTime(
@@ -78,7 +78,7 @@ def step_time(plan: Plan, machine: Machine, nodes: int, assumptions: Assumptions
         world=world,
         compute_s=compute_s,
         reduce_s=reduce_s,
-        hidden_s=_hidden(reduce_s, gradients, arithmetic, config, rate),
+        hidden_s=_hidden(reduce_s, gradients, backward_s, config),
         gather_s=_duration(weights, world, nodes, machine, assumptions),
         optimizer_s=OPTIMIZER_PASSES * 4 * shard / machine.memory_rate,
         loader_rate=0.0,
@@ -96,14 +96,12 @@ def _duration(
     return sent + collective.hops(world) * assumptions.hop_s
 
 
-def _hidden(
-    reduce_s: float, gradients: Collective, arithmetic: Arithmetic, config: RunConfig, rate: float
-) -> float:
+def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: RunConfig) -> float:
     """With overlap, all buckets but the last of a micro-step run beside the backward pass, if it is long."""
     if not config.deepspeed.zero_optimization.overlap_comm:
         return 0.0
     behind = reduce_s * (gradients.messages - 1) / gradients.messages
-    return min(behind, config.accumulation * arithmetic.backward / rate)
+    return min(behind, backward_s)
 
 
 def sample_bytes(config: RunConfig) -> int:

@@ -261,15 +261,6 @@ def test_two_precisions_at_once_are_refused(document: dict[str, Any], write: Cal
         load_config(write(document))
 
 
-def test_squares_of_distances_do_not_fit_into_fp16(
-    document: dict[str, Any], write: Callable[[object], str]
-) -> None:
-    document["model"]["local_bias"] = "near"
-    document["deepspeed"] |= {"bf16": {"enabled": False}, "fp16": {"enabled": True}}
-    with pytest.raises(ValueError, match=r'model\.local_bias = "near": must be false with fp16'):
-        load_config(write(document))
-
-
 def test_a_long_value_is_cut(document: dict[str, Any], write: Callable[[object], str]) -> None:
     document["description"] = ["x"] * 1000
     with pytest.raises(ValueError, match=r'description = \["x", .*\.\.\.: must be a string$') as caught:

@@ -111,7 +111,7 @@ def test_patience_ends_the_run(tiny_config: TinyConfig, run_training: Callable[.
     assert "no better val_loss in 2 validations" in finished.events("stop")[0]["reason"]
     for event in (*finished.events("start"), *finished.events("validation")):
         assert event["preferences"]["blocks.0 travel [h]"] == pytest.approx([0.0, 24.0], abs=1e-6)
-        assert all(width > 100 for width in event["preferences"]["blocks.0 width [km]"])
+        assert event["preferences"]["blocks.0 width [patches]"] == pytest.approx([0.75, 1.5], abs=1e-6)
     assert len(finished.losses()) < 24
 
 

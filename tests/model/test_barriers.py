@@ -4,19 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from aqtopo.model.attention import Way
-from aqtopo.model.barriers import (
-    FRESH_WIND,
-    KM_A_DAY,
-    drift,
-    ridge_rises_km,
-    squared_distances,
-    unit_ways,
-    upwindness,
-    ways_km,
-)
-from aqtopo.model.dense_attention import Locality
-from aqtopo.model.terrain import Terrain
+from aqtopo.model.barriers import FRESH_WIND, ridge_rises_km, unit_ways, upwindness
 from tests.model.conftest import ModelMaker, random_inputs, uniform_wind
 
 LEARNT = ("alpha", "upwind", "by_sector", "log_width", "travel")
@@ -49,63 +37,15 @@ def test_what_lies_upwind_is_where_the_air_comes_from(ascending: bool) -> None:
     ways = torch.as_tensor(unit_ways((3, 3), latitude_ascending=ascending))
     centre, west, east, south = 4, 3, 5, 1 if ascending else 7
     eastward, northward = (
-        torch.tensor(w, dtype=torch.float32).view(1, 2, 1, 1).expand(1, 2, 6, 6) for w in ([8, 0], [0, 8])
+        torch.tensor(w, dtype=torch.float32).view(1, 2, 1).expand(1, 2, 9) for w in ([8, 0], [0, 8])
     )
-    towards_east, towards_north = (upwindness(wind, ways, patch=2)[0] for wind in (eastward, northward))
+    towards_east, towards_north = (upwindness(wind, ways)[0] for wind in (eastward, northward))
     assert towards_east[centre, west] == pytest.approx(1.0)
     assert towards_east[centre, east] == pytest.approx(-1.0)
     assert towards_east[centre, south] == pytest.approx(0.0, abs=1e-6)
     assert towards_north[centre, south] == pytest.approx(1.0)
-    light = upwindness(eastward * 0.1, ways, patch=2)[0]
+    light = upwindness(eastward * 0.1, ways)[0]
     assert light[centre, west] == pytest.approx(0.8 / FRESH_WIND)
-
-
-EQUATOR = Terrain(np.zeros((2, 4), np.float32), np.array([-0.5, 0.5]), np.array([100.0, 101.0, 102.0, 103.0]))
-
-
-def test_distances_are_those_on_the_earth() -> None:
-    """Of two patches of 2 x 2 degrees on the equator; the chord is shorter than the arc by 5e-5."""
-    two_degrees = 2 * np.pi * 6371.0 / 180
-    assert np.sqrt(squared_distances(EQUATOR, 2)[0, 1]) == pytest.approx(two_degrees, rel=1e-4)
-    east, north = ways_km(EQUATOR, 2)
-    assert east[1, 0] == pytest.approx(two_degrees, rel=1e-3)
-    assert east[0, 1] == pytest.approx(-two_degrees, rel=1e-3)
-    assert not north.any()
-
-
-@pytest.mark.parametrize("ascending", [True, False])
-def test_the_wind_carries_air_along_its_way(ascending: bool) -> None:
-    latitude = np.array([30.0, 31.0, 32.0])
-    terrain = Terrain(
-        np.zeros((3, 1), np.float32), latitude if ascending else latitude[::-1], np.array([110.0])
-    )
-    south, north = (0, 2) if ascending else (2, 0)
-    northward = torch.tensor([0.0, 10.0]).view(1, 2, 1, 1).expand(1, 2, 3, 1)
-    carried = drift(northward, torch.as_tensor(ways_km(terrain, 1)), 1)[0]
-    a_degree = np.pi * 6371.0 / 180
-    assert carried[1, south] == pytest.approx(864.0 * a_degree, rel=1e-3)
-    assert carried[1, north] == pytest.approx(-864.0 * a_degree, rel=1e-3)
-
-
-def test_attention_looks_where_the_air_was() -> None:
-    """A west wind that makes a patch in half a day: two patches to the west a day ago."""
-    longitude = 100.0 + np.arange(9.0)
-    terrain = Terrain(np.zeros((1, 9), np.float32), np.array([0.0]), longitude)
-    speed = np.pi * 6371.0 / 180 / (0.5 * KM_A_DAY)
-    wind = torch.tensor([speed, 0.0]).view(1, 2, 1, 1).expand(1, 2, 1, 9)
-    way = Way(drift=drift(wind, torch.as_tensor(ways_km(terrain, 1)), 1))
-    locality = Locality(3, 0, squared_distances(terrain, 1), carried=True)
-    strongest = locality(None, way)[0, :, 6].argmax(-1)
-    assert strongest.tolist() == [6, 5, 4]  # now, half a day ago, a day ago
-    near = Locality(3, 0, squared_distances(terrain, 1), carried=False)
-    assert near(None, Way())[0].argmax(-1).tolist() == [list(range(9))] * 3
-
-
-def test_further_heads_see_the_whole_map() -> None:
-    locality = Locality(1, 2, squared_distances(EQUATOR, 2), carried=False)
-    first, *others = locality(None, Way())[0]
-    assert first[0, 1] < -0.1
-    assert not any(other.any() for other in others)
 
 
 def test_the_order_of_the_tokens_moves_rows_and_keys(make_model: ModelMaker) -> None:

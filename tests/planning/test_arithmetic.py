@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import Terrain, build_model
+from aqtopo.model.locality import MORE_COLUMNS
 from aqtopo.planning import make_plan
 from aqtopo.planning.arithmetic import Arithmetic, count_arithmetic
 
@@ -55,3 +56,15 @@ def test_checkpointing_computes_the_blocks_again(tiny_config: TinyConfig) -> Non
     plain = planned(tiny_config())
     again = planned(tiny_config(model={"gradient_checkpointing": True}))
     assert again.backward - plain.backward == plain.products["blocks"] + plain.attention
+
+
+def test_the_local_bias_widens_the_heads_of_a_block_on_a_large_map_and_is_in_float32() -> None:
+    plain, local = (
+        make_plan(load_config("ds_configs/lumi_400gpu.json", [f"model.local_bias={form}"])).arithmetic
+        for form in ("false", "origin")
+    )
+    assert plain.float32_attention == 0
+    assert local.float32_attention == plain.attention // 6 * (96 + MORE_COLUMNS) // 96
+    assert local.attention == plain.attention // 6 * 5 + local.float32_attention
+    assert plain.backward_s(4.0, 1.0) == plain.backward / 4.0
+    assert local.forward_s(4.0, 1.0) == pytest.approx(local.forward / 4.0 + 0.75 * local.float32_attention)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 
 from aqtopo.config import ModelConfig
@@ -7,7 +5,7 @@ from aqtopo.model import AirQualityViT, Terrain
 from aqtopo.training.barriers import PREFERENCES, spelled_preferences
 
 
-def test_preferences_are_told_in_hours_and_kilometres_by_block() -> None:
+def test_preferences_are_told_in_hours_and_patches_by_block() -> None:
     config = ModelConfig(
         patch=2, dim=16, depth=1, heads=2, regions=(1, 1), upwind_bias=True, local_bias="origin"
     )
@@ -20,7 +18,5 @@ def test_preferences_are_told_in_hours_and_kilometres_by_block() -> None:
     assert spelled_preferences(learnt) == {
         "blocks.0 upwind": [1.0, 1.0],
         "blocks.0 travel [h]": [0.0, 24.0],
-        "blocks.0 width [km]": pytest.approx(
-            [math.exp(x) for x in model.get_parameter("blocks.0.attn.locality.log_width").tolist()]
-        ),
+        "blocks.0 width [patches]": pytest.approx([0.75, 1.5]),
     }

@@ -23,11 +23,13 @@ from aqtopo.evaluation.report.case import Case
 from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference_scale
 from aqtopo.evaluation.report.panels import Map
 from aqtopo.evaluation.report.places import Place, tokens_at
-from aqtopo.model.attention import ElevationAttention, Way
+from aqtopo.model.attention import ElevationAttention, SelfAttention
+from aqtopo.model.bits import from_bits
 from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.way import Way
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Biased = ElevationAttention | PairAttention
+Attention = SelfAttention | ElevationAttention | PairAttention
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Gazes:
     where: str
 
 
-def attention_row(attention: Biased, seen: Seen, token: int) -> Tensor:
+def attention_row(attention: Attention, seen: Seen, token: int) -> Tensor:
     """(2, H, N) how much `token` attends to each token: without the bias, and with it.
 
     Args:
@@ -97,17 +99,24 @@ def attention_row(attention: Biased, seen: Seen, token: int) -> Tensor:
         return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.way)]).softmax(-1)
 
 
-def bias_row(attention: Biased, token: int, way: Way) -> Tensor:
+def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
     """(H, N) what the bias adds to the scores of `token`, keys in raster order."""
+    parts: list[Tensor] = []
     with torch.no_grad():
         if isinstance(attention, PairAttention):
-            return attention.bias(None, way)[0, :, token].float()
-        return (-attention.alpha.float()[:, None] * _rises_km(attention, token)).expand(attention.heads, -1)
+            parts.append(attention.bias(None, way)[0, :, token].float())
+        elif isinstance(attention, ElevationAttention):
+            parts.append(-attention.alpha.float()[:, None] * _rises_km(attention, token))
+        if attention.locality is not None:
+            of_queries, of_keys = attention.locality.columns(None, way, torch.float32)
+            parts.append(torch.einsum("hc,nc->hn", of_queries[0, :, token], of_keys[0, 0]))
+    first, *others = parts
+    return sum(others, first).expand(attention.heads, -1)
 
 
 def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
     """(N,) what the bias makes of heights [km], keys in raster order: how far they rise above the token."""
-    height_N = attention.height_bits.view(torch.float32)
+    height_N = from_bits(attention.height_bits)
     return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
 
@@ -118,7 +127,8 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
         ValueError: a place is wanted and not on the grid, or its name is taken, or block 0 has no bias.
     """
     attention = run.model.get_submodule("blocks.0.attn")
-    if not isinstance(attention, ElevationAttention | PairAttention):
+    assert isinstance(attention, Attention)
+    if isinstance(attention, SelfAttention) and attention.locality is None:
         if wanted:
             raise ValueError(
                 f"--place {wanted[0].name}: block 0 of {run.config.name} has no bias, so there is nothing to "
@@ -150,7 +160,7 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
     )
 
 
-def _seen_by(attention: Biased, run: LoadedRun, init_time: np.datetime64) -> Seen:
+def _seen_by(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> Seen:
     """What the attention is given when the run forecasts from an initial time, at the first horizon."""
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -176,20 +186,20 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def is_hindered(attention: Biased, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+def is_hindered(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
     """(N,) the ground that an elevation bias is for hindering; what loses by one whose zero is arbitrary.
 
     The ground is told by its height alone: training may have turned the strength's sign round.
     """
     hindered: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
-    if isinstance(attention, ElevationAttention):
+    if isinstance(attention, ElevationAttention) and attention.locality is None:
         hindered = (_rises_km(attention, token) > 0).cpu().numpy()
     return hindered
 
 
 def _in_words(settings: ModelConfig) -> str:
     """What `is_hindered` finds, as it stands behind "goes to"."""
-    if settings.dense_options:
+    if settings.dense_options or settings.local_bias:
         return "places that lose by it"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 

@@ -13,8 +13,9 @@ from aqtopo.evaluation.report.attention import Seen, attention_row, is_hindered,
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import load_case
 from aqtopo.evaluation.report.places import Place
-from aqtopo.model.attention import ElevationAttention, Way, split_heads
+from aqtopo.model.attention import ElevationAttention, split_heads
 from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.way import Way
 from aqtopo_kernels import elevation_attention
 
 

@@ -1,0 +1,104 @@
+"""The local bias folded into wider heads, forward and backward, against what it replaces.
+
+The results are compared first. Then, of 8 heads of 96 columns on a map of China with the elevation bias, time
+in paired rounds and memory above inputs and results, against
+- `without`: the same attention without the local bias;
+- `dense`: PyTorch's attention with the sum of both biases as its mask, N x N numbers a head.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from aqtopo.model.locality import Locality, Places
+from aqtopo.model.terrain import Terrain
+from aqtopo.model.way import Way
+from aqtopo_kernels import elevation_attention
+from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+
+HEADS, WIDTH = 8, 96
+SAME = 1e-3
+"""Differences of results that count as the same, relative to the largest value."""
+
+
+class Map:
+    """Tokens of a map of China, rows x twice as many columns, under a random wind, and a local bias of all
+    heads around the air's origin.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.tokens = 2 * rows**2
+        latitude, longitude = np.linspace(18.0, 54.0, rows), np.linspace(73.0, 136.0, 2 * rows)
+        terrain = Terrain(np.zeros((rows, 2 * rows), np.float32), latitude, longitude)
+        self.locality = Locality(HEADS, 0, Places.of(terrain, 1), carried=True).to(device())
+        generator = torch.Generator().manual_seed(rows)
+        self.way = Way(wind=6.0 * torch.randn((1, 2, self.tokens), generator=generator).to(device()))
+        shape = (1, HEADS, self.tokens, WIDTH)
+        self.q, self.k, self.v, self.dout = (
+            torch.randn(shape, generator=generator).to(device()) for _ in range(4)
+        )
+        self.elevation_m = 6000.0 * torch.rand((1, self.tokens), generator=generator).to(device())
+        self.alpha = torch.full((1,), 2.0, device=device())
+
+    def folded(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+        """As the model does it."""
+
+        def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -> Tensor:
+            return elevation_attention(q, k, v, self.elevation_m, alpha, scale=scale)
+
+        return self.locality.attend(attention, q, k, v, None, self.way)
+
+    def without(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+        """The elevation bias alone."""
+        return elevation_attention(q, k, v, self.elevation_m, alpha)
+
+    def dense(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
+        """Both biases written out."""
+        of_queries, of_keys = self.locality.columns(None, self.way, torch.float32)
+        z_BN = self.elevation_m
+        rise_BNN = (z_BN[:, None, :] - z_BN[:, :, None]).clamp_min(0.0) / 1000.0
+        bias_BHNN = of_queries @ of_keys.transpose(-1, -2) - alpha * rise_BNN[:, None]
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHNN)
+
+    def differentiate(self, contender: str) -> tuple[Tensor, ...]:
+        """The result and the gradients of q, k, v, alpha and, where it has a part, the local bias."""
+        leaves = [x.detach().requires_grad_() for x in (self.q, self.k, self.v, self.alpha)]
+        out: Tensor = getattr(self, contender)(*leaves)
+        learnt = [] if contender == "without" else list(self.locality.parameters())
+        return out.detach(), *torch.autograd.grad(out, [*leaves, *learnt], self.dout)
+
+
+def largest_difference(map_: Map) -> float:
+    """Between the folded and the dense form, relative to the largest value of each result."""
+    pairs = zip(map_.differentiate("folded"), map_.differentiate("dense"), strict=True)
+    return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
+
+
+def row(rows: int, rounds: int, contenders: tuple[str, ...]) -> dict[str, Any]:
+    """Figures of one size."""
+    map_ = Map(rows)
+    work = {name: lambda name=name: map_.differentiate(name) for name in contenders}
+    timed = paired(work, rounds)
+    mib = {name: peak_bytes(run) / MIB for name, run in work.items()}
+    found: dict[str, Any] = {"N": map_.tokens, "seconds": timed.median("folded"), "mib": mib["folded"]}
+    for name in contenders[1:]:
+        found |= {f"time_of_{name}": timed.ratio("folded", name), f"{name}_mib": mib[name]}
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    options = arguments(__doc__)
+    difference = largest_difference(Map(16))
+    if difference > SAME:
+        raise SystemExit(f"the folded bias differs from the dense one by {difference}")
+    sizes = [(16, 1)] if options.quick else [(32, 5), (64, 3)]
+    rows = [row(*size, ("folded", "without", "dense")) for size in sizes]
+    report("local_bias", [{"N": 512, "largest_difference": difference}, *rows], options)
+
+
+if __name__ == "__main__":
+    main()
