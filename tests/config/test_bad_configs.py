@@ -261,6 +261,17 @@ def test_two_precisions_at_once_are_refused(document: dict[str, Any], write: Cal
         load_config(write(document))
 
 
+@pytest.mark.parametrize(("option", "value"), [("elevation_bias", "ridge"), ("upwind_bias", True)])
+def test_a_number_for_each_pair_of_tokens_is_for_small_maps(
+    document: dict[str, Any], write: Callable[[object], str], option: str, value: object
+) -> None:
+    document["model"][option] = value
+    load_config(write(document))  # 128 tokens
+    document["data"]["grid"] = [64, 128]
+    with pytest.raises(ValueError, match=rf"model\.{option} = .*: must be another for 2048 tokens"):
+        load_config(write(document))
+
+
 def test_a_long_value_is_cut(document: dict[str, Any], write: Callable[[object], str]) -> None:
     document["description"] = ["x"] * 1000
     with pytest.raises(ValueError, match=r'description = \["x", .*\.\.\.: must be a string$') as caught:
