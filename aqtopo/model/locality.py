@@ -92,7 +92,7 @@ class Locality(nn.Module):
         carried: whether heads look upwind; otherwise around themselves.
 
     Attributes:
-        log_width: (h,) natural logarithm of the Gaussian's width, in distances of neighbouring patches.
+        log_reach: (h,) natural logarithm of the Gaussian's width, in distances of neighbouring patches.
         travel: (h,) how long the air was on its way [d]; None where nothing is carried.
     """
 
@@ -106,7 +106,7 @@ class Locality(nn.Module):
         self.register_buffer("axes_bits", to_bits(places.axes), persistent=False)
         travel = torch.linspace(0.0, LONGEST_TRAVEL, heads)
         # Where the air was is the less certain, the longer ago; without wind, heads differ in their reach.
-        self.log_width = nn.Parameter(torch.log(NARROWEST + (WIDENING if carried else REACH) * travel))
+        self.log_reach = nn.Parameter(torch.log(NARROWEST + (WIDENING if carried else REACH) * travel))
         self.travel = nn.Parameter(travel) if carried else None
 
     def attend(
@@ -135,7 +135,7 @@ class Locality(nn.Module):
         key_11NC = torch.cat([place_11N3, -0.5 * square_11N1, torch.ones_like(square_11N1)], -1)
 
         origin_BhN3 = self._origins(place_11N3, way)
-        precision_h11 = (torch.exp(-2.0 * self.log_width.to(dtype)) / self.spacing_km**2).view(-1, 1, 1)
+        precision_h11 = (torch.exp(-2.0 * self.log_reach.to(dtype)) / self.spacing_km**2).view(-1, 1, 1)
         square_BhN1 = origin_BhN3.square().sum(-1, keepdim=True)
         query_BhNC = torch.cat([origin_BhN3, torch.ones_like(square_BhN1), -0.5 * square_BhN1], -1)
         # The heads that come last: (left, right, top, bottom, front, back) of the last three dimensions.
@@ -145,7 +145,7 @@ class Locality(nn.Module):
     def _origins(self, place_11N3: Tensor, way: Way) -> Tensor:
         """(B or 1, h, N, 3) where the air at each token was, or the token itself [km]."""
         if self.travel is None:
-            return place_11N3.expand(-1, len(self.log_width), -1, -1)
+            return place_11N3.expand(-1, len(self.log_reach), -1, -1)
         assert way.wind is not None, "the model gives every block the wind"
         dtype = place_11N3.dtype
         velocity_BN3 = torch.einsum("ban,anc->bnc", way.wind.to(dtype), from_bits(self.axes_bits).to(dtype))

@@ -11,7 +11,7 @@ HOURS_A_DAY = 24.0
 PREFERENCES: dict[str, tuple[str, Callable[[float], float]]] = {
     ".attn.upwind": ("upwind", float),
     ".attn.locality.travel": ("travel [h]", HOURS_A_DAY.__mul__),
-    ".attn.locality.log_width": ("width [patches]", math.exp),
+    ".attn.locality.log_reach": ("width [patches]", math.exp),
 }
 """How the names of what each head prefers end, what the log calls it, and how to bring it to that unit."""
 

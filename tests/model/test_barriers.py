@@ -7,7 +7,7 @@ import torch
 from aqtopo.model.barriers import FRESH_WIND, ridge_rises_km, unit_ways, upwindness
 from tests.model.conftest import ModelMaker, random_inputs, uniform_wind
 
-LEARNT = ("alpha", "upwind", "by_sector", "log_width", "travel")
+LEARNT = ("alpha", "upwind", "by_sector", "log_reach", "travel")
 ROW = np.array([0, 3000, 500, 0, 1000], np.float32)
 LEAD = torch.tensor([[12.0, 48.0]], dtype=torch.float64).expand(2, -1)
 

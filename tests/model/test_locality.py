@@ -31,7 +31,7 @@ def formula(locality: Locality, places: Places, wind_B2N: Tensor) -> Tensor:
     assert locality.travel is not None
     origin_BhN3 = x_N3 - locality.travel.double().view(1, -1, 1, 1) * carried_BN3[:, None]
     square_BhNN = (origin_BhN3[:, :, :, None] - x_N3).square().sum(-1)
-    width_km = torch.exp(locality.log_width.double()) * places.spacing_km
+    width_km = torch.exp(locality.log_reach.double()) * places.spacing_km
     return -square_BhNN / (2 * width_km.square()).view(1, -1, 1, 1)
 
 
