@@ -25,17 +25,26 @@ LEVEL = 0.95
 """Probability that an interval is meant to hold the truth with."""
 
 
+def check_blocks(days: int, block: int) -> None:
+    """Refuse blocks that are too long for the days that there are.
+
+    Raises:
+        ValueError: there are fewer than two of them, or they have no day.
+    """
+    if block < 1 or days < 2 * block:
+        raise ValueError(
+            f"{days} test days cannot be resampled in blocks of {block}: give more test days, or shorter "
+            "blocks with --block-days."
+        )
+
+
 def draw_days(days: int, block: int, draws: int, seed: int) -> Floats:
     """(R, D) how often each day is taken in each draw: circular blocks of `block` days, D days in all.
 
     Raises:
-        ValueError: there are fewer than two blocks, or a number is not positive.
+        ValueError: as `check_blocks`.
     """
-    if min(block, draws) < 1 or days < 2 * block:
-        raise ValueError(
-            f"{days} days cannot be resampled {draws} times in blocks of {block}: give more test days, or "
-            "shorter blocks with --block-days."
-        )
+    check_blocks(days, block)
     rng = np.random.default_rng(seed)
     blocks = -(-days // block)
     starts = rng.integers(days, size=(draws, blocks, 1))

@@ -2,13 +2,22 @@
 
 import threading
 
+import numpy as np
+
 from aqtopo.ablation.plan import Trial
 from aqtopo.checkpoint import best_tag, load_run
+from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.samples import sample_table
+from aqtopo.data.store import Store
 from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.results import SCORES, read_table, write_results
+
+
+def scored_days(config: RunConfig, store: Store) -> int:
+    """On how many days the forecasts start that are scored."""
+    return np.unique(sample_table(config, store.times, "test").times.astype("datetime64[D]")).size
 
 
 def is_scored(trial: Trial) -> bool:

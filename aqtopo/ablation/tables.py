@@ -8,9 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from aqtopo.evaluation.ablation_file import OVERALL, VAL_LOSS
-
-NOT_SHOWN = "no difference shown"
+from aqtopo.evaluation.ablation_file import sums_up, verdict
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def _contrasts(result: xr.Dataset) -> list[str]:
 def _scores(result: xr.Dataset, *, summary: bool) -> list[str]:
     """Names of the scores that sum up, or of those of one pollutant and horizon."""
     names = [str(name) for name in result["score"].values]
-    return [name for name in names if (name == VAL_LOSS or name.split()[0] == OVERALL) == summary]
+    return [name for name in names if sums_up(name) == summary]
 
 
 def _variants(result: xr.Dataset) -> Sheet:
@@ -98,9 +96,8 @@ def _pairs(result: xr.Dataset, label: str) -> Sheet:
 def _cells(one: xr.Dataset) -> tuple[str, str, str, str]:
     """Change, intervals and verdict of one score."""
     change = float(one["change"])
-    verdict = ("better" if change < 0 else "worse") if bool(one["shown"]) else NOT_SHOWN
     days, seeds = (_interval(float(one[f"{n}_low"]), float(one[f"{n}_high"])) for n in ("days", "seeds"))
-    return f"{change:+.2f}%", days, seeds, verdict
+    return f"{change:+.2f}%", days, seeds, verdict(change, bool(one["shown"]))
 
 
 def _interval(low: float, high: float) -> str:

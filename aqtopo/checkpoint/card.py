@@ -195,16 +195,16 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
 
     Args:
         path: a run directory or an exported folder.
-        tag: which state of a run.
+        tag: which state of a run; an exported model has only the one that it was made from.
         store: hours to forecast from in place of the training's store; for exported models only, since a run
             is tied to its own.
 
     Raises:
-        ValueError: there is no such model, or the store's grid is another.
+        ValueError: there is no such model or state, or the store's grid is another.
         RefusedError: the files are not those that were saved.
     """
     if is_export(path):
-        return _load_export(path, store)
+        return _load_export(path, tag, store)
     if store is not None:
         raise ValueError(
             f"{path} is a run, which reads the store of its training. Export it first "
@@ -213,8 +213,13 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
     return load_run(path, tag)
 
 
-def _load_export(folder: Path, store_path: Path | None) -> LoadedRun:
+def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     card = read_card(folder)
+    if tag not in ("best", card.tag):  # the first is what a command says that was not asked for any
+        raise ValueError(
+            f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
+            "out, or name the run directory."
+        )
     check_files(folder, card.files, ALONE)
     config = _config_in(card, folder)
     static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}

@@ -53,11 +53,13 @@ def ablate(
     """
     from rich.console import Console
 
+    from aqtopo.ablation.bootstrap import check_blocks
     from aqtopo.ablation.factors import parse_grid
     from aqtopo.ablation.first_weights import compare_starts
     from aqtopo.ablation.plan import claim_folder, plan_ablation
     from aqtopo.ablation.report_files import write_results
     from aqtopo.ablation.results import collect, compare
+    from aqtopo.ablation.scoring import scored_days
     from aqtopo.ablation.tables import sheets
     from aqtopo.ablation.trainer import run_trials
     from aqtopo.config import load_config
@@ -66,8 +68,10 @@ def ablate(
     name = load_config(config, overrides or []).name
     place = out or Path(f"runs/ablate_{name}")
     plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, place, also or [])
+    store = open_store(plan.base.data.store)
+    check_blocks(scored_days(plan.base, store), block_days)
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
-    alike = compare_starts(first_seed, open_store(plan.base.data.store))
+    alike = compare_starts(first_seed, store)
     _say(str(alike))
     known = {trial.number for trial in plan.trials if plan.config_path(trial).is_file()}
     claim_folder(plan)

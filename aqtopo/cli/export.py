@@ -15,11 +15,16 @@ def export(
     from aqtopo.checkpoint.card import export_model
     from aqtopo.evaluation.score_file import SCORES_FILE, read_score_file
 
-    evaluated = (run_dir / SCORES_FILE).is_file()
-    scores = read_score_file(run_dir).model_dump(mode="json") if evaluated else None
-    card = export_model(run_dir, tag, out, scores)
-    scored = (
-        "with its scores" if card.scores else "not evaluated: `aqtopo evaluate` it first to have scores in it"
-    )
+    scores = read_score_file(run_dir) if (run_dir / SCORES_FILE).is_file() else None
+    card = export_model(run_dir, tag, out, None if scores is None else scores.model_dump(mode="json"))
+    if card.scores:
+        scored = "with its scores"
+    elif scores is None:
+        scored = "not evaluated: `aqtopo evaluate` it first to have scores in it"
+    else:
+        scored = (
+            f"without scores: those of the run are of {scores.tag}. `aqtopo evaluate {run_dir} --tag "
+            f"{card.tag}` makes its own"
+        )
     size = sum(record.size for record in card.files.values()) / 2**20
     typer.echo(f"{out}: {card.name}, {card.tag}, {size:.1f} MiB, {scored}")

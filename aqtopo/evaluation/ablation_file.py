@@ -27,8 +27,22 @@ OVERALL = "all"
 each in deviations of its pollutant in the training years. With an area behind it, that of the area."""
 VAL_LOSS = "val_loss"
 
+NOT_SHOWN = "no difference shown"
+
 Numbers = tuple[float | None, ...]
 """One a seed."""
+
+
+def sums_up(score: str) -> bool:
+    """Whether a score is of all pollutants and horizons, not of one pair of them."""
+    return score == VAL_LOSS or score.split()[:1] == [OVERALL]
+
+
+def verdict(change: float | None, shown: bool) -> str:
+    """`better`, `worse` or `NOT_SHOWN`; a lower score is better."""
+    if not shown or change is None:
+        return NOT_SHOWN
+    return "better" if change < 0 else "worse"
 
 
 class Compared(Record):
@@ -70,8 +84,13 @@ class Change(Record):
 
     @property
     def sums_up(self) -> bool:
-        """Whether the score is of all pollutants and horizons, not of one pair of them."""
-        return self.score == VAL_LOSS or self.score.split()[:1] == [OVERALL]
+        """As the function, of its own score."""
+        return sums_up(self.score)
+
+    @property
+    def verdict(self) -> str:
+        """As the function, of its own change."""
+        return verdict(self.change, self.shown)
 
     @property
     def pair(self) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.report_files import write_results
 from aqtopo.ablation.results import compare, contrasts
-from aqtopo.ablation.tables import NOT_SHOWN, sheets
-from aqtopo.evaluation.ablation_file import read_results
+from aqtopo.ablation.tables import sheets
+from aqtopo.evaluation.ablation_file import NOT_SHOWN, read_results
 from aqtopo.evaluation.report import write_ablation_report
 from tests.conftest import TinyConfig
 

@@ -159,11 +159,19 @@ def _tabulate(config_path: Path, ablation: Ablation) -> None:
 
 def test_for_slurm_the_job_array_is_printed_and_nothing_trained(config_path: Path) -> None:
     out = config_path.parent / "out"
-    options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--slurm"]
+    options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--block-days", "2", "--slurm"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
     assert f"sbatch --array=0-7 slurm/ablation.sbatch {out}" in result.output
     assert sorted(path.name for path in out.iterdir()) == ["ablation.json", "configs"]
     assert len(list((out / "configs").iterdir())) == 8
+
+
+def test_too_few_test_days_are_told_before_anything_is_trained(config_path: Path) -> None:
+    out = config_path.parent / "out"
+    options = ["--grid", GRID, "--out", str(out), "--block-days", "4", "--slurm"]
+    with pytest.raises(ValueError, match=r"6 test days .* blocks of 4.*--block-days"):
+        CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
+    assert not out.exists()
 
 
 def trained_by_task(out: Path) -> dict[str, str]:
@@ -178,7 +186,7 @@ def test_a_task_that_is_queued_trains_the_same_when_the_ablation_grows(config_pa
     out = config_path.parent / "out"
 
     def array(*options: str) -> str:
-        given = ["ablate", str(config_path), *options, "--out", str(out), "--slurm"]
+        given = ["ablate", str(config_path), *options, "--out", str(out), "--block-days", "2", "--slurm"]
         result = CliRunner().invoke(app, given, catch_exceptions=False)
         return result.output
 
@@ -198,7 +206,7 @@ def test_a_task_that_is_queued_trains_the_same_when_the_ablation_grows(config_pa
 def test_what_is_trained_is_not_submitted_again(config_path: Path) -> None:
     ablation = plan(config_path, GRID)
     claim_folder(ablation)
-    options = ["--grid", GRID, "--seeds", "1", "--out", str(ablation.out), "--slurm"]
+    options = ["--grid", GRID, "--seeds", "1", "--out", str(ablation.out), "--block-days", "2", "--slurm"]
     for done, said in (((1,), "--array=0,2-3 "), ((0, 1, 2, 3), "all 4 trainings are done")):
         for number in done:
             run_dir = ablation.trials[number].run_dir

@@ -130,8 +130,12 @@ def test_damaged_scores_are_named_and_nothing_is_exported(
 
 
 def test_scores_of_another_state_stay_out(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+    tag = load_run(untrained_run).tag.name
+    assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "before").out
     write_made_scores(untrained_run, "epoch00-step000003")
-    assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "model").out
+    said = aqtopo("export", untrained_run, tmp_path / "model").out
+    assert "without scores: those of the run are of epoch00-step000003" in said
+    assert f"aqtopo evaluate {untrained_run} --tag {tag}" in said
     assert read_card(tmp_path / "model").scores is None
 
 
@@ -157,6 +161,16 @@ def test_a_store_on_another_grid_is_refused(
         "forecast", exported, tmp_path / "out.nc", "--init", INIT, "--store", tmp_path / "east.zarr"
     )
     assert "is on another grid than tiny was trained on: its lon" in ended.complaint
+
+
+def test_an_exported_model_has_no_other_state(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
+    tag = read_card(exported).tag
+    complaint = aqtopo(
+        "forecast", exported, tmp_path / "o.nc", "--init", INIT, "--tag", "epoch00-step000003"
+    ).complaint
+    assert "--tag epoch00-step000003" in complaint
+    assert f"holds one state, {tag}" in complaint
+    assert aqtopo("forecast", exported, tmp_path / "o.nc", "--init", INIT, "--tag", tag).code == 0
 
 
 def test_a_run_keeps_its_own_store(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ import xarray as xr
 from aqtopo.checkpoint import LoadedRun
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.evaluation.baselines import channel_indices
 from aqtopo.evaluation.forecast import forecast, truth_for
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Hours = npt.NDArray[np.datetime64]
 
 # Reading every hour of a year for its mean would take minutes on the full grid.
 MAX_CANDIDATES = 366
@@ -107,7 +107,7 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Case:
             f"{run.store.times[-1]}."
         )
     fields = run.store.read(int(run.store.locate(np.array(init_time))))
-    initial = fields[[run.store.channels.index(name) for name in pollutants]]
+    initial = fields[channel_indices(run.store, pollutants)]
     return Case(
         init_time,
         reason,

@@ -15,8 +15,6 @@ from aqtopo.evaluation.report.maps import Scale
 from aqtopo.evaluation.report.scoreboard import capitalised, plus, rounded
 from aqtopo.variables import VARIABLES
 
-NOT_SHOWN = "no difference shown"
-
 _DASH = "\N{EN DASH}"
 
 
@@ -145,14 +143,13 @@ def _contrast(label: str, changes: Sequence[ablation_file.Change]) -> Contrast:
 
 def _change(change: ablation_file.Change, reach: float) -> Change:
     value = change.change
-    verdict = NOT_SHOWN if not change.shown else "better" if (value or 0.0) < 0 else "worse"
     return Change(
         _named(change),
-        f"{_signed(value)} %",
+        "n/a" if value is None else f"{_signed(value)} %",
         _place(value or 0.0, reach),
         _span(change.days_low, change.days_high, reach),
         _span(change.seeds_low, change.seeds_high, reach),
-        verdict,
+        change.verdict,
     )
 
 
@@ -185,8 +182,8 @@ def _place(value: float, reach: float) -> float:
     return float(np.clip(50.0 + 50.0 * value / reach, 0.0, 100.0))
 
 
-def _signed(value: float | None) -> str:
-    return "n/a" if value is None else plus(rounded(value, 2))
+def _signed(value: float) -> str:
+    return plus(rounded(value, 2))
 
 
 def _spread(values: Numbers, decimals: int) -> str:

@@ -49,6 +49,13 @@ def test_losses_are_compared_where_every_seed_has_one() -> None:
     assert validation_together({"stopped early": [History((), (), 1)]}) is None
 
 
+def test_a_change_that_is_not_known_has_no_number(ablation: Path) -> None:
+    content = read_results(ablation)
+    changes = [change.model_copy(update={"change": None}) for change in content.changes]
+    (contrast,) = compared(content.model_copy(update={"changes": tuple(changes)}))
+    assert contrast.pairs[0][1][0].percent == "n/a"
+
+
 def test_variants_have_mean_lowest_and_highest(ablation: Path) -> None:
     wind, baseline = trained(read_results(ablation))
     assert wind.val_loss == "0.3000 (0.2000 \N{EN DASH} 0.4000)"
