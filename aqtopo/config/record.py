@@ -49,16 +49,16 @@ def read_record(path: Path, model: type[AnyRecord], remedy: str) -> AnyRecord:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(f"{path} is missing. {remedy}") from None
     except ValidationError as error:
-        raise ValueError(f"{_faults(error, model, path)}\n{remedy}") from None
+        raise ValueError(f"{faults(error, model, str(path))}\n{remedy}") from None
 
 
-def _faults(error: ValidationError, model: type[Strict], path: Path) -> str:
-    """The first faults, a line each."""
+def faults(error: ValidationError, model: type[Strict], place: str) -> str:
+    """The first faults of what stands at a place, such as a file, a line each."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
-        return f"{path} is not JSON ({first['ctx']['error']})."
+        return f"{place} is not JSON ({first['ctx']['error']})."
     if not first["loc"]:
-        return f"{path} does not hold one JSON object."
-    faults = describe(error, model, str(path)).splitlines()
-    more = len(faults) - MOST_FAULTS
-    return "\n".join([*faults[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else [])])
+        return f"{place} does not hold one JSON object."
+    lines = describe(error, model, place).splitlines()
+    more = len(lines) - MOST_FAULTS
+    return "\n".join([*lines[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else [])])

@@ -4,13 +4,19 @@ A resumed run appends to the same file and may repeat steps that were lost with 
 about a step is the one that counts.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-_TOLD = ("start", "resume", "loss_after_resume", "stop")
+from aqtopo.evaluation.report.log_lines import (
+    Line,
+    LossAfterResumeLine,
+    ResumeLine,
+    StartLine,
+    StepLine,
+    StopLine,
+    ValidationLine,
+    read_lines,
+)
 
 
 @dataclass(frozen=True)
@@ -93,19 +99,18 @@ def read_history(path: Path) -> History:
     happenings: list[Happening] = []
     alphas: dict[int, dict[str, list[float]]] = {}
     preferences: dict[int, dict[str, list[float]]] = {}
-    for event in _events(path):
-        if event["event"] == "step":
-            steps[event["step"]] = _step(event)
-        elif event["event"] == "validation":
-            validations[event["step"]] = Validation(event["step"], event["epoch"], event["val_loss"])
-        elif event["event"] == "start":
-            starts += 1
-        if event.get("alpha"):
-            alphas[event["step"]] = event["alpha"]
-        if event.get("preferences"):
-            preferences[event["step"]] = event["preferences"]
-        if event["event"] in _TOLD:
-            happenings.append(Happening(_spoken(event.get("time")), event.get("step"), _told(event)))
+    for line in read_lines(path):
+        if isinstance(line, StepLine):
+            steps[line.step] = Step(line.step, line.epoch, line.train_loss, line.lr, line.samples_per_s)
+        elif isinstance(line, ValidationLine):
+            validations[line.step] = Validation(line.step, line.epoch, line.val_loss)
+        starts += isinstance(line, StartLine)
+        if line.step is not None and line.alpha:
+            alphas[line.step] = line.alpha
+        if line.step is not None and line.preferences:
+            preferences[line.step] = line.preferences
+        if told := _told(line):
+            happenings.append(Happening(_spoken(line.time), line.step, told))
     if not steps:
         raise ValueError(f"{path} holds no training step yet. Wait for the run's first step.")
     return History(
@@ -118,45 +123,22 @@ def read_history(path: Path) -> History:
     )
 
 
-def _step(event: dict[str, Any]) -> Step:
-    return Step(
-        event["step"], event["epoch"], event["train_loss"], dict(event["lr"]), event.get("samples_per_s")
-    )
-
-
-def _told(event: dict[str, Any]) -> str:
-    """What an event says, in words."""
-    kind = event["event"]
-    if kind == "start":
-        world = event.get("world_size")
-        job = (event.get("slurm") or {}).get("job")
-        on = "" if world is None else f" on {world} process{'es' if world > 1 else ''}"
-        return f"training starts{on}{f', Slurm job {job}' if job else ''}"
-    if kind == "resume":
-        source = Path(event["source"]).name
-        return f"from {source}: {event['line']} ({sum(event['seconds'].values()):.1f} s)"
-    if kind == "loss_after_resume":
-        verdict = "they jump" if event["jump"] else "no jump"
-        return f"mean of the losses since: {event['running']:.4f}, before {event['saved']:.4f}; {verdict}"
-    return f"training ends: {event.get('reason', 'no reason given')}"
+def _told(line: Line) -> str | None:
+    """What an event says, in words; None for what is no happening."""
+    match line:
+        case StartLine(world_size=world, slurm=slurm):
+            job = (slurm or {}).get("job")
+            on = "" if world is None else f" on {world} process{'es' if world > 1 else ''}"
+            return f"training starts{on}{f', Slurm job {job}' if job else ''}"
+        case ResumeLine():
+            return f"from {Path(line.source).name}: {line.line} ({sum(line.seconds.values()):.1f} s)"
+        case LossAfterResumeLine():
+            verdict = "they jump" if line.jump else "no jump"
+            return f"mean of the losses since: {line.running:.4f}, before {line.saved:.4f}; {verdict}"
+        case StopLine():
+            return f"training ends: {line.reason}"
+    return None
 
 
 def _spoken(time: str | None) -> str:
     return "" if time is None else time[:19].replace("T", " ")
-
-
-def _events(path: Path) -> Iterator[dict[str, Any]]:
-    """Parse the lines; the last one may be cut off, since a running or killed process writes the file."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                return
-            raise ValueError(
-                f"{path}, line {number}: {line[:60]!r} is not JSON ({error.msg}). "
-                "Remove that line, or take the file from a backup."
-            ) from error

@@ -1,0 +1,140 @@
+"""The lines of a run's `metrics.jsonl`: an event each, checked for what the page uses of its kind."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from aqtopo.config.record import Record, Time, faults
+from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
+
+ByName = dict[str, list[float]]
+
+
+class Line(Record):
+    """What any event may say."""
+
+    event: str
+    """Its kind."""
+    time: Time | None = None
+    """When it was."""
+    step: NonNegative | None = None
+    """Updates made before it."""
+    alpha: ByName = Field(default_factory=dict)
+    """Barrier strengths, by the parameter's name."""
+    preferences: ByName = Field(default_factory=dict)
+    """What the heads prefer, by block and quantity."""
+
+    @model_validator(mode="after")
+    def _placed(self) -> Self:
+        if self.step is None and (self.alpha or self.preferences):
+            refuse("event", [Problem(("step",), None, "must be given with alpha and preferences")])
+        return self
+
+
+class StepLine(Line):
+    """An update."""
+
+    step: Positive
+    """Updates made, this one included."""
+    epoch: NonNegative
+    """From 0."""
+    train_loss: float
+    """Masked mean squared error on normalised targets."""
+    lr: dict[str, float]
+    """Learning rates by group."""
+    samples_per_s: float | None = None
+    """Over all ranks."""
+
+
+class ValidationLine(Line):
+    """A pass over the validation split."""
+
+    step: NonNegative
+    """The step after which it came."""
+    epoch: NonNegative
+    """From 0."""
+    val_loss: float
+    """As the training loss."""
+
+
+class StartLine(Line):
+    """A start."""
+
+    world_size: Positive | None = None
+    """Processes."""
+    slurm: dict[str, Any] | None = None
+    """Of the job, if it is one."""
+
+
+class ResumeLine(Line):
+    """A verified resume."""
+
+    source: str
+    """The saved state."""
+    line: str
+    """What was verified, in words."""
+    seconds: dict[str, float]
+    """What it took, by part."""
+
+
+class LossAfterResumeLine(Line):
+    """The first losses after a resume, beside those before."""
+
+    running: float
+    """Their mean."""
+    saved: float
+    """That of the saved state."""
+    jump: bool
+    """Whether they are too far apart."""
+
+
+class StopLine(Line):
+    """An end."""
+
+    reason: str = "no reason given"
+    """Why."""
+
+
+_KINDS: dict[str, type[Line]] = {
+    "step": StepLine,
+    "validation": ValidationLine,
+    "start": StartLine,
+    "resume": ResumeLine,
+    "loss_after_resume": LossAfterResumeLine,
+    "stop": StopLine,
+}
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """The events in their order; the last may be cut off, since a running or killed process writes the file.
+
+    Raises:
+        ValueError: a line is not JSON, or lacks what its kind has.
+    """
+    *whole, last = path.read_text(encoding="utf-8").split("\n")
+    for number, text in enumerate(whole, start=1):
+        if text.strip():
+            yield _read(text, f"{path}, line {number}")
+    if last.strip() and _is_json(last):
+        yield _read(last, f"{path}, line {len(whole) + 1}")
+
+
+def _read(text: str, place: str) -> Line:
+    model = Line
+    try:
+        model = _KINDS.get(Line.model_validate_json(text).event, Line)
+        return model.model_validate_json(text)
+    except ValidationError as error:
+        found = faults(error, model, place)
+    raise ValueError(f"{found}\nRemove that line, or take the file from a backup.")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return False
+    return True
