@@ -26,6 +26,7 @@ from aqtopo.evaluation.report.curves import (
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.images import svg_uri
 from aqtopo.evaluation.report.page import REPORT_FILE, template
+from aqtopo.evaluation.report.scoreboard import capitalised
 
 # Six colours with the first, six more with the second.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6
@@ -166,7 +167,7 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
         findings=_findings(contrasts),
         seeds=len(content.seeds),
         factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content.factors.items()],
-        starts=content.starts,
+        starts=capitalised(content.starts),
         variants=trained(content),
         others=others,
         contrasts=contrasts,

@@ -127,7 +127,7 @@ def ablation(tmp_path: Path) -> Path:
         "store": "data/tiny.zarr",
         "factors": {"model.wind_order": [True, False]},
         "seeds": [0, 1],
-        "starts": "first weights: 43 tensors equal",
+        "starts": "first weights: 43 tensors equal; DIFFERENT: head.0.weight",
         "variants": variants,
         "changes": [
             change("all", -2.0, 1.0, shown=True),

@@ -70,7 +70,7 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
         "Shown in the test RMSE of all pollutants and horizons together: wind_order=true (not false)" in html
     )
     assert "wind_order=false (baseline)" in html
-    assert "First weights: 43 tensors equal" in html
+    assert "First weights: 43 tensors equal; DIFFERENT: head.0.weight." in html
     together, apart = Page(html).all("img")
     assert "At the end: wind_order-false 0.5000; wind_order-true 0.5000." in together["alt"]
     assert "wind_order-true 0.5000, 0.5000" in apart["alt"]
