@@ -142,6 +142,8 @@ def claim_folder(ablation: Ablation) -> None:
     path = ablation.out / ABLATION_FILE
     if path.is_file():
         _check_same(path, ablation)
+    elif ablation.out.exists() and not ablation.out.is_dir():
+        raise ValueError(f"{ablation.out} is a file, not a folder for trainings. Choose another --out.")
     elif ablation.out.is_dir() and any(ablation.out.iterdir()):
         raise ValueError(f"{ablation.out} is not empty and holds no ablation. Choose another --out.")
     (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)

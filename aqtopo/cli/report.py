@@ -31,6 +31,8 @@ def report(
 ) -> None:
     """Write report.html into the folder: scores, maps, learning curves, set-up; it loads no other file."""
     _need_extra()
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}. Name the run directory, or an ablation's folder.")
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.evaluation.forecast import parse_init_time

@@ -14,6 +14,7 @@ from pandas.errors import InvalidIndexError
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import FORECASTS
+from aqtopo.evaluation.forecast_file import SUFFIXES
 from aqtopo.variables import VARIABLES
 
 GRID_TOLERANCE_DEG = 1e-4
@@ -63,7 +64,7 @@ def open_other(
         dataset = _open(path)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(
-            f"the forecasts {path} cannot be read: {error}. Name a .nc or .zarr file."
+            f"the forecasts {path} cannot be read: {_why(path, error)}. Name a .nc or .zarr file."
         ) from error
     _check_variables(path, dataset, pollutants)
     fields = dataset[list(pollutants)]
@@ -92,6 +93,13 @@ def _open(path: Path) -> xr.Dataset:
     engine = "zarr" if path.suffix == ".zarr" else None
     opened: xr.Dataset = xr.open_dataset(path, engine=engine, decode_timedelta=False)
     return opened
+
+
+def _why(path: Path, error: Exception) -> str:
+    """The plain reason, where there is one: xarray answers with all its engines and where to get more."""
+    if not path.exists():
+        return "there is no such file"
+    return str(error) if path.suffix in SUFFIXES else f"its name does not end in {' or '.join(SUFFIXES)}"
 
 
 def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str]) -> None:

@@ -142,3 +142,10 @@ def test_a_folder_of_another_ablation_is_refused_and_more_seeds_are_welcome(
         other = plan_ablation(path, overrides, parse_grid(other_grid), SEEDS, ablation.out)
         with pytest.raises(ValueError, match="another configuration, or of other factors"):
             claim_folder(other)
+
+
+def test_a_file_is_no_place_for_an_ablation(ablation: Ablation) -> None:
+    ablation.out.write_text("notes")
+    with pytest.raises(ValueError, match=r"is a file.*Choose another --out"):
+        claim_folder(ablation)
+    assert ablation.out.read_text() == "notes"

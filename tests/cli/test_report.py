@@ -30,6 +30,11 @@ def test_a_run_without_scores_is_told_how_to_get_them(untrained_run: Path) -> No
         CliRunner().invoke(app, ["report", str(untrained_run)], catch_exceptions=False)
 
 
+def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder \S+absent\. Name the run directory"):
+        CliRunner().invoke(app, ["report", str(tmp_path / "absent")], catch_exceptions=False)
+
+
 def test_an_unfinished_ablation_is_told_to_finish(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(ValueError, match="Let `aqtopo ablate` finish"):

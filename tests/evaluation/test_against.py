@@ -172,3 +172,20 @@ def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -
     other = opened(written(forecast(run, INITS[2])), run)
     with pytest.raises(ValueError, match="start at none of the 6 initial times of the test split"):
         evaluate(run, extras=Extras(against=other))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("other.json", r"does not end in \.zarr or \.nc"),
+        ("absent.nc", "there is no such file"),
+        ("", "does not end in"),
+    ],
+)
+def test_what_is_no_forecast_file_is_refused_in_a_sentence(
+    run: LoadedRun, tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ValueError, match=message) as caught:
+        open_other(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
+    assert len(str(caught.value)) < len(str(tmp_path)) + 120
