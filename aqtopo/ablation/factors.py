@@ -69,7 +69,7 @@ class Variant:
     @property
     def slug(self) -> str:
         """For folders: letters, digits, dot, dash and underscore."""
-        parts = [f"{name}-{_slug(level)}" for name, level in self._named()]
+        parts = [f"{_slug(name, '_')}-{_slug(spelled(level))}" for name, level in self._named()]
         return "_".join(["also", *parts] if self.also else parts)
 
     def _named(self) -> list[tuple[str, object]]:
@@ -93,8 +93,9 @@ def spelled(level: object) -> str:
     return level if isinstance(level, str) else json.dumps(level, separators=(",", ":"))
 
 
-def _slug(level: object) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "-", spelled(level)).strip("-")
+def _slug(text: str, kept: str = "") -> str:
+    """Letters, digits, dots and what is `kept`; a dash for anything else between them."""
+    return re.sub(rf"[^A-Za-z0-9.{kept}]+", "-", text).strip("-")
 
 
 def parse_grid(texts: Iterable[str]) -> tuple[Factor, ...]:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from aqtopo.ablation.factors import parse_grid, variants
@@ -71,3 +73,10 @@ def test_a_variant_beside_the_grid_differs_from_the_baseline_in_what_it_says() -
 def test_what_cannot_be_varied_is_refused(grid: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_grid(grid)
+
+
+def test_an_item_of_a_list_makes_a_folder_without_brackets() -> None:
+    grid = parse_grid(["optimizer.betas[1]=0.95,0.999"])
+    slugs = [variant.slug for variant in variants(grid, ["optimizer.groups[0].lr_multiplier=1.0"])]
+    assert slugs == ["also_lr_multiplier-1.0", "betas-1-0.95", "betas-1-0.999"]
+    assert all(re.fullmatch(r"\w[\w.-]*", slug) for slug in slugs)
