@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from aqtopo.ablation.factors import Factor, Variant, spelled, variants
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig, load_config
 from aqtopo.config.errors import describe
 from aqtopo.config.record import Record, Time, read_record
@@ -117,10 +118,10 @@ def plan_ablation(
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Refuse variants of one seed that differ in nothing but spelling: their difference is 0 by itself.
+    """Refuse variants of one seed that differ in nothing but spelling, or in what their names do not say.
 
     Raises:
-        ValueError: two of them are the same model, trained the same way.
+        ValueError: two of them are the same model, trained the same way, or would share a run directory.
     """
     for one, other in itertools.combinations(trials, 2):
         if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
@@ -129,6 +130,11 @@ def _check_distinct(trials: Sequence[Trial]) -> None:
                 for trial in (one, other)
             )
             raise ValueError(f"the variants {first} and {second} are the same. Leave one of them out.")
+        if one.run_dir == other.run_dir:
+            raise ValueError(
+                f"two variants would share the folder {one.run_dir}: they are called by the last part of "
+                "their settings alone. Train one of them in an ablation of its own, with another --out."
+            )
 
 
 def claim_folder(ablation: Ablation) -> None:
@@ -146,10 +152,29 @@ def claim_folder(ablation: Ablation) -> None:
         raise ValueError(f"{ablation.out} is a file, not a folder for trainings. Choose another --out.")
     elif ablation.out.is_dir() and any(ablation.out.iterdir()):
         raise ValueError(f"{ablation.out} is not empty and holds no ablation. Choose another --out.")
+    for trial in ablation.trials:
+        _check_own(trial)
     (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)
     for trial in ablation.trials:
         write_durably(ablation.config_path(trial), trial.config.to_json() + "\n")
     write_durably(path, _description(ablation).model_dump_json(indent=2) + "\n")
+
+
+def _check_own(trial: Trial) -> None:
+    """Make sure that what lies in a run directory is a training of this variant with this seed.
+
+    Raises:
+        ValueError: it is of another, which was called the same.
+    """
+    if not (trial.run_dir / CONFIG_FILE).is_file():
+        return
+    found, wanted = read_run_config(trial.run_dir), trial.config
+    same_settings = (found.model, found.optimizer) == (wanted.model, wanted.optimizer)
+    if not (same_settings and found.training.seed == wanted.training.seed):
+        raise ValueError(
+            f"{trial.run_dir} holds another training than {trial}: folders are called by the last part of "
+            "settings alone. Choose another --out."
+        )
 
 
 class Description(Record):

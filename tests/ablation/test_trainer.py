@@ -102,6 +102,29 @@ def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, 
         plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
 
 
+def test_variants_that_would_share_a_folder_are_refused(config_path: Path) -> None:
+    also = [f"optimizer.groups[{group}].lr_multiplier=1.25" for group in (0, 1)]
+    with pytest.raises(
+        ValueError, match=r"also_lr_multiplier-1\.25.*in an ablation of its own, with another --out"
+    ):
+        plan_ablation(config_path, [], parse_grid(["wind_order"]), 1, config_path.parent / "out", also)
+
+
+def test_a_training_of_another_variant_is_not_taken_for_this_one(config_path: Path) -> None:
+    """As an earlier `--also` leaves it of which the folder's name does not say all."""
+    ablation = plan(config_path, "wind_order")
+    claim_folder(ablation)
+    first, second = ablation.trials
+    first.run_dir.mkdir(parents=True)
+    (first.run_dir / "config.json").write_text(first.config.to_json())
+    claim_folder(ablation)
+    (first.run_dir / "config.json").write_text(second.config.to_json())
+    with pytest.raises(
+        ValueError, match=rf"{first.run_dir} holds another training than wind_order=true, seed 0"
+    ):
+        claim_folder(ablation)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
