@@ -76,6 +76,15 @@ def test_kernels_are_held_against_their_references() -> None:
     assert kernel_problem(2, 16, torch.device("cpu")) is None
 
 
+def test_heads_that_no_kernel_takes_are_a_finding_and_not_an_end_of_this_rank_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # the rules of a GPU
+    problem = kernel_problem(2, 10, torch.device("cpu"))
+    assert problem is not None
+    assert "a multiple of 16 up to 256" in problem
+
+
 def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = kernel_problem.__globals__["elevation_attention"]
     monkeypatch.setitem(
