@@ -24,13 +24,15 @@ def bias(locality: Locality, way: Way = RASTER, rows_BN: Tensor | None = None) -
     return of_queries @ of_keys.transpose(-1, -2)
 
 
-def formula(locality: Locality, places: Places, wind_B2N: Tensor) -> Tensor:
-    """(B, h, N, N) the Gaussian's exponent as it is written, in float64."""
+def formula(
+    locality: Locality, places: Places, wind_B2N: Tensor, rows: Tensor | slice = slice(None)
+) -> Tensor:
+    """(B, h, rows, N) the Gaussian's exponent as it is written, in float64."""
     x_N3, axes = torch.as_tensor(places.km), torch.as_tensor(places.axes)
     carried_BN3 = KM_A_DAY * torch.einsum("ban,anc->bnc", wind_B2N.double(), axes)
     assert locality.travel is not None
     origin_BhN3 = x_N3 - locality.travel.double().view(1, -1, 1, 1) * carried_BN3[:, None]
-    square_BhNN = (origin_BhN3[:, :, :, None] - x_N3).square().sum(-1)
+    square_BhNN = (origin_BhN3[:, :, rows, None] - x_N3).square().sum(-1)
     width_km = torch.exp(locality.log_reach.double()) * places.spacing_km
     return -square_BhNN / (2 * width_km.square()).view(1, -1, 1, 1)
 
@@ -72,6 +74,12 @@ def test_attention_looks_where_the_air_was() -> None:
     assert near.argmax(-1).tolist() == [list(range(9))] * 3
 
 
+def test_a_single_patch_has_no_neighbour_and_attends_to_itself() -> None:
+    alone = Terrain(np.zeros((1, 1), np.float32), np.array([30.0]), np.array([110.0]))
+    locality = Locality(2, 0, Places.of(alone, 1), carried=True)
+    assert bias(locality, Way(wind=random_wind(1))).tolist() == [[[[0.0]]] * 2] * 2
+
+
 def test_further_heads_see_the_whole_map() -> None:
     first, *others = bias(Locality(1, 2, Places.of(EQUATOR, 1), carried=False))[0]
     assert first[0, 1] < -0.1
@@ -110,6 +118,30 @@ def attended(dtype: torch.dtype, attention: Any) -> tuple[Tensor, ...]:
     weights = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((out.double() * weights).sum(), [*leaves, *learnt])
     return out.detach(), *gradients
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_scores_over_thousands_of_kilometres_keep_their_digits(autocast: bool) -> None:
+    """Of the reference grid, 64 x 128 patches of half a degree, where they matter to the softmax."""
+    latitude, longitude = 17.125 + 0.25 * np.arange(128), 72.125 + 0.25 * np.arange(256)
+    places = Places.of(Terrain(np.zeros((128, 256), np.float32), latitude, longitude), 2)
+    locality, wind, rows = Locality(8, 0, places, carried=True), random_wind(8192)[:1], torch.arange(64) * 127
+    scores: list[Tensor] = []
+
+    def keep_scores(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -> Tensor:
+        assert scale is not None
+        scores.append(scale * q[:, :, rows] @ k.transpose(-1, -2))
+        return v
+
+    nothing = torch.zeros((1, 8, 8192, 16), dtype=torch.bfloat16)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            locality.attend(keep_scores, nothing, nothing, nothing, None, Way(wind=wind))
+        exact = formula(locality, places, wind, rows)
+    matter = exact > exact.amax(-1, keepdim=True) - 10.0
+    error = (scores[0] - exact)[matter]
+    assert error.abs().max() < 2e-3
+    assert error.square().mean().sqrt() < 2e-4
 
 
 def by_columns(locality: Locality, _: Places, way: Way, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
