@@ -8,7 +8,7 @@ from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.barriers import ridge_rises_km
 from aqtopo.model.block import Block
 from aqtopo.model.dense_attention import PairAttention
-from aqtopo.model.locality import Locality, Places
+from aqtopo.model.locality import MORE_COLUMNS, Locality, Places
 
 
 def locality(config: ModelConfig, places: Places | None) -> Locality | None:
@@ -31,6 +31,17 @@ def pair_rises_km(
     climb = climb if config.elevation_bias == "published" else -climb
     rises: npt.NDArray[np.float32] = np.maximum(climb, np.float32(0.0)) / np.float32(1000.0)
     return rises
+
+
+def kernel_head_widths(config: ModelConfig) -> tuple[int, ...]:
+    """Columns of the heads for which a run may ask aqtopo_kernels: with the local bias some are wider.
+
+    Those of PyTorch's attention and of dense biases are not among them, and with `attention: "auto"` the
+    kernels are only asked for what they take.
+    """
+    by_kernels = not config.dense_options and (config.elevation_bias or config.attention == "fused")
+    wider = (config.head_dim + MORE_COLUMNS,) if config.local_bias and by_kernels else ()
+    return config.head_dim, *wider
 
 
 def make_block(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from aqtopo.model.locality import MORE_COLUMNS
 from aqtopo_kernels import elevation_attention, wind_gather
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from aqtopo_kernels.wind_gather.reference import wind_gather_reference
@@ -23,18 +24,22 @@ def kernel_problem(heads: int, head_dim: int, device: torch.device) -> str | Non
 
     Args:
         heads: of the run's model.
-        head_dim: likewise: kernels are compiled for it.
+        head_dim: columns of a head, see `kernel_head_widths`: kernels are compiled for it.
         device: where to run; compiles there what is not compiled yet.
     """
     try:
         errors = _errors(heads, head_dim, device)
     except ValueError as refused:  # what would end this rank alone, while the others wait for it
-        return str(refused)
+        return (
+            f"heads of {head_dim} columns (model.dim / model.heads; with model.local_bias {MORE_COLUMNS} "
+            f"more) cannot be computed on {device}: {refused}"
+        )
     if all(error <= TOLERANCE for error in errors):  # a NaN is not
         return None
     return (
-        f"the kernels differ from their references by {max(errors):.2g} (allowed {TOLERANCE:g}) on {device}. "
-        "Take the node out of the job (sbatch --exclude=NODE) and tell its operators."
+        f"the kernels for heads of {head_dim} columns differ from their references by {max(errors):.2g} "
+        f"(allowed {TOLERANCE:g}) on {device}. Take the node out of the job (sbatch --exclude=NODE) and tell "
+        "its operators."
     )
 
 

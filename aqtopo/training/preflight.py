@@ -21,6 +21,7 @@ import torch
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.data.stage import NodeCopy
 from aqtopo.model import Terrain
+from aqtopo.model.blocks import kernel_head_widths
 from aqtopo.model.wind import sector_order_table
 from aqtopo.training import distributed
 from aqtopo.training.distributed import abridged
@@ -147,13 +148,14 @@ def _driver(device: torch.device) -> str:
 
 def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
     """Compile and check the kernels: first one rank of each node, then the others, who find them compiled."""
-    config, problem = prepared.config, None
+    model = prepared.config.model
+    problems: list[str | None] = []
     first = prepared.launch.local_rank == 0
     for turn in (True, False):
         if first is turn:
-            problem = kernel_problem(config.model.heads, config.model.head_dim, device)
+            problems = [kernel_problem(model.heads, width, device) for width in kernel_head_widths(model)]
         distributed.barrier()
-    return [problem] if problem else []
+    return [problem for problem in problems if problem]
 
 
 def check_reduction(rank: int, size: int, device: torch.device) -> list[str]:

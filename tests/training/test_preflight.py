@@ -82,6 +82,7 @@ def test_heads_that_no_kernel_takes_are_a_finding_and_not_an_end_of_this_rank_al
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # the rules of a GPU
     problem = kernel_problem(2, 10, torch.device("cpu"))
     assert problem is not None
+    assert problem.startswith("heads of 10 columns (model.dim / model.heads; with model.local_bias 16 more)")
     assert "a multiple of 16 up to 256" in problem
 
 
