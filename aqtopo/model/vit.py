@@ -182,7 +182,9 @@ class AirQualityViT(nn.Module):
         return tiles.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
     def _way(self, wind: Tensor) -> Way:
-        """How the tokens lie to the wind, in raster order."""
+        """How the tokens lie to the wind, in raster order, if a block asks for it."""
+        if not self.config.upwind_bias and self.config.local_bias != "origin":
+            return RASTER
         wind_B2N = patch_winds(wind, self.config.patch)
         return Way(upwind=None if self.ways is None else upwindness(wind_B2N, self.ways), wind=wind_B2N)
 
