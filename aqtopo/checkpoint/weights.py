@@ -71,12 +71,17 @@ def read_run_config(run_dir: Path) -> RunConfig:
 
 
 def scaling_digest(config: RunConfig, store: Store) -> str:
-    """SHA-256 of what turns a store's hours into the model's inputs: normalisation, terrain, latitudes."""
+    """SHA-256 of what turns a store's hours into the model's inputs: normalisation, terrain, latitudes.
+
+    Longitudes too, where the local bias reads distances off them; nothing else does.
+    """
     normalization = normalization_for(config, store)
     digest = hashlib.sha256()
     for names in (config.data.variables, config.data.targets):
         digest.update(normalization.means(names).tobytes() + normalization.stds(names).tobytes())
     digest.update(store.static["elevation"].tobytes() + store.lat.tobytes())
+    if config.model.local_bias:
+        digest.update(store.lon.tobytes())
     return digest.hexdigest()
 
 

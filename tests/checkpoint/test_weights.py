@@ -109,3 +109,16 @@ def test_store_that_changed_otherwise_is_said_aloud(
     rewrite(own_store, tiny_dataset.assign_attrs(source="the same, told otherwise"))
     with pytest.warns(UserWarning, match="has changed since"):
         load_run(run_on_own_store)
+
+
+def test_other_longitudes_are_another_terrain_to_a_model_that_knows_what_is_near(
+    own_store: Path,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[..., Path],
+    tiny_dataset: xr.Dataset,
+) -> None:
+    config = tiny_config(data={"store": str(own_store)}, model={"local_bias": "near"})
+    run_dir = save_untrained(config)
+    rewrite(own_store, tiny_dataset.assign_coords(lon=tiny_dataset["lon"].values / 2))
+    with pytest.raises(ValueError, match="another normalisation or terrain"):
+        load_run(run_dir)
