@@ -114,6 +114,7 @@ class Plan:
             "flop_a_micro_step": {
                 **self.arithmetic.products,
                 "attention": self.arithmetic.attention,
+                "float32_attention": self.arithmetic.float32_attention,
                 "forward": self.arithmetic.forward,
                 "backward": self.arithmetic.backward,
             },

@@ -39,6 +39,8 @@ def _arithmetic(plan: Plan) -> Table:
     for name, count in arithmetic.products.items():
         table.add_row(name, f"{count / 1e12:.4g}", "counted on the meta device")
     table.add_row("attention", f"{arithmetic.attention / 1e12:.4g}", "formula")
+    if arithmetic.float32_attention:
+        table.add_row("of it in float32", f"{arithmetic.float32_attention / 1e12:.4g}", "formula: local bias")
     table.add_section()
     table.add_row("forward", f"{arithmetic.forward / 1e12:.4g}", "sum")
     table.add_row("backward", f"{arithmetic.backward / 1e12:.4g}", "2 x products + 2.5 x attention")
@@ -63,12 +65,14 @@ def _step(plan: Plan, machine: Machine, assumptions: Assumptions, here: StepTime
         )
         table.add_row(f"{collective.name} sent by a rank", sent, known)
     table.add_section()
-    peak = machine.flops[precision] / 1e12
+    peak = f"{machine.flops[precision] / 1e12:.4g} TFLOP/s assumed"
+    if plan.arithmetic.float32_attention:
+        peak += f", in float32 of {machine.flops['fp32'] / 1e12:.4g}"
     for name, seconds, known in (
         (
             "forward and backward",
             here.compute_s,
-            f"{assumptions.utilization:.0%} of {peak:.4g} TFLOP/s assumed",
+            f"{assumptions.utilization:.0%} of {peak}",
         ),
         ("reducing gradients", here.reduce_s, f"{share:.0%} of {network / 1e9:.0f} GB/s assumed"),
         ("of this, overlapped", 0.0 - here.hidden_s, _overlap(plan)),

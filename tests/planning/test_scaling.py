@@ -1,19 +1,31 @@
+import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from aqtopo.config import load_config
 from aqtopo.planning import Plan, make_plan
 from aqtopo.planning.hardware import MACHINES, Assumptions, machine_named
 from aqtopo.planning.scaling import efficiency, sample_bytes, scaling, step_time
-from aqtopo.planning.scaling_tables import as_rows, draw_scaling
+from aqtopo.planning.scaling_tables import as_rows, draw_scaling, scaling_tables
 
+IN_BF16 = ["model.local_bias=near", "deepspeed.bf16.enabled=true"]
 MI250X = MACHINES["mi250x"]
 
 
 @pytest.fixture(scope="module")
 def plan() -> Plan:
     return make_plan(load_config("ds_configs/lumi_400gpu.json"))
+
+
+def printed(plan: Plan) -> str:
+    step = step_time(plan, MI250X, 1, Assumptions())
+    console = Console(file=io.StringIO(), width=140)
+    for table in scaling_tables(plan, MI250X, Assumptions(), step, [step]):
+        console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def test_a_step_is_the_sum_of_its_parts(plan: Plan) -> None:
@@ -39,6 +51,16 @@ def test_small_buckets_hide_the_reduction_and_one_bucket_hides_nothing() -> None
     assert hidden(60_000_000) == 0.0
     assert hidden(6_000_000) == pytest.approx(8 / 9)
     assert hidden(6_000_000, "false") == 0.0
+
+
+def test_what_is_in_float32_whatever_the_precision_is_told_with_its_rate(plan: Plan) -> None:
+    local = make_plan(load_config("ds_configs/lumi_400gpu.json", IN_BF16))
+    assert "40% of 191.5 TFLOP/s assumed, in float32 of 47.9" in printed(local)
+    assert "of it in float32" in printed(local)
+    assert "40% of 47.9 TFLOP/s assumed " in printed(plan)
+    assert "of it in float32" not in printed(plan)
+    flop = local.as_json()["flop_a_micro_step"]
+    assert 0 < flop["float32_attention"] < flop["attention"]
 
 
 def test_efficiency_falls_with_the_nodes_and_is_counted_from_one(plan: Plan) -> None:
