@@ -17,7 +17,7 @@ from torch.nn import functional
 from aqtopo.config import AttentionSetting
 from aqtopo.model.bits import from_bits, to_bits
 from aqtopo.model.dropout import SampleDropout, Seeds
-from aqtopo.model.locality import MORE_COLUMNS, Attention, Locality, attend
+from aqtopo.model.locality import MORE_COLUMNS, Attention, Locality, attend, precision
 from aqtopo.model.way import RASTER, Way
 from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, wind_gather
 
@@ -82,7 +82,7 @@ class SelfAttention(nn.Module):
         if self.setting == "auto":
             width = self.proj.in_features // self.heads
             if self.locality is not None:
-                width, dtype = width + MORE_COLUMNS, torch.promote_types(dtype, torch.float32)
+                width, dtype = width + MORE_COLUMNS, precision(dtype)
             return better_than_torch(device, dtype, width)
         return self.setting == "fused"
 
@@ -150,7 +150,7 @@ def by_torch(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, scale: float | N
 
 def folded_in(locality: Locality | None, dtype: torch.dtype) -> str:
     """What a preference for what is near changes in the computation, in words."""
-    return "" if locality is None else f" and local bias, in {torch.promote_types(dtype, torch.float32)}"
+    return "" if locality is None else f" and local bias, in {precision(dtype)}"
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:

@@ -126,7 +126,7 @@ class Locality(nn.Module):
             rows_BN: raster index of each query; None for raster order.
             way: where the keys are, and the wind.
         """
-        E, dtype = q.shape[-1], torch.promote_types(q.dtype, torch.float32)
+        E, dtype = q.shape[-1], precision(q.dtype)
         with _without_autocast(q.device):
             of_queries, of_keys = self.columns(rows_BN, way, dtype)
             wide_q, wide_k = _widened(q, of_queries * E**0.5), _widened(k, of_keys)
@@ -155,6 +155,11 @@ class Locality(nn.Module):
         dtype = place_11N3.dtype
         velocity_BN3 = torch.einsum("ban,anc->bnc", way.wind.to(dtype), from_bits(self.axes_bits).to(dtype))
         return place_11N3 - self.travel.to(dtype).view(-1, 1, 1) * (KM_A_DAY * velocity_BN3)[:, None]
+
+
+def precision(dtype: torch.dtype) -> torch.dtype:
+    """What attention with the bias is computed in, in a model of this dtype."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def attend(

@@ -123,6 +123,12 @@ def test_wide_heads_agree_with_the_formula(interpreter: Interpreter, width: int)
     assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
 
 
+def test_the_factor_on_q_k_need_not_be_that_of_the_width(interpreter: Interpreter) -> None:
+    """A model with a local bias has wider heads, and keeps the factor of its own width."""
+    a = make_arguments(tokens=40, width=32) | {"scale": 16**-0.5}
+    assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
+
+
 @pytest.mark.parametrize("elevation", [0.0, 9000.0], ids=["sea level", "plateau"])
 def test_level_ground_is_plain_attention(interpreter: Interpreter, elevation: float) -> None:
     a = make_arguments(tokens=65) | {"elevation": torch.full((1, 65), elevation)}

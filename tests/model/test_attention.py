@@ -126,8 +126,10 @@ def test_plain_attention_equals_multi_head_attention() -> None:
 def test_fused_attention_is_the_same_function(make_model: ModelMaker) -> None:
     by_torch, fused = make_model(attention="torch"), make_model(attention="fused")
     torch.testing.assert_close(forecast(fused), forecast(by_torch), rtol=1e-10, atol=1e-10)
-    without_bias = (make_model(attention=name, elevation_bias=False) for name in ("torch", "fused"))
-    torch.testing.assert_close(*map(forecast, without_bias), rtol=1e-10, atol=1e-10)
+    local = {"local_bias": "origin", "local_heads": 1, "bias_blocks": [0, 1]}
+    for bias in ({}, local):
+        pair = (make_model(attention=name, elevation_bias=False, **bias) for name in ("torch", "fused"))
+        torch.testing.assert_close(*map(forecast, pair), rtol=1e-10, atol=1e-10)
 
 
 def test_the_model_says_what_computes_each_block(make_model: ModelMaker) -> None:
@@ -137,3 +139,5 @@ def test_the_model_says_what_computes_each_block(make_model: ModelMaker) -> None
     )
     fused = make_model(attention="fused", depth=3).attention_backends(here)
     assert fused.endswith("; blocks 1-2: aqtopo_kernels (cpu)")
+    local = make_model(local_bias="near", bias_blocks=[0, 1]).bfloat16().attention_backends(here)
+    assert local == ("blocks 0-1: aqtopo_kernels (cpu) with elevation bias and local bias, in torch.float32")
