@@ -20,7 +20,12 @@ import torch
 from aqtopo_kernels.aot.mca import find_llvm_mca
 from aqtopo_kernels.aot.stand_in import SHARED_BYTES
 from aqtopo_kernels.aot.survey import DTYPES, Row, survey
-from aqtopo_kernels.elevation_attention.configurations import TABLE, Configuration
+from aqtopo_kernels.elevation_attention.configurations import (
+    TABLE,
+    TABLE_WIDTH,
+    WIDER_TABLE,
+    Configuration,
+)
 
 KERNELS = ("forward", "dq", "dkdv")
 
@@ -47,25 +52,30 @@ def candidates(kernel: str, arch: str, dtype: str) -> Iterator[Configuration]:
 
 
 @contextmanager
-def in_the_table(candidate: Configuration, kernel: str, arch: str, dtype: str) -> Iterator[None]:
-    """Puts a candidate in place of the table's choice, for kernels with and without a bias."""
+def in_the_table(
+    candidate: Configuration, kernel: str, arch: str, dtype: str, head_dim: int
+) -> Iterator[None]:
+    """Puts a candidate in place of the choice for such heads, for kernels with and without a bias."""
+    sizes = (TABLE if head_dim <= TABLE_WIDTH else WIDER_TABLE).setdefault(arch, {})
     size = DTYPES[dtype].itemsize
-    chosen = TABLE[arch][size]
-    TABLE[arch][size] = chosen | {kernel: candidate, f"{kernel}_plain": candidate}
+    chosen = sizes.get(size, {})
+    sizes[size] = chosen | {kernel: candidate, f"{kernel}_plain": candidate}
     try:
         yield
     finally:
-        TABLE[arch][size] = chosen
+        sizes[size] = chosen
 
 
-def measure(candidate: Configuration, kernel: str, arch: str, dtype: str, *, plain: bool) -> Row | None:
+def measure(
+    candidate: Configuration, kernel: str, arch: str, dtype: str, *, head_dim: int, plain: bool
+) -> Row | None:
     """The candidate's row; None if it needs more shared memory than there is."""
     from triton.runtime.errors import OutOfResources
 
     wanted = f"{kernel}_plain" if plain else kernel
-    with in_the_table(candidate, kernel, arch, dtype):
+    with in_the_table(candidate, kernel, arch, dtype, head_dim):
         try:
-            rows = survey([arch], [dtype], head_dim=96, heads=8, tokens=8192, only=wanted)
+            rows = survey([arch], [dtype], head_dim=head_dim, heads=8, tokens=8192, only=wanted)
             return next(row for row, _ in rows if row["kernel"] == wanted)
         except OutOfResources:
             return None
@@ -92,6 +102,7 @@ def main() -> int:
     parser.add_argument("--arch", choices=list(SHARED_BYTES), default="gfx90a")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bf16")
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=KERNELS)
+    parser.add_argument("--head-dim", type=int, default=96, help="width of a head")
     parser.add_argument("--plain", action="store_true", help="search the kernels without a bias")
     parser.add_argument("--best", type=int, default=5, help="how many to print")
     parser.add_argument("--quick", action="store_true", help="only the first four candidates")
@@ -114,7 +125,14 @@ def search(kernel: str, tried: list[Configuration], options: argparse.Namespace)
     """The best rows of one kernel; each candidate is announced on stderr."""
     ranked = []
     for candidate in tried:
-        row = measure(candidate, kernel, options.arch, options.dtype, plain=options.plain)
+        row = measure(
+            candidate,
+            kernel,
+            options.arch,
+            options.dtype,
+            head_dim=options.head_dim,
+            plain=options.plain,
+        )
         print(kernel, candidate, "does not fit" if row is None else row["eff1"], file=sys.stderr)
         if row is not None and is_usable(row):
             ranked.append((merit(row), row | {"candidate": asdict(candidate)}))

@@ -1,7 +1,7 @@
 """Block sizes and compiler options of each kernel, fixed for each architecture and dtype.
 
-No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. The table is what
-`benchmarks/search_configurations.py` finds for D = 96 by reading machine code.
+No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. The tables are what
+`benchmarks/search_configurations.py` finds for D = 96, and for D = 112, by reading machine code.
 """
 
 from dataclasses import dataclass, replace
@@ -80,7 +80,9 @@ _HOPPER_HALF: _Choices = {
     "dkdv": _C(64, 128, 8),
 }
 
-TABLE: dict[str, dict[int, _Choices]] = {
+Table = dict[str, dict[int, _Choices]]
+
+TABLE: Table = {
     "gfx90a": {4: _CDNA_FLOAT32, 2: _CDNA_HALF},
     "gfx942": {4: _CDNA_FLOAT32 | _CDNA3_FLOAT32, 2: _CDNA_HALF | _CDNA3_HALF},
     "sm_80": {4: _NVIDIA_FLOAT32, 2: _AMPERE_HALF},
@@ -88,6 +90,18 @@ TABLE: dict[str, dict[int, _Choices]] = {
 }
 """By architecture, bytes of an element and kernel; `_plain` kernels, without bias, where they differ."""
 
+
+TABLE_WIDTH = 96
+"""Columns of a head that `TABLE` was searched for."""
+
+_CDNA_FLOAT32_WIDER: _Choices = {
+    "forward": _C(128, 32, 8, matrix_rows=16, interleaved=True, groups=4),
+    "forward_plain": _C(128, 32, 8, matrix_rows=16, interleaved=True, groups=4),
+    "dq": _C(64, 16, 4, matrix_rows=16, interleaved=True),
+}
+WIDER_TABLE: Table = {"gfx90a": {4: _CDNA_FLOAT32_WIDER}, "gfx942": {4: _CDNA_FLOAT32_WIDER}}
+"""What heads wider than that take instead, where its blocks spill registers or leave a SIMD idle: such as the
+112 columns that the model's local bias makes of 96."""
 
 _WIDEST_IN_TABLE = {4: 112, 2: 128}
 """Bytes an element to the widest head that the table's blocks leave room for in LDS (64 KiB on AMD)."""
@@ -101,6 +115,8 @@ def configuration(
 ) -> Configuration:
     """The configuration of a kernel; heads wider than the table's get blocks that fit."""
     choices = TABLE[arch][dtype.itemsize]
+    if head_dim > TABLE_WIDTH:
+        choices = choices | WIDER_TABLE.get(arch, {}).get(dtype.itemsize, {})
     found = choices.get(f"{kernel}_plain", choices[kernel]) if plain else choices[kernel]
     if head_dim <= _WIDEST_IN_TABLE[dtype.itemsize]:
         return found
