@@ -19,9 +19,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
-from safetensors.torch import save_file
 
-from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably
+from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably, write_tensors
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
@@ -110,8 +109,8 @@ def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] |
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        save_file(run.model.state_dict(), aside / WEIGHTS_FILE)
-        save_file(_static_tensors(run.store), aside / STATIC_FILE)
+        write_tensors(aside / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(aside / STATIC_FILE, _static_tensors(run.store))
         files = {name: settle(aside / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
         card = _card(run, scores, files)
         write_durably(aside / CARD_FILE, card.model_dump_json(indent=2) + "\n")

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from aqtopo.checkpoint.files import check_files, sync
+from aqtopo.checkpoint.files import check_files, sync, write_tensors
 from aqtopo.checkpoint.inspection import SavedState, opened
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.shards import MASTER
@@ -38,7 +37,7 @@ def export(path: Path, out: Path) -> dict[str, str]:
     with opened(path) as (state,):
         check_files(state.folder, state.manifest.files, ALONE)
         metadata = _metadata(state)
-        save_file(_weights(state), aside, metadata)
+        write_tensors(aside, _weights(state), metadata)
     sync(aside)
     aside.rename(out)
     sync(out.parent)

@@ -8,12 +8,16 @@ is the number that `sha256sum` prints.
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from aqtopo.checkpoint.ranks import Ranks, refuse_together, share_by_size
 
@@ -117,6 +121,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that whoever may read new files here may read.
+
+    `save_file` alone keeps it from all but its owner: from a colleague who is to have the model, too.
+    """
+    path.touch()  # with the rights that the folder and the umask give
+    rights = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    path.chmod(rights)
 
 
 def write_durably(path: Path, text: str) -> None:

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aqtopo.checkpoint.convert import write_universal
-from aqtopo.checkpoint.files import FileRecord, settle
+from aqtopo.checkpoint.files import FileRecord, settle, write_tensors
 from aqtopo.checkpoint.lightning_match import (
     NAMED_PARAMETERS,
     Listing,
@@ -202,7 +201,7 @@ def write_import(manifest: Manifest, tensors: ImportedTensors, out: Path) -> Non
     }
 
     def write_weights(path: Path) -> FileRecord:
-        save_file(weights, path)
+        write_tensors(path, weights)
         return settle(path)
 
     write_universal(manifest, tensors, write_weights, out / manifest.tag, ALONE)

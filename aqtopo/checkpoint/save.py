@@ -16,12 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from aqtopo.checkpoint.commit import HASHES, PendingCommit
 from aqtopo.checkpoint.engine_state import describe_engine
-from aqtopo.checkpoint.files import FileRecord, sync
+from aqtopo.checkpoint.files import FileRecord, sync, write_tensors
 from aqtopo.checkpoint.manifest import Manifest, RunFacts, write_manifest
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import prune
@@ -142,7 +141,7 @@ class Saver:
         with writing_together(aside, self._ranks):
             write_shards(engine, aside)
             if self._ranks.rank == 0:
-                save_file(module_weights(engine), aside / WEIGHTS_FILE)
+                write_tensors(aside / WEIGHTS_FILE, module_weights(engine))
                 write_state(tag, self._run_dir, aside)
 
     def _publish(self, tag: Tag, manifest: Manifest, records: dict[str, FileRecord], aside: Path) -> None:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from aqtopo.checkpoint import files
-from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably
+from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably, write_tensors
 from aqtopo.checkpoint.ranks import ALONE, Alone, share, share_by_size
 from aqtopo.refusal import RefusedError
 
@@ -91,6 +93,13 @@ def test_shares_are_the_whole_in_order(items: int, world: int) -> None:
     parts = [list(share(range(items), Counting(rank, world))) for rank in range(world)]
     assert [item for part in parts for item in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_tensors_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+    (tmp_path / "any").touch()
+    write_tensors(tmp_path / "weights", {"x": torch.ones(2)}, {"of": "a model"})
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "any").stat().st_mode
+    assert load_file(tmp_path / "weights")["x"].tolist() == [1.0, 1.0]
 
 
 def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
