@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import json
+import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,9 @@ from aqtopo.evaluation.report.scoreboard import capitalised
 
 # Six colours with the first, six more with the second.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6
+
+_TITLE_CHARACTERS = 36
+"""A line of a panel's title, so that it ends before the next panel's begins."""
 
 
 def write_ablation_report(folder: Path) -> Path:
@@ -63,15 +67,15 @@ def not_compared(folder: Path, content: Results) -> list[str]:
 
 
 def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
-    """What happened in the trainings that were compared: by variant's folder, one for every seed.
+    """What happened in the trainings that were compared: by variant, one for every seed, as in the table.
 
     The folder may hold others, of an ablation that grew and was not finished; and it may lack some.
     """
     found: dict[str, list[History]] = {}
-    for name in sorted(one.folder for one in content.variants):
-        paths = [folder / RUNS / name / f"seed{seed}" / "metrics.jsonl" for seed in content.seeds]
+    for one in content.variants:
+        paths = [folder / RUNS / one.folder / f"seed{seed}" / "metrics.jsonl" for seed in content.seeds]
         if histories := [read_history(path) for path in paths if path.is_file()]:
-            found[name] = histories
+            found[one.variant] = histories
     return found
 
 
@@ -98,10 +102,12 @@ def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
                     marker="o",
                     markersize=3,
                 )
-            axes.set_title(name, fontsize=9)
+            axes.set_title(textwrap.fill(name, _TITLE_CHARACTERS), fontsize=9)
             log_axis(axes)
         for axes in panels[len(histories) :]:
             axes.set_axis_off()
+        for axes in panels[: len(histories)][-columns:]:  # those with none, or an empty one, below
+            axes.xaxis.set_tick_params(labelbottom=True)
         figure.supxlabel("step (optimizer update)", fontsize=10)
         figure.supylabel("loss", fontsize=10)
         return Curve(svg_uri(figure), _curves_alt(histories))

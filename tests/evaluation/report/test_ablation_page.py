@@ -72,14 +72,14 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
     assert "wind_order=false (baseline)" in html
     assert "First weights: 43 tensors equal; DIFFERENT: head.0.weight." in html
     together, apart = Page(html).all("img")
-    assert "At the end: wind_order-false 0.5000; wind_order-true 0.5000." in together["alt"]
-    assert "wind_order-true 0.5000, 0.5000" in apart["alt"]
+    assert "At the end: wind_order=true 0.5000; wind_order=false 0.5000." in together["alt"]
+    assert "wind_order=true 0.5000, 0.5000" in apart["alt"]
     assert together["src"].startswith("data:")
     first_seed = read_results(ablation).model_copy(update={"seeds": (0,)})
     histories = read_histories(ablation, first_seed)
     assert {name: len(seeds) for name, seeds in histories.items()} == {
-        "wind_order-false": 1,
-        "wind_order-true": 1,
+        "wind_order=true": 1,
+        "wind_order=false": 1,
     }
 
 
