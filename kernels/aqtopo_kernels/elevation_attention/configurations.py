@@ -99,7 +99,12 @@ _CDNA_FLOAT32_WIDER: _Choices = {
     "forward_plain": _C(128, 32, 8, matrix_rows=16, interleaved=True, groups=4),
     "dq": _C(64, 16, 4, matrix_rows=16, interleaved=True),
 }
-WIDER_TABLE: Table = {"gfx90a": {4: _CDNA_FLOAT32_WIDER}, "gfx942": {4: _CDNA_FLOAT32_WIDER}}
+_HOPPER_FLOAT32_WIDER: _Choices = {"forward": _C(64, 16, 8), "forward_plain": _C(64, 32, 8)}
+WIDER_TABLE: Table = {
+    "gfx90a": {4: _CDNA_FLOAT32_WIDER},
+    "gfx942": {4: _CDNA_FLOAT32_WIDER},
+    "sm_90": {4: _HOPPER_FLOAT32_WIDER},
+}
 """What heads wider than that take instead, where its blocks spill registers or leave a SIMD idle: such as the
 112 columns that the model's local bias makes of 96."""
 
