@@ -42,9 +42,11 @@ def draw_days(days: int, block: int, draws: int, seed: int) -> Floats:
     """(R, D) how often each day is taken in each draw: circular blocks of `block` days, D days in all.
 
     Raises:
-        ValueError: as `check_blocks`.
+        ValueError: as `check_blocks`, or nothing is to be drawn.
     """
     check_blocks(days, block)
+    if draws < 1:
+        raise ValueError(f"{draws} resamplings of the days are none: ask for more with --draws.")
     rng = np.random.default_rng(seed)
     blocks = -(-days // block)
     starts = rng.integers(days, size=(draws, blocks, 1))

@@ -63,3 +63,8 @@ def test_resampled_rmse_weighs_days_by_their_points() -> None:
 def test_too_few_days_are_refused(days: int, block: int) -> None:
     with pytest.raises(ValueError, match="cannot be resampled"):
         draw_days(days, block, 100, seed=0)
+
+
+def test_no_draw_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="0 resamplings of the days are none"):
+        draw_days(days=100, block=10, draws=0, seed=0)

@@ -142,7 +142,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return found
 
 
-def same(
+def assert_same(
     outcome: Outcome, *skip: str, kinds: tuple[str, ...] = ("fp32", "exp_avg", "exp_avg_sq", "step")
 ) -> None:
     assert outcome.ok, outcome.ended.output
@@ -154,7 +154,7 @@ def same(
     assert compared > 20
 
 
-def refused(outcome: Outcome, *texts: str) -> None:
+def assert_refused(outcome: Outcome, *texts: str) -> None:
     assert any(outcome.ended.codes)
     assert "RefusedError" in outcome.ended.text
     for text in texts:
@@ -172,13 +172,13 @@ def test_every_failure_is_shown_by_tests_that_exist() -> None:
 
 def test_groups_in_another_order_are_restored_by_name(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["reordered groups"]
-    same(outcome)
+    assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)
 
 
 def test_buffers_and_frozen_parameters_are_restored(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["reordered groups"]
-    same(outcome, kinds=("module", "fp32"))
+    assert_same(outcome, kinds=("module", "fp32"))
     assert torch.all(outcome.resumed["state"]["module norm.running_mean"] == 0.25)
 
 
@@ -197,43 +197,43 @@ def test_never_used_parameter_goes_on_decaying_as_if_never_stopped(outcomes: dic
 
 def test_tied_parameters_are_restored_and_stay_tied(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["tied"]
-    same(outcome)
+    assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)
 
 
 def test_untying_and_tying_are_refused_by_name(outcomes: dict[str, Outcome]) -> None:
-    refused(outcomes["untied"], "third.weight [10, 10]: not in the saved state")
-    refused(outcomes["newly tied"], "third.weight [10, 10]: saved, but not in this run")
+    assert_refused(outcomes["untied"], "third.weight [10, 10]: not in the saved state")
+    assert_refused(outcomes["newly tied"], "third.weight [10, 10]: saved, but not in this run")
 
 
 def test_extra_parameter_in_the_checkpoint_is_refused(outcomes: dict[str, Outcome]) -> None:
-    refused(
+    assert_refused(
         outcomes["extra in the checkpoint"],
         "extra [10]: saved, but not in this run (--allow-unexpected extra)",
     )
-    same(outcomes["extra dropped on purpose"], "extra")
+    assert_same(outcomes["extra dropped on purpose"], "extra")
 
 
 def test_missing_parameter_is_refused_and_starts_fresh_on_purpose(outcomes: dict[str, Outcome]) -> None:
-    refused(
+    assert_refused(
         outcomes["missing in the checkpoint"], "extra [10]: not in the saved state (--allow-missing extra)"
     )
     outcome = outcomes["missing on purpose"]
-    same(outcome)
+    assert_same(outcome)
     assert not outcome.resumed["state"]["exp_avg extra"].any()
 
 
 def test_rename_to_another_shape_is_refused(outcomes: dict[str, Outcome]) -> None:
-    refused(outcomes["renamed"], "unused: shape [3], saved extra has [10]")
+    assert_refused(outcomes["renamed"], "unused: shape [3], saved extra has [10]")
 
 
 def test_other_shapes_are_refused(outcomes: dict[str, Outcome]) -> None:
-    refused(outcomes["other shapes"], "first.weight: shape [10, 6], saved first.weight has [12, 6]")
+    assert_refused(outcomes["other shapes"], "first.weight: shape [10, 6], saved first.weight has [12, 6]")
 
 
 def test_bf16_is_resumed_at_another_world_size(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["bf16"]
-    same(outcome)
+    assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=2e-2)
 
 
@@ -243,13 +243,13 @@ def test_precision_change_keeps_master_weights_and_takes_no_loss_scale(
 ) -> None:
     outcome = outcomes[change]
     # bf16 weights as the forward used them come back in fp32; ZeRO's fp32 masters are what counts
-    same(outcome)
+    assert_same(outcome)
     assert outcome.resumed["scale"] == 1.0
 
 
 def test_fp16_goes_on_with_its_loss_scale(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["fp16"]
-    same(outcome)
+    assert_same(outcome)
     scaler = outcome.truth["scaler"]
     assert scaler["cur_scale"] > 2**6  # it has grown since the start
     assert outcome.resumed["scaler"] == scaler
@@ -261,18 +261,20 @@ def test_other_precision_or_scaling_starts_with_the_configurations_scale(
 ) -> None:
     for change, scale in {"fp16 to static": 8.0, "fp16 to bf16": 1.0, "bf16 to fp16": 2.0**6}.items():
         outcome = outcomes[change]
-        same(outcome)
+        assert_same(outcome)
         assert outcome.resumed["scale"] == scale
         assert len(set(outcome.resumed["losses"])) == len(outcome.resumed["losses"])  # no step was skipped
 
 
 def test_stage_1_is_resumed(outcomes: dict[str, Outcome]) -> None:
-    same(outcomes["stage 1 to 2"])
+    outcome = outcomes["stage 1 to 2"]
+    assert_same(outcome)
+    assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)
 
 
 @pytest.mark.parametrize("reason", REFUSED_ENGINES)
 def test_engine_that_cannot_be_resumed_is_refused(outcomes: dict[str, Outcome], reason: str) -> None:
-    refused(outcomes[reason], reason)
+    assert_refused(outcomes[reason], reason)
 
 
 def test_ranks_that_own_nothing_of_a_group_are_no_trouble(outcomes: dict[str, Outcome]) -> None:
@@ -283,7 +285,7 @@ def test_ranks_that_own_nothing_of_a_group_are_no_trouble(outcomes: dict[str, Ou
 
 def test_deepspeed_itself_loads_what_was_converted(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["by DeepSpeed"]
-    same(outcome)
+    assert_same(outcome)
 
 
 def test_conversion_agrees_with_deepspeeds_own(outcomes: dict[str, Outcome]) -> None:

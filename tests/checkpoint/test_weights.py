@@ -108,7 +108,8 @@ def test_store_that_changed_otherwise_is_said_aloud(
 ) -> None:
     rewrite(own_store, tiny_dataset.assign_attrs(source="the same, told otherwise"))
     with pytest.warns(UserWarning, match="has changed since"):
-        load_run(run_on_own_store)
+        loaded = load_run(run_on_own_store)
+    assert loaded.store.source == "the same, told otherwise"
 
 
 def test_other_longitudes_are_another_terrain_to_a_model_that_knows_what_is_near(

@@ -221,7 +221,9 @@ def test_a_source_or_a_copy_that_fails_is_named(
     assert list(tmp_path.glob("node/*/*")) == []
 
 
-def refuse(config: RunConfig, damage: Callable[[Path], Any], error: type[Exception], message: str) -> None:
+def assert_refused(
+    config: RunConfig, damage: Callable[[Path], Any], error: type[Exception], message: str
+) -> None:
     damage(shard(config.data.store, 3))
     with pytest.raises(error, match=message) as caught:
         node_copy(config).make()
@@ -235,8 +237,10 @@ def test_damaged_and_lost_shards_are_named_with_their_time(staging: RunConfig) -
         raw[300] ^= 1
         path.write_bytes(raw)
 
-    refuse(staging, flip, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 differs from its checksum")
-    refuse(staging, Path.unlink, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 is gone")
+    assert_refused(
+        staging, flip, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 differs from its checksum"
+    )
+    assert_refused(staging, Path.unlink, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 is gone")
 
 
 def test_a_store_that_does_not_answer_ends_at_the_deadline(
@@ -250,7 +254,7 @@ def test_a_store_that_does_not_answer_ends_at_the_deadline(
         os.mkfifo(path)  # opening it waits for a writer, who never comes
 
     message = r"did not answer for 1 s: the shard fields/c/3/0/0/0 of 2016-01-04T00 is still not read"
-    refuse(tiny_config(data=data), stall, TimeoutError, message)
+    assert_refused(tiny_config(data=data), stall, TimeoutError, message)
     os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # lets the thread that waits for it go
 
 
