@@ -1,7 +1,8 @@
 """Block sizes and compiler options of each kernel, fixed for each architecture and dtype.
 
-No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. The tables are what
-`benchmarks/search_configurations.py` finds for D = 96, and for D = 112, by reading machine code.
+No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. `TABLE` is what
+`benchmarks/search_configurations.py` finds for D = 96 by reading machine code, `WIDER_TABLE` the best of a
+few of its candidates for D = 112.
 """
 
 from dataclasses import dataclass, replace
