@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from .conftest import Job, run_jobs_in, tag_folder
-from .test_silent_failures import Outcome, same
+from .test_silent_failures import Outcome, assert_same
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("optimizers")]
 
@@ -42,5 +42,5 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
 @pytest.mark.parametrize("change", CHANGES, ids=" to ".join)
 def test_state_and_losses_go_on(outcomes: dict[tuple[str, str], Outcome], change: tuple[str, str]) -> None:
     outcome = outcomes[change]
-    same(outcome)
+    assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)

@@ -141,7 +141,7 @@ def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
         if not recipe.out.exists():
             maker = _day_maker(recipe)
             static = _static(recipe, maker.regridder)
-            _check_room(recipe)
+            _check_room(recipe, maker)
             make_days(maker, recipe.days, recipe.workers, report)
             _assemble(recipe, static, report)
         _check_made_for(open_store(recipe.out), recipe)
@@ -262,11 +262,13 @@ def _check_made_for(store: Store, recipe: Recipe) -> None:
             )
 
 
-def _check_room(recipe: Recipe) -> None:
+def _check_room(recipe: Recipe, maker: DayMaker) -> None:
+    """Refuse a disk without room for the days there are files of, as parts and in the store."""
     rows, columns = recipe.grid.shape
     day_bytes = HOURS_A_DAY * len(DYNAMIC_VARIABLES) * rows * columns * 4
-    to_do = sum(report_of(recipe.parts, day) is None for day in recipe.days)
-    needed = day_bytes * (to_do + len(recipe.days))
+    to_do = sum(maker.is_to_do(day) for day in recipe.days)
+    finished = sum(report_of(recipe.parts, day) is not None for day in recipe.days)
+    needed = day_bytes * (2 * to_do + finished)
     free = shutil.disk_usage(recipe.parts).free
     if free < needed:
         raise ValueError(

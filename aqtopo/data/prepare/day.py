@@ -87,10 +87,10 @@ class DayMaker:
         _write_aside(_report_path(self.parts, day), report)
         return report
 
-    def has_files(self, day: np.datetime64) -> bool:
-        """Whether anything was found that can hold hours of the day."""
+    def is_to_do(self, day: np.datetime64) -> bool:
+        """Whether anything was found that can hold hours of the day, and the day is not finished."""
         sources = self.inventory.sources(self._stamps(day))
-        return bool(sources.files or sources.archives)
+        return bool(sources.files or sources.archives) and report_of(self.parts, day) is None
 
     def _stamps(self, day: np.datetime64) -> Hours:
         stamps: Hours = hours_of(day) + self.ahead * _HOUR

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 
 import numpy as np
 
-from aqtopo.data.prepare.day import DayMaker, report_of
+from aqtopo.data.prepare.day import DayMaker
 from aqtopo.data.walk import Report
 
 _maker: DayMaker | None = None
@@ -25,7 +25,7 @@ def make_days(maker: DayMaker, days: Sequence[np.datetime64], workers: int, repo
     """
     for leftover in maker.parts.glob("*.tmp"):
         leftover.unlink()
-    to_do = [day for day in days if maker.has_files(day) and report_of(maker.parts, day) is None]
+    to_do = [day for day in days if maker.is_to_do(day)]
     report("days regridded", len(days) - len(to_do), len(days))
     if not to_do:
         return

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,17 @@ def test_two_commands_do_not_prepare_the_same_store(recipe: MakeRecipe) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="Another process is preparing"):
             prepare(made)
+
+
+def test_room_is_asked_for_the_days_there_are(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Four of the year's 365 days have files. Each needs its room twice: as a part, and in the store.
+    needed = 2 * 4 * 24 * len(DYNAMIC_VARIABLES) * 8 * 12 * 4
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
+    with pytest.raises(ValueError, match=r"the days and the store need up to 0\.\d+ GB"):
+        prepare(recipe())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
+    assert prepare(recipe())["hours"]["present"] > 72
 
 
 @pytest.mark.slow
