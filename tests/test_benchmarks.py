@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
+from aqtopo_kernels import elevation_attention as fused
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
 from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
@@ -105,7 +106,7 @@ def test_a_device_without_a_published_peak_is_named_and_a_cpu_has_none() -> None
 def test_on_gpus_both_benchmarks_also_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (elevation_attention, train_step):
         monkeypatch.setattr(module, "gpu_name", lambda: "AMD Instinct MI250X")
-    contenders = {"fused": elevation_attention.elevation_attention, "plain": elevation_attention.plain}
+    contenders = {"fused": fused, "plain": elevation_attention.plain}
     row = elevation_attention.timings(64, 1, contenders, torch.bfloat16, 64)
     small = {"dim": 32, "heads": 2, "depth": 2, "regions": [4, 4]}
     (step,) = train_step.one_process((16, 32), 1, torch.bfloat16, 64, **small)

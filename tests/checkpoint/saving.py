@@ -32,7 +32,7 @@ def aqtopo_that_cannot_commit(arguments: list[str]) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     if os.environ["RANK"] == "1":
-        commit.settle = broken
+        commit.settle = broken  # type: ignore[attr-defined]
     aqtopo(arguments)
 
 
@@ -130,7 +130,7 @@ def kill_in_mid_commit(folder: str, rank: int) -> None:
     for step in (5, 7):
         toy_steps(engine, engine.global_steps, step - engine.global_steps, ranks.rank, ranks.size)
         if step == 7 and rank == ranks.rank:
-            commit.settle = die_last
+            commit.settle = die_last  # type: ignore[attr-defined]
         saver.save(engine, Tag(0, step, step, None, 1.0), toy_facts(step))
         saver.finish()
 

@@ -14,6 +14,7 @@ from aqtopo.checkpoint import convert
 from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
+from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS
@@ -135,7 +136,7 @@ def test_universal_form_that_another_run_made_in_between_is_taken(
 ) -> None:
     tag = tag_folder(run_dir)
     shutil.rmtree(universal_folder(tag).parent)
-    hold = convert.alone_together
+    hold = alone_together
 
     @contextmanager
     def held_late(*arguments: Any) -> Iterator[None]:

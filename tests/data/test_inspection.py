@@ -9,7 +9,7 @@ import zarr
 
 from aqtopo.data import write_statistics, write_store
 from aqtopo.data.inspection import Finding, inspect_store
-from aqtopo.data.write import CHECKSUMS
+from aqtopo.data.shards import CHECKSUMS
 
 
 def faults(path: Path) -> list[Finding]:

@@ -8,7 +8,7 @@ import xarray as xr
 import zarr
 
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.data.write import CHECKSUMS
+from aqtopo.data.shards import CHECKSUMS
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 Change = Callable[[xr.Dataset], xr.Dataset]
