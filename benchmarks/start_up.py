@@ -23,12 +23,12 @@ import numpy as np
 import torch
 import xarray as xr
 
+from aqtopo.checkpoint.log_file import METRICS_FILE, StartLine, StepLine, of_kind, read_log
 from aqtopo.config import load_config
 from aqtopo.data import write_statistics, write_store
 from aqtopo.training.launch import Launch
 from aqtopo.training.loop import train
 from aqtopo.training.resume import AUTO, ResumeOptions
-from aqtopo.training.run_log import METRICS_FILE, read_events
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 from benchmarks.measure import arguments, report
 
@@ -120,8 +120,7 @@ def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
     if any(codes):
         raise RuntimeError(f"{world} ranks ended with {codes}")
     ranks = [json.loads((folder / f"{world}-{steps}-{rank}.json").read_text()) for rank in range(world)]
-    events = read_events(folder / f"run{world}" / METRICS_FILE)
-    started = [event["time"] for event in events if event["event"] == "start"][-1]
+    started = of_kind(read_log(folder / f"run{world}" / METRICS_FILE), StartLine)[-1].time
     return {
         "seconds": np.datetime64(started.removesuffix("+00:00")).astype("datetime64[ms]").astype(int) / 1e3
         - began,
@@ -141,9 +140,8 @@ def measure(worlds: tuple[int, ...]) -> list[dict[str, Any]]:
         make_store(folder / "store.zarr")
         for world in worlds:
             fresh, resumed = start(folder, world, 2), start(folder, world, 3)
-            steps = [
-                e["step"] for e in read_events(folder / f"run{world}" / METRICS_FILE) if e["event"] == "step"
-            ]
+            log = read_log(folder / f"run{world}" / METRICS_FILE)
+            steps = [line.step for line in of_kind(log, StepLine)]
             assert steps == [1, 2, 3], steps
             row: dict[str, Any] = {"ranks": world} | {f"fresh_{k}": v for k, v in fresh.items()}
             rows.append(row | {f"resumed_{k}": v for k, v in resumed.items()})

@@ -13,10 +13,10 @@ from typing import Self
 
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.ablation.scoring import Scorer, is_scored
+from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.forked import fork_ranks
-from aqtopo.training.run_log import METRICS_FILE
 from aqtopo.training.run_state import read_state
 
 LOGS = "logs"

@@ -14,10 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aqtopo.checkpoint.log_file import METRICS_FILE, ResumeLine, StepLine, of_kind, read_log
 from aqtopo.checkpoint.tags import Tag, list_tags
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
-from aqtopo.training.drill_ranks import TRACES, DrilledRanks, Kill, events
+from aqtopo.training.drill_ranks import TRACES, DrilledRanks, Kill
 from aqtopo.training.drill_verdict import DrillResult, compare_losses, compare_states, lost_tags
 
 AIMED_SHARE = 0.5
@@ -69,7 +70,7 @@ def drill(
         phases=dict(Counter(kill.phase for kill in course.kills)),
         ranks=dict(Counter(str(kill.rank) for kill in course.kills)),
         world_sizes=list(worlds),
-        resumes=sum(len(events(path, "resume")) for path in out.iterdir()),
+        resumes=sum(len(of_kind(read_log(path / METRICS_FILE), ResumeLine)) for path in out.iterdir()),
         unverified=course.unverified,
         lost_tags=course.lost,
         steps=count,
@@ -168,7 +169,8 @@ class _Course:
     def _facts(self) -> tuple[Tag | None, int, int]:
         """The last saved state, steps logged, resumes logged."""
         tags = list_tags(self.run_dir)
-        steps, resumes = (len(events(self.run_dir, kind)) for kind in ("step", "resume"))
+        lines = list(read_log(self.run_dir / METRICS_FILE))
+        steps, resumes = len(of_kind(lines, StepLine)), len(of_kind(lines, ResumeLine))
         return (tags[-1] if tags else None), steps, resumes
 
     def _note_start(self, before: Tag | None, seen: int, resumes: int) -> bool:

@@ -1,19 +1,17 @@
 """Running processes of a drilled run: started from one that has imported everything, watched and killed."""
 
-import json
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aqtopo.checkpoint.commit import HASHES
+from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, of_kind, read_log
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.forked import fork_ranks
-from aqtopo.training.run_log import METRICS_FILE
 
 START_LIMIT_S = 300.0
 
@@ -53,7 +51,7 @@ class DrilledRanks:
 
     def await_step(self, run_dir: Path, seen: int) -> None:
         """Wait until the run has logged more than `seen` steps, or ended."""
-        self._await(lambda: len(events(run_dir, "step")) > seen, 0.02)
+        self._await(lambda: steps_logged(run_dir) > seen, 0.02)
 
     def await_state(self, run_dir: Path) -> None:
         """Wait until the run has a saved state, or ended."""
@@ -81,7 +79,7 @@ class DrilledRanks:
             self.wait()
             return None
         self.processes[rank].kill()
-        phase = trace(run_dir) or ("training" if events(run_dir, "step") else "starting")
+        phase = trace(run_dir) or ("training" if steps_logged(run_dir) else "starting")
         time.sleep(chosen.uniform(0.0, 0.5))
         self._end()
         return Kill(phase, rank)
@@ -109,6 +107,11 @@ class DrilledRanks:
             raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
 
 
+def steps_logged(run_dir: Path) -> int:
+    """How many updates a run has logged, repeated ones too."""
+    return len(of_kind(read_log(run_dir / METRICS_FILE), StepLine))
+
+
 def trace(run_dir: Path) -> str | None:
     """What a run is doing with its saved states, by what lies there; None if nothing."""
     while True:
@@ -126,12 +129,3 @@ def _trace(folder: Path) -> str | None:
         if name.endswith(UNFINISHED) and (folder / name).is_dir():
             return "committing" if any((folder / name).glob(HASHES)) else "saving"
     return "pruning" if any(name.endswith(DISCARDED) for name in names) else None
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    """The whole lines of a kind in a run's log."""
-    path = run_dir / METRICS_FILE
-    if not path.is_file():
-        return []
-    whole = path.read_text().rpartition("\n")[0].splitlines()
-    return [event for line in whole if line and (event := json.loads(line))["event"] == kind]

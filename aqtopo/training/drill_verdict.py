@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, of_kind, read_log
 from aqtopo.checkpoint.shards import KINDS
 from aqtopo.checkpoint.tags import Tag, check_pointer, list_tags
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
-from aqtopo.training.drill_ranks import events
 
 LOSS_TOLERANCE = 1e-5
 """Relative; other world sizes add in another order."""
@@ -125,12 +125,12 @@ def wrongly_gone(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointCo
 
 def compare_losses(reference: Path, out: Path) -> tuple[float, int, int]:
     """Largest relative difference of any other run's loss at a step, steps compared, and steps not made."""
-    expected = {event["step"]: event["train_loss"] for event in events(reference, "step")}
+    expected = {line.step: line.train_loss for line in of_kind(read_log(reference / METRICS_FILE), StepLine)}
     found = [
-        (event["step"], event["train_loss"])
+        (line.step, line.train_loss)
         for path in sorted(out.iterdir())
         if path.is_dir() and path != reference
-        for event in events(path, "step")
+        for line in of_kind(read_log(path / METRICS_FILE), StepLine)
     ]
     differences = [abs(loss - expected[step]) / abs(expected[step]) for step, loss in found]
     missing = expected.keys() - {step for step, _ in found}

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-METRICS_FILE = "metrics.jsonl"
+from aqtopo.checkpoint.log_file import METRICS_FILE
+
 PLAIN_LINE_EVERY_S = 5.0
 
 
@@ -71,21 +72,6 @@ class RunLog:
     def close(self) -> None:
         """Leave the terminal as it was found."""
         self._bar.close()
-
-
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a `metrics.jsonl`, without a last line that is still being written; none without a file.
-
-    Raises:
-        ValueError: a whole line is not JSON.
-    """
-    if not path.is_file():
-        return []
-    whole = path.read_text().rpartition("\n")[0].splitlines()
-    try:
-        return [json.loads(line) for line in whole if line]
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} holds a line that is not JSON ({error}). Remove that line.") from error
 
 
 def peak_memory_gib(device: torch.device) -> float:

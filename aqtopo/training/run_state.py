@@ -5,10 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
+from aqtopo.checkpoint.log_file import (
+    METRICS_FILE,
+    Line,
+    ResumeLine,
+    StartLine,
+    StepLine,
+    StopLine,
+    ValidationLine,
+    of_kind,
+    read_log,
+)
 from aqtopo.checkpoint.tags import last_tag
-from aqtopo.training.run_log import METRICS_FILE, read_events
 from aqtopo.training.stopping import Stop
 from aqtopo.training.watchdog import STACKS
 
@@ -86,69 +95,66 @@ def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
     """
     if not run_dir.is_dir():
         raise ValueError(f"there is no run directory {run_dir}. Give the one in the run's training.run_dir.")
-    events = read_events(run_dir / METRICS_FILE)
-    started = max((i for i, event in enumerate(events) if event["event"] in ("start", "resume")), default=-1)
-    starts = [event for event in events if event["event"] == "start"]
-    steps = [event for event in events if event["event"] == "step"]
-    validations = [event["val_loss"] for event in events if event["event"] == "validation"]
-    current = [event for event in events[started + 1 :] if event["event"] == "step"]
-    seconds = _seconds_a_step(current)
-    last: dict[str, Any] = steps[-1] if steps else {}
-    total = starts[-1]["total_steps"] if starts else 0
-    resumes = [i for i, event in enumerate(events) if event["event"] == "resume"]
+    lines = list(read_log(run_dir / METRICS_FILE))
+    starts, steps, resumes = of_kind(lines, StartLine), of_kind(lines, StepLine), of_kind(lines, ResumeLine)
+    losses = [line.val_loss for line in of_kind(lines, ValidationLine)]
+    seconds = _seconds_a_step(of_kind(_since_the_last(lines, StartLine, ResumeLine), StepLine))
+    last = steps[-1] if steps else None
+    total = starts[-1].total_steps if starts else 0
     return RunState(
-        state=_state(events, seconds, now or datetime.now(UTC)),
-        step=last.get("step", 0),
+        state=_state(lines, seconds, now or datetime.now(UTC)),
+        step=0 if last is None else last.step,
         total_steps=total,
         starts=len(starts),
         saved=None if (tag := last_tag(run_dir)) is None else tag.name,
-        train_loss=last.get("train_loss"),
-        val_loss=validations[-1] if validations else None,
-        best_val_loss=min(validations, default=None),
-        lrs=last.get("lr", {}),
-        alpha=_last_logged(events, "alpha"),
-        preferences=_last_logged(events, "preferences"),
-        samples_per_s=last.get("samples_per_s"),
-        left_s=None if seconds is None else (total - last["step"]) * seconds,
-        resume=events[resumes[-1]]["line"] if resumes else None,
-        resumed_loss=_first_losses(events[resumes[-1] :]) if resumes else None,
+        train_loss=None if last is None else last.train_loss,
+        val_loss=losses[-1] if losses else None,
+        best_val_loss=min(losses, default=None),
+        lrs={} if last is None else last.lr,
+        alpha=next((line.alpha for line in reversed(lines) if line.alpha), {}),
+        preferences=next((line.preferences for line in reversed(lines) if line.preferences), {}),
+        samples_per_s=None if last is None else last.samples_per_s,
+        left_s=None if last is None or seconds is None else (total - last.step) * seconds,
+        resume=resumes[-1].line if resumes else None,
+        resumed_loss=_first_losses(_since_the_last(lines, ResumeLine)) if resumes else None,
         error=_last_error(run_dir, _time(starts[-1]) if starts else None),
     )
 
 
-def _last_logged(events: list[dict[str, Any]], key: str) -> dict[str, list[float]]:
-    """What training has learnt, by name; empty where it logged nothing of the kind."""
-    return next((event[key] for event in reversed(events) if key in event), {})
+def _since_the_last(lines: Sequence[Line], *kinds: type[Line]) -> Sequence[Line]:
+    """What came after the last line of these kinds; everything where there is none."""
+    places = [i for i, line in enumerate(lines) if isinstance(line, kinds)]
+    return lines[places[-1] + 1 :] if places else lines
 
 
-def _state(events: Sequence[dict[str, Any]], seconds: float | None, now: datetime) -> str:
-    if not events:
+def _state(lines: Sequence[Line], seconds: float | None, now: datetime) -> str:
+    if not lines:
         return "not started"
-    last = events[-1]
-    if last["event"] == "stop":
-        restart = last["reason"] == Stop.RESTART.reason
-        return "waiting for its next start" if restart else f"ended: {last['reason']}"
+    last = lines[-1]
+    if isinstance(last, StopLine):
+        restart = last.reason == Stop.RESTART.reason
+        return "waiting for its next start" if restart else f"ended: {last.reason}"
     silence = (now - _time(last)).total_seconds()
     if silence > max(SILENT_AFTER_S, 10 * (seconds or 0.0)):
         return f"silent for {silence:.0f} s"
-    return "running" if last["event"] in ("step", "validation") else "starting"
+    return "running" if isinstance(last, StepLine | ValidationLine) else "starting"
 
 
-def _time(event: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(event["time"])
+def _time(line: Line) -> datetime:
+    time = datetime.fromisoformat(line.time)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
-def _seconds_a_step(steps: Sequence[dict[str, Any]]) -> float | None:
+def _seconds_a_step(steps: Sequence[StepLine]) -> float | None:
     """Mean over the recent steps, with all that happens between them."""
     recent = steps[-RECENT_STEPS:]
-    if len(recent) < 2:
+    if not recent or (made := recent[-1].step - recent[0].step) <= 0:
         return None
-    passed = (_time(recent[-1]) - _time(recent[0])).total_seconds()
-    return float(passed / (recent[-1]["step"] - recent[0]["step"]))
+    return (_time(recent[-1]) - _time(recent[0])).total_seconds() / made
 
 
-def _first_losses(events: Sequence[dict[str, Any]]) -> float | None:
-    losses = [event["train_loss"] for event in events if event["event"] == "step"][:FIRST_STEPS]
+def _first_losses(lines: Sequence[Line]) -> float | None:
+    losses = [line.train_loss for line in of_kind(lines, StepLine)][:FIRST_STEPS]
     return statistics.fmean(losses) if losses else None
 
 

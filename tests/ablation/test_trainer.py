@@ -13,13 +13,14 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.first_weights import compare_starts
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_done, run_trials
+from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
 from aqtopo.config import load_config
 from aqtopo.data import open_store
 from aqtopo.refusal import RefusedError
-from aqtopo.training.run_log import METRICS_FILE, read_events
 from tests.conftest import TinyConfig
+from tests.events import events
 
 GRID = "wind_order,elevation_bias"
 
@@ -44,10 +45,6 @@ def config_path(tiny_config: TinyConfig, tmp_path: Path) -> Path:
 
 def plan(config_path: Path, grid: str) -> Ablation:
     return plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out")
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, object]]:
-    return [event for event in read_events(run_dir / METRICS_FILE) if event["event"] == kind]
 
 
 def kill_in(run_dir: Path, over: threading.Event) -> None:

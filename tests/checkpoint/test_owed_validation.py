@@ -7,7 +7,7 @@ import pytest
 
 from aqtopo.checkpoint.tags import list_tags
 from aqtopo.config import RunConfig
-from aqtopo.training.run_log import METRICS_FILE, read_events
+from tests.events import events
 
 from .conftest import Job, RunJobs
 
@@ -28,8 +28,7 @@ def test_a_validation_that_would_hold_up_a_stop_is_done_by_the_next_start(
     assert (job_dir / "again").read_text() == "saved at step 1\n"
     run_dir = Path(config.training.run_dir)
     assert (job_dir / "saved").read_text() == "epoch00-step000001\n"
-    events = read_events(run_dir / METRICS_FILE)
-    happened = [(e["event"], e["step"]) for e in events if e["event"] in ("step", "validation", "stop")]
+    happened = [(e["event"], e["step"]) for e in events(run_dir, "step", "validation", "stop")]
     assert happened == [
         ("step", 1),
         ("stop", 1),

@@ -20,6 +20,7 @@ from aqtopo.refusal import RefusedError
 from aqtopo.training.launch import read_launch
 from aqtopo.training.prepare import prepare, prepare_again
 from aqtopo.training.resume import ResumeOptions
+from tests.events import events
 
 from .conftest import Ended, Job, run_jobs_in
 
@@ -40,11 +41,6 @@ def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
         "checkpoint": {"every_steps": SAVED, "keep_every_steps": SAVED},
         "deepspeed": {"train_micro_batch_size_per_gpu": 6 // ranks, "gradient_accumulation_steps": 1},
     }
-
-
-def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
 def losses(run_dir: Path) -> dict[int, float]:

@@ -14,7 +14,8 @@ from aqtopo.evaluation.score_file import write_scores
 def test_the_command_names_the_page(untrained_run: Path) -> None:
     write_scores(evaluate(load_run(untrained_run)).scores, untrained_run)
     lrs = '{"vit_blocks": 1e-4}'
-    line = f'{{"event": "step", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {lrs}}}\n'
+    time = "2026-11-21T20:15:01+00:00"
+    line = f'{{"event": "step", "time": "{time}", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {lrs}}}\n'
     (untrained_run / "metrics.jsonl").write_text(line)
     (untrained_run / "run.json").write_text('{"started": "2026-11-21T20:15:00+00:00", "versions": {}}')
     result = CliRunner().invoke(

@@ -11,10 +11,23 @@ from aqtopo.cli.main import app
 def write_resumed_run(run_dir: Path, loss: float) -> Path:
     moment = "2026-11-22T02:00:00+00:00"
     events = [
-        {"event": "start", "total_steps": 100, "alpha": {"blocks.0.attn.alpha": [1.987, 2.0151]}},
-        {"event": "validation", "val_loss": 0.5, "preferences": {"blocks.0 travel [h]": [0.0, 21.468]}},
-        {"event": "resume", "line": "resume verified: [91/91] parameters"},
-        {"event": "step", "step": 7, "train_loss": loss, "lr": {"head": 5e-5}, "samples_per_s": 12.0},
+        {"event": "start", "step": 0, "total_steps": 100, "alpha": {"blocks.0.attn.alpha": [1.987, 2.0151]}},
+        {
+            "event": "validation",
+            "step": 6,
+            "epoch": 0,
+            "val_loss": 0.5,
+            "preferences": {"blocks.0 travel [h]": [0.0, 21.468]},
+        },
+        {"event": "resume", "source": "a", "line": "resume verified: [91/91] parameters", "seconds": {}},
+        {
+            "event": "step",
+            "step": 7,
+            "epoch": 0,
+            "train_loss": loss,
+            "lr": {"head": 5e-5},
+            "samples_per_s": 12.0,
+        },
         {"event": "stop", "reason": "all epochs done"},
     ]
     run_dir.mkdir()
@@ -30,6 +43,13 @@ def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
         assert text in result.stdout
     assert "blocks.0 1.987 to 2.015" in result.stdout
     assert re.search(r"blocks\.0 travel \[h\] .*0  21\.5", result.stdout)
+
+
+def test_an_edited_line_is_named(tmp_path: Path) -> None:
+    path = write_resumed_run(tmp_path / "run", 0.7) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"val_loss": 0.5', '"val_loss": "low"'))
+    with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2: val_loss = "low"(.|\n)*Remove that line'):
+        CliRunner().invoke(app, ["watch", str(path.parent)], catch_exceptions=False)
 
 
 def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Real processes: start a command on several ranks the way each launcher does, and wait for all of them."""
 
-import json
 import os
 import socket
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from aqtopo.config import RunConfig
+from tests.events import events
 
 TIME_LIMIT_S = 240
 BIN = Path(sys.executable).parent
@@ -57,8 +57,7 @@ class Finished:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of one kind."""
-        lines = (self.run_dir / "metrics.jsonl").read_text().splitlines()
-        return [record for line in lines if (record := json.loads(line))["event"] == kind]
+        return events(self.run_dir, kind)
 
     def losses(self) -> list[float]:
         return [record["train_loss"] for record in self.events("step")]

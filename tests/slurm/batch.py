@@ -11,7 +11,7 @@ from typing import Any
 
 from aqtopo.checkpoint import list_tags
 from aqtopo.config import RunConfig
-from aqtopo.training.run_log import METRICS_FILE, read_events
+from tests.events import events
 
 from .cluster import SlurmCluster
 
@@ -86,7 +86,7 @@ class Job:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl of one kind, without one that is being written."""
-        return [event for event in read_events(self.run_dir / METRICS_FILE) if event["event"] == kind]
+        return events(self.run_dir, kind)
 
     def last_saved_step(self) -> int:
         """Step of the newest committed state."""

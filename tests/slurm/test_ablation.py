@@ -9,7 +9,7 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_trained
 from aqtopo.config import RunConfig
-from aqtopo.training.drill_ranks import events
+from tests.events import events
 
 from .batch import submit
 from .cluster import SlurmCluster

@@ -93,7 +93,8 @@ def test_pruned_states_are_not_lost_but_kept_ones_are() -> None:
 
 def write_losses(run_dir: Path, losses: dict[int, float]) -> None:
     run_dir.mkdir(parents=True)
-    lines = [json.dumps({"event": "step", "step": s, "train_loss": loss}) for s, loss in losses.items()]
+    every = {"event": "step", "time": "2026-01-01T00:00:00+00:00", "epoch": 0, "lr": {}}
+    lines = [json.dumps(every | {"step": s, "train_loss": loss}) for s, loss in losses.items()]
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 

@@ -26,15 +26,28 @@ def write_run(run_dir: Path, *events: dict[str, Any], half_a_line: str = "") -> 
 
 def step(number: int, loss: float) -> dict[str, Any]:
     rates = {"head": 1e-4, "others": 2e-4}
-    return {"event": "step", "step": number, "train_loss": loss, "lr": rates, "samples_per_s": 3.0}
+    return {
+        "event": "step",
+        "step": number,
+        "epoch": 0,
+        "train_loss": loss,
+        "lr": rates,
+        "samples_per_s": 3.0,
+    }
 
 
 START = {"event": "start", "total_steps": 100}
-RESUME = {"event": "resume", "line": "resume verified: 91/91 parameters", "step": 2}
+RESUME = {
+    "event": "resume",
+    "step": 2,
+    "source": "checkpoints/epoch00-step000002",
+    "line": "resume verified: 91/91 parameters",
+    "seconds": {},
+}
 
 
 def test_a_running_run_is_told_from_its_last_lines(tmp_path: Path) -> None:
-    validation = {"event": "validation", "val_loss": 0.5}
+    validation = {"event": "validation", "step": 1, "epoch": 0, "val_loss": 0.5}
     run = write_run(tmp_path / "run", START, step(1, 2.0), validation, step(2, 1.5), half_a_line='{"event":')
     state = read_state(run, BEGIN + timedelta(seconds=4))
     assert (state.state, state.step, state.total_steps, state.starts) == ("running", 2, 100, 1)
@@ -62,6 +75,16 @@ def test_a_run_that_stops_to_be_started_again_has_not_ended(tmp_path: Path) -> N
 def test_the_last_complete_state_is_named(untrained_run: Path) -> None:
     (tag,) = list_tags(untrained_run)
     assert read_state(untrained_run).saved == tag.name
+
+
+def test_steps_that_an_edited_log_repeats_have_no_pace(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", START, step(2, 2.0), step(2, 2.0))
+    assert read_state(run, BEGIN).left_s is None
+
+
+def test_times_without_a_zone_are_utc(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-22T00:00:01"})
+    assert read_state(run, BEGIN + timedelta(seconds=2)).state == "running"
 
 
 def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.evaluation.ablation_file import RUNS, Results, numbered, read_results
 from aqtopo.evaluation.report.comparison import Contrast, compared, overview, trained
 from aqtopo.evaluation.report.curves import (
@@ -73,7 +74,7 @@ def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
     """
     found: dict[str, list[History]] = {}
     for one in content.variants:
-        paths = [folder / RUNS / one.folder / f"seed{seed}" / "metrics.jsonl" for seed in content.seeds]
+        paths = [folder / RUNS / one.folder / f"seed{seed}" / METRICS_FILE for seed in content.seeds]
         if histories := [read_history(path) for path in paths if path.is_file()]:
             found[one.variant] = histories
     return found

@@ -7,7 +7,7 @@ about a step is the one that counts.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aqtopo.evaluation.report.log_lines import (
+from aqtopo.checkpoint.log_file import (
     Line,
     LossAfterResumeLine,
     ResumeLine,
@@ -15,7 +15,7 @@ from aqtopo.evaluation.report.log_lines import (
     StepLine,
     StopLine,
     ValidationLine,
-    read_lines,
+    read_log,
 )
 
 
@@ -99,7 +99,7 @@ def read_history(path: Path) -> History:
     happenings: list[Happening] = []
     alphas: dict[int, dict[str, list[float]]] = {}
     preferences: dict[int, dict[str, list[float]]] = {}
-    for line in read_lines(path):
+    for line in read_log(path):
         if isinstance(line, StepLine):
             steps[line.step] = Step(line.step, line.epoch, line.train_loss, line.lr, line.samples_per_s)
         elif isinstance(line, ValidationLine):
@@ -140,5 +140,5 @@ def _told(line: Line) -> str | None:
     return None
 
 
-def _spoken(time: str | None) -> str:
-    return "" if time is None else time[:19].replace("T", " ")
+def _spoken(time: str) -> str:
+    return time[:19].replace("T", " ")

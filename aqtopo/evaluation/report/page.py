@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
@@ -75,7 +76,7 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
             cannot be forecast from and verified, or a place is not on the grid.
     """
     scores = read_score_file(run_dir)
-    history = read_history(run_dir / "metrics.jsonl")
+    history = read_history(run_dir / METRICS_FILE)
     run = load_run(run_dir, scores.tag)
     facts = read_run_file(run_dir)
     html = render(run, scores, history, load_case(run, init), facts, places)

@@ -46,7 +46,8 @@ def validation_line(step: int, loss: float, epoch: int = 0) -> dict[str, Any]:
 
 
 def write_metrics(path: Path, events: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    time = {"time": "2026-11-21T20:15:00.000+00:00"}
+    path.write_text("".join(json.dumps(time | event) + "\n" for event in events))
 
 
 def station_sums(stations: int) -> xr.Dataset:

@@ -146,7 +146,12 @@ def test_an_older_page_survives_damaged_facts(finished_run: Path, facts: str, me
 
 def test_a_run_says_that_it_was_resumed_and_what_its_heads_prefer(finished_run: Path) -> None:
     path = finished_run / "metrics.jsonl"
-    start = {"event": "start", "step": 0, "preferences": {"blocks.0 width [km]": [150.0, 300.0]}}
+    start = {
+        "event": "start",
+        "time": "2026-01-01T00:00:00+00:00",
+        "step": 0,
+        "preferences": {"blocks.0 width [km]": [150.0, 300.0]},
+    }
     path.write_text(json.dumps(start) + "\n" + path.read_text())
     html = write_report(finished_run).read_text(encoding="utf-8")
     assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in html

@@ -1,14 +1,19 @@
-"""The lines of a run's `metrics.jsonl`: an event each, checked for what the page uses of its kind."""
+"""`metrics.jsonl`: what happened in a run, a line each, checked for what is used of its kind.
+
+A resumed run goes on in the same file and may repeat steps that were lost with the process.
+"""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from pydantic import Field, ValidationError, model_validator
 
 from aqtopo.config.record import Record, Time, faults
 from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
+
+METRICS_FILE = "metrics.jsonl"
 
 ByName = dict[str, list[float]]
 
@@ -18,7 +23,7 @@ class Line(Record):
 
     event: str
     """Its kind."""
-    time: Time | None = None
+    time: Time
     """When it was."""
     step: NonNegative | None = None
     """Updates made before it."""
@@ -63,6 +68,8 @@ class ValidationLine(Line):
 class StartLine(Line):
     """A start."""
 
+    total_steps: NonNegative = 0
+    """Of the whole run."""
     world_size: Positive | None = None
     """Processes."""
     slurm: dict[str, Any] | None = None
@@ -108,18 +115,28 @@ _KINDS: dict[str, type[Line]] = {
 }
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    """The events in their order; the last may be cut off, since a running or killed process writes the file.
+AnyLine = TypeVar("AnyLine", bound=Line)
+
+
+def read_log(path: Path) -> Iterator[Line]:
+    """The events in their order, none without a file; the last may be cut off, since a process writes there.
 
     Raises:
         ValueError: a line is not JSON, or lacks what its kind has.
     """
+    if not path.is_file():
+        return
     *whole, last = path.read_text(encoding="utf-8").split("\n")
     for number, text in enumerate(whole, start=1):
         if text.strip():
             yield _read(text, f"{path}, line {number}")
     if last.strip() and _is_json(last):
         yield _read(last, f"{path}, line {len(whole) + 1}")
+
+
+def of_kind(lines: Iterable[Line], kind: type[AnyLine]) -> list[AnyLine]:
+    """The events of a kind."""
+    return [line for line in lines if isinstance(line, kind)]
 
 
 def _read(text: str, place: str) -> Line:
