@@ -222,7 +222,8 @@ class Run:
             memory_gib=peak_memory_gib(self.device),
             filled=result.filled,
         )
-        self._monitor({"Train/loss": result.loss, "Train/grad_norm": result.grad_norm})
+        norm = {} if result.grad_norm is None else {"Train/grad_norm": result.grad_norm}
+        self._monitor({"Train/loss": result.loss} | norm)
         self._monitor({f"Train/lr/{group}": lr for group, lr in lrs.items()})
         self.log.progress(progress.step, f"epoch {progress.epoch}  loss {result.loss:.4f}")
 

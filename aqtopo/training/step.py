@@ -30,19 +30,18 @@ class StepResult:
 
     Attributes:
         loss: mean squared error over the step's valid pixels, normalised units.
-        grad_norm: norm of the whole gradient before clipping.
+        grad_norm: norm of the whole gradient before clipping; None where it overflowed in fp16, whose loss
+            scaler then skips the update.
         samples: samples of weight 1.
         filled: NaN inputs that were replaced by their channel's mean.
-        applied: whether the weights were updated; in fp16 the loss scaler may have skipped it.
         stop: what the ranks have agreed on, if any of them was asked to stop.
         save_failed: whether any rank knows that the last saved state will not be committed.
     """
 
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     samples: int
     filled: int
-    applied: bool
     stop: Stop
     save_failed: bool
 
@@ -97,13 +96,12 @@ def train_step(
         raise NonFiniteLossError(_describe("loss", loss, step, epoch, suspects, micro_batches, config))
     engine.step()
     # DeepSpeed leaves the weights alone where a gradient is not finite; only fp16's loss scaler expects that.
-    if not engine.was_step_applied() and config.deepspeed.precision != "fp16":
+    applied, norm = engine.was_step_applied(), float(engine.get_global_grad_norm())
+    if not applied and config.deepspeed.precision != "fp16":
         suspects = [True] * len(micro_batches)
-        norm = float(engine.get_global_grad_norm())
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
-    norm = float(engine.get_global_grad_norm())
     agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
-    return StepResult(loss, norm, samples, filled, engine.was_step_applied(), agreed, failures > 0)
+    return StepResult(loss, norm if applied else None, samples, filled, agreed, failures > 0)
 
 
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:

@@ -3,7 +3,8 @@
 Each runs in a process forked from this one, which has imported everything. Its exit code and all output go to
 CONFIG.code and CONFIG.out.
 
-The run of a configuration named `killed` has its loader process killed after its first step.
+The run of a configuration named `killed` has its loader process killed after its first step; that of
+`overflowing` computes in fp16, which is slow on a CPU, and that is all there is against it.
 """
 
 import multiprocessing
@@ -13,8 +14,10 @@ import threading
 import time
 from pathlib import Path
 from typing import NoReturn
+from unittest.mock import patch
 
 import deepspeed  # noqa: F401  (imported once, not by every run)
+from deepspeed.accelerator import get_accelerator
 
 from aqtopo.cli.main import main
 from aqtopo.config import load_config
@@ -39,6 +42,9 @@ def train(config: Path) -> NoReturn:
     if config.stem == "killed":
         run_dir = Path(load_config(config).training.run_dir)
         threading.Thread(target=kill_loader_process, args=(run_dir,), daemon=True).start()
+    if config.stem == "overflowing":
+        get_accelerator().is_fp16_supported = lambda: True
+        patch("aqtopo.training.prepare.check_supported").start()
     sys.argv = ["aqtopo", "train", str(config)]
     code = 0
     try:

@@ -16,6 +16,7 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
+from tests.events import events
 
 pytestmark = pytest.mark.slow
 
@@ -107,3 +108,19 @@ def test_every_fault_of_the_data_ends_a_run_in_words_or_is_masked_and_counted(
     # Two times of each day with four horizons start a sample: 4 cells of rh are filled, and all of pm25.
     assert sum(step["filled"] for step in steps) == 2 * 4 * (4 + 8 * 16)
     assert all(np.isfinite(step["train_loss"]) for step in steps)
+
+
+def test_a_gradient_that_overflows_in_fp16_is_skipped_and_logged_without_a_norm(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    scaling = {"enabled": True, "initial_scale_power": 24, "hysteresis": 1}
+    config = tiny_config(
+        data={"time_stride_hours": 12},
+        training={"run_dir": str(tmp_path / "overflowing"), "epochs": 1, "validate_every": 24},
+        deepspeed={"fp16": scaling, "gradient_accumulation_steps": 1},
+    )
+    code, said = run_all({"overflowing": config}, tmp_path)["overflowing"]
+    assert code == "0", said
+    norms = [event["grad_norm"] for event in events(tmp_path / "overflowing", "step")]
+    assert norms[0] is None
+    assert norms[-1] > 0  # by then the scale of 2^24 has been halved often enough
