@@ -3,26 +3,33 @@
 A resumed run goes on in the same file and may repeat steps that were lost with the process.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from aqtopo.config.record import Record, Time, faults
-from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
+from aqtopo.config.record import Time, faults
+from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, refuse
 
 METRICS_FILE = "metrics.jsonl"
 
-ByName = dict[str, list[float]]
+ByName = dict[str, Annotated[list[float], Field(min_length=1)]]
 
 
-class Line(Record):
-    """What any event may say."""
+class _Kind(Strict):
+    """An event of whatever kind. Keys that nobody here reads are dropped: a log may have 300,000 lines."""
+
+    model_config = ConfigDict(extra="ignore")
 
     event: str
     """Its kind."""
+
+
+class Line(_Kind):
+    """What any event may say."""
+
     time: Time
     """When it was."""
     step: NonNegative | None = None
@@ -123,15 +130,16 @@ def read_log(path: Path) -> Iterator[Line]:
 
     Raises:
         ValueError: a line is not JSON, or lacks what its kind has.
+        OSError: the file cannot be read.
     """
-    if not path.is_file():
+    if not path.exists():
         return
-    *whole, last = path.read_text(encoding="utf-8").split("\n")
-    for number, text in enumerate(whole, start=1):
-        if text.strip():
-            yield _read(text, f"{path}, line {number}")
-    if last.strip() and _is_json(last):
-        yield _read(last, f"{path}, line {len(whole) + 1}")
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if not (text.endswith(b"\n") or _is_json(text)):
+                return  # the rest of the line may be there by now, and would be read as the next one
+            if text.strip():
+                yield _read(text, f"{path}, line {number}")
 
 
 def of_kind(lines: Iterable[Line], kind: type[AnyLine]) -> list[AnyLine]:
@@ -139,19 +147,19 @@ def of_kind(lines: Iterable[Line], kind: type[AnyLine]) -> list[AnyLine]:
     return [line for line in lines if isinstance(line, kind)]
 
 
-def _read(text: str, place: str) -> Line:
+def _read(text: bytes, place: str) -> Line:
     model = Line
     try:
-        model = _KINDS.get(Line.model_validate_json(text).event, Line)
+        model = _KINDS.get(_Kind.model_validate_json(text).event, Line)
         return model.model_validate_json(text)
     except ValidationError as error:
         found = faults(error, model, place)
     raise ValueError(f"{found}\nRemove that line, or take the file from a backup.")
 
 
-def _is_json(text: str) -> bool:
+def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
+        from_json(text)
+    except ValueError:
         return False
     return True

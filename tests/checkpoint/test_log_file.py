@@ -35,6 +35,29 @@ def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> Non
     assert len(list(read_log(path))) == 1
 
 
+@pytest.mark.parametrize("rest", [b"\0" * 200, b"\xe9", b"[" * 100_000, b"9" * 5000 + b"."])
+def test_whatever_a_crash_left_at_the_end_is_no_event(tmp_path: Path, rest: bytes) -> None:
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(json.dumps(STEP).encode() + b"\r\n" + rest)
+    assert len(list(read_log(path))) == 1
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).mkdir()
+    with pytest.raises(IsADirectoryError, match=METRICS_FILE):
+        list(read_log(tmp_path / METRICS_FILE))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_line_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / METRICS_FILE
+    path.write_bytes(
+        (json.dumps(STEP | {"lr": {"t\xeate": 1e-3}}, ensure_ascii=False) + "\n").encode(encoding)
+    )
+    with pytest.raises(ValueError, match="line 1 is not JSON"):
+        list(read_log(path))
+
+
 @pytest.mark.parametrize(
     ("line", "fault"),
     [
@@ -54,6 +77,10 @@ def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> Non
         (
             json.dumps({"event": "start", "time": TIME, "alpha": {"blocks.0.attn.alpha": [2.0]}}),
             ": step = null: must be given with",
+        ),
+        (
+            json.dumps({"event": "start", "time": TIME, "step": 0, "alpha": {"blocks.0.attn.alpha": []}}),
+            ': alpha."blocks.0.attn.alpha" = []: must hold at least 1 item',
         ),
     ],
 )
