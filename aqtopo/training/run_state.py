@@ -1,10 +1,11 @@
 """How a run is doing, read from its directory while it runs or afterwards."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from aqtopo.checkpoint.log_file import (
     METRICS_FILE,
@@ -14,7 +15,6 @@ from aqtopo.checkpoint.log_file import (
     StepLine,
     StopLine,
     ValidationLine,
-    of_kind,
     read_log,
 )
 from aqtopo.checkpoint.tags import last_tag
@@ -28,7 +28,7 @@ RECENT_STEPS = 50
 """Steps that the pace is measured over."""
 
 SILENT_AFTER_S = 120.0
-"""A run that has logged nothing for so long, and for ten steps' time, is called silent."""
+"""A run that has logged nothing for so long, and for ten times the usual, is called silent."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class RunState:
     Attributes:
         state: `not started`, `starting`, `running`, `silent for ...`, `waiting for its next start`, or
             `ended: ...`.
-        step: updates made.
+        step: updates made, as far as it has been logged.
         total_steps: of the whole run; 0 before the first start.
         starts: how often it was started.
         saved: the last saved state that is complete; None before the first.
@@ -95,67 +95,114 @@ def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
     """
     if not run_dir.is_dir():
         raise ValueError(f"there is no run directory {run_dir}. Give the one in the run's training.run_dir.")
-    lines = list(read_log(run_dir / METRICS_FILE))
-    starts, steps, resumes = of_kind(lines, StartLine), of_kind(lines, StepLine), of_kind(lines, ResumeLine)
-    losses = [line.val_loss for line in of_kind(lines, ValidationLine)]
-    seconds = _seconds_a_step(of_kind(_since_the_last(lines, StartLine, ResumeLine), StepLine))
-    last = steps[-1] if steps else None
-    total = starts[-1].total_steps if starts else 0
+    course = _Course()
+    for line in read_log(run_dir / METRICS_FILE):
+        course.take(line)
+    update, start, pace = course.update, course.start, course.pace
+    total = 0 if start is None else start.total_steps
     return RunState(
-        state=_state(lines, seconds, now or datetime.now(UTC)),
-        step=0 if last is None else last.step,
+        state=_state(course, now or datetime.now(UTC)),
+        step=course.step,
         total_steps=total,
-        starts=len(starts),
+        starts=course.starts,
         saved=None if (tag := last_tag(run_dir)) is None else tag.name,
-        train_loss=None if last is None else last.train_loss,
-        val_loss=losses[-1] if losses else None,
-        best_val_loss=min(losses, default=None),
-        lrs={} if last is None else last.lr,
-        alpha=next((line.alpha for line in reversed(lines) if line.alpha), {}),
-        preferences=next((line.preferences for line in reversed(lines) if line.preferences), {}),
-        samples_per_s=None if last is None else last.samples_per_s,
-        left_s=None if last is None or seconds is None else (total - last.step) * seconds,
-        resume=resumes[-1].line if resumes else None,
-        resumed_loss=_first_losses(_since_the_last(lines, ResumeLine)) if resumes else None,
-        error=_last_error(run_dir, _time(starts[-1]) if starts else None),
+        train_loss=None if update is None else update.train_loss,
+        val_loss=course.val_losses[-1] if course.val_losses else None,
+        best_val_loss=min(course.val_losses, default=None),
+        lrs={} if update is None else update.lr,
+        alpha=course.alpha,
+        preferences=course.preferences,
+        samples_per_s=None if update is None else update.samples_per_s,
+        left_s=max(total - course.step, 0) * pace.step_s if pace and total else None,
+        resume=None if course.resume is None else course.resume.line,
+        resumed_loss=statistics.fmean(course.first_losses) if course.resume and course.first_losses else None,
+        error=_last_error(run_dir, None if start is None else _time(start)),
     )
 
 
-def _since_the_last(lines: Sequence[Line], *kinds: type[Line]) -> Sequence[Line]:
-    """What came after the last line of these kinds; everything where there is none."""
-    places = [i for i, line in enumerate(lines) if isinstance(line, kinds)]
-    return lines[places[-1] + 1 :] if places else lines
+class _Pace(NamedTuple):
+    """Mean seconds between updates, and between logged ones, with all that happens between them."""
+
+    step_s: float
+    line_s: float
 
 
-def _state(lines: Sequence[Line], seconds: float | None, now: datetime) -> str:
-    if not lines:
+@dataclass
+class _Course:
+    """What the lines have told so far: a long run has more of them than should be held at once.
+
+    Attributes:
+        step: updates made.
+        last: the last line.
+        start, resume, update: the last of its kind.
+        starts: how many there were.
+        val_losses: of every validation.
+        alpha, preferences: as last logged.
+        recent: the last updates since the last start or resume.
+        first_losses: of the first updates since the last resume.
+    """
+
+    step: int = 0
+    last: Line | None = None
+    start: StartLine | None = None
+    resume: ResumeLine | None = None
+    update: StepLine | None = None
+    starts: int = 0
+    val_losses: list[float] = field(default_factory=list)
+    alpha: dict[str, list[float]] = field(default_factory=dict)
+    preferences: dict[str, list[float]] = field(default_factory=dict)
+    recent: deque[StepLine] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
+    first_losses: list[float] = field(default_factory=list)
+
+    def take(self, line: Line) -> None:
+        """Note what the next line says."""
+        self.last = line
+        self.step = self.step if line.step is None else line.step
+        self.alpha = line.alpha or self.alpha
+        self.preferences = line.preferences or self.preferences
+        match line:
+            case StepLine():
+                self.update = line
+                self.recent.append(line)
+                if len(self.first_losses) < FIRST_STEPS:
+                    self.first_losses.append(line.train_loss)
+            case ValidationLine():
+                self.val_losses.append(line.val_loss)
+            case StartLine():
+                self.start = line
+                self.starts += 1
+                self.recent.clear()
+            case ResumeLine():
+                self.resume = line
+                self.recent.clear()
+                self.first_losses.clear()
+
+    @property
+    def pace(self) -> _Pace | None:
+        """Over the recent steps; None where they are too few, or edited so that they lead nowhere."""
+        if len(self.recent) < 2:
+            return None
+        first, last = self.recent[0], self.recent[-1]
+        passed, made = (_time(last) - _time(first)).total_seconds(), last.step - first.step
+        return _Pace(passed / made, passed / (len(self.recent) - 1)) if made > 0 and passed >= 0 else None
+
+
+def _state(course: _Course, now: datetime) -> str:
+    last, pace = course.last, course.pace
+    if last is None:
         return "not started"
-    last = lines[-1]
     if isinstance(last, StopLine):
         restart = last.reason == Stop.RESTART.reason
         return "waiting for its next start" if restart else f"ended: {last.reason}"
     silence = (now - _time(last)).total_seconds()
-    if silence > max(SILENT_AFTER_S, 10 * (seconds or 0.0)):
+    if silence > max(SILENT_AFTER_S, 10 * pace.line_s if pace else 0.0):
         return f"silent for {silence:.0f} s"
-    return "running" if isinstance(last, StepLine | ValidationLine) else "starting"
+    return "starting" if isinstance(last, StartLine | ResumeLine) else "running"
 
 
 def _time(line: Line) -> datetime:
     time = datetime.fromisoformat(line.time)
     return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
-def _seconds_a_step(steps: Sequence[StepLine]) -> float | None:
-    """Mean over the recent steps, with all that happens between them."""
-    recent = steps[-RECENT_STEPS:]
-    if not recent or (made := recent[-1].step - recent[0].step) <= 0:
-        return None
-    return (_time(recent[-1]) - _time(recent[0])).total_seconds() / made
-
-
-def _first_losses(lines: Sequence[Line]) -> float | None:
-    losses = [line.train_loss for line in of_kind(lines, StepLine)][:FIRST_STEPS]
-    return statistics.fmean(losses) if losses else None
 
 
 def _last_error(run_dir: Path, since: datetime | None) -> str | None:

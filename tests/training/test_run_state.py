@@ -82,6 +82,33 @@ def test_steps_that_an_edited_log_repeats_have_no_pace(tmp_path: Path) -> None:
     assert read_state(run, BEGIN).left_s is None
 
 
+def test_times_that_go_back_have_no_pace(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-23T00:00:00"}, step(2, 2.0))
+    assert read_state(run, BEGIN).left_s is None
+
+
+def test_a_start_without_a_length_leaves_the_time_open(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"event": "start"}, step(1, 2.0), step(2, 2.0))
+    assert read_state(run, BEGIN).left_s is None
+
+
+def test_a_run_that_logs_few_steps_comes_to_its_last_and_is_not_called_silent(tmp_path: Path) -> None:
+    few = [START, *(step(number, 2.0) | {"time": time} for number, time in ((40, "00:00"), (80, "05:00")))]
+    for event in few[1:]:
+        event["time"] = f"2026-11-22T00:{event['time']}+00:00"
+    run = write_run(tmp_path / "run", *few)
+    assert read_state(run, BEGIN + timedelta(minutes=10)).state == "running"
+    run = write_run(tmp_path / "run", *few, {"event": "stop", "step": 100, "reason": "all epochs done"})
+    state = read_state(run, BEGIN + timedelta(minutes=10))
+    assert (state.step, state.left_s) == (100, 0.0)
+
+
+def test_a_run_that_compares_its_losses_is_running(tmp_path: Path) -> None:
+    compared = {"event": "loss_after_resume", "step": 3, "running": 1.0, "saved": 1.0, "jump": False}
+    run = write_run(tmp_path / "run", START, RESUME, START, compared)
+    assert read_state(run, BEGIN).state == "running"
+
+
 def test_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-22T00:00:01"})
     assert read_state(run, BEGIN + timedelta(seconds=2)).state == "running"
