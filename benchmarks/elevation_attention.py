@@ -107,7 +107,8 @@ def differentiate(attend: Attend, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """The result and the gradients of q, k, v and alpha (zeros if it has no part)."""
     q, k, v, elevation, alpha, dout = inputs
     leaves = [x.detach().requires_grad_() for x in (q, k, v, alpha)]
-    out = attend(*leaves[:3], elevation, leaves[3])
+    q, k, v, alpha = leaves
+    out = attend(q, k, v, elevation, alpha)
     gradients = torch.autograd.grad(out, leaves, dout, allow_unused=True, materialize_grads=True)
     return out.detach(), *gradients
 
