@@ -68,7 +68,7 @@ def evaluate(
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.checkpoint import load_run
         from aqtopo.data.walk import in_silence
-        from aqtopo.evaluation.detail import detail_table
+        from aqtopo.evaluation.detail import detail_table, stations_left_out
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
         from aqtopo.evaluation.table import score_table, summary, table_width
@@ -90,6 +90,8 @@ def evaluate(
     console.print(score_table(done.scores))
     for asked in detail or ():
         console.print(detail_table(done, asked.value))
+    if stations is not None and (left_out := stations_left_out(done)):
+        console.print(left_out, soft_wrap=True)
     console.print(summary(done.scores))
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
 

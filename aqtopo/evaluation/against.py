@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import xarray as xr
@@ -90,8 +90,9 @@ def open_other(
 
 def _open(path: Path) -> xr.Dataset:
     # Lead times are kept as the numbers of hours they are.
-    engine = "zarr" if path.suffix == ".zarr" else None
-    opened: xr.Dataset = xr.open_dataset(path, engine=engine, decode_timedelta=False)
+    # Consolidated metadata are not looked for: xarray warns at length of a store without them.
+    zarr: dict[str, Any] = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
+    opened: xr.Dataset = xr.open_dataset(path, decode_timedelta=False, **zarr)
     return opened
 
 

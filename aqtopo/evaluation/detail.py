@@ -14,6 +14,9 @@ from aqtopo.variables import VARIABLES
 _NUMBERS = ("hits", "misses", "false_alarms")
 _SHARES = ("pod", "far", "csi")
 
+MOST_NAMED = 8
+"""How many stations are named; `scores.zarr` names all."""
+
 
 def detail_table(done: Evaluation, name: str) -> Table | str:
     """The table of `name`: a stratum of `done`, `exceedances` or `spectra`; or why there is none."""
@@ -36,7 +39,8 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
     for horizon in scores["horizon"].values:
         table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
         table.add_column("skill", justify="right", no_wrap=True)
-    for pollutant in scores["pollutant"].values:
+    # Stations rarely observe all pollutants.
+    for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
         for label in scores[stratum].values:
             here = scores.sel({"pollutant": pollutant, stratum: label})
             figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
@@ -50,6 +54,16 @@ def _figures(pair: xr.Dataset) -> tuple[str, str]:
         number_text(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
         number_text(float(pair["skill"].min("reference")), "+.3f"),
     )
+
+
+def stations_left_out(done: Evaluation) -> str:
+    """A sentence on what of the observations is not scored, empty if there is nothing to say."""
+    facts = done.tables["stations"].attrs
+    named = [f"{name} (beyond the grid)" for name in facts["stations_outside_the_grid"]]
+    named += [f"{name} (beside a masked cell)" for name in facts["stations_beside_masked_cells"]]
+    named += [f"{name} (not forecast)" for name in facts["pollutants_ignored"]]
+    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
+    return f"Observations left out: {', '.join(named[:MOST_NAMED])}{more}." if named else ""
 
 
 def exceedance_table(exceedances: xr.Dataset) -> Table | str:

@@ -169,7 +169,8 @@ def _init_times(
         raise ValueError(
             f"the forecasts {against.name} start at none of the {times.size} initial times of the {split} "
             f"split ({times[0]} to {times[-1]}, UTC), but from {against.init_times.min()} to "
-            f"{against.init_times.max()}. Make forecasts for those times."
+            f"{against.init_times.max()}. Make forecasts for those times, or choose others with "
+            "--every: 1 takes every hour."
         )
     return common
 

@@ -24,9 +24,11 @@ def score_table(scores: xr.Dataset) -> Table:
         scores: what `aqtopo.evaluation.evaluate` gives.
     """
     head = scores.attrs
+    forecasts = "1 forecast" if head["initialisations"] == 1 else f"{head['initialisations']:,} forecasts"
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
     table = Table(
-        title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}",
+        title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}: "
+        f"{forecasts}",
         caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
         "positive is better; ACC = correlation of anomalies from climatology",
         box=rich.box.SIMPLE_HEAD,

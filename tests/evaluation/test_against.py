@@ -80,6 +80,14 @@ def test_a_single_forecast_is_enough(run: LoadedRun, written: Written) -> None:
     assert evaluate(run, extras=Extras(against=other)).scores.attrs["initialisations"] == 1
 
 
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_store_without_consolidated_metadata_is_read_without_a_word(
+    run: LoadedRun, dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    dataset.to_zarr(tmp_path / "cams.zarr", consolidated=False)
+    assert opened(tmp_path / "cams.zarr", run).init_times.size == len(INITS)
+
+
 def test_cells_that_the_other_lacks_are_scored_for_none(
     run: LoadedRun, dataset: xr.Dataset, written: Written
 ) -> None:
@@ -170,7 +178,7 @@ def test_a_name_that_is_taken_is_refused(
 
 def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -> None:
     other = opened(written(forecast(run, INITS[2])), run)
-    with pytest.raises(ValueError, match="start at none of the 6 initial times of the test split"):
+    with pytest.raises(ValueError, match=r"at none of the 6 initial times of the test split.*--every"):
         evaluate(run, extras=Extras(against=other))
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.data import Store, open_store
+from aqtopo.evaluation.detail import stations_left_out, stratum_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
@@ -91,6 +92,19 @@ def test_stations_that_cannot_be_scored_are_named(run: LoadedRun, csv: Path) -> 
     sums = table.tables["stations"]
     assert sums.attrs["stations_outside_the_grid"] == ["far"]
     assert sums.attrs["stations_beside_masked_cells"] == ["edge"]
+
+
+def test_what_of_the_stations_is_not_scored_is_said(run: LoadedRun, csv: Path) -> None:
+    done = evaluate(run, extras=Extras(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
+    said = stations_left_out(done)
+    assert "far (beyond the grid)" in said
+    assert "edge (beside a masked cell)" in said
+
+
+def test_the_table_of_stations_has_only_pollutants_that_were_observed(run: LoadedRun, csv: Path) -> None:
+    done = evaluate(run, extras=Extras(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
+    names = list(stratum_table(done, "station").columns[0].cells)
+    assert set(names) == {"PM2.5", "ozone"}
 
 
 def test_stations_are_written_as_a_table_and_as_sums(run: LoadedRun, csv: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def scores_with_rmse(rmse: np.ndarray) -> xr.Dataset:
     batch = dict(zip(FORECASTS, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool)
     scores = scores_of_batches(batch, pollutants=TARGET_VARIABLES, horizons_h=HORIZONS_H)
     scores = scores.assign_coords(units=("pollutant", ["ug m-3"] * 6))
-    return scores.assign_attrs(run="demo", tag="epoch02-step000100", split="test", years=[2017, 2018])
+    head = {"run": "demo", "tag": "epoch02-step000100", "split": "test", "years": [2017, 2018]}
+    return scores.assign_attrs(head, initialisations=1096)
 
 
 @pytest.fixture
@@ -50,8 +51,12 @@ def test_every_pair_has_a_row_that_fits(scores: xr.Dataset) -> None:
     assert not any("…" in line for line in lines)
 
 
-def test_the_title_names_run_state_and_years(scores: xr.Dataset) -> None:
-    assert "demo (epoch02-step000100) on test 2017, 2018" in printed(scores)[0]
+def test_the_title_names_run_state_years_and_number_of_forecasts(scores: xr.Dataset) -> None:
+    assert "demo (epoch02-step000100) on test 2017, 2018: 1,096 forecasts" in printed(scores)[0]
+
+
+def test_a_single_forecast_is_called_one(scores: xr.Dataset) -> None:
+    assert printed(scores.assign_attrs(initialisations=1))[0].rstrip().endswith("2018: 1 forecast")
 
 
 def test_the_lowest_rmse_is_marked_also_without_colour(scores: xr.Dataset) -> None:
