@@ -12,7 +12,8 @@ from aqtopo.ablation.factors import Variant
 from aqtopo.ablation.plan import Ablation
 from aqtopo.ablation.tables import sheets
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.checkpoint.manifest import package_versions, source_commit
+from aqtopo.data import open_store
 from aqtopo.evaluation.ablation_file import RESULTS_FILE, Change, Compared, Machine, Numbers, Results
 from aqtopo.evaluation.forecast_file import write_forecast
 
@@ -29,10 +30,14 @@ def write_results(ablation: Ablation, result: xr.Dataset) -> Path:
 
 def _results(ablation: Ablation, result: xr.Dataset) -> Results:
     """The result with all that is needed to know later what it is a result of."""
+    store = open_store(ablation.base.data.store)
     return Results(
         run=ablation.base.name,
         config_digest=ablation.base.digest,
         store=ablation.base.data.store,
+        source=store.source,
+        simulated=store.simulated,
+        commit=source_commit(),
         factors={factor.path: factor.levels for factor in ablation.factors},
         seeds=ablation.seeds,
         starts=result.attrs["alike"],

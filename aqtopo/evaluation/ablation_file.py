@@ -119,6 +119,12 @@ class Results(Record):
     """Of its configuration."""
     store: str
     """Its data."""
+    source: str | None = None
+    """Where the data come from, as the store says; null in results of before this was kept."""
+    simulated: bool = False
+    """Whether the store says that its data are simulated."""
+    commit: str | None = None
+    """Of aqtopo, when the comparison was made; null outside a checkout."""
     factors: dict[str, tuple[Any, ...]]
     """What was varied: by path the levels, the baseline last."""
     seeds: tuple[int, ...]

@@ -12,6 +12,7 @@ from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.report_files import write_results
 from aqtopo.ablation.results import compare, contrasts
 from aqtopo.ablation.tables import sheets
+from aqtopo.data import open_store
 from aqtopo.evaluation.ablation_file import NOT_SHOWN, read_results
 from aqtopo.evaluation.report import write_ablation_report
 from tests.conftest import TinyConfig
@@ -113,6 +114,7 @@ def test_what_is_written_is_what_the_report_reads(ablation: Ablation) -> None:
     assert [one.variant for one in content.variants] == [variant.label for variant in ablation.variants]
     assert [one.folder for one in content.variants] == [variant.slug for variant in ablation.variants]
     assert content.variants[0].alpha == (None,) * SEEDS
+    assert (content.simulated, content.source) == (True, open_store(content.store).source)
     assert content.factors == {factor.path: factor.levels for factor in ablation.factors}
     np.testing.assert_array_equal(
         [one.overall_rmse for one in content.variants], result["overall"].transpose("variant", "seed")

@@ -164,6 +164,7 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
     facts = [
         ("configuration digest", content.config_digest[:16]),
         ("data", content.store),
+        ("commit", content.commit or "not known"),
         ("seeds", ", ".join(str(seed) for seed in content.seeds)),
         ("finished", content.created[:16].replace("T", " ") + " UTC"),
         ("platform", content.machine.platform),
@@ -171,6 +172,8 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
     ]
     return template("ablation.html.jinja").render(
         name=content.run,
+        simulated=content.simulated,
+        source=content.source,
         findings=_findings(contrasts),
         seeds=len(content.seeds),
         factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content.factors.items()],

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aqtopo.config import RunConfig
-from aqtopo.evaluation.ablation_file import read_results
+from aqtopo.evaluation.ablation_file import RESULTS_FILE, read_results
 from aqtopo.evaluation.report import write_ablation_report
 from aqtopo.evaluation.report.ablation_page import read_histories, validation_together
 from aqtopo.evaluation.report.comparison import compared, overview, trained
@@ -47,6 +47,23 @@ def test_losses_are_compared_where_every_seed_has_one() -> None:
     assert curve is not None
     assert curve.alt.endswith("At the end: wind_order-true 0.5000.")
     assert validation_together({"stopped early": [History((), (), 1)]}) is None
+
+
+def test_the_page_says_that_its_data_are_simulated_and_which_commit_compared(ablation: Path) -> None:
+    page = write_ablation_report(ablation).read_text(encoding="utf-8")
+    assert "<strong>Simulated data</strong> (aqtopo simulator, not observations)" in page
+    assert "0123456789ab" in page
+
+
+def test_results_of_before_sources_were_kept_are_shown_without(ablation: Path) -> None:
+    path = ablation / RESULTS_FILE
+    older = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("source", "simulated", "commit"):
+        del older[name]
+    path.write_text(json.dumps(older), encoding="utf-8")
+    page = write_ablation_report(ablation).read_text(encoding="utf-8")
+    assert "Simulated data" not in page
+    assert 'class="source"' not in page
 
 
 def test_a_change_that_is_not_known_has_no_number(ablation: Path) -> None:
