@@ -82,6 +82,8 @@ class Exceedance(Record):
     """Those that were not."""
     false_alarms: NonNegative
     """Those that were forecast and did not come."""
+    correct_negatives: NonNegative
+    """Those that were neither forecast nor came."""
     csi: float | None
     """Critical success index."""
 

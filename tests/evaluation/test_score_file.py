@@ -123,7 +123,8 @@ def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
 
 
 def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tmp_path: Path) -> None:
-    record = {"pollutant": "pm25", "horizon": 12, "limit": 75.0, "hits": 1, "misses": 0, "false_alarms": 0}
+    outcomes = {"hits": 1, "misses": 0, "false_alarms": 0, "correct_negatives": 0}
+    record = {"pollutant": "pm25", "horizon": 12, "limit": 75.0, **outcomes}
     path = write_scores(scores, tmp_path)
     content = json.loads(path.read_text()) | {"exceedances": [{"forecast": "model", "csi": None, **record}]}
     path.write_text(json.dumps(content))

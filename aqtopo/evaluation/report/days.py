@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aqtopo.evaluation.cases import FORECASTS, MODEL
+from aqtopo.evaluation.exceedances import LEAST_HOURS
 from aqtopo.evaluation.report.scoreboard import capitalised
 from aqtopo.evaluation.score_record import Exceedance, Spectrum
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ def alarms(records: Iterable[Exceedance]) -> tuple[Alarms, ...]:
     return tuple(_alarms(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
 
 
+def no_alarms(records: Iterable[Exceedance]) -> str:
+    """Why `alarms` has no line; empty where it has some, or no pollutant of the run has a limit."""
+    of_model = [record for record in records if record.forecast == MODEL]
+    if not of_model or any(map(_events, of_model)):
+        return ""
+    if any(record.correct_negatives for record in of_model):
+        return "No 24-hour mean was above its limit, and none was forecast to be."
+    return (
+        f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
+        "means: those scored here were launched too seldom. aqtopo evaluate --every 1 takes one every hour."
+    )
+
+
 def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
     """Lines for the model in `spectra` of `scores.json`."""
     return tuple(
@@ -55,7 +69,7 @@ def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
             _text(record.resolved_km, ".0f"),
             _text(record.short_waves, ".2f"),
         )
-        for record in sorted(records, key=lambda each: list(VARIABLES).index(each.pollutant))
+        for record in sorted(records, key=lambda each: TARGET_VARIABLES.index(each.pollutant))
         if record.forecast == MODEL
     )
 

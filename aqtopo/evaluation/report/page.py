@@ -29,7 +29,7 @@ from aqtopo.evaluation.report.breakdown import break_down
 from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import Case, load_case
 from aqtopo.evaluation.report.curves import loss_curve, lr_curve
-from aqtopo.evaluation.report.days import alarms, sharpness
+from aqtopo.evaluation.report.days import alarms, no_alarms, sharpness
 from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.panels import Pollutant, draw_pollutants, spoken_time
 from aqtopo.evaluation.report.places import Place
@@ -134,6 +134,7 @@ def render(
         "breakdowns": break_down(content.strata),
         "references": REFERENCES,
         "alarms": alarms(content.exceedances),
+        "no_alarms": no_alarms(content.exceedances),
         "sharpness": sharpness(content.spectra),
         "version": importlib.metadata.version("aqtopo"),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

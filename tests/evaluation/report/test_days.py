@@ -1,8 +1,8 @@
-from aqtopo.evaluation.report.days import alarms, sharpness
+from aqtopo.evaluation.report.days import alarms, no_alarms, sharpness
 from aqtopo.evaluation.score_record import Exceedance, Spectrum
 
 
-def exceedance(forecast: str, hits: int, csi: float | None) -> Exceedance:
+def exceedance(forecast: str, hits: int, csi: float | None, negatives: int = 0) -> Exceedance:
     return Exceedance(
         forecast=forecast,
         pollutant="pm25",
@@ -11,6 +11,7 @@ def exceedance(forecast: str, hits: int, csi: float | None) -> Exceedance:
         hits=hits,
         misses=0,
         false_alarms=0,
+        correct_negatives=negatives,
         csi=csi,
     )
 
@@ -34,10 +35,18 @@ def test_a_limit_that_nothing_came_near_has_no_line() -> None:
     assert alarms(three(0, None)) == ()
 
 
-def test_sharpness_is_that_of_the_model() -> None:
+def test_why_no_line_is_there_is_said() -> None:
+    assert no_alarms([]) == no_alarms(three(1200, 0.6)) == ""
+    assert "--every 1" in no_alarms(three(0, None))
+    assert "none was forecast" in no_alarms([exceedance("model", 0, None, negatives=9)])
+
+
+def test_sharpness_is_that_of_the_model_in_the_order_of_the_other_tables() -> None:
     records = [
-        Spectrum(forecast=name, pollutant="o3", horizon=24, resolved_km=222.4, short_waves=None)
+        Spectrum(forecast=name, pollutant=pollutant, horizon=24, resolved_km=222.4, short_waves=None)
         for name in ("climatology", "model")
+        for pollutant in ("pm10", "o3", "pm25")
     ]
-    (line,) = sharpness(records)
+    *others, line = sharpness(records)
+    assert [other.label for other in others] == ["PM2.5", "PM10"]
     assert (line.label, line.resolved_km, line.short_waves) == ("Ozone", "222", "n/a")
