@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.data import open_store
+from tests.events import events
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.search(
@@ -81,8 +82,7 @@ def test_the_example_makes_a_store_of_another_region_to_train_on(tmp_path: Path)
     }  # fmt: skip
     (tmp_path / "europe.json").write_text(json.dumps(config))
     run("-m", "aqtopo", "train", "europe.json")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["train_loss"] for line in lines if line["event"] == "step"]
+    losses = [step["train_loss"] for step in events(tmp_path / "run", "step")]
     assert len(losses) == 8
     assert np.isfinite(losses).all()
-    assert lines[-1]["reason"] == "all epochs done"
+    assert events(tmp_path / "run", "stop")[-1]["reason"] == "all epochs done"

@@ -121,8 +121,8 @@ class Results(Record):
     """Its data."""
     source: str | None = None
     """Where the data come from, as the store says; null in results of before this was kept."""
-    simulated: bool = False
-    """Whether the store says that its data are simulated."""
+    simulated: bool | None = None
+    """Whether the store says that its data are simulated; null as above."""
     commit: str | None = None
     """Of aqtopo, when the comparison was made; null outside a checkout."""
     factors: dict[str, tuple[Any, ...]]

@@ -7,7 +7,7 @@ from rich.table import Table
 from aqtopo.evaluation.areas import WHOLE
 from aqtopo.evaluation.cases import MODEL
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.exceedances import LEAST_HOURS
+from aqtopo.evaluation.exceedances import NO_MEANS
 from aqtopo.evaluation.table import number_text
 from aqtopo.variables import VARIABLES
 
@@ -72,10 +72,7 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
     if not whole.sizes["pollutant"]:
         return "No pollutant of this run has a limit for 24-hour means."
     if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
-        return (
-            f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
-            "means. Score forecasts launched every hour: --every 1."
-        )
+        return NO_MEANS
     any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
     quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
     table = Table(

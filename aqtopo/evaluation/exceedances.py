@@ -30,6 +30,12 @@ for the highest 8-hour mean instead, which a few lead times cannot tell."""
 LEAST_HOURS = 20
 """Hourly values that a 24-hour mean needs: GB 3095-2012, table 4."""
 
+NO_MEANS = (
+    f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour means. "
+    "Score forecasts launched every hour: aqtopo evaluate --every 1."
+)
+"""Said where no outcome was counted."""
+
 _BEIJING = np.timedelta64(8, "h")
 _OUTCOMES = ("hits", "misses", "false_alarms", "correct_negatives")
 

@@ -15,6 +15,7 @@ from aqtopo.checkpoint.lightning_match import Listing, rename
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.lightning_import import import_lightning
+from tests.events import events
 
 from .conftest import Job, run_jobs_in
 
@@ -122,8 +123,7 @@ def test_every_moment_is_that_of_its_name(published: tuple[Path, RunConfig]) -> 
 def test_losses_go_on_as_lightnings_own(published: tuple[Path, RunConfig], world: int) -> None:
     folder = published[0]
     expected = json.loads((folder / "losses.json").read_text())
-    lines = (folder / f"resumed{world}" / "metrics.jsonl").read_text().splitlines()
-    losses = [e["train_loss"] for line in lines if (e := json.loads(line))["event"] == "step"]
+    losses = [step["train_loss"] for step in events(folder / f"resumed{world}", "step")]
     assert len(losses) == MORE
     assert losses == pytest.approx(expected, rel=1e-5)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from aqtopo.config import RunConfig
+from tests.events import events
 
 from .cluster import NODES, SlurmCluster
 
@@ -48,8 +49,8 @@ def test_srun_trains_with_a_rank_in_each_task(
 
     run = json.loads((run_dir / "run.json").read_text())
     assert (run["launcher"], run["world_size"]) == ("slurm", 2)
-    events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert (events[0]["event"], events[0]["world_size"]) == ("start", 2)
-    assert (events[-1]["event"], events[-1]["reason"]) == ("stop", "all epochs done")
+    start, *steps, stop = events(run_dir, "start", "step", "stop")
+    assert (start["event"], start["world_size"]) == ("start", 2)
+    assert (stop["event"], stop["reason"]) == ("stop", "all epochs done")
     # 24 times x 4 horizons, 2 ranks x micro-batch 2 x accumulation 2
-    assert [event["step"] for event in events if event["event"] == "step"] == list(range(1, 13))
+    assert [step["step"] for step in steps] == list(range(1, 13))

@@ -1,6 +1,5 @@
 """What goes wrong with the data ends `aqtopo train` with store, shard and time, or is masked and counted."""
 
-import json
 import os
 import re
 import shutil
@@ -103,8 +102,7 @@ def test_every_fault_of_the_data_ends_a_run_in_words_or_is_masked_and_counted(
 
     code, said = ended["missing"]
     assert code == "0", said
-    lines = (tmp_path / "missing" / "metrics.jsonl").read_text().splitlines()
-    steps = [event for line in lines if (event := json.loads(line))["event"] == "step"]
+    steps = events(tmp_path / "missing", "step")
     # Two times of each day with four horizons start a sample: 4 cells of rh are filled, and all of pm25.
     assert sum(step["filled"] for step in steps) == 2 * 4 * (4 + 8 * 16)
     assert all(np.isfinite(step["train_loss"]) for step in steps)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from aqtopo.evaluation.cases import FORECASTS, MODEL
-from aqtopo.evaluation.exceedances import LEAST_HOURS
+from aqtopo.evaluation.exceedances import NO_MEANS
 from aqtopo.evaluation.report.scoreboard import capitalised
 from aqtopo.evaluation.score_record import Exceedance, Spectrum
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
@@ -54,10 +54,7 @@ def no_alarms(records: Iterable[Exceedance]) -> str:
         return ""
     if any(record.correct_negatives for record in of_model):
         return "No 24-hour mean was above its limit, and none was forecast to be."
-    return (
-        f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour "
-        "means: those scored here were launched too seldom. aqtopo evaluate --every 1 takes one every hour."
-    )
+    return NO_MEANS
 
 
 def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:

@@ -1,3 +1,4 @@
+from aqtopo.evaluation.exceedances import NO_MEANS
 from aqtopo.evaluation.report.days import alarms, no_alarms, sharpness
 from aqtopo.evaluation.score_record import Exceedance, Spectrum
 
@@ -37,7 +38,7 @@ def test_a_limit_that_nothing_came_near_has_no_line() -> None:
 
 def test_why_no_line_is_there_is_said() -> None:
     assert no_alarms([]) == no_alarms(three(1200, 0.6)) == ""
-    assert "--every 1" in no_alarms(three(0, None))
+    assert no_alarms(three(0, None)) == NO_MEANS
     assert "none was forecast" in no_alarms([exceedance("model", 0, None, negatives=9)])
 
 
