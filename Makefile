@@ -13,11 +13,12 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 DEMO_CONFIG := ds_configs/demo_cpu.json
 DRILL_CONFIG := ds_configs/drill_cpu.json
 
-.PHONY: help install demo quick test drill ablation lint types layers clean
+.PHONY: help install demo quick test fresh drill ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make fresh  both commands as on a new machine: a fresh clone, an empty HOME; before a release"
 	@echo "make quick  the same without the slow tests"
 	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
 	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
@@ -51,6 +52,9 @@ quick: lint types layers
 test: lint types layers
 	bash scripts/install_debian_packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs --cov --cov-report=term:skip-covered
+
+fresh:
+	bash scripts/fresh.sh
 
 drill: $(STAMP)
 	rm -rf runs/drill

@@ -8,7 +8,7 @@ The last rows are heads of 112 columns, which the model's local bias makes of 96
 
 from typing import Any
 
-from aqtopo_kernels.aot.mca import find_llvm_mca
+from aqtopo_kernels.aot.mca import NO_LLVM_MCA, find_llvm_mca
 from aqtopo_kernels.aot.stand_in import SHARED_BYTES
 from aqtopo_kernels.aot.survey import DTYPES, Row, survey
 from benchmarks.measure import arguments, report
@@ -53,7 +53,7 @@ def main() -> None:
     """Print the figures."""
     options = arguments(__doc__)
     if find_llvm_mca() is None:
-        raise SystemExit("No llvm-mca (Debian: llvm-22), and eff1 is its count of clocks; install it.")
+        raise SystemExit(f"compiled_kernels: eff1 is a count by llvm-mca, but {NO_LLVM_MCA}.")
     archs, dtypes = (["gfx90a"], ["fp32"]) if options.quick else (list(SHARED_BYTES), list(DTYPES))
     rows = compiled(archs, dtypes, EVEN)
     if not options.quick:

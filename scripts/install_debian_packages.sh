@@ -1,16 +1,19 @@
 #!/bin/bash
 # Installs the Debian packages that some tests use: Slurm (tests/slurm), Chromium (the report in a browser) and
-# llvm-mca (which reads the GPU kernels; from LLVM 22 on).
+# llvm-mca, from LLVM 22 on (reads the compiled GPU kernels).
 #
-# Only what is missing is installed, only on Debian and only as root; otherwise it says which tests will be
+#   scripts/install_debian_packages.sh           install what is missing
+#   scripts/install_debian_packages.sh --list    print the packages' names
+#
+# Packages are installed only on Debian and only as root; elsewhere the script names the tests that will be
 # skipped and exits 0, so that `make test` works everywhere. A failing installation exits 1. No service is
 # started: the tests run a Slurm cluster of their own under a temporary directory.
 set -euo pipefail
 
-packages=(slurmctld slurmd slurm-client munge chromium)
-# Not every Debian carries this LLVM.
-if apt-cache show llvm-22 >/dev/null 2>&1; then
-    packages+=(llvm-22)
+packages=(slurmctld slurmd slurm-client munge chromium llvm-22)
+if [[ ${1:-} == --list ]]; then
+    printf '%s\n' "${packages[@]}"
+    exit 0
 fi
 policy=/usr/sbin/policy-rc.d
 
@@ -54,15 +57,27 @@ fi
 
 say "installing ${missing[*]} ..."
 log=$(mktemp)
-forbid_service_starts
-export DEBIAN_FRONTEND=noninteractive
-if ! {
-    apt-get update --quiet &&
-        apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
-} >"$log" 2>&1 </dev/null; then
+fail() {
     tail -n 20 "$log" >&2
     say "apt-get failed; its whole log is $log. Install by hand: apt-get install ${missing[*]}" >&2
     exit 1
+}
+export DEBIAN_FRONTEND=noninteractive
+# First the lists: on a new machine they are empty, and apt-cache then knows no package at all.
+apt-get update --quiet >"$log" 2>&1 </dev/null || fail
+available=()
+for package in "${missing[@]}"; do
+    if apt-cache show "$package" >/dev/null 2>&1; then
+        available+=("$package")
+    else
+        say "this Debian has no package $package; the tests that need it will be skipped."
+    fi
+done
+if [[ ${#available[@]} -eq 0 ]]; then
+    exit 0
 fi
+forbid_service_starts
+apt-get install --quiet --yes --no-install-recommends -o DPkg::Lock::Timeout=300 "${available[@]}" \
+    >>"$log" 2>&1 </dev/null || fail
 rm -f "$log"
-say "installed ${missing[*]}; no service was started."
+say "installed ${available[*]}; no service was started."

@@ -9,6 +9,7 @@ import torch
 import torch.multiprocessing as multiprocessing
 
 from aqtopo_kernels import elevation_attention as fused
+from aqtopo_kernels.aot.mca import NO_LLVM_MCA, find_llvm_mca
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
 from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
@@ -144,6 +145,8 @@ def test_processes_end_with_the_one_that_started_them() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_runs_and_prints_json_alone(name: str) -> None:
+    if name == "compiled_kernels" and find_llvm_mca() is None:
+        pytest.skip(NO_LLVM_MCA)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "TRITON_CACHE_DIR": str(CACHE)}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
 from triton import knobs
 from triton.runtime.errors import OutOfResources
 

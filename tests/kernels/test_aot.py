@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
 from triton import knobs
 
 from aqtopo_kernels.aot.__main__ import main
 from aqtopo_kernels.aot.machine_code import read_amd
+from aqtopo_kernels.aot.mca import NO_LLVM_MCA
 
 pytestmark = pytest.mark.xdist_group("aot")  # one process compiles an architecture, once
 
@@ -107,7 +108,7 @@ def test_on_gfx90a_the_matrix_unit_is_kept_busy(dtype: str) -> None:
     for name, row in matrix_kernels("gfx90a", dtype).items():
         assert row["useful"] == 1.0, row
         if row["eff1"] is None:
-            pytest.skip("no llvm-mca from LLVM 22 on (bash scripts/install_debian_packages.sh)")
+            pytest.skip(NO_LLVM_MCA)
         assert EFF1[name, dtype] <= row["eff1"] <= 1.0, row
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
 
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver

@@ -7,7 +7,7 @@ from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_sca
 from tests.kernels import interpreter as triton_side
 from tests.kernels.interpreter import Interpreter
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
 
 
 @pytest.fixture(scope="module")

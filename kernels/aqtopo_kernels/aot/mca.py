@@ -15,6 +15,7 @@ from aqtopo_kernels.aot.machine_code import is_transcendental
 
 _NAMES = ("llvm-mca-22", "/usr/lib/llvm-22/bin/llvm-mca", "llvm-mca")
 _OLDEST = 22
+NO_LLVM_MCA = "llvm-mca of LLVM 22 or newer is not installed (Debian: apt-get install llvm-22)"
 _ITERATIONS = 10
 _FLOP_A_CYCLE = {"fp32": 256, "bf16": 1024, "fp16": 1024}
 _FLOP_A_CYCLE_GFX942 = {"fp32": 256, "bf16": 2048, "fp16": 2048}

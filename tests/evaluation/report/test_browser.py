@@ -100,7 +100,7 @@ class Browser:
 def browser(tmp_path: Path) -> Browser:
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
-        pytest.skip("no chromium here: install it (Debian: apt-get install chromium) to test the page in it")
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
     return Browser(program, tmp_path / "profile")
 
 
