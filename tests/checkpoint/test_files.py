@@ -110,10 +110,19 @@ def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
 
 
 def test_text_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
-    """As a batch job may have it whose environment names no language."""
-    code = "import sys, pathlib; from aqtopo.checkpoint.files import write_durably as write; "
-    code += "write(pathlib.Path(sys.argv[1]), '\\u00fc')"
-    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    """A batch job's environment may name no language.
+
+    The locale is set after the start: Python itself does not start with LC_ALL=C in a folder whose name is not
+    ASCII, because site.py reads the editable installation's .pth file in the locale's encoding.
+    """
+    code = """
+import locale, pathlib, sys
+from aqtopo.checkpoint.files import write_durably
+locale.setlocale(locale.LC_ALL, "C")
+assert locale.getencoding() != "utf-8"
+write_durably(pathlib.Path(sys.argv[1]), "\u00fc")
+"""
+    plain = {"PYTHONUTF8": "0"}
     command = [sys.executable, "-c", code, str(tmp_path / "file")]
     ended = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr

@@ -180,19 +180,22 @@ def test_occupancy_is_by_registers_or_by_lds_and_that_of_the_simds_that_work(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--head-dim 100", "multiple of 16 up to 256, but got D = 100"),
-        ("--tokens 0", "--tokens 0: must be at least 1"),
-        ("--heads -8", "--heads -8: must be at least 1"),
-        (f"--out {__file__}", f"{Path(__file__).name}: not a folder that can be written"),
-        ("--out /proc/cache", "/proc/cache: not a folder that can be written"),
-        ("--out /proc", "/proc: not a folder that can be written"),  # it is there, and root cannot write it
+        (["--head-dim", "100"], "multiple of 16 up to 256, but got D = 100"),
+        (["--tokens", "0"], "--tokens 0: must be at least 1"),
+        (["--heads", "-8"], "--heads -8: must be at least 1"),
+        (["--out", __file__], f"{Path(__file__).name}: not a folder that can be written"),
+        (["--out", "/proc/cache"], "/proc/cache: not a folder that can be written"),
+        (
+            ["--out", "/proc"],
+            "/proc: not a folder that can be written",
+        ),  # it is there, and root cannot write it
     ],
 )
 def test_options_that_do_not_fit_are_refused(
-    options: str, message: str, capsys: pytest.CaptureFixture[str]
+    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(options.split())
+        main(options)
     told = capsys.readouterr()
     assert message in told.err
     assert not told.out
