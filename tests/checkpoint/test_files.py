@@ -112,8 +112,8 @@ def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
 def test_text_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
     """A batch job's environment may name no language.
 
-    The locale is set after the start: Python itself does not start with LC_ALL=C in a folder whose name is not
-    ASCII, because site.py reads the editable installation's .pth file in the locale's encoding.
+    The locale is set after the start. With LC_ALL=C, Python does not start in a folder with a non-ASCII name,
+    because site.py reads the editable installation's .pth file in the locale's encoding.
     """
     code = """
 import locale, pathlib, sys
