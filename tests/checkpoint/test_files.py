@@ -120,7 +120,7 @@ import locale, pathlib, sys
 from aqtopo.checkpoint.files import write_durably
 locale.setlocale(locale.LC_ALL, "C")
 assert locale.getencoding() != "utf-8"
-write_durably(pathlib.Path(sys.argv[1]), "\u00fc")
+write_durably(pathlib.Path(sys.argv[1]), chr(252))
 """
     plain = {"PYTHONUTF8": "0"}
     command = [sys.executable, "-c", code, str(tmp_path / "file")]
