@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Runs the quick tests in environments that differ as users' machines do; prints a line for each and exits with 1
+# if one failed. Arguments go to pytest: scripts/environments.sh tests/kernels
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+environments=(
+    "ATEN_CPU_CAPABILITY=default"
+    "ATEN_CPU_CAPABILITY=avx2"
+    "-u OPENBLAS_CORETYPE -u OPENBLAS_L2_SIZE"
+    "OPENBLAS_CORETYPE=Haswell"
+    "OPENBLAS_CORETYPE=Zen"
+    "TZ=Asia/Shanghai"
+    "LC_ALL=C"
+)
+if grep --quiet --word-regexp avx512f /proc/cpuinfo; then
+    environments+=("OPENBLAS_CORETYPE=SkylakeX")
+else
+    echo "environments: OPENBLAS_CORETYPE=SkylakeX is left out, for this processor has no AVX-512"
+fi
+
+failed=0
+log=$(mktemp)
+for environment in "${environments[@]}"; do
+    # shellcheck disable=SC2086 - an environment may be several words
+    if env $environment OMP_NUM_THREADS=1 .venv/bin/pytest -q -m 'not slow' -n 2 --dist loadgroup "$@" >"$log" 2>&1; then
+        outcome=passed
+    else
+        outcome=FAILED failed=1
+        grep -E '^(FAILED|ERROR|E  )' "$log"
+    fi
+    echo "environments: $environment: $outcome: $(tail -n 1 "$log")"
+done
+rm -f "$log"
+exit $failed
