@@ -47,7 +47,16 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
     ranks = str(config.training.ranks_per_node)
     synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
     drill = ["aqtopo", "drill", DRILL_CONFIG, "--kills", "2"]  # two ranks, resumed by one, then by three
-    deepspeed = ["deepspeed", "--num_gpus", ranks, "--log_level", "warning"]
+    # `deepspeed` as a module: its script does not start from a path with a space.
+    deepspeed = [
+        sys.executable,
+        "-m",
+        "deepspeed.launcher.runner",
+        "--num_gpus",
+        ranks,
+        "--log_level",
+        "warning",
+    ]
     return [
         Stage("simulate", [*synth, "--train-years", *train_years]),
         Stage("plan", ["aqtopo", "plan", config_path]),

@@ -82,7 +82,8 @@ start() {
         deepspeed)
             scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$ranks_per_node/" >"$job/hostfile"
             # It ignores --module here, so it gets the installed script; and writes a bare srun without options.
-            deepspeed --launcher slurm --hostfile "$job/hostfile" --force_multi --no_ssh_check \
+            # As a module: its script does not start from a path with a space.
+            python -m deepspeed.launcher.runner --launcher slurm --hostfile "$job/hostfile" --force_multi --no_ssh_check \
                 --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
                 --launcher_args "${step[*]:1} --ntasks-per-node=$ranks_per_node ${cpu_binding[*]}" \
                 "$(command -v aqtopo)" train "$@"

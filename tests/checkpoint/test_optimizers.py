@@ -19,7 +19,9 @@ CHANGES = [("AdamW", CPU), (CPU, "AdamW"), ("AdamW", FUSED), (FUSED, "AdamW"), (
 
 
 @pytest.fixture(scope="session")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Outcome]:
+def outcomes(
+    cpp_extensions: None, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, str], Outcome]:
     """What was saved under one optimizer on two ranks and resumed under another on three."""
     folder = tmp_path_factory.mktemp("optimizers")
     names = ("AdamW", CPU, FUSED)

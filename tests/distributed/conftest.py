@@ -41,7 +41,12 @@ def launcher_command(launcher: str, ranks: int) -> list[str]:
             assert ranks == 1
             return ["aqtopo"]
         case "deepspeed":
-            return ["deepspeed", "--num_gpus", str(ranks), "--master_port", port, "--module", "aqtopo"]
+            launcher = [
+                sys.executable,
+                "-m",
+                "deepspeed.launcher.runner",
+            ]  # its script fails in a path with a space
+            return [*launcher, "--num_gpus", str(ranks), "--master_port", port, "--module", "aqtopo"]
         case "torchrun":
             return ["torchrun", "--nproc_per_node", str(ranks), "--master_port", port, "--module", "aqtopo"]
     raise ValueError(launcher)

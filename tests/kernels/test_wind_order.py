@@ -52,6 +52,7 @@ def test_no_value_is_read_back_from_the_device() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpp_extensions")
 def test_compiles_into_one_graph() -> None:
     u, v = 3 * torch.randn(2, 2, 8, 12, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.compile(order, fullgraph=True)(u, v), order(u, v))
