@@ -10,11 +10,9 @@ import torch
 from safetensors import safe_open
 
 from aqtopo.checkpoint import inspection
-from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.files import describe_file, load_torch, save_torch
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.pickles import load_data, save_data
-from aqtopo.checkpoint.retention import prune
-from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.tags import CHECKPOINTS, prune
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
@@ -85,7 +83,7 @@ def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
     [
         ("fp32", float("nan"), "first.weight fp32: 1 values are not finite"),
         ("exp_avg_sq", -1.0, "first.weight exp_avg_sq: a second moment is negative"),
-        ("fp32", 0.5, "first.weight: not the weight in weights.safetensors"),
+        ("fp32", 0.5, "first.weight: differs from the weight in weights.safetensors"),
     ],
 )
 def test_verify_finds_what_was_wrong_when_it_was_saved(
@@ -96,10 +94,10 @@ def test_verify_finds_what_was_wrong_when_it_was_saved(
     text: str,
 ) -> None:
     folder, name = universal_folder(tag_folder(run_dir)), f"zero/first.weight/{kind}.pt"
-    tensor = load_data(folder / name)["param"].clone()
+    tensor = load_torch(folder / name)["param"].clone()
     tensor[0, 0] = value
     (folder / name).unlink()
-    save_data({"param": tensor}, folder / name)
+    save_torch({"param": tensor}, folder / name)
     manifest = read_manifest(folder)
     files = manifest.files | {name: describe_file(folder / name)}
     write_manifest(manifest.model_copy(update={"files": files}), folder)
@@ -121,7 +119,7 @@ def test_convert_makes_a_sound_copy_equal_to_the_bit(
     assert "equal to the bit" in said
     code, _, err = typed("convert", tag_folder(run_dir), out)
     assert code == 2
-    assert "nothing is written over" in err
+    assert "is not overwritten" in err
 
 
 def test_convert_into_the_state_itself_is_refused(run_dir: Path, typed: Type) -> None:
@@ -158,7 +156,7 @@ def test_export_writes_every_fp32_weight_by_name(
     assert "step 6" in said
     code, _, err = typed("export", tag, out)
     assert code == 2
-    assert "nothing is written over" in err
+    assert "is not overwritten" in err
 
 
 def test_export_refuses_a_damaged_state_and_leaves_nothing(

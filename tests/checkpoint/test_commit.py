@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint import commit, last_tag, list_tags
-from aqtopo.checkpoint.commit import HASHES, PendingCommit
+from aqtopo.checkpoint import last_tag, list_tags, save
 from aqtopo.checkpoint.files import FileRecord, describe_file
 from aqtopo.checkpoint.inspection import open_state, verify_state
-from aqtopo.checkpoint.retention import sweep
-from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.save import HASH_FILES, PendingCommit
+from aqtopo.checkpoint.tags import CHECKPOINTS, remove_stale
 
 from .conftest import Ended, Job, run_jobs_in
 
@@ -146,7 +145,7 @@ def test_nothing_is_published_once_it_is_closed(files: list[Path], monkeypatch: 
         gate.wait(20)
         return describe_file(path)
 
-    monkeypatch.setattr(commit, "settle", slow)
+    monkeypatch.setattr(save, "sync_and_hash", slow)
     pending = PendingCommit(files[0].parent, files, published.append, ThreadRank(0, Meeting(1)))
     pending.close(0.01)  # the run's lock is released after this
     gate.set()
@@ -191,7 +190,7 @@ def test_rank_killed_in_mid_commit_leaves_the_states_before_it(
     (unfinished,) = (run_dir / CHECKPOINTS).glob("*.tmp")
     assert (unfinished / f"hashes-{1 - rank:05d}.json").is_file()
     assert not (unfinished / f"hashes-{rank:05d}.json").is_file()
-    sweep(run_dir)
+    remove_stale(run_dir)
     assert not unfinished.exists()
     verify_state(open_state(run_dir))
 
@@ -212,6 +211,6 @@ def signals_of(ended: Ended) -> int:
 
 
 def test_hashes_of_a_rank_are_never_taken_for_its_files() -> None:
-    assert Path("tag.tmp/hashes-00399.json").match(HASHES)
-    assert Path("tag.tmp/hashes-00000.json.part").match(HASHES)
-    assert not Path("tag.tmp/state.json").match(HASHES)
+    assert Path("tag.tmp/hashes-00399.json").match(HASH_FILES)
+    assert Path("tag.tmp/hashes-00000.json.part").match(HASH_FILES)
+    assert not Path("tag.tmp/state.json").match(HASH_FILES)

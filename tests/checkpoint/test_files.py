@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from aqtopo.checkpoint import files
 from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably, write_tensors
-from aqtopo.checkpoint.ranks import ALONE, Alone, share, share_by_size
+from aqtopo.checkpoint.ranks import SINGLE_RANK, SingleRank, shard, shard_by_size
 from aqtopo.refusal import RefusedError
 
 
@@ -35,7 +35,7 @@ def records(folder: Path) -> dict[str, FileRecord]:
 def test_unchanged_files_pass(folder: Path) -> None:
     known = records(folder)
     assert len(known["long"].sha256) == 10
-    check_files(folder, known, ALONE)
+    check_files(folder, known, SINGLE_RANK)
 
 
 @pytest.mark.parametrize("place", range(0, 95, 7))
@@ -46,7 +46,7 @@ def test_one_flipped_bit_is_found_and_placed(folder: Path, place: int) -> None:
     (folder / "long").write_bytes(data)
     block = place // 10 * 10
     with pytest.raises(RefusedError, match=f"long: changed within bytes {block} to {block + 10}"):
-        check_files(folder, known, ALONE)
+        check_files(folder, known, SINGLE_RANK)
 
 
 def test_missing_longer_and_shorter_files_are_named_together(folder: Path) -> None:
@@ -55,13 +55,13 @@ def test_missing_longer_and_shorter_files_are_named_together(folder: Path) -> No
     (folder / "long").write_bytes(b"x")
     (folder / "empty").write_bytes(b"x")
     with pytest.raises(RefusedError) as refusal:
-        check_files(folder, known, ALONE)
+        check_files(folder, known, SINGLE_RANK)
     for text in ("short: missing", "long: 1 bytes instead of 95", "empty: 1 bytes instead of 0"):
         assert text in str(refusal.value)
 
 
 @dataclass(frozen=True)
-class Counting(Alone):
+class Counting(SingleRank):
     """One of many ranks that hears nothing from the others."""
 
 
@@ -82,7 +82,7 @@ def test_shares_by_size_are_the_whole_in_order_and_even_to_within_an_item(
     sizes: list[int], world: int
 ) -> None:
     items = list(enumerate(sizes))
-    parts = [share_by_size(items, sizes, Counting(rank, world)) for rank in range(world)]
+    parts = [shard_by_size(items, sizes, Counting(rank, world)) for rank in range(world)]
     assert [item for part in parts for item in part] == items
     for part in parts:
         assert sum(size for _, size in part) <= sum(sizes) / world + max(sizes, default=0)
@@ -90,7 +90,7 @@ def test_shares_by_size_are_the_whole_in_order_and_even_to_within_an_item(
 
 @given(st.integers(0, 50), st.integers(1, 60))
 def test_shares_are_the_whole_in_order(items: int, world: int) -> None:
-    parts = [list(share(range(items), Counting(rank, world))) for rank in range(world)]
+    parts = [list(shard(range(items), Counting(rank, world))) for rank in range(world)]
     assert [item for part in parts for item in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -215,7 +215,7 @@ def test_tensors_that_only_the_file_has_are_refused_until_allowed(
         ({"state_dict": {}}, "it lacks optimizer_states, epoch, global_step"),
         (
             {"state_dict": {}, "optimizer_states": [], "epoch": 0, "global_step": 0},
-            "not exactly one optimizer",
+            "must have exactly one optimizer",
         ),
         ([], "it lacks state_dict"),
     ],

@@ -40,11 +40,11 @@ def test_groups_go_by_the_names_that_they_have() -> None:
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ((1.0, 1.0), r"a \(1 parameters\) fits groups \[0, 1\] of the file's"),
-        ((1.0, 5.0), r"b \(1 parameters\) fits none of the file's"),
-        ((1.0, 2.0, 2.0), r"b \(1 parameters\) fits groups \[1, 2\] of the file's"),
-        ((1.0, 2.0, 9.0), r"group 2 of the file is none of this run's"),
-        ((1.0,), r"fits groups \[0\] of the file's"),
+        ((1.0, 1.0), r"a \(1 parameters\) matches groups \[0, 1\] of the file"),
+        ((1.0, 5.0), r"b \(1 parameters\) matches no group of the file"),
+        ((1.0, 2.0, 2.0), r"b \(1 parameters\) matches groups \[1, 2\] of the file"),
+        ((1.0, 2.0, 9.0), r"group 2 of the file matches no group of this run"),
+        ((1.0,), r"matches groups \[0\] of the file"),
     ],
 )
 def test_groups_that_do_not_match_one_to_one_are_refused(rates: tuple[float, ...], message: str) -> None:
@@ -54,7 +54,7 @@ def test_groups_that_do_not_match_one_to_one_are_refused(rates: tuple[float, ...
 
 def test_two_groups_of_the_run_never_share_one_of_the_files() -> None:
     same_rate = [A, group("b", 1.0, info("y", 3))]
-    with pytest.raises(RefusedError, match=r"(?s)a .*fits groups \[0\].*b .*fits groups \[0\].*group 1 of"):
+    with pytest.raises(RefusedError, match=r"(?s)a .* groups \[0\].*b .* groups \[0\].*group 1 of"):
         match_groups(saved(1.0, 2.0), {0: (3,), 1: (3,)}, same_rate)
 
 
@@ -63,7 +63,7 @@ def test_parameters_go_by_the_names_the_optimizer_was_given() -> None:
     listed = [info("a", 3), info("b", 3)]
     assert match_parameters("g", theirs, {5: (3,), 6: (3,)}, listed, []) == {"b": 5, "a": 6}
     theirs["param_names"] = ["model.b", "model.c"]
-    with pytest.raises(RefusedError, match=r"(?s)it names c, .*it does not name a"):
+    with pytest.raises(RefusedError, match=r"(?s)only the file has c.*only this run has a"):
         match_parameters("g", theirs, {5: (3,), 6: (3,)}, listed, [])
 
 
@@ -89,11 +89,11 @@ def test_names_lose_their_prefixes_and_follow_the_rules() -> None:
 
 def test_stated_order_is_read_and_must_name_every_parameter(tmp_path: Path) -> None:
     (tmp_path / "order").write_text("model.y\nmodel.x\n")
-    assert Listing.parse(str(tmp_path / "order")).ranks([], [A, B], []) == {"y": 0, "x": 1}
-    assert Listing.parse("named_parameters").ranks(["x", "y"], [A, B], []) == {"x": 0, "y": 1}
+    assert Listing.parse(str(tmp_path / "order")).positions([], [A, B], []) == {"y": 0, "x": 1}
+    assert Listing.parse("named_parameters").positions(["x", "y"], [A, B], []) == {"x": 0, "y": 1}
     assert not Listing.parse(None).stated
     (tmp_path / "order").write_text("x z")
     with pytest.raises(RefusedError, match=r"(?s)it lacks y.*does not train z"):
-        Listing.parse(str(tmp_path / "order")).ranks([], [A, B], [])
+        Listing.parse(str(tmp_path / "order")).positions([], [A, B], [])
     with pytest.raises(ValueError, match="there is no such file"):
         Listing.parse(str(tmp_path / "absent"))

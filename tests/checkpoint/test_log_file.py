@@ -89,4 +89,4 @@ def test_a_line_that_lacks_something_is_named(tmp_path: Path, line: str, fault: 
     path.write_text(f"{json.dumps(STEP)}\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}, line 2{fault}")) as caught:
         list(read_log(path))
-    assert "Remove that line, or take the file from a backup" in str(caught.value)
+    assert "Remove that line, or restore the file from a backup" in str(caught.value)

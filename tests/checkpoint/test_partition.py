@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqtopo.checkpoint.partition import fragments, owners, part_size
+from aqtopo.checkpoint.shards import fragments, owners, part_size
 
 GROUPS = st.lists(st.integers(1, 200), min_size=1, max_size=12).map(
     lambda sizes: {f"p{i}": size for i, size in enumerate(sizes)}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from aqtopo.checkpoint.pickles import load_data, save_data
+from aqtopo.checkpoint.files import load_torch, save_torch
 from aqtopo.refusal import RefusedError
 
 
@@ -33,7 +33,7 @@ def test_payload_would_run_if_it_were_trusted(tmp_path: Path) -> None:
 def test_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"param": Payload(tmp_path / "proof")}, tmp_path / "x.pt")
     with pytest.raises(RefusedError, match=r"x\.pt holds more than data"):
-        load_data(tmp_path / "x.pt")
+        load_torch(tmp_path / "x.pt")
     assert not (tmp_path / "proof").exists()
 
 
@@ -43,14 +43,14 @@ def test_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
 def test_what_is_no_torch_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(RefusedError, match=r"x\.pt"):
-        load_data(tmp_path / "x.pt")
+        load_torch(tmp_path / "x.pt")
 
 
 def test_checksums_are_left_out_only_while_saving(tmp_path: Path) -> None:
     before = torch.serialization.get_crc32_options()
-    save_data({"param": torch.arange(3.0)}, tmp_path / "x.pt")
+    save_torch({"param": torch.arange(3.0)}, tmp_path / "x.pt")
     assert torch.serialization.get_crc32_options() == before
-    assert load_data(tmp_path / "x.pt")["param"].tolist() == [0, 1, 2]
+    assert load_torch(tmp_path / "x.pt")["param"].tolist() == [0, 1, 2]
 
 
 def test_what_old_pythons_write_of_an_enum_is_never_asked_of_a_reader(
@@ -60,5 +60,5 @@ def test_what_old_pythons_write_of_an_enum_is_never_asked_of_a_reader(
         return getattr, (ZeroStageEnum, stage.name)  # as Python 3.11.2 does, Debian 12's
 
     monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
-    save_data({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
-    assert load_data(tmp_path / "x.pt") == {"zero_stage": ZeroStageEnum.gradients}
+    save_torch({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
+    assert load_torch(tmp_path / "x.pt") == {"zero_stage": ZeroStageEnum.gradients}

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.files import describe_file
-from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, read_manifest, write_manifest
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS, POINTER, STATE_FILE, last_tag
-from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, OPTIMIZER_STATE, universal_folder
-from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE
+from aqtopo.checkpoint.universal import (
+    LATEST,
+    MODEL_STATES,
+    OPTIMIZER_STATE,
+    open_universal,
+    universal_folder,
+)
+from aqtopo.checkpoint.weights import CONFIG_FILE
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 
@@ -65,7 +70,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def plant(folder: Path, name: str, proof: Path) -> None:
-    """Put a payload into a file and seal the folder again, as somebody would who means it."""
+    """Put a payload into a file and update its hash in the manifest, as an attacker would."""
     (folder / name).unlink()  # it may be one file with another form's
     if name.endswith(".pt"):
         torch.save({"param": Payload(proof), "optimizer_state_dict": Payload(proof)}, folder / name)
@@ -144,7 +149,7 @@ def test_import_lightning_refuses_it(
     assert not (tmp_path / "proof").exists()
 
 
-@pytest.mark.filterwarnings("ignore:not counted among the saved states")
+@pytest.mark.filterwarnings("ignore:a saved state is skipped")
 @pytest.mark.parametrize("command", ["evaluate", "forecast"])
 @pytest.mark.parametrize("name", [CONFIG_FILE, STATE_FILE, MANIFEST_FILE, WEIGHTS_FILE])
 def test_what_reads_runs_refuses_it(
@@ -225,7 +230,7 @@ def _plant_in_run(run_dir: Path, layout: str, name: str, proof: Path) -> None:
     assert tag is not None
     folder = tag.folder(run_dir)
     if layout == "universal":
-        folder = open_universal(folder, ALONE).folder
+        folder = open_universal(folder, SINGLE_RANK).folder
         name = name.replace("first.weight", "head.0.weight")
     outside = {POINTER: run_dir / CHECKPOINTS, CONFIG_FILE: run_dir}
     if name in outside:
@@ -241,6 +246,6 @@ def test_train_refuses_it(resumed: dict[tuple[str, str], tuple[Path, Ended]], la
     assert "Traceback" not in ended.output
     if name == CONFIG_FILE:  # the run's own is compared with the manifest's, and written anew
         return
-    # A universal form that is not sound is made anew from the shards.
+    # A universal form that is damaged is converted again from the shards.
     assert ended.codes[0] in ((2, 3) if layout == "sharded" else (0, 3)), ended.output
     assert Path(name).name in ended.text

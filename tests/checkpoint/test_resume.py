@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
-from aqtopo.checkpoint.locks import alone
+from aqtopo.checkpoint.locks import exclusive_lock
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, update_pointer
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
 from aqtopo.refusal import RefusedError
@@ -238,7 +238,7 @@ def test_second_run_in_a_directory_at_work_is_refused(crossed: Path, tmp_path: P
     (run_dir / ".lock").touch()
     where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
     before = sorted(run_dir.rglob("*"))
-    with alone(run_dir / ".lock"):
+    with exclusive_lock(run_dir / ".lock"):
         job = Job(2, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where]})
         (ended,) = run_jobs_in(tmp_path / "jobs", [job])
     assert ended.codes == [3, 3], ended.output
@@ -293,16 +293,16 @@ def test_state_saved_while_this_run_waited_for_the_directory_is_taken(crossed: P
     run_dir = Path(shutil.copytree(crossed / "run2", tmp_path / "run"))
     *_, before, last = list_tags(run_dir)
     hidden = last.folder(run_dir).rename(tmp_path / "hidden")
-    point_to(before, run_dir)
+    update_pointer(before, run_dir)
     config = load_config(run_dir / "config.json", [f"training.run_dir={run_dir}"])
     prepared = prepare(config, read_launch({}), ResumeOptions())
     assert prepared.source == before.folder(run_dir)
-    assert prepare_again(prepared, ALONE) is prepared
+    assert prepare_again(prepared, SINGLE_RANK) is prepared
     hidden.rename(last.folder(run_dir))
-    assert prepare_again(prepared, ALONE).source == last.folder(run_dir)
+    assert prepare_again(prepared, SINGLE_RANK).source == last.folder(run_dir)
     (run_dir / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
     with pytest.raises(RefusedError, match="has changed since this run began"):
-        prepare_again(prepared, ALONE)
+        prepare_again(prepared, SINGLE_RANK)
 
 
 def test_failed_commit_ends_the_run_after_the_step_that_notices_it(

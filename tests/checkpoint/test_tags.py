@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, read_state, write_state
+from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, read_tag, write_tag
 
 TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87, None, 0.3)]
 
@@ -14,7 +14,7 @@ TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87,
 def run_dir(tmp_path: Path) -> Path:
     for tag in TAGS:
         tag.folder(tmp_path).mkdir(parents=True)
-        write_state(tag, tmp_path)
+        write_tag(tag, tmp_path)
     (tmp_path / "checkpoints" / "epoch09-step000999").mkdir()  # killed while saving: no description
     return tmp_path
 
@@ -59,7 +59,7 @@ def test_flipped_bit_in_any_byte_of_a_description_is_found(run_dir: Path) -> Non
         data[place] ^= 1 << (place % 8)
         path.write_bytes(data)
         with pytest.raises(ValueError, match="does not describe a saved state"):
-            read_state(path)
+            read_tag(path)
 
 
 def test_copied_folder_is_no_further_state(run_dir: Path) -> None:
