@@ -19,7 +19,7 @@ from torch import Tensor
 from aqtopo.checkpoint.files import FileRecord, load_torch, sync_and_hash, write_tensors
 from aqtopo.checkpoint.lightning_match import (
     NAMED_PARAMETERS,
-    Listing,
+    ParameterOrder,
     Rules,
     match_groups,
     match_parameters,
@@ -87,7 +87,7 @@ def collect(
     groups: Sequence[GroupInfo],
     others: Sequence[TensorInfo],
     rules: Rules,
-    listing: Listing,
+    order: ParameterOrder,
     is_droppable: Callable[[str], bool] = lambda _: False,
 ) -> tuple[ImportedTensors, dict[str, float], dict[str, dict[str, Any]]]:
     """Return weights and moments by the run's names; steps and the file's groups by the run's group names.
@@ -97,7 +97,7 @@ def collect(
         groups: groups of the run, with `next_lr`.
         others: frozen parameters and buffers of the run.
         rules: the user's renaming rules.
-        listing: the user's statement on the order of parameters in the file's groups.
+        order: the user's statement on the order of parameters in the file's groups.
         is_droppable: returns True if a tensor of the file, by its new name, may be left out.
 
     Raises:
@@ -112,12 +112,12 @@ def collect(
     }
     _check_weights(weights, infos)
     optimizer = content["optimizer_states"][0]
-    matched = _match(optimizer, groups, listing.positions(list(weights), groups, rules), rules)
+    matched = _match(optimizer, groups, order.positions(list(weights), groups, rules), rules)
     states = {name: optimizer["state"][number] for own in matched for name, number in own.numbers.items()}
     moments = {
         name: {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq")} for name, state in states.items()
     }
-    if not listing.stated:
+    if not order.stated:
         _check_order(matched, weights, {name: own["exp_avg"] for name, own in moments.items()})
     steps = {own.group.name: _step(own.group, states) for own in matched}
     return ImportedTensors(weights, moments), steps, {own.group.name: dict(own.saved) for own in matched}

@@ -27,7 +27,7 @@ Rules = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Listing:
+class ParameterOrder:
     """The user's statement on the order of parameters in the file's groups.
 
     Attributes:
@@ -39,7 +39,7 @@ class Listing:
     names: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str | None) -> "Listing":
+    def parse(cls, text: str | None) -> "ParameterOrder":
         """Parse the value of `--order`.
 
         Raises:

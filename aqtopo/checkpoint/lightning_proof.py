@@ -1,4 +1,4 @@
-"""Test of Adam's first moments: do they belong to the parameters that they are assigned to?
+"""Test that Adam's first moments belong to the parameters that they are assigned to.
 
 Shapes do not distinguish the tensors of equal blocks, but gradients do. If a LayerNorm with weight w and
 bias b is followed by a Linear with weight W and bias c, the loss does not change when w_j and b_j are

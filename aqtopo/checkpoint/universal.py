@@ -263,7 +263,7 @@ def write_universal(
     ranks.barrier()
     problems, written = [], []
     try:
-        for name, kind in own_files(manifest, ranks):
+        for name, kind in assigned_files(manifest, ranks):
             written.append(tensor_file(name, kind))
             _write_file(manifest, state, name, kind, folder / written[-1])
         if ranks.rank == 0:
@@ -282,7 +282,7 @@ def write_universal(
     ranks.barrier()
 
 
-def own_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]]:
+def assigned_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]]:
     """Return parameter and kind of the files that this rank writes; sizes are balanced among ranks."""
     files = [(name, kind) for name in manifest.parameters for kind in (*KINDS, STEP)]
     sizes = [1 if kind == STEP else manifest.parameters[name].elements for name, kind in files]

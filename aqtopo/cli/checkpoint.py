@@ -164,7 +164,7 @@ def import_lightning_command(
 ) -> None:
     """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
     from aqtopo.checkpoint.changes import Allowed
-    from aqtopo.checkpoint.lightning_match import Listing
+    from aqtopo.checkpoint.lightning_match import ParameterOrder
     from aqtopo.config import load_config
     from aqtopo.training.lightning_import import import_lightning
 
@@ -173,7 +173,7 @@ def import_lightning_command(
         out,
         load_config(config),
         [_rule(text) for text in rules or ()],
-        Listing.parse(order),
+        ParameterOrder.parse(order),
         Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)

@@ -203,12 +203,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TorchRanks:
-    """All ranks of the run, for the parts below that need collectives and may not import this module.
+    """RankGroup of all ranks of the run, implemented with torch.distributed.
 
     Attributes:
-        rank: this process.
-        size: how many there are.
-        device: where collectives on tensors run.
+        rank: index of this process.
+        size: number of processes.
+        device: device for collectives on tensors.
     """
 
     rank: int
@@ -220,17 +220,17 @@ class TorchRanks:
         barrier()
 
     def gather_texts(self, text: str) -> list[str]:
-        """Every rank's text, on every rank, in rank order."""
+        """Return the texts of all ranks, in rank order, on every rank."""
         return gather_texts(text)
 
     def gather_parts(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's equally long part, one after the other, in host memory on every rank."""
+        """Concatenate the parts of all ranks, which have equal length, in host memory on every rank."""
         whole = torch.empty(self.size * part.numel(), dtype=part.dtype, device=self.device)
         dist.all_gather_into_tensor(whole, part.to(self.device))
         return whole.cpu()
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's values, element by element, in host memory on every rank."""
+        """Return the element-wise sum over all ranks, in host memory on every rank."""
         return total(values.to(self.device)).cpu()
 
 

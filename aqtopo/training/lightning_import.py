@@ -7,7 +7,7 @@ from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.lightning import collect, read_lightning, write_import
-from aqtopo.checkpoint.lightning_match import Listing, Rules
+from aqtopo.checkpoint.lightning_match import ParameterOrder, Rules
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
@@ -19,7 +19,7 @@ from aqtopo.training.position import next_samples
 from aqtopo.training.resume import model_groups, other_tensors
 from aqtopo.training.schedule import Schedule
 
-NOT_STATED = Listing()
+NOT_STATED = ParameterOrder()
 
 RATE_TOLERANCE = 1e-6
 """Relative: Lightning's schedulers multiply rates step by step, ours are closed formulas."""
@@ -30,7 +30,7 @@ def import_lightning(
     out: Path,
     config: RunConfig,
     rules: Rules = (),
-    listing: Listing = NOT_STATED,
+    order: ParameterOrder = NOT_STATED,
     allowed: Allowed | None = None,
 ) -> Manifest:
     """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
@@ -40,7 +40,7 @@ def import_lightning(
         out: the folder to make.
         config: the run that goes on from it.
         rules: renaming rules, pattern and replacement.
-        listing: what is known of the order in which the file's groups listed their parameters.
+        order: what is known of the order in which the file's groups listed their parameters.
         allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's;
             `unexpected` tensors of the file are left out.
 
@@ -60,7 +60,7 @@ def import_lightning(
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()
-    tensors, steps, saved = collect(content, groups, others, rules, listing, allowed.drops)
+    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.drops)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))

@@ -50,7 +50,7 @@ def test_what_decides_the_training_is_listed(tiny_config: TinyConfig) -> None:
         ({"interval": "step"}, {"interval": "epoch"}, "schedule.interval"),
     ],
 )
-def test_schedule_that_is_gone_or_another_is_refused(
+def test_removed_or_changed_schedule_is_refused(
     tiny_config: TinyConfig, before: dict[str, Any], now: dict[str, Any], path: str
 ) -> None:
     saved, changed = (json.loads(tiny_config(schedule=how).to_json()) for how in (before, now))

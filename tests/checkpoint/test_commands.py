@@ -67,7 +67,7 @@ def test_inspect_shows_norms_by_name(run_dir: Path, typed: Type) -> None:
     assert "first.weight" in typed("inspect", run_dir)[1]
 
 
-def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
+def test_verify_reports_sound_or_ends_with_code_3(run_dir: Path, typed: Type) -> None:
     code, out, _ = typed("verify", tag_folder(run_dir), "--json")
     assert code == 0
     assert json.loads(out)["sound"]
@@ -86,7 +86,7 @@ def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
         ("fp32", 0.5, "first.weight: differs from the weight in weights.safetensors"),
     ],
 )
-def test_verify_finds_what_was_wrong_when_it_was_saved(
+def test_verify_finds_invalid_values_with_correct_hashes(
     run_dir: Path,
     typed: Type,
     kind: str,
@@ -106,7 +106,7 @@ def test_verify_finds_what_was_wrong_when_it_was_saved(
     assert text in err
 
 
-def test_convert_makes_a_sound_copy_equal_to_the_bit(
+def test_convert_writes_a_bitwise_equal_copy(
     run_dir: Path,
     typed: Type,
     tmp_path: Path,
@@ -175,7 +175,7 @@ def test_export_refuses_a_damaged_state_and_leaves_nothing(
     assert "there is no folder" in err
 
 
-def test_diff_names_what_differs(run_dir: Path, typed: Type) -> None:
+def test_diff_names_the_differences(run_dir: Path, typed: Type) -> None:
     code, out, _ = typed("diff", tag_folder(run_dir, 5), tag_folder(run_dir, 6), "--json")
     names = {row["name"] for row in json.loads(out)}
     assert code == 1

@@ -86,7 +86,7 @@ def test_damaged_tag_is_refused_by_name(run_dir: Path, damage: object, name: str
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", UNIVERSAL)
-def test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_is_whole(
+def test_damaged_universal_form_is_refused_by_name_and_converted_again_from_its_tag(
     run_dir: Path, damage: object, name: str
 ) -> None:
     tag = tag_folder(run_dir)
@@ -113,7 +113,7 @@ def test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_i
     assert not list((run_dir / CHECKPOINTS).glob("*.discarded"))
 
 
-def test_whole_tag_under_another_name_is_refused(run_dir: Path) -> None:
+def test_undamaged_tag_under_another_name_is_refused(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     shutil.rmtree(tag)
     shutil.copytree(tag_folder(run_dir, 6), tag)
@@ -121,7 +121,7 @@ def test_whole_tag_under_another_name_is_refused(run_dir: Path) -> None:
         open_universal(tag, SINGLE_RANK)
 
 
-def test_universal_form_of_another_state_is_made_anew(run_dir: Path) -> None:
+def test_universal_form_of_another_state_is_converted_again(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     other = tag_folder(run_dir, 6)
     shutil.rmtree(universal_folder(tag).parent)
@@ -132,7 +132,7 @@ def test_universal_form_of_another_state_is_made_anew(run_dir: Path) -> None:
     assert state.manifest.run.position.step == 5
 
 
-def test_universal_form_that_another_run_made_in_between_is_taken(
+def test_universal_form_converted_by_another_run_meanwhile_is_used(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = tag_folder(run_dir)
@@ -151,7 +151,7 @@ def test_universal_form_that_another_run_made_in_between_is_taken(
     assert verify_state(open_state(made.folder)) > 40
 
 
-def test_every_new_name_is_on_the_disk_before_the_universal_form_has_its_own(
+def test_every_file_and_folder_is_synced_before_the_universal_form_is_renamed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag, synced = tag_folder(run_dir), list[str]()
@@ -219,7 +219,7 @@ def test_counters_of_another_state_are_refused(run_dir: Path, name: str, text: s
         open_universal(folder, SINGLE_RANK)
 
 
-def test_conversion_starts_afresh_after_it_was_killed(run_dir: Path) -> None:
+def test_killed_conversion_is_repeated_from_the_start(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     done = universal_folder(tag).parent
     half = done.with_name(done.name + ".tmp")

@@ -39,7 +39,7 @@ def test_unchanged_files_pass(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("place", range(0, 95, 7))
-def test_one_flipped_bit_is_found_and_placed(folder: Path, place: int) -> None:
+def test_flipped_bit_is_found_and_located(folder: Path, place: int) -> None:
     known = records(folder)
     data = bytearray((folder / "long").read_bytes())
     data[place] ^= 1 << (place % 8)
@@ -65,7 +65,7 @@ class Counting(SingleRank):
     """One of many ranks that hears nothing from the others."""
 
 
-def test_ranks_share_the_blocks_and_miss_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_together_hash_every_block_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = records(folder)
     read: list[int] = []
     monkeypatch.setattr(files, "_hash", lambda data: read.append(len(data)) or "")
@@ -78,7 +78,7 @@ def test_ranks_share_the_blocks_and_miss_none(folder: Path, monkeypatch: pytest.
 
 
 @given(st.lists(st.integers(1, 20), max_size=50), st.integers(1, 60))
-def test_shares_by_size_are_the_whole_in_order_and_even_to_within_an_item(
+def test_shards_by_size_cover_all_items_in_order_and_are_balanced_to_within_one_item(
     sizes: list[int], world: int
 ) -> None:
     items = list(enumerate(sizes))
@@ -89,27 +89,27 @@ def test_shares_by_size_are_the_whole_in_order_and_even_to_within_an_item(
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
-def test_shares_are_the_whole_in_order(items: int, world: int) -> None:
+def test_shards_cover_all_items_in_order(items: int, world: int) -> None:
     parts = [list(shard(range(items), Counting(rank, world))) for rank in range(world)]
     assert [item for part in parts for item in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_tensors_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+def test_tensor_files_have_the_access_rights_of_other_new_files(tmp_path: Path) -> None:
     (tmp_path / "any").touch()
     write_tensors(tmp_path / "weights", {"x": torch.ones(2)}, {"of": "a model"})
     assert (tmp_path / "weights").stat().st_mode == (tmp_path / "any").stat().st_mode
     assert load_file(tmp_path / "weights")["x"].tolist() == [1.0, 1.0]
 
 
-def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_small_file_is_replaced_atomically(tmp_path: Path) -> None:
     write_durably(tmp_path / "latest", "one\n")
     write_durably(tmp_path / "latest", "two\n")
     assert (tmp_path / "latest").read_text() == "two\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
-def test_text_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+def test_text_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     """As a batch job may have it whose environment names no language."""
     code = "import sys, pathlib; from aqtopo.checkpoint.files import write_durably as write; "
     code += "write(pathlib.Path(sys.argv[1]), '\\u00fc')"

@@ -45,7 +45,7 @@ def listed(tensors: Mapping[str, Tensor]) -> list[TensorInfo]:
     return [TensorInfo(name=n, shape=tuple(t.shape), dtype="float32") for n, t in tensors.items()]
 
 
-def test_right_moments_fit_and_leave_nothing_open() -> None:
+def test_right_moments_pass_and_leave_no_parameter_ambiguous() -> None:
     for bias in (True, False):
         weights, exp_avg = gradients(bias)
         fits = moments_fit(weights, exp_avg)
@@ -53,7 +53,7 @@ def test_right_moments_fit_and_leave_nothing_open() -> None:
         assert not ambiguous_parameters(listed(weights), fits)
 
 
-def test_moments_of_another_block_norm_or_part_do_not_fit() -> None:
+def test_moments_of_another_block_norm_or_part_fail() -> None:
     weights, exp_avg = gradients()
     for one, other in (("blocks.0", "blocks.2"), ("1.norm1", "1.norm2"), ("1.attn.qkv", "2.attn.qkv")):
         wrong = swapped(exp_avg, one, other)
@@ -75,13 +75,13 @@ def _touched(one: str, other: str) -> list[tuple[int, str]]:
     return [(1, "norm1"), (1, "norm2")] if "norm" in one else [(1, "norm1"), (2, "norm1")]
 
 
-def test_moments_of_nothing_decide_nothing() -> None:
+def test_zero_moments_pass_for_no_parameter() -> None:
     weights, exp_avg = gradients()
     still = {name: torch.zeros_like(tensor) for name, tensor in exp_avg.items()}
     assert not any(moments_fit(weights, still).values())
 
 
-def test_equal_shapes_without_a_witness_are_left_to_chance() -> None:
+def test_equal_shapes_without_a_tested_neighbour_are_ambiguous() -> None:
     a, b, c = (
         TensorInfo(name=n, shape=(3,), dtype="float32") for n in ("head.0.bias", "head.2.bias", "d.bias")
     )

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-def test_one_holds_alone_or_several_share(path: Path) -> None:
+def test_lock_is_exclusive_or_shared(path: Path) -> None:
     with exclusive_lock(path) as first, exclusive_lock(path) as second:
         assert (first, second) == (True, False)
     with shared_lock(path), shared_lock(path), exclusive_lock(path) as held:
@@ -40,7 +40,7 @@ with exclusive_lock(Path(sys.argv[1])) as held:
 """
 
 
-def test_killed_process_leaves_no_hold(path: Path) -> None:
+def test_killed_process_leaves_no_lock(path: Path) -> None:
     command = [sys.executable, "-c", HOLD, str(path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -56,9 +56,7 @@ def test_killed_process_leaves_no_hold(path: Path) -> None:
         pass
 
 
-def test_a_hold_that_ends_in_time_is_waited_for_and_that_is_said(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wait_for_a_lock_is_announced_and_succeeds(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with path.open("rb+") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         release = threading.Timer(0.2, fcntl.flock, (other, fcntl.LOCK_UN))
@@ -68,7 +66,7 @@ def test_a_hold_that_ends_in_time_is_waited_for_and_that_is_said(
     assert capsys.readouterr().err == "aqtopo: the run is at work: waiting up to 60 s for it\n"
 
 
-def test_patience_has_an_end(path: Path) -> None:
+def test_wait_for_a_lock_ends_after_its_timeout(path: Path) -> None:
     with (
         exclusive_lock(path),
         pytest.raises(BusyError, match=r"another process holds .*lock, also after a wait of 0\.1 s"),
@@ -77,7 +75,7 @@ def test_patience_has_an_end(path: Path) -> None:
         pass
 
 
-def test_only_rank_0_holds(path: Path) -> None:
+def test_only_rank_0_takes_the_lock(path: Path) -> None:
     with (
         exclusive_lock_on_all_ranks(path, SINGLE_RANK, "", ""),
         exclusive_lock_on_all_ranks(path, SingleRank(rank=1, size=2), "", ""),
@@ -87,7 +85,7 @@ def test_only_rank_0_holds(path: Path) -> None:
         pass
 
 
-def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+def test_lock_on_a_missing_file_is_refused(tmp_path: Path) -> None:
     with (
         pytest.raises(BusyError, match="No such file or directory"),
         exclusive_lock_on_all_ranks(tmp_path / "absent", SINGLE_RANK, "busy", ""),
@@ -95,7 +93,7 @@ def test_what_cannot_be_opened_is_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_file_system_without_locks_is_said_aloud(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_system_without_locks_gives_a_warning(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unsupported(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 

@@ -14,7 +14,7 @@ from aqtopo.checkpoint.manifest import Manifest
 from aqtopo.checkpoint.ranks import SINGLE_RANK, SingleRank
 from aqtopo.checkpoint.restore import read_weights, restore_engine
 from aqtopo.checkpoint.shards import KINDS, fragments, part_size
-from aqtopo.checkpoint.universal import STEP, UniversalState, open_universal, own_files
+from aqtopo.checkpoint.universal import STEP, UniversalState, assigned_files, open_universal
 from aqtopo.config import load_config
 from aqtopo.model import Terrain, build_model
 from aqtopo.training.resume import model_groups
@@ -57,7 +57,7 @@ class OneRank:
         return SimpleNamespace(optimizer=zero, world_size=self.world, global_rank=self.rank)
 
 
-def test_400_ranks_together_hold_the_state_once(saved: Path) -> None:
+def test_parts_of_400_ranks_form_the_whole_state(saved: Path) -> None:
     state = open_universal(tag_folder(saved), SINGLE_RANK)
     names = {name: name for name in state.manifest.parameters}
     whole: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
@@ -95,7 +95,7 @@ def test_ranks_without_elements_get_zero_moments_and_the_step(saved: Path) -> No
         assert set(own) == {"step", "exp_avg", "exp_avg_sq"}
 
 
-def test_each_rank_reads_its_share_of_weights_and_moments(
+def test_each_rank_reads_its_shard_of_the_weights_file(
     saved: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -149,7 +149,7 @@ def test_each_rank_restores_from_the_elements_that_it_owns_only(saved: Path) -> 
 @pytest.mark.parametrize("world", [1, 2, 3, WORLD])
 def test_each_file_of_the_universal_layout_is_written_by_one_rank(saved: Path, world: int) -> None:
     manifest = open_state(tag_folder(saved)).manifest
-    written = [file for rank in range(world) for file in own_files(manifest, SingleRank(rank, world))]
+    written = [file for rank in range(world) for file in assigned_files(manifest, SingleRank(rank, world))]
     assert written == [(name, kind) for name in manifest.parameters for kind in (*KINDS, STEP)]
 
 
@@ -164,7 +164,7 @@ def test_shares_of_52_million_parameters_are_balanced_among_400_ranks() -> None:
     assert 4 * total / WORLD == pytest.approx(1.57e6, rel=0.01)
     manifest: Any = SimpleNamespace(parameters=parameters)
     for rank in range(WORLD):
-        own = own_files(manifest, SingleRank(rank, WORLD))
+        own = assigned_files(manifest, SingleRank(rank, WORLD))
         converted = sum(parameters[name].elements for name, kind in own if kind != STEP)
         restored = len(KINDS) * sum(
             fragment.length for group in groups for fragment in fragments(group.elements, WORLD, rank)

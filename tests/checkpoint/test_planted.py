@@ -84,7 +84,7 @@ def plant(folder: Path, name: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "layout", "name"), CASES)
-def test_commands_refuse_it(
+def test_commands_refuse_a_planted_pickle(
     run_dir: Path, tmp_path: Path, typed: Type, command: str, layout: str, name: str
 ) -> None:
     tag, other, proof = tag_folder(run_dir), tag_folder(run_dir, 6), tmp_path / "proof"
@@ -102,7 +102,9 @@ def test_commands_refuse_it(
     ("name", "note"),
     [(MANIFEST_FILE, "manifest.json is damaged"), (STATE_FILE, "state.json does not describe a saved state")],
 )
-def test_ls_calls_it_incomplete(run_dir: Path, tmp_path: Path, typed: Type, name: str, note: str) -> None:
+def test_ls_marks_a_state_with_a_planted_pickle_incomplete(
+    run_dir: Path, tmp_path: Path, typed: Type, name: str, note: str
+) -> None:
     plant(tag_folder(run_dir), name, tmp_path / "proof")
     code, text = typed("checkpoint", "ls", run_dir, "--json")
     assert code == 0
@@ -114,7 +116,7 @@ def test_ls_calls_it_incomplete(run_dir: Path, tmp_path: Path, typed: Type, name
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 @pytest.mark.parametrize("content", [b"", b"../../elsewhere", b"payload"])
-def test_pointer_into_a_universal_checkpoint_is_a_name_in_it(
+def test_invalid_latest_universal_is_refused(
     run_dir: Path, tmp_path: Path, typed: Type, command: str, content: bytes
 ) -> None:
     folder, payload = universal_folder(tag_folder(run_dir)).parent, pickle.dumps(Payload(tmp_path / "proof"))
@@ -125,7 +127,7 @@ def test_pointer_into_a_universal_checkpoint_is_a_name_in_it(
     assert not (tmp_path / "proof").exists()
 
 
-def test_newest_state_stands_in_for_a_pointer_that_is_none(
+def test_newest_state_is_inspected_if_the_pointer_is_invalid(
     run_dir: Path, tmp_path: Path, typed: Type
 ) -> None:
     (run_dir / CHECKPOINTS / POINTER).write_bytes(pickle.dumps(Payload(tmp_path / "proof")))
@@ -136,7 +138,7 @@ def test_newest_state_stands_in_for_a_pointer_that_is_none(
 
 
 @pytest.mark.parametrize("key", ["callbacks", "hyper_parameters", "state_dict", "optimizer_states"])
-def test_import_lightning_refuses_it(
+def test_import_lightning_refuses_a_planted_pickle(
     tmp_path: Path, tiny_config: Callable[..., RunConfig], typed: Type, key: str
 ) -> None:
     (tmp_path / "config.json").write_text(tiny_config().to_json())
@@ -152,7 +154,7 @@ def test_import_lightning_refuses_it(
 @pytest.mark.filterwarnings("ignore:a saved state is skipped")
 @pytest.mark.parametrize("command", ["evaluate", "forecast"])
 @pytest.mark.parametrize("name", [CONFIG_FILE, STATE_FILE, MANIFEST_FILE, WEIGHTS_FILE])
-def test_what_reads_runs_refuses_it(
+def test_evaluate_and_forecast_refuse_a_planted_pickle(
     untrained_run: Path, tmp_path: Path, typed: Type, command: str, name: str
 ) -> None:
     tag = last_tag(untrained_run)
@@ -240,7 +242,9 @@ def _plant_in_run(run_dir: Path, layout: str, name: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "name"), [(where, name) for where in RESUMED for name in RESUMED[where]])
-def test_train_refuses_it(resumed: dict[tuple[str, str], tuple[Path, Ended]], layout: str, name: str) -> None:
+def test_train_refuses_a_planted_pickle(
+    resumed: dict[tuple[str, str], tuple[Path, Ended]], layout: str, name: str
+) -> None:
     proof, ended = resumed[layout, name]
     assert not proof.exists()
     assert "Traceback" not in ended.output

@@ -43,7 +43,7 @@ def steps(run_dir: Path) -> list[int]:
     return [tag.step for tag in list_tags(run_dir)]
 
 
-def test_best_three_last_and_every_so_many_are_kept(tmp_path: Path) -> None:
+def test_best_three_last_and_periodic_states_are_kept(tmp_path: Path) -> None:
     make(tmp_path, [0.5, 0.1, None, 0.2, None, 0.3, 0.9, None, None])
     prune(tmp_path, CheckpointConfig(every_steps=4, keep_every_steps=8))
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
@@ -56,13 +56,13 @@ def test_state_that_the_pointer_names_is_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1, 3]
 
 
-def test_every_steps_alone_keeps_nothing_for_good(tmp_path: Path) -> None:
+def test_every_steps_alone_keeps_only_the_last_state(tmp_path: Path) -> None:
     make(tmp_path, [None] * 4)
     prune(tmp_path, CheckpointConfig(every_steps=2))
     assert steps(tmp_path) == [4]
 
 
-def test_state_that_cannot_be_removed_is_said_and_the_others_go(tmp_path: Path) -> None:
+def test_state_that_cannot_be_removed_gives_a_warning_and_the_others_are_removed(tmp_path: Path) -> None:
     tags = make(tmp_path, [None] * 4)
     in_the_way = tags[0].folder(tmp_path).with_name(f"{tags[0].name}.discarded")
     in_the_way.mkdir()
@@ -86,7 +86,7 @@ def test_only_state_is_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1]
 
 
-def test_state_that_is_being_read_is_kept_until_it_is_not(tmp_path: Path) -> None:
+def test_state_with_a_read_lock_is_kept(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     with read_lock(tags[0].folder(tmp_path)):
         prune(tmp_path, CheckpointConfig())
@@ -107,7 +107,7 @@ def test_state_is_kept_while_its_universal_form_is_read(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2]
 
 
-def test_removing_takes_the_universal_form_along(tmp_path: Path) -> None:
+def test_universal_form_is_removed_with_its_state(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     universal = tags[0].folder(tmp_path).with_name(tags[0].name + ".universal")
     universal.mkdir()
@@ -115,7 +115,7 @@ def test_removing_takes_the_universal_form_along(tmp_path: Path) -> None:
     assert not universal.exists()
 
 
-def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
+def test_remove_stale_removes_leftovers_only(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     folder = tmp_path / CHECKPOINTS
     for name in ("a.tmp", "b.discarded", "c.universal", f"{tags[0].name}.universal"):
@@ -131,7 +131,7 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     }
 
 
-def test_leftovers_are_no_saved_states(tmp_path: Path) -> None:
+def test_leftovers_are_not_listed(tmp_path: Path) -> None:
     tag = make(tmp_path, [None])[0]
     for suffix in (".tmp", ".discarded"):
         other = tag.folder(tmp_path).with_name(f"epoch09-step000099{suffix}")
@@ -141,7 +141,7 @@ def test_leftovers_are_no_saved_states(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "epoch00-step000009\n", "epoch00-step00000\n", "\x00"])
-def test_pointer_to_nothing_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_pointer_to_no_saved_state_is_refused(tmp_path: Path, text: str) -> None:
     tag = make(tmp_path, [None])[0]
     update_pointer(tag, tmp_path)
     check_pointer(tmp_path)
@@ -151,7 +151,7 @@ def test_pointer_to_nothing_is_refused_by_name(tmp_path: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize("went_back", [False, True])
-def test_state_that_got_its_name_before_a_kill_and_no_pointer_is_the_last(
+def test_state_committed_before_a_kill_without_pointer_update_is_the_last(
     tmp_path: Path, went_back: bool
 ) -> None:
     before = make(tmp_path, [None, None, None])[-1]
@@ -185,7 +185,7 @@ def test_no_flipped_bit_in_the_pointer_changes_the_state_saved_last(tmp_path: Pa
                 check_pointer(tmp_path)
 
 
-def test_missing_pointer_is_no_trouble(tmp_path: Path) -> None:
+def test_missing_pointer_is_accepted(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     check_pointer(tmp_path)
     assert last_tag(tmp_path) == tags[-1]

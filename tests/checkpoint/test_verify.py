@@ -46,13 +46,13 @@ def test_difference_on_one_rank_is_refused_by_name_on_all(heard: list[dict[str, 
     assert re.search(SPOILT[what], problem), problem
 
 
-def test_untouched_engine_is_verified_with_the_rates_that_it_holds(heard: list[dict[str, str]]) -> None:
+def test_unchanged_engine_passes_with_the_rates_that_it_holds(heard: list[dict[str, str]]) -> None:
     for own in heard:
         assert own["nothing"].startswith("Verified(parameters=12, total=12, fresh=0, rates={'early': 0.0085")
         assert own["nothing"].endswith("groups=3, step=5)")
 
 
-def test_what_was_allowed_is_the_only_thing_that_may_differ(heard: list[dict[str, str]]) -> None:
+def test_only_allowed_differences_pass(heard: list[dict[str, str]]) -> None:
     for what in SPOILT:
         verdict = heard[0][f"{what}, allowed"]
         assert verdict.startswith("Verified" if what == "weight_decay" else "the restored state differs"), (
