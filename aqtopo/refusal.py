@@ -57,17 +57,17 @@ def retry_after(error: BaseException) -> Retry:
     return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
 
 
-def refuse(
-    what: str, problems: Sequence[str], remedy: str = "", kind: type[RefusedError] = RefusedError
+def raise_problems(
+    summary: str, problems: Sequence[str], remedy: str = "", kind: type[RefusedError] = RefusedError
 ) -> None:
-    """Raise if there are problems, and name them.
+    """Raise an error that lists the problems, if there are any.
 
     Raises:
-        RefusedError: `problems` is not empty; it is of the class `kind`.
+        RefusedError: `problems` is not empty; the error is of class `kind`.
     """
     if not problems:
         return
     shown = [f"  {problem}" for problem in problems[:SHOWN]]
     if len(problems) > SHOWN:
         shown.append(f"  ... and {len(problems) - SHOWN} more")
-    raise kind("\n".join([f"{what}:", *shown, *([remedy] if remedy else [])]))
+    raise kind("\n".join([f"{summary}:", *shown, *([remedy] if remedy else [])]))

@@ -30,13 +30,13 @@ RANKS = 2
 def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     """One rank's part; rank 0 leaves the rows in `rows.json`."""
     from aqtopo.model import Terrain, build_model
-    from aqtopo.training.distributed import World, connect
+    from aqtopo.training.distributed import TorchRanks, connect
     from aqtopo.training.engine import build_engine
     from aqtopo.training.launch import Launch
 
     config = load_config(CONFIG, SMALL if quick else [])
     device = connect(Launch("torch", rank, rank, RANKS, RANKS, "127.0.0.1", port))
-    world = World(rank, RANKS, device)
+    world = TorchRanks(rank, RANKS, device)
     engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), RANKS, device)
     fill_moments(engine)
     saving, source = time_saves(engine, config, Path(folder), world, rounds=1 if quick else 7)
@@ -114,9 +114,8 @@ def time_saves(
 def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
     """A resume by its parts; the state has never been resumed before."""
     from aqtopo.checkpoint.changes import Allowed, match_names
-    from aqtopo.checkpoint.convert import open_universal
-    from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine
-    from aqtopo.checkpoint.verify import verify_engine
+    from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, verify_engine
+    from aqtopo.checkpoint.universal import open_universal
     from aqtopo.model import Terrain, build_model
     from aqtopo.training.engine import build_engine
     from aqtopo.training.resume import model_groups, other_tensors

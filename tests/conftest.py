@@ -175,9 +175,9 @@ def save_untrained() -> SaveUntrained:
     from safetensors.torch import save_file
 
     from aqtopo.checkpoint.files import describe_file
-    from aqtopo.checkpoint.manifest import write_manifest
-    from aqtopo.checkpoint.tags import Tag, write_state
-    from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE, scaling_digest
+    from aqtopo.checkpoint.manifest import WEIGHTS_FILE, write_manifest
+    from aqtopo.checkpoint.tags import Tag, write_tag
+    from aqtopo.checkpoint.weights import CONFIG_FILE, scaling_digest
     from aqtopo.data import open_store
     from aqtopo.model import Terrain, build_model
 
@@ -189,7 +189,7 @@ def save_untrained() -> SaveUntrained:
         model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
         weights = {name: factor * tensor for name, tensor in model.state_dict().items()}
         save_file(weights, tag.folder(run_dir) / WEIGHTS_FILE)
-        write_state(tag, run_dir)
+        write_tag(tag, run_dir)
         manifest = make_manifest(
             tag.name,
             {path.name: describe_file(path) for path in sorted(tag.folder(run_dir).iterdir())},

@@ -6,7 +6,7 @@ from aqtopo.refusal import (
     RefusedError,
     Retry,
     UnreadableDataError,
-    refuse,
+    raise_problems,
     retry_after,
 )
 
@@ -33,6 +33,6 @@ def test_what_may_pass_is_tried_again(error: Exception) -> None:
 
 
 def test_a_refusal_is_of_the_kind_that_was_asked_for() -> None:
-    refuse("nothing", [])
+    raise_problems("nothing", [])
     with pytest.raises(BusyError, match=r"(?s)busy:.*held.*Wait"):
-        refuse("busy", ["held"], "Wait.", BusyError)
+        raise_problems("busy", ["held"], "Wait.", BusyError)

@@ -1,4 +1,4 @@
-"""Saved training states: tags, what is in them, and reading weights back."""
+"""Saved training states and trained runs."""
 
 from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags
 from aqtopo.checkpoint.weights import LoadedRun, load_run, load_weights

@@ -1,10 +1,10 @@
-"""A trained model to hand on: a folder with weights, the terrain it needs, and a card that says what it is.
+"""Exported model: a folder with weights, static fields and a model card.
 
-OUT/card.json            what it was trained on and with, how it scores, its normalisation, hashes of the rest
-OUT/weights.safetensors  every weight by name in fp32, those that `aqtopo evaluate` scores
-OUT/static.safetensors   the static fields and coordinates of the grid
+OUT/card.json            training data and settings, scores, normalisation, hashes of the other files
+OUT/weights.safetensors  every weight by name in fp32, as `aqtopo evaluate` scores them
+OUT/static.safetensors   static fields and coordinates of the grid
 
-Nothing in it is a pickle, and reading it needs no DeepSpeed.
+It contains no pickle; reading it needs no DeepSpeed.
 """
 
 import json
@@ -20,12 +20,19 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably, write_tensors
-from aqtopo.checkpoint.manifest import package_versions, source_commit
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.files import (
+    FileRecord,
+    check_files,
+    sync,
+    sync_and_hash,
+    write_durably,
+    write_tensors,
+)
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
 from aqtopo.checkpoint.tags import UNFINISHED, Tag
-from aqtopo.checkpoint.weights import WEIGHTS_FILE, LoadedRun, load_run, load_weights
+from aqtopo.checkpoint.weights import LoadedRun, load_run, load_weights
 from aqtopo.config import RunConfig
 from aqtopo.config.errors import describe
 from aqtopo.config.record import read_record
@@ -40,7 +47,7 @@ GRID_TOLERANCE_DEG = 1e-4
 
 
 class DataFacts(Strict):
-    """What the model was trained on."""
+    """Facts about the training data."""
 
     source: str
     simulated: bool
@@ -57,7 +64,7 @@ class DataFacts(Strict):
 
 
 class NormalizationFacts(Strict):
-    """What inputs are normalised with, by variable, in its units."""
+    """Mean and standard deviation by variable, in its units."""
 
     kind: str
     statistics_years: tuple[int, ...]
@@ -66,7 +73,7 @@ class NormalizationFacts(Strict):
 
 
 class Card(Strict):
-    """What `card.json` holds."""
+    """Contents of `card.json`."""
 
     format_version: Literal[1] = 1
     name: str
@@ -77,47 +84,47 @@ class Card(Strict):
     data: DataFacts
     normalization: NormalizationFacts
     scores: dict[str, Any] | None
-    """What `scores.json` says of this very state, without its strata; None where it was not evaluated."""
+    """Contents of `scores.json` for this state, without strata; None if it was not evaluated."""
     config: dict[str, Any]
     config_digest: str
     trained_with: dict[str, Any]
-    """What `run.json` says of the machine, the versions and the commit."""
+    """Contents of `run.json`: machine, versions and commit."""
     exported_with: dict[str, str | None]
     files: dict[str, FileRecord]
 
 
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
-    """Write a trained model into a new folder, whole or not at all.
+    """Write a trained model into a new folder: temporary folder, then atomic rename.
 
     Args:
         run_dir: the run directory.
         tag: `best`, `last` or a tag's name.
-        out: the folder to make.
-        scores: what `scores.json` holds, if the run has been evaluated; left out if it is about another
+        out: the folder to create.
+        scores: contents of `scores.json`, if the run has been evaluated; ignored if they are for another
             state.
 
     Raises:
         ValueError: as `load_run`, or `out` exists or has no folder.
-        RefusedError: the state's files are not those that were saved.
+        RefusedError: the state's files differ from the saved ones.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+        raise ValueError(f"{out} exists and is not overwritten. Name another folder.")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Create it first.")
     run = load_run(run_dir, tag)
-    aside = out.with_name(out.name + UNFINISHED)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    temporary = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        write_tensors(aside / WEIGHTS_FILE, run.model.state_dict())
-        write_tensors(aside / STATIC_FILE, _static_tensors(run.store))
-        files = {name: settle(aside / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
+        write_tensors(temporary / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(temporary / STATIC_FILE, _static_tensors(run.store))
+        files = {name: sync_and_hash(temporary / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
         card = _card(run, scores, files)
-        write_durably(aside / CARD_FILE, card.model_dump_json(indent=2) + "\n")
-        aside.rename(out)
+        write_durably(temporary / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        temporary.rename(out)
         sync(out.absolute().parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return card
 
 
@@ -151,10 +158,10 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
 
 
 def _trained_with(run_dir: Path) -> dict[str, Any]:
-    """What `run.json` says; nothing where a run has none.
+    """Return the contents of `run.json`; empty if the run has none.
 
     Raises:
-        ValueError: it is damaged.
+        ValueError: the file is damaged.
     """
     if not (run_dir / RUN_FILE).exists():
         return {}
@@ -176,37 +183,36 @@ def _data_facts(config: RunConfig, store: Store) -> DataFacts:
 
 
 def is_export(path: Path) -> bool:
-    """Whether a folder is what `export_model` writes."""
+    """Return True if `export_model` wrote the folder."""
     return (path / CARD_FILE).is_file()
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported model.
+    """Read the card of an exported model.
 
     Raises:
-        ValueError: it is missing or not one that this version wrote.
+        ValueError: it is missing or from another version.
     """
     return read_record(folder / CARD_FILE, Card, "Export the model again with `aqtopo export`.")
 
 
 def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:
-    """Open a trained model, from a run directory or from what `export_model` wrote.
+    """Open a trained model from a run directory or an exported folder.
 
     Args:
         path: a run directory or an exported folder.
-        tag: which state of a run; an exported model has only the one that it was made from.
-        store: hours to forecast from in place of the training's store; for exported models only, since a run
-            is tied to its own.
+        tag: state of a run: `best`, `last` or a tag's name; an exported model holds one state.
+        store: data to forecast from instead of the training's store; for exported models only.
 
     Raises:
-        ValueError: there is no such model or state, or the store's grid is another.
-        RefusedError: the files are not those that were saved.
+        ValueError: there is no such model or state, or the store has another grid.
+        RefusedError: the files differ from the saved ones.
     """
     if is_export(path):
         return _load_export(path, tag, store)
     if store is not None:
         raise ValueError(
-            f"{path} is a run, which reads the store of its training. Export it first "
+            f"{path} is a run directory, which only reads the store of its training. Export it first "
             f"(`aqtopo export {path} OUT`), then forecast from OUT with --store."
         )
     return load_run(path, tag)
@@ -214,12 +220,12 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
 
 def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     card = read_card(folder)
-    if tag not in ("best", card.tag):  # the first is what a command says that was not asked for any
+    if tag not in ("best", card.tag):  # commands pass `best` by default
         raise ValueError(
             f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
             "out, or name the run directory."
         )
-    check_files(folder, card.files, ALONE)
+    check_files(folder, card.files, SINGLE_RANK)
     config = _config_in(card, folder)
     static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
     store = _as_in_training(open_store(store_path or config.data.store), card, static)
@@ -232,10 +238,10 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
 
 
 def _config_in(card: Card, folder: Path) -> RunConfig:
-    """The configuration that the model was trained with.
+    """Return the configuration that the model was trained with.
 
     Raises:
-        ValueError: this version knows no such configuration.
+        ValueError: this version does not support that configuration.
     """
     try:
         return RunConfig.model_validate(card.config)
@@ -246,19 +252,19 @@ def _config_in(card: Card, folder: Path) -> RunConfig:
 
 
 def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
-    """The store's hours with the static fields and the statistics of the training, whatever it has itself.
+    """Return the store with the static fields and statistics of the training instead of its own.
 
     Raises:
-        ValueError: its cells lie elsewhere.
+        ValueError: its grid differs from the training's.
     """
     axes = {"lat": store.lat, "lon": store.lon}
     for name, axis in axes.items():
         expected = static.pop(name)
         if axis.shape != expected.shape or np.abs(axis - expected).max() > GRID_TOLERANCE_DEG:
             raise ValueError(
-                f"{store.path} is on another grid than {card.name} was trained on: its {name} has "
+                f"{store.path} has another grid than the training data of {card.name}: its {name} has "
                 f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
-                f"from {expected[0]:g} to {expected[-1]:g}. Bring the data to that grid."
+                f"from {expected[0]:g} to {expected[-1]:g}. Regrid the data."
             )
     return replace(
         store,

@@ -1,4 +1,4 @@
-"""What a resumed run may do differently from the run that was saved: nothing, unless it is named."""
+"""Differences between a resumed run and the saved run; each must be allowed by name."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
-from aqtopo.refusal import refuse
+from aqtopo.refusal import raise_problems
 
-FREE = (
+FREE_SETTINGS = (
     "name",
     "description",
     "data.store",
@@ -34,53 +34,53 @@ FREE = (
     "deepspeed.flops_profiler.*",
     "deepspeed.timers.*",
 )
-"""Settings without influence on what is learnt: where things lie, how fast they are read, what is printed."""
+"""Settings that do not affect the trained weights: paths, loading speed, logging."""
 
 
 @dataclass(frozen=True)
 class Allowed:
-    """Differences that were asked for.
+    """Differences that the user allows.
 
     Attributes:
-        changes: glob patterns over configuration paths, such as `optimizer.base_lr`.
-        missing: parameters of the run that the saved state need not have.
-        unexpected: saved tensors that the run need not have.
+        settings: glob patterns over configuration paths, such as `optimizer.base_lr`.
+        missing: parameters of the run that may be missing in the saved state.
+        unexpected: saved tensors that may be missing in the run.
         renames: new name by saved name.
     """
 
-    changes: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
 
-    def change(self, path: str) -> bool:
-        """Whether the setting at `path` may differ; allowing a section allows what is in it."""
-        return any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in self.changes)
+    def changes(self, path: str) -> bool:
+        """Return True if the setting at `path` may differ; an allowed section includes its settings."""
+        return any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in self.settings)
 
-    def within(self, section: str) -> bool:
-        """Whether anything may differ in a section, or in a setting."""
-        return self.change(section) or any(pattern.startswith(f"{section}.") for pattern in self.changes)
+    def changes_within(self, section: str) -> bool:
+        """Return True if a section, or any setting in it, may differ."""
+        return self.changes(section) or any(pattern.startswith(f"{section}.") for pattern in self.settings)
 
     def drops(self, name: str) -> bool:
-        """Whether the run need not have the saved tensor `name`."""
-        return _listed(name, self.unexpected)
+        """Return True if the saved tensor `name` may be missing in the run."""
+        return _matches(name, self.unexpected)
 
 
 def parse_renames(texts: Iterable[str]) -> dict[str, str]:
-    """Read `OLD=NEW` pairs.
+    """Parse `OLD=NEW` pairs.
 
     Raises:
-        ValueError: a text is not of this form.
+        ValueError: a text has another form.
     """
     for text in texts:
         if text.count("=") != 1 or not all(text.split("=")):
-            raise ValueError(f"--rename {text}: write OLD=NEW, the saved name and the one it has now.")
+            raise ValueError(f"--rename {text}: write OLD=NEW, the saved name and the new name.")
     return dict(text.split("=") for text in texts)
 
 
 @dataclass(frozen=True)
-class Change:
-    """A setting that differs."""
+class ConfigChange:
+    """A setting with different values in the saved run and in this run."""
 
     path: str
     saved: Any
@@ -90,34 +90,34 @@ class Change:
         return f"{self.path}: saved {self.saved!r}, now {self.now!r}"
 
 
-def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
-    """Settings that differ and matter."""
+def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[ConfigChange]:
+    """Return the settings that differ, without the free ones."""
     old, new = dict(_leaves(saved)), dict(_leaves(now))
-    changes = [Change(path, old.get(path), new.get(path)) for path in sorted(old.keys() | new.keys())]
+    changes = [ConfigChange(path, old.get(path), new.get(path)) for path in sorted(old.keys() | new.keys())]
     return [
         change
         for change in changes
-        if change.saved != change.now and not any(fnmatchcase(change.path, free) for free in FREE)
+        if change.saved != change.now and not any(fnmatchcase(change.path, free) for free in FREE_SETTINGS)
     ]
 
 
-def check_changes(changes: list[Change], allowed: Allowed) -> None:
-    """Refuse settings that differ without having been allowed.
+def check_changes(changes: list[ConfigChange], allowed: Allowed) -> None:
+    """Check that every change is allowed.
 
     Raises:
-        RefusedError: it lists them, with what to type.
+        RefusedError: some are not; it lists them, with the options to type.
     """
-    refused = [change for change in changes if not allowed.change(change.path)]
-    typed = " ".join(f"--allow-change {change.path}" for change in refused[:4])
-    refuse(
+    refused = [change for change in changes if not allowed.changes(change.path)]
+    options = " ".join(f"--allow-change {change.path}" for change in refused[:4])
+    raise_problems(
         "the configuration differs from the saved run's",
         [str(change) for change in refused],
-        f"Put it back, or say that it is meant: {typed}",
+        f"Restore the old values, or allow the changes: {options}",
     )
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by dotted path; entries of a list of named things go by their names."""
+    """Yield settings with their dotted paths; entries of a list of named items are addressed by name."""
     if isinstance(tree, list) and tree and all(isinstance(i, Mapping) and "name" in i for i in tree):
         tree = {item["name"]: item for item in tree} | {"order": [item["name"] for item in tree]}
     if not isinstance(tree, Mapping):
@@ -130,19 +130,19 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def match_names(
     manifest: Manifest, groups: tuple[GroupInfo, ...], others: tuple[TensorInfo, ...], allowed: Allowed
 ) -> dict[str, str | None]:
-    """Find the saved tensor of every tensor of the run, by name.
+    """Match every tensor of the run with a saved tensor, by name.
 
     Args:
-        manifest: the saved state's.
+        manifest: of the saved state.
         groups: the run's optimizer groups.
         others: the run's frozen parameters and buffers.
-        allowed: renames, and what may lack a partner.
+        allowed: renames, and tensors that may have no match.
 
     Returns:
-        Saved name by the run's name; None for what starts fresh.
+        Saved name by the run's name; None for a tensor that starts fresh.
 
     Raises:
-        RefusedError: a tensor lacks its partner, or partners differ in shape, group or kind.
+        RefusedError: a tensor has no match, or the match has another shape, group or role.
     """
     renamed = {new: old for old, new in allowed.renames.items()}
     now = {tensor.name: (group.name, tensor) for group in groups for tensor in group.parameters}
@@ -151,39 +151,43 @@ def match_names(
     then |= {tensor.name: ("", tensor) for tensor in manifest.other_tensors}
     names: dict[str, str | None] = {}
     problems = [
-        f"--rename {old}={new}: {what}"
+        f"--rename {old}={new}: {problem}"
         for old, new in allowed.renames.items()
-        for what in _idle_rename(old, new, then, now)
+        for problem in _rename_problems(old, new, then, now)
     ]
     for name, (group, tensor) in now.items():
         saved = renamed.get(name, name)
         if saved not in then:
             names[name] = None
-            if not _listed(name, allowed.missing):
+            if not _matches(name, allowed.missing):
                 problems.append(
                     f"{name} {list(tensor.shape)}: not in the saved state (--allow-missing {name})"
                 )
             continue
         names[name] = saved
-        problems += _disagreements(name, tensor, group, saved, then[saved][1], then[saved][0], allowed)
+        problems += _match_problems(name, tensor, group, saved, then[saved][1], then[saved][0], allowed)
     used = {saved for saved in names.values() if saved is not None}
     problems += [
         f"{name} {list(tensor.shape)}: saved, but not in this run (--allow-unexpected {name})"
         for name, (_, tensor) in then.items()
         if name not in used and not allowed.drops(name)
     ]
-    refuse("the saved state is not this model's", problems, "Or move a state to a new name: --rename OLD=NEW")
+    raise_problems(
+        "the saved state does not fit this model",
+        problems,
+        "Use the options in parentheses, or give a saved tensor its new name: --rename OLD=NEW",
+    )
     return names
 
 
-def _idle_rename(old: str, new: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+def _rename_problems(old: str, new: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     if old not in then:
         yield f"the saved state has no {old}"
     if new not in now:
         yield f"this run has no {new}"
 
 
-def _disagreements(
+def _match_problems(
     name: str,
     tensor: TensorInfo,
     group: str,
@@ -194,12 +198,12 @@ def _disagreements(
 ) -> Iterator[str]:
     if tensor.shape != other.shape:
         yield f"{name}: shape {list(tensor.shape)}, saved {saved} has {list(other.shape)}"
-    kinds = ["trained" if owner else "frozen or a buffer" for owner in (group, other_group)]
-    if kinds[0] != kinds[1]:
-        yield f"{name}: {kinds[0]} in this run, but {kinds[1]} in the saved state"
-    elif group != other_group and not allowed.change("optimizer.groups"):
+    roles = ["trained" if owner else "frozen or a buffer" for owner in (group, other_group)]
+    if roles[0] != roles[1]:
+        yield f"{name}: {roles[0]} in this run, but {roles[1]} in the saved state"
+    elif group != other_group and not allowed.changes("optimizer.groups"):
         yield f"{name}: in group {group}, saved in group {other_group} (--allow-change optimizer.groups)"
 
 
-def _listed(name: str, patterns: tuple[str, ...]) -> bool:
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -1,20 +1,23 @@
-"""Looking into a DeepSpeed ZeRO-2 engine: its groups, parameters and counters, by name."""
+"""State of a DeepSpeed ZeRO-2 engine: description by name, module weights, and saved shards."""
 
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.files import FileRecord
+from aqtopo.checkpoint.files import FileRecord, loadable_torch_files
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, RunFacts, TensorInfo, package_versions
-from aqtopo.refusal import refuse
+from aqtopo.refusal import raise_problems
 
 SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 _NOT_HYPERPARAMETERS = ("params", "name", "params_name")
 
 
 def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tuple[GroupInfo, ...]:
-    """The optimizer's groups in order, with the parameters that DeepSpeed flattened, in its order."""
+    """Return the optimizer's groups in order, with their parameters in the order of the flat buffer."""
     zero = engine.optimizer
     return tuple(
         GroupInfo(
@@ -28,7 +31,7 @@ def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tupl
 
 
 def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, FileRecord]) -> Manifest:
-    """The manifest of a state that this engine has just saved."""
+    """Return the manifest of the engine's current state."""
     zero = engine.optimizer
     groups = engine_groups(engine, facts.next_lrs)
     trained = {tensor.name for group in groups for tensor in group.parameters}
@@ -58,13 +61,13 @@ def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, Fil
 
 
 def optimizer_step(zero: Any, index: int) -> float:
-    """Updates that the optimizer counts for a group."""
+    """Return the optimizer's step count of a group."""
     state = zero.optimizer.state[zero.single_partition_of_fp32_groups[index]]
     return float(state["step"] if "step" in state else zero.optimizer.param_groups[index]["step"])
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Further names of a parameter that has several, with its first."""
+    """Return the further names of parameters with several names, each with the first name."""
     first: dict[int, str] = {}
     return {
         name: first[id(parameter)]
@@ -74,7 +77,7 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 
 
 def scaler_state(engine: Any) -> dict[str, float] | None:
-    """State of a dynamic loss scaler; None for a static one, which has only what the configuration says."""
+    """Return the state of a dynamic loss scaler; None for a static one."""
     scaler = engine.optimizer.loss_scaler
     if not all(hasattr(scaler, name) for name in SCALER_STATE):
         return None
@@ -82,7 +85,10 @@ def scaler_state(engine: Any) -> dict[str, float] | None:
 
 
 def owned_fragments(zero: Any, index: int) -> Iterator[tuple[str, Any, Any]]:
-    """What this rank owns of a group, says DeepSpeed: name, place in the parameter, place in the part."""
+    """Yield this rank's fragments of a group from DeepSpeed's own links.
+
+    Each is the parameter's name, the address in the parameter and the address in the rank's part.
+    """
     for parameter in zero.bit16_groups[index]:
         mapping = parameter._hp_mapping
         if mapping is not None:
@@ -90,21 +96,21 @@ def owned_fragments(zero: Any, index: int) -> Iterator[tuple[str, Any, Any]]:
 
 
 def check_restorable(engine: Any) -> None:
-    """Refuse engines whose state cannot be saved and restored by name.
+    """Check that the engine's state can be saved and restored by name.
 
     Raises:
-        RefusedError: it names every reason.
+        RefusedError: it cannot; the message names every reason.
     """
     zero, problems = engine.optimizer, []
     stage = engine.zero_optimization_stage()
     if stage not in (1, 2):
-        problems.append(f"ZeRO stage {stage}: only stages 1 and 2 lay state out by name")
+        problems.append(f"ZeRO stage {stage}: only stages 1 and 2 are supported")
     optimizer = type(getattr(zero, "optimizer", zero)).__name__
     if "Adam" not in optimizer:
         problems.append(f"optimizer {optimizer}: only Adam's two moments can be restored")
     if getattr(zero, "round_robin_gradients", False):
         problems.append(
-            "zero_optimization.round_robin_gradients: names would be linked to other tensors' elements"
+            "zero_optimization.round_robin_gradients: DeepSpeed would link names to elements of other tensors"
         )
     for group in getattr(zero, "param_groups", []):
         if group.get("amsgrad"):
@@ -112,10 +118,8 @@ def check_restorable(engine: Any) -> None:
                 f"group {group.get('name')}: amsgrad's third moment is not in the universal layout"
             )
         if not group.get("name"):
-            problems.append(
-                "a parameter group without a name: groups are restored by name, never by position"
-            )
-    refuse("this engine cannot be saved and resumed by name", problems)
+            problems.append("a parameter group without a name: groups are restored by name")
+    raise_problems("this engine cannot be saved and resumed by name", problems)
 
 
 def _tensor_info(name: str, tensor: Tensor) -> TensorInfo:
@@ -123,7 +127,77 @@ def _tensor_info(name: str, tensor: Tensor) -> TensorInfo:
 
 
 def _plain(value: Any) -> Any:
-    """A hyperparameter as JSON gives it back: tuples as lists, tensors as numbers."""
+    """Return a hyperparameter as JSON stores it: tuples as lists, tensors as numbers."""
     if isinstance(value, Tensor):
         return value.item()
     return list(value) if isinstance(value, tuple) else value
+
+
+def module_weights(engine: Any) -> dict[str, Tensor]:
+    """Return the module's weights and persistent buffers by name, in fp32; all ZeRO-2 ranks hold them."""
+    weights: dict[str, Tensor] = {}
+    storages: set[tuple[int, int]] = set()
+    for name, tensor in engine.module.state_dict().items():
+        value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu()
+        storage = value.data_ptr(), value.numel()
+        # Tied weights share storage; safetensors requires separate storage for each name.
+        weights[name] = value.clone() if storage in storages else value
+        storages.add(storage)
+    return weights
+
+
+def write_shards(engine: Any, folder: Path) -> None:
+    """Write this rank's shard with DeepSpeed, and on rank 0 the counters, without fsync.
+
+    DeepSpeed's ranks wait for each other between and after their files, so an error is raised only after
+    the last barrier.
+
+    Args:
+        engine: the DeepSpeed engine, at an accumulation boundary.
+        folder: the existing folder.
+
+    Raises:
+        OSError: a file could not be written.
+    """
+    # DeepSpeed would add the module's weights to its pickles; they go into a safetensors file instead.
+    extras: dict[str, Any] = {"module": {}, "universal_checkpoint_info": {}}
+    with loadable_torch_files(), _deferred_write_errors(engine) as errors:
+        engine.save_checkpoint(str(folder.parent), tag=folder.name, client_state=extras, save_latest=False)
+    if errors:
+        raise OSError("; ".join(errors))
+
+
+@contextmanager
+def _deferred_write_errors(engine: Any) -> Iterator[list[str]]:
+    """Collect the errors of DeepSpeed's writer, and disable the copying of its recovery scripts.
+
+    Those scripts unpickle arbitrary globals, and only rank 0 copies them.
+    """
+    writer, errors = engine.checkpoint_engine, list[str]()
+    save = writer.save
+
+    def attempt(state_dict: Any, path: str) -> None:
+        try:
+            save(state_dict, path)
+        except (OSError, RuntimeError) as error:
+            errors.append(f"{Path(path).name}: {_write_error(Path(path), error)}")
+
+    assert callable(engine._copy_recovery_script)
+    writer.save, engine._copy_recovery_script = attempt, lambda _: None
+    try:
+        yield errors
+    finally:
+        del writer.save, engine._copy_recovery_script
+
+
+def _write_error(path: Path, error: Exception) -> str:
+    """Return the reason why a file cannot be written; PyTorch's writer reports only `iostream error`."""
+    if isinstance(error, OSError):
+        return str(error)
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return str(reason)
+    return (str(error).splitlines() or [type(error).__name__])[0]

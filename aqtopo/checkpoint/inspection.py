@@ -1,4 +1,4 @@
-"""Looking at saved states without resuming them: what is in them, whether they are whole, how two differ."""
+"""Inspection of saved states without a resume: contents, integrity, and differences between two states."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,12 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.convert import NamedTensors, same_bits
 from aqtopo.checkpoint.files import check_files
-from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
-from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.checkpoint.retention import reading
-from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.shards import KINDS, MASTER, NamedTensors, ShardedState, same_bits
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     DISCARDED,
@@ -21,12 +19,13 @@ from aqtopo.checkpoint.tags import (
     UNFINISHED,
     UNIVERSAL,
     last_tag,
-    read_state,
+    read_lock,
+    read_tag,
     val_loss_in,
 )
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
-from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
-from aqtopo.refusal import RefusedError, refuse
+from aqtopo.checkpoint.weights import load_weights
+from aqtopo.refusal import RefusedError, raise_problems
 
 
 @dataclass(frozen=True)
@@ -34,8 +33,8 @@ class SavedState:
     """A saved state of either layout.
 
     Attributes:
-        folder: where its manifest is.
-        manifest: what it says.
+        folder: the folder with the manifest.
+        manifest: its manifest.
         tensors: weights and moments by name.
     """
 
@@ -46,7 +45,7 @@ class SavedState:
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One parameter: its group, shape, and the norms of weight and moments."""
+    """Group, shape, and norms of weight and moments of one parameter."""
 
     group: str
     name: str
@@ -56,7 +55,7 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class FolderRow:
-    """One folder under `checkpoints`: complete or what a killed process left."""
+    """One folder under `checkpoints`, complete or left by a killed process."""
 
     name: str
     complete: bool
@@ -67,10 +66,10 @@ class FolderRow:
 
 
 def find_state(path: Path) -> Path:
-    """The folder with the manifest, of a tag, a universal checkpoint or a run (its last tag).
+    """Return the folder with the manifest of a tag, a universal checkpoint or a run (its last tag).
 
     Raises:
-        ValueError: there is none.
+        ValueError: the path holds no saved state.
     """
     if (path / LATEST).is_file():
         return folder_in(path)
@@ -86,14 +85,14 @@ def find_state(path: Path) -> Path:
 
 @contextmanager
 def opened(*paths: Path) -> Iterator[list[SavedState]]:
-    """Open saved states, and keep runs from pruning them while they are read.
+    """Open saved states, with read locks that keep runs from pruning them.
 
     Raises:
         ValueError, RefusedError: as `open_state`.
     """
-    with ExitStack() as holds:
+    with ExitStack() as locks:
         for path in paths:
-            holds.enter_context(reading(find_state(path)))
+            locks.enter_context(read_lock(find_state(path)))
         yield [open_state(path) for path in paths]
 
 
@@ -101,8 +100,8 @@ def open_state(path: Path) -> SavedState:
     """Open a saved state for reading; its files are not checked yet.
 
     Raises:
-        ValueError: there is none.
-        RefusedError: its manifest or its shards cannot be what they should be.
+        ValueError: the path holds no saved state.
+        RefusedError: the manifest is damaged, or lists other shards than those of its ranks.
     """
     folder = find_state(path)
     manifest = read_manifest(folder)
@@ -113,7 +112,7 @@ def open_state(path: Path) -> SavedState:
 
 
 def list_folders(run_dir: Path) -> list[FolderRow]:
-    """Everything under `checkpoints`, complete or not, in order of names."""
+    """Return all folders under `checkpoints`, complete or not, in order of names."""
     folders = sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.is_dir())
     return [_folder_row(folder) for folder in folders]
 
@@ -126,14 +125,14 @@ def _folder_row(folder: Path) -> FolderRow:
             return FolderRow(folder.name, suffix == UNIVERSAL, note, None, None, size)
     try:
         run = read_manifest(folder).run
-        read_state(folder / STATE_FILE)  # without it a run takes the folder for nothing of its own
+        read_tag(folder / STATE_FILE)  # a run ignores folders without it
     except (RefusedError, ValueError, FileNotFoundError) as error:
         return FolderRow(folder.name, False, str(error).splitlines()[0], None, None, size)
     return FolderRow(folder.name, True, "", run.position.step, val_loss_in(folder.name), size)
 
 
 def inspect_state(state: SavedState) -> Iterator[TensorRow]:
-    """Every trained parameter with its norms, groups in order."""
+    """Yield every trained parameter with its norms, groups in order."""
     for group in state.manifest.groups:
         for info in group.parameters:
             norms = {kind: float(state.tensors.tensor(info.name, kind).double().norm()) for kind in KINDS}
@@ -141,21 +140,21 @@ def inspect_state(state: SavedState) -> Iterator[TensorRow]:
 
 
 def verify_state(state: SavedState) -> int:
-    """Check all files, that every tensor is there and finite, and that the weights are the trained ones.
+    """Check all files, all tensors (present, finite), and the weights against the fp32 masters.
 
     Returns:
-        How many tensors were checked.
+        Number of tensors checked.
 
     Raises:
-        RefusedError: it names every file or tensor that is wrong.
+        RefusedError: it names every wrong file or tensor.
     """
     manifest = state.manifest
-    check_files(state.folder, manifest.files, ALONE)
+    check_files(state.folder, manifest.files, SINGLE_RANK)
     listed = {path.relative_to(state.folder).as_posix() for path in state.folder.rglob("*") if path.is_file()}
     extra = listed - manifest.files.keys() - {MANIFEST_FILE}
     problems = [f"{name}: not in the manifest" for name in sorted(extra)]
     if isinstance(state.tensors, ShardedState):
-        state.tensors.check_steps(ALONE)
+        state.tensors.check_steps(SINGLE_RANK)
         check_counters(state.folder / MODEL_STATES, manifest)
     elif isinstance(state.tensors, UniversalState):
         state.tensors.check(list(manifest.parameters))
@@ -170,9 +169,11 @@ def verify_state(state: SavedState) -> int:
             if kind == MASTER and manifest.run.precision == "fp32" and name in weights:
                 trained = weights[name].reshape(info.shape)
                 problems += (
-                    [] if same_bits(trained, tensor) else [f"{name}: not the weight in {WEIGHTS_FILE}"]
+                    []
+                    if same_bits(trained, tensor)
+                    else [f"{name}: differs from the weight in {WEIGHTS_FILE}"]
                 )
-    refuse(f"{state.folder} is not sound", problems, "Resume from another tag.")
+    raise_problems(f"{state.folder} is damaged", problems, "Resume from another tag.")
     return count
 
 
@@ -193,7 +194,7 @@ def _value_problems(tensor: Tensor, kind: str) -> Iterator[str]:
 
 
 def diff_states(one: SavedState, other: SavedState) -> Iterator[tuple[str, str]]:
-    """What differs between two saved states, by name: name, and how."""
+    """Yield the differences between two saved states: name and description."""
     ours, theirs = one.manifest.parameters, other.manifest.parameters
     for name in sorted(ours.keys() ^ theirs.keys()):
         yield name, f"only in {(one if name in ours else other).folder.name}"

@@ -1,11 +1,11 @@
-"""Importing a Lightning DDP checkpoint: weights and Adam's moments by name, so that ZeRO-2 can go on from it.
+"""Import of a Lightning DDP checkpoint: weights and Adam's moments by name, as a universal checkpoint.
 
-A Lightning file keys the optimizer's state by integers: the i-th parameter that its groups listed. Groups are
-recognised by their names, else by the shapes they hold, else by their learning rates. Inside a group the
-names are those the optimizer was given (`param_names`), else the user's `--order`, else the order of the
-file's own state dict, in which `named_parameters()` lists them: then every moment must have its parameter's
-shape, and where shapes are equal the moments themselves must bear it out. What fits nothing, or several, is
-refused with the candidates: the alternative is another tensor's moments.
+A Lightning file keys the optimizer's state by integers: the i-th parameter that its groups listed. Groups
+are identified by name, else by the shapes of their parameters, else by learning rate. Within a group the
+order is given by the names in the file (`param_names`), else by the user (`--order`), else by the file's
+own state dict, in the order of `named_parameters()`. In the last case every moment must have its
+parameter's shape, and moments of equal shape must pass the gradient test of `lightning_proof`. An ambiguous
+match is refused with the candidates, because a wrong one assigns another tensor's moments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,24 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.convert import write_universal
-from aqtopo.checkpoint.files import FileRecord, settle, write_tensors
+from aqtopo.checkpoint.files import FileRecord, load_torch, sync_and_hash, write_tensors
 from aqtopo.checkpoint.lightning_match import (
     NAMED_PARAMETERS,
-    Listing,
+    ParameterOrder,
     Rules,
     match_groups,
     match_parameters,
     rename,
 )
-from aqtopo.checkpoint.lightning_proof import borne_out, refuted, undecided
+from aqtopo.checkpoint.lightning_proof import ambiguous_parameters, contradicted, moments_fit
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
-from aqtopo.checkpoint.pickles import load_data
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.shards import MASTER
-from aqtopo.refusal import refuse
+from aqtopo.checkpoint.universal import write_universal
+from aqtopo.refusal import raise_problems
 
 
 @dataclass(frozen=True)
@@ -41,44 +41,40 @@ class ImportedTensors:
     moments: Mapping[str, Mapping[str, Tensor]]
 
     def tensor(self, name: str, kind: str) -> Tensor:
-        """The whole fp32 tensor of a parameter: its weight or a moment."""
+        """Return a copy of the whole fp32 tensor of a parameter: its weight or a moment."""
         found = self.weights[name] if kind == MASTER else self.moments[name][kind]
-        return found.detach().float().contiguous()
-
-    def elements(self, name: str, kind: str, place: slice) -> Tensor:
-        """Consecutive elements of the flattened tensor."""
-        return self.tensor(name, kind).flatten()[place]
+        return found.detach().to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
 def read_lightning(path: Path) -> dict[str, Any]:
-    """A Lightning checkpoint's content, without running any code in it.
+    """Read a Lightning checkpoint without running any code in it.
 
     Raises:
-        ValueError: it lacks what a resume needs.
-        RefusedError: it cannot be read, or holds more than data.
+        ValueError: the file is missing, or incomplete for a resume.
+        RefusedError: the file cannot be read, or needs a global that is not allowed.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist. Name a Lightning checkpoint, such as last.ckpt.")
-    content = load_data(path)
+    content = load_torch(path)
     wanted = ("state_dict", "optimizer_states", "epoch", "global_step")
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
     if missing or len(content["optimizer_states"]) != 1:
-        what = f"it lacks {', '.join(missing)}" if missing else "it has not exactly one optimizer"
+        fault = f"it lacks {', '.join(missing)}" if missing else "it must have exactly one optimizer"
         raise ValueError(
-            f"{path} is no checkpoint from which training can go on: {what}. "
+            f"{path} cannot be resumed from: {fault}. "
             "Save with save_weights_only=False, and with one optimizer."
         )
     return dict(content)
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What of a file belongs to a group of the run.
+class MatchedGroup:
+    """A group of the run with its match in the file.
 
     Attributes:
-        group: the run's.
-        saved: the file's.
-        numbers: the file's number by parameter name.
+        group: group of the run.
+        saved: group of the file.
+        numbers: parameter number in the file by parameter name.
     """
 
     group: GroupInfo
@@ -91,94 +87,100 @@ def collect(
     groups: Sequence[GroupInfo],
     others: Sequence[TensorInfo],
     rules: Rules,
-    listing: Listing,
-    unneeded: Callable[[str], bool] = lambda _: False,
+    order: ParameterOrder,
+    is_droppable: Callable[[str], bool] = lambda _: False,
 ) -> tuple[ImportedTensors, dict[str, float], dict[str, dict[str, Any]]]:
-    """Weights and moments by the run's names, the optimizer's steps and the file's groups by the run's.
+    """Return weights and moments by the run's names; steps and the file's groups by the run's group names.
 
     Args:
         content: from `read_lightning`.
-        groups: the run's, with `next_lr`.
-        others: the run's frozen parameters and buffers.
+        groups: groups of the run, with `next_lr`.
+        others: frozen parameters and buffers of the run.
         rules: the user's renaming rules.
-        listing: what the user says of the order in which the file's groups listed their parameters.
-        unneeded: whether a tensor of the file, by its new name, may be left out.
+        order: the user's statement on the order of parameters in the file's groups.
+        is_droppable: returns True if a tensor of the file, by its new name, may be left out.
 
     Raises:
-        RefusedError: names, shapes, sizes or steps do not fit.
+        RefusedError: names, shapes, sizes or steps do not match.
     """
     new_names = rename(content["state_dict"], rules)
     infos = {t.name: t for group in groups for t in group.parameters} | {t.name: t for t in others}
     weights = {
-        new: content["state_dict"][old] for old, new in new_names.items() if new in infos or not unneeded(new)
+        new: content["state_dict"][old]
+        for old, new in new_names.items()
+        if new in infos or not is_droppable(new)
     }
     _check_weights(weights, infos)
     optimizer = content["optimizer_states"][0]
-    matched = _match(optimizer, groups, listing.ranks(list(weights), groups, rules), rules)
+    matched = _match(optimizer, groups, order.positions(list(weights), groups, rules), rules)
     states = {name: optimizer["state"][number] for own in matched for name, number in own.numbers.items()}
     moments = {
         name: {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq")} for name, state in states.items()
     }
-    if not listing.stated:
+    if not order.stated:
         _check_order(matched, weights, {name: own["exp_avg"] for name, own in moments.items()})
     steps = {own.group.name: _step(own.group, states) for own in matched}
     return ImportedTensors(weights, moments), steps, {own.group.name: dict(own.saved) for own in matched}
 
 
 def _match(
-    optimizer: Mapping[str, Any], groups: Sequence[GroupInfo], ranks: Mapping[str, int], rules: Rules
-) -> list[Matched]:
-    """Find the file's group and numbers of every group of the run."""
+    optimizer: Mapping[str, Any], groups: Sequence[GroupInfo], positions: Mapping[str, int], rules: Rules
+) -> list[MatchedGroup]:
+    """Match every group of the run with a group and parameter numbers of the file."""
     shapes = {number: tuple(state["exp_avg"].shape) for number, state in optimizer["state"].items()}
     numbers = [number for group in optimizer["param_groups"] for number in group["params"]]
     lacking = [f"parameter {number} has no moments" for number in numbers if number not in shapes]
-    refuse("the file's optimizer state is incomplete", lacking)
+    raise_problems("the file's optimizer state is incomplete", lacking)
     found = match_groups(optimizer["param_groups"], shapes, groups)
     matched = []
     for group in groups:
         saved = optimizer["param_groups"][found[group.name]]
-        listed = sorted(group.parameters, key=lambda tensor: ranks[tensor.name])
-        matched.append(Matched(group, saved, match_parameters(group.name, saved, shapes, listed, rules)))
+        listed = sorted(group.parameters, key=lambda tensor: positions[tensor.name])
+        matched.append(MatchedGroup(group, saved, match_parameters(group.name, saved, shapes, listed, rules)))
     return matched
 
 
 def _check_order(
-    matched: Sequence[Matched], weights: Mapping[str, Tensor], exp_avg: Mapping[str, Tensor]
+    matched: Sequence[MatchedGroup], weights: Mapping[str, Tensor], exp_avg: Mapping[str, Tensor]
 ) -> None:
-    """Make sure that no parameter got its moments by its place alone.
+    """Check that no match depends on the position in the state dict alone.
 
     Raises:
-        RefusedError: some did; the message shows the candidates.
+        RefusedError: a match is ambiguous; the message shows the candidates.
     """
-    fits = borne_out(weights, exp_avg)
+    fits = moments_fit(weights, exp_avg)
     problems = []
     for own in matched:
-        left = [] if "param_names" in own.saved else undecided(own.group.parameters, fits)
+        left = [] if "param_names" in own.saved else ambiguous_parameters(own.group.parameters, fits)
         for shape in dict.fromkeys(tensor.shape for tensor in left):
             names = [tensor.name for tensor in left if tensor.shape == shape]
             alike = {tensor.name for tensor in own.group.parameters if tensor.shape == shape}
             problems.append(
                 f"group {own.group.name}, {list(shape)}: {', '.join(names)}: candidates, parameters "
                 f"{sorted(number for name, number in own.numbers.items() if name in alike)} of the file"
-                + (", whose moments do not fit the order of the state dict" if refuted(names, fits) else "")
+                + (
+                    "; their moments contradict the order of the state dict"
+                    if contradicted(names, fits)
+                    else ""
+                )
             )
-    refuse(
-        "the file does not say in which order its groups listed tensors of equal shape",
+    raise_problems(
+        "the file does not determine the order of tensors of equal shape in its groups",
         problems,
-        f"If the code that made the groups went through the model's parameters() or named_parameters(), say "
-        f"so: --order {NAMED_PARAMETERS}. If not, --order FILE, one parameter name a line.",
+        f"If the groups were built by iterating over parameters() or named_parameters(): --order "
+        f"{NAMED_PARAMETERS}. Otherwise --order FILE, one parameter name per line.",
     )
 
 
 def _step(group: GroupInfo, states: Mapping[str, Mapping[str, Any]]) -> float:
-    """The number of updates that all parameters of a group count.
+    """Return the step count of a group.
 
     Raises:
-        RefusedError: they differ.
+        RefusedError: its parameters have different step counts.
     """
     counted = {float(states[name]["step"]) for name in group.elements}
     different = [f"{group.name}: steps {sorted(counted)}"] if len(counted) > 1 else []
-    refuse("parameters of one group made different numbers of steps", different)
+    raise_problems("parameters of one group have different step counts", different)
     return counted.pop()
 
 
@@ -190,7 +192,9 @@ def _check_weights(weights: Mapping[str, Tensor], infos: Mapping[str, TensorInfo
         for name in weights.keys() & infos.keys()
         if tuple(weights[name].shape) != infos[name].shape
     ]
-    refuse("the file's weights are not this model's", sorted(problems), "Rename with --map REGEX=REPLACEMENT")
+    raise_problems(
+        "the file's weights do not fit this model", sorted(problems), "Rename with --map REGEX=REPLACEMENT."
+    )
 
 
 def write_import(manifest: Manifest, tensors: ImportedTensors, out: Path) -> None:
@@ -202,6 +206,6 @@ def write_import(manifest: Manifest, tensors: ImportedTensors, out: Path) -> Non
 
     def write_weights(path: Path) -> FileRecord:
         write_tensors(path, weights)
-        return settle(path)
+        return sync_and_hash(path)
 
-    write_universal(manifest, tensors, write_weights, out / manifest.tag, ALONE)
+    write_universal(manifest, tensors, write_weights, out / manifest.tag, SINGLE_RANK)

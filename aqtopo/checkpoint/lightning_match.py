@@ -1,4 +1,4 @@
-"""Which of a Lightning file's numbered parameters is which of a run's: names, groups, places in a group."""
+"""Matching of a Lightning file's numbered parameters with a run's, by name, group and position in a group."""
 
 import re
 from collections import Counter
@@ -8,79 +8,79 @@ from pathlib import Path
 from typing import Any
 
 from aqtopo.checkpoint.manifest import GroupInfo, TensorInfo
-from aqtopo.refusal import refuse
+from aqtopo.refusal import raise_problems
 
 NAMED_PARAMETERS = "named_parameters"
-"""What `--order` is given where the groups were made by going through the model's parameters."""
+"""Value of `--order` for groups built by iterating over the model's parameters."""
 
 PREFIX = r"^(model|net|module|climax|_orig_mod)\."
 BUILT_IN_MAP = ((PREFIX, ""), (PREFIX, ""), (PREFIX, ""), (r"^patch_embed\.", "token_embeds."))
-"""Prefixes that Lightning, DDP, torch.compile and the published TopoFlow put in front, and its own name."""
+"""Renaming rules for the prefixes of Lightning, DDP and torch.compile, and for TopoFlow's own names."""
 
 RATE_TOLERANCE = 1e-6
 
 Shapes = Mapping[int, tuple[int, ...]]
-"""Of the moments, by the file's number."""
+"""Shapes of the moments by parameter number in the file."""
 
 Rules = Sequence[tuple[str, str]]
-"""Patterns and what replaces them."""
+"""Patterns and their replacements."""
 
 
 @dataclass(frozen=True)
-class Listing:
-    """What the user says of the order in which the file's groups listed their parameters.
+class ParameterOrder:
+    """The user's statement on the order of parameters in the file's groups.
 
     Attributes:
-        stated: whether anything was said; else the file itself must decide.
-        names: the run's or the file's names in that order; empty: the order of the state dict.
+        stated: True if the user made a statement; else the file itself must determine the order.
+        names: names of the run or of the file in that order; empty for the order of the state dict.
     """
 
     stated: bool = False
     names: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str | None) -> "Listing":
-        """Read `--order`.
+    def parse(cls, text: str | None) -> "ParameterOrder":
+        """Parse the value of `--order`.
 
         Raises:
-            ValueError: it is neither `named_parameters` nor a file of names.
+            ValueError: the value is neither `named_parameters` nor a file of names.
         """
         if text is None or text == NAMED_PARAMETERS:
             return cls(stated=text is not None)
         names = Path(text).read_text().split() if Path(text).is_file() else []
         if not names:
             raise ValueError(
-                f"--order {text}: there is no such file, or no name in it. Name a file with one parameter "
-                f"name a line, or write --order {NAMED_PARAMETERS}."
+                f"--order {text}: there is no such file, or it is empty. Name a file with one parameter "
+                f"name per line, or write --order {NAMED_PARAMETERS}."
             )
         return cls(True, tuple(names))
 
-    def ranks(self, listed: Sequence[str], groups: Sequence[GroupInfo], rules: Rules) -> dict[str, int]:
-        """Place of every trained parameter in the order.
+    def positions(self, listed: Sequence[str], groups: Sequence[GroupInfo], rules: Rules) -> dict[str, int]:
+        """Return the position of every trained parameter in the order.
 
         Args:
-            listed: the state dict's names, already renamed.
-            groups: the run's.
-            rules: for names that are still the file's.
+            listed: names of the state dict, already renamed.
+            groups: groups of the run.
+            rules: renaming rules for names of the file.
 
         Raises:
-            RefusedError: the user's order lacks some, or has others.
+            RefusedError: the user's order lacks parameters, or has unknown ones.
         """
         order = list(rename(self.names, rules).values()) if self.names else list(listed)
-        ranks = {name: place for place, name in enumerate(order)}
+        positions = {name: place for place, name in enumerate(order)}
         trained = {name for group in groups for name in group.elements}
-        problems = [f"it lacks {name}" for name in sorted(trained - ranks.keys())]
+        problems = [f"it lacks {name}" for name in sorted(trained - positions.keys())]
         if self.names:
-            problems += [f"this run does not train {name}" for name in sorted(ranks.keys() - trained)]
-        refuse("the order of the parameters (--order) is not that of this run's", problems)
-        return ranks
+            problems += [f"this run does not train {name}" for name in sorted(positions.keys() - trained)]
+        raise_problems("the parameters in --order are not those of this run", problems)
+        return positions
 
 
 def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
-    """New name by the file's name: the user's rules first, then the built-in ones.
+    """Return the new name by the file's name; the user's rules are applied before the built-in ones.
 
     Raises:
-        RefusedError: two names become one.
+        RefusedError: two names get the same new name.
     """
     renamed = {}
     for name in names:
@@ -89,10 +89,10 @@ def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
             new = re.sub(pattern, replacement, new)
         renamed[name] = new
     counts = Counter(renamed.values())
-    refuse(
+    raise_problems(
         "several tensors of the file would get the same name",
         [f"{old} -> {new}" for old, new in renamed.items() if counts[new] > 1],
-        "Tell them apart with --map REGEX=REPLACEMENT",
+        "Rename one of them with --map REGEX=REPLACEMENT.",
     )
     return renamed
 
@@ -100,16 +100,16 @@ def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
 def match_groups(
     saved: Sequence[Mapping[str, Any]], shapes: Shapes, groups: Sequence[GroupInfo]
 ) -> dict[str, int]:
-    """Which of the file's groups is which of the run's: by name, else by the shapes in it, else by its rate.
+    """Match the run's groups with the file's: by name, else by the shapes in them, else by learning rate.
 
-    No group of the file goes to two of the run's, and none that holds parameters is left over. Rates decide
-    only where they fit for all the groups that are still in question.
+    The match is one to one, and covers every group of the file that has parameters. Learning rates are used
+    only if they match for all groups that are still ambiguous.
 
     Returns:
         Index in the file by group name.
 
     Raises:
-        RefusedError: a group has no partner or several; the message shows the candidates.
+        RefusedError: a group has no match or several; the message shows the candidates.
     """
     left = _eliminated({group.name: _candidates(group, saved, shapes) for group in groups})
     unclear = {name for name, own in left.items() if len(own) > 1}
@@ -120,20 +120,22 @@ def match_groups(
     left = _eliminated(left)
     claims = Counter(i for own in left.values() for i in own)
     problems = [
-        f"{group.name} ({len(group.parameters)} parameters) fits "
-        f"{f'groups {sorted(own)}' if own else 'none'} of the file's"
+        f"{group.name} ({len(group.parameters)} parameters) matches "
+        f"{f'groups {sorted(own)}' if own else 'no group'} of the file"
         for group in groups
         for own in (left[group.name],)
         if len(own) != 1 or claims[next(iter(own))] > 1
     ]
     problems += [
-        f"group {i} of the file is none of this run's"
+        f"group {i} of the file matches no group of this run"
         for i, group in enumerate(saved)
         if i not in claims and group["params"]
     ]
     if problems:
-        problems += [f"the file's {i}: {_describe(group)}" for i, group in enumerate(saved)]
-    refuse("the optimizer's groups cannot be told apart", problems, "Use the configuration of the saved run.")
+        problems += [f"group {i} of the file: {_describe(group)}" for i, group in enumerate(saved)]
+    raise_problems(
+        "the optimizer's groups cannot be matched", problems, "Use the configuration of the saved run."
+    )
     return {name: next(iter(own)) for name, own in left.items()}
 
 
@@ -146,7 +148,7 @@ def _candidates(group: GroupInfo, saved: Sequence[Mapping[str, Any]], shapes: Sh
 
 
 def _eliminated(candidates: Mapping[str, set[int]]) -> dict[str, set[int]]:
-    """Take from every group what is the only candidate of another, until nothing changes."""
+    """Remove from every group the only candidate of another group, until nothing changes."""
     left = dict(candidates)
     while True:
         taken = {i for own in left.values() if len(own) == 1 for i in own}
@@ -164,37 +166,41 @@ def _describe(group: Mapping[str, Any]) -> str:
 def match_parameters(
     name: str, saved: Mapping[str, Any], shapes: Shapes, listed: Sequence[TensorInfo], rules: Rules
 ) -> dict[str, int]:
-    """The file's number of each parameter of a group.
+    """Return the parameter number in the file by parameter name, for one group.
 
     Args:
-        name: the group.
-        saved: the file's group.
-        shapes: of the moments.
-        listed: the group's parameters, in the order in which it is believed to have listed them.
-        rules: for the names that the optimizer was given, if the file has them.
+        name: name of the group.
+        saved: group of the file.
+        shapes: shapes of the moments by number.
+        listed: parameters of the group, in their assumed order.
+        rules: renaming rules for the parameter names in the file, if it has them.
 
     Raises:
-        RefusedError: names, numbers or shapes do not fit; the message shows where each parameter could be.
+        RefusedError: names, numbers or shapes do not match; the message shows the candidates.
     """
     numbers = list(saved["params"])
     if "param_names" in saved:
         named, by_name = list(rename(saved["param_names"], rules).values()), {t.name: t for t in listed}
-        problems = [f"it names {n}, this run does not" for n in named if n not in by_name]
-        problems += [f"it does not name {n}" for n in by_name if n not in named]
-        refuse(f"group {name} of the file has other parameters", problems, "Rename with --map, or --config.")
+        problems = [f"only the file has {n}" for n in named if n not in by_name]
+        problems += [f"only this run has {n}" for n in by_name if n not in named]
+        raise_problems(
+            f"group {name} of the file has other parameters",
+            problems,
+            "Rename with --map, or correct --config.",
+        )
         listed = [by_name[n] for n in named]
     sizes = [f"it has {len(numbers)}, in this run {len(listed)}"] if len(numbers) != len(listed) else []
-    refuse(f"group {name} of the file has another number of parameters", sizes)
+    raise_problems(f"group {name} of the file has another number of parameters", sizes)
     problems = [
         f"{tensor.name} {list(tensor.shape)}: parameter {number} of the file has {list(shapes[number])}; "
         f"candidates {[n for n in numbers if shapes[n] == tensor.shape]}"
         for tensor, number in zip(listed, numbers, strict=True)
         if shapes[number] != tensor.shape
     ]
-    refuse(
-        f"group {name} did not list its parameters in the order of the state dict",
+    raise_problems(
+        f"group {name} lists its parameters in another order than the state dict",
         problems,
-        "Say in which order it did: --order FILE, one parameter name a line.",
+        "Give the order: --order FILE, one parameter name per line.",
     )
     return {tensor.name: number for tensor, number in zip(listed, numbers, strict=True)}
 

@@ -1,18 +1,18 @@
-"""Whether Adam's moments bear out by themselves which parameter they belong to.
+"""Test that Adam's first moments belong to the parameters that they are assigned to.
 
-Shapes cannot tell one block's tensors from another's, but gradients can. Where a LayerNorm with weight w and
-bias b feeds a Linear with weight W and bias c, the loss stays the same if w_j and b_j are multiplied by a
-number and column j of W is divided by it. So at every step
+Shapes do not distinguish the tensors of equal blocks, but gradients do. If a LayerNorm with weight w and
+bias b is followed by a Linear with weight W and bias c, the loss does not change when w_j and b_j are
+multiplied by a number and column j of W is divided by it. Hence at every step
 
     sum_i W_ij dL/dW_ij = w_j dL/dw_j + b_j dL/db_j    and    dL/db = W^T dL/dc,
 
-whatever the data, the dropout behind and the clipping. `exp_avg` is a mean of gradients over some ten steps,
-in which weights hardly move: with the right moments both sides agree (cosines of 0.9999 and more in a run
-that Lightning saved, 16 wide), with those of another block they have nothing to do with each other.
+for any data, dropout behind them and clipping. `exp_avg` averages gradients over about ten steps, in which
+weights change little. With the right moments both sides agree (cosine of at least 0.9999 in a run saved by
+Lightning, 16 wide); with the moments of another block they are unrelated.
 
-What no such pair contains is taken to stand where its module's other parameters do: an order that keeps
-every norm and every Linear behind one in its place, and every shape, but swaps other tensors within a
-block, would not be noticed.
+Parameters outside such pairs are assumed to follow the other parameters of their module. The test cannot
+detect an order that keeps every norm, every Linear behind one, and every shape in place, but swaps other
+tensors within a block.
 """
 
 import re
@@ -24,20 +24,20 @@ from torch import Tensor
 from aqtopo.checkpoint.manifest import TensorInfo
 
 FED_BY = {"norm1": "attn.qkv", "norm2": "mlp.fc1", "norm": "head.0"}
-"""The Linear behind each LayerNorm, in the same module."""
+"""Linear that follows each LayerNorm, in the same module."""
 
 AGREEMENT = 0.9
-"""Cosine; unrelated vectors of 16 elements come so close once in a million."""
+"""Least cosine; unrelated vectors of 16 elements reach it once in a million."""
 
 Tensors = Mapping[str, Tensor]
 
 
-def borne_out(weights: Tensors, exp_avg: Tensors) -> dict[str, bool]:
-    """For each parameter in a pair of norm and Linear, whether the pair's gradients fit together.
+def moments_fit(weights: Tensors, exp_avg: Tensors) -> dict[str, bool]:
+    """Return, for each parameter in a pair of LayerNorm and Linear, True if the pair passes the test.
 
     Args:
-        weights: by name.
-        exp_avg: first moments by the name that they are believed to belong to.
+        weights: weights by name.
+        exp_avg: first moments by the name that they are assigned to.
     """
     found: dict[str, bool] = {}
     for name in weights:
@@ -53,7 +53,7 @@ def borne_out(weights: Tensors, exp_avg: Tensors) -> dict[str, bool]:
 
 
 def _sides(norm: str, linear: str, weights: Tensors, exp_avg: Tensors) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both sides of each equation."""
+    """Yield both sides of each equation."""
     w, b, matrix = (weights[name].double() for name in (f"{norm}.weight", f"{norm}.bias", f"{linear}.weight"))
     m_w, m_b, m_matrix = (
         exp_avg[name].double() for name in (f"{norm}.weight", f"{norm}.bias", f"{linear}.weight")
@@ -68,32 +68,32 @@ def _cosine(one: Tensor, other: Tensor) -> float:
     return float(one @ other) / lengths if lengths else 0.0
 
 
-def undecided(listed: Sequence[TensorInfo], fits: Mapping[str, bool]) -> list[TensorInfo]:
-    """Parameters of a group that shapes and moments leave to chance.
+def ambiguous_parameters(listed: Sequence[TensorInfo], fits: Mapping[str, bool]) -> list[TensorInfo]:
+    """Return the parameters of a group that neither shapes nor moments determine.
 
-    Certain are those whose shape no other of the group has and those that the moments bear out; with them
-    the other parameters of the same block or layer, and what is the last of its shape.
+    A parameter is determined if no other one of the group has its shape, or if its moments pass the test.
+    So are the other parameters of the same block or layer, and the last remaining one of a shape.
 
     Args:
-        listed: the group's parameters.
-        fits: from `borne_out`.
+        listed: parameters of the group.
+        fits: from `moments_fit`.
     """
     shapes = Counter(tensor.shape for tensor in listed)
     certain = {t.name for t in listed if fits.get(t.name, shapes[t.shape] == 1)}
-    doubtful = {_unit(t.name) for t in listed if refuted([t.name], fits)}
+    doubtful = {_unit(t.name) for t in listed if contradicted([t.name], fits)}
     units = {_unit(name) for name in certain} - doubtful
     left = [t for t in listed if shapes[t.shape] > 1 and t.name not in certain and _unit(t.name) not in units]
     remaining = Counter(tensor.shape for tensor in left)
     return [t for t in left if remaining[t.shape] > 1 or _unit(t.name) in doubtful]
 
 
-def refuted(names: Iterable[str], fits: Mapping[str, bool]) -> bool:
-    """Whether some of the moments contradict the names that they are believed to belong to."""
+def contradicted(names: Iterable[str], fits: Mapping[str, bool]) -> bool:
+    """Return True if some of the moments contradict the names that they are assigned to."""
     return not all(fits.get(name, True) for name in names)
 
 
 def _unit(name: str) -> str:
-    """The block or layer that a parameter belongs to: `blocks.3`, `head.0`, `norm`."""
+    """Return the block or layer of a parameter: `blocks.3`, `head.0`, `norm`."""
     match = re.match(r"[^.]+(\.\d+)?", name)
     assert match is not None, name
     return match[0]

@@ -1,4 +1,4 @@
-"""Locks on files: a killed process's hold ends with it, so that none is ever left behind."""
+"""File locks between processes; the operating system releases them when a process ends."""
 
 import fcntl
 import sys
@@ -9,64 +9,65 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from aqtopo.checkpoint.ranks import Ranks, refuse_together
+from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
 from aqtopo.refusal import BusyError
 
 POLL_S = 0.5
-"""Between two tries to get a lock that another process holds."""
+"""Time between two attempts to get a lock that another process holds [s]."""
 
 
 @contextmanager
-def shared(path: Path) -> Iterator[None]:
-    """Keep others from holding a file for themselves alone."""
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a file: other processes may share it, none gets it exclusively."""
     with path.open() as file:
         _lock(file, fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
-def alone(path: Path, patience_s: float = 0.0, what: str = "") -> Iterator[bool]:
-    """Hold a file for oneself alone; whether that could be had in time.
+def exclusive_lock(path: Path, timeout_s: float = 0.0, reason: str = "") -> Iterator[bool]:
+    """Try to hold an exclusive lock on a file; yield True if this process holds it.
 
     Args:
         path: the file.
-        patience_s: how long to wait for another process to let it go; it is said on stderr.
-        what: why it is held, to say that.
+        timeout_s: longest wait for another process to release the lock; a wait is announced on stderr.
+        reason: why another process holds the lock, for that announcement.
     """
-    until = time.monotonic() + patience_s
+    until = time.monotonic() + timeout_s
     with path.open("rb+") as file:
-        held = _try_to_hold(file)
-        if not held and patience_s:
-            print(f"aqtopo: {what}: waiting up to {patience_s:g} s for it", file=sys.stderr, flush=True)  # noqa: T201
+        held = _try_exclusive(file)
+        if not held and timeout_s:
+            print(f"aqtopo: {reason}: waiting up to {timeout_s:g} s for it", file=sys.stderr, flush=True)  # noqa: T201
         while not held and time.monotonic() < until:
             time.sleep(POLL_S)
-            held = _try_to_hold(file)
+            held = _try_exclusive(file)
         yield held
 
 
 @contextmanager
-def alone_together(
-    path: Path, ranks: Ranks, what: str, remedy: str, patience_s: float = 0.0
+def exclusive_lock_on_all_ranks(
+    path: Path, ranks: RankGroup, reason: str, remedy: str, timeout_s: float = 0.0
 ) -> Iterator[None]:
-    """Hold a file through rank 0 while all ranks work on what belongs to it.
+    """Hold an exclusive lock through rank 0 while all ranks work.
 
     Raises:
-        BusyError: on all ranks: another process still holds it after `patience_s`, or it cannot be opened.
+        BusyError: on all ranks: another process still holds the lock after `timeout_s`, or the file cannot be
+            opened.
     """
     problems = []
-    with ExitStack() as holds:
+    with ExitStack() as locks:
         if ranks.rank == 0:
             try:
-                if not holds.enter_context(alone(path, patience_s, what)):
-                    waited = f", and still does after {patience_s:g} s" if patience_s else ""
+                if not locks.enter_context(exclusive_lock(path, timeout_s, reason)):
+                    waited = f", also after a wait of {timeout_s:g} s" if timeout_s else ""
                     problems = [f"another process holds {path}{waited}"]
             except OSError as error:
                 problems = [str(error)]
-        refuse_together(ranks, what, problems, remedy, BusyError)
+        raise_problems_on_all_ranks(ranks, reason, problems, remedy, BusyError)
         yield
 
 
-def _try_to_hold(file: IO[Any]) -> bool:
+def _try_exclusive(file: IO[Any]) -> bool:
     try:
         _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -81,6 +82,6 @@ def _lock(file: IO[Any], mode: int) -> None:
         raise
     except OSError as error:  # a parallel file system mounted without locks
         warnings.warn(
-            f"{file.name} cannot be locked ({error.strerror}): see to it yourself that no two runs use it",
+            f"{file.name} cannot be locked ({error.strerror}): make sure that only one run uses it",
             stacklevel=5,
         )

@@ -1,6 +1,6 @@
-"""`metrics.jsonl`: what happened in a run, a line each, checked for what is used of its kind.
+"""`metrics.jsonl`: events of a run, one per line, validated by kind.
 
-A resumed run goes on in the same file and may repeat steps that were lost with the process.
+A resumed run appends to the same file and may repeat steps that were lost with a killed process.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,25 +19,25 @@ ByName = dict[str, Annotated[list[float], Field(min_length=1)]]
 
 
 class _Kind(Strict):
-    """An event of whatever kind. Keys that nobody here reads are dropped: a log may have 300,000 lines."""
+    """Event of any kind. Unused keys are dropped to save memory: a log may have 300,000 lines."""
 
     model_config = ConfigDict(extra="ignore")
 
     event: str
-    """Its kind."""
+    """Kind of event."""
 
 
 class Line(_Kind):
-    """What any event may say."""
+    """Fields that every kind of event may have."""
 
     time: Time
-    """When it was."""
+    """Time of the event."""
     step: NonNegative | None = None
-    """Updates made before it."""
+    """Updates made before the event."""
     alpha: ByName = Field(default_factory=dict)
-    """Barrier strengths, by the parameter's name."""
+    """Barrier strengths by parameter name."""
     preferences: ByName = Field(default_factory=dict)
-    """What the heads prefer, by block and quantity."""
+    """Learned attention preferences of the heads, by block and quantity."""
 
     @model_validator(mode="after")
     def _placed(self) -> Self:
@@ -47,69 +47,69 @@ class Line(_Kind):
 
 
 class StepLine(Line):
-    """An update."""
+    """One optimizer update."""
 
     step: Positive
-    """Updates made, this one included."""
+    """Updates made, including this one."""
     epoch: NonNegative
-    """From 0."""
+    """Epoch, from 0."""
     train_loss: float
     """Masked mean squared error on normalised targets."""
     lr: dict[str, float]
-    """Learning rates by group."""
+    """Learning rate by group."""
     samples_per_s: float | None = None
-    """Over all ranks."""
+    """Throughput over all ranks."""
 
 
 class ValidationLine(Line):
-    """A pass over the validation split."""
+    """One pass over the validation split."""
 
     step: NonNegative
-    """The step after which it came."""
+    """Updates made before the validation."""
     epoch: NonNegative
-    """From 0."""
+    """Epoch, from 0."""
     val_loss: float
-    """As the training loss."""
+    """Masked mean squared error on normalised targets."""
 
 
 class StartLine(Line):
-    """A start."""
+    """Start of a run or of a resumed run."""
 
     total_steps: NonNegative = 0
-    """Of the whole run."""
+    """Updates in the whole run."""
     world_size: Positive | None = None
-    """Processes."""
+    """Number of processes."""
     slurm: dict[str, Any] | None = None
-    """Of the job, if it is one."""
+    """Facts about the Slurm job, if there is one."""
 
 
 class ResumeLine(Line):
-    """A verified resume."""
+    """One verified resume."""
 
     source: str
-    """The saved state."""
+    """Path of the saved state."""
     line: str
-    """What was verified, in words."""
+    """Text line with the verification result."""
     seconds: dict[str, float]
-    """What it took, by part."""
+    """Seconds by part of the resume."""
 
 
 class LossAfterResumeLine(Line):
-    """The first losses after a resume, beside those before."""
+    """Comparison of the first losses after a resume with those before the save."""
 
     running: float
-    """Their mean."""
+    """Mean training loss after the resume."""
     saved: float
-    """That of the saved state."""
+    """Mean training loss in the saved state."""
     jump: bool
-    """Whether they are too far apart."""
+    """True if the loss has jumped."""
 
 
 class StopLine(Line):
-    """An end."""
+    """End of a run."""
 
     reason: str = "no reason given"
-    """Why."""
+    """Reason for the end."""
 
 
 _KINDS: dict[str, type[Line]] = {
@@ -126,10 +126,10 @@ AnyLine = TypeVar("AnyLine", bound=Line)
 
 
 def read_log(path: Path) -> Iterator[Line]:
-    """The events in their order, none without a file; the last may be cut off, since a process writes there.
+    """Yield the events in order; none if the file is missing. An incomplete last line is skipped.
 
     Raises:
-        ValueError: a line is not JSON, or lacks what its kind has.
+        ValueError: a line is not JSON, or lacks a field of its kind.
         OSError: the file cannot be read.
     """
     if not path.exists():
@@ -137,13 +137,13 @@ def read_log(path: Path) -> Iterator[Line]:
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if not (text.endswith(b"\n") or _is_json(text)):
-                return  # the rest of the line may be there by now, and would be read as the next one
+                return  # a process may be writing the rest of this line, which would be read as the next line
             if text.strip():
                 yield _read(text, f"{path}, line {number}")
 
 
 def of_kind(lines: Iterable[Line], kind: type[AnyLine]) -> list[AnyLine]:
-    """The events of a kind."""
+    """Return the events of one kind."""
     return [line for line in lines if isinstance(line, kind)]
 
 
@@ -154,7 +154,7 @@ def _read(text: bytes, place: str) -> Line:
         return model.model_validate_json(text)
     except ValidationError as error:
         found = faults(error, model, place)
-    raise ValueError(f"{found}\nRemove that line, or take the file from a backup.")
+    raise ValueError(f"{found}\nRemove that line, or restore the file from a backup.")
 
 
 def _is_json(text: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""The manifest: everything about a saved state that is not a tensor, and what its files must be."""
+"""Manifest of a saved state: everything except tensors, and the records of its files."""
 
 import importlib.metadata
 import subprocess
@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from aqtopo.checkpoint.files import FileRecord, seal, unseal, write_durably
+from aqtopo.checkpoint.files import FileRecord, append_checksum, remove_checksum, write_durably
 from aqtopo.refusal import RefusedError
 
 MANIFEST_FILE = "manifest.json"
+WEIGHTS_FILE = "weights.safetensors"
 SCHEMA_VERSION = 1
 REPORTED_PACKAGES = ("aqtopo", "torch", "deepspeed", "triton", "numpy", "pydantic", "xarray", "zarr")
 
@@ -21,7 +22,7 @@ class _Part(BaseModel):
 
 
 class TensorInfo(_Part):
-    """A tensor's name, shape and type, such as `float32`."""
+    """Name, shape and type (such as `float32`) of a tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -34,7 +35,7 @@ class TensorInfo(_Part):
 
 
 class GroupInfo(_Part):
-    """An optimizer group: hyperparameters as of the last step, and its parameters in the group's order."""
+    """Optimizer group: hyperparameters of the last step, and parameters in the group's order."""
 
     name: str
     hyperparameters: dict[str, Any]
@@ -49,7 +50,7 @@ class GroupInfo(_Part):
 
 
 class NextSamples(_Part):
-    """The samples of the next step: how many, and the SHA-256 of their times and horizons in order."""
+    """Samples of the next step: their number, and the SHA-256 of their times and horizons in order."""
 
     epoch: int
     step_in_epoch: int
@@ -58,17 +59,17 @@ class NextSamples(_Part):
 
 
 class Position(_Part):
-    """Where in the run, and in the order of its data, the state was saved."""
+    """Position in the run and in the order of its data."""
 
     epoch: int
     step_in_epoch: int
     step: int
     next_samples: NextSamples | None
-    """None where it is not known, as after an import."""
+    """None if unknown, as after an import."""
 
 
 class Losses(_Part):
-    """Losses that a resumed run is held against; None where there is none yet."""
+    """Losses that a resumed run is compared with; None if not computed yet."""
 
     train: float | None
     running: float | None
@@ -80,7 +81,7 @@ class Losses(_Part):
 
 
 class RunFacts(_Part):
-    """What the run knows of itself; the rest of a manifest is read from the engine."""
+    """Facts that the run provides; the rest of a manifest comes from the engine."""
 
     position: Position
     losses: Losses
@@ -91,71 +92,71 @@ class RunFacts(_Part):
     config_digest: str
     data_digest: str | None
     scaling_digest: str | None = None
-    """Of what the model's inputs are made with: normalisation, terrain and latitudes."""
+    """SHA-256 of what determines the model's inputs: normalisation, terrain and latitudes."""
 
 
 class Manifest(_Part):
-    """All that is known of a saved state."""
+    """Description of a saved state."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
     layout: Literal["sharded", "universal"]
-    """Per rank, as ZeRO saves it, or per parameter name."""
+    """One file per rank, as ZeRO saves it, or one folder per parameter."""
     tag: str
     run: RunFacts
     groups: tuple[GroupInfo, ...]
     other_tensors: tuple[TensorInfo, ...]
-    """Frozen parameters and buffers: in the weights, without moments."""
+    """Frozen parameters and buffers, which have no moments."""
     tied: dict[str, str]
-    """Further names of a parameter, with the name it is trained under."""
+    """Further names of tied parameters, each with the name it is trained under."""
     optimizer: str
     optimizer_steps: dict[str, float]
-    """Updates made by group, as the optimizer counts them."""
+    """The optimizer's step count by group."""
     zero_stage: int
     world_size: int
     global_samples: int
     skipped_steps: int
     loss_scaler: dict[str, float] | None
-    """State of a dynamic loss scaler, in fp16 only."""
+    """State of a dynamic loss scaler; fp16 only."""
     versions: dict[str, str | None]
     origin: str | None = None
-    """What this state was made from, if it was converted or imported."""
+    """Source of an imported state."""
     files: dict[str, FileRecord] = {}
 
     @property
     def parameters(self) -> dict[str, TensorInfo]:
-        """The trained parameters by name, groups in order."""
+        """Trained parameters by name, groups in order."""
         return {tensor.name: tensor for group in self.groups for tensor in group.parameters}
 
     @property
     def module_tensors(self) -> dict[str, TensorInfo]:
-        """What the weights file holds, by name: trained, tied, frozen, buffers."""
+        """Tensors of the weights file by name: trained, tied, frozen, buffers."""
         parameters = self.parameters
         aliases = {alias: parameters[name] for alias, name in self.tied.items() if name in parameters}
         return parameters | aliases | {tensor.name: tensor for tensor in self.other_tensors}
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
-    """Write the manifest of a folder, durably, with a last line that seals it."""
-    write_durably(folder / MANIFEST_FILE, seal(manifest.model_dump_json(indent=1, by_alias=True)))
+    """Write the manifest of a folder, with a checksum: temporary file, fsync, atomic rename."""
+    write_durably(folder / MANIFEST_FILE, append_checksum(manifest.model_dump_json(indent=1, by_alias=True)))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a saved state.
+    """Read the manifest of a saved state.
 
     Raises:
-        RefusedError: it is missing, damaged or of another version.
+        RefusedError: it is missing, damaged or has another schema.
     """
     path = folder / MANIFEST_FILE
     try:
-        manifest = Manifest.model_validate_json(unseal(path.read_bytes().decode()))
+        manifest = Manifest.model_validate_json(remove_checksum(path.read_bytes().decode()))
     except FileNotFoundError as error:
         raise RefusedError(
-            f"{folder} has no {MANIFEST_FILE}, so nothing vouches for what is in it. Resume from another tag."
+            f"{folder} has no {MANIFEST_FILE}, so its files cannot be checked. Resume from another tag."
         ) from error
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path} is damaged or not of schema {SCHEMA_VERSION}: {_brief(error)}") from error
     if manifest.tag != folder.name:
-        raise RefusedError(f"{path} is that of {manifest.tag}, but lies in {folder.name}. Put it back.")
+        raise RefusedError(f"{path} is that of {manifest.tag}, but lies in {folder.name}. Move it back.")
     return manifest
 
 
@@ -168,12 +169,12 @@ def _brief(error: Exception) -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Installed versions of what a run depends on; None where a package is absent."""
+    """Return the versions of the packages that a run depends on; None for packages not installed."""
     return {package: _version(package) for package in REPORTED_PACKAGES}
 
 
 def source_commit() -> str | None:
-    """The git commit that this code runs from, `-dirty` where files differ; None without a checkout."""
+    """Return the git commit of this code, with `-dirty` if files differ; None without a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,6 +1,6 @@
-"""What checkpoints and scores need from the processes of a run: who takes part, waiting, telling each other.
+"""Interface to the processes of a run: their number, barriers and collectives.
 
-The collectives come from above (`aqtopo.training.distributed`); commands that run alone use `ALONE`.
+`aqtopo.training.distributed` implements it with torch.distributed; single-process commands use `SINGLE_RANK`.
 """
 
 import json
@@ -10,79 +10,79 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from aqtopo.refusal import RefusedError, refuse
+from aqtopo.refusal import RefusedError, raise_problems
 
 Item = TypeVar("Item")
 
 
-class Ranks(Protocol):
+class RankGroup(Protocol):
     """The processes that save, restore or score together."""
 
     @property
     def rank(self) -> int:
-        """This process."""
+        """Index of this process."""
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
 
     def barrier(self) -> None:
-        """Wait for all."""
+        """Wait for all ranks."""
 
     def gather_texts(self, text: str) -> list[str]:
-        """Every rank's text, on every rank, in rank order."""
+        """Return the texts of all ranks, in rank order, on every rank."""
 
     def gather_parts(self, part: Tensor) -> Tensor:
-        """Every rank's equally long part, one after the other, on every rank."""
+        """Concatenate the parts of all ranks, which have equal length, on every rank."""
 
-    def add_up(self, values: Tensor) -> Tensor:
-        """The sum of every rank's values, element by element, on every rank."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Return the element-wise sum over all ranks, on every rank."""
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleRank:
     """A single process without a process group."""
 
     rank: int = 0
     size: int = 1
 
     def barrier(self) -> None:
-        """Nobody to wait for."""
+        """No-op."""
 
     def gather_texts(self, text: str) -> list[str]:
-        """Only this process's text."""
+        """Return a list of the one text."""
         return [text]
 
     def gather_parts(self, part: Tensor) -> Tensor:
-        """The one part is the whole."""
+        """Return the one part."""
         return part
 
-    def add_up(self, values: Tensor) -> Tensor:
-        """The one part is the sum."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Return the values unchanged."""
         return values
 
 
-ALONE = Alone()
+SINGLE_RANK = SingleRank()
 
 
-def refuse_together(
-    ranks: Ranks,
-    what: str,
+def raise_problems_on_all_ranks(
+    ranks: RankGroup,
+    summary: str,
     problems: Sequence[str],
     remedy: str = "",
     kind: type[RefusedError] = RefusedError,
 ) -> None:
-    """Come to one verdict: every rank raises, with everyone's problems, if any rank has one.
+    """Raise the same error on every rank if any rank has problems; it lists those of all ranks.
 
     Raises:
-        RefusedError: some rank found a problem; it is of the class `kind`.
+        RefusedError: a rank has a problem; the error is of class `kind`.
     """
-    everyones = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
-    refuse(what, sorted({problem for own in everyones for problem in own}), remedy, kind)
+    gathered = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
+    raise_problems(summary, sorted({problem for own in gathered for problem in own}), remedy, kind)
 
 
-def gather_mappings(own: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
-    """The union of every rank's mapping of names to JSON values."""
+def gather_mappings(own: Mapping[str, Any], ranks: RankGroup) -> dict[str, Any]:
+    """Return the union of the ranks' mappings from names to JSON values, on every rank."""
     return {
         name: value
         for text in ranks.gather_texts(json.dumps(own))
@@ -90,17 +90,20 @@ def gather_mappings(own: Mapping[str, Any], ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def share(items: Sequence[Item], ranks: Ranks) -> Sequence[Item]:
-    """This rank's consecutive part of `items`; parts differ in length by at most one."""
-    first, end = (len(items) * turn // ranks.size for turn in (ranks.rank, ranks.rank + 1))
+def shard(items: Sequence[Item], ranks: RankGroup) -> Sequence[Item]:
+    """Return this rank's consecutive shard of `items`; shard lengths differ by at most one."""
+    first, end = (len(items) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
     return items[first:end]
 
 
-def share_by_size(items: Sequence[Item], sizes: Sequence[int], ranks: Ranks) -> list[Item]:
-    """This rank's consecutive part of `items`: its share of the sum of sizes, to within the largest."""
+def shard_by_size(items: Sequence[Item], sizes: Sequence[int], ranks: RankGroup) -> list[Item]:
+    """Return this rank's consecutive shard of `items`; its size is at most the mean plus the largest item.
+
+    An item belongs to the rank whose equal interval of the total size contains the item's middle.
+    """
     total, before, own = max(sum(sizes), 1), 0, []
     for item, size in zip(items, sizes, strict=True):
-        if (2 * before + size) * ranks.size // (2 * total) == ranks.rank:  # whose share its middle is in
+        if (2 * before + size) * ranks.size // (2 * total) == ranks.rank:
             own.append(item)
         before += size
     return own

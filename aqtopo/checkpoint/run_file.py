@@ -1,4 +1,4 @@
-"""`run.json`: where and with what a run was first started."""
+"""`run.json`: environment of a run's first start."""
 
 from pathlib import Path
 
@@ -8,39 +8,39 @@ RUN_FILE = "run.json"
 
 
 class RunFile(Record):
-    """What the file holds; what was not known is null."""
+    """Contents of the file; unknown values are null."""
 
     started: Time
-    """When, first."""
+    """Time of the first start."""
     versions: dict[str, str | None]
-    """Of the packages that a run depends on; null where one is not installed."""
+    """Versions of the packages that a run depends on; null if not installed."""
     name: str | None = None
-    """The run's."""
+    """Name of the run."""
     config_digest: str | None = None
-    """Of the configuration that claimed the run directory."""
+    """Digest of the configuration that created the run directory."""
     world_size: int | None = None
-    """Processes."""
+    """Number of processes."""
     launcher: str | None = None
-    """What started them."""
+    """Launcher of the processes."""
     device: str | None = None
-    """The GPU, or `cpu`."""
+    """Name of the GPU, or `cpu`."""
     host_cores: int | None = None
-    """Cores of the first process's host."""
+    """Number of cores of the first process's host."""
     threads_per_rank: int | None = None
-    """Threads of a process."""
+    """Number of threads of a process."""
     platform: str | None = None
     """Operating system and processor."""
     python: str | None = None
-    """Version of Python."""
+    """Python version."""
     commit: str | None = None
-    """Of the code, `-dirty` where files differed; null without a checkout."""
+    """Git commit of the code, with `-dirty` if files differed; null without a checkout."""
 
 
 def read_run_file(run_dir: Path) -> RunFile:
-    """What a run directory's `run.json` holds.
+    """Read the `run.json` of a run directory.
 
     Raises:
-        ValueError: it is missing or damaged.
+        ValueError: the file is missing or damaged.
     """
-    remedy = "`aqtopo train` wrote it when the run began: take it from a copy of the run directory."
+    remedy = "`aqtopo train` wrote it when the run began: restore it from a copy of the run directory."
     return read_record(run_dir / RUN_FILE, RunFile, remedy)

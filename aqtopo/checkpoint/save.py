@@ -1,107 +1,124 @@
-"""Saving a training state: aside, from all ranks, and committed by one rename.
+"""Save of a training state: all ranks write into a temporary folder, one rename commits it.
 
-    <tag>.tmp: shards (by DeepSpeed), weights -> [in the background] sync, hashes -> manifest
-               -> rename to <tag> -> pointer -> pruning
+    <tag>.tmp: shards (DeepSpeed) and weights -> [background] fsync and hash -> manifest -> rename to <tag>
+               -> pointer -> pruning
 
-Training waits for the first part only. A process killed anywhere before the rename leaves only a `.tmp`,
-which the next start removes; one killed after it leaves a complete tag.
+Training waits for the first part only. In the background each rank flushes and hashes its own files in a
+thread and writes the hashes to a small file; a thread of rank 0 waits for all of them and commits. The
+threads exchange files instead of using collectives: collectives must run in the same order on all ranks,
+and a second process group takes memory on every GPU.
+
+A process killed before the rename leaves a `<tag>.tmp`, which the next start removes; after the rename the
+state is complete.
 """
 
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self
 
-from torch import Tensor
+from safetensors import SafetensorError
 
-from aqtopo.checkpoint.commit import HASHES, PendingCommit
-from aqtopo.checkpoint.engine_state import describe_engine
-from aqtopo.checkpoint.files import FileRecord, sync, write_tensors
-from aqtopo.checkpoint.manifest import Manifest, RunFacts, write_manifest
-from aqtopo.checkpoint.ranks import Ranks
-from aqtopo.checkpoint.retention import prune
+from aqtopo.checkpoint.engine_state import describe_engine, module_weights, write_shards
+from aqtopo.checkpoint.files import FileRecord, sync, sync_and_hash, write_tensors
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest, RunFacts, write_manifest
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.checkpoint.shards import SHARD_NAME, ShardedState
 from aqtopo.checkpoint.tags import (
     NAME_PATTERN,
     UNFINISHED,
     Tag,
     next_tag,
-    note_name,
-    point_to,
-    write_state,
+    prune,
+    record_name,
+    update_pointer,
+    write_tag,
 )
-from aqtopo.checkpoint.weights import WEIGHTS_FILE
-from aqtopo.checkpoint.writing import write_shards, writing_together
 from aqtopo.config import CheckpointConfig
 
-GRACE_S = 60.0
-"""How long a failing run waits for the state that is on its way."""
+HASH_FILES = "hashes-*.json*"
+"""Files with the hashes of each rank's files."""
+
+LONGEST_POLL_S = 1.0
+"""Longest time between two looks for the hashes of another rank [s]."""
+
+ABORT_WAIT_S = 60.0
+"""Longest wait of a failing run for the pending commit [s]."""
+
+LISTED_RANKS = 4
+"""Number of ranks whose errors a message lists."""
+
+Publish = Callable[[dict[str, FileRecord]], None]
 
 
 class Saver:
-    """Saves the states of one run; the last one may still be on its way to being committed.
+    """Saves the states of one run; the commit of the last one may be pending.
 
-    As a context manager it does not leave before that is done, nor, after a failure, before some time.
+    Leaving the context waits for the pending commit: without limit normally, at most `ABORT_WAIT_S` after
+    an error.
 
     Args:
         run_dir: the run directory.
         policy: which states are kept.
-        ranks: all of the run's.
-        committed: called on rank 0, in the background, with every state that has become complete.
+        ranks: all ranks of the run.
+        on_commit: called on rank 0, in the background, after each commit.
     """
 
     def __init__(
         self,
         run_dir: Path,
         policy: CheckpointConfig,
-        ranks: Ranks,
-        committed: Callable[[Tag], None] = lambda _: None,
+        ranks: RankGroup,
+        on_commit: Callable[[Tag], None] = lambda _: None,
     ) -> None:
         self._run_dir = run_dir
-        self._committed = committed
+        self._on_commit = on_commit
         self._policy = policy
         self._ranks = ranks
         self._pending: PendingCommit | None = None
 
     def save(self, engine: Any, tag: Tag, facts: RunFacts) -> Tag:
-        """Write the state of all ranks, which `finish` or the next `save` wait for to be committed.
+        """Write the state of all ranks; `finish` or the next `save` waits for its commit.
 
         Args:
             engine: the DeepSpeed engine, at an accumulation boundary.
-            tag: what is saved.
+            tag: the state.
             facts: what the engine does not know.
 
         Returns:
-            The tag with its number, and under its final name: with another `take` where that was used before.
+            The tag with its number and its final name: with another `take` if the name was used before.
 
         Raises:
             OSError: on all ranks: this state or the one before it could not be written.
         """
         self.finish()
-        tag = self._named(tag)
-        aside = self._aside(tag)
-        self._write(engine, tag, aside)
-        # Of this moment: when the background comes to it, the engine is steps ahead.
+        tag = self._with_unused_name(tag)
+        temporary = self._temporary(tag)
+        self._write(engine, tag, temporary)
+        # Describe the engine now: when the background thread commits, it will be steps ahead.
         manifest = describe_engine(engine, tag.name, facts, {})
         self._pending = PendingCommit(
-            aside,
-            list(_own_files(aside, self._ranks.rank)),
-            lambda records: self._publish(tag, manifest, records, aside),
+            temporary,
+            list(_own_files(temporary, self._ranks.rank)),
+            lambda records: self._publish(tag, manifest, records, temporary),
             self._ranks,
         )
         return tag
 
     @property
     def failed(self) -> bool:
-        """Whether this rank already knows that the last state cannot be committed; `finish` says why."""
+        """True if this rank knows that the pending commit has failed; `finish` raises the reason."""
         return self._pending is not None and self._pending.failed
 
     def finish(self) -> None:
-        """Wait, all ranks together, until the last saved state is committed.
+        """Wait on all ranks until the last saved state is committed.
 
         Raises:
             OSError: on all ranks: it could not be written.
@@ -111,53 +128,53 @@ class Saver:
             pending.finish()
 
     def abandon(self) -> None:
-        """Wait, without the other ranks and not for long, for the state that is on its way."""
+        """Wait for the pending commit for at most `ABORT_WAIT_S`, without the other ranks."""
         if self._pending is not None:
-            self._pending.close(GRACE_S)
+            self._pending.close(ABORT_WAIT_S)
 
-    def _named(self, tag: Tag) -> Tag:
-        """The tag with what rank 0 finds in the run directory: its number, and a name never used before."""
+    def _with_unused_name(self, tag: Tag) -> Tag:
+        """Return the tag with the number and the take that rank 0 finds in the run directory."""
         found = tag
-        with writing_together(self._aside(tag), self._ranks):
+        with errors_on_all_ranks(self._temporary(tag), self._ranks):
             if self._ranks.rank == 0:
                 found = next_tag(tag, self._run_dir)
-        told = self._ranks.gather_texts(json.dumps([found.take, found.number]))[0]
-        take, number = json.loads(told)
+        take, number = json.loads(self._ranks.gather_texts(json.dumps([found.take, found.number]))[0])
         named = replace(tag, take=take, number=number)
         assert NAME_PATTERN.fullmatch(named.name), named.name
         return named
 
-    def _aside(self, tag: Tag) -> Path:
-        """Where a state is written before it has its name."""
+    def _temporary(self, tag: Tag) -> Path:
         return tag.folder(self._run_dir).with_name(tag.name + UNFINISHED)
 
-    def _write(self, engine: Any, tag: Tag, aside: Path) -> None:
-        """Write this rank's files of the state, without waiting for the disk."""
-        with writing_together(aside, self._ranks):
+    def _write(self, engine: Any, tag: Tag, temporary: Path) -> None:
+        """Write this rank's files of the state, without fsync."""
+        with errors_on_all_ranks(temporary, self._ranks):
             if self._ranks.rank == 0:
-                if aside.exists():
-                    shutil.rmtree(aside)
-                aside.mkdir(parents=True)
-        with writing_together(aside, self._ranks):
-            write_shards(engine, aside)
+                if temporary.exists():
+                    shutil.rmtree(temporary)
+                temporary.mkdir(parents=True)
+        with errors_on_all_ranks(temporary, self._ranks):
+            write_shards(engine, temporary)
             if self._ranks.rank == 0:
-                write_tensors(aside / WEIGHTS_FILE, module_weights(engine))
-                write_state(tag, self._run_dir, aside)
+                write_tensors(temporary / WEIGHTS_FILE, module_weights(engine))
+                write_tag(tag, self._run_dir, temporary)
 
-    def _publish(self, tag: Tag, manifest: Manifest, records: dict[str, FileRecord], aside: Path) -> None:
-        """Give a written state its name, on rank 0; then, in vain at worst, what is not needed for it."""
-        whole = manifest.model_copy(update={"files": records})
-        ShardedState(aside, whole)  # refuses to lack a rank's shard
-        write_manifest(whole, aside)
-        note_name(tag, self._run_dir)
-        aside.rename(tag.folder(self._run_dir))
-        sync(aside.parent)
+    def _publish(self, tag: Tag, manifest: Manifest, records: dict[str, FileRecord], temporary: Path) -> None:
+        """Commit by rename on rank 0; then update the pointer and prune (best effort)."""
+        complete = manifest.model_copy(update={"files": records})
+        ShardedState(temporary, complete)  # raises if a rank's shard is missing
+        write_manifest(complete, temporary)
+        record_name(tag, self._run_dir)
+        temporary.rename(tag.folder(self._run_dir))
+        sync(temporary.parent)
         try:
-            point_to(tag, self._run_dir)
-            self._committed(tag)
+            update_pointer(tag, self._run_dir)
+            self._on_commit(tag)
             prune(self._run_dir, self._policy)
         except OSError as error:
-            warnings.warn(f"{tag.name} is saved, but what comes after that failed: {error}", stacklevel=2)
+            warnings.warn(
+                f"{tag.name} is saved, but updating the pointer or pruning failed: {error}", stacklevel=2
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -174,22 +191,133 @@ class Saver:
             self.abandon()
 
 
-def module_weights(engine: Any) -> dict[str, Tensor]:
-    """Weights and persistent buffers as the forward pass uses them, by name; equal on all ranks in ZeRO-2."""
-    weights: dict[str, Tensor] = {}
-    places: set[tuple[int, int]] = set()
-    for name, tensor in engine.module.state_dict().items():
-        value = (tensor.float() if tensor.is_floating_point() else tensor).contiguous().cpu()
-        place = value.data_ptr(), value.numel()
-        # Tied weights lie in one place, and safetensors wants each name to have its own.
-        weights[name] = value.clone() if place in places else value
-        places.add(place)
-    return weights
-
-
 def _own_files(folder: Path, rank: int) -> Iterable[Path]:
-    """The files that this rank wrote: its shard, and on rank 0 what there is besides."""
+    """Yield the files that this rank wrote: its shard, and on rank 0 all files that are not shards."""
     for path in sorted(folder.iterdir()):
         shard = SHARD_NAME.fullmatch(path.name)
-        if (int(shard[1]) if shard else 0) == rank and not path.match(HASHES):
+        if (int(shard[1]) if shard else 0) == rank and not path.match(HASH_FILES):
             yield path
+
+
+class PendingCommit:
+    """Background commit of a state whose files are written.
+
+    Args:
+        folder: the temporary folder.
+        own: the files that this rank wrote.
+        publish: renames the folder; called on rank 0, in the background.
+        ranks: all ranks that wrote; only `finish` uses collectives.
+    """
+
+    def __init__(self, folder: Path, own: Sequence[Path], publish: Publish, ranks: RankGroup) -> None:
+        self._folder = folder
+        self._ranks = ranks
+        self._abandoned = Event()
+        self._publishing = Lock()
+        executor = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._hashed = executor.submit(self._hash, own)
+        self._published = executor.submit(self._publish, publish) if ranks.rank == 0 else None
+        executor.shutdown(wait=False)
+
+    @property
+    def failed(self) -> bool:
+        """True if this rank's part has already failed; never waits."""
+        parts = (self._hashed, self._published)
+        return any(part is not None and part.done() and part.exception() is not None for part in parts)
+
+    def finish(self) -> None:
+        """Wait on all ranks until the state is committed.
+
+        Raises:
+            OSError: on all ranks: a rank could not write.
+        """
+        try:
+            # First the ranks' own files: rank 0 would wait for the hashes of a rank that failed.
+            for future in (self._hashed, self._published):
+                raise_on_all_ranks(self._folder, None if future is None else future.exception(), self._ranks)
+        finally:
+            self._abandoned.set()
+
+    def close(self, timeout_s: float) -> None:
+        """Wait for at most `timeout_s` without the other ranks, which may be gone; then abandon the commit.
+
+        Afterwards nothing is committed any more, because another run may use the directory by then.
+        """
+        wait([future for future in (self._hashed, self._published) if future is not None], timeout_s)
+        with self._publishing:  # a commit in progress completes first
+            self._abandoned.set()
+
+    def _hash(self, own: Sequence[Path]) -> None:
+        """Flush and hash this rank's files, and write the hashes to a file for rank 0."""
+        records: dict[str, Any] = {}
+        for path in own:
+            record = sync_and_hash(path, threads=1)  # training needs the cores
+            records[path.name] = record.size, record.sha256
+        target = self._hash_file(self._ranks.rank)
+        part = target.with_name(f"{target.name}.part")
+        part.write_text(json.dumps(records))
+        part.replace(target)
+
+    def _publish(self, publish: Publish) -> None:
+        if self._hashed.exception() is None:
+            records = dict(self._records_of_all_ranks())
+            with self._publishing:
+                if self._abandoned.is_set():
+                    raise OSError("the commit was abandoned")
+                for rank in range(self._ranks.size):
+                    self._hash_file(rank).unlink()
+                publish(dict(sorted(records.items())))
+
+    def _records_of_all_ranks(self) -> Iterator[tuple[str, FileRecord]]:
+        pause = 0.01
+        for rank in range(self._ranks.size):
+            while not self._hash_file(rank).is_file():
+                if self._abandoned.wait(pause):
+                    raise OSError(f"rank {rank} did not finish its files")
+                pause = min(2 * pause, LONGEST_POLL_S)
+            found: Mapping[str, Any] = json.loads(self._hash_file(rank).read_text())
+            for name, (size, hashes) in found.items():
+                yield name, FileRecord(size, tuple(hashes))
+
+    def _hash_file(self, rank: int) -> Path:
+        return self._folder / f"hashes-{rank:05d}.json"
+
+
+def raise_on_all_ranks(temporary: Path, error: BaseException | None, ranks: RankGroup) -> None:
+    """Raise the same error on all ranks if a rank could not write; remove the temporary folder.
+
+    Args:
+        temporary: folder of the state that is being written.
+        error: error of this rank; None if it succeeded.
+        ranks: all ranks that write.
+
+    Raises:
+        OSError: on all ranks: a rank failed.
+    """
+    texts = ranks.gather_texts("" if error is None else str(error) or type(error).__name__)
+    problems = [f"rank {rank}: {text}" for rank, text in enumerate(texts) if text]
+    if not problems:
+        return
+    if ranks.rank == 0:
+        assert temporary.name.endswith(UNFINISHED), temporary
+        shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
+    more = f"; and {len(problems) - LISTED_RANKS} more ranks" if len(problems) > LISTED_RANKS else ""
+    raise OSError(
+        f"{temporary.stem} could not be saved: {'; '.join(problems[:LISTED_RANKS])}{more}. Earlier "
+        "states are unchanged. Remove the cause and repeat the command: it resumes from the last of them."
+    ) from error
+
+
+@contextmanager
+def errors_on_all_ranks(temporary: Path, ranks: RankGroup) -> Iterator[None]:
+    """Raise a rank's write error on all ranks, at the end of the block; no rank skips a collective.
+
+    Raises:
+        OSError: on all ranks: a rank could not write.
+    """
+    failure = None
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        failure = error
+    raise_on_all_ranks(temporary, failure, ranks)

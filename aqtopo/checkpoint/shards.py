@@ -1,33 +1,112 @@
-"""Reading the shards that ZeRO-2 saved, one file a rank, as whole tensors by parameter name."""
+"""Shards that ZeRO-2 saved, one file per rank, read as whole tensors by parameter name.
+
+A group's parameters are concatenated in a flat buffer, padded to a multiple of 2 W elements; rank r owns
+the r-th of W equal parts. With n elements a part has 2 ceil(n / 2W) elements, and rank r owns no parameter
+iff r times that >= n. Source: DeepSpeed 0.19.8, `runtime/zero/stage_1_and_2.py`
+(nccl_start_alignment_factor).
+"""
 
 import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from aqtopo.checkpoint.files import load_torch
 from aqtopo.checkpoint.manifest import Manifest
-from aqtopo.checkpoint.partition import owners
-from aqtopo.checkpoint.pickles import load_data
-from aqtopo.checkpoint.ranks import Ranks, share
+from aqtopo.checkpoint.ranks import RankGroup, shard
 from aqtopo.refusal import RefusedError
 
+ALIGNMENT = 2
 SHARD_NAME = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 MASTER = "fp32"
 KINDS = (MASTER, "exp_avg", "exp_avg_sq")
-"""What is kept for every trained element: the fp32 weight and Adam's two moments."""
+"""Kinds of tensors of every trained parameter: the fp32 weight and Adam's two moments."""
+
+
+class NamedTensors(Protocol):
+    """A state whose tensors are addressed by parameter name."""
+
+    def tensor(self, name: str, kind: str) -> Tensor:
+        """Return the whole fp32 tensor of a parameter: its weight or a moment."""
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Consecutive elements of one parameter that one rank owns.
+
+    Attributes:
+        name: the parameter.
+        start: first element, in the flattened parameter.
+        length: elements; at least 1.
+        offset: first element, in the rank's part of the group.
+    """
+
+    name: str
+    start: int
+    length: int
+    offset: int
+
+    @property
+    def in_parameter(self) -> slice:
+        """The elements in the flattened parameter."""
+        return slice(self.start, self.start + self.length)
+
+    @property
+    def in_part(self) -> slice:
+        """The elements in the rank's part of the group."""
+        return slice(self.offset, self.offset + self.length)
+
+
+def part_size(elements: int, world: int) -> int:
+    """Return the number of elements in each rank's part of a group, padding included."""
+    return -(-elements // (ALIGNMENT * world)) * ALIGNMENT
+
+
+def fragments(elements: Mapping[str, int], world: int, rank: int) -> Iterator[Fragment]:
+    """Yield the fragments of a group that `rank` of `world` owns.
+
+    Args:
+        elements: number of elements by parameter name, in the group's order.
+        world: number of ranks.
+        rank: one of them.
+    """
+    size = part_size(sum(elements.values()), world)
+    first, end, position = rank * size, (rank + 1) * size, 0
+    for name, count in elements.items():
+        begin, stop = max(first, position), min(end, position + count)
+        if begin < stop:
+            yield Fragment(name, begin - position, stop - begin, begin - first)
+        position += count
+
+
+def owners(elements: Mapping[str, int], world: int, name: str) -> Iterator[tuple[int, Fragment]]:
+    """Yield the fragments of one parameter of a group in order, each with the rank that owns it."""
+    size, before = part_size(sum(elements.values()), world), 0
+    for other, count in elements.items():
+        if other == name:
+            break
+        before += count
+    position, end = before, before + elements[name]
+    while position < end:
+        rank, offset = divmod(position, size)
+        length = min(end - position, size - offset)
+        yield rank, Fragment(name, position - before, length, offset)
+        position += length
 
 
 class ShardedState:
-    """A saved state as ZeRO-2 laid it out.
+    """A saved state in ZeRO-2's layout.
 
     Args:
         folder: the tag's folder.
         manifest: its manifest.
 
     Raises:
-        RefusedError: the shards are not those of ranks 0 to W - 1.
+        RefusedError: the manifest does not list exactly the shards of ranks 0 to W - 1.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -47,32 +126,23 @@ class ShardedState:
         self._loaded: dict[int, dict[str, Any]] = {}
 
     def tensor(self, name: str, kind: str) -> Tensor:
-        """The whole fp32 tensor of one parameter: its weight or one of its moments."""
-        info = self._manifest.parameters[name]
-        return self.elements(name, kind, slice(0, info.elements)).reshape(info.shape)
-
-    def elements(self, name: str, kind: str, place: slice) -> Tensor:
-        """Consecutive elements of a parameter's flattened fp32 weight or moment; reads only those."""
+        """Assemble the whole fp32 tensor of a parameter (weight or moment) from the ranks' fragments."""
         index, group = self._groups[name]
-        found = torch.empty(place.stop - place.start, dtype=torch.float32)
-        for rank, fragment in owners(group.elements, self._manifest.world_size, name):
-            first, end = max(fragment.start, place.start), min(fragment.in_parameter.stop, place.stop)
-            if first < end:
-                part = self._part(rank, index, kind)[fragment.in_part]
-                found[first - place.start : end - place.start] = part[
-                    first - fragment.start : end - fragment.start
-                ]
-        return found
+        parts = [
+            self._part(rank, index, kind)[fragment.in_part]
+            for rank, fragment in owners(group.elements, self._manifest.world_size, name)
+        ]
+        return torch.cat(parts).float().reshape(self._manifest.parameters[name].shape)
 
-    def check_steps(self, ranks: Ranks) -> None:
-        """Make sure that this rank's share of the shards counts as many updates as the manifest says.
+    def check_steps(self, ranks: RankGroup) -> None:
+        """Compare the step counts in this rank's portion of the shards with the manifest.
 
         Raises:
-            RefusedError: some rank did not.
+            RefusedError: a shard has another count.
         """
         for index, group in enumerate(self._manifest.groups):
             expected = self._manifest.optimizer_steps[group.name]
-            for rank in share(sorted(self._files), ranks):
+            for rank in shard(sorted(self._files), ranks):
                 counted = float(self._shard(rank)["base_optimizer_state"]["state"][index]["step"])
                 if counted != expected:
                     raise RefusedError(
@@ -81,15 +151,27 @@ class ShardedState:
                     )
 
     def _part(self, rank: int, index: int, kind: str) -> Tensor:
-        shard = self._shard(rank)
+        content = self._shard(rank)
         if kind == MASTER:
-            part: Tensor = shard["single_partition_of_fp32_groups"][index].detach()
+            part: Tensor = content["single_partition_of_fp32_groups"][index].detach()
         else:
-            part = shard["base_optimizer_state"]["state"][index][kind]
+            part = content["base_optimizer_state"]["state"][index][kind]
         return part
 
     def _shard(self, rank: int) -> dict[str, Any]:
-        """A rank's shard; its tensors stay on the disk until read, so that keeping it costs nothing."""
+        """Return a rank's shard; it is memory-mapped, so keeping it open takes no memory."""
         if rank not in self._loaded:
-            self._loaded[rank] = load_data(self._folder / self._files[rank])["optimizer_state_dict"]
+            self._loaded[rank] = load_torch(self._folder / self._files[rank])["optimizer_state_dict"]
         return self._loaded[rank]
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Return True if two tensors hold the same bits: NaN equals itself, and 0 differs from -0."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(_as_integers(one), _as_integers(other))
+
+
+def _as_integers(tensor: Tensor) -> Tensor:
+    integer = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return tensor.detach().contiguous().view(integer)

@@ -1,22 +1,25 @@
-"""Tags: the saved states of a run, each a folder that appears under its name only when it is complete.
+"""Saved states of a run: names, listing, the pointer to the last one, and removal.
 
 checkpoints/<tag>/            a saved state, committed by renaming it from <tag>.tmp
-checkpoints/<tag>.universal/  the same state by parameter name, made for resuming at any world size
-checkpoints/latest            the state committed last, for people and programs
-checkpoints/history           the names of all states ever committed, which are never used again
+checkpoints/<tag>.universal/  the same state by parameter name, for a resume at any world size
+checkpoints/latest            name of the state committed last
+checkpoints/history           names of all states ever committed; they are never reused
 
-`--resume auto` goes on from the committed state with the highest number. `latest` is written after a state
-has its name, so that a process killed in between leaves it one state behind; anything else that it may say
-is refused.
+`--resume auto` takes the committed state with the highest number. `latest` is updated after the rename, so
+after a kill it may be one state behind; a `latest` with any other content is refused.
 """
 
 import json
 import re
+import shutil
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aqtopo.checkpoint.files import seal, unseal, write_durably
+from aqtopo.checkpoint.files import append_checksum, remove_checksum, write_durably
+from aqtopo.checkpoint.locks import exclusive_lock, shared_lock
+from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
 
 CHECKPOINTS = "checkpoints"
@@ -37,11 +40,11 @@ class Tag:
     Attributes:
         epoch: epochs begun before this state, counted from 0.
         step: optimizer updates made.
-        step_in_epoch: of these, those of the current epoch.
-        val_loss: validation loss of this very state, or None where it was not validated.
+        step_in_epoch: updates made in the current epoch.
+        val_loss: validation loss of this state, or None if it was not validated.
         train_loss: training loss of the last step.
-        take: 1, or more where the run went back and came to the same step again: names are never reused.
-        number: which of the run's states it is, in the order in which they were saved, from 1.
+        take: 1, or more if the run resumed from an earlier state and reached the same step again.
+        number: position among the run's states in the order of saving, from 1.
     """
 
     epoch: int
@@ -54,57 +57,38 @@ class Tag:
 
     @property
     def name(self) -> str:
-        """The folder's name, such as `epoch03-step000311-val0.3557`."""
+        """Name of the folder, such as `epoch03-step000311-val0.3557`."""
         validated = "" if self.val_loss is None else f"-val{self.val_loss:.4f}"
         again = "" if self.take == 1 else f"-take{self.take}"
         return f"epoch{self.epoch:02d}-step{self.step:06d}{validated}{again}"
 
     def folder(self, run_dir: Path) -> Path:
-        """Where this state lies in a run directory."""
+        """Return the folder of this state in a run directory."""
         return run_dir / CHECKPOINTS / self.name
 
 
 def val_loss_in(name: str) -> float | None:
-    """The validation loss in a tag's name, with its four digits; None where there is none."""
+    """Return the validation loss in a tag's name, with its four digits; None if it has none."""
     match = VAL_LOSS.search(name)
     return float(match[1]) if match else None
 
 
-def write_state(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
-    """Describe a saved state beside its shards; a folder without this file is not a tag."""
+def write_tag(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
+    """Write `state.json` beside the shards; a folder without it is not a saved state."""
     target = (folder or tag.folder(run_dir)) / STATE_FILE
-    aside = target.with_suffix(".tmp")
-    aside.write_text(seal(json.dumps(asdict(tag), indent=1)))
-    aside.replace(target)
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)))
+    temporary.replace(target)
 
 
-def list_tags(run_dir: Path) -> list[Tag]:
-    """The saved states of a run in the order in which they were saved.
-
-    What a killed process left half done is none. A folder whose description is damaged or that of another one
-    is none either, which is said aloud: it must not stand in the way of the others.
-    """
-    found = []
-    for path in sorted((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}")):
-        if path.parent.name.endswith((UNFINISHED, DISCARDED, UNIVERSAL)):
-            continue
-        try:
-            found.append(read_state(path))
-        except FileNotFoundError:
-            continue  # pruned since it was listed
-        except ValueError as error:
-            warnings.warn(f"not counted among the saved states: {error}", stacklevel=2)
-    return sorted(found, key=lambda tag: (tag.number, tag.step, tag.take))
-
-
-def read_state(path: Path) -> Tag:
-    """What `write_state` wrote.
+def read_tag(path: Path) -> Tag:
+    """Read a `state.json`.
 
     Raises:
-        ValueError: it is not that, or describes another folder than its own.
+        ValueError: it is damaged, or describes another folder than its own.
     """
     try:
-        tag = Tag(**json.loads(unseal(path.read_bytes().decode())))
+        tag = Tag(**json.loads(remove_checksum(path.read_bytes().decode())))
         name = tag.name
     except (ValueError, TypeError) as error:
         raise ValueError(
@@ -115,16 +99,66 @@ def read_state(path: Path) -> Tag:
     return tag
 
 
+def list_tags(run_dir: Path) -> list[Tag]:
+    """Return the saved states of a run in the order in which they were saved.
+
+    Unfinished and discarded folders are left out. A folder whose `state.json` is damaged or describes
+    another folder is skipped with a warning.
+    """
+    found = []
+    for path in sorted((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}")):
+        if path.parent.name.endswith((UNFINISHED, DISCARDED, UNIVERSAL)):
+            continue
+        try:
+            found.append(read_tag(path))
+        except FileNotFoundError:
+            continue  # pruned since it was listed
+        except ValueError as error:
+            warnings.warn(f"a saved state is skipped: {error}", stacklevel=2)
+    return sorted(found, key=lambda tag: (tag.number, tag.step, tag.take))
+
+
+def best_tag(run_dir: Path) -> Tag | None:
+    """Return the state with the lowest validation loss, or None."""
+    validated = [tag for tag in list_tags(run_dir) if tag.val_loss is not None]
+    return min(validated, key=lambda tag: (tag.val_loss, tag.step), default=None)
+
+
+def last_tag(run_dir: Path) -> Tag | None:
+    """Return the state saved last, or None."""
+    return next(reversed(list_tags(run_dir)), None)
+
+
+def find_tag(run_dir: Path, name: str) -> Tag:
+    """Return the state called `name`, or the `best` or `last` one.
+
+    Raises:
+        ValueError: there is no such state; the message lists the existing ones.
+    """
+    known = {tag.name: tag for tag in list_tags(run_dir)}
+    shorthands = {"best": best_tag(run_dir), "last": last_tag(run_dir)}
+    known |= {word: tag for word, tag in shorthands.items() if tag is not None}
+    if name not in known:
+        unread = any((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}"))
+        none = (
+            f"none with a readable {STATE_FILE}: see `aqtopo checkpoint ls {run_dir}`"
+            if unread
+            else "none: train it first with `aqtopo train`"
+        )
+        raise ValueError(f"{run_dir} has no saved state {name!r}; it has {', '.join(known) or none}.")
+    return known[name]
+
+
 def next_tag(tag: Tag, run_dir: Path) -> Tag:
-    """A tag with its number, and under a name that no state of the run ever had."""
+    """Return the tag with its number and with a name that no state of the run ever had."""
     used = set(_history(run_dir).split())
     while tag.name in used or tag.folder(run_dir).exists():
         tag = replace(tag, take=tag.take + 1)
     return replace(tag, number=1 + max((known.number for known in list_tags(run_dir)), default=0))
 
 
-def note_name(tag: Tag, run_dir: Path) -> None:
-    """Enter a name, before it is given, among those that are used."""
+def record_name(tag: Tag, run_dir: Path) -> None:
+    """Add a name to the history of used names, before the rename."""
     write_durably(run_dir / CHECKPOINTS / HISTORY, f"{_history(run_dir)}{tag.name}\n")
 
 
@@ -133,19 +167,8 @@ def _history(run_dir: Path) -> str:
     return history.read_bytes().decode(errors="replace") if history.is_file() else ""
 
 
-def best_tag(run_dir: Path) -> Tag | None:
-    """The state with the lowest validation loss, or None."""
-    validated = [tag for tag in list_tags(run_dir) if tag.val_loss is not None]
-    return min(validated, key=lambda tag: (tag.val_loss, tag.step), default=None)
-
-
-def last_tag(run_dir: Path) -> Tag | None:
-    """The state saved last, or None."""
-    return next(reversed(list_tags(run_dir)), None)
-
-
-def pointed_name(run_dir: Path) -> str | None:
-    """The name in the pointer; None where there is no pointer."""
+def _read_pointer(run_dir: Path) -> str | None:
+    """Return the name in the pointer; None if there is no pointer."""
     pointer = run_dir / CHECKPOINTS / POINTER
     if not pointer.is_file():
         return None
@@ -154,49 +177,83 @@ def pointed_name(run_dir: Path) -> str | None:
 
 
 def check_pointer(run_dir: Path) -> None:
-    """Make sure that the pointer, if there is one, names the state saved last or the one before that.
+    """Check that the pointer, if it exists, names one of the two states saved last.
 
     Raises:
-        RefusedError: it does not, so that the state saved last is lost or not known.
+        RefusedError: it names another one, so the state saved last is lost or unknown.
     """
-    named, tags = pointed_name(run_dir), list_tags(run_dir)
+    named, tags = _read_pointer(run_dir), list_tags(run_dir)
     if named is None or named in [tag.name for tag in tags[-2:]]:
         return
     known = [tag.name for tag in tags]
-    what = "is not the state saved last" if named in known else "is not a complete saved state"
+    fault = "is not the state saved last" if named in known else "is not a complete saved state"
     raise RefusedError(
-        f"{run_dir / CHECKPOINTS / POINTER} names {named!r}, which {what}. "
-        f"Say from which to go on: --resume {' or --resume '.join(known) or 'PATH'}"
+        f"{run_dir / CHECKPOINTS / POINTER} names {named!r}, which {fault}. "
+        f"Name the state to resume from: --resume {' or --resume '.join(known) or 'PATH'}"
     )
 
 
-def point_to(tag: Tag, run_dir: Path) -> None:
-    """Say that `tag` is the state saved last."""
+def update_pointer(tag: Tag, run_dir: Path) -> None:
+    """Make the pointer name `tag`."""
     write_durably(run_dir / CHECKPOINTS / POINTER, f"{tag.name}\n")
 
 
-def mend_pointer(run_dir: Path) -> None:
-    """Bring the pointer up to date where a process was killed before it did, lest it fall two behind."""
+def repair_pointer(run_dir: Path) -> None:
+    """Make the pointer name the last state; a process killed after a rename leaves it one state behind."""
     last = last_tag(run_dir)
-    if last is not None and pointed_name(run_dir) != last.name:
-        point_to(last, run_dir)
+    if last is not None and _read_pointer(run_dir) != last.name:
+        update_pointer(last, run_dir)
 
 
-def find_tag(run_dir: Path, name: str) -> Tag:
-    """The state called `name`, or the `best` or `last` one.
+def prune(run_dir: Path, policy: CheckpointConfig) -> None:
+    """Remove all states but the last, the best by validation loss and the periodic ones.
 
-    Raises:
-        ValueError: there is none; the message lists those there are.
+    A state that cannot be removed is kept with a warning; the next pruning tries again.
     """
-    known = {tag.name: tag for tag in list_tags(run_dir)}
-    shorthands = {"best": best_tag(run_dir), "last": last_tag(run_dir)}
-    known |= {word: tag for word, tag in shorthands.items() if tag is not None}
-    if name not in known:
-        unread = any((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}"))
-        none = (
-            f"none whose {STATE_FILE} can be relied on: see `aqtopo checkpoint ls {run_dir}`"
-            if unread
-            else "none: train it first with `aqtopo train`"
-        )
-        raise ValueError(f"{run_dir} has no saved state {name!r}; it has {', '.join(known) or none}.")
-    return known[name]
+    tags = list_tags(run_dir)
+    validated = [tag for tag in tags if tag.val_loss is not None]
+    best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
+    every = policy.keep_every_steps
+    periodic = [tag for tag in tags if every is not None and tag.step % every == 0]
+    kept = {tag.name for tag in [*best, *periodic, *tags[-1:]]} | {_read_pointer(run_dir)}
+    for tag in tags:
+        if tag.name not in kept:
+            try:
+                _remove_if_unread(tag.folder(run_dir))
+            except OSError as error:
+                warnings.warn(f"{tag.name} cannot be removed: {error}", stacklevel=2)
+
+
+def remove_stale(run_dir: Path) -> None:
+    """Remove unfinished and partly removed folders of killed processes."""
+    for suffix in (UNFINISHED, DISCARDED):
+        for leftover in (run_dir / CHECKPOINTS).glob(f"*{suffix}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    for universal in (run_dir / CHECKPOINTS).glob(f"*{UNIVERSAL}"):
+        if not universal.with_name(universal.name.removesuffix(UNIVERSAL)).exists():
+            shutil.rmtree(universal)
+
+
+def read_lock(folder: Path) -> AbstractContextManager[None]:
+    """Return a lock that keeps a saved state, of either layout, from being pruned.
+
+    It is a no-op for a folder without `state.json`, which no run prunes.
+    """
+    owner = folder.parent.with_name(folder.name) if folder.parent.name == folder.name + UNIVERSAL else folder
+    path = owner / STATE_FILE
+    return shared_lock(path) if path.is_file() else nullcontext()
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder: rename it first, so that a killed process leaves no incomplete state."""
+    discarded = folder.with_name(folder.name + DISCARDED)
+    folder.rename(discarded)
+    shutil.rmtree(discarded)
+
+
+def _remove_if_unread(folder: Path) -> None:
+    """Remove a state and its universal form, unless another process holds a read lock."""
+    with exclusive_lock(folder / STATE_FILE) as held:
+        if held:
+            remove_folder(folder)
+            shutil.rmtree(folder.with_name(folder.name + UNIVERSAL), ignore_errors=True)

@@ -1,24 +1,42 @@
-"""The universal layout: a saved state by parameter name, from which any number of ranks can go on.
+"""Universal layout: a saved state by parameter name, from which any number of ranks can resume.
 
     <tag>.universal/latest_universal                      the tag
     <tag>.universal/<tag>/manifest.json, weights.safetensors
     <tag>.universal/<tag>/mp_rank_00_model_states.pt      counters
-    <tag>.universal/<tag>/zero/optimizer_state.pt         one entry a group, in order
+    <tag>.universal/<tag>/zero/optimizer_state.pt         one entry per group, in order
     <tag>.universal/<tag>/zero/<parameter>/{fp32,exp_avg,exp_avg_sq,step}.pt
 
-It is DeepSpeed's own layout, and DeepSpeed can load it. It is written here and not by DeepSpeed's converter,
-which drops state without a word where a shard or a glob fails, and runs whatever code a file holds.
+It is DeepSpeed's own layout, and DeepSpeed can load it. DeepSpeed's converter is not used: it silently
+drops state if a shard or a glob fails, and it unpickles arbitrary globals.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.manifest import Manifest, read_manifest
-from aqtopo.checkpoint.pickles import load_data
-from aqtopo.checkpoint.tags import UNIVERSAL
+from aqtopo.checkpoint.files import FileRecord, check_files, load_torch, save_torch, sync, sync_and_hash
+from aqtopo.checkpoint.locks import exclusive_lock_on_all_ranks
+from aqtopo.checkpoint.manifest import (
+    MANIFEST_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
+from aqtopo.checkpoint.ranks import (
+    RankGroup,
+    gather_mappings,
+    raise_problems_on_all_ranks,
+    shard,
+    shard_by_size,
+)
+from aqtopo.checkpoint.shards import KINDS, NamedTensors, ShardedState, same_bits
+from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
 from aqtopo.refusal import RefusedError
 
 LATEST = "latest_universal"
@@ -27,40 +45,43 @@ ZERO = "zero"
 OPTIMIZER_STATE = f"{ZERO}/optimizer_state.pt"
 STEP = "step"
 
+CONVERSION_TIMEOUT_S = 300.0
+"""Longest wait for another run that converts the same state; its result is then used."""
+
 
 def universal_folder(tag_folder: Path) -> Path:
-    """Where the universal form of a saved state lies: a sibling, with a folder of the tag's name in it."""
+    """Return the inner folder of a saved state's universal form, `<tag>.universal/<tag>` beside the tag."""
     return tag_folder.with_name(tag_folder.name + UNIVERSAL) / tag_folder.name
 
 
 def folder_in(outer: Path) -> Path:
-    """The inner folder of a universal checkpoint, which its own file names.
+    """Return the inner folder of a universal checkpoint, which `latest_universal` names.
 
     Raises:
-        RefusedError: the file names no folder beside it.
+        RefusedError: `latest_universal` names no folder beside it.
     """
     text = (outer / LATEST).read_bytes().decode(errors="replace")
     folders = [path for path in sorted(outer.iterdir()) if path.is_dir()]
     for folder in folders:
         if text == f"{folder.name}\n":
             return folder
-    there = " or ".join(str(folder) for folder in folders) or "none"
-    raise RefusedError(f"{outer / LATEST} names {text!r}, and beside it there is {there}. Name that folder.")
+    found = " or ".join(str(folder) for folder in folders) or "none"
+    raise RefusedError(f"{outer / LATEST} names {text!r}; the folders beside it: {found}. Name that folder.")
 
 
 def tensor_file(name: str, kind: str) -> str:
-    """Path of a parameter's tensor within the universal folder."""
+    """Return the path of a parameter's file within the inner folder."""
     return f"{ZERO}/{name}/{kind}.pt"
 
 
 class UniversalState:
-    """A saved state by parameter name; tensors are read from the disk only as far as they are used.
+    """A saved state in the universal layout; tensors are memory-mapped.
 
     Args:
         folder: the inner folder, with the manifest.
 
     Raises:
-        RefusedError: the manifest cannot be read or is not of this layout.
+        RefusedError: the manifest cannot be read or describes another layout.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,40 +91,45 @@ class UniversalState:
             raise RefusedError(f"{folder} holds a {self.manifest.layout} state, not a universal one.")
 
     def check(self, names: Sequence[str]) -> None:
-        """Compare counters, and the step counts of the parameters `names`, with the manifest.
+        """Compare the counters, and the step counts of the parameters `names`, with the manifest.
 
         Raises:
-            RefusedError: a file says something else, or holds more than data.
+            RefusedError: a value differs, or a file cannot be loaded.
         """
         manifest = self.manifest
         check_counters(self.folder / MODEL_STATES, manifest)
-        if len(load_data(self.folder / OPTIMIZER_STATE)["param_groups"]) != len(manifest.groups):
-            raise RefusedError(f"{self.folder / OPTIMIZER_STATE} has not {len(manifest.groups)} groups.")
+        groups = len(load_torch(self.folder / OPTIMIZER_STATE)["param_groups"])
+        if groups != len(manifest.groups):
+            raise RefusedError(
+                f"{self.folder / OPTIMIZER_STATE} has {groups} groups, but the manifest has "
+                f"{len(manifest.groups)}."
+            )
         for group in manifest.groups:
+            expected = manifest.optimizer_steps[group.name]
             for name in group.elements.keys() & set(names):
                 path = self.folder / tensor_file(name, STEP)
-                if float(load_data(path)) != manifest.optimizer_steps[group.name]:
-                    raise RefusedError(f"{path} is not step {manifest.optimizer_steps[group.name]:g}.")
+                if (found := float(load_torch(path))) != expected:
+                    raise RefusedError(f"{path} holds step {found:g}, but the manifest says {expected:g}.")
 
     def tensor(self, name: str, kind: str) -> Tensor:
-        """The whole fp32 tensor of a parameter: its weight or a moment.
+        """Return the whole fp32 tensor of a parameter: its weight or a moment.
 
         Raises:
-            RefusedError: the file cannot be read, or its tensor is of another shape or type.
+            RefusedError: the file cannot be read, or its tensor has another shape or type.
         """
         path = self.folder / tensor_file(name, kind)
-        data = load_data(path)
+        data = load_torch(path)
         found = data.get("param") if isinstance(data, dict) else None
         expected = self.manifest.parameters[name].shape
         if not isinstance(found, Tensor) or tuple(found.shape) != expected or found.dtype != torch.float32:
-            what = (
+            content = (
                 f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
             )
-            raise RefusedError(f"{path} holds {what}, but the manifest says {expected} torch.float32.")
+            raise RefusedError(f"{path} holds {content}, but the manifest says {expected} torch.float32.")
         return found
 
     def elements(self, name: str, kind: str, place: slice) -> Tensor:
-        """Consecutive elements of a parameter's flattened fp32 weight or moment; reads only those.
+        """Return consecutive elements of a parameter's flattened fp32 weight or moment; reads only those.
 
         Raises:
             RefusedError: as `tensor`.
@@ -112,12 +138,12 @@ class UniversalState:
 
 
 def check_counters(path: Path, manifest: Manifest) -> None:
-    """Compare the counters that DeepSpeed saved with the manifest's.
+    """Compare the counters that DeepSpeed saved with the manifest.
 
     Raises:
-        RefusedError: they differ, or the file holds more than data.
+        RefusedError: a counter differs, or the file cannot be loaded.
     """
-    counters = load_data(path)
+    counters = load_torch(path)
     expected = {
         "global_steps": manifest.run.position.step,
         "global_samples": manifest.global_samples,
@@ -126,3 +152,198 @@ def check_counters(path: Path, manifest: Manifest) -> None:
     for name, value in expected.items():
         if counters.get(name) != value:
             raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")
+
+
+def open_universal(source: Path, ranks: RankGroup) -> UniversalState:
+    """Open the universal form of a saved state after checking all files; convert if it is missing or damaged.
+
+    Args:
+        source: the folder of a tag, or of a universal state.
+        ranks: all processes that resume.
+
+    Raises:
+        RefusedError: on all ranks: the state's own files are damaged or contradict its manifest.
+        BusyError: on all ranks: another run is still converting the state.
+    """
+    manifest = read_manifest(source)
+    check_files(source, manifest.files, ranks)
+    if manifest.layout == "universal":
+        return _open_checked(source, manifest, ranks)
+    target = universal_folder(source)
+    if _is_usable(target, source, manifest, ranks):
+        return _open_checked(target, manifest, ranks)
+    busy = f"{source} is being converted"
+    remedy = "Wait until the other run has resumed, and try again."
+    with exclusive_lock_on_all_ranks(source / MANIFEST_FILE, ranks, busy, remedy, CONVERSION_TIMEOUT_S):
+        if not _is_usable(target, source, manifest, ranks):  # the other run may have converted it
+            convert(source, target, ranks)
+    return UniversalState(target)
+
+
+def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: RankGroup) -> bool:
+    """Return True if the universal form exists and is undamaged; warn if it is damaged."""
+    if ranks.gather_texts(str(target.parent.exists()))[0] != str(True):
+        return False
+    problems = []
+    try:
+        found = read_manifest(target)
+        if (found.layout, found.run, found.groups) != ("universal", manifest.run, manifest.groups):
+            problems = [f"{target} is the universal form of another state"]
+    except RefusedError as error:
+        problems = [str(error)]
+    try:
+        raise_problems_on_all_ranks(ranks, f"{target} cannot be used", problems)
+        check_files(target, found.files, ranks)
+    except RefusedError as refusal:
+        if ranks.rank == 0:
+            warnings.warn(f"{refusal} Converting again from {source}, which is undamaged.", stacklevel=3)
+        return False
+    return True
+
+
+def _open_checked(folder: Path, manifest: Manifest, ranks: RankGroup) -> UniversalState:
+    """Open a universal state with correct hashes and compare its counters and steps with its manifest."""
+    state, problems = UniversalState(folder), []
+    try:
+        state.check(shard(list(manifest.parameters), ranks))
+    except RefusedError as error:
+        problems = [str(error)]
+    raise_problems_on_all_ranks(ranks, f"{folder} cannot be used", problems)
+    return state
+
+
+def convert(source: Path, target: Path, ranks: RankGroup) -> None:
+    """Convert a sharded tag to the universal layout, on all ranks.
+
+    Args:
+        source: the tag's folder; its files are already checked.
+        target: the inner folder to write; an existing one is replaced.
+        ranks: all processes that take part.
+
+    Raises:
+        RefusedError: on all ranks: a shard is damaged, or a written file differs when it is read back.
+    """
+    manifest = read_manifest(source)
+    problems = []
+    try:
+        shards = ShardedState(source, manifest)
+        shards.check_steps(ranks)
+        check_counters(source / MODEL_STATES, manifest)
+    except RefusedError as error:
+        problems = [str(error)]
+    raise_problems_on_all_ranks(ranks, f"{source} cannot be converted", problems)
+    write_universal(manifest, shards, lambda path: _link_weights(source, manifest, path), target, ranks)
+
+
+def write_universal(
+    manifest: Manifest,
+    state: NamedTensors,
+    write_weights: Callable[[Path], FileRecord],
+    target: Path,
+    ranks: RankGroup,
+) -> None:
+    """Write a state in the universal layout into a temporary folder; commit by atomic rename.
+
+    Args:
+        manifest: of the state; its files and layout are replaced.
+        state: the tensors.
+        write_weights: writes the module's weights to the given path and returns the file's record.
+        target: the inner folder to write.
+        ranks: all processes that take part; each writes its shard of the tensors, one at a time.
+
+    Raises:
+        RefusedError: on all ranks: a tensor cannot be read, or differs when it is read back.
+    """
+    temporary = target.parent.with_name(target.parent.name + UNFINISHED)
+    folder = temporary / target.name
+    if ranks.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for name in manifest.parameters:
+            (folder / ZERO / name).mkdir(parents=True)
+    ranks.barrier()
+    problems, written = [], []
+    try:
+        for name, kind in assigned_files(manifest, ranks):
+            written.append(tensor_file(name, kind))
+            _write_file(manifest, state, name, kind, folder / written[-1])
+        if ranks.rank == 0:
+            written += _write_common(manifest, folder)
+    except RefusedError as error:
+        problems = [str(error)]
+    raise_problems_on_all_ranks(ranks, f"{target} cannot be written", problems)
+    own = {name: sync_and_hash(folder / name) for name in written}
+    found = gather_mappings({name: (record.size, record.sha256) for name, record in own.items()}, ranks)
+    if ranks.rank == 0:
+        records = {name: FileRecord(size, tuple(hashes)) for name, (size, hashes) in found.items()}
+        records[WEIGHTS_FILE] = write_weights(folder / WEIGHTS_FILE)
+        changes = {"layout": "universal", "files": dict(sorted(records.items()))}
+        write_manifest(manifest.model_copy(update=changes), folder)
+        _commit(temporary, target.parent)
+    ranks.barrier()
+
+
+def assigned_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]]:
+    """Return parameter and kind of the files that this rank writes; sizes are balanced among ranks."""
+    files = [(name, kind) for name in manifest.parameters for kind in (*KINDS, STEP)]
+    sizes = [1 if kind == STEP else manifest.parameters[name].elements for name, kind in files]
+    return shard_by_size(files, sizes, ranks)
+
+
+def _write_file(manifest: Manifest, state: NamedTensors, name: str, kind: str, path: Path) -> None:
+    """Write one tensor or step count; read a tensor back and compare.
+
+    Raises:
+        RefusedError: the tensor cannot be read, or differs when it is read back.
+    """
+    if kind == STEP:
+        (step,) = (manifest.optimizer_steps[g.name] for g in manifest.groups if name in g.elements)
+        save_torch(torch.tensor(step, dtype=torch.float32), path)
+        return
+    tensor = state.tensor(name, kind)
+    save_torch({"param": tensor}, path)
+    if not same_bits(load_torch(path)["param"], tensor):
+        raise RefusedError(f"{path}: the tensor read back differs from the tensor written.")
+
+
+def _write_common(manifest: Manifest, folder: Path) -> list[str]:
+    """Write the files that DeepSpeed needs besides the tensors; return their names.
+
+    Groups contain no hyperparameters, and clipping and the loss scaler are left out: DeepSpeed would let them
+    override the run's configuration.
+    """
+    from deepspeed import __version__
+
+    save_torch(
+        {"param_groups": [{} for _ in manifest.groups], "ds_version": __version__}, folder / OPTIMIZER_STATE
+    )
+    counters = {
+        "dp_world_size": manifest.world_size,
+        "mp_world_size": 1,
+        "global_steps": manifest.run.position.step,
+        "global_samples": manifest.global_samples,
+        "skipped_steps": manifest.skipped_steps,
+    }
+    save_torch(counters, folder / MODEL_STATES)
+    (folder.parent / LATEST).write_text(folder.name + "\n")
+    sync(folder.parent / LATEST)
+    return [OPTIMIZER_STATE, MODEL_STATES]
+
+
+def _link_weights(source: Path, manifest: Manifest, target: Path) -> FileRecord:
+    """Hard-link the weights, which are already checked; copy them if the file system has no hard links."""
+    try:
+        os.link(source / WEIGHTS_FILE, target)
+    except OSError:
+        shutil.copyfile(source / WEIGHTS_FILE, target)
+        return sync_and_hash(target)
+    return manifest.files[WEIGHTS_FILE]
+
+
+def _commit(temporary: Path, final: Path) -> None:
+    """Flush all folders and rename; replace an existing universal form."""
+    for path in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+        sync(path)
+    if final.exists():
+        remove_folder(final)
+    temporary.replace(final)
+    sync(final.parent)

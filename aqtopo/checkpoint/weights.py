@@ -1,4 +1,4 @@
-"""Reading weights back for evaluation and forecasts: safetensors only, neither pickle nor DeepSpeed."""
+"""Trained runs for evaluation and forecasts; reads safetensors only, no pickle and no DeepSpeed."""
 
 import hashlib
 import warnings
@@ -10,16 +10,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from aqtopo.checkpoint.files import check_files
-from aqtopo.checkpoint.manifest import RunFacts, read_manifest
-from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.checkpoint.retention import reading
-from aqtopo.checkpoint.tags import Tag, find_tag
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, RunFacts, read_manifest
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.tags import Tag, find_tag, read_lock
 from aqtopo.config import RunConfig, load_config
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import AirQualityViT, Terrain, build_model
 
-WEIGHTS_FILE = "weights.safetensors"
 CONFIG_FILE = "config.json"
 
 
@@ -28,12 +26,12 @@ class LoadedRun:
     """A trained run, ready to forecast.
 
     Attributes:
-        run_dir: where it lies.
+        run_dir: its run directory.
         config: its configuration.
-        tag: which saved state was read.
+        tag: the saved state that was loaded.
         model: in evaluation mode, on the CPU.
         store: the opened data.
-        normalization: maps fields to what the model sees, and back.
+        normalization: maps fields to model inputs, and back.
     """
 
     run_dir: Path
@@ -45,7 +43,7 @@ class LoadedRun:
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors by name from a safetensors file.
+    """Read the tensors of a safetensors file by name.
 
     Raises:
         ValueError: the file is missing or damaged.
@@ -57,7 +55,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_run_config(run_dir: Path) -> RunConfig:
-    """The configuration a run was trained with.
+    """Read the configuration that a run was trained with.
 
     Raises:
         ValueError: `run_dir` is not a run directory.
@@ -71,9 +69,9 @@ def read_run_config(run_dir: Path) -> RunConfig:
 
 
 def scaling_digest(config: RunConfig, store: Store) -> str:
-    """SHA-256 of what turns a store's hours into the model's inputs: normalisation, terrain, latitudes.
+    """Return the SHA-256 of what determines the model's inputs: normalisation, terrain, latitudes.
 
-    Longitudes too, where the local bias reads distances off them; nothing else does.
+    Longitudes are included only with a local bias, which computes distances from them.
     """
     normalization = normalization_for(config, store)
     digest = hashlib.sha256()
@@ -86,21 +84,21 @@ def scaling_digest(config: RunConfig, store: Store) -> str:
 
 
 def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:
-    """Compare the store with the one that was trained on; another's normalisation would give nonsense.
+    """Compare the store with the training data.
 
     Raises:
-        ValueError: normalisation or terrain are others.
+        ValueError: normalisation or terrain differ.
     """
     if run.data_digest in (None, store.digest):
         return
     if run.scaling_digest != scaling_digest(config, store):
         raise ValueError(
             f"{config.data.store} has another normalisation or terrain than the data that {run_dir} was "
-            "trained on, and its forecasts would be nonsense. Put the store of the training back."
+            "trained on, so its forecasts would be wrong. Restore the store of the training."
         )
     warnings.warn(
-        f"{config.data.store} has changed since {run_dir} was trained, though neither its normalisation nor "
-        "its terrain: what follows is about the data as they are today",
+        f"{config.data.store} has changed since {run_dir} was trained; its normalisation and terrain have "
+        "not. The results are for the current data",
         stacklevel=3,
     )
 
@@ -113,8 +111,9 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
         tag: `best`, `last` or a tag's name.
 
     Raises:
-        ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
-        RefusedError: the weights are not those that were saved.
+        ValueError: there is no such run or tag, the weights do not fit the model, or the store is invalid or
+            another one.
+        RefusedError: the weights differ from the saved ones.
     """
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
@@ -122,10 +121,10 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
-        with reading(path.parent):
+        with read_lock(path.parent):
             manifest = read_manifest(path.parent)
             _check_data(manifest.run, config, store, run_dir)
-            check_files(path.parent, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]}, ALONE)
+            check_files(path.parent, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]}, SINGLE_RANK)
             model.load_state_dict(load_weights(path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error

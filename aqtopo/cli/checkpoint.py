@@ -90,24 +90,24 @@ def convert(
     tag: State, out: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.")]
 ) -> None:
     """Write a saved state by parameter name, as DeepSpeed's universal checkpoint."""
-    from aqtopo.checkpoint.convert import convert as convert_state
     from aqtopo.checkpoint.files import check_files
     from aqtopo.checkpoint.inspection import find_state
     from aqtopo.checkpoint.manifest import read_manifest
-    from aqtopo.checkpoint.ranks import ALONE
-    from aqtopo.checkpoint.retention import reading
+    from aqtopo.checkpoint.ranks import SINGLE_RANK
+    from aqtopo.checkpoint.tags import read_lock
+    from aqtopo.checkpoint.universal import convert as convert_state
 
     source = find_state(tag)
     manifest = read_manifest(source)
     if manifest.layout == "universal":
         raise ValueError(f"{source} is already universal.")
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+        raise ValueError(f"{out} exists and is not overwritten. Name another folder.")
     if source.resolve() in out.resolve().parents:
         raise ValueError(f"{out} lies in {source}, which is not written to. Name a folder elsewhere.")
-    with reading(source):
-        check_files(source, manifest.files, ALONE)
-        convert_state(source, out / source.name, ALONE)
+    with read_lock(source):
+        check_files(source, manifest.files, SINGLE_RANK)
+        convert_state(source, out / source.name, SINGLE_RANK)
     print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
 
 
@@ -164,7 +164,7 @@ def import_lightning_command(
 ) -> None:
     """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
     from aqtopo.checkpoint.changes import Allowed
-    from aqtopo.checkpoint.lightning_match import Listing
+    from aqtopo.checkpoint.lightning_match import ParameterOrder
     from aqtopo.config import load_config
     from aqtopo.training.lightning_import import import_lightning
 
@@ -173,7 +173,7 @@ def import_lightning_command(
         out,
         load_config(config),
         [_rule(text) for text in rules or ()],
-        Listing.parse(order),
+        ParameterOrder.parse(order),
         Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import ALONE, Ranks, share
+from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup, shard
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.walk import Report, in_silence, spans
@@ -83,7 +83,7 @@ def climatology_of(
     pollutants: Sequence[str],
     years: Sequence[int],
     report: Report = in_silence,
-    ranks: Ranks = ALONE,
+    ranks: RankGroup = SINGLE_RANK,
 ) -> Climatology:
     """Fit each pollutant over all hours of the calendar years.
 
@@ -102,7 +102,7 @@ def climatology_of(
         )
     times = np.concatenate([store.times[first:last] for first, last in ranges])
     sums = _Sums(_harmonics_for(times), (len(pollutants), len(store.lat), len(store.lon)))
-    own, channels = share(ranges, ranks), channel_indices(store, pollutants)
+    own, channels = shard(ranges, ranks), channel_indices(store, pollutants)
     done, all_hours = 0, sum(last - first for first, last in own)
     report("hours of climatology", done, all_hours)
     for first, last in own:
@@ -143,10 +143,10 @@ class _Sums:
                 sums[hour] += height * known
                 products[hour] += height * values
 
-    def added_up(self, ranks: Ranks) -> "_Sums":
+    def added_up(self, ranks: RankGroup) -> "_Sums":
         """The sums of all processes."""
         for array in (self._count, self._values, self._waves, self._products):
-            array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
+            array[...] = ranks.all_reduce_sum(torch.from_numpy(array)).numpy()
         return self
 
     def fit(self, times: Hours) -> tuple[Values, Values]:

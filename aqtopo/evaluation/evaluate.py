@@ -12,7 +12,7 @@ import torch
 import xarray as xr
 
 from aqtopo.checkpoint import LoadedRun
-from aqtopo.checkpoint.ranks import ALONE, Ranks
+from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
@@ -47,7 +47,7 @@ class Tally(Protocol):
     def add(self, cases: Cases) -> None:
         """Add a batch."""
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: RankGroup) -> None:
         """Add the other processes' sums to these."""
 
     def tables(self) -> Mapping[str, xr.Dataset]:
@@ -98,7 +98,7 @@ def evaluate(
     run: LoadedRun,
     split: EvaluatedSplit = "test",
     report: Report = in_silence,
-    ranks: Ranks = ALONE,
+    ranks: RankGroup = SINGLE_RANK,
     extras: Extras = NOTHING_MORE,
     climatology: Climatology | None = None,
 ) -> Evaluation:
@@ -140,7 +140,7 @@ def evaluate(
         report("forecasts", done, due)
     for tally in tallies:
         tally.add_up(ranks)
-    filled = int(ranks.add_up(torch.tensor(filled)))
+    filled = int(ranks.all_reduce_sum(torch.tensor(filled)))
     head = _provenance(run, split, init_times, climatology, areas) | {"inputs_filled": filled}
     return _evaluation({name: table for tally in tallies for name, table in tally.tables().items()}, head)
 
@@ -175,7 +175,9 @@ def _init_times(
     return common
 
 
-def _tallies(run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras, ranks: Ranks) -> list[Tally]:
+def _tallies(
+    run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras, ranks: RankGroup
+) -> list[Tally]:
     data = run.config.data
     forecasts = FORECASTS if extras.against is None else (*FORECASTS, extras.against.name)
     axes = Axes(forecasts, data.targets, data.horizons, np.unique(init_times.astype("datetime64[D]")), areas)

@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scores.categorical import BasicContingencyManager
 
-from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
 from aqtopo.evaluation.cases import Cases
@@ -102,7 +102,7 @@ class Exceedances:
             cells = (outcome & enough).reshape(*outcome.shape[:2], len(self._weights)).astype(np.float64)
             counts[:, key[0]] += cells @ self._weights
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: RankGroup) -> None:
         """Complete the days that several processes have hours of, one by one, then add all counts up."""
         shape = (len(self._axes.forecasts) + 1, *self._blank)
         for key in sorted(self._split):

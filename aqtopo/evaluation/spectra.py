@@ -14,7 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import Cases
@@ -70,7 +70,7 @@ class Spectra:
         means: Values = sums / np.bincount(self._rings[inside], minlength=size)
         return means
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: RankGroup) -> None:
         """Add the other processes' spectra to these."""
         add_up((self._power, self._fields), ranks)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
@@ -229,7 +229,7 @@ class StationSums:
         brought: NDArray[np.floating] = fields.interp(places).transpose(..., "station").values
         return brought
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: RankGroup) -> None:
         """Add the other processes' sums to these."""
         add_up((*self._sums.values(), *self._counts.values()), ranks)
 

@@ -17,7 +17,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.evaluation.areas import Areas
 from aqtopo.evaluation.cases import CLIMATOLOGY, BoolArray, Cases, FloatArray
 from aqtopo.evaluation.climatology import HOURS_A_DAY, hour_of_day
@@ -94,7 +94,7 @@ class ErrorSums:
         sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
         return sums
 
-    def add_up(self, ranks: Ranks) -> None:
+    def add_up(self, ranks: RankGroup) -> None:
         """Add the other processes' sums to these."""
         add_up((*self._by_day.values(), *self._by_hour.values()), ranks)
 
@@ -133,10 +133,10 @@ class ErrorSums:
         ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
 
 
-def add_up(arrays: Iterable[Values], ranks: Ranks) -> None:
+def add_up(arrays: Iterable[Values], ranks: RankGroup) -> None:
     """Replace arrays by their sums over all processes."""
     for array in arrays:
-        array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
+        array[...] = ranks.all_reduce_sum(torch.from_numpy(array)).numpy()
 
 
 def error_terms(

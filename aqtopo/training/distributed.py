@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aqtopo.checkpoint.ranks import ALONE, Ranks
+from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup
 from aqtopo.refusal import LostRankError
 from aqtopo.training.device import select_device
 from aqtopo.training.launch import Launch, read_launch
@@ -159,15 +159,15 @@ def connect(launch: Launch, longest_wait_s: float = COLLECTIVE_TIMEOUT_S) -> tor
     return device
 
 
-def join() -> Ranks:
+def join() -> RankGroup:
     """Connect to the other processes of a command that shares its work, if it was started with any.
 
     Alone it needs neither a process group nor DeepSpeed.
     """
     launch = read_launch()
     if launch.size == 1:
-        return ALONE
-    return World(launch.rank, launch.size, connect(launch))
+        return SINGLE_RANK
+    return TorchRanks(launch.rank, launch.size, connect(launch))
 
 
 def _free_port() -> int:
@@ -202,13 +202,13 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class World:
-    """All ranks of the run, for the parts below that need collectives and may not import this module.
+class TorchRanks:
+    """RankGroup of all ranks of the run, implemented with torch.distributed.
 
     Attributes:
-        rank: this process.
-        size: how many there are.
-        device: where collectives on tensors run.
+        rank: index of this process.
+        size: number of processes.
+        device: device for collectives on tensors.
     """
 
     rank: int
@@ -220,17 +220,17 @@ class World:
         barrier()
 
     def gather_texts(self, text: str) -> list[str]:
-        """Every rank's text, on every rank, in rank order."""
+        """Return the texts of all ranks, in rank order, on every rank."""
         return gather_texts(text)
 
     def gather_parts(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's equally long part, one after the other, in host memory on every rank."""
+        """Concatenate the parts of all ranks, which have equal length, in host memory on every rank."""
         whole = torch.empty(self.size * part.numel(), dtype=part.dtype, device=self.device)
         dist.all_gather_into_tensor(whole, part.to(self.device))
         return whole.cpu()
 
-    def add_up(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's values, element by element, in host memory on every rank."""
+    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the element-wise sum over all ranks, in host memory on every rank."""
         return total(values.to(self.device)).cpu()
 
 

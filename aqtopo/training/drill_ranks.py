@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aqtopo.checkpoint.commit import HASHES
 from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, of_kind, read_log
+from aqtopo.checkpoint.save import HASH_FILES
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
@@ -127,5 +127,5 @@ def _trace(folder: Path) -> str | None:
         if name.endswith(UNIVERSAL + UNFINISHED):
             return "converting"
         if name.endswith(UNFINISHED) and (folder / name).is_dir():
-            return "committing" if any((folder / name).glob(HASHES)) else "saving"
+            return "committing" if any((folder / name).glob(HASH_FILES)) else "saving"
     return "pruning" if any(name.endswith(DISCARDED) for name in names) else None

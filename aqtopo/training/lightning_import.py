@@ -7,19 +7,19 @@ from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.lightning import collect, read_lightning, write_import
-from aqtopo.checkpoint.lightning_match import Listing, Rules
+from aqtopo.checkpoint.lightning_match import ParameterOrder, Rules
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
-from aqtopo.refusal import refuse
+from aqtopo.refusal import raise_problems
 from aqtopo.training.position import next_samples
 from aqtopo.training.resume import model_groups, other_tensors
 from aqtopo.training.schedule import Schedule
 
-NOT_STATED = Listing()
+NOT_STATED = ParameterOrder()
 
 RATE_TOLERANCE = 1e-6
 """Relative: Lightning's schedulers multiply rates step by step, ours are closed formulas."""
@@ -30,7 +30,7 @@ def import_lightning(
     out: Path,
     config: RunConfig,
     rules: Rules = (),
-    listing: Listing = NOT_STATED,
+    order: ParameterOrder = NOT_STATED,
     allowed: Allowed | None = None,
 ) -> Manifest:
     """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
@@ -40,7 +40,7 @@ def import_lightning(
         out: the folder to make.
         config: the run that goes on from it.
         rules: renaming rules, pattern and replacement.
-        listing: what is known of the order in which the file's groups listed their parameters.
+        order: what is known of the order in which the file's groups listed their parameters.
         allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's;
             `unexpected` tensors of the file are left out.
 
@@ -49,7 +49,7 @@ def import_lightning(
         RefusedError: names, shapes, groups, position or rates do not fit.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+        raise ValueError(f"{out} exists and is not overwritten. Name another folder.")
     content = read_lightning(path)
     store = open_store(config.data.store, config.data.read_deadline_s)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
@@ -60,7 +60,7 @@ def import_lightning(
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()
-    tensors, steps, saved = collect(content, groups, others, rules, listing, allowed.drops)
+    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.drops)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))
@@ -109,7 +109,7 @@ def _position(
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
-        refuse(
+        raise_problems(
             f"{path}: its position is none of this run's",
             [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
             "Use the data, batch and accumulation of the run that saved it.",
@@ -137,14 +137,14 @@ def _check_hyperparameters(
         f"group {name}: {key} {_plain(group[key])}, in this run {value}"
         for name, group in saved.items()
         for key, value in expected.items()
-        if _plain(group[key]) != value and not allowed.change(f"optimizer.{key}")
+        if _plain(group[key]) != value and not allowed.changes(f"optimizer.{key}")
     ]
     problems += [
         f"group {name}: lr {group['lr']:.9g}, by this run's schedule {rates[name]:.9g}"
         for name, group in saved.items()
-        if abs(group["lr"] - rates[name]) > RATE_TOLERANCE * rates[name] and not allowed.change("schedule")
+        if abs(group["lr"] - rates[name]) > RATE_TOLERANCE * rates[name] and not allowed.changes("schedule")
     ]
-    refuse(
+    raise_problems(
         "the file's optimizer is not this run's",
         problems,
         "Correct the configuration, or allow it: --allow-change schedule, optimizer.weight_decay, ...",

@@ -4,7 +4,7 @@ import signal
 from dataclasses import replace
 
 from aqtopo.checkpoint.engine_state import check_restorable
-from aqtopo.checkpoint.retention import reading
+from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
@@ -64,7 +64,7 @@ def _train_together(
     launch = prepared.launch
     watchdog.enter("connect")
     device = distributed.connect(launch, watchdog.longest_s)
-    ranks = distributed.World(launch.rank, launch.size, device)
+    ranks = distributed.TorchRanks(launch.rank, launch.size, device)
     watchdog.enter("preflight")
     check_up(prepared, device).demand_health(in_full=launch.is_main)
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
@@ -76,7 +76,7 @@ def _train_together(
             with staged(held, watchdog, log) as store:
                 controls = Controls(log, job, stops, watchdog, stop_after)
                 run = _make_run(replace(held, store=store), ranks, controls)
-                watchdog.before_giving_up(run.saver.abandon)
+                watchdog.on_abort(run.saver.abandon)
                 # Only now is there something to save.
                 with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver, watchdog.telling():
                     run.execute()
@@ -85,7 +85,7 @@ def _train_together(
         distributed.disconnect()
 
 
-def _make_run(prepared: Prepared, ranks: distributed.World, controls: Controls) -> Run:
+def _make_run(prepared: Prepared, ranks: distributed.TorchRanks, controls: Controls) -> Run:
     """The engine, fresh or resumed and verified; only then is the run directory written to."""
     config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
@@ -95,7 +95,7 @@ def _make_run(prepared: Prepared, ranks: distributed.World, controls: Controls) 
         engine = build_engine(config, model, launch.size, device)
         check_restorable(engine)  # not only when days of training are to be resumed
     else:
-        with reading(prepared.source):  # another run, whose state this is, may be pruning
+        with read_lock(prepared.source):  # another run, whose state this is, may be pruning
             resumed = resume(
                 prepared.source,
                 config,

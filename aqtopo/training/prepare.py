@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from aqtopo.checkpoint.ranks import Ranks, refuse_together
+from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
@@ -80,7 +80,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
     return Prepared(config, launch, run_dir, store, plan, schedule, options, source, sum(elements.values()))
 
 
-def prepare_again(prepared: Prepared, ranks: Ranks) -> Prepared:
+def prepare_again(prepared: Prepared, ranks: RankGroup) -> Prepared:
     """Look again, now that the run directory is held, for what another run may have done there in between.
 
     Raises:
@@ -93,9 +93,11 @@ def prepare_again(prepared: Prepared, ranks: Ranks) -> Prepared:
     except (RefusedError, ValueError) as error:
         problems = [str(error)]
     what = f"{prepared.run_dir} has changed since this run began"
-    refuse_together(ranks, what, problems)
+    raise_problems_on_all_ranks(ranks, what, problems)
     seen = sorted(set(ranks.gather_texts(str(found))))
-    refuse_together(ranks, what, [f"ranks see different states: {', '.join(seen)}"] if seen[1:] else [])
+    raise_problems_on_all_ranks(
+        ranks, what, [f"ranks see different states: {', '.join(seen)}"] if seen[1:] else []
+    )
     if found == prepared.source:
         return prepared
     return prepare(prepared.config, prepared.launch, prepared.options)

@@ -16,20 +16,25 @@ from typing import Any
 import torch
 
 from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes, match_names
-from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, GroupInfo, Manifest, TensorInfo, read_manifest
-from aqtopo.checkpoint.ranks import Ranks, refuse_together
-from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
+from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
+from aqtopo.checkpoint.restore import (
+    Verified,
+    load_module,
+    read_weights,
+    restore_engine,
+    restore_loss_scaler,
+    verify_engine,
+)
 from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
-from aqtopo.checkpoint.universal import LATEST, folder_in
-from aqtopo.checkpoint.verify import Verified, verify_engine
+from aqtopo.checkpoint.universal import LATEST, folder_in, open_universal
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.samples import StepPlan
 from aqtopo.data.store import Store
 from aqtopo.model import AirQualityViT
-from aqtopo.refusal import refuse
+from aqtopo.refusal import raise_problems
 from aqtopo.training.engine import build_engine, set_lrs
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.position import next_samples
@@ -123,8 +128,8 @@ def check_source(source: Path, config: RunConfig, store: Store, allowed: Allowed
     """
     run = read_manifest(source).run
     check_changes(config_changes(run.config, json.loads(config.to_json())), allowed)
-    if run.data_digest not in (None, store.digest) and not allowed.change("data.store"):
-        refuse(
+    if run.data_digest not in (None, store.digest) and not allowed.changes("data.store"):
+        raise_problems(
             "the data are not those of the saved run",
             [f"{config.data.store}: digest {store.digest[:12]}, saved {str(run.data_digest)[:12]}"],
             "Put the store back, or say that it is meant: --allow-change data.store",
@@ -140,7 +145,7 @@ def resume(
     schedule: Schedule,
     probe: Batch,
     allowed: Allowed,
-    ranks: Ranks,
+    ranks: RankGroup,
     device: torch.device,
 ) -> Resumed:
     """Make an engine that goes on from a saved state, and prove that it does.
@@ -180,7 +185,7 @@ def resume(
         verified = verify_engine(engine, state, names, weights, rates, allowed, ranks)
         loss, problems = _probe(engine, probe, state.manifest, config, verified, allowed)
         problems += _sample_problems(state.manifest, config, store, plan, allowed)
-        refuse_together(ranks, "the run would not go on where it was saved", problems)
+        raise_problems_on_all_ranks(ranks, "the run would not go on where it was saved", problems)
     line = _line(verified, state.manifest, loss, ranks.size)
     return Resumed(engine, state.manifest, line, seconds)
 
@@ -190,7 +195,7 @@ def _probe(
 ) -> tuple[float, list[str]]:
     """The probe loss, and how it differs from the saved one, unless the model was changed on purpose."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
-    changed = any(allowed.within(part) for part in CHANGE_PROBE)
+    changed = any(allowed.changes_within(part) for part in CHANGE_PROBE)
     if saved is None or verified.fresh or changed:
         return loss, []
     tolerance = TOLERANCE[config.deepspeed.precision] * abs(saved)
@@ -204,7 +209,7 @@ def _sample_problems(
 ) -> list[str]:
     """Whether the next step takes the samples that were predicted when saving."""
     position = manifest.run.position
-    if position.next_samples is None or allowed.change("data.store"):
+    if position.next_samples is None or allowed.changes("data.store"):
         return []
     ours = next_samples(config, store, plan, position.epoch, position.step_in_epoch)
     if ours == position.next_samples:

@@ -53,7 +53,7 @@ class Run:
         self,
         prepared: Prepared,
         engine: Any,
-        ranks: distributed.World,
+        ranks: distributed.TorchRanks,
         controls: Controls,
         probe: Batch,
     ) -> None:

@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.locks import alone_together
+from aqtopo.checkpoint.locks import exclusive_lock_on_all_ranks
 from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.manifest import package_versions, source_commit
-from aqtopo.checkpoint.ranks import Ranks
-from aqtopo.checkpoint.retention import sweep
+from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.checkpoint.run_file import RUN_FILE, RunFile
-from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
+from aqtopo.checkpoint.tags import UNFINISHED, list_tags, remove_stale, repair_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.launch import Launch
@@ -67,7 +66,9 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
         ) from error
 
 
-def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> AbstractContextManager[None]:
+def hold_run_directory(
+    run_dir: Path, ranks: RankGroup, patience_s: float = 0.0
+) -> AbstractContextManager[None]:
     """Keep other runs out of a run directory for as long as this one is at work.
 
     Args:
@@ -81,7 +82,7 @@ def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> 
     if ranks.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         (run_dir / LOCK_FILE).touch()
-    return alone_together(
+    return exclusive_lock_on_all_ranks(
         run_dir / LOCK_FILE,
         ranks,
         f"another run is at work in {run_dir}",
@@ -113,8 +114,8 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
 
 def take_over_run_directory(run_dir: Path, config: RunConfig) -> None:
     """Go on in a directory: clear what killed processes left half done, note what was changed on purpose."""
-    sweep(run_dir)
-    mend_pointer(run_dir)
+    remove_stale(run_dir)
+    repair_pointer(run_dir)
     mend_metrics(run_dir / METRICS_FILE)
     if read_run_config(run_dir).digest != config.digest:
         write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")

@@ -120,9 +120,9 @@ class Watchdog:
         self._own = Words(self._own.host, self._own.process, shown, self._own.entered + 1)
         self._due = time.monotonic() + self._deadlines[phase]
 
-    def before_giving_up(self, rite: Callable[[], None]) -> None:
-        """Have something done before the watchdog ends the process, such as completing a saved state."""
-        self._rites.append(rite)
+    def on_abort(self, callback: Callable[[], None]) -> None:
+        """Register a callback that runs before the watchdog ends the process."""
+        self._rites.append(callback)
 
     @contextmanager
     def telling(self) -> Iterator[None]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.universal import open_universal
 
 HERE = Path(__file__).parent
 TIME_LIMIT_S = 560
@@ -91,7 +91,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for ended in run_jobs_in(folder / "jobs", jobs):
         assert not any(ended.codes), ended.output
     for step in (5, 6):
-        open_universal(tag_folder(folder, step), ALONE)
+        open_universal(tag_folder(folder, step), SINGLE_RANK)
     return folder
 
 

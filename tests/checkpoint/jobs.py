@@ -15,18 +15,22 @@ from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_st
 from torch import Tensor, nn
 
 from aqtopo.checkpoint.changes import Allowed, match_names
-from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.engine_state import check_restorable, engine_groups, scaler_state
 from aqtopo.checkpoint.manifest import GroupInfo, Losses, Position, RunFacts, TensorInfo, read_manifest
-from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, restore_loss_scaler
+from aqtopo.checkpoint.restore import (
+    load_module,
+    read_weights,
+    restore_engine,
+    restore_loss_scaler,
+    verify_engine,
+)
 from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag
-from aqtopo.checkpoint.universal import universal_folder
-from aqtopo.checkpoint.verify import verify_engine
+from aqtopo.checkpoint.universal import open_universal, universal_folder
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
 from aqtopo.training import distributed
-from aqtopo.training.distributed import World, connect
+from aqtopo.training.distributed import TorchRanks, connect
 from aqtopo.training.engine import set_lrs
 from aqtopo.training.job import JOB_DIR, BatchJob
 from aqtopo.training.launch import read_launch
@@ -242,9 +246,9 @@ def toy_facts(step: int, precision: str = "fp32") -> RunFacts:
     )
 
 
-def start() -> World:
+def start() -> TorchRanks:
     launch = read_launch()
-    return World(launch.rank, launch.size, connect(launch))
+    return TorchRanks(launch.rank, launch.size, connect(launch))
 
 
 def save_toy(
@@ -300,7 +304,9 @@ def saved_lrs(source: Path) -> dict[str, float | None]:
     return {group.name: group.next_lr for group in read_manifest(universal_folder(source)).groups}
 
 
-def resume_one(source: Path, ranks: World, allowed: Allowed, precision: str, kind: dict[str, Any]) -> Any:
+def resume_one(
+    source: Path, ranks: TorchRanks, allowed: Allowed, precision: str, kind: dict[str, Any]
+) -> Any:
     state = open_universal(source, ranks)
     names = match_names(state.manifest, *describe_toy(**kind), allowed)
     weights = read_weights(state.folder, ranks)

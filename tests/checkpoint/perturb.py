@@ -9,9 +9,8 @@ import torch
 from jobs import describe_toy, resume_one, start, toy_lrs
 
 from aqtopo.checkpoint.changes import Allowed, match_names
-from aqtopo.checkpoint.convert import open_universal
-from aqtopo.checkpoint.restore import read_weights
-from aqtopo.checkpoint.verify import verify_engine
+from aqtopo.checkpoint.restore import read_weights, verify_engine
+from aqtopo.checkpoint.universal import open_universal
 from aqtopo.refusal import RefusedError
 
 Change = tuple[Callable[[], Any], Callable[[Any], None]]
@@ -64,7 +63,7 @@ def perturb(source: str, out: str) -> None:
     state = open_universal(Path(source), ranks)
     names = match_names(state.manifest, *describe_toy(), Allowed())
     weights = read_weights(state.folder, ranks)
-    heard, allowed = {}, Allowed(changes=("optimizer.weight_decay", "optimizer.base_lr"))
+    heard, allowed = {}, Allowed(settings=("optimizer.weight_decay", "optimizer.base_lr"))
 
     def verify(may_differ: Allowed) -> str:
         rates = toy_lrs(state.manifest.run.position.step)

@@ -17,11 +17,11 @@ from typing import NoReturn
 
 from jobs import aqtopo, start, toy_engine, toy_facts, toy_steps
 
-from aqtopo.checkpoint import commit, save
+from aqtopo.checkpoint import save
 from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import CheckpointConfig
-from aqtopo.training.distributed import World
+from aqtopo.training.distributed import TorchRanks
 from aqtopo.training.stopping import Stop, StopRequests
 
 
@@ -32,7 +32,7 @@ def aqtopo_that_cannot_commit(arguments: list[str]) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
     if os.environ["RANK"] == "1":
-        commit.settle = broken  # type: ignore[attr-defined]
+        save.sync_and_hash = broken  # type: ignore[attr-defined]
     aqtopo(arguments)
 
 
@@ -58,7 +58,7 @@ def save_in_trouble(folder: str, troubles: list[str], out: str) -> None:
 
 
 @contextmanager
-def full_disk(folder: Path, ranks: World) -> Iterator[None]:
+def full_disk(folder: Path, ranks: TorchRanks) -> Iterator[None]:
     """Leave only 12 KiB of the file system."""
     filler = folder / "filler"
     if ranks.rank == 0:
@@ -71,7 +71,7 @@ def full_disk(folder: Path, ranks: World) -> Iterator[None]:
 
 
 @contextmanager
-def read_only_disk(folder: Path, ranks: World) -> Iterator[None]:
+def read_only_disk(folder: Path, ranks: TorchRanks) -> Iterator[None]:
     """As a file system is after an error of its disk."""
     if ranks.rank == 0:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
@@ -83,7 +83,7 @@ def read_only_disk(folder: Path, ranks: World) -> Iterator[None]:
 
 
 @contextmanager
-def limited_rank(_: Path, ranks: World) -> Iterator[None]:
+def limited_rank(_: Path, ranks: TorchRanks) -> Iterator[None]:
     """Let rank 1 write no file of more than 4 KiB, as one that has used up its quota."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     if ranks.rank == 1:
@@ -93,7 +93,7 @@ def limited_rank(_: Path, ranks: World) -> Iterator[None]:
 
 
 @contextmanager
-def lost_shard(_: Path, ranks: World) -> Iterator[None]:
+def lost_shard(_: Path, ranks: TorchRanks) -> Iterator[None]:
     """Rank 1 has nothing to tell of files that it wrote."""
     own = save._own_files
     if ranks.rank == 1:
@@ -103,7 +103,7 @@ def lost_shard(_: Path, ranks: World) -> Iterator[None]:
 
 
 @contextmanager
-def no_pointer(folder: Path, ranks: World) -> Iterator[None]:
+def no_pointer(folder: Path, ranks: TorchRanks) -> Iterator[None]:
     """What comes after a state has its name cannot be done."""
     in_the_way = folder / "checkpoints" / "latest.tmp"
     if ranks.rank == 0:
@@ -130,7 +130,7 @@ def kill_in_mid_commit(folder: str, rank: int) -> None:
     for step in (5, 7):
         toy_steps(engine, engine.global_steps, step - engine.global_steps, ranks.rank, ranks.size)
         if step == 7 and rank == ranks.rank:
-            commit.settle = die_last  # type: ignore[attr-defined]
+            save.sync_and_hash = die_last  # type: ignore[attr-defined]
         saver.save(engine, Tag(0, step, step, None, 1.0), toy_facts(step))
         saver.finish()
 

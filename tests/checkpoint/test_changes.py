@@ -50,17 +50,17 @@ def test_what_decides_the_training_is_listed(tiny_config: TinyConfig) -> None:
         ({"interval": "step"}, {"interval": "epoch"}, "schedule.interval"),
     ],
 )
-def test_schedule_that_is_gone_or_another_is_refused(
+def test_removed_or_changed_schedule_is_refused(
     tiny_config: TinyConfig, before: dict[str, Any], now: dict[str, Any], path: str
 ) -> None:
     saved, changed = (json.loads(tiny_config(schedule=how).to_json()) for how in (before, now))
     changes = config_changes(saved, changed)
     with pytest.raises(RefusedError, match=f"--allow-change {path}"):
         check_changes(changes, Allowed())
-    allowed = Allowed(changes=(path,))
+    allowed = Allowed(settings=(path,))
     check_changes(changes, allowed)
-    assert allowed.within("schedule")  # what it decides, the rates, may then differ too
-    assert not allowed.within("model")
+    assert allowed.changes_within("schedule")  # what it decides, the rates, may then differ too
+    assert not allowed.changes_within("model")
 
 
 def test_refusal_shows_both_values_and_what_to_type(tiny_config: TinyConfig) -> None:
@@ -73,7 +73,7 @@ def test_refusal_shows_both_values_and_what_to_type(tiny_config: TinyConfig) -> 
     ):
         check_changes(changes, Allowed())
     for pattern in ("optimizer.base_lr", "optimizer", "opt*"):
-        check_changes(changes, Allowed(changes=(pattern,)))
+        check_changes(changes, Allowed(settings=(pattern,)))
 
 
 def tensor(name: str, *shape: int) -> TensorInfo:
@@ -129,7 +129,7 @@ def test_other_group_is_refused_until_allowed() -> None:
     saved, now = [group("x", A), group("y", B)], [group("x", A, B)]
     with pytest.raises(RefusedError, match="b: in group x, saved in group y"):
         matched(saved, now)
-    assert matched(saved, now, Allowed(changes=("optimizer.groups",))) == {"a": "a", "b": "b"}
+    assert matched(saved, now, Allowed(settings=("optimizer.groups",))) == {"a": "a", "b": "b"}
 
 
 def test_frozen_against_trained_is_refused() -> None:

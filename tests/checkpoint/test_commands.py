@@ -10,11 +10,9 @@ import torch
 from safetensors import safe_open
 
 from aqtopo.checkpoint import inspection
-from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.files import describe_file, load_torch, save_torch
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.pickles import load_data, save_data
-from aqtopo.checkpoint.retention import prune
-from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.tags import CHECKPOINTS, prune
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
@@ -69,7 +67,7 @@ def test_inspect_shows_norms_by_name(run_dir: Path, typed: Type) -> None:
     assert "first.weight" in typed("inspect", run_dir)[1]
 
 
-def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
+def test_verify_reports_sound_or_ends_with_code_3(run_dir: Path, typed: Type) -> None:
     code, out, _ = typed("verify", tag_folder(run_dir), "--json")
     assert code == 0
     assert json.loads(out)["sound"]
@@ -85,10 +83,10 @@ def test_verify_says_sound_or_ends_with_3(run_dir: Path, typed: Type) -> None:
     [
         ("fp32", float("nan"), "first.weight fp32: 1 values are not finite"),
         ("exp_avg_sq", -1.0, "first.weight exp_avg_sq: a second moment is negative"),
-        ("fp32", 0.5, "first.weight: not the weight in weights.safetensors"),
+        ("fp32", 0.5, "first.weight: differs from the weight in weights.safetensors"),
     ],
 )
-def test_verify_finds_what_was_wrong_when_it_was_saved(
+def test_verify_finds_invalid_values_with_correct_hashes(
     run_dir: Path,
     typed: Type,
     kind: str,
@@ -96,10 +94,10 @@ def test_verify_finds_what_was_wrong_when_it_was_saved(
     text: str,
 ) -> None:
     folder, name = universal_folder(tag_folder(run_dir)), f"zero/first.weight/{kind}.pt"
-    tensor = load_data(folder / name)["param"].clone()
+    tensor = load_torch(folder / name)["param"].clone()
     tensor[0, 0] = value
     (folder / name).unlink()
-    save_data({"param": tensor}, folder / name)
+    save_torch({"param": tensor}, folder / name)
     manifest = read_manifest(folder)
     files = manifest.files | {name: describe_file(folder / name)}
     write_manifest(manifest.model_copy(update={"files": files}), folder)
@@ -108,7 +106,7 @@ def test_verify_finds_what_was_wrong_when_it_was_saved(
     assert text in err
 
 
-def test_convert_makes_a_sound_copy_equal_to_the_bit(
+def test_convert_writes_a_bitwise_equal_copy(
     run_dir: Path,
     typed: Type,
     tmp_path: Path,
@@ -121,7 +119,7 @@ def test_convert_makes_a_sound_copy_equal_to_the_bit(
     assert "equal to the bit" in said
     code, _, err = typed("convert", tag_folder(run_dir), out)
     assert code == 2
-    assert "nothing is written over" in err
+    assert "is not overwritten" in err
 
 
 def test_convert_into_the_state_itself_is_refused(run_dir: Path, typed: Type) -> None:
@@ -158,7 +156,7 @@ def test_export_writes_every_fp32_weight_by_name(
     assert "step 6" in said
     code, _, err = typed("export", tag, out)
     assert code == 2
-    assert "nothing is written over" in err
+    assert "is not overwritten" in err
 
 
 def test_export_refuses_a_damaged_state_and_leaves_nothing(
@@ -177,7 +175,7 @@ def test_export_refuses_a_damaged_state_and_leaves_nothing(
     assert "there is no folder" in err
 
 
-def test_diff_names_what_differs(run_dir: Path, typed: Type) -> None:
+def test_diff_names_the_differences(run_dir: Path, typed: Type) -> None:
     code, out, _ = typed("diff", tag_folder(run_dir, 5), tag_folder(run_dir, 6), "--json")
     names = {row["name"] for row in json.loads(out)}
     assert code == 1

@@ -12,12 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint import commit, last_tag, list_tags
-from aqtopo.checkpoint.commit import HASHES, PendingCommit
+from aqtopo.checkpoint import last_tag, list_tags, save
 from aqtopo.checkpoint.files import FileRecord, describe_file
 from aqtopo.checkpoint.inspection import open_state, verify_state
-from aqtopo.checkpoint.retention import sweep
-from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.save import HASH_FILES, PendingCommit
+from aqtopo.checkpoint.tags import CHECKPOINTS, remove_stale
 
 from .conftest import Ended, Job, run_jobs_in
 
@@ -85,7 +84,7 @@ def begin(files: list[Path], publish: Callable[[Records], None], ranks: int = 3)
     return [PendingCommit(folder, [files[rank]], publish, ThreadRank(rank, meeting)) for rank in range(ranks)]
 
 
-def test_everyones_hashes_are_published_and_the_folder_is_clean(
+def test_hashes_of_all_ranks_are_published_and_hash_files_removed(
     files: list[Path], together: Callable[..., list[BaseException | None]]
 ) -> None:
     published: list[Records] = []
@@ -100,7 +99,7 @@ def test_everyones_hashes_are_published_and_the_folder_is_clean(
     assert seen == [{path.name for path in files}]
 
 
-def test_nothing_is_published_before_the_last_rank_is_done(files: list[Path]) -> None:
+def test_nothing_is_committed_before_the_last_rank_is_done(files: list[Path]) -> None:
     published: list[Records] = []
     pending = begin(files, published.append, ranks=2)  # the third never comes
     time.sleep(0.3)
@@ -129,7 +128,7 @@ def test_rank_that_cannot_write_fails_the_save_on_all(
     assert not files[0].parent.exists()
 
 
-def test_failed_part_is_known_before_anybody_asks(files: list[Path]) -> None:
+def test_failed_part_is_known_without_waiting(files: list[Path]) -> None:
     files[1].unlink()
     pending = begin(files, lambda _: None)
     deadline = time.monotonic() + 20
@@ -139,14 +138,14 @@ def test_failed_part_is_known_before_anybody_asks(files: list[Path]) -> None:
     pending[0].close(0)
 
 
-def test_nothing_is_published_once_it_is_closed(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_committed_after_close(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     gate, published = threading.Event(), list[Records]()
 
     def slow(path: Path, threads: int) -> FileRecord:
         gate.wait(20)
         return describe_file(path)
 
-    monkeypatch.setattr(commit, "settle", slow)
+    monkeypatch.setattr(save, "sync_and_hash", slow)
     pending = PendingCommit(files[0].parent, files, published.append, ThreadRank(0, Meeting(1)))
     pending.close(0.01)  # the run's lock is released after this
     gate.set()
@@ -191,14 +190,14 @@ def test_rank_killed_in_mid_commit_leaves_the_states_before_it(
     (unfinished,) = (run_dir / CHECKPOINTS).glob("*.tmp")
     assert (unfinished / f"hashes-{1 - rank:05d}.json").is_file()
     assert not (unfinished / f"hashes-{rank:05d}.json").is_file()
-    sweep(run_dir)
+    remove_stale(run_dir)
     assert not unfinished.exists()
     verify_state(open_state(run_dir))
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("saved")
-def test_further_signals_in_mid_save_change_nothing(disturbed: tuple[Path, list[Ended]]) -> None:
+def test_repeated_signals_during_a_save_change_nothing(disturbed: tuple[Path, list[Ended]]) -> None:
     run_dir, ended = disturbed[0] / "signals", disturbed[1][2]
     assert ended.codes == [0, 0], ended.output
     tag = last_tag(run_dir)
@@ -211,7 +210,7 @@ def signals_of(ended: Ended) -> int:
     return int(ended.text.rpartition("signals ")[2].split()[0])
 
 
-def test_hashes_of_a_rank_are_never_taken_for_its_files() -> None:
-    assert Path("tag.tmp/hashes-00399.json").match(HASHES)
-    assert Path("tag.tmp/hashes-00000.json.part").match(HASHES)
-    assert not Path("tag.tmp/state.json").match(HASHES)
+def test_hash_files_are_not_hashed() -> None:
+    assert Path("tag.tmp/hashes-00399.json").match(HASH_FILES)
+    assert Path("tag.tmp/hashes-00000.json.part").match(HASH_FILES)
+    assert not Path("tag.tmp/state.json").match(HASH_FILES)

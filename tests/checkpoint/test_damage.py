@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from aqtopo.checkpoint import convert
-from aqtopo.checkpoint.convert import open_universal
+from aqtopo.checkpoint import universal
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
-from aqtopo.checkpoint.locks import alone_together
+from aqtopo.checkpoint.locks import exclusive_lock_on_all_ranks
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS
-from aqtopo.checkpoint.universal import universal_folder
+from aqtopo.checkpoint.universal import open_universal, universal_folder
 from aqtopo.refusal import RefusedError
 
 from .conftest import tag_folder
@@ -78,7 +77,7 @@ def test_damaged_tag_is_refused_by_name(run_dir: Path, damage: object, name: str
         intact = (tag / name).read_bytes()
         damage(tag / name, seed)  # type: ignore[operator]
         with pytest.raises(RefusedError, match=name):
-            open_universal(tag, ALONE)
+            open_universal(tag, SINGLE_RANK)
         with pytest.raises(RefusedError, match=name):
             verify_state(open_state(tag))
         (tag / name).write_bytes(intact)
@@ -87,7 +86,7 @@ def test_damaged_tag_is_refused_by_name(run_dir: Path, damage: object, name: str
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", UNIVERSAL)
-def test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_is_whole(
+def test_damaged_universal_form_is_refused_by_name_and_converted_again_from_its_tag(
     run_dir: Path, damage: object, name: str
 ) -> None:
     tag = tag_folder(run_dir)
@@ -103,54 +102,56 @@ def test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_i
     for seed in range(3 if damage is flip_a_bit else 1):
         damage(path, seed)  # type: ignore[operator]
         with pytest.raises(RefusedError, match=Path(name).name):
-            open_universal(universal_folder(tag), ALONE)
+            open_universal(universal_folder(tag), SINGLE_RANK)
         path.write_bytes(intact)
     damage(path, 0)  # type: ignore[operator]
-    with pytest.warns(UserWarning, match=rf"(?s){Path(name).name}.*made anew from {tag}, which is whole"):
-        open_universal(tag, ALONE)
+    with pytest.warns(
+        UserWarning, match=rf"(?s){Path(name).name}.*Converting again from {tag}, which is undamaged"
+    ):
+        open_universal(tag, SINGLE_RANK)
     assert path.read_bytes() == intact
     assert not list((run_dir / CHECKPOINTS).glob("*.discarded"))
 
 
-def test_whole_tag_under_another_name_is_refused(run_dir: Path) -> None:
+def test_undamaged_tag_under_another_name_is_refused(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     shutil.rmtree(tag)
     shutil.copytree(tag_folder(run_dir, 6), tag)
     with pytest.raises(RefusedError, match="is that of epoch00-step000006, but lies in epoch00-step000005"):
-        open_universal(tag, ALONE)
+        open_universal(tag, SINGLE_RANK)
 
 
-def test_universal_form_of_another_state_is_made_anew(run_dir: Path) -> None:
+def test_universal_form_of_another_state_is_converted_again(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     other = tag_folder(run_dir, 6)
     shutil.rmtree(universal_folder(tag).parent)
     shutil.copytree(universal_folder(other).parent, universal_folder(tag).parent)
     universal_folder(tag).with_name(other.name).rename(universal_folder(tag))
     with pytest.warns(UserWarning, match="lies in epoch00-step000005"):
-        state = open_universal(tag, ALONE)
+        state = open_universal(tag, SINGLE_RANK)
     assert state.manifest.run.position.step == 5
 
 
-def test_universal_form_that_another_run_made_in_between_is_taken(
+def test_universal_form_converted_by_another_run_meanwhile_is_used(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag = tag_folder(run_dir)
     shutil.rmtree(universal_folder(tag).parent)
-    hold = alone_together
+    hold = exclusive_lock_on_all_ranks
 
     @contextmanager
     def held_late(*arguments: Any) -> Iterator[None]:
         monkeypatch.undo()
-        open_universal(tag, ALONE)  # the other run, which held the lock before
+        open_universal(tag, SINGLE_RANK)  # the other run, which held the lock before
         with hold(*arguments):
             yield
 
-    monkeypatch.setattr(convert, "alone_together", held_late)
-    made = open_universal(tag, ALONE)
+    monkeypatch.setattr(universal, "exclusive_lock_on_all_ranks", held_late)
+    made = open_universal(tag, SINGLE_RANK)
     assert verify_state(open_state(made.folder)) > 40
 
 
-def test_every_new_name_is_on_the_disk_before_the_universal_form_has_its_own(
+def test_every_file_and_folder_is_synced_before_the_universal_form_is_renamed(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tag, synced = tag_folder(run_dir), list[str]()
@@ -163,11 +164,11 @@ def test_every_new_name_is_on_the_disk_before_the_universal_form_has_its_own(
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", noted)
-    open_universal(tag, ALONE)
+    open_universal(tag, SINGLE_RANK)
     linked = f"{tag.name}/weights.safetensors"  # synced when the tag was saved
     expected = {path.relative_to(done).as_posix() for path in done.rglob("*")} - {linked}
-    aside = f"{done}.tmp/"
-    names = {name.removeprefix(aside).replace("manifest.json.tmp", "manifest.json") for name in synced}
+    temporary = f"{done}.tmp/"
+    names = {name.removeprefix(temporary).replace("manifest.json.tmp", "manifest.json") for name in synced}
     assert expected <= names
     assert synced[-1] == str(run_dir / CHECKPOINTS)
 
@@ -184,8 +185,8 @@ def test_file_that_names_the_inner_folder_is_refused_when_damaged(run_dir: Path,
             find_state(outer)
 
 
-def seal(folder: Path, *names: str) -> None:
-    """Let the manifest vouch for files as they are now."""
+def update_records(folder: Path, *names: str) -> None:
+    """Write the current hashes of files to the manifest."""
     manifest = read_manifest(folder)
     files = manifest.files | {name: describe_file(folder / name) for name in names}
     write_manifest(manifest.model_copy(update={"files": files}), folder)
@@ -198,33 +199,33 @@ def test_shards_of_two_precisions_in_one_tag_are_refused(run_dir: Path) -> None:
     shutil.copyfile(tag / SHARDED[-2], tag / other)
     with pytest.raises(RefusedError, match=f"{other}: not in the manifest"):
         verify_state(open_state(tag))
-    seal(tag, other)
+    update_records(tag, other)
     with pytest.raises(RefusedError, match="saved by 2 ranks, but its manifest lists 3 shards"):
-        open_universal(tag, ALONE)
+        open_universal(tag, SINGLE_RANK)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
         ("mp_rank_00_model_states.pt", "global_steps is 6, but the manifest says 5"),
-        ("zero/first.weight/step.pt", "is not step 5"),
+        ("zero/first.weight/step.pt", "holds step 6, but the manifest says 5"),
     ],
 )
 def test_counters_of_another_state_are_refused(run_dir: Path, name: str, text: str) -> None:
     folder, other = (universal_folder(tag_folder(run_dir, step)) for step in (5, 6))
     shutil.copyfile(other / name, folder / name)
-    seal(folder, name)
+    update_records(folder, name)
     with pytest.raises(RefusedError, match=text):
-        open_universal(folder, ALONE)
+        open_universal(folder, SINGLE_RANK)
 
 
-def test_conversion_starts_afresh_after_it_was_killed(run_dir: Path) -> None:
+def test_killed_conversion_is_repeated_from_the_start(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     done = universal_folder(tag).parent
     half = done.with_name(done.name + ".tmp")
     done.rename(half)
     (half / tag.name / "zero" / "first.weight" / "fp32.pt").write_bytes(b"half")
-    state = open_universal(tag, ALONE)
+    state = open_universal(tag, SINGLE_RANK)
     verify_state(open_state(state.folder))
     assert not half.exists()
 
@@ -232,5 +233,5 @@ def test_conversion_starts_afresh_after_it_was_killed(run_dir: Path) -> None:
 def test_brackets_in_the_path_do_not_matter(saved: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(saved, tmp_path / "run[1]*"))
     shutil.rmtree(universal_folder(tag_folder(run_dir)).parent)
-    state = open_universal(tag_folder(run_dir), ALONE)
+    state = open_universal(tag_folder(run_dir), SINGLE_RANK)
     assert verify_state(open_state(state.folder)) > 40

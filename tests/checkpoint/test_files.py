@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from aqtopo.checkpoint import files
 from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably, write_tensors
-from aqtopo.checkpoint.ranks import ALONE, Alone, share, share_by_size
+from aqtopo.checkpoint.ranks import SINGLE_RANK, SingleRank, shard, shard_by_size
 from aqtopo.refusal import RefusedError
 
 
@@ -35,18 +35,18 @@ def records(folder: Path) -> dict[str, FileRecord]:
 def test_unchanged_files_pass(folder: Path) -> None:
     known = records(folder)
     assert len(known["long"].sha256) == 10
-    check_files(folder, known, ALONE)
+    check_files(folder, known, SINGLE_RANK)
 
 
 @pytest.mark.parametrize("place", range(0, 95, 7))
-def test_one_flipped_bit_is_found_and_placed(folder: Path, place: int) -> None:
+def test_flipped_bit_is_found_and_located(folder: Path, place: int) -> None:
     known = records(folder)
     data = bytearray((folder / "long").read_bytes())
     data[place] ^= 1 << (place % 8)
     (folder / "long").write_bytes(data)
     block = place // 10 * 10
     with pytest.raises(RefusedError, match=f"long: changed within bytes {block} to {block + 10}"):
-        check_files(folder, known, ALONE)
+        check_files(folder, known, SINGLE_RANK)
 
 
 def test_missing_longer_and_shorter_files_are_named_together(folder: Path) -> None:
@@ -55,17 +55,17 @@ def test_missing_longer_and_shorter_files_are_named_together(folder: Path) -> No
     (folder / "long").write_bytes(b"x")
     (folder / "empty").write_bytes(b"x")
     with pytest.raises(RefusedError) as refusal:
-        check_files(folder, known, ALONE)
+        check_files(folder, known, SINGLE_RANK)
     for text in ("short: missing", "long: 1 bytes instead of 95", "empty: 1 bytes instead of 0"):
         assert text in str(refusal.value)
 
 
 @dataclass(frozen=True)
-class Counting(Alone):
+class Counting(SingleRank):
     """One of many ranks that hears nothing from the others."""
 
 
-def test_ranks_share_the_blocks_and_miss_none(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_together_hash_every_block_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = records(folder)
     read: list[int] = []
     monkeypatch.setattr(files, "_hash", lambda data: read.append(len(data)) or "")
@@ -78,38 +78,38 @@ def test_ranks_share_the_blocks_and_miss_none(folder: Path, monkeypatch: pytest.
 
 
 @given(st.lists(st.integers(1, 20), max_size=50), st.integers(1, 60))
-def test_shares_by_size_are_the_whole_in_order_and_even_to_within_an_item(
+def test_shards_by_size_cover_all_items_in_order_and_are_balanced_to_within_one_item(
     sizes: list[int], world: int
 ) -> None:
     items = list(enumerate(sizes))
-    parts = [share_by_size(items, sizes, Counting(rank, world)) for rank in range(world)]
+    parts = [shard_by_size(items, sizes, Counting(rank, world)) for rank in range(world)]
     assert [item for part in parts for item in part] == items
     for part in parts:
         assert sum(size for _, size in part) <= sum(sizes) / world + max(sizes, default=0)
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
-def test_shares_are_the_whole_in_order(items: int, world: int) -> None:
-    parts = [list(share(range(items), Counting(rank, world))) for rank in range(world)]
+def test_shards_cover_all_items_in_order(items: int, world: int) -> None:
+    parts = [list(shard(range(items), Counting(rank, world))) for rank in range(world)]
     assert [item for part in parts for item in part] == list(range(items))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_tensors_may_be_read_by_whoever_may_read_new_files(tmp_path: Path) -> None:
+def test_tensor_files_have_the_access_rights_of_other_new_files(tmp_path: Path) -> None:
     (tmp_path / "any").touch()
     write_tensors(tmp_path / "weights", {"x": torch.ones(2)}, {"of": "a model"})
     assert (tmp_path / "weights").stat().st_mode == (tmp_path / "any").stat().st_mode
     assert load_file(tmp_path / "weights")["x"].tolist() == [1.0, 1.0]
 
 
-def test_small_file_is_replaced_whole(tmp_path: Path) -> None:
+def test_small_file_is_replaced_atomically(tmp_path: Path) -> None:
     write_durably(tmp_path / "latest", "one\n")
     write_durably(tmp_path / "latest", "two\n")
     assert (tmp_path / "latest").read_text() == "two\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 
-def test_text_is_utf_8_whatever_the_locale_says(tmp_path: Path) -> None:
+def test_text_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     """A batch job's environment may name no language.
 
     The locale is set after the start. With LC_ALL=C, Python does not start in a folder with a non-ASCII name,

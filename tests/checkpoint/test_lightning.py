@@ -11,7 +11,7 @@ import torch
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
 from aqtopo.checkpoint.lightning import read_lightning
-from aqtopo.checkpoint.lightning_match import Listing, rename
+from aqtopo.checkpoint.lightning_match import ParameterOrder, rename
 from aqtopo.config import RunConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.training.lightning_import import import_lightning
@@ -104,7 +104,7 @@ def test_import_has_all_tensors_in_four_groups_at_the_known_position(
 
 
 @pytest.mark.slow
-def test_every_moment_is_that_of_its_name(published: tuple[Path, RunConfig]) -> None:
+def test_every_moment_belongs_to_its_parameter(published: tuple[Path, RunConfig]) -> None:
     state = open_state(published[0] / "imported")
     content = torch.load(published[0] / "run.ckpt", weights_only=True)
     optimizer = content["optimizer_states"][0]
@@ -120,7 +120,7 @@ def test_every_moment_is_that_of_its_name(published: tuple[Path, RunConfig]) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
-def test_losses_go_on_as_lightnings_own(published: tuple[Path, RunConfig], world: int) -> None:
+def test_losses_equal_those_of_lightning(published: tuple[Path, RunConfig], world: int) -> None:
     folder = published[0]
     expected = json.loads((folder / "losses.json").read_text())
     losses = [step["train_loss"] for step in events(folder / f"resumed{world}", "step")]
@@ -182,12 +182,12 @@ def test_other_order_of_equal_shapes_is_refused_until_it_is_stated(
         imported(content, published[1], tmp_path)
     assert all(f"{moved}." in str(no.value) for moved in list(order)[:2])
     assert not (tmp_path / "out").exists()
-    state = imported(content, published[1], tmp_path, listing=Listing(True, tuple(names)))
+    state = imported(content, published[1], tmp_path, order=ParameterOrder(True, tuple(names)))
     assert not list(diff_states(state, open_state(published[0] / "imported")))
 
 
 @pytest.mark.slow
-def test_names_that_the_optimizer_was_given_decide(
+def test_parameter_names_in_the_optimizer_determine_the_order(
     published: tuple[Path, RunConfig], content: dict[str, Any], tmp_path: Path
 ) -> None:
     names = in_another_order(content, REORDERED["blocks listed backwards"])
@@ -215,7 +215,7 @@ def test_tensors_that_only_the_file_has_are_refused_until_allowed(
         ({"state_dict": {}}, "it lacks optimizer_states, epoch, global_step"),
         (
             {"state_dict": {}, "optimizer_states": [], "epoch": 0, "global_step": 0},
-            "not exactly one optimizer",
+            "must have exactly one optimizer",
         ),
         ([], "it lacks state_dict"),
     ],

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aqtopo.checkpoint.lightning_proof import borne_out, undecided
+from aqtopo.checkpoint.lightning_proof import ambiguous_parameters, moments_fit
 from aqtopo.checkpoint.manifest import TensorInfo
 
 PAIRS = ("norm1", "attn.qkv"), ("norm2", "mlp.fc1")
@@ -45,28 +45,28 @@ def listed(tensors: Mapping[str, Tensor]) -> list[TensorInfo]:
     return [TensorInfo(name=n, shape=tuple(t.shape), dtype="float32") for n, t in tensors.items()]
 
 
-def test_right_moments_fit_and_leave_nothing_open() -> None:
+def test_right_moments_pass_and_leave_no_parameter_ambiguous() -> None:
     for bias in (True, False):
         weights, exp_avg = gradients(bias)
-        fits = borne_out(weights, exp_avg)
+        fits = moments_fit(weights, exp_avg)
         assert fits == dict.fromkeys(weights, True)
-        assert not undecided(listed(weights), fits)
+        assert not ambiguous_parameters(listed(weights), fits)
 
 
-def test_moments_of_another_block_norm_or_part_do_not_fit() -> None:
+def test_moments_of_another_block_norm_or_part_fail() -> None:
     weights, exp_avg = gradients()
     for one, other in (("blocks.0", "blocks.2"), ("1.norm1", "1.norm2"), ("1.attn.qkv", "2.attn.qkv")):
         wrong = swapped(exp_avg, one, other)
-        fits = borne_out(weights, wrong)
+        fits = moments_fit(weights, wrong)
         assert not any(fits[f"blocks.{i}.{n}.weight"] for i, n in _touched(one, other))
-        assert {t.name for t in undecided(listed(weights), fits)} >= {
+        assert {t.name for t in ambiguous_parameters(listed(weights), fits)} >= {
             f"blocks.{i}.{n}.weight" for i, n in _touched(one, other)
         }
     within = exp_avg | {
         "blocks.1.norm1.weight": exp_avg["blocks.1.norm1.bias"],
         "blocks.1.norm1.bias": exp_avg["blocks.1.norm1.weight"],
     }
-    assert not borne_out(weights, within)["blocks.1.norm1.weight"]
+    assert not moments_fit(weights, within)["blocks.1.norm1.weight"]
 
 
 def _touched(one: str, other: str) -> list[tuple[int, str]]:
@@ -75,19 +75,19 @@ def _touched(one: str, other: str) -> list[tuple[int, str]]:
     return [(1, "norm1"), (1, "norm2")] if "norm" in one else [(1, "norm1"), (2, "norm1")]
 
 
-def test_moments_of_nothing_decide_nothing() -> None:
+def test_zero_moments_pass_for_no_parameter() -> None:
     weights, exp_avg = gradients()
     still = {name: torch.zeros_like(tensor) for name, tensor in exp_avg.items()}
-    assert not any(borne_out(weights, still).values())
+    assert not any(moments_fit(weights, still).values())
 
 
-def test_equal_shapes_without_a_witness_are_left_to_chance() -> None:
+def test_equal_shapes_without_a_tested_neighbour_are_ambiguous() -> None:
     a, b, c = (
         TensorInfo(name=n, shape=(3,), dtype="float32") for n in ("head.0.bias", "head.2.bias", "d.bias")
     )
-    assert undecided([a, b], {}) == [a, b]
-    assert undecided([a, b], {"head.0.bias": True}) == []  # the other is the last of its shape
-    assert undecided([a, b, c], {"head.0.bias": True}) == [b, c]
+    assert ambiguous_parameters([a, b], {}) == [a, b]
+    assert ambiguous_parameters([a, b], {"head.0.bias": True}) == []  # the other is the last of its shape
+    assert ambiguous_parameters([a, b, c], {"head.0.bias": True}) == [b, c]
     unique = TensorInfo(name="head.2.weight", shape=(3, 3), dtype="float32")
-    assert undecided([a, b, unique], {}) == []  # b stands beside its weight, and a is the last
-    assert undecided([a, b, unique], {"head.2.bias": False, "head.0.bias": False}) == [a, b]
+    assert ambiguous_parameters([a, b, unique], {}) == []  # b stands beside its weight, and a is the last
+    assert ambiguous_parameters([a, b, unique], {"head.2.bias": False, "head.0.bias": False}) == [a, b]

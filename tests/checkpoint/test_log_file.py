@@ -11,7 +11,7 @@ TIME = "2026-01-01T00:00:00+00:00"
 STEP = {"event": "step", "time": TIME, "step": 1, "epoch": 0, "train_loss": 2.0, "lr": {"head": 1e-3}}
 
 
-def test_what_training_logs_is_read_again(tmp_path: Path) -> None:
+def test_logged_events_are_read_back(tmp_path: Path) -> None:
     log = RunLog(tmp_path, total_steps=1)
     log.event("step", step=1, epoch=0, train_loss=2.0, lr={"head": 1e-3}, grad_norm=0.5)
     log.event("an event of a later version", facts=3)
@@ -23,11 +23,11 @@ def test_what_training_logs_is_read_again(tmp_path: Path) -> None:
     assert stop.reason == "all epochs done"
 
 
-def test_no_file_holds_no_event(tmp_path: Path) -> None:
+def test_missing_file_has_no_events(tmp_path: Path) -> None:
     assert list(read_log(tmp_path / METRICS_FILE)) == []
 
 
-def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> None:
+def test_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
     path.write_text(json.dumps(STEP) + '\n{"event": "step", "st')
     assert len(list(read_log(path))) == 1
@@ -36,20 +36,20 @@ def test_a_line_cut_off_at_the_end_is_still_being_written(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("rest", [b"\0" * 200, b"\xe9", b"[" * 100_000, b"9" * 5000 + b"."])
-def test_whatever_a_crash_left_at_the_end_is_no_event(tmp_path: Path, rest: bytes) -> None:
+def test_remains_of_a_crash_at_the_end_are_skipped(tmp_path: Path, rest: bytes) -> None:
     path = tmp_path / METRICS_FILE
     path.write_bytes(json.dumps(STEP).encode() + b"\r\n" + rest)
     assert len(list(read_log(path))) == 1
 
 
-def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+def test_folder_instead_of_a_file_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).mkdir()
     with pytest.raises(IsADirectoryError, match=METRICS_FILE):
         list(read_log(tmp_path / METRICS_FILE))
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_a_line_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> None:
+def test_line_in_another_encoding_is_refused_by_number(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / METRICS_FILE
     path.write_bytes(
         (json.dumps(STEP | {"lr": {"t\xeate": 1e-3}}, ensure_ascii=False) + "\n").encode(encoding)
@@ -84,9 +84,9 @@ def test_a_line_in_another_encoding_is_named(tmp_path: Path, encoding: str) -> N
         ),
     ],
 )
-def test_a_line_that_lacks_something_is_named(tmp_path: Path, line: str, fault: str) -> None:
+def test_line_without_a_required_field_is_refused_by_number(tmp_path: Path, line: str, fault: str) -> None:
     path = tmp_path / METRICS_FILE
     path.write_text(f"{json.dumps(STEP)}\n{line}\n")
     with pytest.raises(ValueError, match=re.escape(f"{path}, line 2{fault}")) as caught:
         list(read_log(path))
-    assert "Remove that line, or take the file from a backup" in str(caught.value)
+    assert "Remove that line, or restore the file from a backup" in str(caught.value)

@@ -45,5 +45,5 @@ def test_other_content_is_refused(folder: Path, text: str) -> None:
 
 
 def test_folder_without_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RefusedError, match="nothing vouches for what is in it"):
+    with pytest.raises(RefusedError, match="so its files cannot be checked"):
         read_manifest(tmp_path)

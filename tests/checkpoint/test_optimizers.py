@@ -42,7 +42,7 @@ def outcomes(
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=" to ".join)
-def test_state_and_losses_go_on(outcomes: dict[tuple[str, str], Outcome], change: tuple[str, str]) -> None:
+def test_state_and_losses_continue(outcomes: dict[tuple[str, str], Outcome], change: tuple[str, str]) -> None:
     outcome = outcomes[change]
     assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)

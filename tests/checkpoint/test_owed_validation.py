@@ -14,7 +14,7 @@ from .conftest import Job, RunJobs
 pytestmark = pytest.mark.slow
 
 
-def test_a_validation_that_would_hold_up_a_stop_is_done_by_the_next_start(
+def test_validation_skipped_by_a_stop_is_done_by_the_next_start(
     run_jobs: RunJobs, tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = tiny_config(training={"validate_every": 2})  # the first step has two micro-steps

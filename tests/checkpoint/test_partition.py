@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqtopo.checkpoint.partition import fragments, owners, part_size
+from aqtopo.checkpoint.shards import fragments, owners, part_size
 
 GROUPS = st.lists(st.integers(1, 200), min_size=1, max_size=12).map(
     lambda sizes: {f"p{i}": size for i, size in enumerate(sizes)}
@@ -14,7 +14,7 @@ GROUPS = st.lists(st.integers(1, 200), min_size=1, max_size=12).map(
 
 
 @given(GROUPS, st.integers(1, 400))
-def test_fragments_of_all_ranks_are_the_group_once(elements: dict[str, int], world: int) -> None:
+def test_fragments_of_all_ranks_cover_the_group_once(elements: dict[str, int], world: int) -> None:
     seen = {name: [0] * count for name, count in elements.items()}
     for rank in range(world):
         offset = 0
@@ -28,14 +28,14 @@ def test_fragments_of_all_ranks_are_the_group_once(elements: dict[str, int], wor
 
 
 @given(GROUPS, st.integers(1, 400))
-def test_owners_say_the_same_as_fragments(elements: dict[str, int], world: int) -> None:
+def test_owners_agree_with_fragments(elements: dict[str, int], world: int) -> None:
     by_rank = {(rank, fragment) for rank in range(world) for fragment in fragments(elements, world, rank)}
     by_name = {owner for name in elements for owner in owners(elements, world, name)}
     assert by_name == by_rank
 
 
 @given(st.integers(1, 10**6), st.integers(1, 400))
-def test_rank_owns_nothing_exactly_as_the_formula_says(count: int, world: int) -> None:
+def test_rank_owns_no_elements_as_the_formula_predicts(count: int, world: int) -> None:
     for rank in {0, world // 2, world - 1}:
         nothing = not list(fragments({"p": count}, world, rank))
         assert nothing == (rank * 2 * math.ceil(count / (2 * world)) >= count)

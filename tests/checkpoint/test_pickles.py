@@ -10,7 +10,7 @@ import pytest
 import torch
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
-from aqtopo.checkpoint.pickles import load_data, save_data
+from aqtopo.checkpoint.files import load_torch, save_torch
 from aqtopo.refusal import RefusedError
 
 
@@ -24,7 +24,7 @@ class Payload:
         return os.mkdir, (self.proof,)
 
 
-def test_payload_would_run_if_it_were_trusted(tmp_path: Path) -> None:
+def test_payload_runs_in_an_unsafe_load(tmp_path: Path) -> None:
     torch.save(Payload(tmp_path / "proof"), tmp_path / "file.pt")
     torch.load(tmp_path / "file.pt", weights_only=False)
     assert (tmp_path / "proof").is_dir()
@@ -33,32 +33,30 @@ def test_payload_would_run_if_it_were_trusted(tmp_path: Path) -> None:
 def test_payload_is_refused_and_does_not_run(tmp_path: Path) -> None:
     torch.save({"param": Payload(tmp_path / "proof")}, tmp_path / "x.pt")
     with pytest.raises(RefusedError, match=r"x\.pt holds more than data"):
-        load_data(tmp_path / "x.pt")
+        load_torch(tmp_path / "x.pt")
     assert not (tmp_path / "proof").exists()
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04", b"\x80\x04.", pickle.dumps({"a": 1}), b"garbage" * 99]
 )
-def test_what_is_no_torch_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+def test_invalid_torch_file_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(RefusedError, match=r"x\.pt"):
-        load_data(tmp_path / "x.pt")
+        load_torch(tmp_path / "x.pt")
 
 
-def test_checksums_are_left_out_only_while_saving(tmp_path: Path) -> None:
+def test_crc32_is_disabled_only_while_saving(tmp_path: Path) -> None:
     before = torch.serialization.get_crc32_options()
-    save_data({"param": torch.arange(3.0)}, tmp_path / "x.pt")
+    save_torch({"param": torch.arange(3.0)}, tmp_path / "x.pt")
     assert torch.serialization.get_crc32_options() == before
-    assert load_data(tmp_path / "x.pt")["param"].tolist() == [0, 1, 2]
+    assert load_torch(tmp_path / "x.pt")["param"].tolist() == [0, 1, 2]
 
 
-def test_what_old_pythons_write_of_an_enum_is_never_asked_of_a_reader(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_enum_is_pickled_by_value_on_old_pythons_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def by_name(stage: ZeroStageEnum, _protocol: int) -> tuple[Any, ...]:
         return getattr, (ZeroStageEnum, stage.name)  # as Python 3.11.2 does, Debian 12's
 
     monkeypatch.setattr(ZeroStageEnum, "__reduce_ex__", by_name)
-    save_data({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
-    assert load_data(tmp_path / "x.pt") == {"zero_stage": ZeroStageEnum.gradients}
+    save_torch({"zero_stage": ZeroStageEnum.gradients}, tmp_path / "x.pt")
+    assert load_torch(tmp_path / "x.pt") == {"zero_stage": ZeroStageEnum.gradients}

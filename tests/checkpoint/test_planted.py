@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.files import describe_file
-from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, read_manifest, write_manifest
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS, POINTER, STATE_FILE, last_tag
-from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, OPTIMIZER_STATE, universal_folder
-from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE
+from aqtopo.checkpoint.universal import (
+    LATEST,
+    MODEL_STATES,
+    OPTIMIZER_STATE,
+    open_universal,
+    universal_folder,
+)
+from aqtopo.checkpoint.weights import CONFIG_FILE
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 
@@ -65,7 +70,7 @@ def typed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def plant(folder: Path, name: str, proof: Path) -> None:
-    """Put a payload into a file and seal the folder again, as somebody would who means it."""
+    """Put a payload into a file and update its hash in the manifest, as an attacker would."""
     (folder / name).unlink()  # it may be one file with another form's
     if name.endswith(".pt"):
         torch.save({"param": Payload(proof), "optimizer_state_dict": Payload(proof)}, folder / name)
@@ -79,7 +84,7 @@ def plant(folder: Path, name: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "layout", "name"), CASES)
-def test_commands_refuse_it(
+def test_commands_refuse_a_planted_pickle(
     run_dir: Path, tmp_path: Path, typed: Type, command: str, layout: str, name: str
 ) -> None:
     tag, other, proof = tag_folder(run_dir), tag_folder(run_dir, 6), tmp_path / "proof"
@@ -97,7 +102,9 @@ def test_commands_refuse_it(
     ("name", "note"),
     [(MANIFEST_FILE, "manifest.json is damaged"), (STATE_FILE, "state.json does not describe a saved state")],
 )
-def test_ls_calls_it_incomplete(run_dir: Path, tmp_path: Path, typed: Type, name: str, note: str) -> None:
+def test_ls_marks_a_state_with_a_planted_pickle_incomplete(
+    run_dir: Path, tmp_path: Path, typed: Type, name: str, note: str
+) -> None:
     plant(tag_folder(run_dir), name, tmp_path / "proof")
     code, text = typed("checkpoint", "ls", run_dir, "--json")
     assert code == 0
@@ -109,7 +116,7 @@ def test_ls_calls_it_incomplete(run_dir: Path, tmp_path: Path, typed: Type, name
 
 @pytest.mark.parametrize("command", ["verify", "inspect"])
 @pytest.mark.parametrize("content", [b"", b"../../elsewhere", b"payload"])
-def test_pointer_into_a_universal_checkpoint_is_a_name_in_it(
+def test_invalid_latest_universal_is_refused(
     run_dir: Path, tmp_path: Path, typed: Type, command: str, content: bytes
 ) -> None:
     folder, payload = universal_folder(tag_folder(run_dir)).parent, pickle.dumps(Payload(tmp_path / "proof"))
@@ -120,7 +127,7 @@ def test_pointer_into_a_universal_checkpoint_is_a_name_in_it(
     assert not (tmp_path / "proof").exists()
 
 
-def test_newest_state_stands_in_for_a_pointer_that_is_none(
+def test_newest_state_is_inspected_if_the_pointer_is_invalid(
     run_dir: Path, tmp_path: Path, typed: Type
 ) -> None:
     (run_dir / CHECKPOINTS / POINTER).write_bytes(pickle.dumps(Payload(tmp_path / "proof")))
@@ -131,7 +138,7 @@ def test_newest_state_stands_in_for_a_pointer_that_is_none(
 
 
 @pytest.mark.parametrize("key", ["callbacks", "hyper_parameters", "state_dict", "optimizer_states"])
-def test_import_lightning_refuses_it(
+def test_import_lightning_refuses_a_planted_pickle(
     tmp_path: Path, tiny_config: Callable[..., RunConfig], typed: Type, key: str
 ) -> None:
     (tmp_path / "config.json").write_text(tiny_config().to_json())
@@ -144,10 +151,10 @@ def test_import_lightning_refuses_it(
     assert not (tmp_path / "proof").exists()
 
 
-@pytest.mark.filterwarnings("ignore:not counted among the saved states")
+@pytest.mark.filterwarnings("ignore:a saved state is skipped")
 @pytest.mark.parametrize("command", ["evaluate", "forecast"])
 @pytest.mark.parametrize("name", [CONFIG_FILE, STATE_FILE, MANIFEST_FILE, WEIGHTS_FILE])
-def test_what_reads_runs_refuses_it(
+def test_evaluate_and_forecast_refuse_a_planted_pickle(
     untrained_run: Path, tmp_path: Path, typed: Type, command: str, name: str
 ) -> None:
     tag = last_tag(untrained_run)
@@ -225,7 +232,7 @@ def _plant_in_run(run_dir: Path, layout: str, name: str, proof: Path) -> None:
     assert tag is not None
     folder = tag.folder(run_dir)
     if layout == "universal":
-        folder = open_universal(folder, ALONE).folder
+        folder = open_universal(folder, SINGLE_RANK).folder
         name = name.replace("first.weight", "head.0.weight")
     outside = {POINTER: run_dir / CHECKPOINTS, CONFIG_FILE: run_dir}
     if name in outside:
@@ -235,12 +242,14 @@ def _plant_in_run(run_dir: Path, layout: str, name: str, proof: Path) -> None:
 
 
 @pytest.mark.parametrize(("layout", "name"), [(where, name) for where in RESUMED for name in RESUMED[where]])
-def test_train_refuses_it(resumed: dict[tuple[str, str], tuple[Path, Ended]], layout: str, name: str) -> None:
+def test_train_refuses_a_planted_pickle(
+    resumed: dict[tuple[str, str], tuple[Path, Ended]], layout: str, name: str
+) -> None:
     proof, ended = resumed[layout, name]
     assert not proof.exists()
     assert "Traceback" not in ended.output
     if name == CONFIG_FILE:  # the run's own is compared with the manifest's, and written anew
         return
-    # A universal form that is not sound is made anew from the shards.
+    # A universal form that is damaged is converted again from the shards.
     assert ended.codes[0] in ((2, 3) if layout == "sharded" else (0, 3)), ended.output
     assert Path(name).name in ended.text

@@ -48,7 +48,7 @@ def test_state_is_bitwise_equal_for_every_pair_of_world_sizes(
 
 
 @pytest.mark.parametrize("before", WORLDS)
-def test_losses_go_on(crossed: tuple[dict[int, Any], dict[int, Any]], before: int) -> None:
+def test_losses_continue(crossed: tuple[dict[int, Any], dict[int, Any]], before: int) -> None:
     truths, resumed = crossed
     expected = truths[before]["losses"]
     assert len(expected) == STEPS

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
-from aqtopo.checkpoint.locks import alone
+from aqtopo.checkpoint.locks import exclusive_lock
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, update_pointer
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
 from aqtopo.refusal import RefusedError
@@ -99,7 +99,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("after", WORLDS)
 @pytest.mark.parametrize("before", WORLDS)
-def test_losses_after_a_mid_epoch_resume_are_the_uninterrupted_runs(
+def test_losses_after_a_mid_epoch_resume_equal_the_uninterrupted_runs(
     crossed: Path, before: int, after: int
 ) -> None:
     expected, found = losses(crossed / f"run{before}"), losses(crossed / f"run{before}to{after}")
@@ -116,7 +116,7 @@ def test_losses_after_a_mid_epoch_resume_are_the_uninterrupted_runs(
 
 
 @pytest.mark.parametrize("after", WORLDS)
-def test_one_line_says_what_was_verified(crossed: Path, after: int) -> None:
+def test_verification_result_is_one_line(crossed: Path, after: int) -> None:
     (event,) = events(crossed / f"run2to{after}", "resume")
     assert (
         "resume verified: 43/43 parameters, 43/43 exp_avg, 43/43 exp_avg_sq, step 5, 4/4 groups"
@@ -205,7 +205,7 @@ def test_loss_that_jumps_in_20_steps_after_a_resume_is_reported(
         ("pointer", "names 'epoch00-step000099', which is not a complete saved state"),
     ],
 )
-def test_refused_with_code_3_and_nothing_written(
+def test_refused_resume_ends_with_code_3_and_writes_nothing(
     crossed: Path, refusals: dict[str, Ended], case: str, text: str
 ) -> None:
     ended = refusals[case]
@@ -218,7 +218,7 @@ def test_refused_with_code_3_and_nothing_written(
     assert [tag.name for tag in list_tags(run_dir)] == [tag.name for tag in list_tags(crossed / "run2")]
 
 
-def test_allowed_change_is_taken_and_noted(crossed: Path, refusals: dict[str, Ended]) -> None:
+def test_allowed_change_is_applied_and_recorded(crossed: Path, refusals: dict[str, Ended]) -> None:
     assert refusals["lr allowed"].codes == [0], refusals["lr allowed"].output
     run_dir = crossed / "refusals" / "lr_allowed"
     assert json.loads((run_dir / "config.json").read_text())["optimizer"]["base_lr"] == 0.002
@@ -226,19 +226,19 @@ def test_allowed_change_is_taken_and_noted(crossed: Path, refusals: dict[str, En
     assert after > 1.4 * before
 
 
-def test_auto_goes_on_in_the_same_directory(crossed: Path, refusals: dict[str, Ended]) -> None:
+def test_auto_resumes_in_the_same_directory(crossed: Path, refusals: dict[str, Ended]) -> None:
     assert refusals["auto"].codes == [0], refusals["auto"].output
     run_dir = crossed / "refusals" / "auto"
     assert list(losses(run_dir)) == list(range(1, STEPS + 7))
     assert events(run_dir, "resume")[0]["step"] == STEPS + 4
 
 
-def test_second_run_in_a_directory_at_work_is_refused(crossed: Path, tmp_path: Path) -> None:
+def test_second_run_in_a_locked_directory_is_refused(crossed: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(crossed / "run2", tmp_path / "run"))
     (run_dir / ".lock").touch()
     where = ["--set", f"training.run_dir={run_dir}", "--stop-after", str(STEPS + 6)]
     before = sorted(run_dir.rglob("*"))
-    with alone(run_dir / ".lock"):
+    with exclusive_lock(run_dir / ".lock"):
         job = Job(2, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where]})
         (ended,) = run_jobs_in(tmp_path / "jobs", [job])
     assert ended.codes == [3, 3], ended.output
@@ -246,21 +246,23 @@ def test_second_run_in_a_directory_at_work_is_refused(crossed: Path, tmp_path: P
     assert sorted(run_dir.rglob("*")) == before
 
 
-def test_nothing_is_trained_where_the_run_already_is(crossed: Path, refusals: dict[str, Ended]) -> None:
+def test_resume_at_the_last_step_trains_nothing(crossed: Path, refusals: dict[str, Ended]) -> None:
     assert refusals["already there"].codes == [0], refusals["already there"].output
     run_dir = crossed / "refusals" / "already_there"
     assert losses(run_dir) == losses(crossed / "run2")
     assert list_tags(run_dir) == list_tags(crossed / "run2")
 
 
-def test_never_and_unknown_tags_are_the_users_to_put_right(refusals: dict[str, Ended]) -> None:
+def test_never_in_a_used_directory_and_unknown_tags_are_user_errors(refusals: dict[str, Ended]) -> None:
     assert refusals["never"].codes == [2]
     assert "is already used by another configuration" in refusals["never"].text
     assert refusals["unknown tag"].codes == [2]
     assert "has no saved state 'epoch77'" in refusals["unknown tag"].text
 
 
-def test_names_are_not_reused_after_going_back(crossed: Path, refusals: dict[str, Ended]) -> None:
+def test_names_are_not_reused_after_a_resume_from_an_older_tag(
+    crossed: Path, refusals: dict[str, Ended]
+) -> None:
     assert refusals["older tag"].codes == [0], refusals["older tag"].output
     run_dir = crossed / "refusals" / "older_tag"
     names = [tag.name for tag in list_tags(run_dir)]
@@ -270,16 +272,14 @@ def test_names_are_not_reused_after_going_back(crossed: Path, refusals: dict[str
     assert last.step == STEPS + 6
 
 
-def test_job_that_is_queued_again_goes_on_from_what_it_has_saved(
-    crossed: Path, refusals: dict[str, Ended]
-) -> None:
+def test_requeued_job_resumes_from_its_own_last_state(crossed: Path, refusals: dict[str, Ended]) -> None:
     assert refusals["again"].codes == [0], refusals["again"].output
     run_dir = crossed / "refusals" / "again"
     assert [event["step"] for event in events(run_dir, "resume")] == [STEPS + 4]
     assert list(losses(run_dir)) == list(range(1, STEPS + 7))
 
 
-def test_run_that_never_saved_may_begin_from_the_same_state_again(crossed: Path, tmp_path: Path) -> None:
+def test_run_without_saved_states_may_start_again_from_the_same_source(crossed: Path, tmp_path: Path) -> None:
     config = load_config(crossed / "run1" / "config.json", [f"training.run_dir={tmp_path / 'run'}"])
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(config.to_json())
@@ -289,20 +289,20 @@ def test_run_that_never_saved_may_begin_from_the_same_state_again(crossed: Path,
         prepare(config, read_launch({}), ResumeOptions("never"))
 
 
-def test_state_saved_while_this_run_waited_for_the_directory_is_taken(crossed: Path, tmp_path: Path) -> None:
+def test_state_saved_during_the_wait_for_the_lock_is_resumed(crossed: Path, tmp_path: Path) -> None:
     run_dir = Path(shutil.copytree(crossed / "run2", tmp_path / "run"))
     *_, before, last = list_tags(run_dir)
     hidden = last.folder(run_dir).rename(tmp_path / "hidden")
-    point_to(before, run_dir)
+    update_pointer(before, run_dir)
     config = load_config(run_dir / "config.json", [f"training.run_dir={run_dir}"])
     prepared = prepare(config, read_launch({}), ResumeOptions())
     assert prepared.source == before.folder(run_dir)
-    assert prepare_again(prepared, ALONE) is prepared
+    assert prepare_again(prepared, SINGLE_RANK) is prepared
     hidden.rename(last.folder(run_dir))
-    assert prepare_again(prepared, ALONE).source == last.folder(run_dir)
+    assert prepare_again(prepared, SINGLE_RANK).source == last.folder(run_dir)
     (run_dir / CHECKPOINTS / "latest").write_text("epoch00-step000099\n")
     with pytest.raises(RefusedError, match="has changed since this run began"):
-        prepare_again(prepared, ALONE)
+        prepare_again(prepared, SINGLE_RANK)
 
 
 def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
@@ -314,7 +314,7 @@ def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
     assert 8 < max(losses(crossed / "refusals" / "broken")) < 16  # the next save
 
 
-def test_metrics_torn_by_a_kill_are_mended(tmp_path: Path) -> None:
+def test_incomplete_last_metrics_line_is_removed(tmp_path: Path) -> None:
     from aqtopo.training.run_directory import mend_metrics
 
     path = tmp_path / "metrics.jsonl"

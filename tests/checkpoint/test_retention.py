@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.retention import prune, reading, sweep
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     Tag,
     check_pointer,
     last_tag,
     list_tags,
-    mend_pointer,
     next_tag,
-    note_name,
-    point_to,
-    write_state,
+    prune,
+    read_lock,
+    record_name,
+    remove_stale,
+    repair_pointer,
+    update_pointer,
+    write_tag,
 )
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import CheckpointConfig
@@ -32,8 +34,8 @@ def save(run_dir: Path, tag: Tag) -> Tag:
     """What the saver does about names."""
     tag = next_tag(tag, run_dir)
     tag.folder(run_dir).mkdir(parents=True)
-    note_name(tag, run_dir)
-    write_state(tag, run_dir)
+    record_name(tag, run_dir)
+    write_tag(tag, run_dir)
     return tag
 
 
@@ -41,7 +43,7 @@ def steps(run_dir: Path) -> list[int]:
     return [tag.step for tag in list_tags(run_dir)]
 
 
-def test_best_three_last_and_every_so_many_are_kept(tmp_path: Path) -> None:
+def test_best_three_last_and_periodic_states_are_kept(tmp_path: Path) -> None:
     make(tmp_path, [0.5, 0.1, None, 0.2, None, 0.3, 0.9, None, None])
     prune(tmp_path, CheckpointConfig(every_steps=4, keep_every_steps=8))
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
@@ -49,23 +51,23 @@ def test_best_three_last_and_every_so_many_are_kept(tmp_path: Path) -> None:
 
 def test_state_that_the_pointer_names_is_kept(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None, None])
-    point_to(tags[0], tmp_path)
+    update_pointer(tags[0], tmp_path)
     prune(tmp_path, CheckpointConfig())
     assert steps(tmp_path) == [1, 3]
 
 
-def test_every_steps_alone_keeps_nothing_for_good(tmp_path: Path) -> None:
+def test_every_steps_alone_keeps_only_the_last_state(tmp_path: Path) -> None:
     make(tmp_path, [None] * 4)
     prune(tmp_path, CheckpointConfig(every_steps=2))
     assert steps(tmp_path) == [4]
 
 
-def test_state_that_cannot_be_removed_is_said_and_the_others_go(tmp_path: Path) -> None:
+def test_state_that_cannot_be_removed_gives_a_warning_and_the_others_are_removed(tmp_path: Path) -> None:
     tags = make(tmp_path, [None] * 4)
     in_the_way = tags[0].folder(tmp_path).with_name(f"{tags[0].name}.discarded")
     in_the_way.mkdir()
     (in_the_way / "file").touch()
-    with pytest.warns(UserWarning, match=f"{tags[0].name} is due to go and cannot be removed: .*not empty"):
+    with pytest.warns(UserWarning, match=f"{tags[0].name} cannot be removed: .*not empty"):
         prune(tmp_path, CheckpointConfig())
     assert steps(tmp_path) == [1, 4]
 
@@ -84,9 +86,9 @@ def test_only_state_is_kept(tmp_path: Path) -> None:
     assert steps(tmp_path) == [1]
 
 
-def test_state_that_is_being_read_is_kept_until_it_is_not(tmp_path: Path) -> None:
+def test_state_with_a_read_lock_is_kept(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
-    with reading(tags[0].folder(tmp_path)):
+    with read_lock(tags[0].folder(tmp_path)):
         prune(tmp_path, CheckpointConfig())
         assert steps(tmp_path) == [1, 2]
     prune(tmp_path, CheckpointConfig())
@@ -97,7 +99,7 @@ def test_state_is_kept_while_its_universal_form_is_read(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     inner = universal_folder(tags[0].folder(tmp_path))
     inner.mkdir(parents=True)
-    with reading(inner):
+    with read_lock(inner):
         prune(tmp_path, CheckpointConfig())
         assert steps(tmp_path) == [1, 2]
         assert inner.is_dir()
@@ -105,7 +107,7 @@ def test_state_is_kept_while_its_universal_form_is_read(tmp_path: Path) -> None:
     assert steps(tmp_path) == [2]
 
 
-def test_removing_takes_the_universal_form_along(tmp_path: Path) -> None:
+def test_universal_form_is_removed_with_its_state(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     universal = tags[0].folder(tmp_path).with_name(tags[0].name + ".universal")
     universal.mkdir()
@@ -113,14 +115,14 @@ def test_removing_takes_the_universal_form_along(tmp_path: Path) -> None:
     assert not universal.exists()
 
 
-def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
+def test_remove_stale_removes_leftovers_only(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     folder = tmp_path / CHECKPOINTS
     for name in ("a.tmp", "b.discarded", "c.universal", f"{tags[0].name}.universal"):
         (folder / name).mkdir()
         (folder / name / "file").write_text("")
     (folder / "latest.tmp").write_text("half")
-    sweep(tmp_path)
+    remove_stale(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         tags[0].name,
         f"{tags[0].name}.universal",
@@ -129,19 +131,19 @@ def test_sweep_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     }
 
 
-def test_leftovers_are_no_saved_states(tmp_path: Path) -> None:
+def test_leftovers_are_not_listed(tmp_path: Path) -> None:
     tag = make(tmp_path, [None])[0]
     for suffix in (".tmp", ".discarded"):
         other = tag.folder(tmp_path).with_name(f"epoch09-step000099{suffix}")
         other.mkdir()
-        write_state(tag, tmp_path, other)
+        write_tag(tag, tmp_path, other)
     assert list_tags(tmp_path) == [tag]
 
 
 @pytest.mark.parametrize("text", ["", "epoch00-step000009\n", "epoch00-step00000\n", "\x00"])
-def test_pointer_to_nothing_is_refused_by_name(tmp_path: Path, text: str) -> None:
+def test_pointer_to_no_saved_state_is_refused(tmp_path: Path, text: str) -> None:
     tag = make(tmp_path, [None])[0]
-    point_to(tag, tmp_path)
+    update_pointer(tag, tmp_path)
     check_pointer(tmp_path)
     (tmp_path / CHECKPOINTS / "latest").write_text(text)
     with pytest.raises(RefusedError, match=r"latest names .*--resume epoch00-step000001"):
@@ -149,28 +151,28 @@ def test_pointer_to_nothing_is_refused_by_name(tmp_path: Path, text: str) -> Non
 
 
 @pytest.mark.parametrize("went_back", [False, True])
-def test_state_that_got_its_name_before_a_kill_and_no_pointer_is_the_last(
+def test_state_committed_before_a_kill_without_pointer_update_is_the_last(
     tmp_path: Path, went_back: bool
 ) -> None:
     before = make(tmp_path, [None, None, None])[-1]
-    point_to(before, tmp_path)
+    update_pointer(before, tmp_path)
     last = save(tmp_path, Tag(0, 2 if went_back else 4, 2, None, 1.0))
     check_pointer(tmp_path)
     assert last_tag(tmp_path) == last
-    mend_pointer(tmp_path)
+    repair_pointer(tmp_path)
     assert (tmp_path / CHECKPOINTS / "latest").read_text() == f"{last.name}\n"
 
 
 def test_pointer_that_is_more_than_one_state_behind_is_refused(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None, None])
-    point_to(tags[0], tmp_path)
+    update_pointer(tags[0], tmp_path)
     with pytest.raises(RefusedError, match="'epoch00-step000001', which is not the state saved last"):
         check_pointer(tmp_path)
 
 
 def test_no_flipped_bit_in_the_pointer_changes_the_state_saved_last(tmp_path: Path) -> None:
     tags = make(tmp_path, [None] * 8)
-    point_to(tags[-1], tmp_path)
+    update_pointer(tags[-1], tmp_path)
     pointer = tmp_path / CHECKPOINTS / "latest"
     intact = pointer.read_bytes()
     for place in range(8 * len(intact)):
@@ -183,7 +185,7 @@ def test_no_flipped_bit_in_the_pointer_changes_the_state_saved_last(tmp_path: Pa
                 check_pointer(tmp_path)
 
 
-def test_missing_pointer_is_no_trouble(tmp_path: Path) -> None:
+def test_missing_pointer_is_accepted(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     check_pointer(tmp_path)
     assert last_tag(tmp_path) == tags[-1]

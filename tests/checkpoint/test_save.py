@@ -67,11 +67,13 @@ def test_rank_that_cannot_write_fails_the_save_on_all(
         assert text in told[0][trouble]
 
 
-def test_state_that_has_its_name_is_saved_whatever_comes_after_that(told: list[dict[str, str]]) -> None:
+def test_renamed_state_is_saved_even_if_the_pointer_update_fails(told: list[dict[str, str]]) -> None:
     assert "no pointer" not in told[0]
 
 
-def test_states_before_and_after_the_troubles_are_whole(told: list[dict[str, str]], run_dir: Path) -> None:
+def test_states_before_and_after_failed_saves_are_undamaged(
+    told: list[dict[str, str]], run_dir: Path
+) -> None:
     tags = list_tags(run_dir)
     assert [(tag.step, tag.number) for tag in tags] == [(20, 3)]
     assert (run_dir / CHECKPOINTS / "history").read_text().split() == [

@@ -11,28 +11,28 @@ failures are shown elsewhere in this folder, or where a file is named:
 | buffers and frozen parameters left out | test_buffers_and_frozen_parameters_are_restored |
 | extra parameter in the checkpoint | test_extra_parameter_in_the_checkpoint_is_refused |
 | a tensor's file missing | test_damage: |
-| | test_damaged_universal_form_is_refused_by_name_and_made_anew_where_its_tag_is_whole |
+| | test_damaged_universal_form_is_refused_by_name_and_converted_again_from_its_tag |
 | as many elements in another shape | test_changes: test_another_shape_is_refused_also_with_as_many_elements |
 | a rank's file missing | test_damage: test_damaged_tag_is_refused_by_name |
 | `[` in the path | test_damage: test_brackets_in_the_path_do_not_matter |
 | a tag reused across precisions | test_damage: test_shards_of_two_precisions_in_one_tag_are_refused |
-| a tag's name reused | test_resume: test_names_are_not_reused_after_going_back |
+| a tag's name reused | test_resume: test_names_are_not_reused_after_a_resume_from_an_older_tag |
 | conversion killed over an old output | test_damage: test_counters_of_another_state_are_refused, |
-| | test_conversion_starts_afresh_after_it_was_killed |
+| | test_killed_conversion_is_repeated_from_the_start |
 | clipping, rates, decay, betas overruled | test_verify: |
 | | test_difference_on_one_rank_is_refused_by_name_on_all; test_resume: |
-| | test_refused_with_code_3_and_nothing_written |
+| | test_refused_resume_ends_with_code_3_and_writes_nothing |
 | loss scaler taken over | test_other_precision_or_scaling_starts_with_the_configurations_scale |
 | a flipped byte | test_damage: test_damaged_tag_is_refused_by_name |
-| scheduler dropped | test_changes: test_schedule_that_is_gone_or_another_is_refused; |
+| scheduler dropped | test_changes: test_removed_or_changed_schedule_is_refused; |
 | | test_verify: the rates that the optimizer holds |
-| decay of parameters that are never used | test_never_used_parameter_goes_on_decaying_as_if_never_stopped |
+| decay of parameters that are never used | test_never_used_parameter_continues_to_decay |
 | random numbers and place in the data not saved | test_resume: |
-| | test_losses_after_a_mid_epoch_resume_are_the_uninterrupted_runs with dropout, and "seed allowed" |
+| | test_losses_after_a_mid_epoch_resume_equal_the_uninterrupted_runs with dropout, and "seed allowed" |
 
 | with an error in DeepSpeed | shown by |
 |---|---|
-| ranks that own nothing of a group | test_ranks_that_own_nothing_of_a_group_are_no_trouble; test_many_ranks |
+| ranks that own nothing of a group | test_ranks_without_elements_of_a_group_are_restored; test_many_ranks |
 | missing, renamed parameters | test_missing_parameter_is_refused_and_starts_fresh_on_purpose; test_changes |
 | frozen and trained, tied and untied | test_changes: test_frozen_against_trained_is_refused; |
 | | test_untying_and_tying_are_refused_by_name |
@@ -182,7 +182,7 @@ def test_buffers_and_frozen_parameters_are_restored(outcomes: dict[str, Outcome]
     assert torch.all(outcome.resumed["state"]["module norm.running_mean"] == 0.25)
 
 
-def test_never_used_parameter_goes_on_decaying_as_if_never_stopped(outcomes: dict[str, Outcome]) -> None:
+def test_never_used_parameter_continues_to_decay(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["reordered groups"]
     saved, resumed = (own["state"] for own in (outcome.truth, outcome.resumed))
     for kind in ("exp_avg", "exp_avg_sq"):
@@ -247,7 +247,7 @@ def test_precision_change_keeps_master_weights_and_takes_no_loss_scale(
     assert outcome.resumed["scale"] == 1.0
 
 
-def test_fp16_goes_on_with_its_loss_scale(outcomes: dict[str, Outcome]) -> None:
+def test_fp16_resumes_with_its_loss_scale(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["fp16"]
     assert_same(outcome)
     scaler = outcome.truth["scaler"]
@@ -277,18 +277,18 @@ def test_engine_that_cannot_be_resumed_is_refused(outcomes: dict[str, Outcome], 
     assert_refused(outcomes[reason], reason)
 
 
-def test_ranks_that_own_nothing_of_a_group_are_no_trouble(outcomes: dict[str, Outcome]) -> None:
+def test_ranks_without_elements_of_a_group_are_restored(outcomes: dict[str, Outcome]) -> None:
     # the group `tiny` has one element: at W = 2 and 3 all ranks but the first own none of it
     for name in ("reordered groups", "bf16"):
         assert outcomes[name].resumed["state"]["exp_avg scale"].abs().item() > 0
 
 
-def test_deepspeed_itself_loads_what_was_converted(outcomes: dict[str, Outcome]) -> None:
+def test_deepspeed_loads_the_universal_form(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["by DeepSpeed"]
     assert_same(outcome)
 
 
-def test_conversion_agrees_with_deepspeeds_own(outcomes: dict[str, Outcome]) -> None:
+def test_conversion_agrees_with_deepspeeds_converter(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["converted by DeepSpeed"]
     assert outcome.ok, outcome.ended.output
     folder: Path = outcome.resumed["folder"] / "converted" / "zero"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, read_state, write_state
+from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags, read_tag, write_tag
 
 TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87, None, 0.3)]
 
@@ -14,17 +14,17 @@ TAGS = [Tag(0, 50, 50, 0.9, 1.1), Tag(3, 311, 50, 0.35574, 0.4), Tag(3, 348, 87,
 def run_dir(tmp_path: Path) -> Path:
     for tag in TAGS:
         tag.folder(tmp_path).mkdir(parents=True)
-        write_state(tag, tmp_path)
+        write_tag(tag, tmp_path)
     (tmp_path / "checkpoints" / "epoch09-step000999").mkdir()  # killed while saving: no description
     return tmp_path
 
 
-def test_name_reads_like_epoch_step_and_loss() -> None:
+def test_name_contains_epoch_step_and_loss() -> None:
     assert TAGS[1].name == "epoch03-step000311-val0.3557"
     assert TAGS[2].name == "epoch03-step000348"
 
 
-def test_saved_states_come_back_oldest_first_without_unfinished_ones(run_dir: Path) -> None:
+def test_saved_states_are_listed_in_order_without_unfinished_ones(run_dir: Path) -> None:
     assert list_tags(run_dir) == TAGS
 
 
@@ -39,19 +39,19 @@ def test_unknown_tag_lists_the_known_ones(run_dir: Path) -> None:
         find_tag(run_dir, "epoch07")
 
 
-def test_run_without_states_says_how_to_get_one(tmp_path: Path) -> None:
+def test_run_without_states_is_refused_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none: train it first"):
         find_tag(tmp_path, "best")
 
 
-def test_damaged_description_is_said_and_the_others_stay(run_dir: Path) -> None:
+def test_damaged_state_file_gives_a_warning_and_other_states_are_listed(run_dir: Path) -> None:
     path = TAGS[0].folder(run_dir) / "state.json"
     path.write_text('{"epoch": 1}')
     with pytest.warns(UserWarning, match=r"state.json does not describe a saved state"):
         assert list_tags(run_dir) == TAGS[1:]
 
 
-def test_flipped_bit_in_any_byte_of_a_description_is_found(run_dir: Path) -> None:
+def test_flipped_bit_in_any_byte_of_a_state_file_is_found(run_dir: Path) -> None:
     path = TAGS[0].folder(run_dir) / "state.json"
     intact = path.read_bytes()
     for place in range(len(intact)):
@@ -59,17 +59,17 @@ def test_flipped_bit_in_any_byte_of_a_description_is_found(run_dir: Path) -> Non
         data[place] ^= 1 << (place % 8)
         path.write_bytes(data)
         with pytest.raises(ValueError, match="does not describe a saved state"):
-            read_state(path)
+            read_tag(path)
 
 
-def test_copied_folder_is_no_further_state(run_dir: Path) -> None:
+def test_copied_folder_is_not_listed(run_dir: Path) -> None:
     folder = TAGS[0].folder(run_dir)
     shutil.copytree(folder, folder.with_name("backup"))
     with pytest.warns(UserWarning, match=f"describes {folder.name}, but lies in backup"):
         assert list_tags(run_dir) == TAGS
 
 
-def test_state_that_is_pruned_while_states_are_listed_is_none(run_dir: Path) -> None:
+def test_state_pruned_during_listing_is_skipped(run_dir: Path) -> None:
     name = TAGS[0].name
     forth_and_back = (
         f"import os\nwhile True: os.rename('{name}', 'a.discarded'); os.rename('a.discarded', '{name}')"

@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from aqtopo.checkpoint import list_tags
-from aqtopo.checkpoint.weights import WEIGHTS_FILE
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 
 TinyConfig = Callable[..., RunConfig]

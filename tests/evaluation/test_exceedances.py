@@ -9,7 +9,7 @@ import xarray as xr
 from rich.console import Console
 from scores.categorical import BinaryContingencyManager
 
-from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.evaluation.areas import WHOLE, Areas
 from aqtopo.evaluation.cases import FORECASTS, make_cases
 from aqtopo.evaluation.detail import exceedance_table
@@ -49,7 +49,7 @@ class Made:
             own = slice(start, start + batch)
             part = {name: values[own] for name, values in self.forecasts.items()}
             tally.add(make_cases(init_times[own], HORIZONS_H, POLLUTANTS, part, self.truth[own], wanted[own]))
-        tally.add_up(ALONE)
+        tally.add_up(SINGLE_RANK)
         self.counts = tally.tables()["exceedances"]
 
     def daily(self, values: np.ndarray, pollutant: str, lead: int) -> xr.DataArray:

@@ -13,8 +13,8 @@ from matplotlib import rc_context
 from safetensors import SafetensorError, safe_open
 
 from aqtopo.checkpoint import list_tags
-from aqtopo.checkpoint.retention import reading
-from aqtopo.checkpoint.weights import WEIGHTS_FILE
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE
+from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.report.curves import CURVE_STYLE, GROUP_COLOURS, Curve, cycled, new_figure
 from aqtopo.evaluation.report.history import History
@@ -71,7 +71,7 @@ def _spelled(name: str) -> str:
 def _read_state(folder: Path) -> dict[str, FloatArray]:
     """The strengths of one saved state, without reading its other weights."""
     try:
-        with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
+        with read_lock(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
             names = [name for name in weights.keys() if name.endswith(ALPHA)]  # noqa: SIM118
             return {name: weights.get_tensor(name).astype(np.float64) for name in names}
     except (OSError, SafetensorError) as error:

@@ -139,7 +139,7 @@ def test_missing_scores_are_asked_for_and_nothing_is_written(untrained_run: Path
 def test_an_older_page_survives_damaged_facts(finished_run: Path, facts: str, message: str) -> None:
     (finished_run / "report.html").write_text("older")
     (finished_run / "run.json").write_text(facts)
-    with pytest.raises(ValueError, match=rf"{message}(.|\n)*take it from a copy of the run directory"):
+    with pytest.raises(ValueError, match=rf"{message}(.|\n)*restore it from a copy of the run directory"):
         write_report(finished_run)
     assert (finished_run / "report.html").read_text() == "older"
 
