@@ -12,9 +12,9 @@ from aqtopo_kernels import elevation_attention as fused
 from aqtopo_kernels.aot.mca import NO_LLVM_MCA, find_llvm_mca
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
-from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
-from benchmarks.measure import MIB, Timings, paired, peak_bytes, version_of
-from benchmarks.peaks import arithmetic, traffic
+from benchmarks.elevation_attention import checked_flex, flex, make_inputs
+from benchmarks.measure import MIB, Timings, peak_bytes, time_paired, version_of
+from benchmarks.peaks import arithmetic_columns, memory_columns
 from benchmarks.table import NAMES, README, section
 
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
@@ -28,7 +28,7 @@ def test_a_ratio_is_that_of_paired_rounds_and_not_of_medians() -> None:
 
 def test_contenders_take_turns() -> None:
     calls: list[str] = []
-    timings = paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    timings = time_paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3
     assert [len(seconds) for seconds in timings.seconds.values()] == [2, 2]
 
@@ -78,7 +78,7 @@ def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    assert flex_where_it_runs(torch.float32) == {}  # it has no backward pass on a CPU
+    assert checked_flex(torch.float32) == {}  # it has no backward pass on a CPU
     assert "does not run in torch.float32: FlexAttention does not support backward" in capsys.readouterr().err
 
 
@@ -95,22 +95,22 @@ def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
 )
 def test_arithmetic_is_a_share_of_the_device_s_own_peak(gpu: str, peak: float) -> None:
     expected = {"dtype": "bf16", "tflop_s": peak / 2, "of_peak": pytest.approx(0.5)}
-    assert arithmetic(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
+    assert arithmetic_columns(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
 
 
 def test_a_device_without_a_published_peak_is_named_and_a_cpu_has_none() -> None:
-    assert "no peak of NVIDIA L4" in str(arithmetic("NVIDIA L4", torch.float32, 1e12)["of_peak"])
-    assert traffic("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
-    assert arithmetic(None, torch.float32, 1e12) == traffic(None, 1e12) == {}
+    assert "no peak of NVIDIA L4" in str(arithmetic_columns("NVIDIA L4", torch.float32, 1e12)["of_peak"])
+    assert memory_columns("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
+    assert arithmetic_columns(None, torch.float32, 1e12) == memory_columns(None, 1e12) == {}
 
 
 def test_on_gpus_both_benchmarks_also_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (elevation_attention, train_step):
         monkeypatch.setattr(module, "gpu_name", lambda: "AMD Instinct MI250X")
     contenders = {"fused": fused, "plain": elevation_attention.plain}
-    row = elevation_attention.timings(64, 1, contenders, torch.bfloat16, 64)
+    row = elevation_attention.time_attention(64, 1, contenders, torch.bfloat16, 64)
     small = {"dim": 32, "heads": 2, "depth": 2, "regions": [4, 4]}
-    (step,) = train_step.one_process((16, 32), 1, torch.bfloat16, 64, **small)
+    (step,) = train_step.measure_step((16, 32), 1, torch.bfloat16, 64, **small)
     for found in (row, step):
         assert found["dtype"] == "bf16"
         assert 0 < found["of_peak"] < 1

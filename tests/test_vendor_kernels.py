@@ -10,7 +10,16 @@ pytest.importorskip("triton", reason="triton is not installed: pip install -e .[
 from triton import knobs
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.vendor_kernels import PACKAGE, best, clocks, compiled, load, main, shown, vendor_rows
+from benchmarks.vendor_kernels import (
+    PACKAGE,
+    best_rows,
+    clocks_per_product,
+    compile_launch,
+    load,
+    main,
+    table_row,
+    vendor_rows,
+)
 
 KERNEL = """
 import triton
@@ -76,7 +85,7 @@ def test_the_vendor_s_kernels_are_read_in_each_configuration(source: Path) -> No
     useful = {row["kernel"]: row["useful"] for row in rows}
     assert useful == {"dkdv": 2.0, "dq": 1.5, "forward": 1.0}
     assert version == "2.8"
-    assert shown(rows[0], "theirs")["M, N, warps"] == "128, 32, 4"
+    assert table_row(rows[0], "theirs")["M, N, warps"] == "128, 32, 4"
 
 
 def test_a_launch_that_asks_for_more_lds_than_there_is_is_left_out_aloud(
@@ -85,7 +94,7 @@ def test_a_launch_that_asks_for_more_lds_than_there_is_is_left_out_aloud(
     def launch() -> None:
         raise OutOfResources(70000, 65536, "shared memory")
 
-    assert compiled(launch, "gfx90a") == []
+    assert compile_launch(launch, "gfx90a") == []
     assert "left out on gfx90a: out of resource: shared memory" in capsys.readouterr().err
 
 
@@ -95,18 +104,18 @@ def test_the_best_spills_nothing_before_it_is_fast() -> None:
 
     slow, fast, hung, spilling = row("dq", 0, 0.2), row("dq", 0, 0.3), row("dq", 0, None), row("dq", 1, 0.9)
     only = row("forward", 7, 0.1)
-    assert best([slow, only, fast, spilling, hung]) == {"dq": fast, "forward": only}
+    assert best_rows([slow, only, fast, spilling, hung]) == {"dq": fast, "forward": only}
 
 
 def test_clocks_weigh_a_kernel_by_its_products() -> None:
     rows = {name: {"eff1": eff1} for name, eff1 in (("forward", 0.5), ("dkdv", 1.0), ("dq", 0.25))}
-    assert clocks(rows) == pytest.approx((2 / 0.5 + 4 / 1.0 + 3 / 0.25) / 9)
+    assert clocks_per_product(rows) == pytest.approx((2 / 0.5 + 4 / 1.0 + 3 / 0.25) / 9)
 
 
 def test_a_folder_without_the_vendor_s_kernels_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match="is no source tree of flash-attn"):
+    with pytest.raises(ValueError, match="is not a source tree of flash-attn"):
         load(tmp_path)
     monkeypatch.setattr("benchmarks.vendor_kernels.find_llvm_mca", lambda: Path("llvm-mca"))
     monkeypatch.setattr(sys, "argv", ["vendor_kernels", "--source", str(tmp_path / "nowhere"), "--quick"])
