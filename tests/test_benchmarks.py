@@ -33,14 +33,14 @@ def test_contenders_take_turns() -> None:
     assert [len(seconds) for seconds in timings.seconds.values()] == [2, 2]
 
 
-def test_memory_is_the_peak_without_what_was_there_and_what_is_returned() -> None:
+def test_peak_memory_excludes_earlier_memory_and_results() -> None:
     def work() -> torch.Tensor:
         return torch.stack([torch.ones(30 * MIB // 4), torch.ones(30 * MIB // 4)]).sum(0)
 
     assert 55 * MIB <= peak_bytes(work) <= 140 * MIB
 
 
-def test_a_module_s_version_is_that_of_its_distribution_whatever_its_name(
+def test_a_module_s_version_is_that_of_its_distribution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = tmp_path / "triton_for_rocm-3.7.1.dist-info"
@@ -66,7 +66,7 @@ def test_every_benchmark_has_a_section_in_the_readme() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # compilation takes a minute
     q, k, v, elevation, alpha, _ = make_inputs(64)
     found = flex()(q, k, v, elevation, alpha[:1])
     expected = elevation_attention_reference(q, k, v, elevation, alpha)
@@ -74,7 +74,7 @@ def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.Monk
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
+def test_flex_attention_without_backward_is_left_out_with_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
@@ -93,12 +93,12 @@ def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
         ("NVIDIA H200", 989.0),
     ],
 )
-def test_arithmetic_is_a_share_of_the_device_s_own_peak(gpu: str, peak: float) -> None:
+def test_arithmetic_is_a_share_of_the_device_s_peak(gpu: str, peak: float) -> None:
     expected = {"dtype": "bf16", "tflop_s": peak / 2, "of_peak": pytest.approx(0.5)}
     assert arithmetic_columns(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
 
 
-def test_a_device_without_a_published_peak_is_named_and_a_cpu_has_none() -> None:
+def test_a_device_without_a_known_peak_is_named_and_a_cpu_has_no_columns() -> None:
     assert "no peak of NVIDIA L4" in str(arithmetic_columns("NVIDIA L4", torch.float32, 1e12)["of_peak"])
     assert memory_columns("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
     assert arithmetic_columns(None, torch.float32, 1e12) == memory_columns(None, 1e12) == {}
@@ -127,12 +127,12 @@ def test_two_processes_never_share_a_gpu(
     assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
 
 
-def test_processes_end_with_the_one_that_started_them() -> None:
+def test_rank_processes_end_with_their_parent() -> None:
     others = multiprocessing.active_children()
     program = ddp.Program("ddp", (16, 32), ddp.SMALL)
     children = [child for child in multiprocessing.active_children() if child not in others]
     try:
-        # Python waits at its end for those that are no daemons, and they wait for a message.
+        # At its end Python joins processes that are not daemons, and these wait for a message forever.
         assert [child.daemon for child in children] == [True] * ddp.RANKS
     finally:
         for child in children:
@@ -144,7 +144,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_runs_and_prints_json_alone(name: str) -> None:
+def test_each_benchmark_runs_and_prints_only_json(name: str) -> None:
     if name == "compiled_kernels" and find_llvm_mca() is None:
         pytest.skip(NO_LLVM_MCA)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]
