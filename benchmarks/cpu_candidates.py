@@ -1,9 +1,9 @@
-"""Elevation attention on the CPU, forward and backward, against the other way with O(N) memory.
+"""Elevation attention on the CPU, forward and backward, compared with another O(N) memory algorithm.
 
-`chunked` takes the queries a chunk at a time, against all keys, as plain matrix products: the bias is written
-out for a chunk, and its probabilities are computed again in the backward pass. The way that was taken goes
-over tokens sorted by elevation (`aqtopo_kernels.elevation_attention.cpu`). Results are compared first; then,
-over tokens and threads, time in paired rounds and memory above inputs and results.
+`chunked` computes a chunk of queries at a time against all keys, with plain matrix products. It materializes
+the bias of the chunk and recomputes the probabilities in the backward pass. The package's algorithm works on
+tokens sorted by elevation (`aqtopo_kernels.elevation_attention.cpu`). The results are compared first. Then
+time in paired rounds and memory above inputs and results are measured, by number of tokens and threads.
 """
 
 from typing import Any
@@ -13,18 +13,18 @@ from torch import Tensor
 
 from aqtopo_kernels import elevation_attention
 from benchmarks.elevation_attention import OUTPUTS, SAME, Attend, differentiate, make_inputs
-from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
 
 CHUNK = 256
-"""Queries at a time: scores of 8 heads and 8192 keys take 64 MiB."""
+"""Queries in a chunk: scores of 8 heads and 8192 keys take 64 MiB."""
 
 
 class Chunked(torch.autograd.Function):
-    """Attention of (B, H, N, D) queries, a chunk of them at a time."""
+    """Attention of (B, H, N, D) queries, computed in chunks."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
-        """(B, H, N, D)."""
+        """Return the output, (B, H, N, D)."""
         out = torch.empty_like(q)
         for rows in _chunks(q):
             out[:, :, rows] = _probabilities(q, k, elevation, alpha, rows)[0] @ v
@@ -56,7 +56,7 @@ def _chunks(q: Tensor) -> list[slice]:
 def _probabilities(
     q: Tensor, k: Tensor, elevation: Tensor, alpha: Tensor, rows: slice
 ) -> tuple[Tensor, Tensor]:
-    """(B, H, R, N) the softmax of a chunk's rows, and (B, R, N) how far the keys lie above them [km]."""
+    """Softmax of a chunk's rows (B, H, R, N), and the rise from the queries to the keys (B, R, N) [km]."""
     rise = (elevation[:, None, :] - elevation[:, rows, None]).clamp_min_(0.0).div_(1000.0)
     scores = (q[:, :, rows] * q.shape[-1] ** -0.5) @ k.mT
     scores -= alpha.expand(q.shape[1])[:, None, None] * rise[:, None]
@@ -64,7 +64,7 @@ def _probabilities(
 
 
 def chunked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
-    """`Chunked` as the other contenders are called."""
+    """`Chunked` with the signature of the other contenders."""
     out: Tensor = Chunked.apply(q, k, v, elevation, alpha)
     return out
 
@@ -72,11 +72,11 @@ def chunked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -
 CANDIDATES: dict[str, Attend] = {"fused": elevation_attention, "chunked": chunked}
 
 
-def compared(tokens: int, threads: int, rounds: int) -> dict[str, Any]:
-    """Time and memory at so many tokens and threads.
+def compare(tokens: int, threads: int, rounds: int) -> dict[str, Any]:
+    """Compare time and memory at a number of tokens and threads.
 
     Raises:
-        SystemExit: the two differ.
+        SystemExit: the results differ.
     """
     torch.set_num_threads(threads)
     inputs = make_inputs(tokens)
@@ -85,10 +85,10 @@ def compared(tokens: int, threads: int, rounds: int) -> dict[str, Any]:
     for name, ours, theirs in zip(OUTPUTS, *both, strict=True):
         difference = float((ours - theirs).abs().max() / theirs.abs().max())
         if difference > SAME[torch.float32]:
-            raise SystemExit(f"the candidates differ by {difference} in {name} at {tokens} tokens")
+            raise SystemExit(f"The candidates differ by {difference} in {name} at {tokens} tokens.")
     del both
     work = {name: lambda attend=attend: differentiate(attend, inputs) for name, attend in CANDIDATES.items()}
-    timed = paired(work, rounds)
+    timed = time_paired(work, rounds)
     memory = {name: peak_bytes(run) / MIB for name, run in work.items()}
     return {
         "N": tokens,
@@ -103,12 +103,12 @@ def compared(tokens: int, threads: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     if device().type != "cpu":
-        raise SystemExit("cpu_candidates compares ways on the CPU; hide the GPUs with CUDA_VISIBLE_DEVICES=")
+        raise SystemExit("A GPU is visible, but cpu_candidates runs on the CPU; set CUDA_VISIBLE_DEVICES=")
     most = torch.get_num_threads()
     sizes = [(300, 1)] if options.quick else [(1024, 7), (2048, 5), (4096, 3), (8192, 3)]
-    rows = [compared(tokens, threads, rounds) for threads in sorted({1, most}) for tokens, rounds in sizes]
+    rows = [compare(tokens, threads, rounds) for threads in sorted({1, most}) for tokens, rounds in sizes]
     report("cpu_candidates", rows, options)
 
 

@@ -1,10 +1,10 @@
-"""This program's engine (DeepSpeed ZeRO-2) against PyTorch's DistributedDataParallel: steps of one model.
+"""Train steps of this package's engine (DeepSpeed ZeRO-2) and PyTorch's DistributedDataParallel.
 
-Two processes each, on two grids; all are resident, and the programs take turns step by step. Samples/s, peak
-memory of a process, the slowest process's step by part, and each program's figures as multiples of DDP's, as
-medians of the ratio within a round; that of processor time, of both processes together, is moved less by what
-else runs on the machine. What sharding costs hangs on the parameters, what it is a share of on the tokens
-too. Each process has a GPU of its own, if there are any.
+Each program has two processes, on two grids. All processes stay alive, and the programs take turns step by
+step. The rows have samples/s, the peak memory of a process, and the seconds by part of the slowest process.
+Ratios to DDP are medians of the ratio within a round. The ratio of processor time, summed over both
+processes, is less sensitive to other work on the machine. The cost of sharding depends on the parameters; the
+time of the whole step also depends on the tokens. Each process has its own GPU, if there are GPUs.
 """
 
 import os
@@ -24,44 +24,47 @@ from torch import Tensor, nn
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, build_model
 from aqtopo.training.loss import squared_error
-from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
 from benchmarks.train_step import SEED, Clock, make_batch, make_terrain
 
 RANKS = 2
 CONFIG = Path("ds_configs/demo_cpu.json")
 PUBLISHED = {"dim": 768, "depth": 6, "heads": 8, "patch": 2}
-"""The model under test with two processes; the rest is as in the demo's configuration."""
+"""Model size of the comparison; all else is as in the demo's configuration."""
 
 SMALL = {"dim": 128, "depth": 2, "heads": 4, "patch": 4}
 BUCKET_ELEMENTS = 60_000_000
-"""As in the configurations for clusters; the demo's buckets are cut to its own small model."""
+"""As in the configurations for clusters; the demo's buckets fit its small model."""
 
 CPU_ADAM = "engine, cpu_adam"
-"""The engine with DeepSpeed's AdamW for the CPU (`optimizer.implementation`), compiled when first used."""
+"""The engine with DeepSpeed's CPU AdamW (`optimizer.implementation`), compiled at its first use."""
 
 
 def enough_gpus() -> bool:
-    """Whether every process gets a GPU of its own, or all run on the CPU: on a shared one both would wait."""
+    """Return true if every process gets its own GPU, or all run on the CPU. A shared GPU would stall both."""
     gpus = torch.cuda.device_count()
     if device().type == "cpu" or gpus >= RANKS:
         return True
-    print(f"No comparison with DDP: {RANKS} processes need a GPU each, and there is {gpus}.", file=sys.stderr)
+    print(
+        f"No comparison with DDP: {RANKS} processes need a GPU each, and there is {gpus}.",
+        file=sys.stderr,
+    )
     return False
 
 
-def two_processes(
+def compare_programs(
     grid: tuple[int, int], steps: int, model: dict[str, int], names: tuple[str, ...] = ("ddp", "engine")
 ) -> list[dict[str, Any]]:
-    """This program's engine against DDP, all with two processes: each by part, and the ratios."""
+    """Rows of the programs: seconds by part, memory, and ratios to DDP."""
     programs = {name: Program(name, grid, model) for name in names}
-    timings = paired({name: program.step for name, program in programs.items()}, steps)
+    timings = time_paired({name: program.step for name, program in programs.items()}, steps)
     memory = {name: program.stop() / MIB for name, program in programs.items()}
     facts = {"ranks": RANKS, "grid": f"{grid[0]} x {grid[1]}"}
     rows: list[dict[str, Any]] = []
     for name, program in programs.items():
         of_ddp = {
             "samples_per_s_of_ddp": timings.ratio("ddp", name),
-            "samples_per_processor_s_of_ddp": ratio(programs["ddp"], program, steps),
+            "samples_per_processor_s_of_ddp": processor_time_ratio(programs["ddp"], program, steps),
             "mib_of_ddp": memory[name] / memory["ddp"],
         }
         speed = {"program": name, "samples_per_s": RANKS / timings.median(name)}
@@ -69,46 +72,51 @@ def two_processes(
     return rows
 
 
-def ratio(one: "Program", other: "Program", last: int) -> float:
-    """Median over so many rounds, which are the last, of the processor time of one by that of the other."""
+def processor_time_ratio(one: "Program", other: "Program", last: int) -> float:
+    """Median of the ratio of processor times over the `last` rounds."""
     pairs = zip(one.processor_seconds[-last:], other.processor_seconds[-last:], strict=True)
     return median(first / second for first, second in pairs)
 
 
 class Program:
-    """Processes that take a step together whenever they are told to, and are still in between."""
+    """Resident processes that run one train step on request."""
 
     def __init__(self, name: str, grid: tuple[int, int], model: dict[str, int]) -> None:
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._pipes, theirs = zip(*(multiprocessing.Pipe() for _ in range(RANKS)), strict=True)
-        arguments = (name, grid, model, port, theirs)
-        self._processes = multiprocessing.spawn(_rank, arguments, nprocs=RANKS, join=False, daemon=True)
+        rank_arguments = (name, grid, model, port, theirs)
+        self._processes = multiprocessing.spawn(_rank, rank_arguments, nprocs=RANKS, join=False, daemon=True)
         for pipe in theirs:
-            pipe.close()  # so that the end of a process is seen
+            pipe.close()  # so that recv raises EOFError if the process ends
         self._steps: list[dict[str, float]] = []
         self.processor_seconds: list[float] = []
-        """Of all processes, by step: what else runs on the machine changes it less than the time of day."""
+        """Sum over all processes, by step. Other work on the machine changes it less than wall time."""
 
     def step(self) -> None:
-        """One step of all processes; the seconds by part are those of the one that took longest."""
+        """Run one step on all processes; record the seconds by part of the slowest process."""
         parts, processor_seconds = zip(*self._ask(True), strict=True)
         self._steps.append(max(parts, key=lambda seconds: sum(seconds.values())))
         self.processor_seconds.append(sum(processor_seconds))
 
     def median_step(self, last: int) -> dict[str, float]:
-        """Of so many steps, which are the last, the one of median length, by part."""
+        """Seconds by part of the step with the median length among the `last` steps."""
         return sorted(self._steps[-last:], key=lambda parts: sum(parts.values()))[last // 2]
 
     def stop(self) -> int:
-        """Ends the processes; the largest memory of one in bytes."""
+        """End the processes; return the largest peak memory of a process in bytes."""
         memory = max(self._ask(False))
         self._processes.join()
         return int(memory)
 
     def _ask(self, go_on: bool) -> list[Any]:
-        """What each process answers; raises what has ended one that does not."""
+        """Send a message to each process and return the answers.
+
+        Raises:
+            ProcessExitedException: a process was killed.
+            ProcessRaisedException: a process raised an error.
+        """
         try:
             for pipe in self._pipes:
                 pipe.send(go_on)
@@ -147,7 +155,7 @@ def _config(program: str, grid: tuple[int, int], shape: dict[str, int]) -> RunCo
 
 
 def _serve(step: Callable[[Clock], None], pipe: Any) -> None:
-    """Take a step for every true message, and answer with its seconds by part and of the processor."""
+    """Run a step for every true message; answer with its seconds by part and its processor seconds."""
     while pipe.recv():
         clock, began = Clock(), time.process_time()
         step(clock)
@@ -197,19 +205,19 @@ def _loss(network: nn.Module, batch: list[Tensor]) -> Tensor:
     return squared_error(prediction, targets, torch.ones_like(targets, dtype=torch.bool)) / targets.numel()
 
 
-def compared(*, quick: bool) -> list[dict[str, Any]]:
-    """The rows of two processes."""
+def compare(*, quick: bool) -> list[dict[str, Any]]:
+    """Rows of all grids."""
     if quick:
-        return two_processes((32, 64), 3, SMALL)
+        return compare_programs((32, 64), 3, SMALL)
     names = ("ddp", "engine", *([CPU_ADAM] if device().type == "cpu" else []))
     sizes = (((32, 64), 11), ((64, 128), 5))
-    return [row for grid, steps in sizes for row in two_processes(grid, steps, PUBLISHED, names)]
+    return [row for grid, steps in sizes for row in compare_programs(grid, steps, PUBLISHED, names)]
 
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
-    report("ddp", compared(quick=options.quick) if enough_gpus() else [], options)
+    options = parse_arguments(__doc__)
+    report("ddp", compare(quick=options.quick) if enough_gpus() else [], options)
 
 
 if __name__ == "__main__":

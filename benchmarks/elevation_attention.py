@@ -1,16 +1,17 @@
-"""Elevation attention, forward and backward, against what else a user could write.
+"""Elevation attention, forward and backward, compared with PyTorch implementations.
 
-Errors against float64 come first, and an error above twice PyTorch's own ends the run. Then, of 8 heads of
-96 columns: time in paired rounds, useful FLOP/s (14 H N^2 D) next to a matrix product's, and memory
-above inputs and results, against
-- `dense`: the formula as published, every N x N matrix written out;
+Errors against float64 are checked first. An error above twice PyTorch's own ends the run. Then, for 8 heads
+of 96 columns, the benchmark measures time in paired rounds, useful FLOP/s (14 H N^2 D) beside those of a
+matrix product, and memory above inputs and results. The contenders are
+- `dense`: the formula as published, with every N x N matrix in memory;
 - `masked`: scaled_dot_product_attention with the bias as its mask;
-- `plain`: the same attention without any bias, the floor;
-- `flex`: FlexAttention with the bias as its score_mod; forward alone on the CPU, where it has no backward.
+- `plain`: the same attention without any bias, a lower bound;
+- `flex`: FlexAttention with the bias as its score_mod. On the CPU it has no backward, so only its forward
+  runs.
 
-`sgemm_floor_of_X` is the least that `time_of_X` can be on this machine: all products at the rate of sgemm and
-nothing else. On a GPU it also says TFLOP/s and their share of the maker's peak, and all that again in
-bfloat16, where `plain` is flash attention and the matrix product one of bfloat16.
+`sgemm_floor_of_X` is the lower bound of `time_of_X` on this machine: only the products, at the rate of sgemm.
+On a GPU the rows also have TFLOP/s and their share of the vendor's peak, and there are rows in bfloat16,
+where `plain` is flash attention and the matrix product is in bfloat16.
 """
 
 import sys
@@ -27,23 +28,23 @@ from aqtopo_kernels.elevation_attention.reference import elevation_attention_ref
 from benchmarks.measure import (
     GEMM,
     MIB,
-    arguments,
     device,
     gpu_name,
     multiply_matrices,
-    paired,
+    parse_arguments,
     peak_bytes,
     report,
+    time_paired,
 )
-from benchmarks.peaks import arithmetic
+from benchmarks.peaks import arithmetic_columns
 
 HEADS, WIDTH = 8, 96
 ALPHAS = (2.0, 5.0, 0.0, -0.7)
 FLOOR = {torch.float32: 5e-7, torch.bfloat16: 0.0, torch.float16: 0.0}
-"""Errors below this count as none."""
+"""Errors of PyTorch below this value are replaced by it in the allowed error."""
 
 SAME = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Differences of results that count as the same, relative to the largest value."""
+"""Allowed difference of results, relative to the largest value."""
 
 OUTPUTS = ("out", "dq", "dk", "dv", "dalpha")
 
@@ -51,14 +52,14 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
-    """PyTorch's attention with the bias of every head as its mask; as alpha learns, it needs a gradient."""
+    """PyTorch's attention with the bias of every head as its mask, which needs a gradient for alpha."""
     rise = (elevation[:, None, None, :] - elevation[:, None, :, None]).clamp_min(0.0) / 1000.0
     bias = (-alpha.expand(q.shape[1])[:, None, None] * rise).to(q.dtype)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, _elevation: Tensor, _alpha: Tensor) -> Tensor:
-    """Without bias."""
+    """PyTorch's attention without bias."""
     return functional.scaled_dot_product_attention(q, k, v)
 
 
@@ -67,7 +68,7 @@ def flex() -> Attend:
     compiled = torch.compile(flex_attention)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor) -> Tensor:
-        strengths = alpha.expand(q.shape[1]).contiguous()  # FlexAttention reads no expanded tensor
+        strengths = alpha.expand(q.shape[1]).contiguous()  # FlexAttention cannot read an expanded tensor
 
         def bias(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             return score - strengths[h] * (elevation[b, j] - elevation[b, i]).clamp_min(0.0) / 1000.0
@@ -77,13 +78,13 @@ def flex() -> Attend:
     return attend
 
 
-def flex_where_it_runs(dtype: torch.dtype) -> dict[str, Attend]:
-    """FlexAttention, compared with ours, if it can differentiate on this device; else nothing, said aloud."""
+def checked_flex(dtype: torch.dtype) -> dict[str, Attend]:
+    """FlexAttention, checked against ours; empty, with a message, if it has no backward here."""
     attend, inputs = flex(), make_inputs(256, dtype)
     try:
         found = differentiate(attend, inputs)
-    except RuntimeError as error:  # whatever its compiler finds
-        print(f"FlexAttention does not run in {dtype}: {error}", file=sys.stderr)
+    except RuntimeError as error:  # any error of its compiler
+        print(f"FlexAttention is left out: it does not run in {dtype}: {error}", file=sys.stderr)
         return {}
     for name, one, other in zip(OUTPUTS, found, differentiate(elevation_attention, inputs), strict=True):
         difference = float((one - other).abs().max() / other.abs().max())
@@ -94,7 +95,7 @@ def flex_where_it_runs(dtype: torch.dtype) -> dict[str, Attend]:
 def make_inputs(
     tokens: int, dtype: torch.dtype = torch.float32, alpha: float = 2.0, draw: int = 0
 ) -> list[Tensor]:
-    """q, k, v, elevation, alpha (a strength a head) and the gradient of the result."""
+    """Return q, k, v, elevation, alpha (one for each head) and the gradient of the output."""
     generator = torch.Generator().manual_seed(tokens + 10**6 * draw)
     q, k, v, dout = (torch.randn((1, HEADS, tokens, WIDTH), generator=generator) for _ in range(4))
     elevation = 6000.0 * torch.rand((1, tokens), generator=generator)
@@ -104,7 +105,7 @@ def make_inputs(
 
 
 def differentiate(attend: Attend, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """The result and the gradients of q, k, v and alpha (zeros if it has no part)."""
+    """Return the output and the gradients of q, k, v and alpha (zeros if alpha is not used)."""
     q, k, v, elevation, alpha, dout = inputs
     leaves = [x.detach().requires_grad_() for x in (q, k, v, alpha)]
     q, k, v, alpha = leaves
@@ -113,18 +114,18 @@ def differentiate(attend: Attend, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     return out.detach(), *gradients
 
 
-def errors(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Largest errors against float64, relative to the largest value, for each output, next to PyTorch's."""
+def error_rows(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """Rows of the largest error of each output against float64, relative to the largest value."""
     rows = []
     for alpha in ALPHAS:
-        for name, (error, own) in errors_of(make_inputs(tokens, dtype, alpha)).items():
+        for name, (error, own) in max_errors(make_inputs(tokens, dtype, alpha)).items():
             row = {"N": tokens, "dtype": str(dtype)[6:], "alpha": alpha, "output": name}
-            rows.append(row | {"error": error, "torch": own, "of_allowed": error / allowed(own, dtype)})
+            rows.append(row | {"error": error, "torch": own, "of_allowed": error / allowed_error(own, dtype)})
     return rows
 
 
-def errors_of(inputs: list[Tensor]) -> dict[str, tuple[float, float]]:
-    """By output, the largest errors of ours and of PyTorch's own."""
+def max_errors(inputs: list[Tensor]) -> dict[str, tuple[float, float]]:
+    """Largest errors of our attention and of PyTorch's, by output."""
     exact = differentiate(elevation_attention_reference, [x.double() for x in inputs])
     both = [differentiate(attend, inputs) for attend in (elevation_attention, masked)]
     found = {}
@@ -134,27 +135,27 @@ def errors_of(inputs: list[Tensor]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def allowed(own: float, dtype: torch.dtype) -> float:
-    """The error that may be, where PyTorch's own is that."""
+def allowed_error(own: float, dtype: torch.dtype) -> float:
+    """Return the allowed error, given PyTorch's own."""
     return 2 * max(own, FLOOR[dtype])
 
 
-def timings(
+def time_attention(
     tokens: int, rounds: int, contenders: dict[str, Attend], dtype: torch.dtype, product: int
 ) -> dict[str, Any]:
-    """One forward and backward of so many tokens, one alpha for all heads as published.
+    """Row of a forward and backward pass, with one alpha for all heads as published.
 
-    `product` is the size of the matrix product beside it.
+    `product` is the size of the reference matrix product.
     """
     inputs = make_inputs(tokens, dtype)
     inputs[4] = inputs[4][:1]
     gemm, (yardstick, yardstick_flop) = GEMM[dtype], multiply_matrices(product, dtype)
     work = {name: lambda f=f: differentiate(f, inputs) for name, f in contenders.items()}
-    timed = paired(work | {gemm: yardstick}, rounds)
+    timed = time_paired(work | {gemm: yardstick}, rounds)
     memory = {name: peak_bytes(run) / MIB for name, run in work.items()}
     flop = 14.0 * HEADS * tokens**2 * WIDTH
     row: dict[str, Any] = {"N": tokens, "seconds": timed.median("fused")}
-    row |= arithmetic(gpu_name(), dtype, flop / timed.median("fused"))
+    row |= arithmetic_columns(gpu_name(), dtype, flop / timed.median("fused"))
     row["useful_gflop_s"] = flop / timed.median("fused") / 1e9
     row[f"of_{gemm}"] = flop / yardstick_flop / timed.ratio("fused", gemm)
     row[f"{gemm}_gflop_s"] = yardstick_flop / timed.median(gemm) / 1e9
@@ -171,43 +172,43 @@ def timings(
 
 
 def flex_forward(tokens: int, rounds: int) -> dict[str, Any]:
-    """The forward pass alone against FlexAttention's."""
+    """Row of the forward pass alone, compared with FlexAttention's."""
     *inputs, _ = make_inputs(tokens)
     attend = flex()
     with torch.no_grad():
         work = {"fused": lambda: elevation_attention(*inputs), "flex": lambda: attend(*inputs)}
         torch.testing.assert_close(work["flex"](), work["fused"](), rtol=1e-4, atol=1e-5)
-        timed = paired(work, rounds)
+        timed = time_paired(work, rounds)
     seconds = {f"{name}_forward_seconds": timed.median(name) for name in work}
     return {"N": tokens, **seconds, "forward_time_of_flex": timed.ratio("fused", "flex")}
 
 
-def compared(dtype: torch.dtype, *, quick: bool) -> list[dict[str, Any]]:
-    """The rows of `timings`; more rounds where one takes milliseconds."""
+def compare(dtype: torch.dtype, *, quick: bool) -> list[dict[str, Any]]:
+    """Rows of all sizes; a GPU, which is fast, runs ten times as many rounds."""
     linear: dict[str, Attend] = {"fused": elevation_attention, "plain": plain}
     every: dict[str, Attend] = {"dense": elevation_attention_reference, "masked": masked} | linear
     on_gpu = device().type == "cuda"
     if on_gpu:
-        every |= flex_where_it_runs(dtype)
+        every |= checked_flex(dtype)
     if quick:
-        return [timings(512, 1, every, dtype, 1024)]
+        return [time_attention(512, 1, every, dtype, 1024)]
     times = 10 if on_gpu else 1
     sizes = [(4096, 5 * times, every), (8192, 3 * times, every), (16384, times, linear)]
-    return [timings(*size, dtype, 4096) for size in sizes]
+    return [time_attention(*size, dtype, 4096) for size in sizes]
 
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
-    accurate = errors(256, torch.float32) + ([] if options.quick else errors(2048, torch.float32))
+    options = parse_arguments(__doc__)
+    accurate = error_rows(256, torch.float32) + ([] if options.quick else error_rows(2048, torch.float32))
     for dtype in (torch.bfloat16, torch.float16):
-        accurate += errors(256, dtype)
+        accurate += error_rows(256, dtype)
     wrong = [row for row in accurate if row["of_allowed"] > 1]
     if wrong:
-        raise SystemExit(f"errors above twice PyTorch's own: {wrong}")
-    rows = compared(torch.float32, quick=options.quick)
+        raise SystemExit(f"Errors are above twice PyTorch's own: {wrong}")
+    rows = compare(torch.float32, quick=options.quick)
     if device().type == "cuda":
-        rows += compared(torch.bfloat16, quick=options.quick)
+        rows += compare(torch.bfloat16, quick=options.quick)
     elif not options.quick:
         rows += [flex_forward(4096, 3)]
     report("elevation_attention", accurate + rows, options)

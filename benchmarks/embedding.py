@@ -1,6 +1,7 @@
-"""The collapsed embedding against ClimaX's own, forward and backward: 15 variables, 8192 tokens, 768 columns.
+"""Collapsed embedding compared with ClimaX's own, forward and backward.
 
-The plain form makes a token of every variable and patch, and lets nn.MultiheadAttention weigh them.
+There are 15 variables, 8192 tokens and 768 columns. ClimaX's plain form makes a token of every variable and
+patch, and aggregates them with nn.MultiheadAttention.
 """
 
 from typing import Any
@@ -10,14 +11,14 @@ from torch import Tensor
 
 from aqtopo.config import ModelConfig
 from aqtopo.model import AirQualityViT, Terrain
-from benchmarks.measure import MIB, Work, arguments, device, paired, peak_bytes, report
+from benchmarks.measure import MIB, Work, device, parse_arguments, peak_bytes, report, time_paired
 from tests.model.plain_climax import plain_embedding
 
 VARIABLES = 15
 
 
 def make_model(grid: tuple[int, int]) -> AirQualityViT:
-    """The reference run's embedding, on a model without blocks to speak of; weights larger than the first."""
+    """Model of minimal depth with the reference run's embedding and enlarged first weights."""
     config = ModelConfig(depth=1, decoder_depth=0, wind_order=False)
     model = AirQualityViT(config, Terrain.flat(grid), variables=VARIABLES, targets=6)
     generator = torch.Generator().manual_seed(0)
@@ -28,7 +29,7 @@ def make_model(grid: tuple[int, int]) -> AirQualityViT:
 
 
 def measure(grid: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
-    """One row: equal first, then time and memory."""
+    """Row of time and memory, after a check that both forms agree."""
     model = make_model(grid)
     fields = torch.randn(batch, VARIABLES, *grid, generator=torch.Generator().manual_seed(1)).to(device())
     names = ("token_embeds", "var_embed", "var_query", "var_agg")
@@ -39,12 +40,12 @@ def measure(grid: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
 
     with torch.no_grad():
         difference = (model.embed(fields) - plain_embedding(model, fields)).abs().max()
-        assert difference <= 2e-6 * model.embed(fields).abs().max(), f"the two forms differ by {difference}"
+        assert difference <= 2e-6 * model.embed(fields).abs().max(), f"The two forms differ by {difference}."
     contenders: dict[str, Work] = {
         "collapsed": lambda: differentiated(model.embed(fields)),
         "plain": lambda: differentiated(plain_embedding(model, fields)),
     }
-    timed = paired(contenders, rounds)
+    timed = time_paired(contenders, rounds)
     mib = {name: peak_bytes(work) / MIB for name, work in contenders.items()}
     return {
         "B": batch,
@@ -60,7 +61,7 @@ def measure(grid: tuple[int, int], batch: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     if options.quick:
         rows = [measure((16, 32), 1, 1)]
     else:

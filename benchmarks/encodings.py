@@ -1,14 +1,15 @@
-"""How hours should be stored: shard lengths times encodings, by the time of reading one hour at random.
+"""Time to read one hour at random, by shard length and encoding.
 
-A week of simulated weather at 128 x 256, 11 channels, written by zarr with each shard length and encoding,
-and read back as `aqtopo.data.shards` reads: the shard's file is opened (64 stay open), its index read, the
-hour's bytes read and their CRC-32C compared, then decoded to float32. Every hour is compared first: lossless
-encodings must give every bit, the others stay within the bound that is stated, in standard deviations.
+The data are a week of simulated weather at 128 x 256 with 11 channels. zarr writes them with each shard
+length and encoding. They are read as `aqtopo.data.shards` reads: open the shard's file (64 stay open), read
+its index, read the hour's bytes, compare their CRC-32C, and decode to float32. Every hour is checked first: a
+lossless encoding must return every bit, a lossy one must stay within the stated bound, in standard
+deviations.
 
-Encodings that lose: `float16` stores (x - mean) / std as float16, off by at most 2^-11 of it; `rounded` keeps
-10 bits of float32's mantissa, off by at most 2^-11 of the value. Times are with the files in the page cache
-(`ms_an_hour`) and with the file dropped from it before each read (`ms_dropped`). Sizes are those of simulated
-fields; measured or assimilated ones are less smooth.
+Lossy encodings: `float16` stores (x - mean) / std as float16, with an error of at most 2^-11 of it. `rounded`
+keeps 10 bits of float32's mantissa, with an error of at most 2^-11 of the value. Times are with the files in
+the page cache (`ms_an_hour`) and with the file dropped from it before each read (`ms_dropped`). Sizes are
+those of simulated fields; measured or assimilated fields are less smooth.
 """
 
 import os
@@ -31,7 +32,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
 from aqtopo.data.simulate.simulator import simulate
 from aqtopo.data.simulate.world import World
-from benchmarks.measure import arguments, paired, report
+from benchmarks.measure import parse_arguments, report, time_paired
 
 Fields = NDArray[np.float32]
 
@@ -41,28 +42,28 @@ SHARD_HOURS = (1, 6, 24, 168)
 HOURS_A_YEAR = 8766
 KEPT_BITS = 10
 HALF_STEP = 2.0**-11
-"""Largest relative error of rounding to 10 bits behind the leading one, which float16 has as well."""
+"""Largest relative error of rounding to 10 bits after the leading one, as in float16."""
 
 TINY = 2.0**-25
-"""Largest absolute error of a float16 that is subnormal."""
+"""Largest absolute error of a subnormal float16."""
 
 READS = 24
 OPEN_SHARDS = 64
 CRC_BYTES = 4
 CHOSEN = "none, 24 h"
-"""What `aqtopo.data.write` writes."""
+"""The encoding and shard length that `aqtopo.data.write` uses."""
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How an hour becomes bytes.
+    """Encoding of an hour as bytes.
 
     Attributes:
-        codecs: zarr's, before the checksum.
-        decode: from the bytes read to those of `dtype`.
-        dtype: of what is stored.
-        anomaly: whether (x - mean) / std is stored.
-        rounded: whether bits of the mantissa are dropped first.
+        codecs: zarr codecs before the checksum.
+        decode: function from the stored bytes to those of `dtype`.
+        dtype: dtype of the stored values.
+        anomaly: true if (x - mean) / std is stored.
+        rounded: true if the mantissa is rounded first.
     """
 
     codecs: list[Any]
@@ -85,7 +86,7 @@ ENCODINGS = {
 
 
 class Shards:
-    """Reads hours from the shards of one encoding and length."""
+    """Reader of hours from shards of one encoding and length."""
 
     def __init__(
         self, store: Path, encoding: Encoding, shard_hours: int, scale: tuple[Fields, Fields]
@@ -94,7 +95,7 @@ class Shards:
         self._open: OrderedDict[int, tuple[int, tuple[int, ...]]] = OrderedDict()
 
     def read(self, hour: int) -> Fields:
-        """An hour, (C, H, W)."""
+        """Return an hour, (C, H, W)."""
         file, index = self._shard(hour // self._hours)
         place = hour % self._hours
         raw = np.frombuffer(os.pread(file, index[2 * place + 1], index[2 * place]), np.uint8)
@@ -120,19 +121,19 @@ class Shards:
         self._open.move_to_end(number)
         return self._open[number]
 
-    def forget(self) -> None:
-        """Close all shards and have the system drop them from its memory."""
+    def drop_cache(self) -> None:
+        """Close all shards and drop them from the page cache."""
         while self._open:
             os.close(self._open.popitem()[1][0])
         for path in self.store.glob("fields/c/*/0/0/0"):
             file = os.open(path, os.O_RDONLY)
-            os.fsync(file)  # what is not on the disk yet is not dropped
+            os.fsync(file)  # dirty pages are not dropped
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(file)
 
 
-def week() -> Fields:
-    """(HOURS, C, H, W) simulated fields."""
+def simulate_week() -> Fields:
+    """Return simulated fields, (HOURS, C, H, W)."""
     first = next(iter(simulate(World(years=(2016,), grid=GRID))))
     return first["fields"].values[:HOURS]
 
@@ -155,16 +156,16 @@ def write(
     array[:] = stored.astype(encoding.dtype)
 
 
-def check(
+def check_errors(
     shards: Shards, encoding: Encoding, fields: Fields, scale: tuple[Fields, Fields]
 ) -> tuple[float, float]:
-    """The largest error of all hours and the largest that the encoding allows, in standard deviations."""
+    """Return the largest error and the largest allowed error of all hours, in standard deviations."""
     mean, std = scale
     error = bound = 0.0
     for hour, truth in enumerate(fields):
         read, z = shards.read(hour), (truth - mean) / std
         size = np.abs(z) if encoding.anomaly else np.abs(truth) / std
-        # The last term is what float32 arithmetic adds on the way to (x - mean) / std and back.
+        # The last term is the float32 rounding error of computing (x - mean) / std and back.
         allowed = HALF_STEP * size + TINY + 2.0**-22 * (np.abs(mean) + np.abs(truth)) / std
         if not (encoding.anomaly or encoding.rounded):
             np.testing.assert_array_equal(read, truth)
@@ -176,20 +177,20 @@ def check(
 
 
 def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """A row for each encoding and shard length."""
-    fields = week()
+    """Rows of all encodings and shard lengths."""
+    fields = simulate_week()
     mean, std = fields.mean(axis=(0, 2, 3), dtype=np.float64), fields.std(axis=(0, 2, 3), dtype=np.float64)
     scale = mean.astype(np.float32)[:, None, None], std.astype(np.float32)[:, None, None]
     rows: dict[str, dict[str, Any]] = {}
     warm: dict[str, Callable[[], None]] = {}
-    dropped: dict[str, Shards] = {}
+    readers: dict[str, Shards] = {}
     order = np.random.default_rng(0).permutation(HOURS)[:READS].tolist()
     for (name, encoding), shard_hours in product(ENCODINGS.items(), SHARD_HOURS):
         key = f"{name}, {shard_hours} h"
         store = folder / key.replace(" ", "_")
         write(store, fields, encoding, shard_hours, scale)
-        shards = dropped[key] = Shards(store, encoding, shard_hours, scale)
-        error, bound = check(shards, encoding, fields, scale)
+        shards = readers[key] = Shards(store, encoding, shard_hours, scale)
+        error, bound = check_errors(shards, encoding, fields, scale)
         size = sum(file.stat().st_size for file in store.glob("fields/c/*/0/0/0"))
         rows[key] = {
             "encoding": name,
@@ -200,11 +201,11 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
             "bound_std": bound,
         }
         warm[key] = lambda shards=shards: [shards.read(hour) for hour in order] and None
-    timed = paired(warm, rounds)
+    timed = time_paired(warm, rounds)
     for key, row in rows.items():
         row["ms_an_hour"] = timed.median(key) / READS * 1e3
         row["of_chosen"] = timed.ratio(key, CHOSEN)
-    cold = paired(warm, rounds, before={key: shards.forget for key, shards in dropped.items()})
+    cold = time_paired(warm, rounds, before={key: shards.drop_cache for key, shards in readers.items()})
     for key, row in rows.items():
         row["ms_dropped"] = cold.median(key) / READS * 1e3
     return list(rows.values())
@@ -212,7 +213,7 @@ def measure(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     folder = Path(tempfile.mkdtemp(prefix="aqtopo_encodings_"))
     global GRID
     if options.quick:

@@ -1,15 +1,16 @@
-"""Training samples a second from the loader, against the published way and against a memory map.
+"""Training samples a second of the loader, TopoFlow's published loader and a memory map.
 
-At 128 x 256 with 13 inputs that change (11 hourly fields; latitude and longitude, which TopoFlow stores with
-every hour), micro-batches of 2 pairs (time, horizon) and 2 loader processes. Contenders take turns:
+The grid is 128 x 256 with 13 time-dependent inputs: 11 hourly fields, and latitude and longitude, which
+TopoFlow stores with every hour. Micro-batches have 2 pairs (time, horizon), and there are 2 loader processes.
+The contenders take turns:
 
-* `loader`: a run's own, `aqtopo.data.loader.TrainingLoader`;
-* `memmap`: the same loader, its hours read from one np.memmap of the fields;
-* `topoflow`: as TopoFlow publishes it, one zarr array a variable, opened by xarray, `isel` for each variable
-  of each sample, normalised and stacked, in 2 processes of a DataLoader.
+* `loader`: the loader of a run, `aqtopo.data.loader.TrainingLoader`;
+* `memmap`: the same loader, with hours from one np.memmap of the fields;
+* `topoflow`: as published by TopoFlow. xarray opens one zarr array for each variable. A DataLoader with 2
+  processes calls `isel` for each variable of each sample, then normalizes and stacks.
 
-All give the same normalised inputs, which is checked first. Length and encoding of shards were chosen by
-`benchmarks/encodings.py`.
+A check that all give the same normalized inputs comes first. `benchmarks/encodings.py` compares shard lengths
+and encodings.
 """
 
 import shutil
@@ -31,14 +32,14 @@ from aqtopo.data.samples import epoch_order, sample_table
 from aqtopo.data.simulate.simulator import simulate
 from aqtopo.data.simulate.world import World
 from aqtopo.data.workers import worker_context, worker_setup
-from benchmarks.measure import arguments, paired, report
+from benchmarks.measure import parse_arguments, report, time_paired
 
 DAYS = 21
 MICRO_BATCH, WORKERS = 2, 2
 
 
 def config_for(store: Path, grid: tuple[int, int]) -> RunConfig:
-    """A run of one rank on the store, whose first year is all there is."""
+    """Configuration of a run of one rank on the store, which has data in its first year only."""
     return RunConfig.model_validate(
         {
             "name": "loader",
@@ -64,7 +65,7 @@ def config_for(store: Path, grid: tuple[int, int]) -> RunConfig:
 
 
 def make_stores(folder: Path, grid: tuple[int, int]) -> Path:
-    """Three weeks of simulated weather: as a store, as one array, and as arrays by variable."""
+    """Write three weeks of simulated weather as a store, as one array, and as arrays by variable."""
     blocks, hours = [], 0
     for block in simulate(World(years=(2016,), grid=grid)):
         blocks.append(block)
@@ -90,14 +91,14 @@ def make_stores(folder: Path, grid: tuple[int, int]) -> Path:
 
 
 class MappedFields:
-    """Hours from a memory map, in place of the shards."""
+    """Reader of hours from a memory map instead of shards."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._mapped: np.ndarray[Any, Any] | None = None
 
     def read(self, first: int, last: int) -> np.ndarray[Any, Any]:
-        """As `aqtopo.data.shards.FieldReader.read`."""
+        """Return hours as `aqtopo.data.shards.FieldReader.read` does."""
         if self._mapped is None:
             self._mapped = np.load(self._path, mmap_mode="r")
         return self._mapped[first:last]
@@ -108,7 +109,7 @@ class MappedFields:
 
 @dataclass(frozen=True, eq=False)
 class MappedStore(Store):
-    """A store whose hours come from a memory map."""
+    """Store that reads its hours from a memory map."""
 
     mapped: MappedFields | None = None
 
@@ -118,7 +119,7 @@ class MappedStore(Store):
 
 
 class TopoFlowSamples(Dataset[dict[str, torch.Tensor]]):
-    """Pairs (time, horizon) read as TopoFlow's dataset does: variable by variable, through xarray."""
+    """Pairs (time, horizon) read as in TopoFlow's dataset: variable by variable, through xarray."""
 
     def __init__(self, path: Path, store: Store, config: RunConfig) -> None:
         self._path, self._config = path, config
@@ -151,8 +152,8 @@ class TopoFlowSamples(Dataset[dict[str, torch.Tensor]]):
         return self._normalization.normalize(np.asarray(values)[None], [name])[0]
 
 
-def endless(epochs: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
-    """Epoch after epoch."""
+def repeat_epochs(epochs: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+    """Yield the items of epoch after epoch."""
     epoch = 0
     while True:
         yield from epochs(epoch)
@@ -160,7 +161,7 @@ def endless(epochs: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
 
 
 def contenders(folder: Path, config: RunConfig) -> dict[str, Iterator[Any]]:
-    """Iterators over micro-batches, by contender."""
+    """Return iterators over micro-batches, by contender."""
     store = open_store(config.data.store)
     values = {name: getattr(store, name) for name in store.__dataclass_fields__}
     mapped = MappedStore(**values, mapped=MappedFields(folder / "fields.npy"))
@@ -175,13 +176,13 @@ def contenders(folder: Path, config: RunConfig) -> dict[str, Iterator[Any]]:
     )
     loaders = {"loader": TrainingLoader(store, config, 0, 1), "memmap": TrainingLoader(mapped, config, 0, 1)}
     return {
-        **{name: endless(lambda epoch, of=of: of.steps(epoch)) for name, of in loaders.items()},
-        "topoflow": endless(lambda _epoch: iter(topoflow)),
+        **{name: repeat_epochs(lambda epoch, of=of: of.steps(epoch)) for name, of in loaders.items()},
+        "topoflow": repeat_epochs(lambda _epoch: iter(topoflow)),
     }
 
 
 def measure_loader(folder: Path, config: RunConfig, batches: int, rounds: int) -> dict[str, Any]:
-    """Samples a second of each contender, and how the loader compares with the others."""
+    """Row of samples a second of each contender, and ratios of the loader to the others."""
     streams = contenders(folder, config)
     (ours,), (mapped,), theirs = (next(streams[name]) for name in ("loader", "memmap", "topoflow"))
     torch.testing.assert_close(ours.inputs, theirs["inputs"], rtol=0, atol=0)
@@ -195,8 +196,8 @@ def measure_loader(folder: Path, config: RunConfig, batches: int, rounds: int) -
 
         return work
 
-    # What was read ahead while another contender ran is gone before its own turn is timed long enough.
-    timed = paired({name: take(name, batches) for name in streams}, rounds)
+    # A turn is long, so that the batches prefetched during another contender's turn do not matter.
+    timed = time_paired({name: take(name, batches) for name in streams}, rounds)
     samples = batches * MICRO_BATCH
     return {
         **{f"{name}_samples_s": samples / timed.median(name) for name in streams},
@@ -207,7 +208,7 @@ def measure_loader(folder: Path, config: RunConfig, batches: int, rounds: int) -
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     grid, batches, rounds = ((16, 32), 8, 2) if options.quick else ((128, 256), 60, 5)
     folder = Path(tempfile.mkdtemp(prefix="aqtopo_loader_"))
     try:

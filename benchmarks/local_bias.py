@@ -1,7 +1,8 @@
-"""The local bias folded into wider heads, forward and backward, against what it replaces.
+"""Local bias folded into wider heads, forward and backward, compared with a dense mask.
 
-The results are compared first. Then, of 8 heads of 96 columns on a map of China with the elevation bias, time
-in paired rounds and memory above inputs and results, against
+The results are compared first. Then, for 8 heads of 96 columns on a map of China with the elevation bias, the
+benchmark measures time in paired rounds and memory above inputs and results. The columns `time_of_X` are the
+ratio of times, and the contenders X are
 - `without`: the same attention without the local bias;
 - `dense`: PyTorch's attention with the sum of both biases as its mask, N x N numbers a head.
 """
@@ -17,16 +18,17 @@ from aqtopo.model.locality import Locality, Places
 from aqtopo.model.terrain import Terrain
 from aqtopo.model.way import Way
 from aqtopo_kernels import elevation_attention
-from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
+from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
 
 HEADS, WIDTH = 8, 96
 SAME = 1e-3
-"""Differences of results that count as the same, relative to the largest value."""
+"""Allowed difference of results, relative to the largest value."""
 
 
-class Map:
-    """Tokens of a map of China, rows x twice as many columns, under a random wind, and a local bias of all
-    heads around the air's origin.
+class MapInputs:
+    """Inputs of attention on a map of China, with rows x (2 rows) tokens and a random wind.
+
+    The local bias is centred on the upwind departure point in all heads.
     """
 
     def __init__(self, rows: int) -> None:
@@ -44,7 +46,7 @@ class Map:
         self.alpha = torch.full((1,), 2.0, device=device())
 
     def folded(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
-        """As the model does it."""
+        """Both biases, the local one folded into wider heads as in the model."""
 
         def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -> Tensor:
             return elevation_attention(q, k, v, self.elevation_m, alpha, scale=scale)
@@ -56,7 +58,7 @@ class Map:
         return elevation_attention(q, k, v, self.elevation_m, alpha)
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
-        """Both biases written out."""
+        """Both biases as a dense mask."""
         of_queries, of_keys = self.locality.columns(None, self.way, torch.float32)
         z_BN = self.elevation_m
         rise_BNN = (z_BN[:, None, :] - z_BN[:, :, None]).clamp_min(0.0) / 1000.0
@@ -64,24 +66,24 @@ class Map:
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHNN)
 
     def differentiate(self, contender: str) -> tuple[Tensor, ...]:
-        """The result and the gradients of q, k, v, alpha and, where it has a part, the local bias."""
+        """Return the output and the gradients of q, k, v, alpha and, if it is used, the local bias."""
         leaves = [x.detach().requires_grad_() for x in (self.q, self.k, self.v, self.alpha)]
         out: Tensor = getattr(self, contender)(*leaves)
         learnt = [] if contender == "without" else list(self.locality.parameters())
         return out.detach(), *torch.autograd.grad(out, [*leaves, *learnt], self.dout)
 
 
-def largest_difference(map_: Map) -> float:
-    """Between the folded and the dense form, relative to the largest value of each result."""
+def largest_difference(map_: MapInputs) -> float:
+    """Return the largest difference between folded and dense results, relative to their largest value."""
     pairs = zip(map_.differentiate("folded"), map_.differentiate("dense"), strict=True)
     return max(float((one - other).abs().max() / other.abs().max()) for one, other in pairs)
 
 
-def row(rows: int, rounds: int, contenders: tuple[str, ...]) -> dict[str, Any]:
-    """Figures of one size."""
-    map_ = Map(rows)
+def measure(rows: int, rounds: int, contenders: tuple[str, ...]) -> dict[str, Any]:
+    """Row of one size."""
+    map_ = MapInputs(rows)
     work = {name: lambda name=name: map_.differentiate(name) for name in contenders}
-    timed = paired(work, rounds)
+    timed = time_paired(work, rounds)
     mib = {name: peak_bytes(run) / MIB for name, run in work.items()}
     found: dict[str, Any] = {"N": map_.tokens, "seconds": timed.median("folded"), "mib": mib["folded"]}
     for name in contenders[1:]:
@@ -91,12 +93,12 @@ def row(rows: int, rounds: int, contenders: tuple[str, ...]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
-    difference = largest_difference(Map(16))
+    options = parse_arguments(__doc__)
+    difference = largest_difference(MapInputs(16))
     if difference > SAME:
-        raise SystemExit(f"the folded bias differs from the dense one by {difference}")
+        raise SystemExit(f"Folded and dense results differ by {difference}; at most {SAME} is allowed.")
     sizes = [(16, 1)] if options.quick else [(32, 5), (64, 3)]
-    rows = [row(*size, ("folded", "without", "dense")) for size in sizes]
+    rows = [measure(*size, ("folded", "without", "dense")) for size in sizes]
     report("local_bias", [{"N": 512, "largest_difference": difference}, *rows], options)
 
 

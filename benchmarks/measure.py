@@ -1,7 +1,7 @@
-"""What the benchmarks share: paired timings, peak memory, the machine, and how a result is printed.
+"""Paired timings, peak memory, machine facts and output of the benchmarks.
 
-Contenders take turns within a round, so that what else runs on the machine slows them alike; a ratio is the
-median over rounds of the ratio within a round, never a ratio of two medians.
+Contenders take turns within a round, so that other work on the machine slows all of them equally. A ratio is
+the median over rounds of the ratio within a round, not a ratio of two medians.
 """
 
 import argparse
@@ -39,23 +39,23 @@ class Timings:
         return statistics.median(self.seconds[name])
 
     def ratio(self, name: str, to: str) -> float:
-        """Median over rounds of the time of `name`, as a multiple of that of `to` in the same round."""
+        """Median over rounds of the time of `name` divided by the time of `to` in the same round."""
         pairs = zip(self.seconds[name], self.seconds[to], strict=True)
         return statistics.median(one / other for one, other in pairs)
 
 
 def device() -> torch.device:
-    """Where the benchmarks run: the accelerator, if there is one."""
+    """Return the accelerator if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def gpu_name() -> str | None:
-    """What PyTorch calls the accelerator, if there is one."""
+    """Return PyTorch's name of the accelerator; None without one."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def synchronize() -> None:
-    """Wait for the accelerator."""
+    """Wait until the accelerator is idle."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -69,10 +69,10 @@ def seconds_of(work: Work) -> float:
     return time.perf_counter() - began
 
 
-def paired(
+def time_paired(
     contenders: dict[str, Work], rounds: int, *, warm_up: bool = True, before: dict[str, Work] | None = None
 ) -> Timings:
-    """Time all contenders in turn, `rounds` times; what is to be done `before` each is not timed."""
+    """Time all contenders in turn, `rounds` times; the calls of `before` are not timed."""
     timings = Timings({name: [] for name in contenders})
     for round_ in range(rounds + warm_up):
         for name, work in contenders.items():
@@ -85,9 +85,9 @@ def paired(
 
 
 def peak_bytes(work: Work) -> int:
-    """Memory that a call takes beyond what is there before it, at its peak, without its results.
+    """Return the peak memory of a call above the memory before it, without its results.
 
-    On the CPU it is the process's resident memory, of which the kernel keeps the high-water mark.
+    On the CPU it is the resident memory of the process, from the kernel's high-water mark.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -98,7 +98,7 @@ def peak_bytes(work: Work) -> int:
         synchronize()
         return torch.cuda.max_memory_allocated() - before - _bytes_of(results)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     before = _status_bytes("VmRSS")
     results = work()
     return _status_bytes("VmHWM") - before - _bytes_of(results)
@@ -119,17 +119,17 @@ def _bytes_of(results: object) -> int:
 
 
 GEMM = {torch.float32: "sgemm", torch.bfloat16: "bf16_gemm"}
-"""What the yardstick of arithmetic is called."""
+"""Name of the reference matrix product by dtype."""
 
 
 def multiply_matrices(size: int, dtype: torch.dtype = torch.float32) -> tuple[Work, float]:
-    """A matrix product of size^3, the yardstick of arithmetic, and its FLOP."""
+    """Return a matrix product of size^3, the reference for arithmetic speed, and its FLOP."""
     matrix = torch.randn(size, size, device=device()).to(dtype)
     return lambda: matrix @ matrix, 2.0 * size**3
 
 
 def machine() -> dict[str, Any]:
-    """What the figures belong to."""
+    """Facts about the machine and the versions that the figures belong to."""
     facts: dict[str, Any] = {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -145,7 +145,7 @@ def machine() -> dict[str, Any]:
 
 
 def version_of(module: str) -> str:
-    """Of the distribution that a module comes from: ROCm's Triton goes by another name than the module."""
+    """Version of the distribution that contains a module: ROCm's Triton has another name than its module."""
     return version(packages_distributions()[module][0])
 
 
@@ -155,12 +155,12 @@ def _processor() -> str:
     return f"{names[0]} x {len(names)}" if names else platform.processor()
 
 
-def arguments(description: str, *, source: str | None = None) -> argparse.Namespace:
-    """The options every benchmark has, and a folder to read from if one is described."""
+def parse_arguments(description: str, *, source: str | None = None) -> argparse.Namespace:
+    """Parse the options of every benchmark, and `--source` if it is described."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--json", action="store_true", help="print JSON and nothing else on stdout")
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run?")
-    parser.add_argument("--threads", type=int, help="threads of PyTorch on the CPU")
+    parser.add_argument("--json", action="store_true", help="print only JSON on stdout")
+    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds, as a smoke test")
+    parser.add_argument("--threads", type=int, help="number of PyTorch threads on the CPU")
     if source:
         parser.add_argument("--source", type=Path, required=True, metavar="DIR", help=source)
     options = parser.parse_args()
@@ -177,8 +177,8 @@ def report(name: str, rows: list[dict[str, Any]], options: argparse.Namespace) -
         return
     print(name, result["machine"])
     for row in rows:
-        print("  " + "  ".join(f"{key} {_shown(value)}" for key, value in row.items()))
+        print("  " + "  ".join(f"{key} {_format(value)}" for key, value in row.items()))
 
 
-def _shown(value: object) -> str:
+def _format(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""What a GPU does at best, as its maker says, and the share of it that a benchmark reaches."""
+"""Peak rates of GPUs from the vendors' data sheets, and the share that a benchmark reaches."""
 
 import torch
 
@@ -6,7 +6,7 @@ from aqtopo.planning.hardware import MACHINES
 
 _MI250X, _H100 = MACHINES["mi250x"], MACHINES["h100"]
 PEAKS: dict[str, dict[str, float]] = {
-    # A device is one die of two. Source: there.
+    # A device is one of two dies. Source: aqtopo/planning/hardware.py.
     "MI250X": _MI250X.flops | {"memory": _MI250X.memory_rate},
     "MI300X": {"fp32": 163.4e12, "bf16": 1307.4e12, "memory": 5.3e12},  # AMD's data sheet
     "A100-SXM4-40GB": {"fp32": 19.5e12, "bf16": 312e12, "memory": 1.555e12},  # NVIDIA's data sheets, as below
@@ -16,29 +16,29 @@ PEAKS: dict[str, dict[str, float]] = {
     "H100 80GB HBM3": _H100.flops | {"memory": _H100.memory_rate},
     "H200": _H100.flops | {"memory": 4.8e12},
 }
-"""By what PyTorch's name of the device contains: FLOP/s by dtype and bytes/s of its memory.
+"""FLOP/s by dtype and memory bytes/s; the key is a part of PyTorch's name of the device.
 
-bf16 is that of the matrix units, without sparsity; fp32 on AMD too, on NVIDIA that of the vector units, since
-TF32 is not float32.
+bf16 is the rate of the matrix units, without sparsity. fp32 is that of the matrix units on AMD, and of the
+vector units on NVIDIA, because TF32 is not float32.
 """
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def arithmetic(gpu: str | None, dtype: torch.dtype, flop_s: float) -> dict[str, object]:
-    """Columns `dtype`, `tflop_s` and `of_peak`; none on a CPU, which is compared with a matrix product."""
+def arithmetic_columns(gpu: str | None, dtype: torch.dtype, flop_s: float) -> dict[str, object]:
+    """Columns `dtype`, `tflop_s` and `of_peak`; none on a CPU."""
     if gpu is None:
         return {}
     kind = NAMES[dtype]
     return {"dtype": kind, "tflop_s": flop_s / 1e12, "of_peak": _share(gpu, kind, flop_s)}
 
 
-def traffic(gpu: str | None, bytes_s: float) -> dict[str, object]:
-    """Column `of_peak`, of the memory's; none on a CPU."""
+def memory_columns(gpu: str | None, bytes_s: float) -> dict[str, object]:
+    """Column `of_peak`, the share of the memory's peak; none on a CPU."""
     return {} if gpu is None else {"of_peak": _share(gpu, "memory", bytes_s)}
 
 
 def _share(gpu: str, kind: str, rate: float) -> float | str:
     found = (peaks[kind] for part, peaks in PEAKS.items() if part in gpu)
     peak = next(found, None)
-    return f"no peak of {gpu} in benchmarks/peaks.py" if peak is None else rate / peak
+    return f"no peak of {gpu} in benchmarks/peaks.py; add it there" if peak is None else rate / peak

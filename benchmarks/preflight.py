@@ -1,13 +1,13 @@
-"""Meeting and comparing as ranks do before their first weight, over the number of ranks; 400 extrapolated.
+"""Rendezvous and preflight of the ranks, by number of ranks, extrapolated to 400.
 
-So many processes, forked from one that has imported PyTorch, meet on the board under the watchdog, form a
-gloo process group, and do the preflight's collectives: its barriers, its sum, its exchange of findings, and
-the comparison of all of them. What a rank does alone (importing, compiling and checking kernels, trying the
-disk) is the same for any number and not in here.
+The processes are forked from one that has imported PyTorch. They meet in the heartbeat store under the
+watchdog, form a gloo process group, and run the preflight's collectives: barriers, sum, exchange of findings
+and their comparison. Work that a rank does alone (imports, compilation and check of kernels, disk test) does
+not depend on the number of ranks and is not included.
 
-All share this machine's few processors, so that wall time is everybody's work one after the other. What tells
-about a cluster is the processor time of a rank. It is extrapolated from the largest number of ranks measured,
-once as if it grew with the number of ranks and once as if with its square. That knows nothing of a network.
+All processes share this machine's few processors, so wall time is the sum of all ranks' work. The processor
+time of a rank is the figure for a cluster. It is extrapolated from the largest number of ranks measured, once
+linearly in the number of ranks and once quadratically. The extrapolation includes no network.
 """
 
 import gc
@@ -29,14 +29,14 @@ from aqtopo.training.distributed import barrier
 from aqtopo.training.launch import Launch
 from aqtopo.training.preflight import Finding, check_reduction, compare
 from aqtopo.training.watchdog import watch_together
-from benchmarks.measure import arguments, report
+from benchmarks.measure import parse_arguments, report
 
 WORLDS = (16, 32, 64, 128)
 CLUSTER = 400
 
 
 def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
-    """Meet and compare; write what it took to `<rank>.json`."""
+    """Run rendezvous and preflight; write the seconds to `<rank>.json`."""
     torch.set_num_threads(1)
     began, device = time.monotonic(), torch.device("cpu")
     launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
@@ -60,7 +60,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
 
 
 def measure(world: int) -> dict[str, Any]:
-    """One row: the slowest rank's seconds by part, and processor time.
+    """Row of the slowest rank's seconds by part, and of processor time.
 
     Raises:
         RuntimeError: a rank failed.
@@ -79,7 +79,7 @@ def measure(world: int) -> dict[str, Any]:
         for child in children:
             child.join()
         if codes := [child.exitcode for child in children if child.exitcode]:
-            raise RuntimeError(f"of {world} ranks {len(codes)} ended with {set(codes)}")
+            raise RuntimeError(f"{len(codes)} of {world} ranks failed with exit codes {set(codes)}")
         ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
     parts = "meet", "connect", "compare"
     seconds = {f"{part}_seconds": max(rank[part] for rank in ranks) for part in parts}
@@ -87,8 +87,8 @@ def measure(world: int) -> dict[str, Any]:
     return {"ranks": world} | seconds | {"cpu_s_a_rank": median(cpu[1:]), "cpu_s_rank_0": cpu[0]}
 
 
-def extrapolated(largest: dict[str, Any]) -> dict[str, Any]:
-    """The processor times of the largest measured number of ranks, carried on to the cluster's."""
+def extrapolate(largest: dict[str, Any]) -> dict[str, Any]:
+    """Extrapolate the processor times of the largest measured number of ranks to a cluster."""
     factor, row = CLUSTER / largest["ranks"], {"ranks_not_measured": CLUSTER}
     for name in ("cpu_s_a_rank", "cpu_s_rank_0"):
         row |= {f"{name}_if_linear": factor * largest[name], f"{name}_if_square": factor**2 * largest[name]}
@@ -97,11 +97,11 @@ def extrapolated(largest: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
-    gc.freeze()  # children that collect garbage would copy the parent's pages
+    gc.freeze()  # garbage collection in a child would copy the parent's pages
     rows = [measure(world) for world in ((2, 4) if options.quick else WORLDS)]
-    report("preflight", [*rows, extrapolated(rows[-1])], options)
+    report("preflight", [*rows, extrapolate(rows[-1])], options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Cost of saving and of resuming on two ranks: 52 M parameters, next to DeepSpeed's own save.
+"""Cost of saving and resuming on two ranks with 52 M parameters, beside DeepSpeed's own save.
 
-`held up` is what training waits for; hashes, syncs, the manifest and the commit follow in the background, and
-`committed` is when they are done if nothing else runs. DeepSpeed's save syncs and hashes nothing. Then a
-fresh engine resumes: convert, load, verify; what it holds is compared with the files to the bit.
+`held up` is the time that training waits. Hashes, fsyncs, the manifest and the commit follow in the
+background; `committed` is the time until they are done if nothing else runs. DeepSpeed's save has no fsync
+and no hashes. Then a new engine resumes: convert, load, verify. Its tensors are compared bit by bit with the
+files.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from typing import Any
 
 from aqtopo.config import CheckpointConfig, RunConfig, load_config
 from aqtopo.training.forked import PRELOADED
-from benchmarks.measure import Timings, arguments, report
+from benchmarks.measure import Timings, parse_arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "resume_reference.json"
 SMALL = ["model.dim=64", "model.depth=2", "model.heads=2"]
@@ -28,7 +29,7 @@ RANKS = 2
 
 
 def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
-    """One rank's part; rank 0 leaves the rows in `rows.json`."""
+    """Measure on one rank; rank 0 writes the rows to `rows.json`."""
     from aqtopo.model import Terrain, build_model
     from aqtopo.training.distributed import TorchRanks, connect
     from aqtopo.training.engine import build_engine
@@ -47,7 +48,7 @@ def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
 
 
 def fill_moments(engine: Any) -> None:
-    """Moments as after some steps."""
+    """Set the optimizer's moments to values as after some steps."""
     import torch
 
     zero = engine.optimizer
@@ -59,8 +60,8 @@ def fill_moments(engine: Any) -> None:
     engine.global_steps = STEP
 
 
-def timed(action: Callable[[], Any], world: Any) -> tuple[float, Any]:
-    """Seconds until all ranks are done, from a moment when all had begun; and the result."""
+def time_action(action: Callable[[], Any], world: Any) -> tuple[float, Any]:
+    """Return the seconds between two barriers around an action, and its result."""
     world.barrier()
     began = time.monotonic()
     result = action()
@@ -71,7 +72,7 @@ def timed(action: Callable[[], Any], world: Any) -> tuple[float, Any]:
 def time_saves(
     engine: Any, config: RunConfig, folder: Path, world: Any, rounds: int
 ) -> tuple[dict[str, Any], Path]:
-    """DeepSpeed's save and ours in turn, each on a disk that has settled; and the folder of our last one."""
+    """Time DeepSpeed's save and ours in turn, each after a sync; return the row and our last folder."""
     from aqtopo.checkpoint.manifest import Losses, Position, RunFacts
     from aqtopo.checkpoint.save import Saver
     from aqtopo.checkpoint.tags import Tag
@@ -89,14 +90,14 @@ def time_saves(
     saver, tag = Saver(folder, CheckpointConfig(), world), Tag(3, STEP, 50, None, 0.7)
     timings = Timings({"deepspeed": [], "held up": [], "committed": []})
     plain = folder / "plain"
-    for round_ in range(rounds + 1):  # the first one warms up
+    for round_ in range(rounds + 1):  # the first one is a warm-up
         os.sync()
-        seconds = {"deepspeed": timed(lambda: engine.save_checkpoint(str(plain), tag="a"), world)[0]}
+        seconds = {"deepspeed": time_action(lambda: engine.save_checkpoint(str(plain), tag="a"), world)[0]}
         if world.rank == 0:
             shutil.rmtree(plain)
         os.sync()
-        seconds["held up"], tag = timed(lambda tag=tag: saver.save(engine, tag, facts), world)
-        seconds["committed"] = seconds["held up"] + timed(saver.finish, world)[0]
+        seconds["held up"], tag = time_action(lambda tag=tag: saver.save(engine, tag, facts), world)
+        seconds["committed"] = seconds["held up"] + time_action(saver.finish, world)[0]
         for name in timings.seconds if round_ else ():
             timings.seconds[name].append(seconds[name])
     row = {
@@ -112,7 +113,7 @@ def time_saves(
 
 
 def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
-    """A resume by its parts; the state has never been resumed before."""
+    """Time the parts of a resume from a state that was not resumed before."""
     from aqtopo.checkpoint.changes import Allowed, match_names
     from aqtopo.checkpoint.restore import load_module, read_weights, restore_engine, verify_engine
     from aqtopo.checkpoint.universal import open_universal
@@ -120,15 +121,15 @@ def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
     from aqtopo.training.engine import build_engine
     from aqtopo.training.resume import model_groups, other_tensors
 
-    convert, state = timed(lambda: open_universal(source, world), world)
+    convert, state = time_action(lambda: open_universal(source, world), world)
     model = build_model(config, Terrain.flat(config.data.grid))
     names = match_names(state.manifest, model_groups(config, model), other_tensors(model), Allowed())
-    reading, weights = timed(lambda: read_weights(state.folder, world), world)
+    reading, weights = time_action(lambda: read_weights(state.folder, world), world)
     load_module(model, weights, names)
     engine = build_engine(config, model, RANKS, world.device)
-    restoring, _ = timed(lambda: restore_engine(engine, state, names), world)
+    restoring, _ = time_action(lambda: restore_engine(engine, state, names), world)
     rates = {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
-    verify, verified = timed(
+    verify, verified = time_action(
         lambda: verify_engine(engine, state, names, weights, rates, Allowed(), world), world
     )
     return {
@@ -141,8 +142,8 @@ def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Start the ranks, wait, report."""
-    options: argparse.Namespace = arguments(__doc__)
+    """Start the ranks, wait for them and print the figures."""
+    options: argparse.Namespace = parse_arguments(__doc__)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:

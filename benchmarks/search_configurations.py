@@ -1,10 +1,10 @@
-"""Searches block sizes and compiler options of the Triton kernels by what their machine code promises.
+"""Search of block sizes and compiler options of the Triton kernels, ranked by their machine code.
 
     python benchmarks/search_configurations.py --arch gfx90a --dtype bf16 --kernel dq
 
-Every candidate is compiled without a GPU. Those that spill or whose wavefronts leave a SIMD idle (occupancy
-below 2) are out; the rest are ranked by eff1 on AMD, by instructions a useful FLOP on NVIDIA. The best
-of each kernel belongs into `aqtopo_kernels/elevation_attention/configurations.py`.
+Every candidate is compiled without a GPU. Candidates that spill registers or have an occupancy below 2 are
+excluded. The others are ranked by eff1 on AMD, and by useful FLOP an instruction on NVIDIA. Copy the best of
+each kernel to `aqtopo_kernels/elevation_attention/configurations.py`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ KERNELS = ("forward", "dq", "dkdv")
 
 
 def candidates(kernel: str, arch: str, dtype: str) -> Iterator[Configuration]:
-    """What is worth a compilation; matrix rows never exceed a wavefront's share of the block's rows."""
+    """Yield the candidates; matrix rows are at most a wavefront's share of the block's rows."""
     moving, kept = (16, 32, 64), (64, 128, 256)
     warps = (4, 8)
     amd = arch.startswith("gfx")
@@ -52,10 +52,10 @@ def candidates(kernel: str, arch: str, dtype: str) -> Iterator[Configuration]:
 
 
 @contextmanager
-def in_the_table(
+def replaced_in_table(
     candidate: Configuration, kernel: str, arch: str, dtype: str, head_dim: int
 ) -> Iterator[None]:
-    """Puts a candidate in place of the choice for such heads, for kernels with and without a bias."""
+    """Replace the configuration for this head width by a candidate, with and without a bias."""
     sizes = (TABLE if head_dim <= TABLE_WIDTH else WIDER_TABLE).setdefault(arch, {})
     size = DTYPES[dtype].itemsize
     chosen = sizes.get(size, {})
@@ -69,11 +69,11 @@ def in_the_table(
 def measure(
     candidate: Configuration, kernel: str, arch: str, dtype: str, *, head_dim: int, plain: bool
 ) -> Row | None:
-    """The candidate's row; None if it needs more shared memory than there is."""
+    """Return the candidate's row; None if it needs too much shared memory."""
     from triton.runtime.errors import OutOfResources
 
     wanted = f"{kernel}_plain" if plain else kernel
-    with in_the_table(candidate, kernel, arch, dtype, head_dim):
+    with replaced_in_table(candidate, kernel, arch, dtype, head_dim):
         try:
             rows = survey([arch], [dtype], head_dim=head_dim, heads=8, tokens=8192, only=wanted)
             return next(row for row, _ in rows if row["kernel"] == wanted)
@@ -82,12 +82,12 @@ def measure(
 
 
 def is_usable(row: Row) -> bool:
-    """Nothing spills, two wavefronts fit."""
+    """Return true if no register is spilled and two wavefronts fit."""
     return row["vgpr_spills"] == row["sgpr_spills"] == 0 and row["occupancy"] >= 2
 
 
 def merit(row: Row) -> float:
-    """Larger is better: eff1, or where there is none, useful work an instruction of the loop."""
+    """Return eff1 or, if there is none, useful work for each instruction of the loop. Larger is better."""
     if row["eff1"] is not None:
         return float(row["eff1"])
     block = row["config"]["block_m"] * row["config"]["block_n"]
@@ -95,7 +95,7 @@ def merit(row: Row) -> float:
 
 
 def main() -> int:
-    """Prints the candidates of each kernel, best first."""
+    """Print the candidates of each kernel, best first."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -104,12 +104,15 @@ def main() -> int:
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=KERNELS)
     parser.add_argument("--head-dim", type=int, default=96, help="width of a head")
     parser.add_argument("--plain", action="store_true", help="search the kernels without a bias")
-    parser.add_argument("--best", type=int, default=5, help="how many to print")
-    parser.add_argument("--quick", action="store_true", help="only the first four candidates")
+    parser.add_argument("--best", type=int, default=5, help="number of candidates to print")
+    parser.add_argument("--quick", action="store_true", help="compile only the first four candidates")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     if options.arch.startswith("gfx") and find_llvm_mca() is None:
-        print("The search on AMD needs llvm-mca from LLVM 22 on (Debian: llvm-22).", file=sys.stderr)
+        print(
+            "The search on AMD needs llvm-mca from LLVM 22 or later; install it (Debian: llvm-22).",
+            file=sys.stderr,
+        )
         return 2
     torch.set_num_threads(1)
     found = []
@@ -122,7 +125,7 @@ def main() -> int:
 
 
 def search(kernel: str, tried: list[Configuration], options: argparse.Namespace) -> list[Row]:
-    """The best rows of one kernel; each candidate is announced on stderr."""
+    """Return the best rows of one kernel; print each candidate to stderr."""
     ranked = []
     for candidate in tried:
         row = measure(

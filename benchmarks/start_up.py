@@ -1,9 +1,10 @@
-"""Starting with more and more ranks: time, memory and opened files of each, over the number of ranks.
+"""Time, memory and opened files of a rank at start-up, by number of ranks.
 
-A tiny run is started on 2, 4, 8 and 16 ranks forked from one process that has imported everything (importing
-takes seconds and would hide the rest), trains two steps, saves, and is started again: it resumes and trains a
-third. Seconds are from the fork to the end of the start, verified resume included; memory is what a rank has
-for itself; files are those that Python opens in the store and in the run directory.
+A tiny run starts on 2, 4, 8 and 16 ranks. They are forked from one process that has imported everything,
+because imports take seconds and would hide the rest. The run trains two steps and saves. It is then started
+again, resumes and trains a third step. Seconds are from the fork to the end of the start, including the
+verified resume. Memory is the private memory of a rank. Files are those that Python opens in the store and in
+the run directory.
 """
 
 import gc
@@ -18,7 +19,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  before forking: it brings Dynamo
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401  imports Dynamo before the fork
 import numpy as np
 import torch
 import xarray as xr
@@ -30,7 +31,7 @@ from aqtopo.training.launch import Launch
 from aqtopo.training.loop import train
 from aqtopo.training.resume import AUTO, ResumeOptions
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
-from benchmarks.measure import arguments, report
+from benchmarks.measure import parse_arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "drill_cpu.json"
 GRID = (8, 16)
@@ -40,7 +41,7 @@ WORLDS = (2, 4, 8, 16)
 
 
 def make_store(path: Path) -> None:
-    """Ten days of noise in each of three years."""
+    """Write a store of ten days of noise in each of three years."""
     starts = [np.datetime64(f"{year}-01-01", "h") for year in YEARS]
     times = np.concatenate([start + np.arange(HOURS).astype("timedelta64[h]") for start in starts])
     constants = [(VARIABLES[name].topoflow_mean, VARIABLES[name].topoflow_std) for name in DYNAMIC_VARIABLES]
@@ -69,7 +70,7 @@ def make_store(path: Path) -> None:
 
 
 def run_rank(folder: Path, rank: int, world: int, port: int, steps: int) -> None:
-    """Train up to `steps` steps and write what it took to `<world>-<steps>-<rank>.json`."""
+    """Train up to `steps` steps; write memory and opened files to `<world>-<steps>-<rank>.json`."""
     opened: Counter[str] = Counter()
     shared = {"store": str(folder / "store.zarr"), "run_dir": str(folder / f"run{world}")}
 
@@ -100,7 +101,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int, steps: int) -> None
 
 
 def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
-    """Fork the ranks and wait for all; the largest figures of any rank but rank 0, and rank 0's files.
+    """Fork the ranks and wait for them; return the largest figures of a rank.
 
     Raises:
         RuntimeError: a rank failed.
@@ -118,7 +119,7 @@ def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
         child.join()
     codes = [child.exitcode for child in children]
     if any(codes):
-        raise RuntimeError(f"{world} ranks ended with {codes}")
+        raise RuntimeError(f"The {world} ranks ended with exit codes {codes}")
     ranks = [json.loads((folder / f"{world}-{steps}-{rank}.json").read_text()) for rank in range(world)]
     started = of_kind(read_log(folder / f"run{world}" / METRICS_FILE), StartLine)[-1].time
     return {
@@ -132,8 +133,8 @@ def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
 
 
 def measure(worlds: tuple[int, ...]) -> list[dict[str, Any]]:
-    """A row a number of ranks."""
-    gc.freeze()  # children that collect garbage would copy the parent's pages
+    """Rows of all numbers of ranks."""
+    gc.freeze()  # garbage collection in a child would copy the parent's pages
     rows = []
     with tempfile.TemporaryDirectory(prefix="aqtopo-start-") as name:
         folder = Path(name)
@@ -150,7 +151,7 @@ def measure(worlds: tuple[int, ...]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     report("start_up", measure(WORLDS[:2] if options.quick else WORLDS), options)
 
 

@@ -1,8 +1,8 @@
-"""Runs benchmarks and writes what they print into README.md here.
+"""Runs benchmarks and writes their results into benchmarks/README.md.
 
-`python -m benchmarks.table [NAME ...] [--OPTION ...]`: options go to what is run; without a name that is
-everything that needs none. A section between `<!-- NAME -->` and `<!-- end of NAME -->` belongs to the
-benchmark of that name, and is replaced as a whole.
+`python -m benchmarks.table [NAME ...] [--OPTION ...]`: options are passed to each benchmark. Without names,
+all benchmarks run that need no options. The section between `<!-- NAME -->` and `<!-- end of NAME -->` is
+replaced by the result of the benchmark of that name.
 """
 
 import json
@@ -34,7 +34,7 @@ NAMES = (
 
 
 def run(name: str, options: list[str]) -> dict[str, Any]:
-    """What a benchmark prints as JSON."""
+    """Run a benchmark and return its JSON result."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", *options]
     printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result: dict[str, Any] = json.loads(printed[printed.index("{\n") :])
@@ -42,7 +42,7 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
 
 
 def section(result: dict[str, Any]) -> str:
-    """Tables of a benchmark's rows, a table for each set of columns."""
+    """Markdown of a benchmark's rows, one table for each set of columns."""
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     parts = [f"`python -m benchmarks.{result['benchmark']}` on {machine}"]
     for _, rows in groupby(result["rows"], key=list):
@@ -51,7 +51,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """One row a line, or one figure a line where there is a single row."""
+    """A table with a row a line, or with a figure a line if there is a single row."""
     if len(rows) == 1:
         lines = [("figure", "value"), ("---", "---"), *((k, _cell(v)) for k, v in rows[0].items())]
     else:
@@ -65,7 +65,7 @@ def _cell(value: object) -> str:
 
 
 def main() -> None:
-    """Run what is named, or everything, and write as soon as each is done."""
+    """Run the named benchmarks, or all, and write each result when it is done."""
     given = sys.argv[1:]
     first = next((i for i, argument in enumerate(given) if argument.startswith("-")), len(given))
     for name in given[:first] or NAMES:
@@ -73,7 +73,7 @@ def main() -> None:
         new = f"<!-- {name} -->\n{section(run(name, given[first:]))}\n<!-- end of {name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
         text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
-        assert found == 1, f"{README} has no section {name}"
+        assert found == 1, f"{README} has {found} sections {name}, expected one"
         README.write_text(text)
 
 

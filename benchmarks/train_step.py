@@ -1,7 +1,7 @@
-"""A whole train step: forward, backward and AdamW of the published model, all physics on, by part.
+"""Train step of the published model, by part: forward, backward and AdamW, with all physics on.
 
-One process at 128 x 256 cells, a sample a step. On a GPU it is also taken in bfloat16, with TFLOP/s and their
-share of the maker's peak. Two processes are compared with PyTorch's own way in `benchmarks.ddp`.
+One process at 128 x 256 cells, with one sample a step. On a GPU there are also rows in bfloat16, and columns
+for TFLOP/s and their share of the vendor's peak. `benchmarks.ddp` compares two processes with PyTorch's DDP.
 """
 
 import time
@@ -18,22 +18,22 @@ from aqtopo.model import AirQualityViT, Terrain
 from aqtopo.training.loss import squared_error
 from benchmarks.measure import (
     GEMM,
-    arguments,
     device,
     gpu_name,
     multiply_matrices,
-    paired,
+    parse_arguments,
     peak_bytes,
     report,
     synchronize,
+    time_paired,
 )
-from benchmarks.peaks import arithmetic
+from benchmarks.peaks import arithmetic_columns
 
 SEED = 7
 
 
 def make_terrain(grid: tuple[int, int]) -> Terrain:
-    """Hills and plains, as rough as the real thing."""
+    """Return random terrain with a realistic roughness."""
     generator = torch.Generator().manual_seed(1)
     coarse = 5000.0 * torch.rand((1, 1, grid[0] // 8, grid[1] // 8), generator=generator)
     smooth = nn.functional.interpolate(coarse, size=grid, mode="bilinear")[0, 0]
@@ -42,7 +42,7 @@ def make_terrain(grid: tuple[int, int]) -> Terrain:
 
 
 def make_batch(grid: tuple[int, int], batch: int, leads: int, where: torch.device) -> list[Tensor]:
-    """Inputs, wind [m/s], lead times [h] and targets."""
+    """Return inputs, wind [m/s], lead times [h] and targets."""
     generator = torch.Generator().manual_seed(2)
     inputs, wind = (torch.randn((batch, n, *grid), generator=generator) for n in (15, 2))
     targets = torch.randn((batch, leads, 6, *grid), generator=generator)
@@ -51,22 +51,22 @@ def make_batch(grid: tuple[int, int], batch: int, leads: int, where: torch.devic
 
 
 class Clock:
-    """Seconds of each part of a step."""
+    """Clock that sums the seconds of each part of a step."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = time.perf_counter()
 
     def mark(self, name: str) -> None:
-        """Give the time since the last mark to a part."""
+        """Add the time since the last mark to a part."""
         synchronize()
         now = time.perf_counter()
         self.seconds[name] += now - self._last
         self._last = now
 
 
-class Parts(Clock):
-    """Seconds of each part of a model, forward and backward, told by the tensors that leave the parts."""
+class PartClock(Clock):
+    """Clock of the parts of a model, forward and backward, with hooks on their inputs and outputs."""
 
     def __init__(self, model: AirQualityViT) -> None:
         super().__init__()
@@ -86,10 +86,10 @@ class Parts(Clock):
         x.register_hook(lambda _: self.mark(f"{after} backward"))
 
 
-def one_process(
+def measure_step(
     grid: tuple[int, int], steps: int, dtype: torch.dtype, product: int, **model: Any
 ) -> list[dict[str, Any]]:
-    """The median step of one process, whole and by part, beside a matrix product of that size."""
+    """Row of the median step of one process, whole and by part, beside a matrix product."""
     network = AirQualityViT(
         ModelConfig.model_validate(model), make_terrain(grid), variables=15, targets=6
     ).to(device(), dtype)
@@ -97,7 +97,7 @@ def one_process(
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     *fields, targets = make_batch(grid, 1, 1, device())
     valid = torch.ones_like(targets, dtype=torch.bool)
-    parts = Parts(network)
+    parts = PartClock(network)
 
     def step() -> None:
         parts.mark("between steps")
@@ -110,7 +110,7 @@ def one_process(
         parts.mark("AdamW")
 
     rows = []
-    memory = peak_bytes(step)  # the first step, which makes the optimizer's state too
+    memory = peak_bytes(step)  # the first step, which also allocates the optimizer's state
     for _ in range(steps):
         parts.seconds.clear()
         step()
@@ -119,7 +119,7 @@ def one_process(
         rows.append({"step_seconds": sum(seconds.values())} | seconds)
     row = sorted(rows, key=lambda row: row["step_seconds"])[len(rows) // 2]
     flop_s = _flop(network) / row["step_seconds"]
-    row |= {f"of_{GEMM[dtype]}": flop_s / _gemm_flop_s(product, dtype)} | arithmetic(
+    row |= {f"of_{GEMM[dtype]}": flop_s / _gemm_flop_s(product, dtype)} | arithmetic_columns(
         gpu_name(), dtype, flop_s
     )
     weights = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -129,7 +129,7 @@ def one_process(
 
 
 def _flop(network: AirQualityViT) -> float:
-    """Of the blocks' matrix products, forward and backward, one sample; the rest is below 1%."""
+    """FLOP of the blocks' matrix products, forward and backward, for one sample; the rest is below 1%."""
     config, tokens = network.config, network.pos_embed.shape[1]
     projections, attention = 72.0 * tokens * config.dim**2, 14.0 * tokens**2 * config.dim
     return config.depth * (projections + attention)
@@ -137,19 +137,19 @@ def _flop(network: AirQualityViT) -> float:
 
 def _gemm_flop_s(size: int, dtype: torch.dtype) -> float:
     work, flop = multiply_matrices(size, dtype)
-    return flop / paired({"product": work}, 5).median("product")
+    return flop / time_paired({"product": work}, 5).median("product")
 
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     dtypes = list(GEMM) if device().type == "cuda" else [torch.float32]
     rows: list[dict[str, Any]] = []
     for dtype in dtypes:
         if options.quick:
-            rows += one_process((16, 32), 1, dtype, 1024, dim=96, heads=1, depth=2, regions=[4, 4])
+            rows += measure_step((16, 32), 1, dtype, 1024, dim=96, heads=1, depth=2, regions=[4, 4])
         else:
-            rows += one_process((128, 256), 2, dtype, 4096)
+            rows += measure_step((128, 256), 2, dtype, 4096)
     report("train_step", rows, options)
 
 

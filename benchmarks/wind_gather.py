@@ -1,4 +1,4 @@
-"""The gather into wind order and its inverse, forward and backward, at 8192 tokens of 768 columns."""
+"""Gather into wind order and its inverse, forward and backward, at 8192 tokens of 768 columns."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from aqtopo_kernels import wind_gather, wind_scatter
 from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
-from benchmarks.measure import MIB, arguments, device, gpu_name, paired, peak_bytes, report
-from benchmarks.peaks import traffic
+from benchmarks.measure import MIB, device, gpu_name, parse_arguments, peak_bytes, report, time_paired
+from benchmarks.peaks import memory_columns
 
 MOVES = {"gather": 5, "scatter": 4}
-"""How often an operation has to pass over memory, forward and backward: the gather also reads `add`."""
+"""Passes over memory of an operation, forward and backward. The gather also reads `add`."""
 
 
-def by_gather(x: Tensor, order: Tensor) -> Tensor:
-    """What a user would write."""
+def torch_gather(x: Tensor, order: Tensor) -> Tensor:
+    """Gather with `torch.gather`."""
     return x.gather(1, order.unsqueeze(-1).expand_as(x))
 
 
@@ -31,14 +31,14 @@ def measure(batch: int, tokens: int, width: int, rounds: int) -> list[dict[str, 
     inverse = order.argsort(1)
     contenders = {
         "gather": lambda: torch.autograd.grad(wind_gather(x, order, add), (x, add), grad),
-        "gather_by_torch": lambda: torch.autograd.grad(by_gather(x, order) + add, (x, add), grad),
+        "gather_by_torch": lambda: torch.autograd.grad(torch_gather(x, order) + add, (x, add), grad),
         "scatter": lambda: torch.autograd.grad(wind_scatter(x, order), x, grad),
-        "scatter_by_torch": lambda: torch.autograd.grad(by_gather(x, inverse), x, grad),
+        "scatter_by_torch": lambda: torch.autograd.grad(torch_gather(x, inverse), x, grad),
     }
     for name in MOVES:
         pairs = zip(contenders[name](), contenders[f"{name}_by_torch"](), strict=True)
         assert all(torch.equal(one, other) for one, other in pairs)
-    timed = paired(contenders, rounds)
+    timed = time_paired(contenders, rounds)
     once = x.numel() * x.element_size()
     bytes_s = {name: moves * once / timed.median(name) for name, moves in MOVES.items()}
     return [
@@ -52,14 +52,14 @@ def measure(batch: int, tokens: int, width: int, rounds: int) -> list[dict[str, 
             "gb_s": bytes_s[name] / 1e9,
             "mib": peak_bytes(contenders[name]) / MIB,
         }
-        | traffic(gpu_name(), bytes_s[name])
+        | memory_columns(gpu_name(), bytes_s[name])
         for name in MOVES
     ]
 
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     sizes = [(1, 1024, 64, 3)] if options.quick else [(1, 8192, 768, 15), (2, 8192, 768, 15)]
     report("wind_gather", [row for size in sizes for row in measure(*size)], options)
 

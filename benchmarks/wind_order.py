@@ -1,4 +1,4 @@
-"""The order along the wind, from the field of a 128 x 256 grid, and with how many regions it is cut."""
+"""Wind order of the tokens of a 128 x 256 grid, by number of regions."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ import torch
 
 from aqtopo.model.wind import sector_order_table
 from aqtopo_kernels import wind_order
-from benchmarks.measure import arguments, device, paired, report
+from benchmarks.measure import device, parse_arguments, report, time_paired
 
 GRID, PATCH = (128, 256), 2
 
 
 def measure(batch: int, regions: tuple[int, int], rounds: int) -> dict[str, Any]:
-    """One row."""
+    """A row: seconds for a batch with this division into regions."""
     u, v = 5.0 * torch.randn(2, batch, *GRID, generator=torch.Generator().manual_seed(0)).to(device())
     region = GRID[0] // PATCH // regions[0], GRID[1] // PATCH // regions[1]
     table = torch.as_tensor(sector_order_table(region)).to(device())
@@ -25,13 +25,13 @@ def measure(batch: int, regions: tuple[int, int], rounds: int) -> dict[str, Any]
     return {
         "B": batch,
         "regions": f"{regions[0]} x {regions[1]}",
-        "seconds": paired({"order": work}, rounds).median("order"),
+        "seconds": time_paired({"order": work}, rounds).median("order"),
     }
 
 
 def main() -> None:
     """Print the figures."""
-    options = arguments(__doc__)
+    options = parse_arguments(__doc__)
     rounds = 3 if options.quick else 31
     rows = [measure(batch, regions, rounds) for batch in (1, 2) for regions in ((32, 32), (1, 1))]
     report("wind_order", rows, options)

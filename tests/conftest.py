@@ -1,4 +1,4 @@
-"""What tests of several parts share: a store of three short years on an 8 x 16 grid, and a run on it."""
+"""Shared fixtures: a store of three short years on an 8 x 16 grid, and a run on it."""
 
 import json
 from collections.abc import Callable
@@ -16,18 +16,18 @@ from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 
-# The same examples in every run: a failure is found where it was made, not a month later.
+# Every run tests the same examples, so a failure belongs to the change that is tested.
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
 TINY_GRID = (8, 16)
 TINY_YEARS = (2016, 2017, 2018)
 TINY_DAYS = 10
-"""Days in each of the three years, from January 1st: 144 hours of each have all four targets."""
+"""Days of each year, from January 1st. 144 hours of each year have all four targets."""
 
 
 def _smooth_waves(rng: np.random.Generator, hours: int) -> NDArray[np.float32]:
-    """(hours, channel, lat, lon) in about [-1, 1]: for each channel two waves that travel over the grid."""
+    """Return (hours, channel, lat, lon), about [-1, 1]: two waves travel over the grid in each channel."""
     rows, columns = TINY_GRID
     shape = (2, len(DYNAMIC_VARIABLES), 1, 1)
     phase = rng.uniform(0, 2 * np.pi, shape)
@@ -50,7 +50,7 @@ def _fields(seed: int) -> tuple[NDArray[np.float32], NDArray[np.datetime64]]:
 
 
 def _static(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.float32]:
-    """A slanting ridge, people east of it, and a mask without the western column."""
+    """Static fields: a slanting ridge, population east of it, a mask without the western column."""
     lat2d, lon2d = np.meshgrid(lat, lon, indexing="ij")
     elevation = 200 + 3000 * np.exp(-(((lon2d - lon.mean() - 0.5 * (lat2d - lat.mean())) / 6.0) ** 2))
     population = 100 + 5000 * (lon2d > lon.mean())
@@ -66,7 +66,7 @@ def _static(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def make_tiny_dataset(seed: int = 0) -> xr.Dataset:
-    """What the tiny store holds, as the dataset that `write_store` takes, to be changed before writing."""
+    """Return the content of the tiny store as a dataset for `write_store`."""
     rows, columns = TINY_GRID
     lat, lon = np.linspace(20.0, 48.0, rows), np.linspace(74.0, 134.0, columns)
     fields, times = _fields(seed)
@@ -88,13 +88,13 @@ def make_tiny_dataset(seed: int = 0) -> xr.Dataset:
 
 @pytest.fixture
 def tiny_dataset() -> xr.Dataset:
-    """A fresh dataset like the tiny store's, to change and write."""
+    """A new dataset with the content of the tiny store, which a test may change."""
     return make_tiny_dataset()
 
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store for reading only: 8 x 16, ten days each of 2016, 2017, 2018, with statistics over 2016."""
+    """A read-only store: 8 x 16, ten days each of 2016, 2017 and 2018, statistics over 2016."""
     path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
     write_store(make_tiny_dataset(), path)
     write_statistics(path, [2016])
@@ -102,15 +102,15 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TinyConfig = Callable[..., RunConfig]
-"""Section by section changes, as keywords, to a `RunConfig`."""
+"""Function that returns a `RunConfig`; each keyword changes a section."""
 
 
 @pytest.fixture
 def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
     """Make a run on the tiny store: `tiny_config(training={"ranks_per_node": 2}, model={"dropout": 0.1})`.
 
-    Every keyword is a section of the configuration (or `name`, `description`), merged over a run of one rank,
-    24 training times, 6 validation and 6 test times, whose run directory lies in the test's own folder.
+    Every keyword is a section of the configuration (or `name`, `description`). It is merged over a run of one
+    rank with 24 training, 6 validation and 6 test times. The run directory is in the test's folder.
     """
     base: dict[str, Any] = {
         "name": "tiny",
@@ -163,14 +163,14 @@ def cpp_extensions() -> None:
 
 
 SaveUntrained = Callable[..., Path]
-"""Saves the first weights of a run as if it had been trained; returns the run directory."""
+"""Function that saves the first weights of a run as a trained state and returns the run directory."""
 
 
 @pytest.fixture
 def save_untrained() -> SaveUntrained:
-    """Make a run directory with one saved state, for what reads runs: evaluation, forecasts, reports.
+    """Make a run directory with one saved state, for tests of evaluation, forecasts and reports.
 
-    Its weights are the first ones times `factor`.
+    Its weights are the first weights times `factor`.
     """
     from safetensors.torch import save_file
 
@@ -205,16 +205,16 @@ def save_untrained() -> SaveUntrained:
 
 
 MakeManifest = Callable[..., Any]
-"""Makes a manifest of a state without trained parameters: `plain_manifest("tag", running=0.6)`."""
+"""Function that returns a manifest without trained parameters: `plain_manifest("tag", running=0.6)`."""
 
 
 def make_manifest(tag: str, files: Any = None, **facts: Any) -> Any:
-    """A manifest as far as those who read weights look at it.
+    """Return a manifest with the entries that readers of weights use.
 
     Args:
-        tag: its name.
-        files: records by name.
-        facts: losses, and what else `RunFacts` has.
+        tag: name of the saved state.
+        files: file records by name.
+        facts: losses and other fields of `RunFacts`.
     """
     from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
 
@@ -253,5 +253,5 @@ def plain_manifest() -> MakeManifest:
 
 @pytest.fixture
 def untrained_run(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> Path:
-    """The run directory of `tiny_config()` with its first weights saved."""
+    """Run directory of `tiny_config()` with its first weights saved."""
     return save_untrained(tiny_config())

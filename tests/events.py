@@ -1,4 +1,4 @@
-"""What a run logged, read as plain JSON: not by the reader under test."""
+"""Reader of a run's log as plain JSON, independent of the reader under test."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from aqtopo.checkpoint.log_file import METRICS_FILE
 
 
 def events(run_dir: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The events of these kinds in their order, without one that is being written; none without a file."""
+    """Return the events of these kinds in order, without an incomplete last line; none without a file."""
     path = run_dir / METRICS_FILE
     whole = path.read_text().rpartition("\n")[0].splitlines() if path.is_file() else []
     return [event for line in whole if (event := json.loads(line))["event"] in kinds]

@@ -12,9 +12,9 @@ from aqtopo_kernels import elevation_attention as fused
 from aqtopo_kernels.aot.mca import NO_LLVM_MCA, find_llvm_mca
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from benchmarks import ddp, elevation_attention, train_step
-from benchmarks.elevation_attention import flex, flex_where_it_runs, make_inputs
-from benchmarks.measure import MIB, Timings, paired, peak_bytes, version_of
-from benchmarks.peaks import arithmetic, traffic
+from benchmarks.elevation_attention import checked_flex, flex, make_inputs
+from benchmarks.measure import MIB, Timings, peak_bytes, time_paired, version_of
+from benchmarks.peaks import arithmetic_columns, memory_columns
 from benchmarks.table import NAMES, README, section
 
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
@@ -28,19 +28,19 @@ def test_a_ratio_is_that_of_paired_rounds_and_not_of_medians() -> None:
 
 def test_contenders_take_turns() -> None:
     calls: list[str] = []
-    timings = paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
+    timings = time_paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
     assert calls == ["a", "b"] * 3
     assert [len(seconds) for seconds in timings.seconds.values()] == [2, 2]
 
 
-def test_memory_is_the_peak_without_what_was_there_and_what_is_returned() -> None:
+def test_peak_memory_excludes_earlier_memory_and_results() -> None:
     def work() -> torch.Tensor:
         return torch.stack([torch.ones(30 * MIB // 4), torch.ones(30 * MIB // 4)]).sum(0)
 
     assert 55 * MIB <= peak_bytes(work) <= 140 * MIB
 
 
-def test_a_module_s_version_is_that_of_its_distribution_whatever_its_name(
+def test_a_module_s_version_is_that_of_its_distribution(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about = tmp_path / "triton_for_rocm-3.7.1.dist-info"
@@ -66,7 +66,7 @@ def test_every_benchmark_has_a_section_in_the_readme() -> None:
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # a minute
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # compilation takes a minute
     q, k, v, elevation, alpha, _ = make_inputs(64)
     found = flex()(q, k, v, elevation, alpha[:1])
     expected = elevation_attention_reference(q, k, v, elevation, alpha)
@@ -74,11 +74,11 @@ def test_flex_attention_gets_one_strength_for_all_heads(monkeypatch: pytest.Monk
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
+def test_flex_attention_without_backward_is_left_out_with_a_message(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    assert flex_where_it_runs(torch.float32) == {}  # it has no backward pass on a CPU
+    assert checked_flex(torch.float32) == {}  # it has no backward pass on a CPU
     assert "does not run in torch.float32: FlexAttention does not support backward" in capsys.readouterr().err
 
 
@@ -93,24 +93,24 @@ def test_where_flex_attention_does_not_run_it_is_left_out_and_said(
         ("NVIDIA H200", 989.0),
     ],
 )
-def test_arithmetic_is_a_share_of_the_device_s_own_peak(gpu: str, peak: float) -> None:
+def test_arithmetic_is_a_share_of_the_device_s_peak(gpu: str, peak: float) -> None:
     expected = {"dtype": "bf16", "tflop_s": peak / 2, "of_peak": pytest.approx(0.5)}
-    assert arithmetic(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
+    assert arithmetic_columns(gpu, torch.bfloat16, peak * 1e12 / 2) == expected
 
 
-def test_a_device_without_a_published_peak_is_named_and_a_cpu_has_none() -> None:
-    assert "no peak of NVIDIA L4" in str(arithmetic("NVIDIA L4", torch.float32, 1e12)["of_peak"])
-    assert traffic("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
-    assert arithmetic(None, torch.float32, 1e12) == traffic(None, 1e12) == {}
+def test_a_device_without_a_known_peak_is_named_and_a_cpu_has_no_columns() -> None:
+    assert "no peak of NVIDIA L4" in str(arithmetic_columns("NVIDIA L4", torch.float32, 1e12)["of_peak"])
+    assert memory_columns("NVIDIA H200", 2.4e12) == {"of_peak": pytest.approx(0.5)}
+    assert arithmetic_columns(None, torch.float32, 1e12) == memory_columns(None, 1e12) == {}
 
 
 def test_on_gpus_both_benchmarks_also_compute_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (elevation_attention, train_step):
         monkeypatch.setattr(module, "gpu_name", lambda: "AMD Instinct MI250X")
     contenders = {"fused": fused, "plain": elevation_attention.plain}
-    row = elevation_attention.timings(64, 1, contenders, torch.bfloat16, 64)
+    row = elevation_attention.time_attention(64, 1, contenders, torch.bfloat16, 64)
     small = {"dim": 32, "heads": 2, "depth": 2, "regions": [4, 4]}
-    (step,) = train_step.one_process((16, 32), 1, torch.bfloat16, 64, **small)
+    (step,) = train_step.measure_step((16, 32), 1, torch.bfloat16, 64, **small)
     for found in (row, step):
         assert found["dtype"] == "bf16"
         assert 0 < found["of_peak"] < 1
@@ -127,12 +127,12 @@ def test_two_processes_never_share_a_gpu(
     assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
 
 
-def test_processes_end_with_the_one_that_started_them() -> None:
+def test_rank_processes_end_with_their_parent() -> None:
     others = multiprocessing.active_children()
     program = ddp.Program("ddp", (16, 32), ddp.SMALL)
     children = [child for child in multiprocessing.active_children() if child not in others]
     try:
-        # Python waits at its end for those that are no daemons, and they wait for a message.
+        # At its end Python joins processes that are not daemons, and these wait for a message forever.
         assert [child.daemon for child in children] == [True] * ddp.RANKS
     finally:
         for child in children:
@@ -144,7 +144,7 @@ def test_processes_end_with_the_one_that_started_them() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_runs_and_prints_json_alone(name: str) -> None:
+def test_each_benchmark_runs_and_prints_only_json(name: str) -> None:
     if name == "compiled_kernels" and find_llvm_mca() is None:
         pytest.skip(NO_LLVM_MCA)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]

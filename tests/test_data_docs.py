@@ -1,4 +1,4 @@
-"""The example in docs/data.md is run, and trained on: another region, latitude descending."""
+"""Test of the example in docs/data.md: run it, then train on its store. Its latitude descends."""
 
 import json
 import os
@@ -25,7 +25,7 @@ LEVELS = {
 
 
 def write_sources(folder: Path) -> None:
-    """Five days of each of three years over Europe, 24 x 40 cells, latitude from north to south."""
+    """Write five days of each of three years over Europe, 24 x 40 cells, latitude from north to south."""
     lat, lon = np.arange(64.0, 40.0, -1.0), np.arange(-10.0, 30.0, 1.0)
     hours = np.arange(120).astype("timedelta64[h]")
     time = np.concatenate([np.datetime64(f"{year}-06-01", "ns") + hours for year in (2019, 2020, 2021)])
@@ -44,7 +44,7 @@ def write_sources(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_example_makes_a_store_of_another_region_to_train_on(tmp_path: Path) -> None:
+def test_the_example_makes_a_store_that_a_run_can_train_on(tmp_path: Path) -> None:
     assert EXAMPLE
     write_sources(tmp_path)
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'kernels'}", "OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The README's file map is checked against the tree, since such maps drift."""
+"""Check of the README's file map, configurations and links against the tree."""
 
 import re
 from pathlib import Path
@@ -8,9 +8,9 @@ README = (ROOT / "README.md").read_text()
 
 
 def mapped_paths() -> list[Path]:
-    """The paths of the file map: the first word of each line, indented below its folder."""
+    """Return the paths of the file map: the first word of each line, joined to its parent folders."""
     block = re.search(r"<!-- file map -->\n```\n(.*?)```", README, re.DOTALL)
-    assert block, "the README has lost its file map"
+    assert block, "README.md has no block after <!-- file map -->"
     paths: list[Path] = []
     folders: list[str] = []
     for line in block[1].splitlines():
@@ -21,7 +21,7 @@ def mapped_paths() -> list[Path]:
     return paths
 
 
-def test_everything_on_the_map_exists() -> None:
+def test_every_path_of_the_map_exists() -> None:
     missing = [path for path in mapped_paths() if not (ROOT / path).exists()]
     assert not missing
 
@@ -34,7 +34,7 @@ def test_every_module_of_the_packages_is_on_the_map() -> None:
         for path in (ROOT / package).iterdir()
         if path.name not in ("__pycache__", "__init__.py", "__main__.py", "py.typed")
     }
-    assert modules <= mapped, f"not on the README's map: {sorted(modules - mapped)}"
+    assert modules <= mapped, f"missing from the README's file map: {sorted(modules - mapped)}"
 
 
 def test_every_configuration_is_mentioned() -> None:
@@ -42,7 +42,7 @@ def test_every_configuration_is_mentioned() -> None:
     assert not [name for name in names if name not in README]
 
 
-def test_links_lead_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     targets = re.findall(r"\]\(((?!https?:)[^)#]+)\)", README)
     assert targets
     assert not [target for target in targets if not (ROOT / target).exists()]

@@ -12,7 +12,7 @@ from aqtopo.refusal import (
 
 
 @pytest.mark.parametrize("error", [ValueError("no such key"), RefusedError("damaged")])
-def test_what_a_user_must_put_right_is_never_tried_again(error: Exception) -> None:
+def test_a_user_error_is_never_retried(error: Exception) -> None:
     assert retry_after(error) is Retry.NEVER
 
 
@@ -28,11 +28,11 @@ def test_what_a_user_must_put_right_is_never_tried_again(error: Exception) -> No
         RuntimeError("out of memory"),
     ],
 )
-def test_what_may_pass_is_tried_again(error: Exception) -> None:
+def test_a_possibly_temporary_error_is_retried(error: Exception) -> None:
     assert retry_after(error) is Retry.PERHAPS
 
 
-def test_a_refusal_is_of_the_kind_that_was_asked_for() -> None:
+def test_raise_problems_raises_the_given_error_class() -> None:
     raise_problems("nothing", [])
     with pytest.raises(BusyError, match=r"(?s)busy:.*held.*Wait"):
         raise_problems("busy", ["held"], "Wait.", BusyError)

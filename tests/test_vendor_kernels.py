@@ -1,4 +1,4 @@
-"""The comparison with the vendor's kernels, on a source tree with the same functions and little in them."""
+"""Test of the comparison with the vendor's kernels, on small functions of the same names."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,16 @@ pytest.importorskip("triton", reason="triton is not installed: pip install -e .[
 from triton import knobs
 from triton.runtime.errors import OutOfResources
 
-from benchmarks.vendor_kernels import PACKAGE, best, clocks, compiled, load, main, shown, vendor_rows
+from benchmarks.vendor_kernels import (
+    PACKAGE,
+    best_rows,
+    clocks_per_product,
+    compile_launch,
+    load,
+    main,
+    table_row,
+    vendor_rows,
+)
 
 KERNEL = """
 import triton
@@ -64,7 +73,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
-def test_the_vendor_s_kernels_are_read_in_each_configuration(source: Path) -> None:
+def test_the_vendor_s_kernels_are_compiled_in_each_configuration(source: Path) -> None:
     forward, backward, version = load(source)
     rows = list(vendor_rows(forward, backward, "gfx90a", "bf16", 64))
     found = [(row["kernel"], row["config"]["block_m"], row["config"]["block_n"]) for row in rows]
@@ -72,41 +81,41 @@ def test_the_vendor_s_kernels_are_read_in_each_configuration(source: Path) -> No
     for row in rows:
         assert row["head_dim"] == 64
         assert all(name.endswith("bf16_1k") for name in row["matrix_instructions"])
-    # Two products are in each of these loops: all there are in a forward pass, of four in that of dkdv.
+    # Each of these loops has two products. A forward pass needs two, dkdv four and dq three.
     useful = {row["kernel"]: row["useful"] for row in rows}
     assert useful == {"dkdv": 2.0, "dq": 1.5, "forward": 1.0}
     assert version == "2.8"
-    assert shown(rows[0], "theirs")["M, N, warps"] == "128, 32, 4"
+    assert table_row(rows[0], "theirs")["M, N, warps"] == "128, 32, 4"
 
 
-def test_a_launch_that_asks_for_more_lds_than_there_is_is_left_out_aloud(
+def test_a_launch_that_needs_too_much_lds_is_left_out_with_a_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def launch() -> None:
         raise OutOfResources(70000, 65536, "shared memory")
 
-    assert compiled(launch, "gfx90a") == []
+    assert compile_launch(launch, "gfx90a") == []
     assert "left out on gfx90a: out of resource: shared memory" in capsys.readouterr().err
 
 
-def test_the_best_spills_nothing_before_it_is_fast() -> None:
+def test_the_best_row_has_no_spills_and_the_highest_eff1() -> None:
     def row(kernel: str, spills: int, eff1: float | None) -> dict[str, Any]:
         return {"kernel": kernel, "vgpr_spills": spills, "eff1": eff1}
 
     slow, fast, hung, spilling = row("dq", 0, 0.2), row("dq", 0, 0.3), row("dq", 0, None), row("dq", 1, 0.9)
     only = row("forward", 7, 0.1)
-    assert best([slow, only, fast, spilling, hung]) == {"dq": fast, "forward": only}
+    assert best_rows([slow, only, fast, spilling, hung]) == {"dq": fast, "forward": only}
 
 
-def test_clocks_weigh_a_kernel_by_its_products() -> None:
+def test_clocks_are_weighted_by_the_products_of_a_kernel() -> None:
     rows = {name: {"eff1": eff1} for name, eff1 in (("forward", 0.5), ("dkdv", 1.0), ("dq", 0.25))}
-    assert clocks(rows) == pytest.approx((2 / 0.5 + 4 / 1.0 + 3 / 0.25) / 9)
+    assert clocks_per_product(rows) == pytest.approx((2 / 0.5 + 4 / 1.0 + 3 / 0.25) / 9)
 
 
 def test_a_folder_without_the_vendor_s_kernels_is_refused_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(ValueError, match="is no source tree of flash-attn"):
+    with pytest.raises(ValueError, match="is not a source tree of flash-attn"):
         load(tmp_path)
     monkeypatch.setattr("benchmarks.vendor_kernels.find_llvm_mca", lambda: Path("llvm-mca"))
     monkeypatch.setattr(sys, "argv", ["vendor_kernels", "--source", str(tmp_path / "nowhere"), "--quick"])

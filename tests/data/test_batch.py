@@ -160,7 +160,7 @@ def test_a_start_time_that_is_not_stored_is_refused(tiny_store: Path, tiny_confi
 
 @pytest.fixture
 def hours_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The indices of the hours that are read, in order."""
+    """Indices of the hours that are read, in order."""
     hours: list[int] = []
     reading = Store.read_unwatched
 

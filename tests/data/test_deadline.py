@@ -17,22 +17,22 @@ from aqtopo.evaluation.climatology import climatology_of
 from aqtopo.training.probe import probe_batch
 
 SHARD = Path("fields", "c", "3", "0", "0", "0")
-"""2016-01-04, where the probe batch lies."""
+"""The shard of 2016-01-04, which holds the probe batch."""
 
 
 @pytest.fixture
 def stall(damaged: Path) -> Iterator[Callable[[Path], None]]:
-    """Makes a file of the store one that never answers, until the test is over."""
+    """Function that replaces a file of the store by a FIFO, so that reading it blocks until the test ends."""
     stalled: list[Path] = []
 
     def make(path: Path) -> None:
         (damaged / path).unlink()
-        os.mkfifo(damaged / path)  # opening it waits for a writer, who never comes
+        os.mkfifo(damaged / path)  # opening a FIFO for reading blocks until it has a writer
         stalled.append(damaged / path)
 
     yield make
     for path in stalled:
-        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # lets the threads that wait for it go
+        os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # releases the threads that wait for it
 
 
 def test_what_is_done_in_time_is_given_or_raised() -> None:

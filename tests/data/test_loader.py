@@ -175,7 +175,7 @@ def test_loader_processes_stay_over_epochs(tiny_store: Path, tiny_config: TinyCo
     first = list(loader.steps(0, 20))
     before = set(multiprocessing.active_children()) - others
     assert len(before) == 2
-    next(loader.steps(1))  # an epoch that is left in the middle
+    next(loader.steps(1))  # an epoch that is abandoned
     second = list(loader.steps(2, 20))
     assert set(multiprocessing.active_children()) - others == before
     here = TrainingLoader(open_store(tiny_store), tiny_config(), 0, 1)
@@ -188,7 +188,7 @@ def test_loader_processes_stay_over_epochs(tiny_store: Path, tiny_config: TinyCo
 # Faults.
 
 SHARD = Path("fields", "c", "20", "0", "0", "0")
-"""The first day of 2018: the test split begins there."""
+"""The shard of 2018-01-01, the first day of the test split."""
 
 
 def cut_short(shard: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
 
 
 def set_deadline(loader: TrainingLoader | EvaluationLoader, seconds: int) -> None:
-    """Once loader processes have started, which takes long on a busy machine, a short deadline will do."""
+    """Set a short deadline after the loader processes have started, which is slow on a busy machine."""
     loader._batches._deadline_s = seconds
 
 
@@ -233,7 +233,7 @@ def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
 ) -> None:
     last = damaged / "fields" / "c" / "29" / "0" / "0" / "0"
     last.unlink()
-    os.mkfifo(last)  # opening it waits for a writer, who never comes
+    os.mkfifo(last)  # opening a FIFO for reading blocks until it has a writer
     loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
     batches = iter(loader)
     next(batches)
@@ -244,7 +244,7 @@ def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
         list(batches)
     assert str(damaged) in str(caught.value)
     del loader, batches
-    os.close(os.open(last, os.O_RDWR | os.O_NONBLOCK))  # lets a thread that waits for it go
+    os.close(os.open(last, os.O_RDWR | os.O_NONBLOCK))  # releases a thread that waits for it
 
 
 @pytest.mark.slow
@@ -292,7 +292,7 @@ def test_loader_processes_outlive_signals_meant_for_the_trainer(
     next(steps)
     workers = [process for process in multiprocessing.active_children() if process not in others]
     assert len(workers) == 2
-    # kill(1) is another process, as a scheduler's daemon would be.
+    # The kill command sends the signal from another process, as a scheduler does.
     for name in ("INT", "TERM", "USR1"):
         os.spawnlp(os.P_WAIT, "kill", "kill", f"-{name}", *(str(process.pid) for process in workers))
     assert len(list(steps)) == 23
@@ -300,7 +300,7 @@ def test_loader_processes_outlive_signals_meant_for_the_trainer(
 
 @pytest.fixture
 def between_passes(tiny_store: Path, tiny_config: TinyConfig) -> tuple[EvaluationLoader, BaseProcess]:
-    """A loader that has made one pass, and its only process."""
+    """A loader after one pass, and its only loader process."""
     others = set(multiprocessing.active_children())
     loader = EvaluationLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), "test", 0, 1, 2)
     list(loader)
@@ -313,7 +313,7 @@ def test_loader_processes_end_when_the_trainer_terminates_them(
     between_passes: tuple[EvaluationLoader, BaseProcess],
 ) -> None:
     _, worker = between_passes
-    # A process that ends by itself is no failure of the loader's, which is not asked again.
+    # The loader does not report the end of a process unless it is used again.
     worker.terminate()
     worker.join(timeout=20)
     assert worker.exitcode == 0

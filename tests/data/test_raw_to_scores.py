@@ -1,4 +1,4 @@
-"""From raw archives to scores, with a command killed on the way, as one user would do it."""
+"""End-to-end test from raw archives to scores; `prepare` is killed three times on the way."""
 
 import json
 import signal
@@ -19,7 +19,7 @@ DAYS = 3
 
 
 def make_raw(folder: Path) -> None:
-    """Three days of each of three years: zip, tar and tar.gz in turn."""
+    """Write archives of three days of each of three years: zip, tar and tar.gz in turn."""
     lat, lon = lambert_grid(24, 32, 120e3)
     folder.mkdir()
     for year in YEARS:
@@ -35,14 +35,14 @@ def aqtopo(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def kill_when(there: Callable[[], bool], parts: Path, command: list[str]) -> dict[str, int]:
-    """Start a command, kill it when something is there; the finished days and when each was written."""
+    """Start a command, kill it when `there()` is true; return the write time of each finished day."""
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while not there():
         assert process.poll() is None, "the command ended before it could be killed"
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    time.sleep(1.0)  # its processes end with it
+    time.sleep(1.0)  # its child processes need a moment to end
     return {path.name: path.stat().st_mtime_ns for path in parts.glob("20*.json")}
 
 

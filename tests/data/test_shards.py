@@ -12,13 +12,13 @@ from aqtopo.data.shards import PlainShards, ZarrFields, field_reader
 
 
 def open_files() -> int:
-    """Of this process, without those that other tests' garbage would close in the middle of one."""
+    """Return the number of open files of this process, after the garbage of other tests is collected."""
     gc.collect()
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def rewrite(store: Path, **encoding: object) -> None:
-    """Write the fields again in another encoding."""
+    """Rewrite the fields of a store in another encoding."""
     group = zarr.open_group(store, mode="r+")
     fields = group["fields"]
     assert isinstance(fields, zarr.Array)
