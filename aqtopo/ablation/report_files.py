@@ -10,12 +10,12 @@ import xarray as xr
 
 from aqtopo.ablation.factors import Variant
 from aqtopo.ablation.plan import Ablation
+from aqtopo.ablation.results_file import RESULTS_FILE, Change, Compared, Machine, Numbers, Results
 from aqtopo.ablation.tables import sheets
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.data import open_store
-from aqtopo.evaluation.ablation_file import RESULTS_FILE, Change, Compared, Machine, Numbers, Results
-from aqtopo.evaluation.forecast_file import write_forecast
+from aqtopo.inference.forecast_file import write_forecast
 
 
 def write_results(ablation: Ablation, result: xr.Dataset) -> Path:

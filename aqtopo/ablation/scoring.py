@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 from aqtopo.ablation.plan import Trial
-from aqtopo.checkpoint import best_tag, load_run
+from aqtopo.checkpoint import best_tag
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.samples import sample_table
@@ -13,6 +13,7 @@ from aqtopo.data.store import Store
 from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.results import SCORES, read_table, write_results
+from aqtopo.inference.load import load_run
 
 
 def scored_days(config: RunConfig, store: Store) -> int:

@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from aqtopo.evaluation.ablation_file import sums_up, verdict
+from aqtopo.ablation.results_file import sums_up, verdict
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import typer
 from aqtopo.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from aqtopo.checkpoint import LoadedRun
     from aqtopo.evaluation.evaluate import Extras
+    from aqtopo.inference.load import LoadedRun
 
 
 class Split(StrEnum):
@@ -66,12 +66,12 @@ def evaluate(
         raise ValueError("--detail station needs observations: give them with --stations CSV.")
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
-        from aqtopo.checkpoint import load_run
         from aqtopo.data.walk import in_silence
         from aqtopo.evaluation.detail import detail_table, stations_left_out
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
         from aqtopo.evaluation.table import score_table, summary, table_width
+        from aqtopo.inference.load import load_run
         from aqtopo.training.distributed import disconnect, join
 
         run = load_run(run_dir, tag)

@@ -10,11 +10,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-
-
-def channel_indices(store: Store, names: Sequence[str]) -> list[int]:
-    """Where `names` lie along the channel axis of what `Store.read` gives."""
-    return [store.channels.index(name) for name in names]
+from aqtopo.inference.forecast import channel_indices
 
 
 def persistence(

@@ -21,7 +21,7 @@ from aqtopo.checkpoint.ranks import ALONE, Ranks, share
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.walk import Report, in_silence, spans
-from aqtopo.evaluation.baselines import channel_indices
+from aqtopo.inference.forecast import channel_indices
 
 HOURS_A_DAY = 24
 MOST_HARMONICS = 2

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun
 from aqtopo.checkpoint.ranks import ALONE, Ranks
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
@@ -25,11 +24,12 @@ from aqtopo.evaluation.baselines import persistence
 from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
 from aqtopo.evaluation.climatology import Climatology, climatology_of
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
-from aqtopo.evaluation.predict import predict
 from aqtopo.evaluation.scores import overall, scores_of, stratified
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums, check_observed
 from aqtopo.evaluation.sums import Axes, ErrorSums
+from aqtopo.inference.load import LoadedRun
+from aqtopo.inference.predict import predict
 from aqtopo.variables import VARIABLES
 
 TOKENS_AT_ONCE = 2**13

@@ -15,9 +15,9 @@ import xarray as xr
 from aqtopo.evaluation.areas import WHOLE
 from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.forecast_file import write_aside
 from aqtopo.evaluation.score_file import write_scores
 from aqtopo.evaluation.spectra import TRUTH
+from aqtopo.inference.forecast_file import write_aside
 
 SCORES = "scores"
 """The name of the files of a run's own scores, without suffix."""

@@ -6,10 +6,10 @@ import pytest
 from aqtopo.ablation.factors import parse_grid, variants
 from aqtopo.ablation.plan import Trial
 from aqtopo.ablation.scoring import Scorer, is_scored
-from aqtopo.checkpoint import load_run
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import EvaluatedSplit, Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results, write_tables
+from aqtopo.inference.load import load_run
 
 
 @pytest.mark.parametrize(("split", "every_hours"), [("validation", None), ("test", 48)])

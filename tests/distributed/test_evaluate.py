@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.checkpoint import load_run
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results
+from aqtopo.inference.load import load_run
 
 from .conftest import TIME_LIMIT_S, environment, launcher_command
 

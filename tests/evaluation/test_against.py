@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.evaluation.against import OtherForecasts, open_other
 from aqtopo.evaluation.evaluate import Extras, evaluate
-from aqtopo.evaluation.forecast import forecast
-from aqtopo.evaluation.forecast_file import write_forecast
 from aqtopo.evaluation.results import write_results
 from aqtopo.evaluation.table import score_table, summary, table_width
+from aqtopo.inference.forecast import forecast
+from aqtopo.inference.forecast_file import write_forecast
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 INITS = [np.datetime64(day, "h") for day in ("2018-01-02", "2018-01-04", "2018-01-09")]

@@ -10,7 +10,6 @@ import pytest
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.evaluation.areas import Region
@@ -18,6 +17,7 @@ from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.detail import detail_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results, write_tables
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")

@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.data import Store, open_store
 from aqtopo.evaluation.detail import stations_left_out, stratum_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")

@@ -1,0 +1,196 @@
+"""What an ablation found, as its page shows it: variants, and differences with drawn intervals.
+
+Everything comes from `results.json`, which `aqtopo ablate` writes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from aqtopo.ablation import results_file
+from aqtopo.ablation.results_file import ABLATION_FILE, OVERALL, RESULTS_FILE, VAL_LOSS, Numbers, Results
+from aqtopo.report.maps import Scale
+from aqtopo.report.scoreboard import capitalised, plus, rounded
+from aqtopo.variables import VARIABLES
+
+_DASH = "\N{EN DASH}"
+
+
+Ticks = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A variant and its figures as text: mean over the seeds; lowest and highest where there are several."""
+
+    label: str
+    val_loss: str
+    rmse: str
+    alpha: str
+
+
+@dataclass(frozen=True)
+class Span:
+    """An interval: its ends as text, and where it lies on the drawing [percent from the left]."""
+
+    text: str
+    left: float
+    right: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """How much a score changes.
+
+    Attributes:
+        score: for people.
+        percent: change of the score in percent of the baseline, as text; negative is better.
+        place: where that lies on the drawing [percent from the left]; zero is in the middle.
+        days: interval over days, None where there is none.
+        seeds: interval over seeds, None for a single one.
+        verdict: `better`, `worse` or `NOT_SHOWN`.
+    """
+
+    score: str
+    percent: str
+    place: float
+    days: Span | None
+    seeds: Span | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One comparison.
+
+    Attributes:
+        label: what is compared with what.
+        ticks: round values on the drawings of `overall`: place [percent from the left], and text.
+        overall: of all pollutants and horizons together, of areas, and of the validation loss.
+        horizons: columns of `pairs`.
+        pairs: a row a pollutant: what readers call it, and a change a horizon.
+        shown: how many of `pairs` are shown.
+        total: how many there are.
+    """
+
+    label: str
+    ticks: Ticks
+    overall: tuple[Change, ...]
+    horizons: tuple[str, ...]
+    pairs: tuple[tuple[str, tuple[Change, ...]], ...]
+    shown: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Every comparison's change of the test RMSE of all pollutants and horizons, on one scale.
+
+    Attributes:
+        ticks: round values on the drawings.
+        changes: what is compared with what, and by how much it differs.
+    """
+
+    ticks: Ticks
+    changes: tuple[tuple[str, Change], ...]
+
+
+def is_ablation(folder: Path) -> bool:
+    """Whether `aqtopo ablate` made a folder, finished or not."""
+    return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))
+
+
+def trained(content: Results) -> tuple[Trained, ...]:
+    """The variants in the order in which they were compared; the last one is the baseline."""
+    return tuple(
+        Trained(one.variant, _spread(one.val_loss, 4), _spread(one.overall_rmse, 4), _spread(one.alpha, 3))
+        for one in content.variants
+    )
+
+
+def compared(content: Results) -> tuple[Contrast, ...]:
+    """Every contrast; the drawings of one share a scale."""
+    by_label: dict[str, list[results_file.Change]] = {}
+    for change in content.changes:
+        by_label.setdefault(change.contrast, []).append(change)
+    return tuple(_contrast(label, changes) for label, changes in by_label.items())
+
+
+def overview(content: Results) -> Overview:
+    """What all comparisons come to."""
+    changes = [change for change in content.changes if change.score == OVERALL]
+    reach = _reach(changes)
+    return Overview(_ticks(reach), tuple((change.contrast, _change(change, reach)) for change in changes))
+
+
+def _contrast(label: str, changes: Sequence[results_file.Change]) -> Contrast:
+    sums = [change for change in changes if change.sums_up]
+    pairs = [change for change in changes if not change.sums_up]
+    reach = _reach(sums)
+    horizons = tuple(dict.fromkeys(change.pair[1] for change in pairs))
+    by_pollutant: dict[str, list[Change]] = {}
+    for change in pairs:
+        by_pollutant.setdefault(change.pair[0], []).append(_change(change, reach))
+    rows = tuple(
+        (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
+    )
+    shown = sum(change.shown for change in pairs)
+    overall = tuple(_change(change, reach) for change in sums)
+    return Contrast(label, _ticks(reach), overall, horizons, rows, shown, len(pairs))
+
+
+def _change(change: results_file.Change, reach: float) -> Change:
+    value = change.change
+    return Change(
+        _named(change),
+        "n/a" if value is None else f"{_signed(value)} %",
+        _place(value or 0.0, reach),
+        _span(change.days_low, change.days_high, reach),
+        _span(change.seeds_low, change.seeds_high, reach),
+        change.verdict,
+    )
+
+
+def _named(change: results_file.Change) -> str:
+    if change.score == VAL_LOSS:
+        return "validation loss"
+    if change.sums_up:
+        return "test RMSE" + change.score.removeprefix(OVERALL).replace(" ", ", ", 1)
+    return change.score
+
+
+def _span(low: float | None, high: float | None, reach: float) -> Span | None:
+    if low is None or high is None:
+        return None
+    return Span(f"{_signed(low)} to {_signed(high)}", _place(low, reach), _place(high, reach))
+
+
+def _reach(changes: Sequence[results_file.Change]) -> float:
+    """The largest change or bound [percent], with a little room, so that all fit on one drawing."""
+    ends = [(one.change, one.days_low, one.days_high, one.seeds_low, one.seeds_high) for one in changes]
+    sizes = [abs(end) for one in ends for end in one if end is not None]
+    return 1.05 * max(sizes, default=1.0) or 1.0
+
+
+def _ticks(reach: float) -> Ticks:
+    return Scale(-reach, reach, "difference").ticks
+
+
+def _place(value: float, reach: float) -> float:
+    return float(np.clip(50.0 + 50.0 * value / reach, 0.0, 100.0))
+
+
+def _signed(value: float) -> str:
+    return plus(rounded(value, 2))
+
+
+def _spread(values: Numbers, decimals: int) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return _DASH
+    mean = f"{np.mean(known):.{decimals}f}"
+    return (
+        mean if len(known) == 1 else f"{mean} ({min(known):.{decimals}f} {_DASH} {max(known):.{decimals}f})"
+    )

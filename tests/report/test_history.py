@@ -1,0 +1,92 @@
+from pathlib import Path
+
+import pytest
+
+from aqtopo.report.alphas import preference_rows
+from aqtopo.report.history import read_history
+
+from .conftest import step_line, validation_line, write_metrics
+
+
+def test_steps_and_validations_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(
+        path,
+        [
+            {"event": "start"},
+            step_line(1, 2.0),
+            step_line(2, 1.0),
+            validation_line(2, 0.9),
+            step_line(3, 0.8, epoch=1),
+            validation_line(3, 0.7, epoch=1),
+            {"event": "stop"},
+        ],
+    )
+    history = read_history(path)
+    assert [step.train_loss for step in history.steps] == [2.0, 1.0, 0.8]
+    assert history.steps[-1].epoch == 1
+    assert history.best is not None
+    assert (history.best.step, history.best.val_loss) == (3, 0.7)
+    assert history.starts == 1
+
+
+def test_a_repeated_step_replaces_the_lost_one(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start = {"event": "start"}
+    write_metrics(path, [start, step_line(1, 2.0), step_line(2, 9.0), start, step_line(2, 1.0)])
+    history = read_history(path)
+    assert [step.train_loss for step in history.steps] == [2.0, 1.0]
+    assert history.starts == 2
+    assert history.best is None
+
+
+def test_alpha_is_read_where_it_was_logged(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start, one = {"event": "start", "step": 0, "alpha": {"blocks.0.attn.alpha": [2.0]}}, step_line(1, 2.0)
+    none = validation_line(1, 0.9) | {"alpha": {}}  # a model without the bias
+    write_metrics(path, [start, one, none, validation_line(2, 0.8)])
+    assert read_history(path).alphas == {0: {"blocks.0.attn.alpha": [2.0]}}
+
+
+def test_what_heads_prefer_is_told_from_its_first_to_its_last(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    start = {"event": "start", "step": 0, "preferences": {"blocks.0 travel [h]": [0.0, 24.0]}}
+    later = validation_line(1, 0.9) | {"preferences": {"blocks.0 travel [h]": [0.25, 21.4681]}}
+    write_metrics(path, [start, step_line(1, 2.0), later])
+    assert preference_rows(read_history(path)) == [("block 0 travel [h]", "0, 24", "0.25, 21.5")]
+    write_metrics(path, [step_line(1, 2.0)])
+    assert preference_rows(read_history(path)) == []
+
+
+def test_a_run_without_a_step_has_nothing_to_draw(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write_metrics(path, [{"event": "start"}])
+    with pytest.raises(ValueError, match="no training step yet"):
+        read_history(path)
+    with pytest.raises(ValueError, match=r"absent\.jsonl is missing"):
+        read_history(tmp_path / "absent.jsonl")
+
+
+def test_starts_resumes_and_ends_are_told_as_they_came(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    resume = {
+        "event": "resume",
+        "time": "2026-11-21T23:54:16.046+00:00",
+        "step": 1,
+        "source": "/elsewhere/checkpoints/epoch00-step000001",
+        "line": "resume verified: 43/43 parameters",
+        "seconds": {"load": 0.5, "verify": 1.0},
+    }
+    compared = {"event": "loss_after_resume", "step": 2, "running": 3.5, "saved": 0.5, "jump": True}
+    start = {"event": "start", "world_size": 2, "slurm": {"job": "17"}}
+    write_metrics(
+        path, [start, step_line(1, 2.0), resume, compared, {"event": "stop", "step": 2, "reason": "done"}]
+    )
+    told = read_history(path).happenings
+    assert [(happening.step, happening.text) for happening in told] == [
+        (None, "training starts on 2 processes, Slurm job 17"),
+        (1, "from epoch00-step000001: resume verified: 43/43 parameters (1.5 s)"),
+        (2, "mean of the losses since: 3.5000, before 0.5000; they jump"),
+        (2, "training ends: done"),
+    ]
+    assert told[1].time == "2026-11-21 23:54:16"
