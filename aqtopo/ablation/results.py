@@ -15,8 +15,7 @@ from aqtopo.ablation.bootstrap import Floats, Interval, draw_days, over_days, ov
 from aqtopo.ablation.factors import Factor, Variant, spelled
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.ablation.results_file import OVERALL, VAL_LOSS
-from aqtopo.evaluation.areas import WHOLE
-from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.points import MODEL, WHOLE
 from aqtopo.evaluation.results import read_table
 from aqtopo.inference.load import load_run
 from aqtopo.model.attention import ALPHA

@@ -188,3 +188,8 @@ def numbered(folder: Path) -> dict[tuple[str, str], int]:
     paths = {int(path.stem): path for path in (folder / CONFIGS).glob("*.json") if path.stem.isdecimal()}
     places = {number: Path(load_config(paths[number]).training.run_dir) for number in sorted(paths)}
     return {(place.parent.name, place.name): number for number, place in places.items()}
+
+
+def is_ablation(folder: Path) -> bool:
+    """Whether `aqtopo ablate` made a folder, finished or not."""
+    return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))

@@ -10,7 +10,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.baselines import Climatology, climatology_of
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.results import SCORES, read_table, write_results
 from aqtopo.inference.load import load_run

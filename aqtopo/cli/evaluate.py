@@ -67,10 +67,15 @@ def evaluate(
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.data.walk import in_silence
-        from aqtopo.evaluation.detail import detail_table, stations_left_out
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
-        from aqtopo.evaluation.table import score_table, summary, table_width
+        from aqtopo.evaluation.tables import (
+            detail_table,
+            score_table,
+            stations_left_out,
+            summary,
+            table_width,
+        )
         from aqtopo.inference.load import load_run
         from aqtopo.training.distributed import disconnect, join
 
@@ -105,8 +110,8 @@ def _extras(
 ) -> "Extras":
     """What is asked for beyond the usual, read and checked before anything is computed."""
     from aqtopo.evaluation.against import open_other
-    from aqtopo.evaluation.areas import parse_region
     from aqtopo.evaluation.evaluate import Extras
+    from aqtopo.evaluation.points import parse_region
     from aqtopo.evaluation.stations import read_stations
 
     data = run.config.data

@@ -13,7 +13,7 @@ from pandas.errors import InvalidIndexError
 
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import FORECASTS
+from aqtopo.evaluation.points import FORECASTS
 from aqtopo.inference.forecast_file import SUFFIXES
 from aqtopo.variables import VARIABLES
 

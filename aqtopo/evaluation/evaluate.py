@@ -19,17 +19,23 @@ from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
 from aqtopo.evaluation.against import OtherForecasts
-from aqtopo.evaluation.areas import Areas, Region, areas_of
-from aqtopo.evaluation.baselines import persistence
-from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
-from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.baselines import Climatology, climatology_of, persistence
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
-from aqtopo.evaluation.scores import overall, scores_of, stratified
+from aqtopo.evaluation.points import (
+    CLIMATOLOGY,
+    FORECASTS,
+    MODEL,
+    PERSISTENCE,
+    Areas,
+    Cases,
+    Region,
+    areas_of,
+    make_cases,
+)
+from aqtopo.evaluation.scores import Axes, ErrorSums, overall, scores_of, stratified
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums, check_observed
-from aqtopo.evaluation.sums import Axes, ErrorSums
-from aqtopo.inference.load import LoadedRun
-from aqtopo.inference.predict import predict
+from aqtopo.inference.load import LoadedRun, predict
 from aqtopo.variables import VARIABLES
 
 TOKENS_AT_ONCE = 2**13
@@ -59,7 +65,7 @@ class Extras:
     """What may be asked of an evaluation beyond the usual.
 
     Attributes:
-        regions: boxes to score apart; None for `aqtopo.evaluation.areas.REGIONS`.
+        regions: boxes to score apart; None for `aqtopo.evaluation.points.REGIONS`.
         stations: observations to score forecasts against, beside the gridded truth.
         against: another model, scored on the initial times and cells that both have.
         every_hours: initial times so far apart, in place of the configuration's stride for the split.

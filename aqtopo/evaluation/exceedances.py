@@ -20,8 +20,8 @@ from scores.categorical import BasicContingencyManager
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
-from aqtopo.evaluation.cases import Cases
-from aqtopo.evaluation.sums import Axes, Values, add_up
+from aqtopo.evaluation.points import Cases
+from aqtopo.evaluation.scores import Axes, Values, add_up
 
 LIMITS = MappingProxyType({"pm25": 75.0, "pm10": 150.0, "so2": 150.0, "no2": 80.0, "co": 4000.0})
 """Limits of the 24-hour mean [ug m-3]: GB 3095-2012, table 1, grade II (residential areas). Ozone has one

@@ -1,13 +1,151 @@
-"""Scores from error sums, whatever they were summed over."""
+"""Error sums of forecasts, and the scores computed from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import xarray as xr
+from numpy.typing import NDArray
 
-from aqtopo.evaluation.areas import WHOLE
-from aqtopo.evaluation.cases import CLIMATOLOGY, MODEL
+from aqtopo.checkpoint.ranks import Ranks
+from aqtopo.evaluation.baselines import HOURS_A_DAY, hour_of_day
+from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, Cases, FloatArray
+
+Values = NDArray[np.float64]
+
+ERRORS = ("squared", "absolute", "signed", "anomaly_squared")
+"""What is summed for every forecast."""
+_COUNTS = ("count", "left_out")
+
+
+@dataclass(frozen=True, eq=False)
+class Axes:
+    """What sums are kept for.
+
+    Attributes:
+        forecasts: names, the model first.
+        pollutants: short names.
+        horizons_h: lead times [h].
+        days: (D,) initial days, ascending.
+        areas: where.
+    """
+
+    forecasts: tuple[str, ...]
+    pollutants: tuple[str, ...]
+    horizons_h: tuple[int, ...]
+    days: NDArray[np.datetime64]
+    areas: Areas
+
+
+class ErrorSums:
+    """Sums of forecast minus truth, over the points of `Cases`, in bins of initial days and valid hours."""
+
+    def __init__(self, axes: Axes) -> None:
+        self._axes = axes
+        self._weights = axes.areas.cells.reshape(len(axes.areas.names), -1).T.astype(np.float64)
+        self._by_day = self._empty(axes.days.size)
+        self._by_hour = self._empty(HOURS_A_DAY)
+
+    def _empty(self, bins: int) -> dict[str, Values]:
+        axes = self._axes
+        per_pair = (len(axes.horizons_h), len(axes.pollutants), len(axes.areas.names))
+        per_forecast = (bins, len(axes.forecasts), *per_pair)
+        return {name: np.zeros(per_forecast) for name in ERRORS} | {
+            name: np.zeros((bins, *per_pair)) for name in _COUNTS
+        }
+
+    def add(self, cases: Cases) -> None:
+        """Add a batch."""
+        summed = self._summed(cases)
+        days = np.searchsorted(self._axes.days, cases.init_times.astype("datetime64[D]"))
+        hours = hour_of_day(cases.valid_times)
+        for name, values in summed.items():
+            np.add.at(self._by_day[name], days, values)
+            for k in range(hours.shape[1]):
+                # Horizons lie on the third axis from the end in all sums.
+                np.add.at(self._by_hour[name][..., k, :, :], hours[:, k], values[..., k, :, :])
+
+    def _summed(self, cases: Cases) -> dict[str, Values]:
+        """Sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
+        parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
+        usual = cases.forecasts[CLIMATOLOGY]
+        for name in self._axes.forecasts:
+            for term, values in error_terms(cases.forecasts[name], cases.truth, usual, cases.scored):
+                parts[term].append(self._over_areas(values))
+        summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
+        return summed | {
+            "count": self._over_areas(cases.scored.astype(np.float64)),
+            "left_out": self._over_areas(cases.left_out.astype(np.float64)),
+        }
+
+    def _over_areas(self, values: Values) -> Values:
+        """(B, K, C, H, W) to (B, K, C, A)."""
+        sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
+        return sums
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Add the other processes' sums to these."""
+        add_up((*self._by_day.values(), *self._by_hour.values()), ranks)
+
+    def by_day(self) -> xr.Dataset:
+        """Sums by initial day (UTC).
+
+        Returns:
+            `squared`, `absolute`, `signed` (errors) and `anomaly_squared` (forecast minus climatology), each
+            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units; `count`, the points
+            summed over, the same for every forecast, and `left_out`, points with a truth where a reference
+            has no value, each (day, area, pollutant, horizon).
+        """
+        return self._dataset(self._by_day, "day", self._axes.days.astype("datetime64[ns]"))
+
+    def by_hour(self) -> xr.Dataset:
+        """As `by_day`, with the hour of the valid time, 0 to 23 UTC, along `hour` instead of `day`."""
+        return self._dataset(self._by_hour, "hour", np.arange(HOURS_A_DAY))
+
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """Both of them by name."""
+        return {"by_day": self.by_day(), "by_hour": self.by_hour()}
+
+    def _dataset(self, sums: dict[str, Values], bin_name: str, bins: NDArray[np.generic]) -> xr.Dataset:
+        axes, per_pair = self._axes, ("horizon", "pollutant", "area")
+        return xr.Dataset(
+            {name: ((bin_name, "forecast", *per_pair), sums[name]) for name in ERRORS}
+            | {name: ((bin_name, *per_pair), sums[name].astype(np.int64)) for name in _COUNTS},
+            coords={
+                "forecast": list(axes.forecasts),
+                bin_name: bins,
+                "area": list(axes.areas.names),
+                "area_kind": ("area", list(axes.areas.kinds)),
+                "pollutant": list(axes.pollutants),
+                "horizon": ("horizon", list(axes.horizons_h), {"units": "hours"}),
+            },
+        ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
+
+
+def add_up(arrays: Iterable[Values], ranks: Ranks) -> None:
+    """Replace arrays by their sums over all processes."""
+    for array in arrays:
+        array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
+
+
+def error_terms(
+    forecast: FloatArray, truth: FloatArray, climatology: FloatArray, scored: BoolArray
+) -> Iterator[tuple[str, Values]]:
+    """What is summed of a forecast: arrays like `truth`, 0 where not scored, with their names in `ERRORS`."""
+    error = _difference(forecast, truth, scored)
+    yield "signed", error
+    yield "absolute", np.abs(error)
+    yield "squared", np.square(error)
+    yield "anomaly_squared", np.square(_difference(forecast, climatology, scored))
+
+
+def _difference(one: FloatArray, other: FloatArray, where: BoolArray) -> Values:
+    """One minus the other in float64, 0 where it is not asked for."""
+    difference = np.zeros(where.shape)
+    np.subtract(one, other, out=difference, where=where, dtype=np.float64)
+    return difference
+
 
 STRATA = ("season", "hour", "area")
 """What scores are told apart by, beside pollutant and horizon."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import Cases
-from aqtopo.evaluation.sums import Axes, Values, add_up
+from aqtopo.evaluation.points import Cases
+from aqtopo.evaluation.scores import Axes, Values, add_up
 
 TRUTH = "truth"
 KM_PER_DEGREE = 111.195

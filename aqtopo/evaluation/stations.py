@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
-from aqtopo.evaluation.sums import ERRORS, add_up, error_terms
+from aqtopo.evaluation.points import CLIMATOLOGY, Cases
+from aqtopo.evaluation.scores import ERRORS, add_up, error_terms
 from aqtopo.variables import VARIABLES
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")

@@ -1,15 +1,118 @@
-"""Weights of a saved state as one safetensors file, for programs that know nothing of this one."""
+"""Exports: a trained model as a folder with a card, or the weights of a saved state as one file."""
 
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.files import check_files, sync, write_tensors
+from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably, write_tensors
 from aqtopo.checkpoint.inspection import SavedState, opened
+from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import ALONE
+from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_state, val_loss_in
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
+from aqtopo.config import RunConfig
+from aqtopo.data.store import Store
+from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
+from aqtopo.inference.load import LoadedRun, load_run
+
+
+def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
+    """Write a trained model into a new folder, whole or not at all.
+
+    Args:
+        run_dir: the run directory.
+        tag: `best`, `last` or a tag's name.
+        out: the folder to make.
+        scores: what `scores.json` holds, if the run has been evaluated; left out if it is about another
+            state.
+
+    Raises:
+        ValueError: as `load_run`, or `out` exists or has no folder.
+        RefusedError: the state's files are not those that were saved.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    run = load_run(run_dir, tag)
+    aside = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        write_tensors(aside / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(aside / STATIC_FILE, _static_tensors(run.store))
+        files = {name: settle(aside / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
+        card = _card(run, scores, files)
+        write_durably(aside / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        aside.rename(out)
+        sync(out.absolute().parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return card
+
+
+def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
+    fields = {**store.static, "lat": store.lat, "lon": store.lon}
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fields.items()}
+
+
+def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, FileRecord]) -> Card:
+    own = scores is not None and scores.get("tag") == run.tag.name
+    return Card(
+        name=run.config.name,
+        description=run.config.description,
+        exported=datetime.now(UTC).isoformat(timespec="seconds"),
+        state=run.tag,
+        tag=run.tag.name,
+        data=_data_facts(run.config, run.store),
+        normalization=NormalizationFacts(
+            kind=run.config.data.normalization,
+            statistics_years=run.store.statistics_years,
+            mean={name: value for name, value in run.store.mean.items() if math.isfinite(value)},
+            std={name: value for name, value in run.store.std.items() if math.isfinite(value)},
+        ),
+        scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
+        config=json.loads(run.config.to_json()),
+        config_digest=run.config.digest,
+        trained_with=_trained_with(run.run_dir),
+        exported_with={"commit": source_commit(), **package_versions()},
+        files=files,
+    )
+
+
+def _trained_with(run_dir: Path) -> dict[str, Any]:
+    """What `run.json` says; nothing where a run has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not (run_dir / RUN_FILE).exists():
+        return {}
+    return read_run_file(run_dir).model_dump(mode="json", exclude_unset=True)
+
+
+def _data_facts(config: RunConfig, store: Store) -> DataFacts:
+    return DataFacts(
+        source=store.source,
+        simulated=store.simulated,
+        digest=store.digest,
+        train_years=config.data.train_years,
+        validation_years=config.data.validation_years,
+        test_years=config.data.test_years,
+        cells=(store.lat.size, store.lon.size),
+        lat_range=(float(store.lat.min()), float(store.lat.max())),
+        lon_range=(float(store.lon.min()), float(store.lon.max())),
+    )
 
 
 def export(path: Path, out: Path) -> dict[str, str]:

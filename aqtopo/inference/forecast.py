@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
 from aqtopo.data.store import Store
-from aqtopo.inference.cf import lead_time_dataset
-from aqtopo.inference.load import LoadedRun
-from aqtopo.inference.predict import predict
+from aqtopo.inference.forecast_file import lead_time_dataset
+from aqtopo.inference.load import LoadedRun, predict
 
 
 def parse_init_time(text: str) -> np.datetime64:

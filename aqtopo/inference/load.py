@@ -1,8 +1,14 @@
-"""Loading a trained run for evaluation and forecasts, without pickle and without DeepSpeed."""
+"""Loading a trained run or an exported model, and running it on a batch."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from aqtopo.checkpoint.files import check_files
 from aqtopo.checkpoint.manifest import RunFacts, read_manifest
@@ -11,8 +17,11 @@ from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.tags import Tag, find_tag
 from aqtopo.checkpoint.weights import CONFIG_FILE, WEIGHTS_FILE, load_weights, read_run_config, scaling_digest
 from aqtopo.config import RunConfig
+from aqtopo.config.errors import describe
+from aqtopo.data.batch import Batch
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store, open_store
+from aqtopo.inference.card import CARD_FILE, GRID_TOLERANCE_DEG, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 
 
@@ -82,3 +91,97 @@ def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -
         "its terrain: what follows is about the data as they are today",
         stacklevel=3,
     )
+
+
+def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:
+    """Open a trained model, from a run directory or from what `export_model` wrote.
+
+    Args:
+        path: a run directory or an exported folder.
+        tag: which state of a run; an exported model has only the one that it was made from.
+        store: hours to forecast from in place of the training's store; for exported models only, since a run
+            is tied to its own.
+
+    Raises:
+        ValueError: there is no such model or state, or the store's grid is another.
+        RefusedError: the files are not those that were saved.
+    """
+    if is_export(path):
+        return _load_export(path, tag, store)
+    if store is not None:
+        raise ValueError(
+            f"{path} is a run, which reads the store of its training. Export it first "
+            f"(`aqtopo export {path} OUT`), then forecast from OUT with --store."
+        )
+    return load_run(path, tag)
+
+
+def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
+    card = read_card(folder)
+    if tag not in ("best", card.tag):  # the first is what a command says that was not asked for any
+        raise ValueError(
+            f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
+            "out, or name the run directory."
+        )
+    check_files(folder, card.files, ALONE)
+    config = _config_in(card, folder)
+    static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
+    store = _as_in_training(open_store(store_path or config.data.store), card, static)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
+    try:
+        model.load_state_dict(load_weights(folder / WEIGHTS_FILE), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
+    return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))
+
+
+def _config_in(card: Card, folder: Path) -> RunConfig:
+    """The configuration that the model was trained with.
+
+    Raises:
+        ValueError: this version knows no such configuration.
+    """
+    try:
+        return RunConfig.model_validate(card.config)
+    except ValidationError as error:
+        faults = describe(error, RunConfig, str(folder / CARD_FILE))
+        version = card.exported_with.get("aqtopo")
+        raise ValueError(f"{faults}\nThe model was exported by aqtopo {version}: use that version.") from None
+
+
+def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
+    """The store's hours with the static fields and the statistics of the training, whatever it has itself.
+
+    Raises:
+        ValueError: its cells lie elsewhere.
+    """
+    axes = {"lat": store.lat, "lon": store.lon}
+    for name, axis in axes.items():
+        expected = static.pop(name)
+        if axis.shape != expected.shape or np.abs(axis - expected).max() > GRID_TOLERANCE_DEG:
+            raise ValueError(
+                f"{store.path} is on another grid than {card.name} was trained on: its {name} has "
+                f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
+                f"from {expected[0]:g} to {expected[-1]:g}. Bring the data to that grid."
+            )
+    return replace(
+        store,
+        static=static,
+        mean=card.normalization.mean,
+        std=card.normalization.std,
+        statistics_years=card.normalization.statistics_years,
+    )
+
+
+def predict(run: LoadedRun, batch: Batch) -> NDArray[np.float32]:
+    """What a run's model makes of a batch, on the GPU if there is one.
+
+    Returns:
+        (B, K, C, H, W) in the units of `aqtopo.variables`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.model.to(device).eval()
+    on_device = batch.to(device)
+    with torch.inference_mode():
+        normalised = model(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+    return run.normalization.denormalize(normalised.float().cpu().numpy(), run.config.data.targets)

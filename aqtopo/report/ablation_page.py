@@ -2,39 +2,18 @@
 
 import importlib.metadata
 import json
-import textwrap
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from aqtopo.ablation.results_file import RUNS, Results, numbered, read_results
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.log_file import METRICS_FILE
-from aqtopo.report.comparison import Contrast, compared, overview, trained
-from aqtopo.report.curves import (
-    CURVE_STYLE,
-    GROUP_COLOURS,
-    TRAIN_COLOUR,
-    VALIDATION_COLOUR,
-    Curve,
-    cycled,
-    log_axis,
-    thinned,
-)
+from aqtopo.report.ablation_tables import Contrast, compared, overview, trained
+from aqtopo.report.curves import curves_side_by_side, validation_together
 from aqtopo.report.history import History, read_history
-from aqtopo.report.images import svg_uri
-from aqtopo.report.page import REPORT_FILE, template
-from aqtopo.report.scoreboard import capitalised
-
-# Six colours with the first, six more with the second.
-_LINE_STYLES = ("-",) * 6 + ("--",) * 6
-
-_TITLE_CHARACTERS = 36
-"""A line of a panel's title, so that it ends before the next panel's begins."""
+from aqtopo.report.run_page import REPORT_FILE, template
+from aqtopo.report.text import capitalised
 
 
 def write_ablation_report(folder: Path) -> Path:
@@ -78,85 +57,6 @@ def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
         if histories := [read_history(path) for path in paths if path.is_file()]:
             found[one.variant] = histories
     return found
-
-
-def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
-    """Training and validation loss of every variant, a panel each on the same axes, a line a seed."""
-    columns = min(3, len(histories))
-    rows = -(-len(histories) // columns)
-    with rc_context(CURVE_STYLE):
-        figure = Figure(figsize=(3.7 * columns, 2.7 * rows), layout="constrained")
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (name, seeds) in zip(panels, histories.items(), strict=False):
-            for history in seeds:
-                steps, losses = thinned(
-                    np.array([float(step.step) for step in history.steps]),
-                    np.array([step.train_loss for step in history.steps]),
-                )
-                axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.6, alpha=0.6)
-                validations = history.validations
-                axes.plot(
-                    [validation.step for validation in validations],
-                    [validation.val_loss for validation in validations],
-                    color=VALIDATION_COLOUR,
-                    linewidth=1.6,
-                    marker="o",
-                    markersize=3,
-                )
-            axes.set_title(textwrap.fill(name, _TITLE_CHARACTERS), fontsize=9)
-            log_axis(axes)
-        for axes in panels[len(histories) :]:
-            axes.set_axis_off()
-        for axes in panels[: len(histories)][-columns:]:  # those with none, or an empty one, below
-            axes.xaxis.set_tick_params(labelbottom=True)
-        figure.supxlabel("step (optimizer update)", fontsize=10)
-        figure.supylabel("loss", fontsize=10)
-        return Curve(svg_uri(figure), _curves_alt(histories))
-
-
-def validation_together(histories: dict[str, list[History]]) -> Curve | None:
-    """Validation loss of all variants on the same axes, mean over the seeds; None without a validation."""
-    means = {name: mean for name, seeds in histories.items() if (mean := _mean_validation(seeds))}
-    if not means:
-        return None
-    with rc_context(CURVE_STYLE):
-        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
-        axes = figure.subplots()
-        # Thinner from one to the next, so that lines which coincide are all seen.
-        looks = zip(
-            cycled(GROUP_COLOURS, len(means)),
-            cycled(_LINE_STYLES, len(means)),
-            np.linspace(4.0, 1.2, len(means)),
-            strict=True,
-        )
-        for (name, mean), (colour, style, width) in zip(means.items(), looks, strict=True):
-            steps, losses = list(mean), list(mean.values())
-            axes.plot(steps, losses, color=colour, linestyle=style, linewidth=width, label=name)
-        # The first losses are many times the last ones, between which the differences are.
-        late = [loss for mean in means.values() for loss in list(mean.values())[len(mean) // 4 :]]
-        axes.set_ylim(0.98 * min(late), 1.02 * max(late))
-        axes.set_xlabel("step (optimizer update)")
-        axes.set_ylabel("validation loss")
-        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
-        last = "; ".join(f"{name} {list(mean.values())[-1]:.4f}" for name, mean in means.items())
-        return Curve(
-            svg_uri(figure), f"Validation loss over the steps, mean over the seeds. At the end: {last}."
-        )
-
-
-def _mean_validation(seeds: list[History]) -> dict[int, float]:
-    """Mean loss at the steps at which every seed was validated."""
-    by_seed = [{each.step: each.val_loss for each in history.validations} for history in seeds]
-    common = sorted(set.intersection(*(set(losses) for losses in by_seed)))
-    return {step: float(np.mean([losses[step] for losses in by_seed])) for step in common}
-
-
-def _curves_alt(histories: dict[str, list[History]]) -> str:
-    lowest = (
-        f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
-        for name, seeds in histories.items()
-    )
-    return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
 def _render(content: Results, histories: dict[str, list[History]], others: Sequence[str]) -> str:

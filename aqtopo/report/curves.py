@@ -3,6 +3,7 @@
 Figures are made without pyplot, so no state is left behind and no display is needed.
 """
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from aqtopo.report.history import History, Step
+from aqtopo.report.history import Alphas, History, Step, alpha_sentence
 from aqtopo.report.images import svg_uri
 
 FloatArray = npt.NDArray[np.float64]
@@ -168,3 +169,114 @@ def _step_numbers(steps: Sequence[Step]) -> FloatArray:
 def cycled(colours: Sequence[str], n: int) -> list[str]:
     """As many colours as asked for, from the first on again where there are too few."""
     return [colours[index % len(colours)] for index in range(n)]
+
+
+def alpha_curve(alphas: Alphas) -> Curve:
+    """Draw every strength over the steps, a colour a block; dotted where it began."""
+    with rc_context(CURVE_STYLE):
+        figure, axes = new_figure("alpha (1/km)")
+        colours = cycled(GROUP_COLOURS, len(alphas.by_block))
+        marker = "o" if len(alphas.steps) <= _MOST_MARKERS else None
+        for (block, values), colour in zip(alphas.by_block.items(), colours, strict=True):
+            heads = values.shape[1]
+            label = block if heads == 1 else f"{block}, {heads} heads"
+            lines = axes.plot(alphas.steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4)
+            lines[0].set_label(label)
+            axes.axhline(values[0, 0], color=colour, linewidth=1.0, linestyle=":")
+        axes.legend(frameon=False, loc="best")
+        low, high = axes.get_ylim()
+        least = 0.02 * max(abs(high), 1.0)  # or rounding errors would look like learning
+        if high - low < least:
+            middle = (low + high) / 2
+            axes.set_ylim(middle - least / 2, middle + least / 2)
+        return Curve(svg_uri(figure), f"Alpha over the steps: {alpha_sentence(alphas)}")
+
+
+_MOST_MARKERS = 40
+
+
+def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
+    """Training and validation loss of every variant, a panel each on the same axes, a line a seed."""
+    columns = min(3, len(histories))
+    rows = -(-len(histories) // columns)
+    with rc_context(CURVE_STYLE):
+        figure = Figure(figsize=(3.7 * columns, 2.7 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, seeds) in zip(panels, histories.items(), strict=False):
+            for history in seeds:
+                steps, losses = thinned(
+                    np.array([float(step.step) for step in history.steps]),
+                    np.array([step.train_loss for step in history.steps]),
+                )
+                axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.6, alpha=0.6)
+                validations = history.validations
+                axes.plot(
+                    [validation.step for validation in validations],
+                    [validation.val_loss for validation in validations],
+                    color=VALIDATION_COLOUR,
+                    linewidth=1.6,
+                    marker="o",
+                    markersize=3,
+                )
+            axes.set_title(textwrap.fill(name, _TITLE_CHARACTERS), fontsize=9)
+            log_axis(axes)
+        for axes in panels[len(histories) :]:
+            axes.set_axis_off()
+        for axes in panels[: len(histories)][-columns:]:  # those with none, or an empty one, below
+            axes.xaxis.set_tick_params(labelbottom=True)
+        figure.supxlabel("step (optimizer update)", fontsize=10)
+        figure.supylabel("loss", fontsize=10)
+        return Curve(svg_uri(figure), _curves_alt(histories))
+
+
+def validation_together(histories: dict[str, list[History]]) -> Curve | None:
+    """Validation loss of all variants on the same axes, mean over the seeds; None without a validation."""
+    means = {name: mean for name, seeds in histories.items() if (mean := _mean_validation(seeds))}
+    if not means:
+        return None
+    with rc_context(CURVE_STYLE):
+        figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+        axes = figure.subplots()
+        # Thinner from one to the next, so that lines which coincide are all seen.
+        looks = zip(
+            cycled(GROUP_COLOURS, len(means)),
+            cycled(_LINE_STYLES, len(means)),
+            np.linspace(4.0, 1.2, len(means)),
+            strict=True,
+        )
+        for (name, mean), (colour, style, width) in zip(means.items(), looks, strict=True):
+            steps, losses = list(mean), list(mean.values())
+            axes.plot(steps, losses, color=colour, linestyle=style, linewidth=width, label=name)
+        # The first losses are many times the last ones, between which the differences are.
+        late = [loss for mean in means.values() for loss in list(mean.values())[len(mean) // 4 :]]
+        axes.set_ylim(0.98 * min(late), 1.02 * max(late))
+        axes.set_xlabel("step (optimizer update)")
+        axes.set_ylabel("validation loss")
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
+        last = "; ".join(f"{name} {list(mean.values())[-1]:.4f}" for name, mean in means.items())
+        return Curve(
+            svg_uri(figure), f"Validation loss over the steps, mean over the seeds. At the end: {last}."
+        )
+
+
+def _mean_validation(seeds: list[History]) -> dict[int, float]:
+    """Mean loss at the steps at which every seed was validated."""
+    by_seed = [{each.step: each.val_loss for each in history.validations} for history in seeds]
+    common = sorted(set.intersection(*(set(losses) for losses in by_seed)))
+    return {step: float(np.mean([losses[step] for losses in by_seed])) for step in common}
+
+
+def _curves_alt(histories: dict[str, list[History]]) -> str:
+    lowest = (
+        f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
+        for name, seeds in histories.items()
+    )
+    return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
+
+
+# Six colours with the first, six more with the second.
+_LINE_STYLES = ("-",) * 6 + ("--",) * 6
+
+
+_TITLE_CHARACTERS = 36
+"""Longest line of a panel's title."""

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from aqtopo.evaluation.cases import MODEL
+from aqtopo.evaluation.points import MODEL
 from aqtopo.evaluation.results import SCORES, read_table
 from aqtopo.evaluation.scores import scores_of
-from aqtopo.report.canvas import Canvas, spelled_place
-from aqtopo.report.maps import Scale, difference_scale
-from aqtopo.report.scoreboard import Tint, capitalised, plus, pretty_units, round_together
+from aqtopo.report.base_map import Canvas
+from aqtopo.report.images import Scale, difference_scale
+from aqtopo.report.score_tables import Tint
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, spelled_place
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]

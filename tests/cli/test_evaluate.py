@@ -10,8 +10,8 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.evaluation import evaluate
-from aqtopo.evaluation.score_file import SCORES_FILE, read_scores
-from aqtopo.inference.predict import predict
+from aqtopo.evaluation.results import SCORES_FILE, read_scores
+from aqtopo.inference.load import predict
 
 Command = Callable[..., Any]
 

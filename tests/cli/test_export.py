@@ -14,7 +14,7 @@ import xarray as xr
 from aqtopo.checkpoint.weights import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_store
-from aqtopo.evaluation.score_file import FORMAT_VERSION, SCORES_FILE
+from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
 

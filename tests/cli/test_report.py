@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from aqtopo.cli.main import app
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.results import write_scores
 from aqtopo.inference.load import load_run
 
 

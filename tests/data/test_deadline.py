@@ -12,8 +12,7 @@ from aqtopo.data import Store, open_store
 from aqtopo.data.deadline import within
 from aqtopo.data.inspection import inspect_store
 from aqtopo.data.statistics import compute_statistics
-from aqtopo.evaluation.baselines import persistence
-from aqtopo.evaluation.climatology import climatology_of
+from aqtopo.evaluation.baselines import climatology_of, persistence
 from aqtopo.training.probe import probe_batch
 
 SHARD = Path("fields", "c", "3", "0", "0", "0")

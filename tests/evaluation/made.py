@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.areas import WHOLE, Areas
-from aqtopo.evaluation.cases import BoolArray, FloatArray, make_cases
-from aqtopo.evaluation.scores import overall
-from aqtopo.evaluation.sums import Axes, ErrorSums
+from aqtopo.evaluation.points import WHOLE, Areas, BoolArray, FloatArray, make_cases
+from aqtopo.evaluation.scores import Axes, ErrorSums, overall
 
 FIRST = np.datetime64("2018-02-27T06", "h")
 Batch = tuple[Mapping[str, FloatArray], FloatArray, BoolArray]

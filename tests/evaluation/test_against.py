@@ -11,7 +11,7 @@ import xarray as xr
 from aqtopo.evaluation.against import OtherForecasts, open_other
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import write_results
-from aqtopo.evaluation.table import score_table, summary, table_width
+from aqtopo.evaluation.tables import score_table, summary, table_width
 from aqtopo.inference.forecast import forecast
 from aqtopo.inference.forecast_file import write_forecast
 from aqtopo.inference.load import LoadedRun, load_run

@@ -12,11 +12,10 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.evaluation.areas import Region
-from aqtopo.evaluation.cases import FORECASTS
-from aqtopo.evaluation.detail import detail_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.points import FORECASTS, Region
 from aqtopo.evaluation.results import read_table, write_results, write_tables
+from aqtopo.evaluation.tables import detail_table
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 

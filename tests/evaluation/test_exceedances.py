@@ -10,11 +10,10 @@ from rich.console import Console
 from scores.categorical import BinaryContingencyManager
 
 from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.evaluation.areas import WHOLE, Areas
-from aqtopo.evaluation.cases import FORECASTS, make_cases
-from aqtopo.evaluation.detail import exceedance_table
 from aqtopo.evaluation.exceedances import LEAST_HOURS, LIMITS, Exceedances, exceedance_scores
-from aqtopo.evaluation.sums import Axes
+from aqtopo.evaluation.points import FORECASTS, WHOLE, Areas, make_cases
+from aqtopo.evaluation.scores import Axes
+from aqtopo.evaluation.tables import exceedance_table
 
 POLLUTANTS = ("o3", "pm25", "co")
 HORIZONS_H = (12, 96)

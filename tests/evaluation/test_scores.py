@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import continuous
 
-from aqtopo.evaluation.cases import FORECASTS, MODEL, REFERENCES, BoolArray, FloatArray
+from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES, BoolArray, FloatArray
 from aqtopo.evaluation.scores import overall, skill_against, stratified
 
 from .made import Batch, init_times, summed

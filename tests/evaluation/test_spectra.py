@@ -10,11 +10,10 @@ import xarray as xr
 from rich.console import Console
 
 from aqtopo.data import Store, open_store
-from aqtopo.evaluation.areas import areas_of
-from aqtopo.evaluation.cases import FORECASTS, MODEL, FloatArray, make_cases
-from aqtopo.evaluation.detail import spectra_table
+from aqtopo.evaluation.points import FORECASTS, MODEL, FloatArray, areas_of, make_cases
+from aqtopo.evaluation.scores import Axes
 from aqtopo.evaluation.spectra import KM_PER_DEGREE, TRUTH, Spectra, spectral_scores
-from aqtopo.evaluation.sums import Axes
+from aqtopo.evaluation.tables import spectra_table
 
 ROWS, COLUMNS = 48, 96
 LAT, LON = np.linspace(30.0, 41.75, ROWS), np.linspace(100.0, 123.75, COLUMNS)

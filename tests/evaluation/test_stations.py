@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 
 from aqtopo.data import Store, open_store
-from aqtopo.evaluation.detail import stations_left_out, stratum_table
 from aqtopo.evaluation.evaluate import Extras, evaluate
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
+from aqtopo.evaluation.tables import stations_left_out, stratum_table
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 

@@ -11,9 +11,9 @@ import xarray as xr
 
 from aqtopo.ablation.results_file import FORMAT_VERSION
 from aqtopo.config import RunConfig
-from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.points import FORECASTS
+from aqtopo.evaluation.results import write_scores
 from aqtopo.inference.load import load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from aqtopo.ablation.results_file import RESULTS_FILE, read_results
 from aqtopo.config import RunConfig
 from aqtopo.report import write_ablation_report
-from aqtopo.report.ablation_page import read_histories, validation_together
-from aqtopo.report.comparison import compared, overview, trained
+from aqtopo.report.ablation_page import read_histories
+from aqtopo.report.ablation_tables import compared, overview, trained
+from aqtopo.report.curves import validation_together
 from aqtopo.report.history import History, Validation
 
-from .test_page import Page
+from .test_run_page import Page
 
 
 def test_changes_are_placed_on_one_scale_with_zero_in_the_middle(ablation: Path) -> None:

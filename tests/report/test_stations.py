@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from aqtopo.evaluation.results import write_tables
-from aqtopo.report.canvas import Canvas
+from aqtopo.report.base_map import Canvas
 from aqtopo.report.stations import MOST_ROWS, station_scores
 
 from .conftest import station_sums

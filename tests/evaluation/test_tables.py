@@ -1,5 +1,3 @@
-"""Scores as people see them."""
-
 import io
 
 import numpy as np
@@ -7,8 +5,8 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from aqtopo.evaluation.cases import FORECASTS
-from aqtopo.evaluation.table import TABLE_WIDTH, score_table, summary
+from aqtopo.evaluation.points import FORECASTS
+from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 from .made import scores_of_batches

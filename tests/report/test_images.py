@@ -5,10 +5,61 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from PIL import Image
 
-from aqtopo.report.canvas import Canvas
-from aqtopo.report.maps import Scale, concentration_scale, difference_scale
+from aqtopo.report.base_map import Canvas
+from aqtopo.report.images import (
+    LEVELS,
+    Scale,
+    concentration_colours,
+    concentration_scale,
+    difference_colours,
+    difference_scale,
+    even_steps,
+    oklab,
+    skill_colours,
+)
+
+Colours = NDArray[np.uint8]
+
+
+def steps(colours: Colours) -> NDArray[np.floating]:
+    """How far apart colours look that are ten levels from each other; over fewer, whole bytes would show."""
+    lab = oklab(colours / 255)
+    return np.linalg.norm(lab[10::10] - lab[:-10:10], axis=1)
+
+
+def halves(colours: Colours) -> tuple[Colours, Colours]:
+    return colours[: LEVELS // 2], colours[LEVELS // 2 :]
+
+
+def test_lightness_of_known_colours() -> None:
+    known = oklab(np.array([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))
+    np.testing.assert_allclose(known, [[0, 0, 0], [1, 0, 0], [0.62796, 0.22486, 0.12585]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "colours", [concentration_colours(), *halves(difference_colours()), *halves(skill_colours())]
+)
+def test_equal_steps_of_a_value_look_equal(colours: Colours) -> None:
+    lengths = steps(colours)
+    assert lengths.max() < 1.25 * lengths.min()
+    lightness = oklab(colours / 255)[:, 0]
+    assert (np.diff(lightness) < 0.003).all() or (np.diff(lightness) > -0.003).all()
+
+
+@pytest.mark.parametrize("colours", [difference_colours(), skill_colours()])
+def test_both_sides_of_zero_weigh_the_same(colours: Colours) -> None:
+    low, high = (oklab(half / 255)[:, 0] for half in halves(colours))
+    np.testing.assert_allclose(low[::-1], high, atol=0.04)
+    assert high[0] > 0.95
+
+
+def test_the_way_leads_from_the_first_to_the_last_colour() -> None:
+    grey = even_steps(("#000000", "#ffffff"), 5)
+    assert grey[[0, -1]].tolist() == [[0.0] * 3, [1.0] * 3]
+    np.testing.assert_allclose(np.diff(oklab(grey)[:, 0]), 0.25, atol=2e-3)
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -25,23 +76,22 @@ def canvas(*, ascending: bool) -> Canvas:
 def test_north_is_on_top_whichever_way_latitude_runs(ascending: bool) -> None:
     field = np.zeros((4, 8))
     field[3 if ascending else 0] = 100.0  # the northernmost row
-    picture = pixels(Scale(0.0, 100.0).layer(canvas(ascending=ascending), field))
+    picture = pixels(Scale(0.0, 100.0).layer(canvas(ascending=ascending).north_up(field)))
     assert picture.shape == (4, 8, 4)
     assert picture[0, :, :3].sum() < picture[1:, :, :3].sum() / 3  # high is dark
 
 
 def test_missing_values_are_transparent_and_extremes_take_the_last_colour() -> None:
     field = np.array([[np.nan, -50.0], [150.0, 1000.0]])
-    grid = Canvas(np.array([30.0, 20.0]), np.array([100.0, 110.0]))
     scale = Scale(0.0, 150.0)
-    picture = pixels(scale.layer(grid, field))
+    picture = pixels(scale.layer(field))
     assert picture[0, 0, 3] == 0
     np.testing.assert_array_equal(picture[0, 1, :3], scale.palette[0])
     np.testing.assert_array_equal(picture[1, 0], picture[1, 1])
 
 
 def test_no_difference_is_almost_white() -> None:
-    picture = pixels(Scale(-10.0, 10.0, "difference").layer(canvas(ascending=True), np.zeros((4, 8))))
+    picture = pixels(Scale(-10.0, 10.0, "difference").layer(np.zeros((4, 8))))
     assert picture[..., :3].min() > 240
 
 

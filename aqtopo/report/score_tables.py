@@ -1,13 +1,16 @@
-"""The score table as the page shows it: one cell a pollutant and horizon, and honest sentences about them."""
+"""Score tables of a run's page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.cases import FORECASTS, MODEL, REFERENCES
-from aqtopo.variables import VARIABLES
+from aqtopo.evaluation.exceedances import NO_MEANS
+from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES
+from aqtopo.evaluation.results import Entry, Exceedance, Spectrum
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
+from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
 # Within this skill of zero, "better" or "worse" would be a word for noise.
 LEVEL_SKILL = 0.01
@@ -160,38 +163,6 @@ def score_board(scores: xr.Dataset) -> Scoreboard:
     return Scoreboard(horizons, rows, lines)
 
 
-def capitalised(name: str) -> str:
-    """A name as it stands at the head of a row: `sulfur dioxide` becomes `Sulfur dioxide`."""
-    return name[:1].upper() + name[1:]
-
-
-def pretty_units(units: str) -> str:
-    """UDUNITS text as people write it: `ug m-3` becomes `µg m⁻³`."""
-    superscripts = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-    words = [word.replace("ug", "µg") for word in units.split()]
-    return "\N{NO-BREAK SPACE}".join(
-        word.rstrip("-0123456789") + word[len(word.rstrip("-0123456789")) :].translate(superscripts)
-        for word in words
-    )
-
-
-def round_together(values: Sequence[float]) -> tuple[str, ...]:
-    """Numbers to three figures of the largest, so that they can be compared at a glance."""
-    largest = max((abs(value) for value in values if np.isfinite(value)), default=1.0)
-    decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
-    return tuple(rounded(value, decimals) if np.isfinite(value) else "n/a" for value in values)
-
-
-def rounded(value: float, decimals: int) -> str:
-    """A number as text; a zero to which it was rounded has no sign."""
-    return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def plus(text: str) -> str:
-    """A rounded number with its sign, also a positive one."""
-    return f"+{text}" if text.strip("0.")[:1].isdigit() else text
-
-
 def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> Cell:
     column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
     rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
@@ -205,3 +176,139 @@ def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> Li
     rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
     label = capitalised(VARIABLES[pollutant].long_name)
     return Line(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
+
+
+STRATA = ("area", "season")
+"""Those that the page shows; 24 hours would be a wall of figures."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One row: an area or a season, and the skill at every horizon against every reference."""
+
+    label: str
+    tints: tuple[Tint, ...]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """One pollutant's table.
+
+    Attributes:
+        label: what readers call the pollutant.
+        groups: rows that belong together, areas before seasons.
+    """
+
+    label: str
+    groups: tuple[tuple[Place, ...], ...]
+
+
+def break_down(strata: Mapping[str, Mapping[str, Sequence[Entry]]]) -> tuple[Breakdown, ...]:
+    """A table for every pollutant; none where nothing was scored apart.
+
+    Args:
+        strata: as in `scores.json`: by stratum and label, an entry a pollutant and horizon.
+    """
+    known = [strata[name] for name in STRATA if strata.get(name)]
+    if not known:
+        return ()
+    entries = next(iter(known[0].values()))
+    pollutants = dict.fromkeys(entry.pollutant for entry in entries)
+    return tuple(
+        Breakdown(
+            capitalised(VARIABLES[pollutant].long_name),
+            tuple(tuple(_place(label, rows, pollutant) for label, rows in each.items()) for each in known),
+        )
+        for pollutant in pollutants
+    )
+
+
+def _place(label: str, entries: Sequence[Entry], pollutant: str) -> Place:
+    rows = [entry for entry in entries if entry.pollutant == pollutant]
+    skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
+    return Place(label, tuple(Tint(float("nan") if skill is None else skill) for skill in skills))
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """One line: the model's days and cells above a limit, and how well each forecast tells them.
+
+    Attributes:
+        label: the pollutant with its limit [ug m-3].
+        horizon_h: lead time [h].
+        numbers: hits, misses, false alarms of the model.
+        csi: critical success index of every forecast, as text.
+        best: whether the model has the highest of them.
+    """
+
+    label: str
+    horizon_h: int
+    numbers: tuple[str, ...]
+    csi: tuple[str, ...]
+    best: bool
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """One line: how fine the model's structure is at a horizon, as text; see `docs/evaluation.md`."""
+
+    label: str
+    horizon_h: int
+    resolved_km: str
+    short_waves: str
+
+
+def alarms(records: Iterable[Exceedance]) -> tuple[Alarms, ...]:
+    """Lines for `exceedances` of `scores.json`; none where nothing came or was forecast."""
+    by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
+    for record in records:
+        by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
+    return tuple(_alarms(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
+
+
+def no_alarms(records: Iterable[Exceedance]) -> str:
+    """Why `alarms` has no line; empty where it has some, or no pollutant of the run has a limit."""
+    of_model = [record for record in records if record.forecast == MODEL]
+    if not of_model or any(map(_events, of_model)):
+        return ""
+    if any(record.correct_negatives for record in of_model):
+        return "No 24-hour mean was above its limit, and none was forecast to be."
+    return NO_MEANS
+
+
+def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
+    """Lines for the model in `spectra` of `scores.json`."""
+    return tuple(
+        Sharpness(
+            _label(record),
+            record.horizon,
+            _text(record.resolved_km, ".0f"),
+            _text(record.short_waves, ".2f"),
+        )
+        for record in sorted(records, key=lambda each: TARGET_VARIABLES.index(each.pollutant))
+        if record.forecast == MODEL
+    )
+
+
+def _alarms(forecasts: dict[str, Exceedance]) -> Alarms:
+    model = forecasts[MODEL]
+    known = [csi for name in FORECASTS if (csi := forecasts[name].csi) is not None]
+    return Alarms(
+        f"{_label(model)} above {model.limit:.0f}",
+        model.horizon,
+        tuple(f"{number:,}" for number in (model.hits, model.misses, model.false_alarms)),
+        tuple(_text(forecasts[name].csi, ".2f") for name in FORECASTS),
+        model.csi is not None and model.csi >= max(known),
+    )
+
+
+def _events(record: Exceedance) -> int:
+    return record.hits + record.misses + record.false_alarms
+
+
+def _label(record: Exceedance | Spectrum) -> str:
+    return capitalised(VARIABLES[record.pollutant].long_name)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)

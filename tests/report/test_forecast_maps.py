@@ -8,7 +8,7 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.inference.load import LoadedRun, load_run
-from aqtopo.report.case import load_case, most_polluted_time
+from aqtopo.report.forecast_maps import load_case, most_polluted_time
 
 
 @pytest.fixture

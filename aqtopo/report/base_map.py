@@ -1,4 +1,4 @@
-"""What every map shares: shaded relief, and as SVG paths contours, coast, cities, degrees."""
+"""Base map: projection, shaded relief, contours, coast, cities, and wind arrows."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,75 @@ from contourpy import contour_generator
 from matplotlib.colors import LightSource
 from PIL import Image
 
-from aqtopo.report.canvas import WIDTH, Canvas
 from aqtopo.report.images import png_uri
 
 FloatArray = npt.NDArray[np.floating[Any]]
+
+WIDTH = 1000.0
+"""Width of every map in its own drawing units; the browser scales it to the window."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The map of one grid, north on top whichever way the latitude axis runs.
+
+    Attributes:
+        lat: (H,) cell centres [degrees north], ascending or descending, evenly spaced.
+        lon: (W,) cell centres [degrees east], ascending, evenly spaced.
+    """
+
+    lat: FloatArray
+    lon: FloatArray
+
+    @property
+    def aspect(self) -> float:
+        """Width over height; a degree of longitude is shortened by the cosine of the middle latitude."""
+        middle = math.radians(float(np.mean(self.lat)))
+        return float(len(self.lon) * self._lon_step * math.cos(middle) / (len(self.lat) * self._lat_step))
+
+    @property
+    def height(self) -> float:
+        """Height in drawing units."""
+        return WIDTH / self.aspect
+
+    @property
+    def cell_size_m(self) -> tuple[float, float]:
+        """Height and width of a cell [m] at the middle latitude, on a sphere of 6371 km."""
+        degree = math.pi * 6.371e6 / 180.0
+        shrink = math.cos(math.radians(float(np.mean(self.lat))))
+        return self._lat_step * degree, self._lon_step * degree * shrink
+
+    @property
+    def x(self) -> FloatArray:
+        """(W,) drawing positions of the columns."""
+        return (np.arange(len(self.lon)) + 0.5) * WIDTH / len(self.lon)
+
+    @property
+    def y(self) -> FloatArray:
+        """(H,) drawing positions of rows that were put north-up, counted from the top."""
+        return (np.arange(len(self.lat)) + 0.5) * self.height / len(self.lat)
+
+    def north_up(self, field: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Turn (H, W) so that the first row is the northernmost."""
+        return field[::-1] if self.lat[0] < self.lat[-1] else field
+
+    def place(self, lat: float, lon: float) -> tuple[float, float] | None:
+        """Drawing position of a point, or None outside the map."""
+        north = float(np.max(self.lat)) + self._lat_step / 2
+        west = float(np.min(self.lon)) - self._lon_step / 2
+        x = (lon - west) / (len(self.lon) * self._lon_step) * WIDTH
+        y = (north - lat) / (len(self.lat) * self._lat_step) * self.height
+        inside = 0.0 <= x <= WIDTH and 0.0 <= y <= self.height
+        return (x, y) if inside else None
+
+    @property
+    def _lat_step(self) -> float:
+        return float(abs(self.lat[-1] - self.lat[0])) / (len(self.lat) - 1)
+
+    @property
+    def _lon_step(self) -> float:
+        return float(abs(self.lon[-1] - self.lon[0])) / (len(self.lon) - 1)
+
 
 CONTOUR_LEVELS_M = (500.0, 1500.0, 3000.0, 4500.0)
 
@@ -157,3 +222,76 @@ def _round_degrees(centres: FloatArray) -> range:
     low, high = float(np.min(centres)), float(np.max(centres))
     step = next(step for step in (1, 2, 5, 10, 20, 30, 60) if (high - low) / step <= 7)
     return range(math.ceil((low + step / 4) / step) * step, math.floor(high - step / 4) + 1, step)
+
+
+_ARROWS_ACROSS = 16
+_HEAD = 13.0
+"""Longest barb of an arrow, in drawing units."""
+
+
+@dataclass(frozen=True)
+class Wind:
+    """Arrows that point where the air moves.
+
+    Attributes:
+        paths: an SVG path a time; empty where the data have no wind.
+        ten_metres_per_second: length of 10 m/s in drawing units, the same in all of them.
+    """
+
+    paths: tuple[str, ...]
+    ten_metres_per_second: float
+
+
+def draw_wind(canvas: Canvas, wind_T2HW: FloatArray) -> Wind:
+    """Draw block means of the wind.
+
+    Args:
+        canvas: the grid.
+        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where there is none.
+    """
+    block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
+    means = [
+        tuple(_block_means(canvas.north_up(component), block) for component in wind_2HW)
+        for wind_2HW in wind_T2HW
+    ]
+    speeds = np.concatenate([np.hypot(u, v).ravel() for u, v in means])
+    known = speeds[np.isfinite(speeds)]
+    typical = float(np.percentile(known, 95)) if known.size else 0.0
+    scale = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
+    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
+    return Wind(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
+
+
+def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str:
+    places = np.argwhere(np.isfinite(dx) & np.isfinite(dy))
+    return "".join(_arrow(x[column], y[row], dx[row, column], dy[row, column]) for row, column in places)
+
+
+def _arrow(x: float, y: float, dx: float, dy: float) -> str:
+    """A shaft centred on (x, y) and two barbs at its tip."""
+    length = math.hypot(dx, dy)
+    if length < 1.0:
+        return ""
+    head = min(0.4 * length, _HEAD)
+    tip_x, tip_y = x + dx / 2, y + dy / 2
+    angle = math.atan2(dy, dx)
+    left, right = (
+        (tip_x - head * math.cos(angle + turn), tip_y - head * math.sin(angle + turn)) for turn in (0.5, -0.5)
+    )
+    return (
+        f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
+        f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
+    )
+
+
+def _block_means(field: FloatArray, block: int) -> FloatArray:
+    rows, columns = (size // block for size in field.shape)
+    whole = field[: rows * block, : columns * block].astype(np.float64)
+    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
+    return means
+
+
+def _block_centres(positions: FloatArray, block: int) -> FloatArray:
+    whole = positions[: len(positions) // block * block]
+    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
+    return centres

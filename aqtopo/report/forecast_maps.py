@@ -1,7 +1,4 @@
-"""The one forecast that the page shows as maps: which initial time, and what was forecast and what came.
-
-Shapes: K horizon, C pollutant, H x W grid.
-"""
+"""Maps of one forecast beside the truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +14,9 @@ from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.inference.forecast import channel_indices, forecast, truth_for
 from aqtopo.inference.load import LoadedRun
+from aqtopo.report.base_map import Canvas
+from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, spoken_time
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -132,3 +132,128 @@ def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray
     """(K, C, H, W), NaN where nothing is scored."""
     values = np.stack([dataset[name].values for name in pollutants], axis=1)
     return np.where(scored, values, np.nan)
+
+
+@dataclass(frozen=True)
+class Map:
+    """One map: its title, its layer, and the same in words."""
+
+    title: str
+    note: str
+    layer: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Forecast and truth of one pollutant at one horizon.
+
+    Attributes:
+        horizon_h: lead time [h].
+        valid_time: the hour that is forecast.
+        maps: forecast, truth, difference.
+        errors: RMSE of this one map, of the model and of persistence, as text.
+    """
+
+    horizon_h: int
+    valid_time: str
+    maps: tuple[Map, Map, Map]
+    errors: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Pollutant:
+    """All maps of one pollutant, on two scales that they share.
+
+    Attributes:
+        name: short name.
+        label: what readers call it.
+        units: as people write them.
+        scale: colours of concentrations.
+        difference: colours of forecast minus truth.
+        initial: the map at the initial time.
+        verifications: one a horizon.
+    """
+
+    name: str
+    label: str
+    units: str
+    scale: Scale
+    difference: Scale
+    initial: Map
+    verifications: tuple[Verification, ...]
+
+
+def draw_pollutants(case: Case, canvas: Canvas) -> tuple[Pollutant, ...]:
+    """Draw every map of a case."""
+    return tuple(_draw(case, canvas, c) for c in range(len(case.pollutants)))
+
+
+def _draw(case: Case, canvas: Canvas, c: int) -> Pollutant:
+    variable = VARIABLES[case.pollutants[c]]
+    # The forecast has no say in the scale of concentrations: a wild one must look wild.
+    scale = concentration_scale([case.initial[c], *case.truth[:, c]])
+    difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
+    return Pollutant(
+        variable.name,
+        capitalised(variable.long_name),
+        pretty_units(variable.units),
+        scale,
+        difference,
+        Map(
+            f"At the start, {spoken_time(case.init_time)}",
+            _mean_note(case.initial[c], variable.units),
+            scale.layer(canvas.north_up(case.initial[c])),
+            f"Map of {variable.long_name} at the initial time, with wind arrows.",
+        ),
+        tuple(_verify(case, canvas, c, k, scale, difference) for k in range(len(case.horizons_h))),
+    )
+
+
+def _verify(case: Case, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale) -> Verification:
+    forecast, truth = case.forecast[k, c], case.truth[k, c]
+    horizon = case.horizons_h[k]
+    variable = VARIABLES[case.pollutants[c]]
+    what = f"{variable.long_name}, {horizon} h ahead"
+    model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
+    return Verification(
+        horizon,
+        spoken_time(case.init_time + np.timedelta64(horizon, "h")),
+        (
+            Map(
+                f"Forecast, +{horizon} h",
+                _mean_note(forecast, variable.units),
+                scale.layer(canvas.north_up(forecast)),
+                f"Map of the forecast of {what}.",
+            ),
+            Map(
+                "Truth",
+                _mean_note(truth, variable.units),
+                scale.layer(canvas.north_up(truth)),
+                f"Map of the truth for {what}.",
+            ),
+            Map(
+                "Forecast minus truth",
+                _mean_note(forecast - truth, variable.units, signed=True),
+                difference.layer(canvas.north_up(forecast - truth)),
+                f"Map of forecast minus truth for {what}: red too high, blue too low.",
+            ),
+        ),
+        (model, persistence),
+    )
+
+
+def _rmse(forecast: FloatArray, truth: FloatArray) -> float:
+    """Root mean squared error over the cells where both are known, NaN without any."""
+    squares = np.square(forecast.astype(np.float64) - truth)
+    known = squares[np.isfinite(squares)]
+    return float(np.sqrt(known.mean())) if known.size else float("nan")
+
+
+def _mean_note(field: FloatArray, units: str, signed: bool = False) -> str:
+    known = field[np.isfinite(field)]
+    if not known.size:
+        return "no data"
+    mean = float(known.mean(dtype=np.float64))
+    text = round_together((mean,))[0]
+    return f"mean {plus(text) if signed else text} {pretty_units(units)}"

@@ -1,18 +1,14 @@
-"""What an ablation found, as its page shows it: variants, and differences with drawn intervals.
-
-Everything comes from `results.json`, which `aqtopo ablate` writes.
-"""
+"""Tables and interval drawings of an ablation's page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from aqtopo.ablation import results_file
-from aqtopo.ablation.results_file import ABLATION_FILE, OVERALL, RESULTS_FILE, VAL_LOSS, Numbers, Results
-from aqtopo.report.maps import Scale
-from aqtopo.report.scoreboard import capitalised, plus, rounded
+from aqtopo.ablation.results_file import OVERALL, VAL_LOSS, Numbers, Results
+from aqtopo.report.images import Scale
+from aqtopo.report.text import capitalised, plus, rounded
 from aqtopo.variables import VARIABLES
 
 _DASH = "\N{EN DASH}"
@@ -95,11 +91,6 @@ class Overview:
 
     ticks: Ticks
     changes: tuple[tuple[str, Change], ...]
-
-
-def is_ablation(folder: Path) -> bool:
-    """Whether `aqtopo ablate` made a folder, finished or not."""
-    return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))
 
 
 def trained(content: Results) -> tuple[Trained, ...]:

@@ -1,12 +1,10 @@
-"""Named parts of the domain."""
-
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from aqtopo.data import Store, open_store
-from aqtopo.evaluation.areas import BANDS, REGIONS, Region, areas_of, parse_region
+from aqtopo.evaluation.points import BANDS, REGIONS, Region, areas_of, parse_region
 
 
 @pytest.fixture

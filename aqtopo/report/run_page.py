@@ -1,7 +1,4 @@
-"""`report.html`: one self-contained page about a run. Gathers the parts and fills the template.
-
-The template escapes all that it is given; only this package's own style sheet and script pass as they are.
-"""
+"""Report page of a run."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -21,25 +18,24 @@ from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import REFERENCES
-from aqtopo.evaluation.score_file import read_score_file, scores_from_file
-from aqtopo.evaluation.score_record import Scores
-from aqtopo.evaluation.table import summary
+from aqtopo.evaluation.points import REFERENCES
+from aqtopo.evaluation.results import Scores, read_score_file, scores_from_file
+from aqtopo.evaluation.tables import summary
 from aqtopo.inference.load import LoadedRun, load_run
-from aqtopo.report.alphas import alpha_curve, alpha_sentence, preference_rows, read_alphas
-from aqtopo.report.attention import look
-from aqtopo.report.breakdown import break_down
-from aqtopo.report.canvas import Canvas
-from aqtopo.report.case import Case, load_case
-from aqtopo.report.curves import loss_curve, lr_curve
-from aqtopo.report.days import alarms, no_alarms, sharpness
-from aqtopo.report.history import History, read_history
-from aqtopo.report.panels import Pollutant, draw_pollutants, spoken_time
-from aqtopo.report.places import Place
-from aqtopo.report.scoreboard import Scoreboard, score_board
+from aqtopo.report.attention import Place, look
+from aqtopo.report.base_map import CONTOUR_LEVELS_M, Canvas, draw_terrain, draw_wind
+from aqtopo.report.curves import alpha_curve, loss_curve, lr_curve
+from aqtopo.report.forecast_maps import Case, Pollutant, draw_pollutants, load_case
+from aqtopo.report.history import (
+    History,
+    alpha_sentence,
+    preference_rows,
+    read_alphas,
+    read_history,
+)
+from aqtopo.report.score_tables import Scoreboard, alarms, break_down, no_alarms, score_board, sharpness
 from aqtopo.report.stations import SKILL_SCALE, StationPollutant, station_scores
-from aqtopo.report.terrain import CONTOUR_LEVELS_M, draw_terrain
-from aqtopo.report.wind import draw_wind
+from aqtopo.report.text import spoken_time
 
 REPORT_FILE = "report.html"
 

@@ -9,8 +9,7 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.results import write_tables
-from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.results import write_scores, write_tables
 from aqtopo.inference.load import load_run
 from aqtopo.report import write_report
 
