@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from aqtopo.ablation.factors import Factor, Variant, spelled, variants
-from aqtopo.ablation.results_file import ABLATION_FILE, CONFIGS, RUNS, numbered
+from aqtopo.ablation.results_file import ABLATION_FILE, CONFIGS, RUNS, training_numbers
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
@@ -104,7 +104,7 @@ def plan_ablation(
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
     trials: list[Trial] = []
-    known = numbered(out)
+    known = training_numbers(out)
     free = itertools.count(1 + max(known.values(), default=-1))
     for seed in chosen:
         for variant in combinations:

@@ -29,11 +29,11 @@ VAL_LOSS = "val_loss"
 
 NOT_SHOWN = "no difference shown"
 
-Numbers = tuple[float | None, ...]
+SeedValues = tuple[float | None, ...]
 """One a seed."""
 
 
-def sums_up(score: str) -> bool:
+def is_summary(score: str) -> bool:
     """Whether a score is of all pollutants and horizons, not of one pair of them."""
     return score == VAL_LOSS or score.split()[:1] == [OVERALL]
 
@@ -45,24 +45,24 @@ def verdict(change: float | None, shown: bool) -> str:
     return "better" if change < 0 else "worse"
 
 
-class Compared(Record):
+class VariantResult(Record):
     """One variant, trained with every seed."""
 
     variant: str
     """What it is, for people."""
     folder: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
     """Holds its run directories, below `runs`."""
-    val_loss: Numbers
+    val_loss: SeedValues
     """Lowest validation losses."""
-    overall_rmse: Numbers
+    overall_rmse: SeedValues
     """Of the test years [deviations of the training years]."""
-    alpha: Numbers
+    alpha: SeedValues
     """Mean barrier strengths that were learnt [km-1]."""
-    rmse: dict[str, Numbers] = Field(default_factory=dict)
+    rmse: dict[str, SeedValues] = Field(default_factory=dict)
     """By pollutant and horizon, in the pollutant's units."""
 
 
-class Change(Record):
+class ScoreChange(Record):
     """How one score differs in one contrast [per cent]; bounds are of 95% intervals, null where unknown."""
 
     contrast: str
@@ -83,9 +83,9 @@ class Change(Record):
     """Whether both intervals lie on the same side of zero."""
 
     @property
-    def sums_up(self) -> bool:
+    def is_summary(self) -> bool:
         """As the function, of its own score."""
-        return sums_up(self.score)
+        return is_summary(self.score)
 
     @property
     def verdict(self) -> str:
@@ -131,9 +131,9 @@ class Results(Record):
     """Of the trainings of each variant."""
     starts: str
     """What the variants had in common before the first step."""
-    variants: Annotated[tuple[Compared, ...], Field(min_length=1)]
+    variants: Annotated[tuple[VariantResult, ...], Field(min_length=1)]
     """The last one is the baseline."""
-    changes: Annotated[tuple[Change, ...], Field(min_length=1)]
+    changes: Annotated[tuple[ScoreChange, ...], Field(min_length=1)]
     """Every score of every contrast."""
     created: Time
     """When the comparison was made."""
@@ -160,7 +160,7 @@ def _gaps(results: Results) -> Iterator[Problem]:
     wanted = [(contrast, score) for contrast in contrasts for score in (scores | {OVERALL: None})]
     if sorted(found) != sorted(wanted):
         yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each other score once a contrast")
-    pairs = {change.pair for change in results.changes if not change.sums_up}
+    pairs = {change.pair for change in results.changes if not change.is_summary}
     pollutants, horizons = ({pair[side] for pair in pairs} for side in (0, 1))
     if len(pairs) != len(pollutants) * len(horizons) or not pollutants <= VARIABLES.keys():
         yield Problem(("changes",), len(found), "must have known pollutants, each at the same horizons")
@@ -177,7 +177,7 @@ def read_results(folder: Path) -> Results:
     return read_record(path, Results, f"{again}: it keeps what is trained, and goes on where it was.")
 
 
-def numbered(folder: Path) -> dict[tuple[str, str], int]:
+def training_numbers(folder: Path) -> dict[tuple[str, str], int]:
     """The numbers that an ablation's trainings have, by variant's folder and name of the run directory.
 
     Jobs that wait in a queue know of their training nothing but its number, so that stays what it is.

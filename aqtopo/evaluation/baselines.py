@@ -1,4 +1,8 @@
-"""Baselines: persistence and climatology."""
+"""Baselines: persistence and climatology.
+
+Shapes: B initial time, K horizon, C pollutant, H x W grid, N annual harmonics. Values are in physical units,
+NaN where missing.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,14 +21,14 @@ from aqtopo.inference.forecast import channel_indices
 def persistence(
     store: Store, pollutants: Sequence[str], init_times: Hours, horizons: int
 ) -> NDArray[np.float32]:
-    """The fields of the initial times, unchanged at each of so many horizons: (B, K, C, H, W)."""
+    """Return the fields of the initial times, repeated at each horizon: (B, K, C, H, W)."""
     channels = channel_indices(store, pollutants)
     initial = np.stack([store.read(index)[channels] for index in store.locate(init_times)])
     return np.broadcast_to(initial[:, None], (len(initial), horizons, *initial.shape[1:]))
 
 
 HOURS_A_DAY = 24
-MOST_HARMONICS = 2
+MAX_HARMONICS = 2
 DAYS_A_YEAR = 365.2425
 
 Values = NDArray[np.float64]
@@ -32,12 +36,18 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Climatology:
-    """The usual value of every cell by hour of the day and time of the year.
+    """Hourly climatology with annual harmonics, cell by cell.
+
+    At every hour of the day (UTC) a constant and annual harmonics are fitted to a cell's values by least
+    squares. Averages by calendar day would use as many values as there are years, four in the real data, and
+    be noisy. There are as many harmonics as training years, at most two: fitted to a single year, the second
+    one increased every RMSE on simulated data. Fewer are used, down to none, if the training years miss
+    whole seasons.
 
     Attributes:
-        mean: (24, C, H, W) over the year; NaN in cells that never had a value at that hour.
-        cycle: (2N, 24, C, H, W), what is multiplied with `annual_waves`.
-        years: the calendar years it was made from.
+        mean: (24, C, H, W) over the year; NaN in cells without a value at that hour.
+        cycle: (2N, 24, C, H, W), coefficients of `annual_waves`.
+        years: the calendar years of the fit.
     """
 
     mean: NDArray[np.float32]
@@ -46,19 +56,19 @@ class Climatology:
 
     @property
     def harmonics(self) -> int:
-        """N: 0 if it is the same all year round."""
+        """Number of harmonics N; 0 if the climatology is constant over the year."""
         return len(self.cycle) // 2
 
     @property
     def described(self) -> str:
-        """In words, for those who read scores."""
+        """Description for readers of the scores."""
         by_year = (
             f" and {self.harmonics} annual harmonic(s)" if self.harmonics else ", the same all year round"
         )
         return f"mean by hour of the day (UTC){by_year}, fitted over {', '.join(map(str, self.years))}"
 
     def at(self, times: Hours) -> NDArray[np.float32]:
-        """The fields for valid times of any shape (...): (..., C, H, W)."""
+        """Return the fields (..., C, H, W) at valid times (...)."""
         hours, waves = hour_of_day(times), annual_waves(times, self.harmonics)
         values: NDArray[np.float32] = self.mean[hours]
         for wave, part in enumerate(self.cycle):
@@ -67,18 +77,18 @@ class Climatology:
 
 
 def hour_of_day(times: Hours) -> NDArray[np.int64]:
-    """The hour, 0 to 23 UTC, of times with the resolution of an hour."""
+    """Return the hour of the day, 0 to 23 UTC."""
     return times.astype("datetime64[h]").astype(np.int64) % HOURS_A_DAY
 
 
 def annual_waves(times: Hours, harmonics: int) -> Values:
-    """Cosine and sine of each annual harmonic at times of any shape (...): (..., 2N)."""
+    """Return cosine and sine of each annual harmonic, (..., 2N), at times (...)."""
     turns = (times.astype("datetime64[h]").astype(np.int64) / HOURS_A_DAY / DAYS_A_YEAR)[..., None]
     angles = 2.0 * np.pi * turns * np.arange(1, harmonics + 1)
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(*times.shape, 2 * harmonics)
 
 
-def climatology_of(
+def fit_climatology(
     store: Store,
     pollutants: Sequence[str],
     years: Sequence[int],
@@ -87,9 +97,9 @@ def climatology_of(
 ) -> Climatology:
     """Fit each pollutant over all hours of the calendar years.
 
-    One pass, which the processes share, a shard (a day) in memory at a time, sums in float64: 0.4 GB on the
-    grid of 128 x 256. A value that is missing in some cell counts for the annual cycle as the mean of its
-    hour, so that one small matrix serves all cells; hours that are missing as a whole are left out.
+    The processes share one pass over the shards (days). The float64 sums take 0.4 GB on the grid of 128 x
+    256. For the annual cycle, a value that is missing in some cells counts as the mean of its hour, so that
+    one small matrix serves all cells; hours that are missing in all cells are skipped.
 
     Raises:
         ValueError: the store has no hour in the years, or a shard cannot be read.
@@ -98,7 +108,7 @@ def climatology_of(
     if not ranges:
         raise ValueError(
             f"the store {store.path} has no hour in the training years {', '.join(map(str, years))}, so "
-            "there is no climatology to compare with. Score the run on the store that it was trained on."
+            "no climatology can be fitted. Score the run on the store that it was trained on."
         )
     times = np.concatenate([store.times[first:last] for first, last in ranges])
     sums = _Sums(_harmonics_for(times), (len(pollutants), len(store.lat), len(store.lon)))
@@ -114,15 +124,15 @@ def climatology_of(
 
 
 def _harmonics_for(times: Hours) -> int:
-    """As many harmonics as years, of which a quarter of a wave is longer than the longest gap of the year."""
+    """Return the number of years, limited so that a quarter wave exceeds the longest gap of the year."""
     years = np.unique(times.astype("datetime64[Y]")).size
     days = np.unique(times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(np.int64)
     longest_gap = np.diff(days, append=days[0] + 365).max()
-    return int(min(years, MOST_HARMONICS, DAYS_A_YEAR / 4.0 // longest_gap))
+    return int(min(years, MAX_HARMONICS, DAYS_A_YEAR / 4.0 // longest_gap))
 
 
 class _Sums:
-    """What the fit needs, by hour of the day and cell: sums of values, waves and their products."""
+    """Sums by hour of the day and cell for the fit: values, waves and their products."""
 
     def __init__(self, harmonics: int, shape: tuple[int, ...]) -> None:
         self._harmonics = harmonics
@@ -144,13 +154,13 @@ class _Sums:
                 products[hour] += height * values
 
     def added_up(self, ranks: Ranks) -> "_Sums":
-        """The sums of all processes."""
+        """Sum over all processes."""
         for array in (self._count, self._values, self._waves, self._products):
             array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
         return self
 
     def fit(self, times: Hours) -> tuple[Values, Values]:
-        """Annual means (24, C, H, W) and cycles (2N, 24, C, H, W) from the sums over `times`."""
+        """Return annual means (24, C, H, W) and cycles (2N, 24, C, H, W) from the sums over `times`."""
         known = np.where(self._count > 0, self._count, np.nan)
         mean = self._values / known
         covariances = self._products - mean * self._waves
@@ -161,6 +171,6 @@ class _Sums:
             deviations = own - own.mean(axis=0)
             inverse = np.linalg.pinv(deviations.T @ deviations)
             cycle[:, hour] = np.tensordot(inverse, covariances[:, hour], axes=1)
-            # So far the mean of the hours that are there; the year's is that of waves whose mean is zero.
+            # Mean over the whole year, in which the waves have mean zero, instead of over the hours present.
             mean[hour] -= np.tensordot(own.mean(axis=0), cycle[:, hour], axes=1)
         return mean, cycle

@@ -1,4 +1,8 @@
-"""Scored points of a batch, and the areas that scores are computed for."""
+"""Scored points of a batch, and the areas that scores are computed for.
+
+Shapes: B initial time, K horizon, C pollutant, A area, H x W grid. Values are in physical units, NaN where
+missing.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +23,20 @@ PERSISTENCE = "persistence"
 CLIMATOLOGY = "climatology"
 REFERENCES = (PERSISTENCE, CLIMATOLOGY)
 FORECASTS = (MODEL, *REFERENCES)
-"""What is always scored, in the order of every table: the model, then what it has to beat."""
+"""Forecasts that are always scored, in the order of every table: the model, then its baselines."""
 
 
 @dataclass(frozen=True, eq=False)
-class Cases:
-    """Forecasts of some initial times, scored at the points at which every one of them has a value.
+class ScoredBatch:
+    """Forecasts from some initial times, scored where all of them have a value.
 
     Attributes:
         init_times: (B,) UTC.
         valid_times: (B, K) UTC.
         forecasts: (B, K, C, H, W) by name, the model first, climatology among them.
         truth: (B, K, C, H, W).
-        scored: (B, K, C, H, W), the points that count.
-        left_out: (B, K, C, H, W), points with a truth where some reference has no value.
+        scored: (B, K, C, H, W), the scored points.
+        left_out: (B, K, C, H, W), points with a truth where a baseline has no value.
     """
 
     init_times: Hours
@@ -43,27 +47,27 @@ class Cases:
     left_out: BoolArray
 
 
-def make_cases(
+def make_scored_batch(
     init_times: Hours,
     horizons_h: Sequence[int],
     pollutants: Sequence[str],
     forecasts: Mapping[str, FloatArray],
     truth: FloatArray,
     wanted: BoolArray,
-) -> Cases:
-    """Find the points that count.
+) -> ScoredBatch:
+    """Select the points that are scored.
 
     Args:
         init_times: (B,) UTC.
         horizons_h: K lead times [h].
         pollutants: C short names.
-        forecasts: (B, K, C, H, W) in physical units, by name; `MODEL` must be there.
+        forecasts: (B, K, C, H, W) in physical units, by name, `MODEL` among them.
         truth: (B, K, C, H, W) in the same units.
         wanted: (B, K, C, H, W), true where a score is wanted; points without a finite truth are skipped.
 
     Raises:
-        FloatingPointError: the model has no finite value at a point that has a truth: such a forecast is
-            broken, and leaving the point out would flatter it.
+        FloatingPointError: the model is not finite at a point that has a truth. Skipping the point would
+            improve the score of a broken forecast.
     """
     assert truth.shape == wanted.shape, "one flag for each truth value"
     due = wanted & np.isfinite(truth)
@@ -71,7 +75,7 @@ def make_cases(
     if broken.any():
         _, horizon, pollutant, _, _ = np.argwhere(broken)[0]
         raise FloatingPointError(
-            f"the model's forecast is not finite at {int(broken.sum())} points where the truth is known, "
+            f"the model's forecast is not finite at {int(broken.sum())} points with a known truth, "
             f"{pollutants[pollutant]} at {horizons_h[horizon]} h among them; its weights have diverged: "
             "evaluate another tag, or lower the learning rate and train again"
         )
@@ -79,11 +83,11 @@ def make_cases(
     for values in forecasts.values():
         scored &= np.isfinite(values)
     valid_times = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return Cases(init_times, valid_times, forecasts, truth, scored, due & ~scored)
+    return ScoredBatch(init_times, valid_times, forecasts, truth, scored, due & ~scored)
 
 
 WHOLE = "all"
-"""The name of the area that holds every cell."""
+"""Name of the area that holds every cell."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ BANDS = (
     Band("mountains", 1500.0, 3000.0),
     Band("plateau", 3000.0, np.inf),
 )
-"""Bands by the height of the cell, which says nothing about how steep it is there.
+"""Elevation bands; the slope inside a cell does not matter.
 
 The limits follow the three steps of China's relief (Zhao Songqiao, Physical Geography of China, 1986): the
 eastern lowlands below 500 m, the middle step mostly at 1000 to 2000 m, the plateau of Qinghai and Tibet
@@ -114,10 +118,10 @@ class Region:
     """Cells whose centres lie in a box, its edges included.
 
     Attributes:
-        name: what tables call it.
+        name: label in tables.
         south: lowest latitude [degrees north].
         north: highest latitude.
-        west: lowest longitude [degrees east], as the store counts them.
+        west: lowest longitude [degrees east], in the store's convention.
         east: highest longitude.
     """
 
@@ -141,15 +145,14 @@ REGIONS = (
     Region("Pearl River Delta", 21.5, 24.0, 112.0, 115.5),
     Region("Sichuan Basin", 28.5, 31.5, 103.5, 107.0),
 )
-"""The clusters of large cities that studies of China's air compare (boxes of Li et al., PNAS 116, 422,
-2019)."""
+"""City clusters that studies of China's air compare (boxes of Li et al., PNAS 116, 422, 2019)."""
 
 
 def parse_region(text: str) -> Region:
-    """A region from `NAME=SOUTH:NORTH,WEST:EAST` in degrees, such as `Sichuan=28.5:31.5,103.5:107`.
+    """Parse a region such as `Sichuan=28.5:31.5,103.5:107` (`NAME=SOUTH:NORTH,WEST:EAST` in degrees).
 
     Raises:
-        ValueError: the text is not of that form, or the box is empty.
+        ValueError: the text has another form, or the box is empty.
     """
     name, equals, box = text.partition("=")
     try:
@@ -160,7 +163,7 @@ def parse_region(text: str) -> Region:
             "Write for example Sichuan=28.5:31.5,103.5:107."
         ) from error
     if not name or not equals or name == WHOLE or name in {band.name for band in BANDS}:
-        raise ValueError(f"the region {text!r} needs a name of its own before the equals sign.")
+        raise ValueError(f"the region {text!r} needs a unique name before the equals sign.")
     return Region(name, south, north, west, east)
 
 
@@ -171,8 +174,8 @@ class Areas:
     Attributes:
         names: of the A areas.
         kinds: `all`, `elevation` or `region`, for each area.
-        cells: (A, H, W), true where a cell belongs to it.
-        empty: names of the bands and regions that have no cell inside the mask, and so no scores.
+        cells: (A, H, W), true where a cell belongs to the area.
+        empty: bands and regions without a cell inside the mask; they have no scores.
     """
 
     names: tuple[str, ...]
@@ -182,14 +185,14 @@ class Areas:
 
 
 def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
-    """The whole domain, the elevation bands and the regions of a store.
+    """Return the whole domain, the elevation bands and the regions of a store.
 
     Args:
-        store: gives elevation, mask and coordinates.
-        regions: boxes that were asked for; None for those of `REGIONS` that lie in the domain.
+        store: provides elevation, mask and coordinates.
+        regions: requested boxes; None for those of `REGIONS` that lie in the domain.
 
     Raises:
-        ValueError: a region that was asked for has no cell inside the mask, or two have the same name.
+        ValueError: a requested region has no cell inside the mask, or two have the same name.
     """
     mask, elevation = store.static["mask"] > 0, store.static["elevation"]
     found: dict[str, tuple[str, NDArray[np.bool_]]] = {
@@ -197,13 +200,13 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
     }
     for region in REGIONS if regions is None else regions:
         if region.name in found:
-            raise ValueError(f"two regions are called {region.name}. Give each a name of its own.")
+            raise ValueError(f"two regions are called {region.name}. Give each a unique name.")
         found[region.name] = ("region", _box(store, region))
         if regions is not None and not (found[region.name][1] & mask).any():
             (south, north), (west, east) = ((axis.min(), axis.max()) for axis in (store.lat, store.lon))
             raise ValueError(
-                f"the region {region.name} holds no cell of {store.path} inside its mask, on a grid from "
-                f"{south:g} to {north:g} N and {west:g} to {east:g} E. Choose a box that does."
+                f"the region {region.name} contains no cell of {store.path} inside its mask; the grid covers "
+                f"{south:g} to {north:g} N and {west:g} to {east:g} E. Choose a box that contains one."
             )
     empty = tuple(name for name, (_, cells) in found.items() if not (cells & mask).any())
     kept = {name: area for name, area in found.items() if name not in empty}

@@ -1,4 +1,10 @@
-"""Files that an evaluation writes: scores.json, scores.zarr and scores_stations.csv."""
+"""Files of an evaluation: scores.json, scores.zarr and scores_stations.csv.
+
+`scores.json` holds the scores for people and programs without xarray: the provenance; `scores`, an entry for
+each pollutant and horizon; `strata`, the same by season, hour and area; `exceedances` and `spectra`, an
+entry for each forecast, pollutant and horizon. Missing values are null. `scores.zarr` has one group per
+table of sums. Scores against another model go to `scores_against_NAME` and leave the run's own unchanged.
+"""
 
 import json
 import math
@@ -17,13 +23,13 @@ from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import FORECASTS, REFERENCES, WHOLE
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.evaluation.spectra import TRUTH
-from aqtopo.inference.forecast_file import write_aside
+from aqtopo.inference.forecast_file import write_atomically
 from aqtopo.variables import VARIABLES
 
 
 def _known(pollutant: str) -> str:
     if pollutant not in VARIABLES:
-        refuse("pollutant", [Problem((), pollutant, "this aqtopo does not know such a pollutant")])
+        refuse("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
     return pollutant
 
 
@@ -31,20 +37,20 @@ Pollutant = Annotated[str, AfterValidator(_known)]
 
 
 class Measures(Record):
-    """One forecast's scores, in the pollutant's units; null without a scored point."""
+    """Scores of one forecast, in the pollutant's units; null without a scored point."""
 
     rmse: float | None
     """Root mean squared error."""
     mae: float | None
     """Mean absolute error."""
     bias: float | None
-    """Mean of forecast less truth."""
+    """Mean of forecast minus truth."""
     acc: float | None
     """Correlation of anomalies from climatology."""
 
 
 class Skill(Record):
-    """1 - RMSE of the model / RMSE of each reference; null where it cannot be known."""
+    """1 - RMSE of the model / RMSE of each reference; null if undefined."""
 
     persistence: float | None
     """Against persistence."""
@@ -52,94 +58,94 @@ class Skill(Record):
     """Against climatology."""
 
 
-class Entry(Record):
-    """One pollutant at one horizon."""
+class PairScores(Record):
+    """Scores of one pollutant at one horizon."""
 
     pollutant: Pollutant
     """Its short name."""
     horizon_h: Positive
-    """Hours ahead."""
+    """Lead time [h]."""
     units: str
-    """Of the pollutant."""
+    """Units of the pollutant."""
     count: NonNegative
-    """Points that were scored."""
+    """Scored points."""
     left_out: NonNegative
-    """Points with a truth where some reference has no value."""
+    """Points with a truth where a baseline has no value."""
     model: Measures
     """The model's scores."""
     persistence: Measures
-    """Those of persistence."""
+    """Scores of persistence."""
     climatology: Measures
-    """Those of climatology."""
+    """Scores of climatology."""
     skill: Skill
-    """What the model is worth beside the references."""
+    """Skill of the model against both."""
 
 
 class Exceedance(Record):
-    """How one forecast tells the days above a limit."""
+    """Counts of one forecast for days above a limit."""
 
     forecast: str
-    """Whose."""
+    """Name of the forecast."""
     pollutant: Pollutant
-    """Of what."""
+    """Short name."""
     horizon: Positive
-    """Hours ahead."""
+    """Lead time [h]."""
     limit: float
-    """Of the 24-hour mean [ug m-3]."""
+    """Limit of the 24-hour mean [ug m-3]."""
     hits: NonNegative
-    """Days and cells above the limit that were forecast so."""
+    """Days and cells above the limit, forecast above it."""
     misses: NonNegative
-    """Those that were not."""
+    """Days and cells above the limit, forecast below it."""
     false_alarms: NonNegative
-    """Those that were forecast and did not come."""
+    """Days and cells below the limit, forecast above it."""
     correct_negatives: NonNegative
-    """Those that were neither forecast nor came."""
+    """Days and cells below the limit, forecast below it."""
     csi: float | None
     """Critical success index."""
 
 
 class Spectrum(Record):
-    """How fine the structure of one forecast is."""
+    """Spectral scores of one forecast."""
 
     forecast: str
-    """Whose."""
+    """Name of the forecast."""
     pollutant: Pollutant
-    """Of what."""
+    """Short name."""
     horizon: Positive
-    """Hours ahead."""
+    """Lead time [h]."""
     resolved_km: float | None
     """Shortest wavelength down to which it has at least half of the truth's power [km]."""
     short_waves: float | None
-    """Its power over the shortest third of the wavelengths, as a share of the truth's."""
+    """Its power over the shortest third of the wavelengths, divided by the truth's."""
 
 
-class Scores(Record):
-    """The file."""
+class ScoreRecord(Record):
+    """Content of `scores.json`."""
 
     format_version: Literal[2]
-    """Must be 2, which this aqtopo writes."""
+    """Format of the file; must be 2."""
     run: str
     """Name of the run."""
     tag: str
     """The saved state that was scored."""
     split: Literal["validation", "test"]
-    """Which part of the data."""
+    """Scored split."""
     years: tuple[int, ...]
-    """Its years."""
+    """Years of the split."""
     initialisations: Positive
-    """How many forecasts were scored."""
+    """Number of scored forecasts."""
     first_init: Time
-    """Start of the first of them."""
+    """First initial time."""
     last_init: Time
-    """Start of the last of them."""
-    scores: Annotated[tuple[Entry, ...], Field(min_length=1)]
-    """Every pollutant at every horizon, over all of the data."""
-    strata: dict[str, dict[str, tuple[Entry, ...]]]
-    """The same by season, hour and area."""
+    """Last initial time."""
+    scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]
+    """Scores of every pollutant at every horizon, over the whole split."""
+    strata: dict[str, dict[str, tuple[PairScores, ...]]]
+    """Scores by season, hour and area."""
     exceedances: tuple[Exceedance, ...] = ()
     """Days above limits."""
     spectra: tuple[Spectrum, ...] = ()
-    """How fine the forecasts' structure is."""
+    """Spectral scores."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -147,8 +153,8 @@ class Scores(Record):
         return self
 
 
-def _gaps(scores: Scores) -> Iterator[Problem]:
-    """What a table that is complete would have."""
+def _gaps(scores: ScoreRecord) -> Iterator[Problem]:
+    """Yield the incomplete parts."""
     found = [(entry.pollutant, entry.horizon_h) for entry in scores.scores]
     pollutants, horizons = (dict.fromkeys(names) for names in zip(*found, strict=True))
     if sorted(found) != sorted((pollutant, horizon) for pollutant in pollutants for horizon in horizons):
@@ -176,17 +182,17 @@ _COUNTS = ("count", "left_out")
 _NOT_ATTRIBUTES = {"format_version", "summary", "scores", "strata", "exceedances", "spectra"}
 
 
-def scores_as_json(
+def scores_to_json(
     scores: xr.Dataset,
     strata: Mapping[str, xr.Dataset] | None = None,
     others: Mapping[str, xr.Dataset] | None = None,
 ) -> dict[str, Any]:
-    """What `scores.json` holds.
+    """Return the content of `scores.json`.
 
     Args:
-        scores: over all of the data, (forecast, pollutant, horizon) and (reference, pollutant, horizon).
-        strata: the same with one more dimension, of the stratum's name.
-        others: further tables (forecast, pollutant, horizon), by what they are called in the file.
+        scores: over the whole split, (forecast, pollutant, horizon) and (reference, pollutant, horizon).
+        strata: the same with one more dimension, which has the stratum's name.
+        others: further tables (forecast, pollutant, horizon), by their key in the file.
     """
     wins = count_wins(scores)
     return {
@@ -207,7 +213,7 @@ def scores_as_json(
 
 
 def _records(table: xr.Dataset) -> list[dict[str, Any]]:
-    """A flat entry for every forecast, pollutant and horizon."""
+    """Return a flat entry for every forecast, pollutant and horizon."""
     rows = table.to_dataframe().reset_index().to_dict("records")
     return [
         {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
@@ -216,8 +222,8 @@ def _records(table: xr.Dataset) -> list[dict[str, Any]]:
 
 
 def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:
-    """One entry for every pollutant and horizon of (forecast, pollutant, horizon) scores."""
-    # As plain arrays: selecting each number with xarray takes seconds for the strata.
+    """Return an entry for every pollutant and horizon of (forecast, pollutant, horizon) scores."""
+    # Plain arrays: selecting each number with xarray takes seconds for the strata.
     ordered = scores.transpose("forecast", "reference", "pollutant", "horizon")
     arrays = {str(name): values.values for name, values in ordered.items()}
     forecasts, references = (ordered[axis].values.tolist() for axis in ("forecast", "reference"))
@@ -243,8 +249,8 @@ def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def scores_from_file(content: Scores) -> xr.Dataset:
-    """The dataset that `scores_as_json` was given."""
+def scores_from_record(content: ScoreRecord) -> xr.Dataset:
+    """Return the dataset that `scores_to_json` was given."""
     entries = {(entry.pollutant, entry.horizon_h): entry for entry in content.scores}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
 
@@ -270,7 +276,7 @@ def scores_from_file(content: Scores) -> xr.Dataset:
     )
 
 
-def _dig(entry: Entry, keys: tuple[str, ...]) -> float:
+def _dig(entry: PairScores, keys: tuple[str, ...]) -> float:
     value: Any = entry
     for key in keys:
         value = getattr(value, key)
@@ -284,42 +290,42 @@ def write_scores(
     others: Mapping[str, xr.Dataset] | None = None,
     name: str = SCORES_FILE,
 ) -> Path:
-    """Write `scores.json`, or `name`, into a run directory in place of an older one, never half of it."""
+    """Write `scores.json`, or `name`, into a run directory by atomic rename."""
     path = run_dir / name
-    content = scores_as_json(scores, strata, others)
+    content = scores_to_json(scores, strata, others)
     write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 
 def read_scores(run_dir: Path) -> xr.Dataset:
-    """A run's scores over all of the data.
+    """Read a run's scores over the whole split.
 
     Raises:
         ValueError: as `read_score_file`.
     """
-    return scores_from_file(read_score_file(run_dir))
+    return scores_from_record(read_score_file(run_dir))
 
 
-def read_score_file(run_dir: Path) -> Scores:
-    """Read what a run's `scores.json` holds.
+def read_score_file(run_dir: Path) -> ScoreRecord:
+    """Read a run's `scores.json`.
 
     Raises:
-        ValueError: the run has none, or the file is not one that this version wrote.
+        ValueError: the file is missing, damaged or of another version.
     """
     path = run_dir / SCORES_FILE
     again = " again" if path.exists() else ""
-    return read_record(path, Scores, f"Score the run{again} with `aqtopo evaluate {run_dir}`.")
+    return read_record(path, ScoreRecord, f"Score the run{again} with `aqtopo evaluate {run_dir}`.")
 
 
 SCORES = "scores"
-"""The name of the files of a run's own scores, without suffix."""
+"""Stem of the files of a run's own scores."""
 
 
 def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
-    """Write scores, sums and stations in place of older ones, each aside first, so never half of it.
+    """Write scores, sums and stations, each by atomic rename.
 
     Returns:
-        What was written, `.json` first.
+        The paths written, `.json` first.
 
     Raises:
         ValueError: the run directory cannot be written.
@@ -336,46 +342,46 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(run_dir / f"{stem}_stations.csv")
-        write_aside(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
+        write_atomically(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
     return written
 
 
 def station_frame(by_station: xr.Dataset) -> Any:
-    """Scores by station, a row for each station, pollutant, horizon and forecast, as a pandas DataFrame."""
+    """Return scores by station as a pandas DataFrame, a row for each station, pollutant, horizon and forecast."""
     rows = by_station.drop_vars(["skill", "reference"]).to_dataframe().reset_index()
     first = ["station", "lat", "lon", "pollutant", "units", "horizon", "forecast", "count"]
     return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0")
 
 
 def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SCORES) -> Path:
-    """Write tables into a run directory in place of older ones.
+    """Write tables of sums into a run directory by atomic rename.
 
     Raises:
-        ValueError: the place cannot be written.
+        ValueError: the run directory cannot be written.
     """
     path = run_dir / f"{stem}.zarr"
     tree = xr.DataTree.from_dict({key: _without_fixed_text(table) for key, table in tables.items()})
     layout: dict[str, Any] = {"mode": "w-", "zarr_format": 3, "consolidated": False}
-    write_aside(path, lambda aside: tree.to_zarr(aside, **layout))
+    write_atomically(path, lambda aside: tree.to_zarr(aside, **layout))
     return path
 
 
 def _without_fixed_text(table: xr.Dataset) -> xr.Dataset:
-    """Names as text of any length: zarr v3 has no standard for numpy's text of fixed length."""
+    """Convert names to variable-length text: zarr v3 has no standard for numpy's fixed-length text."""
     fixed = {key: axis.astype(object) for key, axis in table.coords.items() if axis.dtype.kind == "U"}
     return table.assign_coords(fixed)
 
 
 def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
-    """One table, in memory.
+    """Read one table of sums.
 
     Args:
         run_dir: the run directory.
-        table: such as `by_day`; see `aqtopo.evaluation.evaluate.Evaluation.tables`.
+        table: name such as `by_day`, see `aqtopo.evaluation.evaluate.Evaluation.tables`.
         stem: the file's name without its suffix.
 
     Raises:
-        ValueError: the run has not been evaluated, or the table is not there, or damaged.
+        ValueError: the table is missing or damaged.
     """
     path = run_dir / f"{stem}.zarr"
     remedy = f"Score the run with `aqtopo evaluate {run_dir}`."
@@ -384,5 +390,5 @@ def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
         return found.load()
     except (FileNotFoundError, KeyError) as error:
         raise ValueError(f"{path} has no table {table}. {remedy}") from error
-    except (OSError, RuntimeError, ValueError) as error:  # zarr has no error of its own for a damaged chunk
+    except (OSError, RuntimeError, ValueError) as error:  # zarr raises these for a damaged chunk
         raise ValueError(f"the table {table} of {path} cannot be read ({error}). {remedy}") from error

@@ -1,4 +1,12 @@
-"""Error sums of forecasts, and the scores computed from them."""
+"""Error sums of forecasts, and the scores computed from them.
+
+Only float64 sums are kept, by initial day and by hour of the valid time for every area (9 MB for a year with
+nine areas), so the processes share the work and their sums add up. Every cell has the same weight, as in the
+loss.
+
+Shapes: F forecast, B initial time, K horizon, C pollutant, A area, H x W grid.
+The dimension is called `forecast`, not `method`, because xarray's `sel` has an argument of that name.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,25 +18,25 @@ from numpy.typing import NDArray
 
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.evaluation.baselines import HOURS_A_DAY, hour_of_day
-from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, Cases, FloatArray
+from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, FloatArray, ScoredBatch
 
 Values = NDArray[np.float64]
 
 ERRORS = ("squared", "absolute", "signed", "anomaly_squared")
-"""What is summed for every forecast."""
+"""Sums of every forecast."""
 _COUNTS = ("count", "left_out")
 
 
 @dataclass(frozen=True, eq=False)
-class Axes:
-    """What sums are kept for.
+class ScoreAxes:
+    """Axes of the sums.
 
     Attributes:
         forecasts: names, the model first.
         pollutants: short names.
         horizons_h: lead times [h].
         days: (D,) initial days, ascending.
-        areas: where.
+        areas: areas that are scored.
     """
 
     forecasts: tuple[str, ...]
@@ -39,9 +47,9 @@ class Axes:
 
 
 class ErrorSums:
-    """Sums of forecast minus truth, over the points of `Cases`, in bins of initial days and valid hours."""
+    """Sums of forecast minus truth over scored points, in bins of initial days and valid hours."""
 
-    def __init__(self, axes: Axes) -> None:
+    def __init__(self, axes: ScoreAxes) -> None:
         self._axes = axes
         self._weights = axes.areas.cells.reshape(len(axes.areas.names), -1).T.astype(np.float64)
         self._by_day = self._empty(axes.days.size)
@@ -55,56 +63,56 @@ class ErrorSums:
             name: np.zeros((bins, *per_pair)) for name in _COUNTS
         }
 
-    def add(self, cases: Cases) -> None:
+    def add(self, batch: ScoredBatch) -> None:
         """Add a batch."""
-        summed = self._summed(cases)
-        days = np.searchsorted(self._axes.days, cases.init_times.astype("datetime64[D]"))
-        hours = hour_of_day(cases.valid_times)
+        summed = self._summed(batch)
+        days = np.searchsorted(self._axes.days, batch.init_times.astype("datetime64[D]"))
+        hours = hour_of_day(batch.valid_times)
         for name, values in summed.items():
             np.add.at(self._by_day[name], days, values)
             for k in range(hours.shape[1]):
                 # Horizons lie on the third axis from the end in all sums.
                 np.add.at(self._by_hour[name][..., k, :, :], hours[:, k], values[..., k, :, :])
 
-    def _summed(self, cases: Cases) -> dict[str, Values]:
-        """Sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
+    def _summed(self, batch: ScoredBatch) -> dict[str, Values]:
+        """Return sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
         parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
-        usual = cases.forecasts[CLIMATOLOGY]
+        usual = batch.forecasts[CLIMATOLOGY]
         for name in self._axes.forecasts:
-            for term, values in error_terms(cases.forecasts[name], cases.truth, usual, cases.scored):
+            for term, values in error_terms(batch.forecasts[name], batch.truth, usual, batch.scored):
                 parts[term].append(self._over_areas(values))
         summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
         return summed | {
-            "count": self._over_areas(cases.scored.astype(np.float64)),
-            "left_out": self._over_areas(cases.left_out.astype(np.float64)),
+            "count": self._over_areas(batch.scored.astype(np.float64)),
+            "left_out": self._over_areas(batch.left_out.astype(np.float64)),
         }
 
     def _over_areas(self, values: Values) -> Values:
-        """(B, K, C, H, W) to (B, K, C, A)."""
+        """Sum (B, K, C, H, W) over areas to (B, K, C, A)."""
         sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
         return sums
 
-    def add_up(self, ranks: Ranks) -> None:
-        """Add the other processes' sums to these."""
-        add_up((*self._by_day.values(), *self._by_hour.values()), ranks)
+    def all_reduce(self, ranks: Ranks) -> None:
+        """Sum over all processes."""
+        all_reduce((*self._by_day.values(), *self._by_hour.values()), ranks)
 
     def by_day(self) -> xr.Dataset:
-        """Sums by initial day (UTC).
+        """Return the sums by initial day (UTC).
 
         Returns:
             `squared`, `absolute`, `signed` (errors) and `anomaly_squared` (forecast minus climatology), each
-            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units; `count`, the points
-            summed over, the same for every forecast, and `left_out`, points with a truth where a reference
-            has no value, each (day, area, pollutant, horizon).
+            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units; `count`, the number
+            of scored points, and `left_out`, points with a truth where a baseline has no value, each (day,
+            area, pollutant, horizon).
         """
         return self._dataset(self._by_day, "day", self._axes.days.astype("datetime64[ns]"))
 
     def by_hour(self) -> xr.Dataset:
-        """As `by_day`, with the hour of the valid time, 0 to 23 UTC, along `hour` instead of `day`."""
+        """Return the sums of `by_day` by hour of the valid time, 0 to 23 UTC, along `hour`."""
         return self._dataset(self._by_hour, "hour", np.arange(HOURS_A_DAY))
 
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """Both of them by name."""
+        """Return both tables by name."""
         return {"by_day": self.by_day(), "by_hour": self.by_hour()}
 
     def _dataset(self, sums: dict[str, Values], bin_name: str, bins: NDArray[np.generic]) -> xr.Dataset:
@@ -123,7 +131,7 @@ class ErrorSums:
         ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
 
 
-def add_up(arrays: Iterable[Values], ranks: Ranks) -> None:
+def all_reduce(arrays: Iterable[Values], ranks: Ranks) -> None:
     """Replace arrays by their sums over all processes."""
     for array in arrays:
         array[...] = ranks.add_up(torch.from_numpy(array)).numpy()
@@ -132,7 +140,7 @@ def add_up(arrays: Iterable[Values], ranks: Ranks) -> None:
 def error_terms(
     forecast: FloatArray, truth: FloatArray, climatology: FloatArray, scored: BoolArray
 ) -> Iterator[tuple[str, Values]]:
-    """What is summed of a forecast: arrays like `truth`, 0 where not scored, with their names in `ERRORS`."""
+    """Yield the names in `ERRORS` with arrays like `truth`, 0 where not scored."""
     error = _difference(forecast, truth, scored)
     yield "signed", error
     yield "absolute", np.abs(error)
@@ -141,7 +149,7 @@ def error_terms(
 
 
 def _difference(one: FloatArray, other: FloatArray, where: BoolArray) -> Values:
-    """One minus the other in float64, 0 where it is not asked for."""
+    """Return one minus the other in float64, 0 outside `where`."""
     difference = np.zeros(where.shape)
     np.subtract(one, other, out=difference, where=where, dtype=np.float64)
     return difference
@@ -151,16 +159,15 @@ STRATA = ("season", "hour", "area")
 """What scores are told apart by, beside pollutant and horizon."""
 
 
-def scores_of(sums: xr.Dataset) -> xr.Dataset:
-    """Scores in physical units, NaN where nothing was counted.
+def scores_from_sums(sums: xr.Dataset) -> xr.Dataset:
+    """Compute scores in physical units, NaN without a scored point.
 
     Args:
-        sums: what `ErrorSums.by_day` or `by_hour` gives, or sums of it over days, hours or areas.
+        sums: from `ErrorSums.by_day` or `by_hour`, or sums of it over days, hours or areas.
 
     Returns:
         `rmse`, `mae`, `bias` and `acc` (forecast, ...); `skill` (reference, ...), see `skill_against`;
-        `count` and `left_out` (...), where ... are the other dimensions of `sums`, last pollutant and
-        horizon.
+        `count` and `left_out` (...). The dimensions ... are the others of `sums`, pollutant and horizon last.
     """
     counted = sums["count"].where(sums["count"] > 0)
     scores = xr.Dataset(
@@ -178,15 +185,14 @@ def scores_of(sums: xr.Dataset) -> xr.Dataset:
 
 
 def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
-    """Correlation of forecast and true anomalies from climatology, over all points summed over.
+    """Uncentred correlation of forecast and true anomalies from climatology, over all points pooled.
 
-    Uncentred and pooled: sum(f' o') / sqrt(sum(f'^2) sum(o'^2)), with f' = forecast - climatology and o' =
-    truth - climatology. Since f' - o' is the error, and o' that of climatology with its sign turned, the
-    product follows from the squares that are summed anyhow: sum(f' o') = (sum(f'^2) + sum(o'^2) -
-    sum(error^2)) / 2.
+    sum(f' o') / sqrt(sum(f'^2) sum(o'^2)), with f' = forecast - climatology and o' = truth - climatology.
+    f' - o' is the forecast's error and -o' that of climatology, so the product follows from sums of squares:
+    sum(f' o') = (sum(f'^2) + sum(o'^2) - sum(error^2)) / 2.
 
     Returns:
-        (forecast, ...) in [-1, 1]; NaN where there is no anomaly, as for climatology itself.
+        (forecast, ...) in [-1, 1]; NaN without an anomaly, as for climatology itself.
     """
     true, forecast = sums["squared"].sel(forecast=CLIMATOLOGY, drop=True), sums["anomaly_squared"]
     product = (forecast + true - sums["squared"]) / 2.0
@@ -194,13 +200,13 @@ def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
 
 
 def skill_against(rmse: xr.DataArray) -> xr.DataArray:
-    """Skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference, below 0 worse.
+    """Compute the skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference.
 
     Args:
-        rmse: (forecast, ...) with the model and the references.
+        rmse: (forecast, ...) with the model and its references.
 
     Returns:
-        (reference, ...), NaN where nothing was counted or the reference makes no error at all.
+        (reference, ...), NaN without a scored point or if the reference has no error.
     """
     model = rmse.sel(forecast=MODEL, drop=True)
     reference = rmse.drop_sel(forecast=MODEL).rename(forecast="reference")
@@ -208,16 +214,16 @@ def skill_against(rmse: xr.DataArray) -> xr.DataArray:
 
 
 def overall(by_day: xr.Dataset) -> xr.Dataset:
-    """Scores over all days and the whole domain, (forecast, pollutant, horizon)."""
-    return scores_of(by_day.sel(area=WHOLE).drop_vars(("area", "area_kind")).sum("day"))
+    """Compute scores over all days and the whole domain, (forecast, pollutant, horizon)."""
+    return scores_from_sums(by_day.sel(area=WHOLE).drop_vars(("area", "area_kind")).sum("day"))
 
 
-def stratified(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Scores over all of the data by each of `STRATA`.
+def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Compute scores by stratum.
 
     Returns:
         By `season` of the initial day (DJF, MAM, JJA, SON), by `hour` of the valid time (UTC), by `area`;
-        the first two over the whole domain. Seasons and hours without a forecast are not there.
+        the first two over the whole domain. Seasons and hours without a forecast are absent.
     """
     whole = by_day.sel(area=WHOLE).drop_vars(("area", "area_kind"))
     seasons = whole.groupby(whole["day"].dt.season).sum("day")
@@ -225,20 +231,20 @@ def stratified(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]
     hours = by_hour.sel(area=WHOLE).drop_vars(("area", "area_kind"))
     hours = hours.isel(hour=(hours["count"].sum(("pollutant", "horizon")) > 0).values)
     return {
-        "season": scores_of(seasons.sel(season=order)),
-        "hour": scores_of(hours),
-        "area": scores_of(by_day.sum("day")),
+        "season": scores_from_sums(seasons.sel(season=order)),
+        "hour": scores_from_sums(hours),
+        "area": scores_from_sums(by_day.sum("day")),
     }
 
 
 @dataclass(frozen=True)
 class Wins:
-    """In how many pollutant-horizon pairs the model has the lower RMSE.
+    """Number of pollutant-horizon pairs in which the model has the lower RMSE.
 
     Attributes:
-        pairs: pairs in which anything was counted.
-        over: by reference, the pairs in which the model is strictly better than it.
-        over_all: pairs in which it is better than every reference.
+        pairs: pairs with a scored point.
+        over: pairs in which the model is strictly better, by reference.
+        over_all: pairs in which the model is better than every reference.
     """
 
     pairs: int
@@ -247,7 +253,7 @@ class Wins:
 
 
 def count_wins(scores: xr.Dataset) -> Wins:
-    """Count the pairs in which the model beats the references, from what `overall` gives."""
+    """Count the pairs in which the model is better than the references, from the scores of `overall`."""
     rmse = scores["rmse"]
     better = rmse.sel(forecast=MODEL, drop=True) < rmse.drop_sel(forecast=MODEL)
     return Wins(

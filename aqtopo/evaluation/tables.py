@@ -5,31 +5,31 @@ import xarray as xr
 from rich.table import Table
 
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.exceedances import NO_MEANS
+from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import MODEL, WHOLE
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.variables import VARIABLES
 
 TABLE_WIDTH = 120
-"""Columns of text that the table needs with two references."""
+"""Columns of text of the score table with two references."""
 
 
 def table_width(scores: xr.Dataset) -> int:
-    """Columns of text that the table of these scores needs: two more figures for every further reference."""
+    """Return the columns of text of the score table; each further reference adds two numbers."""
     return TABLE_WIDTH + sum(len(str(name)) + 15 for name in scores["reference"].values[2:])
 
 
 def score_table(scores: xr.Dataset) -> Table:
-    """RMSE of every forecast, the lowest marked, and the model's skill, MAE and bias, a row a pair.
+    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias.
 
     Args:
-        scores: what `aqtopo.evaluation.evaluate` gives.
+        scores: from `aqtopo.evaluation.evaluate`.
     """
-    head = scores.attrs
-    forecasts = "1 forecast" if head["initialisations"] == 1 else f"{head['initialisations']:,} forecasts"
+    attrs = scores.attrs
+    forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
     table = Table(
-        title=f"{head['run']} ({head['tag']}) on {head['split']} {', '.join(map(str, head['years']))}: "
+        title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
         f"{forecasts}",
         caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
         "positive is better; ACC = correlation of anomalies from climatology",
@@ -66,7 +66,7 @@ def _row(pair: xr.Dataset) -> list[str]:
 
 
 def number_text(value: float, form: str) -> str:
-    """A number in a cell of a table, a dash where there is none."""
+    """Format a number for a table; a dash for NaN."""
     return "-" if value != value else format(value, form)
 
 
@@ -76,7 +76,7 @@ def _marked(value: float, lowest: float) -> str:
 
 
 def summary(scores: xr.Dataset) -> str:
-    """One sentence: in how many pollutant-horizon pairs the model beats what it has to beat."""
+    """Return one sentence with the number of pollutant-horizon pairs in which the model beats its references."""
     wins = count_wins(scores)
     over = ", ".join(f"{name} in {count}" for name, count in wins.over.items())
     unscored = scores["count"].size - wins.pairs
@@ -90,12 +90,12 @@ def summary(scores: xr.Dataset) -> str:
 _NUMBERS = ("hits", "misses", "false_alarms")
 _SHARES = ("pod", "far", "csi")
 
-MOST_NAMED = 8
-"""How many stations are named; `scores.zarr` names all."""
+MAX_NAMED = 8
+"""Longest list of stations in a message; `scores.zarr` lists all."""
 
 
 def detail_table(done: Evaluation, name: str) -> Table | str:
-    """The table of `name`: a stratum of `done`, `exceedances` or `spectra`; or why there is none."""
+    """Return the table of a stratum, of `exceedances` or of `spectra`; or the reason why there is none."""
     if name == "exceedances":
         return exceedance_table(done.exceedances)
     if name == "spectra":
@@ -104,7 +104,7 @@ def detail_table(done: Evaluation, name: str) -> Table | str:
 
 
 def stratum_table(done: Evaluation, stratum: str) -> Table:
-    """The model's RMSE by season, hour, area or station, and its skill against the better reference there."""
+    """Table of the model's RMSE by season, hour, area or station, and its skill against the better reference."""
     scores = done.strata[stratum]
     table = Table(
         title=f"RMSE of the model by {stratum}, and skill against the better reference",
@@ -115,7 +115,7 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
     for horizon in scores["horizon"].values:
         table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
         table.add_column("skill", justify="right", no_wrap=True)
-    # Stations rarely observe all pollutants.
+    # Most stations observe some of the pollutants.
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
         for label in scores[stratum].values:
             here = scores.sel({"pollutant": pollutant, stratum: label})
@@ -133,29 +133,29 @@ def _figures(pair: xr.Dataset) -> tuple[str, str]:
 
 
 def stations_left_out(done: Evaluation) -> str:
-    """A sentence on what of the observations is not scored, empty if there is nothing to say."""
+    """Return a sentence that lists the observations that are not scored; empty if all are."""
     facts = done.tables["stations"].attrs
     named = [f"{name} (beyond the grid)" for name in facts["stations_outside_the_grid"]]
     named += [f"{name} (beside a masked cell)" for name in facts["stations_beside_masked_cells"]]
     named += [f"{name} (not forecast)" for name in facts["pollutants_ignored"]]
-    more = f" and {len(named) - MOST_NAMED} more" if len(named) > MOST_NAMED else ""
-    return f"Observations left out: {', '.join(named[:MOST_NAMED])}{more}." if named else ""
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f"Observations left out: {', '.join(named[:MAX_NAMED])}{more}." if named else ""
 
 
 def exceedance_table(exceedances: xr.Dataset) -> Table | str:
-    """Hits and false alarms of every forecast over the whole domain, or why there are none."""
+    """Table of every forecast's hits and false alarms over the whole domain; or the reason why there is none."""
     whole = exceedances.sel(area=WHOLE)
     if not whole.sizes["pollutant"]:
         return "No pollutant of this run has a limit for 24-hour means."
     if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
-        return NO_MEANS
+        return NO_DAILY_MEANS
     any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
     quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
     table = Table(
-        title="days and cells whose 24-hour mean is above the limit (GB 3095-2012, grade II)",
-        caption="POD: share of hits in what came; FAR: share of false alarms in what was forecast; "
-        "CSI: share of hits in what was forecast or came"
-        + (f"; neither events nor alarms: {quiet}" if quiet else ""),
+        title="days and cells whose 24-hour mean exceeds the limit (GB 3095-2012, grade II)",
+        caption="POD = hits / (hits + misses); FAR = false alarms / (hits + false alarms); "
+        "CSI = hits / (hits + misses + false alarms)"
+        + (f"; no event and no alarm: {quiet}" if quiet else ""),
         box=rich.box.SIMPLE_HEAD,
     )
     for column in ("pollutant", "forecast"):
@@ -183,10 +183,10 @@ def _exceedance_row(case: xr.Dataset) -> list[str]:
 
 
 def spectra_table(spectra: xr.Dataset) -> Table:
-    """Down to which wavelength the model has the truth's power, and how much of it at the shortest."""
+    """Table of the shortest resolved wavelength and of the relative power at the shortest wavelengths."""
     model = spectra[["resolved_km", "short_waves"]].sel(forecast=MODEL)
     table = Table(
-        title="is the forecast merely smooth? power of the model beside the truth's",
+        title="smoothness: power of the model relative to the truth's",
         caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
         "short: its power over the shortest third of the wavelengths, divided by the truth's",
         box=rich.box.SIMPLE_HEAD,

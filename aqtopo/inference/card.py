@@ -1,10 +1,8 @@
-"""A trained model to hand on: a folder with weights, the terrain it needs, and a card that says what it is.
+"""Card of an exported model.
 
-OUT/card.json            what it was trained on and with, how it scores, its normalisation, hashes of the rest
+OUT/card.json            provenance, scores, normalisation, hashes of the other files
 OUT/weights.safetensors  every weight by name in fp32, those that `aqtopo evaluate` scores
-OUT/static.safetensors   the static fields and coordinates of the grid
-
-Nothing in it is a pickle, and reading it needs no DeepSpeed.
+OUT/static.safetensors   static fields and coordinates of the grid
 """
 
 from pathlib import Path
@@ -21,7 +19,7 @@ GRID_TOLERANCE_DEG = 1e-4
 
 
 class DataFacts(Strict):
-    """What the model was trained on."""
+    """Training data."""
 
     source: str
     simulated: bool
@@ -38,7 +36,7 @@ class DataFacts(Strict):
 
 
 class NormalizationFacts(Strict):
-    """What inputs are normalised with, by variable, in its units."""
+    """Normalisation of the inputs, by variable, in its units."""
 
     kind: str
     statistics_years: tuple[int, ...]
@@ -47,7 +45,7 @@ class NormalizationFacts(Strict):
 
 
 class Card(Strict):
-    """What `card.json` holds."""
+    """Content of `card.json`."""
 
     format_version: Literal[1] = 1
     name: str
@@ -58,24 +56,24 @@ class Card(Strict):
     data: DataFacts
     normalization: NormalizationFacts
     scores: dict[str, Any] | None
-    """What `scores.json` says of this very state, without its strata; None where it was not evaluated."""
+    """Content of `scores.json` for this state, without its strata; None if the state was not evaluated."""
     config: dict[str, Any]
     config_digest: str
     trained_with: dict[str, Any]
-    """What `run.json` says of the machine, the versions and the commit."""
+    """Content of `run.json`: machine, versions and commit."""
     exported_with: dict[str, str | None]
     files: dict[str, FileRecord]
 
 
 def is_export(path: Path) -> bool:
-    """Whether a folder is what `export_model` writes."""
+    """Tell if a folder is an exported model."""
     return (path / CARD_FILE).is_file()
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported model.
+    """Read the card of an exported model.
 
     Raises:
-        ValueError: it is missing or not one that this version wrote.
+        ValueError: it is missing, damaged or of another version.
     """
     return read_record(folder / CARD_FILE, Card, "Export the model again with `aqtopo export`.")

@@ -1,4 +1,7 @@
-"""Exports: a trained model as a folder with a card, or the weights of a saved state as one file."""
+"""Exports: a trained model as a folder with a card, or the weights of a saved state as one file.
+
+Neither contains a pickle; reading them needs no DeepSpeed.
+"""
 
 import json
 import math
@@ -27,37 +30,36 @@ from aqtopo.inference.load import LoadedRun, load_run
 
 
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
-    """Write a trained model into a new folder, whole or not at all.
+    """Write a trained model into a new folder, by atomic rename.
 
     Args:
         run_dir: the run directory.
         tag: `best`, `last` or a tag's name.
-        out: the folder to make.
-        scores: what `scores.json` holds, if the run has been evaluated; left out if it is about another
-            state.
+        out: the new folder.
+        scores: content of `scores.json`, if the run has been evaluated; ignored if it scores another state.
 
     Raises:
-        ValueError: as `load_run`, or `out` exists or has no folder.
-        RefusedError: the state's files are not those that were saved.
+        ValueError: as `load_run`, or `out` exists or its parent is missing.
+        RefusedError: the state's files have changed since they were saved.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over. Name another folder.")
+        raise ValueError(f"{out} exists. Name a new folder.")
     if not out.absolute().parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
     run = load_run(run_dir, tag)
-    aside = out.with_name(out.name + UNFINISHED)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    temporary = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
-        write_tensors(aside / WEIGHTS_FILE, run.model.state_dict())
-        write_tensors(aside / STATIC_FILE, _static_tensors(run.store))
-        files = {name: settle(aside / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
+        write_tensors(temporary / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(temporary / STATIC_FILE, _static_tensors(run.store))
+        files = {name: settle(temporary / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
         card = _card(run, scores, files)
-        write_durably(aside / CARD_FILE, card.model_dump_json(indent=2) + "\n")
-        aside.rename(out)
+        write_durably(temporary / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        temporary.rename(out)
         sync(out.absolute().parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return card
 
 
@@ -91,7 +93,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
 
 
 def _trained_with(run_dir: Path) -> dict[str, Any]:
-    """What `run.json` says; nothing where a run has none.
+    """Return the content of `run.json`; empty if the run has none.
 
     Raises:
         ValueError: it is damaged.
@@ -115,40 +117,40 @@ def _data_facts(config: RunConfig, store: Store) -> DataFacts:
     )
 
 
-def export(path: Path, out: Path) -> dict[str, str]:
-    """Write the fp32 weights of a saved state, after its files have been checked.
+def export_weights(path: Path, out: Path) -> dict[str, str]:
+    """Write the fp32 weights of a saved state as one safetensors file, after checking its files.
 
-    Trained parameters come from the fp32 masters, whatever precision the run computes in; frozen ones and
-    buffers from the module. A tied parameter is there under each of its names.
+    Trained parameters are the fp32 masters, whatever the precision of the run; frozen ones and buffers come
+    from the module. A tied parameter is written under each of its names.
 
     Args:
-        path: a tag, a universal checkpoint or a run, of which the last tag is taken.
-        out: the file to make.
+        path: a tag, a universal checkpoint, or a run, of which the last tag is used.
+        out: the new file.
 
     Returns:
         The file's metadata: tag, step, epoch, val_loss and config_digest, as text.
 
     Raises:
-        ValueError: there is no state, or `out` exists or has no folder.
-        RefusedError: the state's files are not those that were saved.
+        ValueError: there is no state, or `out` exists or its parent is missing.
+        RefusedError: the state's files have changed since they were saved.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over. Name another file.")
+        raise ValueError(f"{out} exists. Name a new file.")
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
-    aside = out.with_name(out.name + UNFINISHED)
+    temporary = out.with_name(out.name + UNFINISHED)
     with opened(path) as (state,):
         check_files(state.folder, state.manifest.files, ALONE)
         metadata = _metadata(state)
-        write_tensors(aside, _weights(state), metadata)
-    sync(aside)
-    aside.rename(out)
+        write_tensors(temporary, _weights(state), metadata)
+    sync(temporary)
+    temporary.rename(out)
     sync(out.parent)
     return metadata
 
 
 def _weights(state: SavedState) -> dict[str, Tensor]:
-    """Every tensor of the module by name, floating point in fp32."""
+    """Return every tensor of the module by name, floating point in fp32."""
     weights = load_weights(state.folder / WEIGHTS_FILE)
     weights = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
     for name in state.manifest.parameters:

@@ -1,4 +1,4 @@
-"""A forecast from one initial time, and the truth beside it, as CF datasets of the same layout."""
+"""Forecasts from one initial time, and the truth, as CF datasets of the same layout."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ from aqtopo.inference.load import LoadedRun, predict
 
 
 def parse_init_time(text: str) -> np.datetime64:
-    """A whole hour from ISO 8601 text, such as `2018-01-15T00`; UTC unless the text has an offset.
+    """Parse a whole hour from ISO 8601 text, such as `2018-01-15T00`; UTC unless the text has an offset.
 
     Raises:
-        ValueError: the text is no time, or not a whole hour.
+        ValueError: the text is not a time, or not a whole hour.
     """
     try:
         time = datetime.fromisoformat(text)
@@ -32,20 +32,20 @@ def parse_init_time(text: str) -> np.datetime64:
         ) from error
     hour = np.datetime64(time, "h")
     if hour != np.datetime64(time):
-        raise ValueError(f"the initial time {text} is between hours; fields are hourly. Take {hour}.")
+        raise ValueError(f"the initial time {text} is not a whole hour; fields are hourly. Use {hour}.")
     return hour
 
 
 def channel_indices(store: Store, names: Sequence[str]) -> list[int]:
-    """Where `names` lie along the channel axis of what `Store.read` gives."""
+    """Return the indices of `names` along the channel axis of `Store.read`."""
     return [store.channels.index(name) for name in names]
 
 
 def check_init_time(store: Store, init_time: np.datetime64) -> None:
-    """Refuse an initial time without fields.
+    """Check that the store has fields at an initial time.
 
     Raises:
-        ValueError: the store has none; the message names the nearest time that it has.
+        ValueError: it has none; the message names the nearest time.
     """
     times = store.times
     nearest = times[np.argmin(np.abs(times - init_time))]
@@ -59,19 +59,19 @@ def check_init_time(store: Store, init_time: np.datetime64) -> None:
 def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
     """Forecast all pollutants and horizons of a run from the fields of one hour.
 
-    Concentrations are as the network gives them: a small negative one is left as it is, since clipping would
-    bias the mean; each variable's `comment` says how many there are.
+    Concentrations are not clipped: setting negative values to zero would bias the mean. Each variable's
+    `comment` counts them.
 
     Args:
-        run: from `aqtopo.checkpoint.load_run`.
-        init_time: initial time, a whole hour UTC that is in the store. The truth need not be there.
+        run: from `aqtopo.inference.load`.
+        init_time: initial time, a whole hour UTC that is in the store. The truth may be missing.
 
     Returns:
         A CF-1.11 dataset, see `lead_time_dataset`.
 
     Raises:
         ValueError: the store has no fields at `init_time`, or its shard is damaged.
-        FloatingPointError: the network gives values that are not finite.
+        FloatingPointError: the network returns values that are not finite.
     """
     check_init_time(run.store, init_time)
     data = run.config.data
@@ -88,11 +88,11 @@ def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
     )
 
 
-def truth_for(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
-    """What the store has at the valid times of a forecast, in the forecast's layout.
+def read_truth(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
+    """Read the store's values at the valid times of a forecast, in the forecast's layout.
 
     Returns:
-        As `forecast`; NaN where a value, or the whole hour, is not in the store.
+        As `forecast`; NaN where a value, or the whole hour, is missing.
     """
     data, store = run.config.data, run.store
     channels = channel_indices(store, data.targets)
@@ -107,7 +107,7 @@ def truth_for(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
 
 
 def _model_values(run: LoadedRun, init_time: np.datetime64) -> tuple[NDArray[np.float32], int]:
-    """The network's output (K, C, H, W) in physical units, and how many inputs were missing."""
+    """Return the network's output (K, C, H, W) in physical units, and the number of missing inputs."""
     leads = np.array([run.config.data.horizons], dtype=np.int64)
     batch = BatchReader(run.store, run.config).batch(
         np.array([init_time]), leads, places=np.zeros(1, dtype=np.int64)
@@ -134,11 +134,11 @@ def _dataset(run: LoadedRun, init_time: np.datetime64, values: NDArray[np.float3
 
 def _negative_comment(values: xr.DataArray) -> str:
     negative = int((values < 0).sum())
-    return f"as the network gives it, not clipped: {negative} of {values.size} values are negative"
+    return f"network output, not clipped: {negative} of {values.size} values are negative"
 
 
 def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
-    """Whether a score of this forecast would be honest: the split that the initial time's year is in."""
+    """Return the split that contains the year of the initial time."""
     year = int(str(init_time)[:4])
     splits: dict[str, Sequence[int]] = {
         "train": config.data.train_years,
@@ -149,7 +149,7 @@ def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
 
 
 def _origin(run: LoadedRun) -> dict[str, Any]:
-    """Attributes that lead back to the run; `simulated` as the store says."""
+    """Return the attributes that identify the run."""
     version = importlib.metadata.version("aqtopo")
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {

@@ -1,4 +1,4 @@
-"""CF-1.11 layout of a forecast, and writing it as zarr or NetCDF."""
+"""CF-1.11 layout of a forecast, and writing it as zarr or NetCDF. The truth has the same layout."""
 
 import importlib.util
 import shutil
@@ -27,10 +27,10 @@ def lead_time_dataset(
     lat: npt.NDArray[np.floating[Any]],
     lon: npt.NDArray[np.floating[Any]],
 ) -> xr.Dataset:
-    """Fields by lead time, described as CF asks, without global attributes but `Conventions`.
+    """Return fields by lead time as a CF dataset, whose only global attribute is `Conventions`.
 
     Args:
-        values: (K, C, H, W) in the units of `aqtopo.variables`, NaN where there is no value.
+        values: (K, C, H, W) in the units of `aqtopo.variables`, NaN where missing.
         init_time: initial time, UTC.
         pollutants: C short names.
         horizons_h: K lead times [h], whole hours.
@@ -38,8 +38,8 @@ def lead_time_dataset(
         lon: (W,) longitudes [degrees east].
 
     Returns:
-        One float32 variable (lead_time, lat, lon) a pollutant; coordinates `init_time` (scalar), `lead_time`
-        [h] and `time`, the valid time.
+        One float32 variable (lead_time, lat, lon) per pollutant; coordinates `init_time` (scalar),
+        `lead_time` [h] and `time`, the valid time.
     """
     assert values.shape == (len(horizons_h), len(pollutants), len(lat), len(lon)), "(K, C, H, W)"
     dataset = xr.Dataset(
@@ -53,7 +53,7 @@ def lead_time_dataset(
     for name in ("init_time", "time"):
         dataset[name].encoding.update(_TIME_ENCODING)
     for name in ("lead_time", "lat", "lon"):
-        # CF allows no missing value in a coordinate; xarray would declare one for floats.
+        # CF forbids missing values in coordinates; xarray declares one for floats.
         dataset[name].encoding["_FillValue"] = None
     return dataset
 
@@ -78,7 +78,7 @@ def _coordinates(
             start,
             {"standard_name": "forecast_reference_time", "long_name": "initial time of the forecast (UTC)"},
         ),
-        # A number of hours, not a timedelta: it keeps its meaning in readers that know only CF.
+        # A number of hours, which every CF reader understands, not a timedelta.
         "lead_time": xr.Variable(
             "lead_time",
             hours,
@@ -110,20 +110,20 @@ SUFFIXES = (".zarr", ".nc")
 
 
 def check_output(path: Path, overwrite: bool = False) -> None:
-    """Refuse a place to which no forecast can be written; cheap, so it comes before the forecast is made.
+    """Check that a forecast can be written to `path`, before it is computed.
 
     Raises:
         ValueError: the suffix is unknown, it exists, its directory does not, or NetCDF has no writer.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"the output {path} must end in {' or '.join(SUFFIXES)}, which says how to write it. "
+            f"the output {path} must end in {' or '.join(SUFFIXES)}, which selects the format. "
             f"For example {path.with_suffix('.zarr')}."
         )
     if path.exists() and not overwrite:
         raise ValueError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
     if path.is_dir() and not (path / "init_time").is_dir():
-        # A slip of the finger must not cost a data store.
+        # --overwrite must not delete a data store.
         raise ValueError(
             f"{path} is a directory, but not a forecast, so it is not replaced. Choose another name."
         )
@@ -140,29 +140,29 @@ def write_forecast(dataset: xr.Dataset, path: Path, overwrite: bool = False) -> 
     """Write a dataset to `path`, as zarr v3 or NetCDF-4 by its suffix.
 
     Raises:
-        ValueError: as `check_output`, or the place cannot be written.
+        ValueError: as `check_output`, or `path` cannot be written.
     """
     check_output(path, overwrite)
-    write_aside(path, lambda aside: _write(dataset, aside, path.suffix))
+    write_atomically(path, lambda temporary: _write(dataset, temporary, path.suffix))
 
 
-def write_aside(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder beside `path`, and put it in the place of `path` when it is whole.
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file or folder beside `path`, then rename it to `path`.
 
     Raises:
-        ValueError: the place cannot be written.
+        ValueError: `path` cannot be written.
     """
-    aside = path.with_name(f"{path.name}.partial")
+    temporary = path.with_name(f"{path.name}.partial")
     try:
-        _remove(aside)
-        write(aside)
+        _remove(temporary)
+        write(temporary)
         if path.is_dir():
             _remove(path)
-        aside.replace(path)
+        temporary.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error}. Choose a place that you may write to.") from error
+        raise ValueError(f"cannot write {path}: {error}. Choose a writable directory.") from error
     finally:
-        _remove(aside)
+        _remove(temporary)
 
 
 def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
@@ -171,7 +171,7 @@ def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
         dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=packed)
         return
     with warnings.catch_warnings():
-        # Readers that look for consolidated metadata, xarray first, warn where there is none; others skip it.
+        # xarray warns of a store without consolidated metadata; other readers ignore them.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=True)
 

@@ -1,4 +1,4 @@
-"""Loading a trained run or an exported model, and running it on a batch."""
+"""Loading a trained run or an exported model, and running it on a batch. Needs neither pickle nor DeepSpeed."""
 
 import warnings
 from dataclasses import dataclass, replace
@@ -27,15 +27,15 @@ from aqtopo.model import AirQualityViT, Terrain, build_model
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained run, ready to forecast.
+    """A trained model with its data.
 
     Attributes:
-        run_dir: where it lies.
+        run_dir: run directory or exported folder.
         config: its configuration.
-        tag: which saved state was read.
+        tag: the saved state.
         model: in evaluation mode, on the CPU.
         store: the opened data.
-        normalization: maps fields to what the model sees, and back.
+        normalization: maps fields to the model's inputs, and back.
     """
 
     run_dir: Path
@@ -47,7 +47,7 @@ class LoadedRun:
 
 
 def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
-    """Open a trained run.
+    """Load a trained run.
 
     Args:
         run_dir: the run directory.
@@ -55,7 +55,7 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
 
     Raises:
         ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
-        RefusedError: the weights are not those that were saved.
+        RefusedError: the weights have changed since they were saved.
     """
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
@@ -74,43 +74,42 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
 
 
 def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:
-    """Compare the store with the one that was trained on; another's normalisation would give nonsense.
+    """Check that the store has the normalisation and terrain of the training.
 
     Raises:
-        ValueError: normalisation or terrain are others.
+        ValueError: normalisation or terrain differ.
     """
     if run.data_digest in (None, store.digest):
         return
     if run.scaling_digest != scaling_digest(config, store):
         raise ValueError(
             f"{config.data.store} has another normalisation or terrain than the data that {run_dir} was "
-            "trained on, and its forecasts would be nonsense. Put the store of the training back."
+            "trained on, so forecasts would be wrong. Restore the store of the training."
         )
     warnings.warn(
-        f"{config.data.store} has changed since {run_dir} was trained, though neither its normalisation nor "
-        "its terrain: what follows is about the data as they are today",
+        f"{config.data.store} has changed since {run_dir} was trained, but not its normalisation and "
+        "terrain: the results are those of the current data",
         stacklevel=3,
     )
 
 
 def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:
-    """Open a trained model, from a run directory or from what `export_model` wrote.
+    """Load a trained model from a run directory or from an exported folder.
 
     Args:
         path: a run directory or an exported folder.
-        tag: which state of a run; an exported model has only the one that it was made from.
-        store: hours to forecast from in place of the training's store; for exported models only, since a run
-            is tied to its own.
+        tag: saved state of a run; an exported model has one state only.
+        store: hours to forecast from in place of the training's store; for exported models only.
 
     Raises:
-        ValueError: there is no such model or state, or the store's grid is another.
-        RefusedError: the files are not those that were saved.
+        ValueError: there is no such model or state, or the store has another grid.
+        RefusedError: the files have changed since they were saved.
     """
     if is_export(path):
         return _load_export(path, tag, store)
     if store is not None:
         raise ValueError(
-            f"{path} is a run, which reads the store of its training. Export it first "
+            f"{path} is a run, which always reads its training store. Export it first "
             f"(`aqtopo export {path} OUT`), then forecast from OUT with --store."
         )
     return load_run(path, tag)
@@ -118,7 +117,7 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
 
 def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     card = read_card(folder)
-    if tag not in ("best", card.tag):  # the first is what a command says that was not asked for any
+    if tag not in ("best", card.tag):  # best is the commands' default
         raise ValueError(
             f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
             "out, or name the run directory."
@@ -136,10 +135,10 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
 
 
 def _config_in(card: Card, folder: Path) -> RunConfig:
-    """The configuration that the model was trained with.
+    """Return the configuration that the model was trained with.
 
     Raises:
-        ValueError: this version knows no such configuration.
+        ValueError: this version does not support it.
     """
     try:
         return RunConfig.model_validate(card.config)
@@ -150,10 +149,10 @@ def _config_in(card: Card, folder: Path) -> RunConfig:
 
 
 def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
-    """The store's hours with the static fields and the statistics of the training, whatever it has itself.
+    """Return the store with the static fields and the statistics of the training.
 
     Raises:
-        ValueError: its cells lie elsewhere.
+        ValueError: its grid differs.
     """
     axes = {"lat": store.lat, "lon": store.lon}
     for name, axis in axes.items():
@@ -162,7 +161,7 @@ def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, 
             raise ValueError(
                 f"{store.path} is on another grid than {card.name} was trained on: its {name} has "
                 f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
-                f"from {expected[0]:g} to {expected[-1]:g}. Bring the data to that grid."
+                f"from {expected[0]:g} to {expected[-1]:g}. Interpolate the data to that grid."
             )
     return replace(
         store,
@@ -174,7 +173,7 @@ def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, 
 
 
 def predict(run: LoadedRun, batch: Batch) -> NDArray[np.float32]:
-    """What a run's model makes of a batch, on the GPU if there is one.
+    """Run inference on one batch, on the GPU if there is one.
 
     Returns:
         (B, K, C, H, W) in the units of `aqtopo.variables`.

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from aqtopo.ablation.results_file import RUNS, Results, numbered, read_results
+from aqtopo.ablation.results_file import RUNS, Results, read_results, training_numbers
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.log_file import METRICS_FILE
-from aqtopo.report.ablation_tables import Contrast, compared, overview, trained
-from aqtopo.report.curves import curves_side_by_side, validation_together
+from aqtopo.report.ablation_tables import ContrastTable, contrast_tables, overview, variant_rows
+from aqtopo.report.curves import mean_validation_curve, variant_curves
 from aqtopo.report.history import History, read_history
 from aqtopo.report.run_page import REPORT_FILE, template
 from aqtopo.report.text import capitalised
@@ -42,7 +42,7 @@ def not_compared(folder: Path, content: Results) -> list[str]:
         ValueError: a training's configuration is damaged.
     """
     compared_here = {(one.folder, f"seed{seed}") for one in content.variants for seed in content.seeds}
-    others = [place for place in numbered(folder) if place not in compared_here]
+    others = [place for place in training_numbers(folder) if place not in compared_here]
     return [f"{variant}, {name.replace('seed', 'seed ')}" for variant, name in others]
 
 
@@ -60,7 +60,7 @@ def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
 
 
 def _render(content: Results, histories: dict[str, list[History]], others: Sequence[str]) -> str:
-    contrasts = compared(content)
+    contrasts = contrast_tables(content)
     facts = [
         ("configuration digest", content.config_digest[:16]),
         ("data", content.store),
@@ -78,12 +78,12 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
         seeds=len(content.seeds),
         factors=[(path, ", ".join(map(_spelled, levels))) for path, levels in content.factors.items()],
         starts=capitalised(content.starts),
-        variants=trained(content),
+        variants=variant_rows(content),
         others=others,
         contrasts=contrasts,
         overview=overview(content),
-        together=validation_together(histories),
-        curves=curves_side_by_side(histories) if histories else None,
+        together=mean_validation_curve(histories),
+        curves=variant_curves(histories) if histories else None,
         facts=facts,
         versions=[(package, version or "not installed") for package, version in content.versions.items()],
         version=importlib.metadata.version("aqtopo"),
@@ -96,7 +96,7 @@ def _spelled(level: object) -> str:
     return level if isinstance(level, str) else json.dumps(level)
 
 
-def _findings(contrasts: Sequence[Contrast]) -> str:
+def _findings(contrasts: Sequence[ContrastTable]) -> str:
     """The comparisons that show something on all pollutants and horizons together, or that none does."""
     shown = [
         f"{contrast.label}: {change.percent}, {change.verdict}"

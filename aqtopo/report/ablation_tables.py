@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from aqtopo.ablation import results_file
-from aqtopo.ablation.results_file import OVERALL, VAL_LOSS, Numbers, Results
+from aqtopo.ablation.results_file import OVERALL, VAL_LOSS, Results, SeedValues
 from aqtopo.report.images import Scale
 from aqtopo.report.text import capitalised, plus, rounded
 from aqtopo.variables import VARIABLES
@@ -18,7 +18,7 @@ Ticks = tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
-class Trained:
+class VariantRow:
     """A variant and its figures as text: mean over the seeds; lowest and highest where there are several."""
 
     label: str
@@ -28,7 +28,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Span:
+class IntervalBar:
     """An interval: its ends as text, and where it lies on the drawing [percent from the left]."""
 
     text: str
@@ -37,7 +37,7 @@ class Span:
 
 
 @dataclass(frozen=True)
-class Change:
+class ChangeRow:
     """How much a score changes.
 
     Attributes:
@@ -51,14 +51,14 @@ class Change:
 
     score: str
     percent: str
-    place: float
-    days: Span | None
-    seeds: Span | None
+    position: float
+    days: IntervalBar | None
+    seeds: IntervalBar | None
     verdict: str
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ContrastTable:
     """One comparison.
 
     Attributes:
@@ -73,9 +73,9 @@ class Contrast:
 
     label: str
     ticks: Ticks
-    overall: tuple[Change, ...]
+    overall: tuple[ChangeRow, ...]
     horizons: tuple[str, ...]
-    pairs: tuple[tuple[str, tuple[Change, ...]], ...]
+    pairs: tuple[tuple[str, tuple[ChangeRow, ...]], ...]
     shown: int
     total: int
 
@@ -90,20 +90,20 @@ class Overview:
     """
 
     ticks: Ticks
-    changes: tuple[tuple[str, Change], ...]
+    changes: tuple[tuple[str, ChangeRow], ...]
 
 
-def trained(content: Results) -> tuple[Trained, ...]:
+def variant_rows(content: Results) -> tuple[VariantRow, ...]:
     """The variants in the order in which they were compared; the last one is the baseline."""
     return tuple(
-        Trained(one.variant, _spread(one.val_loss, 4), _spread(one.overall_rmse, 4), _spread(one.alpha, 3))
+        VariantRow(one.variant, _spread(one.val_loss, 4), _spread(one.overall_rmse, 4), _spread(one.alpha, 3))
         for one in content.variants
     )
 
 
-def compared(content: Results) -> tuple[Contrast, ...]:
+def contrast_tables(content: Results) -> tuple[ContrastTable, ...]:
     """Every contrast; the drawings of one share a scale."""
-    by_label: dict[str, list[results_file.Change]] = {}
+    by_label: dict[str, list[results_file.ScoreChange]] = {}
     for change in content.changes:
         by_label.setdefault(change.contrast, []).append(change)
     return tuple(_contrast(label, changes) for label, changes in by_label.items())
@@ -113,52 +113,52 @@ def overview(content: Results) -> Overview:
     """What all comparisons come to."""
     changes = [change for change in content.changes if change.score == OVERALL]
     reach = _reach(changes)
-    return Overview(_ticks(reach), tuple((change.contrast, _change(change, reach)) for change in changes))
+    return Overview(_ticks(reach), tuple((change.contrast, _change_row(change, reach)) for change in changes))
 
 
-def _contrast(label: str, changes: Sequence[results_file.Change]) -> Contrast:
-    sums = [change for change in changes if change.sums_up]
-    pairs = [change for change in changes if not change.sums_up]
+def _contrast(label: str, changes: Sequence[results_file.ScoreChange]) -> ContrastTable:
+    sums = [change for change in changes if change.is_summary]
+    pairs = [change for change in changes if not change.is_summary]
     reach = _reach(sums)
     horizons = tuple(dict.fromkeys(change.pair[1] for change in pairs))
-    by_pollutant: dict[str, list[Change]] = {}
+    by_pollutant: dict[str, list[ChangeRow]] = {}
     for change in pairs:
-        by_pollutant.setdefault(change.pair[0], []).append(_change(change, reach))
+        by_pollutant.setdefault(change.pair[0], []).append(_change_row(change, reach))
     rows = tuple(
         (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
     )
     shown = sum(change.shown for change in pairs)
-    overall = tuple(_change(change, reach) for change in sums)
-    return Contrast(label, _ticks(reach), overall, horizons, rows, shown, len(pairs))
+    overall = tuple(_change_row(change, reach) for change in sums)
+    return ContrastTable(label, _ticks(reach), overall, horizons, rows, shown, len(pairs))
 
 
-def _change(change: results_file.Change, reach: float) -> Change:
+def _change_row(change: results_file.ScoreChange, reach: float) -> ChangeRow:
     value = change.change
-    return Change(
+    return ChangeRow(
         _named(change),
         "n/a" if value is None else f"{_signed(value)} %",
-        _place(value or 0.0, reach),
-        _span(change.days_low, change.days_high, reach),
-        _span(change.seeds_low, change.seeds_high, reach),
+        _position(value or 0.0, reach),
+        _bar(change.days_low, change.days_high, reach),
+        _bar(change.seeds_low, change.seeds_high, reach),
         change.verdict,
     )
 
 
-def _named(change: results_file.Change) -> str:
+def _named(change: results_file.ScoreChange) -> str:
     if change.score == VAL_LOSS:
         return "validation loss"
-    if change.sums_up:
+    if change.is_summary:
         return "test RMSE" + change.score.removeprefix(OVERALL).replace(" ", ", ", 1)
     return change.score
 
 
-def _span(low: float | None, high: float | None, reach: float) -> Span | None:
+def _bar(low: float | None, high: float | None, reach: float) -> IntervalBar | None:
     if low is None or high is None:
         return None
-    return Span(f"{_signed(low)} to {_signed(high)}", _place(low, reach), _place(high, reach))
+    return IntervalBar(f"{_signed(low)} to {_signed(high)}", _position(low, reach), _position(high, reach))
 
 
-def _reach(changes: Sequence[results_file.Change]) -> float:
+def _reach(changes: Sequence[results_file.ScoreChange]) -> float:
     """The largest change or bound [percent], with a little room, so that all fit on one drawing."""
     ends = [(one.change, one.days_low, one.days_high, one.seeds_low, one.seeds_high) for one in changes]
     sizes = [abs(end) for one in ends for end in one if end is not None]
@@ -169,7 +169,7 @@ def _ticks(reach: float) -> Ticks:
     return Scale(-reach, reach, "difference").ticks
 
 
-def _place(value: float, reach: float) -> float:
+def _position(value: float, reach: float) -> float:
     return float(np.clip(50.0 + 50.0 * value / reach, 0.0, 100.0))
 
 
@@ -177,7 +177,7 @@ def _signed(value: float) -> str:
     return plus(rounded(value, 2))
 
 
-def _spread(values: Numbers, decimals: int) -> str:
+def _spread(values: SeedValues, decimals: int) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return _DASH

@@ -18,9 +18,9 @@ from aqtopo.model.bits import from_bits
 from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.way import Way
 from aqtopo.report.base_map import CITIES, Canvas
-from aqtopo.report.forecast_maps import Case, Map
+from aqtopo.report.forecast_maps import ForecastCase, MapImage
 from aqtopo.report.images import Scale, concentration_scale, difference_scale
-from aqtopo.report.text import spelled_place
+from aqtopo.report.text import place_text
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,13 @@ def parse_place(text: str) -> Place:
             "Lanzhou=36.1,103.8."
         ) from error
     if not name:
-        raise ValueError(f"the place {text!r} needs a name before an equals sign, as in Lanzhou=36.1,103.8.")
+        raise ValueError(f"the place {text!r} needs a name before the equals sign, as in Lanzhou=36.1,103.8.")
     return Place(name, lat, lon)
 
 
-def tokens_at(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = ()) -> dict[str, int]:
+def tokens_at(
+    run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
+) -> dict[str, int]:
     """Raster index of tokens by the name of their place.
 
     Returns:
@@ -65,12 +67,12 @@ def tokens_at(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place
     found = {"Most polluted": most_polluted_token(case, patch)}
     for place in wanted:
         if place.name in found:
-            raise ValueError(f"--place {place.name}: the name is taken by another place. Choose another one.")
+            raise ValueError(f"--place {place.name}: another place has this name. Choose a unique one.")
         if canvas.place(place.lat, place.lon) is None:
             raise ValueError(
                 f"--place {place.name}={place.lat:g},{place.lon:g} is not on the grid of {store.path} "
                 f"({store.lat.min():g} to {store.lat.max():g} N, {store.lon.min():g} to {store.lon.max():g} "
-                "E). Choose one that is."
+                "E). Choose a place on the grid."
             )
         found[place.name] = _token(*_cell(store, place), store, patch)
     for city in (Place(*city) for city in CITIES):
@@ -80,7 +82,7 @@ def tokens_at(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place
     return found
 
 
-def most_polluted_token(case: Case, patch: int) -> int:
+def most_polluted_token(case: ForecastCase, patch: int) -> int:
     """Raster index of the patch with the highest mean of the first pollutant at the start."""
     field = case.initial[0]
     tiles = field.reshape(field.shape[0] // patch, patch, field.shape[1] // patch, patch)
@@ -103,7 +105,7 @@ Attention = SelfAttention | ElevationAttention | PairAttention
 
 
 @dataclass(frozen=True)
-class Seen:
+class AttentionInput:
     """What an attention was given in a forecast.
 
     Attributes:
@@ -116,7 +118,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Gaze:
+class AttentionMap:
     """The attention of one token, drawn.
 
     Attributes:
@@ -124,18 +126,19 @@ class Gaze:
         place: where that is.
         spot: its drawing position, across and down.
         maps: without bias, with bias, and the difference.
-        hindered: share of the attention that goes where `is_hindered`, without and with the bias, as text.
+        hindered: share of the attention that goes where `weakened_tokens`, without and with the bias, as
+            text.
     """
 
     name: str
     place: str
     spot: tuple[float, float]
-    maps: tuple[Map, Map, Map]
-    hindered: tuple[str, str]
+    maps: tuple[MapImage, MapImage, MapImage]
+    weakened: tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Gazes:
+class AttentionMaps:
     """The attention of several tokens, on two scales that they share.
 
     Attributes:
@@ -146,14 +149,14 @@ class Gazes:
         where: what the bias hinders, as it stands behind "goes to".
     """
 
-    gazes: tuple[Gaze, ...]
+    attention: tuple[AttentionMap, ...]
     heads: int
     scale: Scale
     difference: Scale
-    where: str
+    destination: str
 
 
-def attention_row(attention: Attention, seen: Seen, token: int) -> Tensor:
+def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
     """(2, H, N) how much `token` attends to each token: without the bias, and with it.
 
     Args:
@@ -190,7 +193,9 @@ def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
     return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
 
-def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = ()) -> Gazes | None:
+def draw_attention(
+    run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
+) -> AttentionMaps | None:
     """Draw what some places of a case attend to; None without a bias in block 0.
 
     Raises:
@@ -201,28 +206,28 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
     if isinstance(attention, SelfAttention) and attention.locality is None:
         if wanted:
             raise ValueError(
-                f"--place {wanted[0].name}: block 0 of {run.config.name} has no bias, so there is nothing to "
-                "show of what a place attends to with it and without. Leave --place out."
+                f"--place {wanted[0].name}: block 0 of {run.config.name} has no bias, so its "
+                "attention cannot be compared with and without it. Leave --place out."
             )
         return None
-    seen = _seen_by(attention, run, case.init_time)
+    seen = _attention_input(attention, run, case.init_time)
     tokens = tokens_at(run, case, canvas, wanted)
     rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
     shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
     scale = concentration_scale([field for pair in shares.values() for field in pair])
     difference = difference_scale([biased - without for without, biased in shares.values()])
 
-    def gaze(name: str, token: int) -> Gaze:
+    def shown(name: str, token: int) -> AttentionMap:
         lat, lon = _centre(run.store, token, run.config.model.patch)
         spot = canvas.place(lat, lon)
         assert spot is not None, "the token is on the grid"
-        loses = is_hindered(attention, token, rows[token])
+        loses = weakened_tokens(attention, token, rows[token])
         without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
         maps = _maps(canvas, scale, difference, shares[token], name)
-        return Gaze(name, spelled_place(lat, lon), spot, maps, (without, biased))
+        return AttentionMap(name, place_text(lat, lon), spot, maps, (without, biased))
 
-    return Gazes(
-        tuple(gaze(name, token) for name, token in tokens.items()),
+    return AttentionMaps(
+        tuple(shown(name, token) for name, token in tokens.items()),
         attention.heads,
         scale,
         difference,
@@ -230,7 +235,7 @@ def look(run: LoadedRun, case: Case, canvas: Canvas, wanted: Sequence[Place] = (
     )
 
 
-def _seen_by(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> Seen:
+def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
     """What the attention is given when the run forecasts from an initial time, at the first horizon."""
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -240,7 +245,7 @@ def _seen_by(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> 
         hook.remove()
     x_BND, _, _, way = seen[0]
     assert way.stored is None, "block 0 reads its tokens in raster order"
-    return Seen(x_BND[0], way)
+    return AttentionInput(x_BND[0], way)
 
 
 def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
@@ -256,30 +261,30 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def is_hindered(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
     """(N,) the ground that an elevation bias is for hindering; what loses by one whose zero is arbitrary.
 
     The ground is told by its height alone: training may have turned the strength's sign round.
     """
-    hindered: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
+    weakened: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
     if isinstance(attention, ElevationAttention) and attention.locality is None:
-        hindered = (_rises_km(attention, token) > 0).cpu().numpy()
-    return hindered
+        weakened = (_rises_km(attention, token) > 0).cpu().numpy()
+    return weakened
 
 
 def _in_words(settings: ModelConfig) -> str:
-    """What `is_hindered` finds, as it stands behind "goes to"."""
+    """What `weakened_tokens` finds, as it stands behind "goes to"."""
     if settings.dense_options or settings.local_bias:
-        return "places that lose by it"
+        return "places that the bias weakens"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 
 
 def _maps(
     canvas: Canvas, scale: Scale, difference: Scale, shares: tuple[FloatArray, FloatArray], name: str
-) -> tuple[Map, Map, Map]:
-    def map_of(title: str, colours: Scale, field: FloatArray) -> Map:
+) -> tuple[MapImage, MapImage, MapImage]:
+    def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
         alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
-        return Map(title, "", colours.layer(canvas.north_up(field)), alt)
+        return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
 
     without, biased = shares
     return (

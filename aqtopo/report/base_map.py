@@ -99,7 +99,7 @@ _DARKEST_SHADE = 0.52
 
 
 @dataclass(frozen=True)
-class Label:
+class MapLabel:
     """A word on the map at a drawing position."""
 
     x: float
@@ -108,7 +108,7 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Terrain:
+class BaseMap:
     """The shared layers of one grid.
 
     Attributes:
@@ -123,12 +123,12 @@ class Terrain:
     shade: str
     contours: str
     coast: str
-    cities: tuple[Label, ...]
-    meridians: tuple[Label, ...]
-    parallels: tuple[Label, ...]
+    cities: tuple[MapLabel, ...]
+    meridians: tuple[MapLabel, ...]
+    parallels: tuple[MapLabel, ...]
 
 
-def draw_terrain(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> Terrain:
+def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> BaseMap:
     """Draw the shared layers.
 
     Args:
@@ -138,11 +138,11 @@ def draw_terrain(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> T
     """
     elevation = canvas.north_up(np.nan_to_num(elevation_m))
     places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
-    return Terrain(
+    return BaseMap(
         shade=png_uri(_hillshade(canvas, elevation)),
         contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
         coast=_outline(canvas, canvas.north_up(mask) > 0),
-        cities=tuple(Label(*place, name) for name, place in places if place is not None),
+        cities=tuple(MapLabel(*place, name) for name, place in places if place is not None),
         meridians=_meridians(canvas),
         parallels=_parallels(canvas),
     )
@@ -197,21 +197,21 @@ def _polyline(points: FloatArray) -> str:
     return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
 
 
-def _meridians(canvas: Canvas) -> tuple[Label, ...]:
+def _meridians(canvas: Canvas) -> tuple[MapLabel, ...]:
     middle = float(np.mean(canvas.lat))
     places = [(degrees, canvas.place(middle, degrees)) for degrees in _round_degrees(canvas.lon)]
     return tuple(
-        Label(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
+        MapLabel(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
         for degrees, place in places
         if place is not None
     )
 
 
-def _parallels(canvas: Canvas) -> tuple[Label, ...]:
+def _parallels(canvas: Canvas) -> tuple[MapLabel, ...]:
     middle = float(np.mean(canvas.lon))
     places = [(degrees, canvas.place(degrees, middle)) for degrees in _round_degrees(canvas.lat)]
     return tuple(
-        Label(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
+        MapLabel(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
         for degrees, place in places
         if place is not None
     )
@@ -230,7 +230,7 @@ _HEAD = 13.0
 
 
 @dataclass(frozen=True)
-class Wind:
+class WindArrows:
     """Arrows that point where the air moves.
 
     Attributes:
@@ -242,7 +242,7 @@ class Wind:
     ten_metres_per_second: float
 
 
-def draw_wind(canvas: Canvas, wind_T2HW: FloatArray) -> Wind:
+def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
     """Draw block means of the wind.
 
     Args:
@@ -259,7 +259,7 @@ def draw_wind(canvas: Canvas, wind_T2HW: FloatArray) -> Wind:
     typical = float(np.percentile(known, 95)) if known.size else 0.0
     scale = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
     x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
-    return Wind(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
+    return WindArrows(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
 
 
 def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str:

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from aqtopo.report.history import Alphas, History, Step, alpha_sentence
+from aqtopo.report.history import Alphas, History, LoggedStep, alpha_sentence
 from aqtopo.report.images import svg_uri
 
 FloatArray = npt.NDArray[np.float64]
@@ -162,7 +162,7 @@ def _loss_alt(history: History) -> str:
     )
 
 
-def _step_numbers(steps: Sequence[Step]) -> FloatArray:
+def _step_numbers(steps: Sequence[LoggedStep]) -> FloatArray:
     return np.array([step.step for step in steps], dtype=np.float64)
 
 
@@ -176,7 +176,7 @@ def alpha_curve(alphas: Alphas) -> Curve:
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("alpha (1/km)")
         colours = cycled(GROUP_COLOURS, len(alphas.by_block))
-        marker = "o" if len(alphas.steps) <= _MOST_MARKERS else None
+        marker = "o" if len(alphas.steps) <= _MAX_MARKERS else None
         for (block, values), colour in zip(alphas.by_block.items(), colours, strict=True):
             heads = values.shape[1]
             label = block if heads == 1 else f"{block}, {heads} heads"
@@ -192,10 +192,10 @@ def alpha_curve(alphas: Alphas) -> Curve:
         return Curve(svg_uri(figure), f"Alpha over the steps: {alpha_sentence(alphas)}")
 
 
-_MOST_MARKERS = 40
+_MAX_MARKERS = 40
 
 
-def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
+def variant_curves(histories: dict[str, list[History]]) -> Curve:
     """Training and validation loss of every variant, a panel each on the same axes, a line a seed."""
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
@@ -229,7 +229,7 @@ def curves_side_by_side(histories: dict[str, list[History]]) -> Curve:
         return Curve(svg_uri(figure), _curves_alt(histories))
 
 
-def validation_together(histories: dict[str, list[History]]) -> Curve | None:
+def mean_validation_curve(histories: dict[str, list[History]]) -> Curve | None:
     """Validation loss of all variants on the same axes, mean over the seeds; None without a validation."""
     means = {name: mean for name, seeds in histories.items() if (mean := _mean_validation(seeds))}
     if not means:

@@ -12,11 +12,11 @@ from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.inference.forecast import channel_indices, forecast, truth_for
+from aqtopo.inference.forecast import channel_indices, forecast, read_truth
 from aqtopo.inference.load import LoadedRun
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import Scale, concentration_scale, difference_scale
-from aqtopo.report.text import capitalised, plus, pretty_units, round_together, spoken_time
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, time_text
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -26,7 +26,7 @@ MAX_CANDIDATES = 366
 
 
 @dataclass(frozen=True)
-class Case:
+class ForecastCase:
     """Fields of one forecast in physical units, NaN outside the scored area.
 
     Attributes:
@@ -77,11 +77,13 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
     ]
     starts = f"{len(candidates)} starts {'at 00 UTC ' if len(midnights) else ''}in the test period"
     label = VARIABLES[config.data.targets[0]].long_name
-    reason = f"of {starts} the one with the highest mean {label}, whatever the forecast made of it"
+    reason = (
+        f"the start with the highest mean {label} of {starts}, chosen without regard to the forecast's error"
+    )
     return candidates[int(np.nanargmax(means))], reason
 
 
-def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Case:
+def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> ForecastCase:
     """Forecast from one initial time and take the truth beside it.
 
     Args:
@@ -94,20 +96,20 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Case:
     if init_time is None:
         init_time, reason = most_polluted_time(run.store, run.config)
     else:
-        reason = "chosen by hand"
-    forecasts, truths = forecast(run, init_time), truth_for(run, init_time)
+        reason = "chosen with --init"
+    forecasts, truths = forecast(run, init_time), read_truth(run, init_time)
     pollutants, horizons = run.config.data.targets, run.config.data.horizons
     scored = run.store.static["mask"] > 0
     truth = _stacked(truths, pollutants, scored)
     if not np.isfinite(truth).any():
         raise ValueError(
             f"--init {init_time}: {run.store.path} has no truth at any horizon ({horizons} h) from there, so "
-            f"there is nothing to compare the forecast with. It covers {run.store.times[0]} to "
+            f"the forecast cannot be verified. The store covers {run.store.times[0]} to "
             f"{run.store.times[-1]}."
         )
     fields = run.store.read(int(run.store.locate(np.array(init_time))))
     initial = fields[channel_indices(run.store, pollutants)]
-    return Case(
+    return ForecastCase(
         init_time,
         reason,
         pollutants,
@@ -135,7 +137,7 @@ def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray
 
 
 @dataclass(frozen=True)
-class Map:
+class MapImage:
     """One map: its title, its layer, and the same in words."""
 
     title: str
@@ -157,12 +159,12 @@ class Verification:
 
     horizon_h: int
     valid_time: str
-    maps: tuple[Map, Map, Map]
+    maps: tuple[MapImage, MapImage, MapImage]
     errors: tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Pollutant:
+class PollutantMaps:
     """All maps of one pollutant, on two scales that they share.
 
     Attributes:
@@ -180,28 +182,28 @@ class Pollutant:
     units: str
     scale: Scale
     difference: Scale
-    initial: Map
+    initial: MapImage
     verifications: tuple[Verification, ...]
 
 
-def draw_pollutants(case: Case, canvas: Canvas) -> tuple[Pollutant, ...]:
+def draw_pollutant_maps(case: ForecastCase, canvas: Canvas) -> tuple[PollutantMaps, ...]:
     """Draw every map of a case."""
     return tuple(_draw(case, canvas, c) for c in range(len(case.pollutants)))
 
 
-def _draw(case: Case, canvas: Canvas, c: int) -> Pollutant:
+def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
     variable = VARIABLES[case.pollutants[c]]
-    # The forecast has no say in the scale of concentrations: a wild one must look wild.
+    # The forecast does not affect the scale, so extreme forecasts stay visible.
     scale = concentration_scale([case.initial[c], *case.truth[:, c]])
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
-    return Pollutant(
+    return PollutantMaps(
         variable.name,
         capitalised(variable.long_name),
         pretty_units(variable.units),
         scale,
         difference,
-        Map(
-            f"At the start, {spoken_time(case.init_time)}",
+        MapImage(
+            f"At the start, {time_text(case.init_time)}",
             _mean_note(case.initial[c], variable.units),
             scale.layer(canvas.north_up(case.initial[c])),
             f"Map of {variable.long_name} at the initial time, with wind arrows.",
@@ -210,7 +212,9 @@ def _draw(case: Case, canvas: Canvas, c: int) -> Pollutant:
     )
 
 
-def _verify(case: Case, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale) -> Verification:
+def _verify(
+    case: ForecastCase, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale
+) -> Verification:
     forecast, truth = case.forecast[k, c], case.truth[k, c]
     horizon = case.horizons_h[k]
     variable = VARIABLES[case.pollutants[c]]
@@ -218,21 +222,21 @@ def _verify(case: Case, canvas: Canvas, c: int, k: int, scale: Scale, difference
     model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
     return Verification(
         horizon,
-        spoken_time(case.init_time + np.timedelta64(horizon, "h")),
+        time_text(case.init_time + np.timedelta64(horizon, "h")),
         (
-            Map(
+            MapImage(
                 f"Forecast, +{horizon} h",
                 _mean_note(forecast, variable.units),
                 scale.layer(canvas.north_up(forecast)),
                 f"Map of the forecast of {what}.",
             ),
-            Map(
+            MapImage(
                 "Truth",
                 _mean_note(truth, variable.units),
                 scale.layer(canvas.north_up(truth)),
                 f"Map of the truth for {what}.",
             ),
-            Map(
+            MapImage(
                 "Forecast minus truth",
                 _mean_note(forecast - truth, variable.units, signed=True),
                 difference.layer(canvas.north_up(forecast - truth)),

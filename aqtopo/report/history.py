@@ -26,7 +26,7 @@ from aqtopo.model.attention import ALPHA
 
 
 @dataclass(frozen=True)
-class Step:
+class LoggedStep:
     """One optimizer update.
 
     Attributes:
@@ -45,7 +45,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Validation:
+class LoggedValidation:
     """One pass over the validation split: its loss, and the step after which it came."""
 
     step: int
@@ -54,7 +54,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Happening:
+class RunEvent:
     """A start, a resume, the losses after it, or an end: when [UTC], at which step, and what, in words."""
 
     time: str
@@ -75,15 +75,15 @@ class History:
         preferences: by step what training logged of the heads' preferences, by block and quantity.
     """
 
-    steps: tuple[Step, ...]
-    validations: tuple[Validation, ...]
+    steps: tuple[LoggedStep, ...]
+    validations: tuple[LoggedValidation, ...]
     starts: int
-    happenings: tuple[Happening, ...] = ()
+    events: tuple[RunEvent, ...] = ()
     alphas: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     preferences: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
-    def best(self) -> Validation | None:
+    def best(self) -> LoggedValidation | None:
         """The validation with the lowest loss, the earliest of equals; None before the first validation."""
         return min(self.validations, key=lambda validation: validation.val_loss, default=None)
 
@@ -96,40 +96,40 @@ def read_history(path: Path) -> History:
     """
     if not path.is_file():
         raise ValueError(
-            f"{path} is missing, so there are no learning curves to draw. "
+            f"{path} is missing, so no learning curves can be drawn. "
             "Give the directory that `aqtopo train` wrote."
         )
-    steps: dict[int, Step] = {}
-    validations: dict[int, Validation] = {}
+    steps: dict[int, LoggedStep] = {}
+    validations: dict[int, LoggedValidation] = {}
     starts = 0
-    happenings: list[Happening] = []
+    events: list[RunEvent] = []
     alphas: dict[int, dict[str, list[float]]] = {}
     preferences: dict[int, dict[str, list[float]]] = {}
     for line in read_log(path):
         if isinstance(line, StepLine):
-            steps[line.step] = Step(line.step, line.epoch, line.train_loss, line.lr, line.samples_per_s)
+            steps[line.step] = LoggedStep(line.step, line.epoch, line.train_loss, line.lr, line.samples_per_s)
         elif isinstance(line, ValidationLine):
-            validations[line.step] = Validation(line.step, line.epoch, line.val_loss)
+            validations[line.step] = LoggedValidation(line.step, line.epoch, line.val_loss)
         starts += isinstance(line, StartLine)
         if line.step is not None and line.alpha:
             alphas[line.step] = line.alpha
         if line.step is not None and line.preferences:
             preferences[line.step] = line.preferences
-        if told := _told(line):
-            happenings.append(Happening(_spoken(line.time), line.step, told))
+        if told := _event_text(line):
+            events.append(RunEvent(_time_text(line.time), line.step, told))
     if not steps:
-        raise ValueError(f"{path} holds no training step yet. Wait for the run's first step.")
+        raise ValueError(f"{path} has no training step yet. Wait for the run's first step.")
     return History(
         tuple(steps[step] for step in sorted(steps)),
         tuple(validations[step] for step in sorted(validations)),
         starts,
-        tuple(happenings),
+        tuple(events),
         dict(sorted(alphas.items())),
         dict(sorted(preferences.items())),
     )
 
 
-def _told(line: Line) -> str | None:
+def _event_text(line: Line) -> str | None:
     """What an event says, in words; None for what is no happening."""
     match line:
         case StartLine(world_size=world, slurm=slurm):
@@ -146,7 +146,7 @@ def _told(line: Line) -> str | None:
     return None
 
 
-def _spoken(time: str) -> str:
+def _time_text(time: str) -> str:
     return time[:19].replace("T", " ")
 
 

@@ -19,13 +19,13 @@ from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.points import REFERENCES
-from aqtopo.evaluation.results import Scores, read_score_file, scores_from_file
+from aqtopo.evaluation.results import ScoreRecord, read_score_file, scores_from_record
 from aqtopo.evaluation.tables import summary
 from aqtopo.inference.load import LoadedRun, load_run
-from aqtopo.report.attention import Place, look
-from aqtopo.report.base_map import CONTOUR_LEVELS_M, Canvas, draw_terrain, draw_wind
+from aqtopo.report.attention import Place, draw_attention
+from aqtopo.report.base_map import CONTOUR_LEVELS_M, Canvas, draw_base_map, draw_wind_arrows
 from aqtopo.report.curves import alpha_curve, loss_curve, lr_curve
-from aqtopo.report.forecast_maps import Case, Pollutant, draw_pollutants, load_case
+from aqtopo.report.forecast_maps import ForecastCase, PollutantMaps, draw_pollutant_maps, load_case
 from aqtopo.report.history import (
     History,
     alpha_sentence,
@@ -33,21 +33,28 @@ from aqtopo.report.history import (
     read_alphas,
     read_history,
 )
-from aqtopo.report.score_tables import Scoreboard, alarms, break_down, no_alarms, score_board, sharpness
+from aqtopo.report.score_tables import (
+    ScoreTable,
+    breakdown_tables,
+    exceedance_rows,
+    make_score_table,
+    no_exceedances,
+    sharpness_rows,
+)
 from aqtopo.report.stations import SKILL_SCALE, StationPollutant, station_scores
-from aqtopo.report.text import spoken_time
+from aqtopo.report.text import time_text
 
 REPORT_FILE = "report.html"
 
 _SEEN = {
-    "test": "which neither training nor the choice of weights has seen",
-    "validation": "by which the weights were chosen, so they flatter the model",
+    "test": "which was not used for training or for choosing the weights",
+    "validation": "which was used for choosing the weights, so the scores are optimistic",
 }
 """What scores of a split are worth."""
 
 
 @dataclass(frozen=True)
-class Split:
+class SplitRow:
     """One part of the data: its years, usable start times and samples."""
 
     name: str
@@ -83,9 +90,9 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
 
 def render(
     run: LoadedRun,
-    content: Scores,
+    content: ScoreRecord,
     history: History,
-    case: Case,
+    case: ForecastCase,
     facts: RunFile,
     places: Sequence[Place] = (),
 ) -> str:
@@ -100,38 +107,38 @@ def render(
         places: further places whose attention is shown.
     """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
-    scores = scores_from_file(content)
-    board = score_board(scores)
-    pollutants, gazes = draw_pollutants(case, canvas), look(run, case, canvas, places)
+    scores = scores_from_record(content)
+    score_table = make_score_table(scores)
+    pollutants, attention = draw_pollutant_maps(case, canvas), draw_attention(run, case, canvas, places)
     stations = station_scores(run.run_dir, canvas)
     parts = {
         "config": run.config,
         "source": store.source,
         "simulated": store.simulated,
-        "board": board,
+        "score_table": score_table,
         "summary": summary(scores),
         "scored_on": f"the {content.split} period {_listed(content.years)}",
         "seen": _SEEN[content.split],
         "starts": _starts(content),
-        "numbers": _numbers(run, board, history),
+        "numbers": _numbers(run, score_table, history),
         "canvas": canvas,
-        "terrain": draw_terrain(canvas, store.static["elevation"], store.static["mask"]),
-        "wind": draw_wind(canvas, case.wind),
+        "base_map": draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
+        "wind": draw_wind_arrows(canvas, case.wind),
         "contour_levels": _listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
-        "init_time": spoken_time(case.init_time),
+        "init_time": time_text(case.init_time),
         "reason": case.reason,
         "pollutants": pollutants,
         "pollutant_names": _labels(pollutants),
-        "gazes": gazes,
-        "place_names": list(enumerate((gaze.name for gaze in gazes.gazes), 1)) if gazes else [],
+        "attention": attention,
+        "place_names": list(enumerate((shown.name for shown in attention.attention), 1)) if attention else [],
         "stations": stations,
         "station_pollutants": _labels(stations.pollutants) if stations else [],
         "skill_scale": SKILL_SCALE,
-        "breakdowns": break_down(content.strata),
+        "breakdowns": breakdown_tables(content.strata),
         "references": REFERENCES,
-        "alarms": alarms(content.exceedances),
-        "no_alarms": no_alarms(content.exceedances),
-        "sharpness": sharpness(content.spectra),
+        "exceedances": exceedance_rows(content.exceedances),
+        "no_exceedances": no_exceedances(content.exceedances),
+        "sharpness": sharpness_rows(content.spectra),
         "version": importlib.metadata.version("aqtopo"),
         "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
@@ -147,7 +154,7 @@ def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
         "alpha": None if alphas is None else alpha_curve(alphas),
         "alpha_says": "" if alphas is None else alpha_sentence(alphas),
         "preferences": preference_rows(history),
-        "happenings": history.happenings,
+        "events": history.events,
         "learning": _learning(history),
     }
 
@@ -177,17 +184,17 @@ def template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
-def _labels(pollutants: Sequence[Pollutant | StationPollutant]) -> list[tuple[str, str]]:
+def _labels(pollutants: Sequence[PollutantMaps | StationPollutant]) -> list[tuple[str, str]]:
     """Value and text of each choice."""
     return [(pollutant.name, pollutant.label) for pollutant in pollutants]
 
 
-def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[str, str]]:
+def _numbers(run: LoadedRun, score_table: ScoreTable, history: History) -> list[tuple[str, str]]:
     """What a reader wants to know at first sight."""
     best = history.best
-    first = board.rows[0]
+    first = score_table.rows[0]
     return [
-        (f"{first.label} skill at {board.horizons_h[0]} h", first.cells[0].percent),
+        (f"{first.label} skill at {score_table.horizons_h[0]} h", first.cells[0].percent),
         ("best validation loss", "none" if best is None else f"{best.val_loss:.4f}"),
         ("steps trained", f"{history.steps[-1].step:,}"),
         ("parameters", f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} million"),
@@ -195,9 +202,9 @@ def _numbers(run: LoadedRun, board: Scoreboard, history: History) -> list[tuple[
     ]
 
 
-def _starts(content: Scores) -> str:
+def _starts(content: ScoreRecord) -> str:
     """How many forecasts the scores are made of."""
-    first, last = (spoken_time(np.datetime64(time)) for time in (content.first_init, content.last_init))
+    first, last = (time_text(np.datetime64(time)) for time in (content.first_init, content.last_init))
     return f"{content.initialisations:,} forecasts, started from {first} to {last}."
 
 
@@ -210,18 +217,20 @@ def _learning(history: History) -> str:
     if rates:
         text += f", {np.median(rates):,.1f} samples a second (median)"
     if best is None:
-        return f"{text}. The run was not validated."
+        return f"{text}. The run has no validation."
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
 
 
-def _splits(config: RunConfig, store: Store) -> list[Split]:
+def _splits(config: RunConfig, store: Store) -> list[SplitRow]:
     years = {
         "train": config.data.train_years,
         "validation": config.data.validation_years,
         "test": config.data.test_years,
     }
     tables = {name: sample_table(config, store.times, name) for name in years}
-    return [Split(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()]
+    return [
+        SplitRow(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()
+    ]
 
 
 def _sample_rule(config: RunConfig) -> str:

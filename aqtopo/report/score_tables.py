@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.exceedances import NO_MEANS
+from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES
-from aqtopo.evaluation.results import Entry, Exceedance, Spectrum
+from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
@@ -17,7 +17,7 @@ LEVEL_SKILL = 0.01
 
 
 @dataclass(frozen=True)
-class Tint:
+class ShadedSkill:
     """A skill with the colour that it gets.
 
     Attributes:
@@ -54,7 +54,7 @@ class Tint:
 
 
 @dataclass(frozen=True)
-class Cell(Tint):
+class SkillCell(ShadedSkill):
     """The model against the better of its references for one pollutant at one horizon.
 
     Attributes:
@@ -63,22 +63,22 @@ class Cell(Tint):
     """
 
     rmse: dict[str, float]
-    rival: str
+    best_reference: str
 
     @property
     def errors(self) -> tuple[str, ...]:
         """RMSE of the model and of its rival, as text."""
-        return round_together((self.rmse[MODEL], self.rmse[self.rival]))
+        return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
 
 
 @dataclass(frozen=True)
-class Row:
+class PollutantRow:
     """One pollutant: its short name, what readers call it, its units and a cell per horizon."""
 
     pollutant: str
     label: str
     units: str
-    cells: tuple[Cell, ...]
+    cells: tuple[SkillCell, ...]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Scoreboard:
+class ScoreTable:
     """All scores of a run.
 
     Attributes:
@@ -111,7 +111,7 @@ class Scoreboard:
     """
 
     horizons_h: tuple[int, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[PollutantRow, ...]
     lines: tuple[Line, ...]
 
     @property
@@ -129,17 +129,17 @@ class Scoreboard:
             )
         )
         verdicts = {
-            "better": f"{abs(cell.skill):.0%} less than {cell.rival}, the better of the two references",
-            "worse": f"{abs(cell.skill):.0%} more than {cell.rival}, which is the better forecast here",
-            "level": f"no real difference from {cell.rival}",
+            "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the better baseline",
+            "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the better baseline",
+            "level": f"within {LEVEL_SKILL:.0%} of {cell.best_reference}, the better baseline",
         }
         return (
-            f"{row.label} {horizon} h ahead: the model is off by {model} {row.units} (RMSE), "
+            f"{row.label} {horizon} h ahead: the model's RMSE is {model} {row.units}, "
             f"{verdicts[cell.verdict]} ({others})."
         )
 
 
-def score_board(scores: xr.Dataset) -> Scoreboard:
+def make_score_table(scores: xr.Dataset) -> ScoreTable:
     """Arrange scores for the page.
 
     Args:
@@ -149,7 +149,7 @@ def score_board(scores: xr.Dataset) -> Scoreboard:
     pollutants = [str(name) for name in scores["pollutant"].values]
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
     rows = tuple(
-        Row(
+        PollutantRow(
             name,
             capitalised(VARIABLES[name].long_name),
             pretty_units(VARIABLES[name].units),
@@ -160,15 +160,15 @@ def score_board(scores: xr.Dataset) -> Scoreboard:
     lines = tuple(
         _line(scores, name, h, method) for name in pollutants for h in horizons for method in FORECASTS
     )
-    return Scoreboard(horizons, rows, lines)
+    return ScoreTable(horizons, rows, lines)
 
 
-def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> Cell:
+def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
     column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
     rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
-    rival = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
-    skill = 1.0 - rmse[MODEL] / rmse[rival] if rmse[rival] > 0.0 else float("nan")
-    return Cell(skill, rmse, rival)
+    best_reference = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
+    skill = 1.0 - rmse[MODEL] / rmse[best_reference] if rmse[best_reference] > 0.0 else float("nan")
+    return SkillCell(skill, rmse, best_reference)
 
 
 def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> Line:
@@ -187,7 +187,7 @@ class Place:
     """One row: an area or a season, and the skill at every horizon against every reference."""
 
     label: str
-    tints: tuple[Tint, ...]
+    skills: tuple[ShadedSkill, ...]
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Breakdown:
     groups: tuple[tuple[Place, ...], ...]
 
 
-def break_down(strata: Mapping[str, Mapping[str, Sequence[Entry]]]) -> tuple[Breakdown, ...]:
+def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
     """A table for every pollutant; none where nothing was scored apart.
 
     Args:
@@ -223,14 +223,14 @@ def break_down(strata: Mapping[str, Mapping[str, Sequence[Entry]]]) -> tuple[Bre
     )
 
 
-def _place(label: str, entries: Sequence[Entry], pollutant: str) -> Place:
+def _place(label: str, entries: Sequence[PairScores], pollutant: str) -> Place:
     rows = [entry for entry in entries if entry.pollutant == pollutant]
     skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
-    return Place(label, tuple(Tint(float("nan") if skill is None else skill) for skill in skills))
+    return Place(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
 
 
 @dataclass(frozen=True)
-class Alarms:
+class ExceedanceRow:
     """One line: the model's days and cells above a limit, and how well each forecast tells them.
 
     Attributes:
@@ -249,7 +249,7 @@ class Alarms:
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class SharpnessRow:
     """One line: how fine the model's structure is at a horizon, as text; see `docs/evaluation.md`."""
 
     label: str
@@ -258,28 +258,28 @@ class Sharpness:
     short_waves: str
 
 
-def alarms(records: Iterable[Exceedance]) -> tuple[Alarms, ...]:
+def exceedance_rows(records: Iterable[Exceedance]) -> tuple[ExceedanceRow, ...]:
     """Lines for `exceedances` of `scores.json`; none where nothing came or was forecast."""
     by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
     for record in records:
         by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
-    return tuple(_alarms(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
+    return tuple(_exceedance_row(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
 
 
-def no_alarms(records: Iterable[Exceedance]) -> str:
-    """Why `alarms` has no line; empty where it has some, or no pollutant of the run has a limit."""
+def no_exceedances(records: Iterable[Exceedance]) -> str:
+    """Why `exceedance_rows` has no line; empty where it has some, or no pollutant of the run has a limit."""
     of_model = [record for record in records if record.forecast == MODEL]
     if not of_model or any(map(_events, of_model)):
         return ""
     if any(record.correct_negatives for record in of_model):
-        return "No 24-hour mean was above its limit, and none was forecast to be."
-    return NO_MEANS
+        return "No 24-hour mean was above its limit, in the truth or in the forecast."
+    return NO_DAILY_MEANS
 
 
-def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
+def sharpness_rows(records: Iterable[Spectrum]) -> tuple[SharpnessRow, ...]:
     """Lines for the model in `spectra` of `scores.json`."""
     return tuple(
-        Sharpness(
+        SharpnessRow(
             _label(record),
             record.horizon,
             _text(record.resolved_km, ".0f"),
@@ -290,10 +290,10 @@ def sharpness(records: Iterable[Spectrum]) -> tuple[Sharpness, ...]:
     )
 
 
-def _alarms(forecasts: dict[str, Exceedance]) -> Alarms:
+def _exceedance_row(forecasts: dict[str, Exceedance]) -> ExceedanceRow:
     model = forecasts[MODEL]
     known = [csi for name in FORECASTS if (csi := forecasts[name].csi) is not None]
-    return Alarms(
+    return ExceedanceRow(
         f"{_label(model)} above {model.limit:.0f}",
         model.horizon,
         tuple(f"{number:,}" for number in (model.hits, model.misses, model.false_alarms)),

@@ -14,16 +14,16 @@ import xarray as xr
 
 from aqtopo.evaluation.points import MODEL
 from aqtopo.evaluation.results import SCORES, read_table
-from aqtopo.evaluation.scores import scores_of
+from aqtopo.evaluation.scores import scores_from_sums
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import Scale, difference_scale
-from aqtopo.report.score_tables import Tint
-from aqtopo.report.text import capitalised, plus, pretty_units, round_together, spelled_place
+from aqtopo.report.score_tables import ShadedSkill
+from aqtopo.report.text import capitalised, place_text, plus, pretty_units, round_together
 from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-MOST_ROWS = 24
+MAX_ROWS = 24
 """A table of more stations shows the best and the worst of them, half of this each."""
 
 SKILL_SCALE = Scale(-40.0, 40.0, "skill")
@@ -34,7 +34,7 @@ _SHADES = 11
 
 
 @dataclass(frozen=True)
-class Dots:
+class DotPath:
     """Stations of one colour: an SVG path with a point for each."""
 
     colour: str
@@ -42,7 +42,7 @@ class Dots:
 
 
 @dataclass(frozen=True)
-class AtHorizon:
+class StationHorizon:
     """One pollutant at one horizon.
 
     Attributes:
@@ -54,8 +54,8 @@ class AtHorizon:
 
     horizon_h: int
     sentence: str
-    skill: tuple[Dots, ...]
-    bias: tuple[Dots, ...]
+    skill: tuple[DotPath, ...]
+    bias: tuple[DotPath, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class StationRow:
 
     station: str
     place: str
-    cells: tuple[tuple[Tint, str, str], ...]
+    cells: tuple[tuple[ShadedSkill, str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class StationPollutant:
     label: str
     units: str
     bias_scale: Scale
-    horizons: tuple[AtHorizon, ...]
+    horizons: tuple[StationHorizon, ...]
     groups: tuple[tuple[StationRow, ...], ...]
     rows_of: int
 
@@ -113,7 +113,7 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
     """
     if not (run_dir / f"{SCORES}.zarr" / _TABLE).is_dir():
         return None
-    scores = scores_of(read_table(run_dir, _TABLE))
+    scores = scores_from_sums(read_table(run_dir, _TABLE))
     scores = scores.assign(
         skill=100.0 * scores["skill"].min("reference"),
         rmse=scores["rmse"].sel(forecast=MODEL),
@@ -142,7 +142,7 @@ def _pollutant(scores: xr.Dataset, name: str, canvas: Canvas) -> StationPollutan
     bias_scale = difference_scale([scores["bias"].values])
     units = pretty_units(variable.units)
     rows = _rows(scores)
-    half = MOST_ROWS // 2
+    half = MAX_ROWS // 2
     return StationPollutant(
         name,
         capitalised(variable.long_name),
@@ -152,20 +152,20 @@ def _pollutant(scores: xr.Dataset, name: str, canvas: Canvas) -> StationPollutan
             _at_horizon(scores.sel(horizon=horizon), int(horizon), bias_scale, canvas, units)
             for horizon in scores["horizon"].values
         ),
-        (rows,) if len(rows) <= MOST_ROWS else (rows[:half], rows[-half:]),
+        (rows,) if len(rows) <= MAX_ROWS else (rows[:half], rows[-half:]),
         len(rows),
     )
 
 
 def _at_horizon(
     scores: xr.Dataset, horizon_h: int, bias_scale: Scale, canvas: Canvas, units: str
-) -> AtHorizon:
+) -> StationHorizon:
     places = [
         canvas.place(float(lat), float(lon))
         for lat, lon in zip(scores["lat"].values, scores["lon"].values, strict=True)
     ]
     skill, bias = scores["skill"].values, scores["bias"].values
-    return AtHorizon(
+    return StationHorizon(
         horizon_h,
         f"{horizon_h} h ahead {_sentence(skill, scores['rmse'].values, bias, units)}",
         _dots(places, skill, SKILL_SCALE),
@@ -184,14 +184,16 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
     )
 
 
-def _dots(places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale) -> tuple[Dots, ...]:
+def _dots(
+    places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale
+) -> tuple[DotPath, ...]:
     """A path for each shade that occurs: hundreds of stations stay small."""
     shades = scale.shades(values, _SHADES)
     paths: dict[str, list[str]] = {}
     for place, shade in zip(places, shades, strict=True):
         if place is not None and shade is not None:
             paths.setdefault(shade, []).append(f"M{place[0]:.1f},{place[1]:.1f}h.1")
-    return tuple(Dots(colour, "".join(points)) for colour, points in paths.items())
+    return tuple(DotPath(colour, "".join(points)) for colour, points in paths.items())
 
 
 def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
@@ -205,11 +207,11 @@ def _row(station: xr.Dataset) -> StationRow:
     columns = zip(*(station[key].values.tolist() for key in ("skill", "rmse", "bias")), strict=True)
     return StationRow(
         str(station["station"].values),
-        spelled_place(float(station["lat"]), float(station["lon"])),
+        place_text(float(station["lat"]), float(station["lon"])),
         tuple(_cell(*column) for column in columns),
     )
 
 
-def _cell(skill: float, rmse: float, bias: float) -> tuple[Tint, str, str]:
+def _cell(skill: float, rmse: float, bias: float) -> tuple[ShadedSkill, str, str]:
     rmse_text, bias_text = round_together((rmse, bias))
-    return Tint(skill / 100.0), rmse_text, plus(bias_text)
+    return ShadedSkill(skill / 100.0), rmse_text, plus(bias_text)

@@ -37,11 +37,11 @@ def plus(text: str) -> str:
     return f"+{text}" if text.strip("0.")[:1].isdigit() else text
 
 
-def spelled_place(lat: float, lon: float) -> str:
+def place_text(lat: float, lon: float) -> str:
     """Such as `39.9°N 116.4°E`, from degrees north and east."""
     return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"
 
 
-def spoken_time(time: np.datetime64) -> str:
+def time_text(time: np.datetime64) -> str:
     """A time as the page writes it, such as `2018-01-15 00:00 UTC`."""
     return f"{np.datetime_as_string(time, unit='m').replace('T', ' ')} UTC"

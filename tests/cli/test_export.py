@@ -225,7 +225,7 @@ def test_nothing_is_written_over_and_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
-    assert "nothing is written over" in aqtopo("export", run_dir, exported).complaint
+    assert "exists" in aqtopo("export", run_dir, exported).complaint
     assert "there is no folder" in aqtopo("export", run_dir, tmp_path / "absent" / "model").complaint
     (weights,) = run_dir.glob(f"checkpoints/*/{WEIGHTS_FILE}")
     weights.write_bytes(weights.read_bytes()[:-1])

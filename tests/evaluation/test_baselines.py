@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.data import Store, open_store, write_statistics, write_store
-from aqtopo.evaluation.baselines import annual_waves, climatology_of, persistence
+from aqtopo.evaluation.baselines import annual_waves, fit_climatology, persistence
 from aqtopo.variables import TARGET_VARIABLES
 
 
@@ -41,20 +41,20 @@ def test_climatology_equals_a_groupby_of_xarray(gappy_store: Store, years: list[
     fields = xr.open_zarr(gappy_store.path, consolidated=False, chunks=None)["fields"]
     chosen = fields.sel(channel=list(TARGET_VARIABLES), time=fields["time"].dt.year.isin(years))
     expected = chosen.astype(np.float64).groupby("time.hour").mean()
-    climatology = climatology_of(gappy_store, TARGET_VARIABLES, years)
+    climatology = fit_climatology(gappy_store, TARGET_VARIABLES, years)
     assert climatology.years == tuple(years)
     np.testing.assert_allclose(climatology.mean, expected.transpose("hour", ...), rtol=1e-6)
 
 
 def test_cells_and_hours_without_data_have_no_climatology(gappy_store: Store) -> None:
-    mean = climatology_of(gappy_store, ("pm25",), [2016]).mean[:, 0]
+    mean = fit_climatology(gappy_store, ("pm25",), [2016]).mean[:, 0]
     assert np.isnan(mean[:, 0, 0]).all()
     np.testing.assert_array_equal(np.flatnonzero(np.isnan(mean[:, 1, 1])), [5])
     assert np.isnan(mean).sum() == 24 + 1
 
 
 def test_climatology_is_taken_at_the_valid_hour(tiny_store: Path) -> None:
-    climatology = climatology_of(open_store(tiny_store), ("no2", "o3"), [2016])
+    climatology = fit_climatology(open_store(tiny_store), ("no2", "o3"), [2016])
     times = np.array(
         [["2018-06-01T05", "2018-12-31T23"], ["1969-12-31T23", "2018-06-02T05"]], "datetime64[h]"
     )
@@ -68,14 +68,14 @@ def test_climatology_is_taken_at_the_valid_hour(tiny_store: Path) -> None:
 
 def test_climatology_reports_every_hour_once(tiny_store: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    climatology_of(open_store(tiny_store), ("pm25",), [2016, 2017], lambda *facts: told.append(facts))
+    fit_climatology(open_store(tiny_store), ("pm25",), [2016, 2017], lambda *facts: told.append(facts))
     assert told[-1] == ("hours of climatology", 480, 480)
     assert [done for _, done, _ in told] == list(range(0, 481, 24))
 
 
 def test_climatology_over_years_that_the_store_lacks_is_refused(tiny_store: Path) -> None:
     with pytest.raises(ValueError, match="no hour in the training years 2013, 2014"):
-        climatology_of(open_store(tiny_store), ("pm25",), [2013, 2014])
+        fit_climatology(open_store(tiny_store), ("pm25",), [2013, 2014])
 
 
 YEARS = [2016, 2017]
@@ -111,12 +111,12 @@ def test_an_annual_cycle_is_found_also_where_days_are_missing(
     tiny_dataset: xr.Dataset, tmp_path: Path
 ) -> None:
     store = stored(cyclic_dataset(tiny_dataset, "06-01", "07-01"), tmp_path / "years.zarr")
-    climatology = climatology_of(store, ("pm25",), YEARS)
+    climatology = fit_climatology(store, ("pm25",), YEARS)
     assert climatology.harmonics == 2
     assert climatology.described.endswith("and 2 annual harmonic(s), fitted over 2016, 2017")
     times = np.array(["2018-02-03T00", "2018-06-15T12", "2019-11-30T12"], "datetime64[h]")
     np.testing.assert_allclose(climatology.at(times)[:, 0, 3, 5], cycle(times), rtol=1e-5)
-    assert climatology_of(store, ("pm25",), [2017]).harmonics == 1
+    assert fit_climatology(store, ("pm25",), [2017]).harmonics == 1
 
 
 @pytest.mark.parametrize(("end", "harmonics"), [("08-15", 0), ("07-10", 1)])
@@ -124,7 +124,7 @@ def test_a_season_that_was_never_seen_gets_no_invented_waves(
     tiny_dataset: xr.Dataset, tmp_path: Path, end: str, harmonics: int
 ) -> None:
     store = stored(cyclic_dataset(tiny_dataset, "05-01", end), tmp_path / "part.zarr")
-    assert climatology_of(store, ("pm25",), YEARS).harmonics == harmonics
+    assert fit_climatology(store, ("pm25",), YEARS).harmonics == harmonics
 
 
 def test_a_missing_value_counts_as_the_mean_of_its_hour(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_missing_value_counts_as_the_mean_of_its_hour(tiny_dataset: xr.Dataset
     fields[50:300, pm25, 2, 3] = np.nan
     hours = dataset["time"].dt.hour
     fields[:, pm25, 4, 5] = fields[:, pm25, 2, 3].groupby(hours).map(lambda part: part.fillna(part.mean()))
-    climatology = climatology_of(stored(dataset, tmp_path / "gaps.zarr"), ("pm25",), YEARS)
+    climatology = fit_climatology(stored(dataset, tmp_path / "gaps.zarr"), ("pm25",), YEARS)
     values = climatology.at(dataset["time"].values)[:, 0]
     np.testing.assert_allclose(values[:, 2, 3], values[:, 4, 5], rtol=1e-4)
     assert np.ptp(values[::2, 2, 3]) > 20

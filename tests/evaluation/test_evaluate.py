@@ -12,7 +12,7 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import FORECASTS, Region
 from aqtopo.evaluation.results import read_table, write_results, write_tables
 from aqtopo.evaluation.tables import detail_table
@@ -130,7 +130,7 @@ def test_the_size_of_the_batches_does_not_change_the_scores(
 ) -> None:
     run = load_run(save_untrained(tiny_config(model={"lead_time": lead_time})))
     whole = evaluate(run).scores
-    monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_AT_ONCE", 4 * run.config.tokens)
+    monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_PER_BATCH", 4 * run.config.tokens)
     in_parts = evaluate(run).scores
     assert whole.attrs.pop("created")
     assert in_parts.attrs.pop("created")
@@ -193,7 +193,7 @@ def test_daily_sums_are_those_of_each_initial_day(run: LoadedRun, tmp_path: Path
 
 
 def test_elevation_bands_share_the_cells_of_the_domain(run: LoadedRun) -> None:
-    done = evaluate(run, extras=Extras(regions=[Region("east", 20.0, 48.0, 110.0, 134.0)]))
+    done = evaluate(run, options=EvalOptions(regions=[Region("east", 20.0, 48.0, 110.0, 134.0)]))
     area = done.strata["area"]
     assert area["area"].values.tolist() == ["all", "plains", "slopes", "mountains", "plateau", "east"]
     count = area["count"].sel(pollutant="pm25", horizon=12)

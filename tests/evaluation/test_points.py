@@ -42,8 +42,8 @@ def test_a_region_is_read_from_text() -> None:
         ("Sichuan", "not of the form"),
         ("a=1:2", "not of the form"),
         ("a=1:2,3:x", "not of the form"),
-        ("=1:2,3:4", "needs a name of its own"),
-        ("plains=1:2,3:4", "needs a name of its own"),
+        ("=1:2,3:4", "needs a unique name"),
+        ("plains=1:2,3:4", "needs a unique name"),
         ("a=2:1,3:4", "is empty"),
     ],
 )
@@ -53,7 +53,7 @@ def test_text_that_is_no_region_is_refused(text: str, message: str) -> None:
 
 
 def test_a_region_outside_the_domain_is_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match="sea holds no cell"):
+    with pytest.raises(ValueError, match="sea contains no cell"):
         areas_of(store, [Region("sea", -10.0, 0.0, 80.0, 90.0)])
 
 

@@ -101,7 +101,7 @@ def damaged(content: Content, path: str, value: object = None) -> str:
         (lambda content: damaged(content, "format_version", 99), "format_version = 99: must be 2"),
         (lambda content: damaged(content, "tag"), "tag: missing"),
         (lambda content: damaged(content, "last_init", "once"), 'last_init = "once": must be a time'),
-        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": this aqtopo does not know'),
+        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": is an unknown pollutant'),
         (lambda content: damaged(content, "scores.0.model"), "scores[0].model: missing"),
         (lambda content: damaged(content, "scores.0.model.rmse", "5"), 'scores[0].model.rmse = "5": must be'),
         (lambda content: damaged(content, "scores.0.skill", [1]), "scores[0].skill = [1]: must be an object"),

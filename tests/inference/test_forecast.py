@@ -11,7 +11,7 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.data.loader import EvaluationLoader
-from aqtopo.inference.forecast import forecast, parse_init_time, truth_for
+from aqtopo.inference.forecast import forecast, parse_init_time, read_truth
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
@@ -35,7 +35,7 @@ def test_the_forecast_is_that_of_the_model_for_the_same_time(run: LoadedRun) -> 
 
 
 def test_the_truth_has_the_layout_of_the_forecast_and_the_values_of_the_store(run: LoadedRun) -> None:
-    made, truth = forecast(run, INIT), truth_for(run, INIT)
+    made, truth = forecast(run, INIT), read_truth(run, INIT)
     assert set(truth.variables) == set(made.variables)
     for name, coordinate in made.coords.items():
         xr.testing.assert_identical(truth[name], coordinate)
@@ -49,7 +49,7 @@ def test_the_truth_has_the_layout_of_the_forecast_and_the_values_of_the_store(ru
 def test_a_forecast_beyond_the_end_of_the_store_has_no_truth(run: LoadedRun) -> None:
     last = run.store.times[-1] - np.timedelta64(24, "h")
     assert forecast(run, last)["pm25"].notnull().all()
-    missing = truth_for(run, last)["pm25"].isnull().all(("lat", "lon"))
+    missing = read_truth(run, last)["pm25"].isnull().all(("lat", "lon"))
     np.testing.assert_array_equal(missing, [False, False, True, True])
 
 
@@ -142,8 +142,8 @@ def test_initial_times_are_utc_unless_they_say_otherwise(text: str, expected: st
         ("2018-13-01T00", "is not in ISO 8601"),
         ("", "is not in ISO 8601"),
         ("NaT", "is not in ISO 8601"),
-        ("2018-01-15T00:30", "between hours.*2018-01-15T00"),
-        ("2018-01-15T00+05:30", "between hours"),
+        ("2018-01-15T00:30", "not a whole hour.*2018-01-15T00"),
+        ("2018-01-15T00+05:30", "not a whole hour"),
     ],
 )
 def test_initial_times_that_are_no_hours_are_refused(text: str, message: str) -> None:

@@ -7,19 +7,19 @@ from aqtopo.ablation.results_file import RESULTS_FILE, read_results
 from aqtopo.config import RunConfig
 from aqtopo.report import write_ablation_report
 from aqtopo.report.ablation_page import read_histories
-from aqtopo.report.ablation_tables import compared, overview, trained
-from aqtopo.report.curves import validation_together
-from aqtopo.report.history import History, Validation
+from aqtopo.report.ablation_tables import contrast_tables, overview, variant_rows
+from aqtopo.report.curves import mean_validation_curve
+from aqtopo.report.history import History, LoggedValidation
 
 from .test_run_page import Page
 
 
 def test_changes_are_placed_on_one_scale_with_zero_in_the_middle(ablation: Path) -> None:
-    (contrast,) = compared(read_results(ablation))
+    (contrast,) = contrast_tables(read_results(ablation))
     overall, plateau, val_loss = contrast.overall
     assert [each.score for each in contrast.overall] == ["test RMSE", "test RMSE, plateau", "validation loss"]
     assert overall.days is not None
-    assert overall.days.left < overall.place < overall.days.right < 50.0 < val_loss.place
+    assert overall.days.left < overall.position < overall.days.right < 50.0 < val_loss.position
     assert plateau.days is not None
     assert plateau.days.left < 50.0 < plateau.days.right
     assert (overall.verdict, plateau.verdict) == ("better", "no difference shown")
@@ -34,20 +34,20 @@ def test_the_overview_has_one_scale_with_round_values(ablation: Path) -> None:
     found = overview(content.model_copy(update={"changes": (*content.changes, other)}))
     (first, small), (second, large) = found.changes
     assert (first, second) == ("wind_order=true (not false)", "alpha=1 (not 2)")
-    assert large.place < small.place < 50.0
+    assert large.position < small.position < 50.0
     assert (50.0, "0") in found.ticks
     assert [text for _, text in found.ticks] == ["\N{MINUS SIGN}20", "\N{MINUS SIGN}10", "0", "+10", "+20"]
 
 
 def test_losses_are_compared_where_every_seed_has_one() -> None:
     seeds = [
-        History((), tuple(Validation(step, 0, loss) for step, loss in losses.items()), 1)
+        History((), tuple(LoggedValidation(step, 0, loss) for step, loss in losses.items()), 1)
         for losses in ({2: 0.4, 4: 0.2}, {2: 0.6})
     ]
-    curve = validation_together({"wind_order-true": seeds})
+    curve = mean_validation_curve({"wind_order-true": seeds})
     assert curve is not None
     assert curve.alt.endswith("At the end: wind_order-true 0.5000.")
-    assert validation_together({"stopped early": [History((), (), 1)]}) is None
+    assert mean_validation_curve({"stopped early": [History((), (), 1)]}) is None
 
 
 def test_the_page_says_that_its_data_are_simulated_and_which_commit_compared(ablation: Path) -> None:
@@ -70,12 +70,12 @@ def test_results_of_before_sources_were_kept_are_shown_without(ablation: Path) -
 def test_a_change_that_is_not_known_has_no_number(ablation: Path) -> None:
     content = read_results(ablation)
     changes = [change.model_copy(update={"change": None}) for change in content.changes]
-    (contrast,) = compared(content.model_copy(update={"changes": tuple(changes)}))
+    (contrast,) = contrast_tables(content.model_copy(update={"changes": tuple(changes)}))
     assert contrast.pairs[0][1][0].percent == "n/a"
 
 
 def test_variants_have_mean_lowest_and_highest(ablation: Path) -> None:
-    wind, baseline = trained(read_results(ablation))
+    wind, baseline = variant_rows(read_results(ablation))
     assert wind.val_loss == "0.3000 (0.2000 \N{EN DASH} 0.4000)"
     assert (wind.alpha, baseline.alpha) == ("2.100", "\N{EN DASH}")
 

@@ -16,13 +16,13 @@ from aqtopo.model.terrain import Terrain
 from aqtopo.model.way import Way
 from aqtopo.report.attention import (
     Attention,
+    AttentionInput,
     Place,
-    Seen,
     attention_row,
-    is_hindered,
-    look,
+    draw_attention,
     parse_place,
     tokens_at,
+    weakened_tokens,
 )
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.forecast_maps import load_case
@@ -57,7 +57,7 @@ def test_wanted_places_come_before_the_cities(run: LoadedRun) -> None:
 @pytest.mark.parametrize("names", [("corner", "corner"), ("Most polluted",)])
 def test_a_name_that_is_taken_is_refused(run: LoadedRun, names: tuple[str, ...]) -> None:
     canvas = Canvas(run.store.lat, run.store.lon)
-    with pytest.raises(ValueError, match=f"--place {names[0]}: the name is taken"):
+    with pytest.raises(ValueError, match=f"--place {names[0]}: the another place has this name"):
         tokens_at(run, load_case(run), canvas, [Place(name, 20.5, 78.1) for name in names])
 
 
@@ -79,7 +79,7 @@ def test_the_row_is_that_of_the_kernel() -> None:
         elevation_attention(q, k, v),
         elevation_attention(q, k, v, torch.as_tensor(height_m)[None], attention.alpha),
     ]
-    rows = attention_row(attention, Seen(x_ND, Way()), 7)
+    rows = attention_row(attention, AttentionInput(x_ND, Way()), 7)
     for weights_HN, whole_BHNE in zip(rows, expected, strict=True):
         torch.testing.assert_close(torch.einsum("hn,hne->he", weights_HN, v[0]), whole_BHNE[0, :, 7])
 
@@ -109,7 +109,7 @@ def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[Locality], Att
     way = Way(None, torch.rand(1, 24, 24), 6.0 * torch.randn(1, 2, 24))
     x_ND = 3.0 * torch.randn(24, 16)
     _, _, v = (split_heads(part[None], 2) for part in attention.qkv(x_ND).chunk(3, -1))
-    _, biased_HN = attention_row(attention, Seen(x_ND, way), 7)
+    _, biased_HN = attention_row(attention, AttentionInput(x_ND, way), 7)
     attended_D = torch.einsum("hn,hne->he", biased_HN, v[0]).flatten()
     torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], way=way)[0, 7])
 
@@ -120,7 +120,7 @@ def test_higher_ground_is_told_by_the_heights_whatever_alpha_has_become(alpha: f
     attention = ElevationAttention(
         16, 2, height_m, alpha=alpha, per_head=False, dropout=0.0, layer="blocks.0.attn"
     )
-    found = is_hindered(attention, 0, np.ones((2, 4)))
+    found = weakened_tokens(attention, 0, np.ones((2, 4)))
     assert found.tolist() == [False, True, False, False]
 
 
@@ -128,14 +128,14 @@ def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None
     run = load_run(untrained_run)
     lowest = np.where(run.store.static["mask"] > 0, -run.store.static["elevation"], np.nan)[None]
     case = replace(load_case(run), initial=lowest)  # most polluted where it is lowest
-    gazes = look(run, case, Canvas(run.store.lat, run.store.lon))
-    assert gazes is not None
-    gaze, *cities = gazes.gazes
-    without, biased = (int(text.removesuffix(" %")) for text in gaze.hindered)
+    attention = draw_attention(run, case, Canvas(run.store.lat, run.store.lon))
+    assert attention is not None
+    shown, *cities = attention.attention
+    without, biased = (int(text.removesuffix(" %")) for text in shown.weakened)
     assert biased < without
-    assert gazes.where == "higher ground"
-    assert 0.0 <= gaze.spot[0] <= 1000.0
-    assert [each.title for each in gaze.maps] == ["Without the bias", "With the bias", "With minus without"]
+    assert attention.destination == "higher ground"
+    assert 0.0 <= shown.spot[0] <= 1000.0
+    assert [each.title for each in shown.maps] == ["Without the bias", "With the bias", "With minus without"]
     assert {"Beijing", "Lhasa", "Guangzhou"} < {city.name for city in cities}
 
 
@@ -152,11 +152,11 @@ def test_further_biases_are_shown_too(
     tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path], bias: dict[str, Any]
 ) -> None:
     run = load_run(save_untrained(tiny_config(model=bias)))
-    gazes = look(run, load_case(run), Canvas(run.store.lat, run.store.lon))
-    assert gazes is not None
-    assert gazes.where == "places that lose by it"
-    for gaze in gazes.gazes:
-        without, biased = (int(text.removesuffix(" %")) for text in gaze.hindered)
+    attention = draw_attention(run, load_case(run), Canvas(run.store.lat, run.store.lon))
+    assert attention is not None
+    assert attention.destination == "places that the bias weakens"
+    for shown in attention.attention:
+        without, biased = (int(text.removesuffix(" %")) for text in shown.weakened)
         assert biased < without < 100
 
 
@@ -165,6 +165,6 @@ def test_a_model_without_the_bias_has_no_such_maps(
 ) -> None:
     run = load_run(save_untrained(tiny_config(model={"elevation_bias": False})))
     case, canvas = load_case(run), Canvas(run.store.lat, run.store.lon)
-    assert look(run, case, canvas) is None
+    assert draw_attention(run, case, canvas) is None
     with pytest.raises(ValueError, match="--place Lanzhou: block 0 of tiny has no bias"):
-        look(run, case, canvas, [Place("Lanzhou", 36.1, 103.8)])
+        draw_attention(run, case, canvas, [Place("Lanzhou", 36.1, 103.8)])

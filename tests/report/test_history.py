@@ -86,13 +86,14 @@ def test_starts_resumes_and_ends_are_told_as_they_came(tmp_path: Path) -> None:
         "line": "resume verified: 43/43 parameters",
         "seconds": {"load": 0.5, "verify": 1.0},
     }
-    compared = {"event": "loss_after_resume", "step": 2, "running": 3.5, "saved": 0.5, "jump": True}
+    contrast_tables = {"event": "loss_after_resume", "step": 2, "running": 3.5, "saved": 0.5, "jump": True}
     start = {"event": "start", "world_size": 2, "slurm": {"job": "17"}}
     write_metrics(
-        path, [start, step_line(1, 2.0), resume, compared, {"event": "stop", "step": 2, "reason": "done"}]
+        path,
+        [start, step_line(1, 2.0), resume, contrast_tables, {"event": "stop", "step": 2, "reason": "done"}],
     )
-    told = read_history(path).happenings
-    assert [(happening.step, happening.text) for happening in told] == [
+    told = read_history(path).events
+    assert [(event.step, event.text) for event in told] == [
         (None, "training starts on 2 processes, Slurm job 17"),
         (1, "from epoch00-step000001: resume verified: 43/43 parameters (1.5 s)"),
         (2, "mean of the losses since: 3.5000, before 0.5000; they jump"),

@@ -2,10 +2,16 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.evaluation.exceedances import NO_MEANS
+from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import FORECASTS
-from aqtopo.evaluation.results import Entry, Exceedance, Skill, Spectrum
-from aqtopo.report.score_tables import alarms, break_down, no_alarms, score_board, sharpness
+from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
+from aqtopo.report.score_tables import (
+    breakdown_tables,
+    exceedance_rows,
+    make_score_table,
+    no_exceedances,
+    sharpness_rows,
+)
 from aqtopo.report.text import plus, pretty_units, round_together
 
 
@@ -34,9 +40,9 @@ def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -
     ],
 )
 def test_a_cell_compares_with_the_better_reference(model: float, verdict: str, percent: str) -> None:
-    (row,) = score_board(scores(model)).rows
+    (row,) = make_score_table(scores(model)).rows
     (cell,) = row.cells
-    assert (cell.rival, cell.verdict, cell.percent) == ("persistence", verdict, percent)
+    assert (cell.best_reference, cell.verdict, cell.percent) == ("persistence", verdict, percent)
 
 
 @pytest.mark.parametrize(
@@ -48,26 +54,26 @@ def test_a_zero_has_no_sign_also_where_it_was_rounded_to(value: float, text: str
 
 
 def test_climatology_is_the_rival_where_it_is_better() -> None:
-    assert score_board(scores(8.0, persistence=30.0)).rows[0].cells[0].rival == "climatology"
+    assert make_score_table(scores(8.0, persistence=30.0)).rows[0].cells[0].best_reference == "climatology"
 
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (8.0, "off by 8.00 µg\xa0m⁻³ (RMSE), 20% less than persistence, the better of the two references"),
-        (13.0, "off by 13.0 µg\xa0m⁻³ (RMSE), 30% more than persistence, which is the better forecast here"),
-        (9.99, "off by 9.99 µg\xa0m⁻³ (RMSE), no real difference from persistence"),
+        (8.0, "RMSE is 8.00 µg\xa0m⁻³, 20% less than persistence, the better baseline"),
+        (13.0, "RMSE is 13.0 µg\xa0m⁻³, 30% more than persistence, the better baseline"),
+        (9.99, "RMSE is 9.99 µg\xa0m⁻³, within 1% of persistence, the better baseline"),
     ],
 )
 def test_the_headline_says_what_the_figures_say(model: float, sentence: str) -> None:
-    headline = score_board(scores(model)).headline
+    headline = make_score_table(scores(model)).headline
     assert headline.startswith("PM2.5 12 h ahead: the model is ")
     assert sentence in headline
     assert headline.endswith("(persistence 10.0, climatology 20.0).")
 
 
 def test_the_full_table_has_a_line_for_each_forecast() -> None:
-    lines = score_board(scores(8.0)).lines
+    lines = make_score_table(scores(8.0)).lines
     assert [line.forecast for line in lines] == list(FORECASTS)
     assert (lines[0].rmse, lines[0].mae, lines[0].bias, lines[0].count) == (8.0, 4.0, -2.0, 123)
     assert lines[0].texts == ("8.00", "4.00", "\N{MINUS SIGN}2.00")
@@ -84,9 +90,9 @@ def test_numbers_share_their_decimals() -> None:
     assert round_together((200.4, float("nan"))) == ("200", "n/a")
 
 
-def entry(pollutant: str, persistence: float | None, climatology: float | None) -> Entry:
+def entry(pollutant: str, persistence: float | None, climatology: float | None) -> PairScores:
     skill = Skill(persistence=persistence, climatology=climatology)
-    return Entry.model_construct(pollutant=pollutant, skill=skill)
+    return PairScores.model_construct(pollutant=pollutant, skill=skill)
 
 
 def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
@@ -98,17 +104,17 @@ def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
             "plateau": [entry("pm25", None, 0.5), entry("o3", 0.0, 0.0)],
         },
     }
-    particles, ozone = break_down(strata)
+    particles, ozone = breakdown_tables(strata)
     assert (particles.label, ozone.label) == ("PM2.5", "Ozone")
     assert [[place.label for place in group] for group in particles.groups] == [["all", "plateau"], ["DJF"]]
     (whole, plateau), (winter,) = particles.groups
-    assert [tint.verdict for tint in whole.tints] == ["worse", "level"]
-    assert [tint.verdict for tint in plateau.tints] == ["unknown", "better"]
-    assert [tint.skill for tint in winter.tints] == [0.1, 0.2]
+    assert [skill.verdict for skill in whole.skills] == ["worse", "level"]
+    assert [skill.verdict for skill in plateau.skills] == ["unknown", "better"]
+    assert [skill.skill for skill in winter.skills] == [0.1, 0.2]
 
 
 def test_scores_without_strata_have_no_tables() -> None:
-    assert break_down({}) == ()
+    assert breakdown_tables({}) == ()
 
 
 def exceedance(forecast: str, hits: int, csi: float | None, negatives: int = 0) -> Exceedance:
@@ -134,20 +140,20 @@ def three(hits: int, model: float | None) -> list[Exceedance]:
 
 
 def test_a_line_has_the_numbers_of_the_model_and_the_index_of_all() -> None:
-    (line,) = alarms(three(1200, 0.6))
+    (line,) = exceedance_rows(three(1200, 0.6))
     assert (line.label, line.numbers) == ("PM2.5 above 75", ("1,200", "0", "0"))
     assert (line.csi, line.best) == (("0.60", "0.50", "n/a"), True)
-    assert not alarms(three(1200, 0.4))[0].best
+    assert not exceedance_rows(three(1200, 0.4))[0].best
 
 
 def test_a_limit_that_nothing_came_near_has_no_line() -> None:
-    assert alarms(three(0, None)) == ()
+    assert exceedance_rows(three(0, None)) == ()
 
 
 def test_why_no_line_is_there_is_said() -> None:
-    assert no_alarms([]) == no_alarms(three(1200, 0.6)) == ""
-    assert no_alarms(three(0, None)) == NO_MEANS
-    assert "none was forecast" in no_alarms([exceedance("model", 0, None, negatives=9)])
+    assert no_exceedances([]) == no_exceedances(three(1200, 0.6)) == ""
+    assert no_exceedances(three(0, None)) == NO_DAILY_MEANS
+    assert "in the truth or in the forecast" in no_exceedances([exceedance("model", 0, None, negatives=9)])
 
 
 def test_sharpness_is_that_of_the_model_in_the_order_of_the_other_tables() -> None:
@@ -156,6 +162,6 @@ def test_sharpness_is_that_of_the_model_in_the_order_of_the_other_tables() -> No
         for name in ("climatology", "model")
         for pollutant in ("pm10", "o3", "pm25")
     ]
-    *others, line = sharpness(records)
+    *others, line = sharpness_rows(records)
     assert [other.label for other in others] == ["PM2.5", "PM10"]
     assert (line.label, line.resolved_km, line.short_waves) == ("Ozone", "222", "n/a")

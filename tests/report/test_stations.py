@@ -6,7 +6,7 @@ import pytest
 
 from aqtopo.evaluation.results import write_tables
 from aqtopo.report.base_map import Canvas
-from aqtopo.report.stations import MOST_ROWS, station_scores
+from aqtopo.report.stations import MAX_ROWS, station_scores
 
 from .conftest import station_sums
 
@@ -42,7 +42,7 @@ def test_few_stations_and_hundreds_have_a_table_that_can_be_read(tmp_path: Path,
     scores = station_scores(tmp_path, CHINA)
     assert scores is not None
     groups = scores.pollutants[0].groups
-    assert sum(map(len, groups)) == min(stations, MOST_ROWS)
+    assert sum(map(len, groups)) == min(stations, MAX_ROWS)
     assert scores.pollutants[0].rows_of == stations
     assert groups[0][0].cells[0][0].skill >= groups[-1][-1].cells[0][0].skill
 

@@ -1,4 +1,4 @@
-// Each form of controls chooses what its section shows. Without scripts all of it is shown, one below the other.
+// Each form of controls selects the visible parts of its section. Without scripts all parts are visible.
 "use strict";
 
 const MILLISECONDS_A_MAP = 1200;
@@ -23,8 +23,8 @@ const choose = (form) => {
   }
 };
 
-// Nothing moves unasked, and touching the slider ends it.
-const letRun = (form, button, slider) => {
+// The animation starts on request; moving the slider stops it.
+const animate = (form, button, slider) => {
   let timer = 0;
   const advance = () => {
     slider.value = Number(slider.value) === Number(slider.max) ? 0 : Number(slider.value) + 1;
@@ -45,7 +45,7 @@ for (const form of document.querySelectorAll(".controls")) {
   form.addEventListener("input", () => choose(form));
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const button of form.querySelectorAll(".play")) {
-    letRun(form, button, button.parentElement.querySelector("input"));
+    animate(form, button, button.parentElement.querySelector("input"));
   }
   choose(form);
 }
