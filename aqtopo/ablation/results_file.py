@@ -1,7 +1,7 @@
-"""What lies in an ablation's folder, as `aqtopo ablate` writes it and `aqtopo report` reads it.
+"""Files in an ablation's folder, written by `aqtopo ablate` and read by `aqtopo report`.
 
-OUT/results.json            what it found, see `Results`
-OUT/configs/N.json          the configuration of training N, as `aqtopo train` takes it
+OUT/results.json            the comparison, see `Results`
+OUT/configs/N.json          configuration of training N, for `aqtopo train`
 OUT/runs/VARIANT/seedS      its run directory
 """
 
@@ -23,23 +23,24 @@ RUNS = "runs"
 FORMAT_VERSION: Final = 2
 
 OVERALL = "all"
-"""The score that stands for all pollutants and horizons: the root of the mean over pairs of squared errors,
-each in deviations of its pollutant in the training years. With an area behind it, that of the area."""
+"""Score over all pollutants and horizons: the root of the mean over pairs of squared errors, each in standard
+deviations of its pollutant in the training years. `all AREA` is the same over an area.
+"""
 VAL_LOSS = "val_loss"
 
 NOT_SHOWN = "no difference shown"
 
 SeedValues = tuple[float | None, ...]
-"""One a seed."""
+"""One value per seed."""
 
 
 def is_summary(score: str) -> bool:
-    """Whether a score is of all pollutants and horizons, not of one pair of them."""
+    """Tell if a score is over all pollutants and horizons, not of one pair."""
     return score == VAL_LOSS or score.split()[:1] == [OVERALL]
 
 
 def verdict(change: float | None, shown: bool) -> str:
-    """`better`, `worse` or `NOT_SHOWN`; a lower score is better."""
+    """Return `better`, `worse` or `NOT_SHOWN`; a lower score is better."""
     if not shown or change is None:
         return NOT_SHOWN
     return "better" if change < 0 else "worse"
@@ -49,98 +50,98 @@ class VariantResult(Record):
     """One variant, trained with every seed."""
 
     variant: str
-    """What it is, for people."""
+    """Label."""
     folder: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-    """Holds its run directories, below `runs`."""
+    """Folder of its run directories, below `runs`."""
     val_loss: SeedValues
     """Lowest validation losses."""
     overall_rmse: SeedValues
-    """Of the test years [deviations of the training years]."""
+    """RMSE over the test years [standard deviations of the training years]."""
     alpha: SeedValues
-    """Mean barrier strengths that were learnt [km-1]."""
+    """Means of the learnt alpha [km-1]."""
     rmse: dict[str, SeedValues] = Field(default_factory=dict)
-    """By pollutant and horizon, in the pollutant's units."""
+    """RMSE by pollutant and horizon, in the pollutant's units."""
 
 
 class ScoreChange(Record):
-    """How one score differs in one contrast [per cent]; bounds are of 95% intervals, null where unknown."""
+    """Change of one score in one contrast [per cent], with 95% intervals; bounds are null if unknown."""
 
     contrast: str
-    """What is compared with what."""
+    """Label of the contrast."""
     score: str
     """`all`, `all AREA`, `val_loss`, or `POLLUTANT HORIZON h`."""
     change: float | None
     """Negative is better."""
     days_low: float | None
-    """Over days."""
+    """Lower bound over days."""
     days_high: float | None
-    """Over days."""
+    """Upper bound over days."""
     seeds_low: float | None
-    """Over seeds."""
+    """Lower bound over seeds."""
     seeds_high: float | None
-    """Over seeds."""
+    """Upper bound over seeds."""
     shown: bool
-    """Whether both intervals lie on the same side of zero."""
+    """True if both intervals lie on the same side of zero."""
 
     @property
     def is_summary(self) -> bool:
-        """As the function, of its own score."""
+        """`is_summary` of the score."""
         return is_summary(self.score)
 
     @property
     def verdict(self) -> str:
-        """As the function, of its own change."""
+        """`verdict` of the change."""
         return verdict(self.change, self.shown)
 
     @property
     def pair(self) -> tuple[str, str]:
-        """Pollutant and horizon, of a score that does not sum up."""
+        """Pollutant and horizon of a score of one pair."""
         pollutant, _, horizon = self.score.partition(" ")
         return pollutant, horizon
 
 
 class Machine(Record):
-    """Where the comparison was made."""
+    """Machine of the comparison."""
 
     platform: str
     """Operating system and processor."""
     cores: int | None
-    """Of the host."""
+    """Cores of the host."""
 
 
 class Results(Record):
-    """The file."""
+    """Content of `results.json`."""
 
     format_version: Literal[2] = FORMAT_VERSION
-    """Must be 2, which this aqtopo writes."""
+    """Format of the file; must be 2."""
     run: str
-    """Name of the run that was varied."""
+    """Name of the varied run."""
     config_digest: str
-    """Of its configuration."""
+    """Digest of its configuration."""
     store: str
-    """Its data."""
+    """Data store."""
     source: str | None = None
-    """Where the data come from, as the store says; null in results of before this was kept."""
+    """Origin of the data, from the store; null in older results."""
     simulated: bool | None = None
-    """Whether the store says that its data are simulated; null as above."""
+    """True if the store's data are simulated; null in older results."""
     commit: str | None = None
-    """Of aqtopo, when the comparison was made; null outside a checkout."""
+    """Commit of aqtopo at the time of the comparison; null outside a checkout."""
     factors: dict[str, tuple[Any, ...]]
-    """What was varied: by path the levels, the baseline last."""
+    """Levels of each varied setting by its path, the baseline last."""
     seeds: tuple[int, ...]
-    """Of the trainings of each variant."""
+    """Seeds of each variant."""
     starts: str
-    """What the variants had in common before the first step."""
+    """Comparison of the variants before the first step."""
     variants: Annotated[tuple[VariantResult, ...], Field(min_length=1)]
-    """The last one is the baseline."""
+    """Variants, the baseline last."""
     changes: Annotated[tuple[ScoreChange, ...], Field(min_length=1)]
     """Every score of every contrast."""
     created: Time
-    """When the comparison was made."""
+    """Time of the comparison."""
     machine: Machine
-    """Where."""
+    """Machine of the comparison."""
     versions: dict[str, str | None]
-    """Of the packages."""
+    """Versions of the packages."""
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -149,7 +150,7 @@ class Results(Record):
 
 
 def _gaps(results: Results) -> Iterator[Problem]:
-    """What results that are complete would have."""
+    """Yield the incomplete parts."""
     count = len(results.seeds)
     for at, one in enumerate(results.variants):
         for name in ("val_loss", "overall_rmse", "alpha"):
@@ -167,20 +168,20 @@ def _gaps(results: Results) -> Iterator[Problem]:
 
 
 def read_results(folder: Path) -> Results:
-    """What an ablation's `results.json` holds.
+    """Read an ablation's `results.json`.
 
     Raises:
         ValueError: it is missing, damaged, or of another version.
     """
     path = folder / RESULTS_FILE
     again = "Run `aqtopo ablate` again" if path.exists() else "Let `aqtopo ablate` finish"
-    return read_record(path, Results, f"{again}: it keeps what is trained, and goes on where it was.")
+    return read_record(path, Results, f"{again}: it keeps finished trainings and resumes the others.")
 
 
 def training_numbers(folder: Path) -> dict[tuple[str, str], int]:
-    """The numbers that an ablation's trainings have, by variant's folder and name of the run directory.
+    """Return the numbers of an ablation's trainings by variant folder and name of the run directory.
 
-    Jobs that wait in a queue know of their training nothing but its number, so that stays what it is.
+    The numbers are permanent: queued jobs identify their training by its number.
 
     Raises:
         ValueError: a training's configuration is damaged.
@@ -191,5 +192,5 @@ def training_numbers(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def is_ablation(folder: Path) -> bool:
-    """Whether `aqtopo ablate` made a folder, finished or not."""
+    """Tell if a folder was made by `aqtopo ablate`, finished or not."""
     return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))

@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page about a run or an ablation. Needs the extra `report`."""
+"""Pages: one self-contained HTML page of a run or of an ablation. Needs the extra `report`."""
 
 from aqtopo.report.ablation_page import write_ablation_report
 from aqtopo.report.attention import parse_place

@@ -1,4 +1,4 @@
-"""`report.html` of an ablation: which differences are shown, and how every variant learnt."""
+"""Report page of an ablation: shown differences, variants and learning curves."""
 
 import importlib.metadata
 import json
@@ -20,10 +20,10 @@ def write_ablation_report(folder: Path) -> Path:
     """Write an ablation's report page.
 
     Args:
-        folder: what `aqtopo ablate` wrote, finished.
+        folder: folder of a finished `aqtopo ablate`.
 
     Returns:
-        Where the page is: `report.html` in the folder.
+        Path of the page: `report.html` in the folder.
 
     Raises:
         ValueError: results or a training's log are missing or damaged.
@@ -36,7 +36,7 @@ def write_ablation_report(folder: Path) -> Path:
 
 
 def not_compared(folder: Path, content: Results) -> list[str]:
-    """The trainings that the folder holds or plans and the results do not, by variant's folder and seed.
+    """Return the variant and seed of trainings in the folder that the results do not contain.
 
     Raises:
         ValueError: a training's configuration is damaged.
@@ -47,9 +47,9 @@ def not_compared(folder: Path, content: Results) -> list[str]:
 
 
 def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
-    """What happened in the trainings that were compared: by variant, one for every seed, as in the table.
+    """Read the histories of the compared trainings by variant, one per seed.
 
-    The folder may hold others, of an ablation that grew and was not finished; and it may lack some.
+    The folder may lack some, and may contain trainings that are not compared yet.
     """
     found: dict[str, list[History]] = {}
     for one in content.variants:
@@ -92,12 +92,12 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
 
 
 def _spelled(level: object) -> str:
-    """A level as one writes it in a configuration, but words without quotes."""
+    """Return a level as in a configuration, but words without quotes."""
     return level if isinstance(level, str) else json.dumps(level)
 
 
 def _findings(contrasts: Sequence[ContrastTable]) -> str:
-    """The comparisons that show something on all pollutants and horizons together, or that none does."""
+    """Return a sentence with the differences that are shown over all pollutants and horizons."""
     shown = [
         f"{contrast.label}: {change.percent}, {change.verdict}"
         for contrast in contrasts

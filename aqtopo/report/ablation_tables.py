@@ -1,4 +1,4 @@
-"""Tables and interval drawings of an ablation's page."""
+"""Tables and interval drawings of an ablation's page, from `results.json`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ Ticks = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant and its figures as text: mean over the seeds; lowest and highest where there are several."""
+    """A variant's values as text: mean over the seeds, and lowest and highest of several."""
 
     label: str
     val_loss: str
@@ -29,7 +29,7 @@ class VariantRow:
 
 @dataclass(frozen=True)
 class IntervalBar:
-    """An interval: its ends as text, and where it lies on the drawing [percent from the left]."""
+    """An interval: its text, and its ends on the drawing [percent from the left]."""
 
     text: str
     left: float
@@ -38,14 +38,14 @@ class IntervalBar:
 
 @dataclass(frozen=True)
 class ChangeRow:
-    """How much a score changes.
+    """Change of one score.
 
     Attributes:
-        score: for people.
-        percent: change of the score in percent of the baseline, as text; negative is better.
-        place: where that lies on the drawing [percent from the left]; zero is in the middle.
-        days: interval over days, None where there is none.
-        seeds: interval over seeds, None for a single one.
+        score: label.
+        percent: change in percent of the baseline, as text; negative is better.
+        position: position on the drawing [percent from the left]; zero is in the middle.
+        days: interval over days, if known.
+        seeds: interval over seeds, None for a single seed.
         verdict: `better`, `worse` or `NOT_SHOWN`.
     """
 
@@ -62,13 +62,13 @@ class ContrastTable:
     """One comparison.
 
     Attributes:
-        label: what is compared with what.
-        ticks: round values on the drawings of `overall`: place [percent from the left], and text.
-        overall: of all pollutants and horizons together, of areas, and of the validation loss.
+        label: the compared variants.
+        ticks: positions [percent from the left] and texts of the axis of `overall`.
+        overall: changes over all pollutants and horizons, over areas, and of the validation loss.
         horizons: columns of `pairs`.
-        pairs: a row a pollutant: what readers call it, and a change a horizon.
-        shown: how many of `pairs` are shown.
-        total: how many there are.
+        pairs: a row per pollutant: label, and a change per horizon.
+        shown: number of shown `pairs`.
+        total: number of `pairs`.
     """
 
     label: str
@@ -82,11 +82,11 @@ class ContrastTable:
 
 @dataclass(frozen=True)
 class Overview:
-    """Every comparison's change of the test RMSE of all pollutants and horizons, on one scale.
+    """Change of the test RMSE over all pollutants and horizons in every comparison, on one axis.
 
     Attributes:
-        ticks: round values on the drawings.
-        changes: what is compared with what, and by how much it differs.
+        ticks: positions and texts of the axis.
+        changes: label and change of each comparison.
     """
 
     ticks: Ticks
@@ -94,7 +94,7 @@ class Overview:
 
 
 def variant_rows(content: Results) -> tuple[VariantRow, ...]:
-    """The variants in the order in which they were compared; the last one is the baseline."""
+    """Return the rows of the variants, the baseline last."""
     return tuple(
         VariantRow(one.variant, _spread(one.val_loss, 4), _spread(one.overall_rmse, 4), _spread(one.alpha, 3))
         for one in content.variants
@@ -102,7 +102,7 @@ def variant_rows(content: Results) -> tuple[VariantRow, ...]:
 
 
 def contrast_tables(content: Results) -> tuple[ContrastTable, ...]:
-    """Every contrast; the drawings of one share a scale."""
+    """Return the table of every contrast; the drawings of one share an axis."""
     by_label: dict[str, list[results_file.ScoreChange]] = {}
     for change in content.changes:
         by_label.setdefault(change.contrast, []).append(change)
@@ -110,7 +110,7 @@ def contrast_tables(content: Results) -> tuple[ContrastTable, ...]:
 
 
 def overview(content: Results) -> Overview:
-    """What all comparisons come to."""
+    """Return the overview of all comparisons."""
     changes = [change for change in content.changes if change.score == OVERALL]
     reach = _reach(changes)
     return Overview(_ticks(reach), tuple((change.contrast, _change_row(change, reach)) for change in changes))
@@ -159,7 +159,7 @@ def _bar(low: float | None, high: float | None, reach: float) -> IntervalBar | N
 
 
 def _reach(changes: Sequence[results_file.ScoreChange]) -> float:
-    """The largest change or bound [percent], with a little room, so that all fit on one drawing."""
+    """Return the largest change or bound [percent] with a margin, as the limit of the axis."""
     ends = [(one.change, one.days_low, one.days_high, one.seeds_low, one.seeds_high) for one in changes]
     sizes = [abs(end) for one in ends for end in one if end is not None]
     return 1.05 * max(sizes, default=1.0) or 1.0

@@ -1,4 +1,9 @@
-"""Maps of the attention in block 0, with the bias and without it."""
+"""Maps of the attention in block 0 from a few places, with the bias and without it.
+
+Only the rows of the chosen tokens are computed, so that memory grows linearly with the tokens.
+
+Shapes: H heads, N tokens, D width, E = D / H.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +30,7 @@ from aqtopo.report.text import place_text
 
 @dataclass(frozen=True)
 class Place:
-    """A point by name: degrees north and east."""
+    """A named point: degrees north and east."""
 
     name: str
     lat: float
@@ -33,10 +38,10 @@ class Place:
 
 
 def parse_place(text: str) -> Place:
-    """A place from `NAME=LAT,LON` in degrees, such as `Lanzhou=36.1,103.8`.
+    """Parse a place such as `Lanzhou=36.1,103.8` (`NAME=LAT,LON` in degrees).
 
     Raises:
-        ValueError: the text is not of that form.
+        ValueError: the text has another form.
     """
     name, _, position = text.rpartition("=")
     try:
@@ -54,14 +59,13 @@ def parse_place(text: str) -> Place:
 def tokens_at(
     run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
 ) -> dict[str, int]:
-    """Raster index of tokens by the name of their place.
+    """Return raster indices of tokens by the name of their place.
 
     Returns:
-        The most polluted token at the start of the case, the places that are wanted, and the cities inside
-        the scored area.
+        The most polluted token at the initial time, the wanted places, and the cities inside the scored area.
 
     Raises:
-        ValueError: a place that is wanted is not on the grid, or its name is taken.
+        ValueError: a wanted place is not on the grid, or two places have the same name.
     """
     store, patch = run.store, run.config.model.patch
     found = {"Most polluted": most_polluted_token(case, patch)}
@@ -83,7 +87,7 @@ def tokens_at(
 
 
 def most_polluted_token(case: ForecastCase, patch: int) -> int:
-    """Raster index of the patch with the highest mean of the first pollutant at the start."""
+    """Return the raster index of the patch with the highest initial mean of the first pollutant."""
     field = case.initial[0]
     tiles = field.reshape(field.shape[0] // patch, patch, field.shape[1] // patch, patch)
     known = np.isfinite(tiles).sum((1, 3))
@@ -92,7 +96,7 @@ def most_polluted_token(case: ForecastCase, patch: int) -> int:
 
 
 def _cell(store: Store, place: Place) -> tuple[int, int]:
-    """Row and column of the nearest cell."""
+    """Return row and column of the nearest cell."""
     return int(np.abs(store.lat - place.lat).argmin()), int(np.abs(store.lon - place.lon).argmin())
 
 
@@ -106,11 +110,11 @@ Attention = SelfAttention | ElevationAttention | PairAttention
 
 @dataclass(frozen=True)
 class AttentionInput:
-    """What an attention was given in a forecast.
+    """Input of an attention layer in a forecast.
 
     Attributes:
-        tokens: (N, D) its input, raster order.
-        way: how the tokens lie to the wind.
+        tokens: (N, D) in raster order.
+        way: geometry of the tokens relative to the wind.
     """
 
     tokens: Tensor
@@ -119,15 +123,14 @@ class AttentionInput:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """The attention of one token, drawn.
+    """Maps of the attention of one token.
 
     Attributes:
-        name: the place, in a word or two.
-        place: where that is.
-        spot: its drawing position, across and down.
+        name: name of the place.
+        place: its coordinates as text.
+        spot: its drawing position, x and y.
         maps: without bias, with bias, and the difference.
-        hindered: share of the attention that goes where `weakened_tokens`, without and with the bias, as
-            text.
+        weakened: share of the attention to `weakened_tokens`, without and with the bias, as text.
     """
 
     name: str
@@ -139,17 +142,17 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """The attention of several tokens, on two scales that they share.
+    """Attention maps of several tokens, on two common scales.
 
     Attributes:
-        gazes: one a place, the most polluted first.
-        heads: over how many heads it is the mean.
-        scale: colours of attention, in shares of an even one.
+        places: one per place, the most polluted first.
+        heads: number of heads in the mean.
+        scale: colours of attention, relative to equal shares.
         difference: colours of with minus without.
-        where: what the bias hinders, as it stands behind "goes to".
+        destination: description of `weakened_tokens`.
     """
 
-    attention: tuple[AttentionMap, ...]
+    places: tuple[AttentionMap, ...]
     heads: int
     scale: Scale
     difference: Scale
@@ -157,11 +160,11 @@ class AttentionMaps:
 
 
 def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
-    """(2, H, N) how much `token` attends to each token: without the bias, and with it.
+    """Return the attention (2, H, N) of `token` to each token: without the bias, and with it.
 
     Args:
         attention: of block 0.
-        seen: what it is given.
+        seen: its input.
         token: raster index of the query.
     """
     with torch.no_grad():
@@ -173,7 +176,7 @@ def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Ten
 
 
 def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
-    """(H, N) what the bias adds to the scores of `token`, keys in raster order."""
+    """Return the bias (H, N) of the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
         if isinstance(attention, PairAttention):
@@ -188,7 +191,7 @@ def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
 
 
 def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
-    """(N,) what the bias makes of heights [km], keys in raster order: how far they rise above the token."""
+    """Return the rise (N,) from the token to each key [km], 0 for lower keys, in raster order."""
     height_N = from_bits(attention.height_bits)
     return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
@@ -196,10 +199,10 @@ def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
 def draw_attention(
     run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
 ) -> AttentionMaps | None:
-    """Draw what some places of a case attend to; None without a bias in block 0.
+    """Draw the attention of some places; None without a bias in block 0.
 
     Raises:
-        ValueError: a place is wanted and not on the grid, or its name is taken, or block 0 has no bias.
+        ValueError: a wanted place is not on the grid or its name is not unique, or block 0 has no bias.
     """
     attention = run.model.get_submodule("blocks.0.attn")
     assert isinstance(attention, Attention)
@@ -236,7 +239,7 @@ def draw_attention(
 
 
 def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
-    """What the attention is given when the run forecasts from an initial time, at the first horizon."""
+    """Return the input of the attention layer in a forecast from an initial time, at the first horizon."""
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     try:
@@ -249,22 +252,23 @@ def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetim
 
 
 def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
-    """(Y, X) without and with the bias, a value a token; 1 where all tokens got the same."""
+    """Return the attention (Y, X) without and with the bias, relative to equal shares."""
     grid = -1, len(run.store.lon) // run.config.model.patch
     without, biased = rows_2N * rows_2N.shape[1]
     return without.reshape(grid), biased.reshape(grid)
 
 
 def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
-    """Latitude and longitude of the middle of a token's patch."""
+    """Return latitude and longitude of the centre of a token's patch."""
     row, column = (part * patch for part in divmod(token, len(store.lon) // patch))
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
 def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
-    """(N,) the ground that an elevation bias is for hindering; what loses by one whose zero is arbitrary.
+    """Return the tokens (N,) that the bias weakens.
 
-    The ground is told by its height alone: training may have turned the strength's sign round.
+    For an elevation bias alone these are the higher tokens, whatever the learnt sign of alpha. For other
+    biases, whose zero is arbitrary, they are the tokens that lose attention.
     """
     weakened: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
     if isinstance(attention, ElevationAttention) and attention.locality is None:
@@ -273,7 +277,7 @@ def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> np
 
 
 def _in_words(settings: ModelConfig) -> str:
-    """What `weakened_tokens` finds, as it stands behind "goes to"."""
+    """Description of `weakened_tokens`."""
     if settings.dense_options or settings.local_bias:
         return "places that the bias weakens"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"

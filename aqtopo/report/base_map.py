@@ -15,12 +15,12 @@ from aqtopo.report.images import png_uri
 FloatArray = npt.NDArray[np.floating[Any]]
 
 WIDTH = 1000.0
-"""Width of every map in its own drawing units; the browser scales it to the window."""
+"""Width of every map in drawing units; the browser scales it to the window."""
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """The map of one grid, north on top whichever way the latitude axis runs.
+    """Equirectangular map of one grid, north on top, true to scale at the middle latitude.
 
     Attributes:
         lat: (H,) cell centres [degrees north], ascending or descending, evenly spaced.
@@ -55,11 +55,11 @@ class Canvas:
 
     @property
     def y(self) -> FloatArray:
-        """(H,) drawing positions of rows that were put north-up, counted from the top."""
+        """(H,) drawing positions of the rows, the northernmost first."""
         return (np.arange(len(self.lat)) + 0.5) * self.height / len(self.lat)
 
     def north_up(self, field: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Turn (H, W) so that the first row is the northernmost."""
+        """Return (H, W) with the northernmost row first."""
         return field[::-1] if self.lat[0] < self.lat[-1] else field
 
     def place(self, lat: float, lon: float) -> tuple[float, float] | None:
@@ -91,16 +91,16 @@ CITIES = (
     ("Lhasa", 29.65, 91.11),
     ("Ürümqi", 43.83, 87.62),
 )
-"""Name, degrees north, degrees east: for finding one's way; those outside the grid are left out."""
+"""Name, degrees north, degrees east; cities outside the grid are skipped."""
 
-# Relief is exaggerated, or plains and hills would look alike on a map that is 5000 km wide.
+# On a map of 5000 km, hills are visible only with exaggerated relief.
 _VERTICAL_EXAGGERATION = 25.0
 _DARKEST_SHADE = 0.52
 
 
 @dataclass(frozen=True)
 class MapLabel:
-    """A word on the map at a drawing position."""
+    """A text at a drawing position."""
 
     x: float
     y: float
@@ -109,12 +109,12 @@ class MapLabel:
 
 @dataclass(frozen=True)
 class BaseMap:
-    """The shared layers of one grid.
+    """Layers of one grid that all maps share.
 
     Attributes:
-        shade: data URI of the shaded relief, grey, to be multiplied with the colours below it.
+        shade: data URI of the shaded relief, grey, to be multiplied with the colours.
         contours: SVG path of the elevation contours at `CONTOUR_LEVELS_M`.
-        coast: SVG path of the border of the scored area; empty where everything is scored.
+        coast: SVG path of the border of the scored area; empty if the whole grid is scored.
         cities: cities inside the grid.
         meridians: degree labels along the lower edge.
         parallels: degree labels along the left edge.
@@ -129,12 +129,12 @@ class BaseMap:
 
 
 def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> BaseMap:
-    """Draw the shared layers.
+    """Draw the base map.
 
     Args:
         canvas: the grid.
         elevation_m: (H, W) elevation [m].
-        mask: (H, W), 1 where the scores count.
+        mask: (H, W), 1 in the scored area.
     """
     elevation = canvas.north_up(np.nan_to_num(elevation_m))
     places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
@@ -149,7 +149,7 @@ def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> 
 
 
 def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
-    """Light from the north-west; level ground stays white, so that colours on it keep their meaning."""
+    """Shade the relief, lit from the north-west; level ground stays white and keeps its colours."""
     factor = max(1, round(640 / elevation.shape[1]))
     height, width = elevation.shape
     fine = np.asarray(
@@ -172,7 +172,7 @@ def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
 
 
 def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
-    """The border of an area along the edges of its cells, each straight stretch one line."""
+    """Return the border of an area along its cells' edges, one line per straight stretch."""
     width, height = WIDTH / inside.shape[1], canvas.height / inside.shape[0]
     across = "".join(
         f"M{start * width:.1f},{row * height:.1f}H{end * width:.1f}"
@@ -186,7 +186,7 @@ def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
 
 
 def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
-    """Runs of true values: index of the edge below row i (i + 1), start and end along the row."""
+    """Return runs of true values: index i + 1 of the edge below row i, start and end along the row."""
     padded = np.pad(border, ((0, 0), (1, 1))).astype(np.int8)
     rows, starts = np.nonzero(np.diff(padded, axis=1) == 1)
     _, ends = np.nonzero(np.diff(padded, axis=1) == -1)
@@ -218,7 +218,7 @@ def _parallels(canvas: Canvas) -> tuple[MapLabel, ...]:
 
 
 def _round_degrees(centres: FloatArray) -> range:
-    """Four to eight round values well inside the axis."""
+    """Return four to eight round values inside the axis."""
     low, high = float(np.min(centres)), float(np.max(centres))
     step = next(step for step in (1, 2, 5, 10, 20, 30, 60) if (high - low) / step <= 7)
     return range(math.ceil((low + step / 4) / step) * step, math.floor(high - step / 4) + 1, step)
@@ -231,11 +231,11 @@ _HEAD = 13.0
 
 @dataclass(frozen=True)
 class WindArrows:
-    """Arrows that point where the air moves.
+    """Wind arrows, which point downwind.
 
     Attributes:
-        paths: an SVG path a time; empty where the data have no wind.
-        ten_metres_per_second: length of 10 m/s in drawing units, the same in all of them.
+        paths: an SVG path per time; empty without wind data.
+        ten_metres_per_second: length of 10 m/s in drawing units, equal at all times.
     """
 
     paths: tuple[str, ...]
@@ -247,7 +247,7 @@ def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
 
     Args:
         canvas: the grid.
-        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where there is none.
+        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where missing.
     """
     block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
     means = [
@@ -268,7 +268,7 @@ def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str
 
 
 def _arrow(x: float, y: float, dx: float, dy: float) -> str:
-    """A shaft centred on (x, y) and two barbs at its tip."""
+    """Return a shaft centred on (x, y) and two barbs at its tip."""
     length = math.hypot(dx, dy)
     if length < 1.0:
         return ""

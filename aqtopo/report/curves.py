@@ -1,6 +1,6 @@
-"""Learning curves: losses and learning rates over the steps of a run.
+"""Figures over the steps: losses, learning rates and alpha.
 
-Figures are made without pyplot, so no state is left behind and no display is needed.
+They do not use pyplot, which needs global state.
 """
 
 import textwrap
@@ -20,11 +20,11 @@ from aqtopo.report.images import svg_uri
 
 FloatArray = npt.NDArray[np.float64]
 
-# Okabe and Ito's colours: told apart by readers with any kind of colour vision.
+# Okabe and Ito's colours, for readers with any kind of colour vision.
 GROUP_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a6d00", "#333333")
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#7d95a8", "#0b4f7d", "#24323d"
 
-# More points than this cannot be told apart on the page and only make it heavy.
+# More points are indistinguishable on the page and increase its size.
 MAX_POINTS = 600
 
 CURVE_STYLE: Any = {
@@ -47,7 +47,7 @@ CURVE_STYLE: Any = {
 
 @dataclass(frozen=True)
 class Curve:
-    """A drawn figure: its data URI, and the same in words for those who cannot see it."""
+    """A figure: its data URI and its text alternative."""
 
     uri: str
     alt: str
@@ -72,7 +72,7 @@ def loss_curve(history: History) -> Curve:
         _mark_best(axes, history)
         if losses.min() > 0:
             log_axis(axes)
-        # Above the axes: a loss may be anywhere in them.
+        # Above the axes, where no curve is.
         figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9.5)
         return Curve(svg_uri(figure), _loss_alt(history))
 
@@ -95,14 +95,14 @@ def lr_curve(history: History) -> Curve:
 
 
 def thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Average neighbours until at most `MAX_POINTS` points are left.
+    """Average neighbours until at most `MAX_POINTS` points remain.
 
     Args:
         steps: (S,) increasing.
         values: (S,).
 
     Returns:
-        Mean step and mean value of each run of neighbours; the input itself where it is short enough.
+        Mean step and mean value of each run of neighbours.
     """
     if len(steps) <= MAX_POINTS:
         return steps, values
@@ -114,7 +114,7 @@ def thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def new_figure(ylabel: str) -> tuple[Figure, Axes]:
-    """Axes over the steps, of the size and look that all curves of the page share."""
+    """Return a figure with axes over the steps, in the common size and style."""
     figure = Figure(figsize=(5.4, 3.5), layout="constrained")
     axes = figure.subplots()
     axes.set_xlabel("step (optimizer update)")
@@ -124,7 +124,7 @@ def new_figure(ylabel: str) -> tuple[Figure, Axes]:
 
 
 def log_axis(axes: Axes) -> None:
-    """A logarithmic axis with plain numbers, also where it spans less than a decade."""
+    """Set a logarithmic axis with plain numbers, also below one decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 3.0, 5.0)))
     axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -167,12 +167,12 @@ def _step_numbers(steps: Sequence[LoggedStep]) -> FloatArray:
 
 
 def cycled(colours: Sequence[str], n: int) -> list[str]:
-    """As many colours as asked for, from the first on again where there are too few."""
+    """Return `n` colours, repeated if there are too few."""
     return [colours[index % len(colours)] for index in range(n)]
 
 
 def alpha_curve(alphas: Alphas) -> Curve:
-    """Draw every strength over the steps, a colour a block; dotted where it began."""
+    """Draw alpha over the steps, a colour per block; dotted: initial value."""
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("alpha (1/km)")
         colours = cycled(GROUP_COLOURS, len(alphas.by_block))
@@ -185,7 +185,7 @@ def alpha_curve(alphas: Alphas) -> Curve:
             axes.axhline(values[0, 0], color=colour, linewidth=1.0, linestyle=":")
         axes.legend(frameon=False, loc="best")
         low, high = axes.get_ylim()
-        least = 0.02 * max(abs(high), 1.0)  # or rounding errors would look like learning
+        least = 0.02 * max(abs(high), 1.0)  # so that rounding errors do not look like learning
         if high - low < least:
             middle = (low + high) / 2
             axes.set_ylim(middle - least / 2, middle + least / 2)
@@ -196,7 +196,7 @@ _MAX_MARKERS = 40
 
 
 def variant_curves(histories: dict[str, list[History]]) -> Curve:
-    """Training and validation loss of every variant, a panel each on the same axes, a line a seed."""
+    """Draw training and validation loss, a panel per variant on common axes, a line per seed."""
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
     with rc_context(CURVE_STYLE):
@@ -222,7 +222,7 @@ def variant_curves(histories: dict[str, list[History]]) -> Curve:
             log_axis(axes)
         for axes in panels[len(histories) :]:
             axes.set_axis_off()
-        for axes in panels[: len(histories)][-columns:]:  # those with none, or an empty one, below
+        for axes in panels[: len(histories)][-columns:]:  # lowest panel of each column
             axes.xaxis.set_tick_params(labelbottom=True)
         figure.supxlabel("step (optimizer update)", fontsize=10)
         figure.supylabel("loss", fontsize=10)
@@ -230,14 +230,14 @@ def variant_curves(histories: dict[str, list[History]]) -> Curve:
 
 
 def mean_validation_curve(histories: dict[str, list[History]]) -> Curve | None:
-    """Validation loss of all variants on the same axes, mean over the seeds; None without a validation."""
+    """Draw the validation loss of all variants, mean over the seeds; None without a validation."""
     means = {name: mean for name, seeds in histories.items() if (mean := _mean_validation(seeds))}
     if not means:
         return None
     with rc_context(CURVE_STYLE):
         figure = Figure(figsize=(9.0, 4.2), layout="constrained")
         axes = figure.subplots()
-        # Thinner from one to the next, so that lines which coincide are all seen.
+        # Decreasing widths keep coinciding lines visible.
         looks = zip(
             cycled(GROUP_COLOURS, len(means)),
             cycled(_LINE_STYLES, len(means)),
@@ -247,7 +247,7 @@ def mean_validation_curve(histories: dict[str, list[History]]) -> Curve | None:
         for (name, mean), (colour, style, width) in zip(means.items(), looks, strict=True):
             steps, losses = list(mean), list(mean.values())
             axes.plot(steps, losses, color=colour, linestyle=style, linewidth=width, label=name)
-        # The first losses are many times the last ones, between which the differences are.
+        # The limits exclude the first losses, which are many times the last ones.
         late = [loss for mean in means.values() for loss in list(mean.values())[len(mean) // 4 :]]
         axes.set_ylim(0.98 * min(late), 1.02 * max(late))
         axes.set_xlabel("step (optimizer update)")
@@ -260,7 +260,7 @@ def mean_validation_curve(histories: dict[str, list[History]]) -> Curve | None:
 
 
 def _mean_validation(seeds: list[History]) -> dict[int, float]:
-    """Mean loss at the steps at which every seed was validated."""
+    """Return the mean loss at the steps at which every seed was validated."""
     by_seed = [{each.step: each.val_loss for each in history.validations} for history in seeds]
     common = sorted(set.intersection(*(set(losses) for losses in by_seed)))
     return {step: float(np.mean([losses[step] for losses in by_seed])) for step in common}
@@ -274,7 +274,7 @@ def _curves_alt(histories: dict[str, list[History]]) -> str:
     return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
-# Six colours with the first, six more with the second.
+# Six colours per style.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6
 
 

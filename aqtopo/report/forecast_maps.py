@@ -21,7 +21,7 @@ from aqtopo.variables import VARIABLES
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
-# Reading every hour of a year for its mean would take minutes on the full grid.
+# Reading every hour of a year takes minutes on the full grid.
 MAX_CANDIDATES = 366
 
 
@@ -31,14 +31,14 @@ class ForecastCase:
 
     Attributes:
         init_time: initial time, UTC.
-        reason: why this one is shown, as a clause.
+        reason: reason for the choice of the initial time.
         pollutants: C short names.
         horizons_h: K lead times [h].
         initial: (C, H, W) fields at the initial time: the persistence forecast.
         forecast: (K, C, H, W).
         truth: (K, C, H, W).
         wind: (1 + K, 2, H, W) eastward and northward wind [m/s] of the data, at the initial time and at the
-            valid times; NaN where the hour is not in the store.
+            valid times; NaN if the hour is not in the store.
     """
 
     init_time: np.datetime64
@@ -52,9 +52,9 @@ class ForecastCase:
 
 
 def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, str]:
-    """The test time with the highest regional mean of the first target, and why it is shown.
+    """Return the test time with the highest regional mean of the first target, and the reason as text.
 
-    Only starts at 00 UTC compete, or all starts where there are none, thinned to `MAX_CANDIDATES`.
+    Candidates are the initial times at 00 UTC, or all if there are none, thinned to `MAX_CANDIDATES`.
 
     Raises:
         ValueError: no test time has all its horizons in the store.
@@ -84,14 +84,14 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
 
 
 def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> ForecastCase:
-    """Forecast from one initial time and take the truth beside it.
+    """Forecast from one initial time and read the truth.
 
     Args:
         run: a trained run.
-        init_time: initial time, UTC; None for the most polluted start of the test period.
+        init_time: initial time, UTC; None for the most polluted one of the test period.
 
     Raises:
-        ValueError: the store has no fields at the initial time, or none of the valid times.
+        ValueError: the store has no fields at the initial time, or none at the valid times.
     """
     if init_time is None:
         init_time, reason = most_polluted_time(run.store, run.config)
@@ -122,7 +122,7 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
 
 
 def _wind_at(store: Store, times: Hours) -> FloatArray:
-    """(T, 2, H, W) wind [m/s]; NaN for hours that are not in the store."""
+    """Return the wind (T, 2, H, W) [m/s]; NaN for hours that are not in the store."""
     wind = np.full((len(times), 2, len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
     channels = channel_indices(store, ("u", "v"))
     for place in np.flatnonzero(np.isin(times, store.times)):
@@ -131,14 +131,14 @@ def _wind_at(store: Store, times: Hours) -> FloatArray:
 
 
 def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:
-    """(K, C, H, W), NaN where nothing is scored."""
+    """Return (K, C, H, W), NaN outside the scored area."""
     values = np.stack([dataset[name].values for name in pollutants], axis=1)
     return np.where(scored, values, np.nan)
 
 
 @dataclass(frozen=True)
 class MapImage:
-    """One map: its title, its layer, and the same in words."""
+    """One map: title, note, layer and text alternative."""
 
     title: str
     note: str
@@ -152,9 +152,9 @@ class Verification:
 
     Attributes:
         horizon_h: lead time [h].
-        valid_time: the hour that is forecast.
+        valid_time: valid time as text.
         maps: forecast, truth, difference.
-        errors: RMSE of this one map, of the model and of persistence, as text.
+        errors: RMSE of this map as text, of the model and of persistence.
     """
 
     horizon_h: int
@@ -165,16 +165,16 @@ class Verification:
 
 @dataclass(frozen=True)
 class PollutantMaps:
-    """All maps of one pollutant, on two scales that they share.
+    """All maps of one pollutant, on two common scales.
 
     Attributes:
         name: short name.
-        label: what readers call it.
-        units: as people write them.
+        label: long name.
+        units: formatted units.
         scale: colours of concentrations.
         difference: colours of forecast minus truth.
         initial: the map at the initial time.
-        verifications: one a horizon.
+        verifications: one per horizon.
     """
 
     name: str
@@ -248,7 +248,7 @@ def _verify(
 
 
 def _rmse(forecast: FloatArray, truth: FloatArray) -> float:
-    """Root mean squared error over the cells where both are known, NaN without any."""
+    """Return the root mean squared error over the cells where both are finite, NaN without any."""
     squares = np.square(forecast.astype(np.float64) - truth)
     known = squares[np.isfinite(squares)]
     return float(np.sqrt(known.mean())) if known.size else float("nan")

@@ -1,4 +1,7 @@
-"""Training history, read from metrics.jsonl and from saved states."""
+"""Training history, read from `metrics.jsonl` and from saved states.
+
+A resumed run appends to the same file and may repeat steps, so the last line of a step is used.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,11 +33,11 @@ class LoggedStep:
     """One optimizer update.
 
     Attributes:
-        step: updates done, this one included.
-        epoch: the epoch it belongs to, from 0.
+        step: number of updates, including this one.
+        epoch: epoch, from 0.
         train_loss: masked mean squared error on normalised targets.
         lrs: learning rate by group.
-        samples_per_s: training samples a second over all ranks, or None where it was not written.
+        samples_per_s: training samples per second over all ranks, if logged.
     """
 
     step: int
@@ -46,7 +49,7 @@ class LoggedStep:
 
 @dataclass(frozen=True)
 class LoggedValidation:
-    """One pass over the validation split: its loss, and the step after which it came."""
+    """One validation: its loss, and the step and epoch before it."""
 
     step: int
     epoch: int
@@ -55,7 +58,7 @@ class LoggedValidation:
 
 @dataclass(frozen=True)
 class RunEvent:
-    """A start, a resume, the losses after it, or an end: when [UTC], at which step, and what, in words."""
+    """A start, a resume, the losses after it, or an end: time [UTC], step and text."""
 
     time: str
     step: int | None
@@ -67,12 +70,12 @@ class History:
     """Steps and validations in the order of training.
 
     Attributes:
-        steps: one entry an update, steps increasing.
-        validations: one entry a validation, steps increasing.
-        starts: how many times training was started; above 1 the run was resumed.
-        happenings: starts, resumes and ends, as they came.
-        alphas: by step what training logged of alpha, by the parameter's name: one number, or one a head.
-        preferences: by step what training logged of the heads' preferences, by block and quantity.
+        steps: one per update, steps increasing.
+        validations: one per validation, steps increasing.
+        starts: number of starts; above 1 the run was resumed.
+        events: starts, resumes and ends in the order of the log.
+        alphas: logged alpha by step and parameter name: one value, or one per head.
+        preferences: logged parameters of the local bias by step, and by block and quantity.
     """
 
     steps: tuple[LoggedStep, ...]
@@ -84,7 +87,7 @@ class History:
 
     @property
     def best(self) -> LoggedValidation | None:
-        """The validation with the lowest loss, the earliest of equals; None before the first validation."""
+        """Validation with the lowest loss, the earliest of equals; None without a validation."""
         return min(self.validations, key=lambda validation: validation.val_loss, default=None)
 
 
@@ -130,7 +133,7 @@ def read_history(path: Path) -> History:
 
 
 def _event_text(line: Line) -> str | None:
-    """What an event says, in words; None for what is no happening."""
+    """Return the text of an event; None for other lines."""
     match line:
         case StartLine(world_size=world, slurm=slurm):
             job = (slurm or {}).get("job")
@@ -155,11 +158,11 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Alphas:
-    """The barrier strengths of a run.
+    """Alpha of a run over the steps.
 
     Attributes:
-        steps: (S,) steps after which it is known, the first being 0.
-        by_block: for every block that has them, (S, n) strengths [km-1]; n is 1 where the heads share one.
+        steps: (S,) steps, the first 0.
+        by_block: (S, n) values [km-1] by block; n is 1 if the heads share one.
     """
 
     steps: tuple[int, ...]
@@ -167,9 +170,9 @@ class Alphas:
 
 
 def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | None:
-    """Alpha at the start and at every validation; None for a model without it.
+    """Read alpha at the start and at every validation; None for a model without it.
 
-    A run that did not log it has it in its saved states, which are few and, in bfloat16, rounded.
+    Without logged values, those of the saved states are used, which are few and rounded in bfloat16.
 
     Raises:
         ValueError: the weights of a state cannot be read.
@@ -178,13 +181,13 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
         step: {name: np.array(values) for name, values in logged.items()}
         for step, logged in history.alphas.items()
     }
-    if not points:  # of two states at one step the one saved later counts
+    if not points:  # of two states at one step the later one is used
         points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)}
     steps = sorted(points)
     if not steps or not points[steps[0]]:
         return None
     names = sorted(points[steps[0]])
-    if steps[0] > 0:  # the start was not logged
+    if steps[0] > 0:  # the initial value was not logged
         points[0] = {name: np.full_like(points[steps[0]][name], config.model.alpha) for name in names}
         steps = [0, *steps]
     by_block = {_spelled(name): np.stack([points[step][name] for step in steps]) for name in names}
@@ -196,7 +199,7 @@ def _spelled(name: str) -> str:
 
 
 def _read_state(folder: Path) -> dict[str, FloatArray]:
-    """The strengths of one saved state, without reading its other weights."""
+    """Read alpha from one saved state, without its other weights."""
     try:
         with reading(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
             names = [name for name in weights.keys() if name.endswith(ALPHA)]  # noqa: SIM118
@@ -209,7 +212,7 @@ def _read_state(folder: Path) -> dict[str, FloatArray]:
 
 
 def alpha_sentence(alphas: Alphas) -> str:
-    """From where to where alpha went, in words."""
+    """Return initial and final alpha as text."""
     parts = []
     for block, values in alphas.by_block.items():
         last = values[-1]
@@ -219,7 +222,7 @@ def alpha_sentence(alphas: Alphas) -> str:
 
 
 def preference_rows(history: History) -> list[tuple[str, str, str]]:
-    """What the heads prefer, as logged: block and quantity, first and last values, a number a head."""
+    """Return block and quantity, first and last logged values of the local bias, one value per head."""
     if not history.preferences:
         return []
     logged = list(history.preferences.values())

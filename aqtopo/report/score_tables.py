@@ -12,13 +12,13 @@ from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
-# Within this skill of zero, "better" or "worse" would be a word for noise.
+# A smaller absolute skill is noise.
 LEVEL_SKILL = 0.01
 
 
 @dataclass(frozen=True)
 class ShadedSkill:
-    """A skill with the colour that it gets.
+    """A skill and its colour.
 
     Attributes:
         skill: 1 - model / reference, of the RMSE; above 0 the model is better. NaN without scored points.
@@ -28,7 +28,7 @@ class ShadedSkill:
 
     @property
     def known(self) -> bool:
-        """Whether any point was scored."""
+        """True with a scored point."""
         return bool(np.isfinite(self.skill))
 
     @property
@@ -49,17 +49,17 @@ class ShadedSkill:
 
     @property
     def strength(self) -> int:
-        """Depth of the colour in percent; a skill of 0.4 or more has the full one."""
+        """Depth of the colour in percent; 100 for an absolute skill of 0.4 or more."""
         return round(100 * min(abs(self.skill) / 0.4, 1.0)) if self.known else 0
 
 
 @dataclass(frozen=True)
 class SkillCell(ShadedSkill):
-    """The model against the better of its references for one pollutant at one horizon.
+    """Skill of the model against the better of its references for one pollutant at one horizon.
 
     Attributes:
-        rmse: root mean squared error by forecast (the model and its references), in the pollutant's units.
-        rival: the reference with the smaller error, against which the skill is.
+        rmse: root mean squared error by forecast, in the pollutant's units.
+        best_reference: the reference with the smaller error.
     """
 
     rmse: dict[str, float]
@@ -67,13 +67,13 @@ class SkillCell(ShadedSkill):
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """RMSE of the model and of its rival, as text."""
+        """RMSE of the model and of the better reference, as text."""
         return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
 
 
 @dataclass(frozen=True)
 class PollutantRow:
-    """One pollutant: its short name, what readers call it, its units and a cell per horizon."""
+    """One pollutant: short name, label, units and a cell per horizon."""
 
     pollutant: str
     label: str
@@ -82,8 +82,8 @@ class PollutantRow:
 
 
 @dataclass(frozen=True)
-class Line:
-    """One line of the full table: all scores of one forecast for one pollutant and horizon."""
+class ScoreLine:
+    """All scores of one forecast for one pollutant and horizon."""
 
     label: str
     horizon_h: int
@@ -106,17 +106,17 @@ class ScoreTable:
 
     Attributes:
         horizons_h: the columns [h].
-        rows: one a pollutant.
+        rows: one per pollutant.
         lines: the full table.
     """
 
     horizons_h: tuple[int, ...]
     rows: tuple[PollutantRow, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ScoreLine, ...]
 
     @property
     def headline(self) -> str:
-        """The first pollutant at the first horizon in one sentence."""
+        """One sentence about the first pollutant at the first horizon."""
         row, horizon = self.rows[0], self.horizons_h[0]
         cell = row.cells[0]
         if not cell.known:
@@ -143,8 +143,7 @@ def make_score_table(scores: xr.Dataset) -> ScoreTable:
     """Arrange scores for the page.
 
     Args:
-        scores: `rmse`, `mae`, `bias` (forecast, pollutant, horizon) and `count` (pollutant, horizon), as
-            `aqtopo evaluate` makes them.
+        scores: `rmse`, `mae`, `bias` (forecast, pollutant, horizon) and `count` (pollutant, horizon).
     """
     pollutants = [str(name) for name in scores["pollutant"].values]
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
@@ -171,20 +170,20 @@ def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
     return SkillCell(skill, rmse, best_reference)
 
 
-def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> Line:
+def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> ScoreLine:
     picked = scores.sel(pollutant=pollutant, horizon=horizon_h)
     rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
     label = capitalised(VARIABLES[pollutant].long_name)
-    return Line(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
+    return ScoreLine(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
 
 
 STRATA = ("area", "season")
-"""Those that the page shows; 24 hours would be a wall of figures."""
+"""Strata on the page; 24 hours are too many."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """One row: an area or a season, and the skill at every horizon against every reference."""
+class StratumRow:
+    """Skill in one area or season at every horizon against every reference."""
 
     label: str
     skills: tuple[ShadedSkill, ...]
@@ -192,22 +191,22 @@ class Place:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """One pollutant's table.
+    """Skill of one pollutant by area and season.
 
     Attributes:
-        label: what readers call the pollutant.
-        groups: rows that belong together, areas before seasons.
+        label: name of the pollutant.
+        groups: rows by stratum, areas before seasons.
     """
 
     label: str
-    groups: tuple[tuple[Place, ...], ...]
+    groups: tuple[tuple[StratumRow, ...], ...]
 
 
 def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
-    """A table for every pollutant; none where nothing was scored apart.
+    """Return a table for every pollutant; none without strata.
 
     Args:
-        strata: as in `scores.json`: by stratum and label, an entry a pollutant and horizon.
+        strata: as in `scores.json`: by stratum and label, an entry per pollutant and horizon.
     """
     known = [strata[name] for name in STRATA if strata.get(name)]
     if not known:
@@ -217,28 +216,30 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
     return tuple(
         Breakdown(
             capitalised(VARIABLES[pollutant].long_name),
-            tuple(tuple(_place(label, rows, pollutant) for label, rows in each.items()) for each in known),
+            tuple(
+                tuple(_stratum_row(label, rows, pollutant) for label, rows in each.items()) for each in known
+            ),
         )
         for pollutant in pollutants
     )
 
 
-def _place(label: str, entries: Sequence[PairScores], pollutant: str) -> Place:
+def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
     rows = [entry for entry in entries if entry.pollutant == pollutant]
     skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
-    return Place(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
+    return StratumRow(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
 
 
 @dataclass(frozen=True)
 class ExceedanceRow:
-    """One line: the model's days and cells above a limit, and how well each forecast tells them.
+    """The model's counts of days and cells above a limit, and the CSI of each forecast.
 
     Attributes:
         label: the pollutant with its limit [ug m-3].
         horizon_h: lead time [h].
         numbers: hits, misses, false alarms of the model.
         csi: critical success index of every forecast, as text.
-        best: whether the model has the highest of them.
+        best: True if the model has the highest.
     """
 
     label: str
@@ -250,7 +251,7 @@ class ExceedanceRow:
 
 @dataclass(frozen=True)
 class SharpnessRow:
-    """One line: how fine the model's structure is at a horizon, as text; see `docs/evaluation.md`."""
+    """Spectral scores of the model at one horizon, as text; see `docs/evaluation.md`."""
 
     label: str
     horizon_h: int
@@ -259,7 +260,7 @@ class SharpnessRow:
 
 
 def exceedance_rows(records: Iterable[Exceedance]) -> tuple[ExceedanceRow, ...]:
-    """Lines for `exceedances` of `scores.json`; none where nothing came or was forecast."""
+    """Return rows for `exceedances` of `scores.json`, without those that have neither event nor alarm."""
     by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
     for record in records:
         by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
@@ -267,7 +268,7 @@ def exceedance_rows(records: Iterable[Exceedance]) -> tuple[ExceedanceRow, ...]:
 
 
 def no_exceedances(records: Iterable[Exceedance]) -> str:
-    """Why `exceedance_rows` has no line; empty where it has some, or no pollutant of the run has a limit."""
+    """Return the reason why `exceedance_rows` is empty; empty if it has rows or no pollutant has a limit."""
     of_model = [record for record in records if record.forecast == MODEL]
     if not of_model or any(map(_events, of_model)):
         return ""
@@ -277,7 +278,7 @@ def no_exceedances(records: Iterable[Exceedance]) -> str:
 
 
 def sharpness_rows(records: Iterable[Spectrum]) -> tuple[SharpnessRow, ...]:
-    """Lines for the model in `spectra` of `scores.json`."""
+    """Return rows for the model in `spectra` of `scores.json`."""
     return tuple(
         SharpnessRow(
             _label(record),

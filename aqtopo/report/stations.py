@@ -1,4 +1,4 @@
-"""Scores at stations as the page shows them: dots on the map, and a table.
+"""Station scores of a run's page: maps and a table.
 
 Shapes: S stations, K horizons.
 """
@@ -24,10 +24,10 @@ from aqtopo.variables import VARIABLES
 FloatArray = npt.NDArray[np.floating[Any]]
 
 MAX_ROWS = 24
-"""A table of more stations shows the best and the worst of them, half of this each."""
+"""Longest table; a longer one is reduced to the best and the worst stations, half of this each."""
 
 SKILL_SCALE = Scale(-40.0, 40.0, "skill")
-"""Skill [%]."""
+"""Colours of skill [%]."""
 
 _TABLE = "stations"
 _SHADES = 11
@@ -35,7 +35,7 @@ _SHADES = 11
 
 @dataclass(frozen=True)
 class DotPath:
-    """Stations of one colour: an SVG path with a point for each."""
+    """SVG path of the stations of one colour."""
 
     colour: str
     path: str
@@ -47,7 +47,7 @@ class StationHorizon:
 
     Attributes:
         horizon_h: lead time [h].
-        sentence: at how many stations the model is better, and how far it is off.
+        sentence: number of stations at which the model is better, median RMSE and bias.
         skill: dots coloured by skill against the better reference.
         bias: dots coloured by bias.
     """
@@ -60,7 +60,7 @@ class StationHorizon:
 
 @dataclass(frozen=True)
 class StationRow:
-    """A station: its name, where it is and, a horizon, the skill, the RMSE and the bias as text."""
+    """A station: name, coordinates, and skill, RMSE and bias as text for each horizon."""
 
     station: str
     place: str
@@ -69,16 +69,16 @@ class StationRow:
 
 @dataclass(frozen=True)
 class StationPollutant:
-    """One pollutant: its maps, on one scale of bias, and its table.
+    """Maps and table of one pollutant, on one scale of bias.
 
     Attributes:
         name: short name.
-        label: what readers call it.
-        units: as people write them.
+        label: long name.
+        units: formatted units.
         bias_scale: colours of bias.
-        horizons: one a horizon.
-        groups: rows that belong together: all stations, or the best and the worst.
-        rows_of: how many stations the rows are chosen from.
+        horizons: one per horizon.
+        groups: all stations, or the best and the worst.
+        rows_of: number of stations that the rows are chosen from.
     """
 
     name: str
@@ -95,8 +95,8 @@ class StationScores:
     """Scores at stations.
 
     Attributes:
-        stations: how many there are.
-        left_out: why others are not among them, in words; empty where none was left out.
+        stations: number of scored stations.
+        left_out: number of other stations by reason, as text; empty if none.
         pollutants: those with an observation.
     """
 
@@ -106,7 +106,7 @@ class StationScores:
 
 
 def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
-    """Arrange what `aqtopo evaluate --stations` left for the page; None where it was not asked for.
+    """Arrange the results of `aqtopo evaluate --stations`; None if there are none.
 
     Raises:
         ValueError: `scores.zarr` cannot be read.
@@ -187,7 +187,7 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
 def _dots(
     places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale
 ) -> tuple[DotPath, ...]:
-    """A path for each shade that occurs: hundreds of stations stay small."""
+    """Return one path per colour, which keeps hundreds of stations small."""
     shades = scale.shades(values, _SHADES)
     paths: dict[str, list[str]] = {}
     for place, shade in zip(places, shades, strict=True):
@@ -197,7 +197,7 @@ def _dots(
 
 
 def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
-    """Stations with an observation, the best at the first horizon first."""
+    """Return the stations with an observation, sorted by skill at the first horizon, the best first."""
     known = scores.isel(station=(scores["count"] > 0).any("horizon").values)
     order = np.argsort(-np.nan_to_num(known["skill"].isel(horizon=0).values, nan=-np.inf), kind="stable")
     return tuple(_row(known.isel(station=index)) for index in order)

@@ -6,12 +6,12 @@ import numpy as np
 
 
 def capitalised(name: str) -> str:
-    """A name as it stands at the head of a row: `sulfur dioxide` becomes `Sulfur dioxide`."""
+    """Return a name with a capital: `sulfur dioxide` becomes `Sulfur dioxide`."""
     return name[:1].upper() + name[1:]
 
 
 def pretty_units(units: str) -> str:
-    """UDUNITS text as people write it: `ug m-3` becomes `µg m⁻³`."""
+    """Format UDUNITS text: `ug m-3` becomes `µg m⁻³`."""
     superscripts = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
     words = [word.replace("ug", "µg") for word in units.split()]
     return "\N{NO-BREAK SPACE}".join(
@@ -21,19 +21,19 @@ def pretty_units(units: str) -> str:
 
 
 def round_together(values: Sequence[float]) -> tuple[str, ...]:
-    """Numbers to three figures of the largest, so that they can be compared at a glance."""
+    """Round numbers to three digits of the largest."""
     largest = max((abs(value) for value in values if np.isfinite(value)), default=1.0)
     decimals = 0 if largest >= 100 else 1 if largest >= 10 else 2
     return tuple(rounded(value, decimals) if np.isfinite(value) else "n/a" for value in values)
 
 
 def rounded(value: float, decimals: int) -> str:
-    """A number as text; a zero to which it was rounded has no sign."""
+    """Format a number; a zero after rounding has no sign."""
     return f"{value:z.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def plus(text: str) -> str:
-    """A rounded number with its sign, also a positive one."""
+    """Add the plus sign to a positive rounded number."""
     return f"+{text}" if text.strip("0.")[:1].isdigit() else text
 
 
@@ -43,5 +43,5 @@ def place_text(lat: float, lon: float) -> str:
 
 
 def time_text(time: np.datetime64) -> str:
-    """A time as the page writes it, such as `2018-01-15 00:00 UTC`."""
+    """Format a time as `2018-01-15 00:00 UTC`."""
     return f"{np.datetime_as_string(time, unit='m').replace('T', ' ')} UTC"

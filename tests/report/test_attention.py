@@ -57,7 +57,7 @@ def test_wanted_places_come_before_the_cities(run: LoadedRun) -> None:
 @pytest.mark.parametrize("names", [("corner", "corner"), ("Most polluted",)])
 def test_a_name_that_is_taken_is_refused(run: LoadedRun, names: tuple[str, ...]) -> None:
     canvas = Canvas(run.store.lat, run.store.lon)
-    with pytest.raises(ValueError, match=f"--place {names[0]}: the another place has this name"):
+    with pytest.raises(ValueError, match=f"--place {names[0]}: another place has this name"):
         tokens_at(run, load_case(run), canvas, [Place(name, 20.5, 78.1) for name in names])
 
 

@@ -54,8 +54,8 @@ def test_the_most_polluted_midnight_is_chosen(
     time, reason = most_polluted_time(run.store, run.config)
     assert time == np.datetime64("2018-01-04T00")
     assert reason == (
-        "of 6 starts at 00 UTC in the test period the one with the highest mean PM2.5, "
-        "whatever the forecast made of it"
+        "the start with the highest mean PM2.5 of 6 starts at 00 UTC in the test period, "
+        "chosen without regard to the forecast's error"
     )
 
 

@@ -67,7 +67,7 @@ def test_climatology_is_the_rival_where_it_is_better() -> None:
 )
 def test_the_headline_says_what_the_figures_say(model: float, sentence: str) -> None:
     headline = make_score_table(scores(model)).headline
-    assert headline.startswith("PM2.5 12 h ahead: the model is ")
+    assert headline.startswith("PM2.5 12 h ahead: the model's RMSE is ")
     assert sentence in headline
     assert headline.endswith("(persistence 10.0, climatology 20.0).")
 
