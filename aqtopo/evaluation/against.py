@@ -153,8 +153,8 @@ def _hours(path: Path, fields: xr.Dataset) -> list[int]:
 def _name(path: Path) -> str:
     if not re.fullmatch(r"[\w.-]+", path.stem) or path.stem in FORECASTS:
         raise ValueError(
-            f"the file name of {path} cannot be used as a label of scores. Use letters, digits, dots, underscores "
-            f"and hyphens, and none of {', '.join(FORECASTS)}."
+            f"the file name of {path} cannot be used as a label of scores. Use letters, digits, dots, "
+            f"underscores and hyphens, and none of {', '.join(FORECASTS)}."
         )
     return path.stem
 

@@ -347,7 +347,7 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
 
 
 def station_frame(by_station: xr.Dataset) -> Any:
-    """Return scores by station as a pandas DataFrame, a row for each station, pollutant, horizon and forecast."""
+    """Return a pandas DataFrame with a row for each station, pollutant, horizon and forecast."""
     rows = by_station.drop_vars(["skill", "reference"]).to_dataframe().reset_index()
     first = ["station", "lat", "lon", "pollutant", "units", "horizon", "forecast", "count"]
     return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0")

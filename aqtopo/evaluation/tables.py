@@ -76,7 +76,7 @@ def _marked(value: float, lowest: float) -> str:
 
 
 def summary(scores: xr.Dataset) -> str:
-    """Return one sentence with the number of pollutant-horizon pairs in which the model beats its references."""
+    """Return the number of pollutant-horizon pairs in which the model beats its references, as text."""
     wins = count_wins(scores)
     over = ", ".join(f"{name} in {count}" for name, count in wins.over.items())
     unscored = scores["count"].size - wins.pairs
@@ -104,7 +104,7 @@ def detail_table(done: Evaluation, name: str) -> Table | str:
 
 
 def stratum_table(done: Evaluation, stratum: str) -> Table:
-    """Table of the model's RMSE by season, hour, area or station, and its skill against the better reference."""
+    """Table of the model's RMSE and skill against the better reference, by season, hour, area or station."""
     scores = done.strata[stratum]
     table = Table(
         title=f"RMSE of the model by {stratum}, and skill against the better reference",
@@ -143,7 +143,7 @@ def stations_left_out(done: Evaluation) -> str:
 
 
 def exceedance_table(exceedances: xr.Dataset) -> Table | str:
-    """Table of every forecast's hits and false alarms over the whole domain; or the reason why there is none."""
+    """Table of every forecast's hits and false alarms over the whole domain; or the reason for none."""
     whole = exceedances.sel(area=WHOLE)
     if not whole.sizes["pollutant"]:
         return "No pollutant of this run has a limit for 24-hour means."

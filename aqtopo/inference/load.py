@@ -1,4 +1,4 @@
-"""Loading a trained run or an exported model, and running it on a batch. Needs neither pickle nor DeepSpeed."""
+"""Loading a run or an exported model, and running it on a batch; without pickle and DeepSpeed."""
 
 import warnings
 from dataclasses import dataclass, replace

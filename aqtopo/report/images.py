@@ -193,7 +193,7 @@ class Scale:
         return [None if np.isnan(at) else _hex(picked[round(at * (n - 1))]) for at in place.tolist()]
 
     def layer(self, field: FloatArray) -> str:
-        """Return a data URI of (H, W) values, the northernmost row first, one pixel per cell; NaN is transparent."""
+        """Return a data URI of (H, W) values, north on top, one pixel per cell; NaN is transparent."""
         place = (field.astype(np.float64) - self.low) / (self.high - self.low)
         indices = np.full(field.shape, _NOT_DRAWN, dtype=np.uint8)
         known = np.isfinite(place)

@@ -130,7 +130,7 @@ def render(
         "pollutants": pollutants,
         "pollutant_names": _labels(pollutants),
         "attention": attention,
-        "place_names": list(enumerate((shown.name for shown in attention.attention), 1)) if attention else [],
+        "place_names": list(enumerate((shown.name for shown in attention.places), 1)) if attention else [],
         "stations": stations,
         "station_pollutants": _labels(stations.pollutants) if stations else [],
         "skill_scale": SKILL_SCALE,

@@ -38,7 +38,7 @@ def plus(text: str) -> str:
 
 
 def place_text(lat: float, lon: float) -> str:
-    """Such as `39.9°N 116.4°E`, from degrees north and east."""
+    """Format degrees north and east as `39.9°N 116.4°E`."""
     return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"
 
 

@@ -81,7 +81,7 @@ def test_a_single_forecast_is_enough(run: LoadedRun, written: Written) -> None:
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_store_without_consolidated_metadata_is_read_without_a_word(
+def test_a_store_without_consolidated_metadata_gives_no_warning(
     run: LoadedRun, dataset: xr.Dataset, tmp_path: Path
 ) -> None:
     dataset.to_zarr(tmp_path / "cams.zarr", consolidated=False)
@@ -97,7 +97,7 @@ def test_cells_that_the_other_lacks_are_scored_for_none(
     assert (scores["left_out"].sel(pollutant="pm25") == 2 * 2 * 15).all()
 
 
-def test_its_files_leave_the_runs_own_scores_alone(
+def test_scores_against_another_model_keep_the_runs_own_files(
     run: LoadedRun, dataset: xr.Dataset, written: Written, tmp_path: Path
 ) -> None:
     done = evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
@@ -149,7 +149,7 @@ def test_its_files_leave_the_runs_own_scores_alone(
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_incompatible_forecasts_are_refused(
     run: LoadedRun,
     dataset: xr.Dataset,
     tmp_path: Path,
@@ -164,12 +164,12 @@ def test_what_cannot_be_compared_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"), [("gone.nc", "cannot be read"), ("gone.zarr", "cannot be read")]
 )
-def test_files_that_are_not_there_are_named(run: LoadedRun, tmp_path: Path, name: str, message: str) -> None:
+def test_missing_files_are_named(run: LoadedRun, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         opened(tmp_path / name, run)
 
 
-def test_a_name_that_is_taken_is_refused(
+def test_a_duplicate_name_is_refused(
     run: LoadedRun, dataset: xr.Dataset, written: Callable[..., Path]
 ) -> None:
     with pytest.raises(ValueError, match="cannot be used as a label of scores"):
@@ -190,7 +190,7 @@ def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -
         ("", "does not end in"),
     ],
 )
-def test_what_is_no_forecast_file_is_refused_in_a_sentence(
+def test_an_unreadable_forecast_file_is_refused_in_one_sentence(
     run: LoadedRun, tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "other.json").write_text("{}")

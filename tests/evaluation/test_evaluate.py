@@ -80,7 +80,7 @@ def test_the_model_is_scored_in_physical_units_at_every_point_of_the_mask(run: L
             assert pair["count"] == INITS.size * 8 * 15
 
 
-def test_every_forecast_of_a_calm_world_is_perfect_but_the_models(
+def test_baselines_of_constant_fields_are_perfect(
     tiny_dataset: xr.Dataset,
     tmp_path: Path,
     tiny_config: Callable[..., RunConfig],
@@ -149,7 +149,7 @@ def test_a_run_of_ozone_alone_which_has_no_daily_limit_is_scored(
     assert json.loads(written.read_text())["exceedances"] == []
 
 
-def test_scores_say_what_they_are_scores_of(run: LoadedRun) -> None:
+def test_scores_have_their_provenance_as_attributes(run: LoadedRun) -> None:
     told: list[tuple[str, int, int]] = []
     scores = evaluate(run, "validation", lambda *facts: told.append(facts)).scores
     assert dict(scores.sizes) == {"forecast": 3, "reference": 2, "pollutant": 6, "horizon": 4}

@@ -47,7 +47,7 @@ def test_a_region_is_read_from_text() -> None:
         ("a=2:1,3:4", "is empty"),
     ],
 )
-def test_text_that_is_no_region_is_refused(text: str, message: str) -> None:
+def test_an_invalid_region_is_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_region(text)
 

@@ -58,7 +58,7 @@ def test_the_file_can_be_read_without_aqtopo(scores: xr.Dataset, tmp_path: Path)
     assert first["skill"]["climatology"] == float(pair["skill"].sel(reference="climatology"))
 
 
-def test_what_has_no_value_is_null_in_valid_json(scores: xr.Dataset, tmp_path: Path) -> None:
+def test_missing_values_are_null_in_valid_json(scores: xr.Dataset, tmp_path: Path) -> None:
     text = write_scores(scores, tmp_path).read_text()
     last = json.loads(text, parse_constant=pytest.fail)["scores"][-1]
     assert last["count"] == 0
@@ -163,7 +163,7 @@ def test_a_damaged_table_is_named_with_the_remedy(tmp_path: Path, damage: Callab
         read_table(tmp_path, "by_day")
 
 
-def test_a_table_that_was_not_made_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_table_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"scores\.zarr has no table by_day\. Score the run with `aqtopo"):
         read_table(tmp_path, "by_day")
     write_tables({"by_day": TABLE}, tmp_path)

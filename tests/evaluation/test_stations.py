@@ -95,7 +95,7 @@ def test_stations_that_cannot_be_scored_are_named(run: LoadedRun, csv: Path) -> 
     assert sums.attrs["stations_beside_masked_cells"] == ["edge"]
 
 
-def test_what_of_the_stations_is_not_scored_is_said(run: LoadedRun, csv: Path) -> None:
+def test_unscored_observations_are_listed(run: LoadedRun, csv: Path) -> None:
     done = evaluate(run, options=EvalOptions(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
     said = stations_left_out(done)
     assert "far (beyond the grid)" in said

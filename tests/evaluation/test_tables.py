@@ -64,7 +64,7 @@ def test_the_lowest_rmse_is_marked_also_without_colour(scores: xr.Dataset) -> No
     assert "100.00*" in rows[1]
 
 
-def test_equals_share_the_mark(scores: xr.Dataset) -> None:
+def test_equal_lowest_rmse_are_all_marked(scores: xr.Dataset) -> None:
     row = [line for line in printed(scores) if "sulfur dioxide" in line][-1]
     assert row.count("100.00*") == 2
 
@@ -83,7 +83,7 @@ def test_the_summary_counts_strict_wins_only(scores: xr.Dataset) -> None:
     )
 
 
-def test_pairs_without_data_are_dashes_and_are_said() -> None:
+def test_pairs_without_data_are_dashes_and_are_counted() -> None:
     rmse = np.ones((3, 4, 6))
     rmse[2, 2:, 0] = np.nan
     scores = scores_with_rmse(rmse)

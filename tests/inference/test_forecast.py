@@ -66,7 +66,7 @@ def test_global_attributes_lead_back_to_the_run(run: LoadedRun) -> None:
 
 
 @pytest.mark.parametrize(("year", "split"), [(2016, "train"), (2017, "validation"), (2018, "test")])
-def test_it_says_which_split_the_initial_time_is_in(run: LoadedRun, year: int, split: str) -> None:
+def test_the_split_of_the_initial_time_is_an_attribute(run: LoadedRun, year: int, split: str) -> None:
     assert forecast(run, np.datetime64(f"{year}-01-02T00", "h")).attrs["init_time_split"] == split
 
 
@@ -146,6 +146,6 @@ def test_initial_times_are_utc_unless_they_say_otherwise(text: str, expected: st
         ("2018-01-15T00+05:30", "not a whole hour"),
     ],
 )
-def test_initial_times_that_are_no_hours_are_refused(text: str, message: str) -> None:
+def test_initial_times_other_than_whole_hours_are_refused(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_init_time(text)

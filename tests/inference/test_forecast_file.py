@@ -78,7 +78,7 @@ def test_rows_keep_the_direction_of_the_latitude_axis(dataset: xr.Dataset) -> No
     np.testing.assert_array_equal(dataset["lon"], LON)
 
 
-def test_it_says_which_conventions_it_follows(dataset: xr.Dataset) -> None:
+def test_the_conventions_attribute_is_set(dataset: xr.Dataset) -> None:
     assert dataset.attrs["Conventions"] == "CF-1.11"
 
 
@@ -164,7 +164,7 @@ def test_netcdf_without_its_package_names_the_extra(tmp_path: Path, monkeypatch:
     check_output(tmp_path / "forecast.zarr")
 
 
-def test_a_write_that_fails_leaves_nothing_and_spares_the_old_one(gappy: xr.Dataset, tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file_and_no_temporary_one(gappy: xr.Dataset, tmp_path: Path) -> None:
     path = tmp_path / "forecast.nc"
     write_forecast(gappy, path)
     before = path.read_bytes()

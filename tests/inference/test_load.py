@@ -104,7 +104,7 @@ def test_store_with_another_normalisation_is_refused(
         load_run(run_on_own_store)
 
 
-def test_store_that_changed_otherwise_is_said_aloud(
+def test_another_change_of_the_store_gives_a_warning(
     run_on_own_store: Path, own_store: Path, tiny_dataset: xr.Dataset
 ) -> None:
     rewrite(own_store, tiny_dataset.assign_attrs(source="the same, told otherwise"))
@@ -113,7 +113,7 @@ def test_store_that_changed_otherwise_is_said_aloud(
     assert loaded.store.source == "the same, told otherwise"
 
 
-def test_other_longitudes_are_another_terrain_to_a_model_that_knows_what_is_near(
+def test_other_longitudes_are_refused_with_a_local_bias(
     own_store: Path,
     tiny_config: Callable[..., RunConfig],
     save_untrained: Callable[..., Path],

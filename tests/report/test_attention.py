@@ -55,7 +55,7 @@ def test_wanted_places_come_before_the_cities(run: LoadedRun) -> None:
 
 
 @pytest.mark.parametrize("names", [("corner", "corner"), ("Most polluted",)])
-def test_a_name_that_is_taken_is_refused(run: LoadedRun, names: tuple[str, ...]) -> None:
+def test_a_duplicate_name_is_refused(run: LoadedRun, names: tuple[str, ...]) -> None:
     canvas = Canvas(run.store.lat, run.store.lon)
     with pytest.raises(ValueError, match=f"--place {names[0]}: another place has this name"):
         tokens_at(run, load_case(run), canvas, [Place(name, 20.5, 78.1) for name in names])
@@ -115,7 +115,7 @@ def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[Locality], Att
 
 
 @pytest.mark.parametrize("alpha", [2.0, 0.0, -0.7])
-def test_higher_ground_is_told_by_the_heights_whatever_alpha_has_become(alpha: float) -> None:
+def test_weakened_tokens_of_an_elevation_bias_do_not_depend_on_alpha(alpha: float) -> None:
     height_m = np.array([500.0, 1000.0, 500.0, 0.0], np.float32)
     attention = ElevationAttention(
         16, 2, height_m, alpha=alpha, per_head=False, dropout=0.0, layer="blocks.0.attn"
@@ -124,13 +124,13 @@ def test_higher_ground_is_told_by_the_heights_whatever_alpha_has_become(alpha: f
     assert found.tolist() == [False, True, False, False]
 
 
-def test_less_attention_goes_where_the_bias_hinders(untrained_run: Path) -> None:
+def test_weakened_tokens_get_less_attention(untrained_run: Path) -> None:
     run = load_run(untrained_run)
     lowest = np.where(run.store.static["mask"] > 0, -run.store.static["elevation"], np.nan)[None]
     case = replace(load_case(run), initial=lowest)  # most polluted where it is lowest
     attention = draw_attention(run, case, Canvas(run.store.lat, run.store.lon))
     assert attention is not None
-    shown, *cities = attention.attention
+    shown, *cities = attention.places
     without, biased = (int(text.removesuffix(" %")) for text in shown.weakened)
     assert biased < without
     assert attention.destination == "higher ground"
@@ -155,7 +155,7 @@ def test_further_biases_are_shown_too(
     attention = draw_attention(run, load_case(run), Canvas(run.store.lat, run.store.lon))
     assert attention is not None
     assert attention.destination == "places that the bias weakens"
-    for shown in attention.attention:
+    for shown in attention.places:
         without, biased = (int(text.removesuffix(" %")) for text in shown.weakened)
         assert biased < without < 100
 

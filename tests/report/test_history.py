@@ -118,7 +118,7 @@ def test_alpha_is_read_from_saved_states(tiny_config: TinyConfig, save_untrained
     assert alpha_curve(alphas).uri.startswith("data:image/svg+xml;base64,")
 
 
-def test_what_was_logged_counts_and_not_the_rounded_states(
+def test_logged_alpha_has_priority_over_rounded_states(
     tiny_config: TinyConfig, save_untrained: SaveUntrained
 ) -> None:
     config = tiny_config()

@@ -38,7 +38,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     assert path == finished_run / "report.html"
     html = path.read_text(encoding="utf-8")
     for expected in (
-        "PM2.5 12 h ahead: the model is off by",
+        "PM2.5 12 h ahead: the model's RMSE is",
         "the better of two simple forecasts",
         "Simulated data",
         "smooth waves made for tests",
@@ -61,7 +61,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     assert len(page.all("input")) == 6 + 1 + 1 + places  # pollutants, slider, wind, places
 
 
-def test_the_page_is_one_file_of_reasonable_size_whose_links_lead_somewhere(finished_run: Path) -> None:
+def test_the_page_is_one_small_file_without_dead_links(finished_run: Path) -> None:
     path = write_report(finished_run)
     html = path.read_text(encoding="utf-8")
     assert path.stat().st_size < MAX_BYTES
@@ -93,10 +93,10 @@ def test_what_a_run_does_not_have_is_left_out(
     assert len(page.all("img")) == 6 * (1 + 3) + 2
 
 
-def test_scores_of_the_years_that_chose_the_weights_are_called_flattering(finished_run: Path) -> None:
+def test_validation_scores_are_called_optimistic(finished_run: Path) -> None:
     write_scores(evaluate(load_run(finished_run), "validation").scores, finished_run)
     html = write_report(finished_run).read_text(encoding="utf-8")
-    assert "Scored on the validation period 2017, by which the weights were chosen" in html
+    assert "Scored on the validation period 2017, which was used for choosing the weights" in html
 
 
 def test_text_of_the_user_is_escaped(
@@ -114,7 +114,7 @@ def test_text_of_the_user_is_escaped(
 
 def test_a_chosen_start_is_shown_as_far_as_the_data_reach(finished_run: Path) -> None:
     html = write_report(finished_run, np.datetime64("2018-01-10T06")).read_text(encoding="utf-8")
-    assert "Started 2018-01-10 06:00 UTC: chosen by hand." in html
+    assert "Started 2018-01-10 06:00 UTC: chosen with --init." in html
     assert "Valid 2018-01-10 18:00 UTC, 12 h ahead." in html
     assert html.count("the data have no wind for that hour") == 6 * 3 * 2  # pollutants, horizons, maps
 

@@ -65,7 +65,7 @@ def test_climatology_is_the_rival_where_it_is_better() -> None:
         (9.99, "RMSE is 9.99 µg\xa0m⁻³, within 1% of persistence, the better baseline"),
     ],
 )
-def test_the_headline_says_what_the_figures_say(model: float, sentence: str) -> None:
+def test_the_headline_agrees_with_the_scores(model: float, sentence: str) -> None:
     headline = make_score_table(scores(model)).headline
     assert headline.startswith("PM2.5 12 h ahead: the model's RMSE is ")
     assert sentence in headline
@@ -150,7 +150,7 @@ def test_a_limit_that_nothing_came_near_has_no_line() -> None:
     assert exceedance_rows(three(0, None)) == ()
 
 
-def test_why_no_line_is_there_is_said() -> None:
+def test_an_empty_exceedance_table_has_a_reason() -> None:
     assert no_exceedances([]) == no_exceedances(three(1200, 0.6)) == ""
     assert no_exceedances(three(0, None)) == NO_DAILY_MEANS
     assert "in the truth or in the forecast" in no_exceedances([exceedance("model", 0, None, negatives=9)])
