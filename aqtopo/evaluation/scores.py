@@ -155,10 +155,6 @@ def _difference(one: FloatArray, other: FloatArray, where: BoolArray) -> Values:
     return difference
 
 
-STRATA = ("season", "hour", "area")
-"""What scores are told apart by, beside pollutant and horizon."""
-
-
 def scores_from_sums(sums: xr.Dataset) -> xr.Dataset:
     """Compute scores in physical units, NaN without a scored point.
 

@@ -134,7 +134,7 @@ class ScoreTable:
             "level": f"within {LEVEL_SKILL:.0%} of {cell.best_reference}, the better baseline",
         }
         return (
-            f"{row.label} {horizon} h ahead: the model's RMSE is {model} {row.units}, "
+            f"{row.label} {horizon} h ahead: the RMSE of the model is {model} {row.units}, "
             f"{verdicts[cell.verdict]} ({others})."
         )
 

@@ -57,7 +57,7 @@ def test_damage_is_named_with_its_place_and_the_remedy(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         write_ablation_report(ablation)
     assert str(path) in str(caught.value)
-    assert "Run `aqtopo ablate` again: it keeps what is trained" in str(caught.value)
+    assert "Run `aqtopo ablate` again: it keeps finished trainings" in str(caught.value)
     assert not (ablation / "report.html").exists()
 
 

@@ -38,7 +38,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     assert path == finished_run / "report.html"
     html = path.read_text(encoding="utf-8")
     for expected in (
-        "PM2.5 12 h ahead: the model's RMSE is",
+        "PM2.5 12 h ahead: the RMSE of the model is",
         "the better of two simple forecasts",
         "Simulated data",
         "smooth waves made for tests",
@@ -116,7 +116,7 @@ def test_a_chosen_start_is_shown_as_far_as_the_data_reach(finished_run: Path) ->
     html = write_report(finished_run, np.datetime64("2018-01-10T06")).read_text(encoding="utf-8")
     assert "Started 2018-01-10 06:00 UTC: chosen with --init." in html
     assert "Valid 2018-01-10 18:00 UTC, 12 h ahead." in html
-    assert html.count("the data have no wind for that hour") == 6 * 3 * 2  # pollutants, horizons, maps
+    assert html.count("no wind data for that hour") == 6 * 3 * 2  # pollutants, horizons, maps
 
 
 def test_missing_scores_are_asked_for_and_nothing_is_written(untrained_run: Path) -> None:

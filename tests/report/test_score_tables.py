@@ -60,14 +60,14 @@ def test_climatology_is_the_rival_where_it_is_better() -> None:
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (8.0, "RMSE is 8.00 µg\xa0m⁻³, 20% less than persistence, the better baseline"),
-        (13.0, "RMSE is 13.0 µg\xa0m⁻³, 30% more than persistence, the better baseline"),
-        (9.99, "RMSE is 9.99 µg\xa0m⁻³, within 1% of persistence, the better baseline"),
+        (8.0, "model is 8.00 µg\xa0m⁻³, 20% less than persistence, the better baseline"),
+        (13.0, "model is 13.0 µg\xa0m⁻³, 30% more than persistence, the better baseline"),
+        (9.99, "model is 9.99 µg\xa0m⁻³, within 1% of persistence, the better baseline"),
     ],
 )
 def test_the_headline_agrees_with_the_scores(model: float, sentence: str) -> None:
     headline = make_score_table(scores(model)).headline
-    assert headline.startswith("PM2.5 12 h ahead: the model's RMSE is ")
+    assert headline.startswith("PM2.5 12 h ahead: the RMSE of the model is ")
     assert sentence in headline
     assert headline.endswith("(persistence 10.0, climatology 20.0).")
 
