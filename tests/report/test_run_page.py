@@ -39,7 +39,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     html = path.read_text(encoding="utf-8")
     for expected in (
         "PM2.5 12 h ahead: the RMSE of the model is",
-        "the better of two simple forecasts",
+        "the better of two baselines",
         "Simulated data",
         "smooth waves made for tests",
         "6 forecasts, started from 2018-01-01 00:00 UTC to 2018-01-06 00:00 UTC.",
