@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from aqtopo.checkpoint import load_run
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
+from aqtopo.inference.load import load_run
 from aqtopo.model import AirQualityViT
 from aqtopo.training.loss import squared_error
 

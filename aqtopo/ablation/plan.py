@@ -16,13 +16,13 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from aqtopo.ablation.factors import Factor, Variant, spelled, variants
+from aqtopo.ablation.results_file import ABLATION_FILE, CONFIGS, RUNS, training_numbers
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig, load_config
 from aqtopo.config.errors import describe
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.evaluation.ablation_file import ABLATION_FILE, CONFIGS, RUNS, numbered
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def plan_ablation(
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
     trials: list[Trial] = []
-    known = numbered(out)
+    known = training_numbers(out)
     free = itertools.count(1 + max(known.values(), default=-1))
     for seed in chosen:
         for variant in combinations:

@@ -10,12 +10,19 @@ import xarray as xr
 
 from aqtopo.ablation.factors import Variant
 from aqtopo.ablation.plan import Ablation
+from aqtopo.ablation.results_file import (
+    RESULTS_FILE,
+    Machine,
+    Results,
+    ScoreChange,
+    SeedValues,
+    VariantResult,
+)
 from aqtopo.ablation.tables import sheets
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.data import open_store
-from aqtopo.evaluation.ablation_file import RESULTS_FILE, Change, Compared, Machine, Numbers, Results
-from aqtopo.evaluation.forecast_file import write_forecast
+from aqtopo.inference.forecast_file import write_forecast
 
 
 def write_results(ablation: Ablation, result: xr.Dataset) -> Path:
@@ -53,9 +60,9 @@ def _results(ablation: Ablation, result: xr.Dataset) -> Results:
     )
 
 
-def _compared(result: xr.Dataset, variant: Variant) -> Compared:
+def _compared(result: xr.Dataset, variant: Variant) -> VariantResult:
     one = result.sel(variant=variant.label)
-    return Compared(
+    return VariantResult(
         variant=variant.label,
         folder=variant.slug,
         val_loss=_numbers(one["val_loss"]),
@@ -69,9 +76,9 @@ def _compared(result: xr.Dataset, variant: Variant) -> Compared:
     )
 
 
-def _change(one: xr.Dataset) -> Change:
+def _change(one: xr.Dataset) -> ScoreChange:
     bounds = ("change", "days_low", "days_high", "seeds_low", "seeds_high")
-    return Change(
+    return ScoreChange(
         contrast=str(one["contrast"].values),
         score=str(one["score"].values),
         shown=bool(one["shown"]),
@@ -79,6 +86,6 @@ def _change(one: xr.Dataset) -> Change:
     )
 
 
-def _numbers(values: xr.DataArray) -> Numbers:
+def _numbers(values: xr.DataArray) -> SeedValues:
     """JSON has no NaN: null."""
     return tuple(value if math.isfinite(value) else None for value in values.values.ravel().tolist())

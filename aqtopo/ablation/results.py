@@ -14,11 +14,10 @@ import xarray as xr
 from aqtopo.ablation.bootstrap import Floats, Interval, draw_days, over_days, over_seeds, resampled_rmse
 from aqtopo.ablation.factors import Factor, Variant, spelled
 from aqtopo.ablation.plan import Ablation, Trial
-from aqtopo.checkpoint import load_run
-from aqtopo.evaluation.ablation_file import OVERALL, VAL_LOSS
-from aqtopo.evaluation.areas import WHOLE
-from aqtopo.evaluation.cases import MODEL
+from aqtopo.ablation.results_file import OVERALL, VAL_LOSS
+from aqtopo.evaluation.points import MODEL, WHOLE
 from aqtopo.evaluation.results import read_table
+from aqtopo.inference.load import load_run
 from aqtopo.model.attention import ALPHA
 
 BOOTSTRAP_SEED = 0

@@ -5,14 +5,15 @@ import threading
 import numpy as np
 
 from aqtopo.ablation.plan import Trial
-from aqtopo.checkpoint import best_tag, load_run
+from aqtopo.checkpoint import best_tag
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.baselines import Climatology, fit_climatology
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.results import SCORES, read_table, write_results
+from aqtopo.inference.load import load_run
 
 
 def scored_days(config: RunConfig, store: Store) -> int:
@@ -54,5 +55,5 @@ class Scorer:
             run = load_run(trial.run_dir)
             if self._climatology is None:
                 data = run.config.data
-                self._climatology = climatology_of(run.store, data.targets, data.train_years)
+                self._climatology = fit_climatology(run.store, data.targets, data.train_years)
             write_results(evaluate(run, climatology=self._climatology), trial.run_dir)

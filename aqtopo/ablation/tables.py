@@ -8,7 +8,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from rich.table import Table
 
-from aqtopo.evaluation.ablation_file import sums_up, verdict
+from aqtopo.ablation.results_file import is_summary, verdict
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def _contrasts(result: xr.Dataset) -> list[str]:
 def _scores(result: xr.Dataset, *, summary: bool) -> list[str]:
     """Names of the scores that sum up, or of those of one pollutant and horizon."""
     names = [str(name) for name in result["score"].values]
-    return [name for name in names if sums_up(name) == summary]
+    return [name for name in names if is_summary(name) == summary]
 
 
 def _variants(result: xr.Dataset) -> Sheet:

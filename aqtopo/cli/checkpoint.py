@@ -117,9 +117,9 @@ def export(
     out: Annotated[Path, typer.Argument(help="The safetensors file to make, which must not exist.")],
 ) -> None:
     """Write all fp32 weights by name into one safetensors file, for anything else than resuming."""
-    from aqtopo.checkpoint.export import export as export_state
+    from aqtopo.inference.export import export_weights
 
-    metadata = export_state(tag, out)
+    metadata = export_weights(tag, out)
     print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""`aqtopo evaluate`: what a run's forecasts are worth."""
+"""`aqtopo evaluate`: score a run's forecasts."""
 
 import contextlib
 import sys
@@ -12,19 +12,19 @@ import typer
 from aqtopo.cli.progress import Progress
 
 if TYPE_CHECKING:
-    from aqtopo.checkpoint import LoadedRun
-    from aqtopo.evaluation.evaluate import Extras
+    from aqtopo.evaluation.evaluate import EvalOptions
+    from aqtopo.inference.load import LoadedRun
 
 
 class Split(StrEnum):
-    """The parts of a run's data that may be scored."""
+    """Splits that can be scored."""
 
     VALIDATION = "validation"
     TEST = "test"
 
 
 class Detail(StrEnum):
-    """Tables that are printed when they are asked for."""
+    """Optional tables."""
 
     SEASON = "season"
     HOUR = "hour"
@@ -66,18 +66,23 @@ def evaluate(
         raise ValueError("--detail station needs observations: give them with --stations CSV.")
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
-        from aqtopo.checkpoint import load_run
         from aqtopo.data.walk import in_silence
-        from aqtopo.evaluation.detail import detail_table, stations_left_out
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
-        from aqtopo.evaluation.table import score_table, summary, table_width
+        from aqtopo.evaluation.tables import (
+            detail_table,
+            score_table,
+            stations_left_out,
+            summary,
+            table_width,
+        )
+        from aqtopo.inference.load import load_run
         from aqtopo.training.distributed import disconnect, join
 
         run = load_run(run_dir, tag)
-        extras = _extras(run, region or (), stations, against, every)
+        options = _options(run, region or (), stations, against, every)
         ranks = join()
-        done = score(run, split.value, Progress() if ranks.rank == 0 else in_silence, ranks, extras)
+        done = score(run, split.value, Progress() if ranks.rank == 0 else in_silence, ranks, options)
         disconnect()
         if ranks.rank != 0:
             return
@@ -96,23 +101,23 @@ def evaluate(
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
 
 
-def _extras(
+def _options(
     run: "LoadedRun",
     regions: Sequence[str],
     stations: Path | None,
     against: Path | None,
     every_hours: int | None,
-) -> "Extras":
-    """What is asked for beyond the usual, read and checked before anything is computed."""
-    from aqtopo.evaluation.against import open_other
-    from aqtopo.evaluation.areas import parse_region
-    from aqtopo.evaluation.evaluate import Extras
+) -> "EvalOptions":
+    """Read and check the optional inputs before anything is computed."""
+    from aqtopo.evaluation.against import open_forecasts
+    from aqtopo.evaluation.evaluate import EvalOptions
+    from aqtopo.evaluation.points import parse_region
     from aqtopo.evaluation.stations import read_stations
 
     data = run.config.data
-    return Extras(
+    return EvalOptions(
         regions=[parse_region(text) for text in regions] or None,
         stations=None if stations is None else read_stations(stations, run.store, data.targets),
-        against=None if against is None else open_other(against, run.store, data.targets, data.horizons),
+        against=None if against is None else open_forecasts(against, run.store, data.targets, data.horizons),
         every_hours=every_hours,
     )

@@ -12,8 +12,8 @@ def export(
     tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
 ) -> None:
     """Write weights, terrain and a model card; `aqtopo forecast OUT` works from it without DeepSpeed."""
-    from aqtopo.checkpoint.card import export_model
-    from aqtopo.evaluation.score_file import SCORES_FILE, read_score_file
+    from aqtopo.evaluation.results import SCORES_FILE, read_score_file
+    from aqtopo.inference.export import export_model
 
     scores = read_score_file(run_dir) if (run_dir / SCORES_FILE).is_file() else None
     card = export_model(run_dir, tag, out, None if scores is None else scores.model_dump(mode="json"))

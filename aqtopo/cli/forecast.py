@@ -21,10 +21,10 @@ def forecast(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older forecast.")] = False,
 ) -> None:
     """Forecast all pollutants from one hour of a store; write a CF-1.11 dataset."""
-    from aqtopo.checkpoint.card import load_model
-    from aqtopo.evaluation.forecast import forecast as make_forecast
-    from aqtopo.evaluation.forecast import parse_init_time
-    from aqtopo.evaluation.forecast_file import check_output, write_forecast
+    from aqtopo.inference.forecast import forecast as make_forecast
+    from aqtopo.inference.forecast import parse_init_time
+    from aqtopo.inference.forecast_file import check_output, write_forecast
+    from aqtopo.inference.load import load_model
 
     # What can be refused without loading the network is refused first.
     init_time = parse_init_time(init)

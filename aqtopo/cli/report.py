@@ -35,8 +35,9 @@ def report(
         raise ValueError(f"there is no folder {folder}. Name the run directory, or an ablation's folder.")
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
-        from aqtopo.evaluation.forecast import parse_init_time
-        from aqtopo.evaluation.report import is_ablation, parse_place, write_ablation_report, write_report
+        from aqtopo.ablation.results_file import is_ablation
+        from aqtopo.inference.forecast import parse_init_time
+        from aqtopo.report import parse_place, write_ablation_report, write_report
 
         if is_ablation(folder):
             if init is not None or place:

@@ -1,1 +1,1 @@
-"""Scores of a trained model beside its references, and forecasts as CF datasets."""
+"""Scores of a trained model beside its baselines."""

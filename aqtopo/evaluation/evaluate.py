@@ -1,4 +1,4 @@
-"""Scoring a trained run over one split of its data, beside persistence and climatology."""
+"""Scoring of a trained run over one split of its data, beside persistence and climatology."""
 
 import importlib.metadata
 import platform
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun
 from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
@@ -20,49 +19,56 @@ from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
 from aqtopo.evaluation.against import OtherForecasts
-from aqtopo.evaluation.areas import Areas, Region, areas_of
-from aqtopo.evaluation.baselines import persistence
-from aqtopo.evaluation.cases import CLIMATOLOGY, FORECASTS, MODEL, PERSISTENCE, Cases, make_cases
-from aqtopo.evaluation.climatology import Climatology, climatology_of
+from aqtopo.evaluation.baselines import Climatology, fit_climatology, persistence
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
-from aqtopo.evaluation.predict import predict
-from aqtopo.evaluation.scores import overall, scores_of, stratified
+from aqtopo.evaluation.points import (
+    CLIMATOLOGY,
+    FORECASTS,
+    MODEL,
+    PERSISTENCE,
+    Areas,
+    Region,
+    ScoredBatch,
+    areas_of,
+    make_scored_batch,
+)
+from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall, scores_from_sums, stratified_scores
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums, check_observed
-from aqtopo.evaluation.sums import Axes, ErrorSums
+from aqtopo.inference.load import LoadedRun, predict
 from aqtopo.variables import VARIABLES
 
-TOKENS_AT_ONCE = 2**13
+TOKENS_PER_BATCH = 2**13
 """Tokens of one forward pass: one map of the reference grid, sixteen of 32 x 64 cells."""
 
 EvaluatedSplit = Literal["validation", "test"]
-"""The splits that are scored: training samples would flatter the model."""
+"""Splits that are scored. The model has seen the training samples, so they are excluded."""
 
 _VERSIONED = ("aqtopo", "torch", "numpy", "xarray", "zarr")
 
 
-class Tally(Protocol):
-    """What is kept of all cases: sums, so that parts of the data add up to the whole."""
+class Accumulator(Protocol):
+    """Streaming sums over batches; the sums of two parts of the data add up to those of the whole."""
 
-    def add(self, cases: Cases) -> None:
+    def add(self, batch: ScoredBatch) -> None:
         """Add a batch."""
 
-    def add_up(self, ranks: RankGroup) -> None:
-        """Add the other processes' sums to these."""
+    def all_reduce(self, ranks: RankGroup) -> None:
+        """Sum over all processes."""
 
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """The sums, labelled."""
+        """Return the labelled sums by the name of their table."""
 
 
 @dataclass(frozen=True)
-class Extras:
-    """What may be asked of an evaluation beyond the usual.
+class EvalOptions:
+    """Optional parts of an evaluation.
 
     Attributes:
-        regions: boxes to score apart; None for `aqtopo.evaluation.areas.REGIONS`.
-        stations: observations to score forecasts against, beside the gridded truth.
+        regions: boxes to score separately; None for `aqtopo.evaluation.points.REGIONS`.
+        stations: observations to score forecasts against, in addition to the gridded truth.
         against: another model, scored on the initial times and cells that both have.
-        every_hours: initial times so far apart, in place of the configuration's stride for the split.
+        every_hours: stride of the initial times, in place of the configuration's for the split.
     """
 
     regions: Sequence[Region] | None = None
@@ -71,20 +77,16 @@ class Extras:
     every_hours: int | None = None
 
 
-NOTHING_MORE = Extras()
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """What became of a run's forecasts.
+    """Scores of a run, in physical units, with the units along `pollutant` and the provenance as attributes.
 
     Attributes:
-        scores: what `overall` gives, in physical units, with `units` along `pollutant` and attributes that
-            say what was scored.
-        strata: scores by season, hour and area, see `stratified`; by station where stations were given.
+        scores: from `overall`.
+        strata: by season, hour and area, see `stratified_scores`; by station where stations were given.
         exceedances: days above the limits, see `exceedance_scores`.
         spectra: power by wavelength, see `spectral_scores`.
-        tables: the sums that all scores come from, by the name of the table.
+        tables: the sums that all scores are computed from, by the name of the table.
     """
 
     scores: xr.Dataset
@@ -99,54 +101,56 @@ def evaluate(
     split: EvaluatedSplit = "test",
     report: Report = in_silence,
     ranks: RankGroup = SINGLE_RANK,
-    extras: Extras = NOTHING_MORE,
+    options: EvalOptions | None = None,
     climatology: Climatology | None = None,
 ) -> Evaluation:
     """Score the model, persistence and climatology over all initial times of a split.
 
-    All are scored at the same points: inside the store's mask, where the truth is finite and all references
-    have a value. Cells count equally. Climatology comes from the training years.
+    All are scored at the same points: inside the store's mask, where the truth and all baselines are finite.
+    Every cell has the same weight. The climatology is fitted to the training years.
 
     Args:
-        run: from `aqtopo.checkpoint.load_run`; its model moves to the GPU if there is one.
+        run: from `aqtopo.inference.load.load_run`; its model moves to the GPU if there is one.
         split: `validation` or `test`.
-        report: told how far this process is.
-        ranks: the processes that share the initial times; all get the same scores.
-        extras: regions, stations, another model.
-        climatology: of the training years, where it is known from another run on the same data.
+        report: receives the progress of this process.
+        ranks: processes that share the initial times; all return the same scores.
+        options: regions, stations, another model.
+        climatology: of the training years, if another run on the same data has fitted it.
 
     Raises:
-        ValueError: the split or the training years have no data, stations or the other model have none for
-            the split, or the store is damaged.
-        FloatingPointError: the model gives values that are not finite.
+        ValueError: the split or the training years have no data, the stations or the other model have none
+            for the split, or the store is damaged.
+        FloatingPointError: the model returns values that are not finite.
     """
-    data, against = run.config.data, extras.against
-    config = _with_stride(run.config, split, extras.every_hours)
+    options = options or EvalOptions()
+    data, against = run.config.data, options.against
+    config = _with_stride(run.config, split, options.every_hours)
     init_times = _init_times(run, config, split, against)
-    if extras.stations is not None:
-        check_observed(extras.stations, _valid_times(init_times, data.horizons))
-    areas = areas_of(run.store, extras.regions)
+    if options.stations is not None:
+        check_observed(options.stations, _valid_times(init_times, data.horizons))
+    areas = areas_of(run.store, options.regions)
     if climatology is None:
-        climatology = climatology_of(run.store, data.targets, data.train_years, report, ranks)
-    tallies = _tallies(run, init_times, areas, extras, ranks)
+        climatology = fit_climatology(run.store, data.targets, data.train_years, report, ranks)
+    accumulators = _accumulators(run, init_times, areas, options, ranks)
     batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
-        cases = _cases(run, batch, climatology, against)
-        for tally in tallies:
-            tally.add(cases)
+        scored = _scored_batch(run, batch, climatology, against)
+        for accumulator in accumulators:
+            accumulator.add(scored)
         done, filled = done + len(batch.times), filled + batch.filled
         report("forecasts", done, due)
-    for tally in tallies:
-        tally.add_up(ranks)
+    for accumulator in accumulators:
+        accumulator.all_reduce(ranks)
     filled = int(ranks.all_reduce_sum(torch.tensor(filled)))
-    head = _provenance(run, split, init_times, climatology, areas) | {"inputs_filled": filled}
-    return _evaluation({name: table for tally in tallies for name, table in tally.tables().items()}, head)
+    tables = {name: table for accumulator in accumulators for name, table in accumulator.tables().items()}
+    provenance = _provenance(run, split, init_times, climatology, areas)
+    return _evaluation(tables, provenance | {"inputs_filled": filled})
 
 
 def _with_stride(config: RunConfig, split: EvaluatedSplit, every_hours: int | None) -> RunConfig:
-    """The configuration with another distance between initial times."""
+    """Return the configuration with another stride of initial times."""
     if every_hours is None:
         return config
     data = config.data.model_copy(update={f"{split}_stride_hours": every_hours})
@@ -156,7 +160,7 @@ def _with_stride(config: RunConfig, split: EvaluatedSplit, every_hours: int | No
 def _init_times(
     run: LoadedRun, config: RunConfig, split: EvaluatedSplit, against: OtherForecasts | None
 ) -> Hours:
-    """The split's initial times, those only that the other model has too.
+    """Return the split's initial times, restricted to those of the other model.
 
     Raises:
         ValueError: there is none.
@@ -168,40 +172,44 @@ def _init_times(
     if not common.size:
         raise ValueError(
             f"the forecasts {against.name} start at none of the {times.size} initial times of the {split} "
-            f"split ({times[0]} to {times[-1]}, UTC), but from {against.init_times.min()} to "
-            f"{against.init_times.max()}. Make forecasts for those times, or choose others with "
-            "--every: 1 takes every hour."
+            f"split ({times[0]} to {times[-1]}, UTC); they start from {against.init_times.min()} to "
+            f"{against.init_times.max()}. Make forecasts for those times, or choose other times with "
+            "--every (1 takes every hour)."
         )
     return common
 
 
-def _tallies(
-    run: LoadedRun, init_times: Hours, areas: Areas, extras: Extras, ranks: RankGroup
-) -> list[Tally]:
+def _accumulators(
+    run: LoadedRun, init_times: Hours, areas: Areas, options: EvalOptions, ranks: RankGroup
+) -> list[Accumulator]:
     data = run.config.data
-    forecasts = FORECASTS if extras.against is None else (*FORECASTS, extras.against.name)
-    axes = Axes(forecasts, data.targets, data.horizons, np.unique(init_times.astype("datetime64[D]")), areas)
-    tallies: list[Tally] = [
+    forecasts = FORECASTS if options.against is None else (*FORECASTS, options.against.name)
+    axes = ScoreAxes(
+        forecasts, data.targets, data.horizons, np.unique(init_times.astype("datetime64[D]")), areas
+    )
+    accumulators: list[Accumulator] = [
         ErrorSums(axes),
         Exceedances(axes, init_times, ranks.size),
         Spectra(axes, run.store, init_times),
     ]
-    if extras.stations is not None:
-        tallies.append(StationSums(extras.stations, run.store, forecasts, data.horizons))
-    return tallies
+    if options.stations is not None:
+        accumulators.append(StationSums(options.stations, run.store, forecasts, data.horizons))
+    return accumulators
 
 
 def _batch_size(run: LoadedRun) -> int:
-    return max(1, TOKENS_AT_ONCE // run.config.tokens)
+    return max(1, TOKENS_PER_BATCH // run.config.tokens)
 
 
 def _valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
-    """(B, K) the times that are forecast."""
+    """Return the (B, K) valid times."""
     valid_times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
     return valid_times
 
 
-def _cases(run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None) -> Cases:
+def _scored_batch(
+    run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None
+) -> ScoredBatch:
     data = run.config.data
     valid_times = _valid_times(batch.times, data.horizons)
     forecasts = {
@@ -212,30 +220,30 @@ def _cases(run: LoadedRun, batch: Batch, climatology: Climatology, against: Othe
     if against is not None:
         forecasts[against.name] = against.at(batch.times)
     truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
-    return make_cases(batch.times, data.horizons, data.targets, forecasts, truth, batch.valid.numpy())
+    return make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, batch.valid.numpy())
 
 
-def _evaluation(tables: dict[str, xr.Dataset], head: dict[str, Any]) -> Evaluation:
-    def labelled(dataset: xr.Dataset) -> xr.Dataset:
+def _evaluation(tables: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Evaluation:
+    def with_units(dataset: xr.Dataset) -> xr.Dataset:
         units = [VARIABLES[str(name)].units for name in dataset["pollutant"].values]
-        return dataset.assign_coords(units=("pollutant", units)).assign_attrs(head)
+        return dataset.assign_coords(units=("pollutant", units)).assign_attrs(attrs)
 
-    strata = stratified(tables["by_day"], tables["by_hour"])
+    strata = stratified_scores(tables["by_day"], tables["by_hour"])
     if "stations" in tables:
-        strata["station"] = scores_of(tables["stations"])
+        strata["station"] = scores_from_sums(tables["stations"])
     return Evaluation(
-        scores=labelled(overall(tables["by_day"])),
-        strata={name: labelled(scores) for name, scores in strata.items()},
-        exceedances=labelled(exceedance_scores(tables["exceedances"])),
-        spectra=labelled(spectral_scores(tables["spectra"])),
-        tables={name: labelled(table) for name, table in tables.items()},
+        scores=with_units(overall(tables["by_day"])),
+        strata={name: with_units(scores) for name, scores in strata.items()},
+        exceedances=with_units(exceedance_scores(tables["exceedances"])),
+        spectra=with_units(spectral_scores(tables["spectra"])),
+        tables={name: with_units(table) for name, table in tables.items()},
     )
 
 
 def _provenance(
     run: LoadedRun, split: EvaluatedSplit, init_times: Hours, climatology: Climatology, areas: Areas
 ) -> dict[str, Any]:
-    """What the scores are scores of."""
+    """Return the attributes that identify run, state, data and versions."""
     data = run.config.data
     return {
         "run": run.config.name,
@@ -245,7 +253,7 @@ def _provenance(
         "years": list(data.test_years if split == "test" else data.validation_years),
         "climatology": climatology.described,
         "climatology_years": list(climatology.years),
-        "weighting": "none: every cell inside the mask counts the same",
+        "weighting": "none: every cell inside the mask has the same weight",
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

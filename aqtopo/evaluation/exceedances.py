@@ -1,9 +1,9 @@
 """Hits and false alarms for days above the limits of China's air-quality standard.
 
-A day is a natural day in Beijing (UTC+8), as GB 3095-2012 counts them, and its mean needs at least 20 hourly
-values. The model gives values at a few lead times only, so a forecast of a daily mean at lead time k is that
-of whoever always looks k hours ahead: the mean of the forecasts launched k hours before each hour of the
-day. That takes forecasts launched every hour; truth and references are averaged over the very same hours.
+A day is a calendar day in Beijing (UTC+8), as in GB 3095-2012, and its mean needs at least 20 hourly values.
+The model forecasts a few lead times only, so the daily mean at lead time k averages the forecasts started k
+hours before each hour of the day. That needs a forecast every hour; truth and baselines are averaged over
+the same hours.
 
 Shapes: F forecast, B initial time, K horizon, C pollutant with a limit, A area, H x W grid.
 """
@@ -20,21 +20,22 @@ from scores.categorical import BasicContingencyManager
 from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
-from aqtopo.evaluation.cases import Cases
-from aqtopo.evaluation.sums import Axes, Values, add_up
+from aqtopo.evaluation.points import ScoredBatch
+from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 
 LIMITS = MappingProxyType({"pm25": 75.0, "pm10": 150.0, "so2": 150.0, "no2": 80.0, "co": 4000.0})
-"""Limits of the 24-hour mean [ug m-3]: GB 3095-2012, table 1, grade II (residential areas). Ozone has one
-for the highest 8-hour mean instead, which a few lead times cannot tell."""
+"""Limits of the 24-hour mean [ug m-3]: GB 3095-2012, table 1, grade II (residential areas). Ozone has a limit
+for the highest 8-hour mean only, which a few lead times cannot provide.
+"""
 
-LEAST_HOURS = 20
+MIN_HOURS = 20
 """Hourly values that a 24-hour mean needs: GB 3095-2012, table 4."""
 
-NO_MEANS = (
-    f"No day has forecasts for {LEAST_HOURS} of its hours at one lead time, so there are no 24-hour means. "
-    "Score forecasts launched every hour: aqtopo evaluate --every 1."
+NO_DAILY_MEANS = (
+    f"No day has forecasts for {MIN_HOURS} of its hours at one lead time, so there are no 24-hour means. "
+    "Score forecasts started every hour: aqtopo evaluate --every 1."
 )
-"""Said where no outcome was counted."""
+"""Message if no outcome was counted."""
 
 _BEIJING = np.timedelta64(8, "h")
 _OUTCOMES = ("hits", "misses", "false_alarms", "correct_negatives")
@@ -42,22 +43,22 @@ _OUTCOMES = ("hits", "misses", "false_alarms", "correct_negatives")
 
 @dataclass(eq=False)
 class _DaySum:
-    """Sums over the hours of a day so far: (F + 1, C, H, W), truth last, and how many hours (C, H, W)."""
+    """Sums over the hours of a day: values (F + 1, C, H, W), truth last, and number of hours (C, H, W)."""
 
     values: Values
     hours: Values
 
 
 class Exceedances:
-    """Counts days and cells above the limits, a few days at a time in memory.
+    """Counts of days and cells above the limits, with a few days at a time in memory.
 
     Args:
-        axes: what sums are kept for; pollutants without a limit are left out.
+        axes: axes of the counts; pollutants without a limit are skipped.
         init_times: of all processes.
-        world: how many processes share them.
+        ranks: number of processes that share them.
     """
 
-    def __init__(self, axes: Axes, init_times: Hours, world: int) -> None:
+    def __init__(self, axes: ScoreAxes, init_times: Hours, ranks: int) -> None:
         self._axes = axes
         self._channels = [c for c, name in enumerate(axes.pollutants) if name in LIMITS]
         self._pollutants = [axes.pollutants[c] for c in self._channels]
@@ -68,22 +69,22 @@ class Exceedances:
         self._counts = np.zeros((len(_OUTCOMES), len(axes.forecasts), *per_pair, len(names)))
         self._blank = (len(self._channels), *grid)
         self._open: dict[tuple[int, int], _DaySum] = {}
-        self._split = _split_days(init_times, axes.horizons_h, world)
+        self._split = _split_days(init_times, axes.horizons_h, ranks)
 
-    def add(self, cases: Cases) -> None:
-        """Add a batch; initial times must come in order."""
+    def add(self, batch: ScoredBatch) -> None:
+        """Add a batch; initial times must ascend."""
         channels = self._channels
-        known = cases.scored[:, :, channels]
-        fields = [cases.forecasts[name] for name in self._axes.forecasts] + [cases.truth]
+        known = batch.scored[:, :, channels]
+        fields = [batch.forecasts[name] for name in self._axes.forecasts] + [batch.truth]
         values = np.stack([np.where(known, field[:, :, channels], 0.0) for field in fields])
-        days = _natural_day(cases.valid_times)
+        days = _natural_day(batch.valid_times)
         for b, k in np.ndindex(*days.shape):
             day = self._day(k, int(days[b, k]))
             day.values += values[:, b, k]
             day.hours += known[b, k]
 
     def _day(self, lead: int, day: int) -> _DaySum:
-        """The sums of a day, begun if need be, when all earlier ones of that lead time are complete."""
+        """Return the sums of a day. A new day closes the earlier ones of its lead time."""
         if (lead, day) not in self._open:
             for key in [key for key in self._open if key[0] == lead and key not in self._split]:
                 self._close(key)
@@ -92,9 +93,9 @@ class Exceedances:
         return self._open[lead, day]
 
     def _close(self, key: tuple[int, int]) -> None:
-        """Count the cells of a complete day by what was forecast and what came."""
+        """Count the cells of a complete day by outcome."""
         day = self._open.pop(key)
-        enough = day.hours >= LEAST_HOURS
+        enough = day.hours >= MIN_HOURS
         above = day.values / np.maximum(day.hours, 1.0) > self._limits
         forecast, truth = above[:-1], above[-1]
         outcomes = (forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth)
@@ -102,22 +103,22 @@ class Exceedances:
             cells = (outcome & enough).reshape(*outcome.shape[:2], len(self._weights)).astype(np.float64)
             counts[:, key[0]] += cells @ self._weights
 
-    def add_up(self, ranks: RankGroup) -> None:
-        """Complete the days that several processes have hours of, one by one, then add all counts up."""
+    def all_reduce(self, ranks: RankGroup) -> None:
+        """Complete the days that several processes share, then sum the counts over all processes."""
         shape = (len(self._axes.forecasts) + 1, *self._blank)
         for key in sorted(self._split):
             day = self._open.setdefault(key, _DaySum(np.zeros(shape), np.zeros(self._blank)))
-            add_up((day.values, day.hours), ranks)
+            all_reduce((day.values, day.hours), ranks)
             if ranks.rank == 0:
                 self._close(key)
             else:
                 del self._open[key]
         for key in list(self._open):
             self._close(key)
-        add_up((self._counts,), ranks)
+        all_reduce((self._counts,), ranks)
 
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """`exceedances`: numbers of days and cells, each outcome (forecast, area, pollutant, horizon)."""
+        """Return the number of days and cells of each outcome (forecast, area, pollutant, horizon)."""
         axes, dims = self._axes, ("forecast", "horizon", "pollutant", "area")
         counts = xr.Dataset(
             {name: (dims, self._counts[o].astype(np.int64)) for o, name in enumerate(_OUTCOMES)},
@@ -128,18 +129,18 @@ class Exceedances:
                 "limit": ("pollutant", self._limits.ravel(), {"units": "ug m-3"}),
                 "horizon": ("horizon", list(axes.horizons_h), {"units": "hours"}),
             },
-            attrs={"limits": "24-hour means, GB 3095-2012, grade II", "least_hours_of_a_day": LEAST_HOURS},
+            attrs={"limits": "24-hour means, GB 3095-2012, grade II", "least_hours_of_a_day": MIN_HOURS},
         )
         return {"exceedances": counts.transpose("forecast", "area", "pollutant", "horizon")}
 
 
 def exceedance_scores(counts: xr.Dataset) -> xr.Dataset:
-    """The counts of `Exceedances.tables` with what is made of them.
+    """Compute scores from the counts of `Exceedances.tables`.
 
     Returns:
-        `pod`, hits of what came (probability of detection), `far`, false alarms of what was forecast (false
-        alarm ratio), and `csi`, hits of what was forecast or came (critical success index); NaN where that
-        is nothing.
+        the counts with `pod` (probability of detection), hits / (hits + misses), `far` (false alarm ratio),
+        false alarms / (hits + false alarms), and `csi` (critical success index), hits / (hits + misses +
+        false alarms); NaN if the denominator is 0.
     """
     hits, misses, false_alarms, negatives = (counts[name].astype(np.float64) for name in _OUTCOMES)
     contingency = BasicContingencyManager(
@@ -159,15 +160,15 @@ def exceedance_scores(counts: xr.Dataset) -> xr.Dataset:
 
 
 def _natural_day(times: Hours) -> NDArray[np.int64]:
-    """Days since 1970-01-01 in Beijing."""
+    """Return days since 1970-01-01 in Beijing."""
     return (times + _BEIJING).astype("datetime64[D]").astype(np.int64)
 
 
-def _split_days(init_times: Hours, horizons_h: Sequence[int], world: int) -> set[tuple[int, int]]:
-    """Lead times (by place) and days that more than one process may have hours of: first and last of each."""
-    if world == 1:
+def _split_days(init_times: Hours, horizons_h: Sequence[int], ranks: int) -> set[tuple[int, int]]:
+    """Return (lead index, day) pairs that several processes may share: the first and last of each process."""
+    if ranks == 1:
         return set()
-    shares = [evaluation_share(init_times.size, rank, world) for rank in range(world)]
+    shares = [evaluation_share(init_times.size, rank, ranks) for rank in range(ranks)]
     ends = init_times[[end for share in shares if share.size for end in (share[0], share[-1])]]
     valid = ends[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
     return {(k, int(day)) for days in _natural_day(valid) for k, day in enumerate(days)}

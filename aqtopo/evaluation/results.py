@@ -1,33 +1,331 @@
-"""What an evaluation leaves in the run directory: scores, the sums behind them, and a table of stations.
+"""Files of an evaluation: scores.json, scores.zarr and scores_stations.csv.
 
-`scores.json` is for people and programs without xarray (`aqtopo.evaluation.score_file`); `scores.zarr` has
-one group a table, to be read with xarray; `scores_stations.csv` has a line for each station, pollutant,
-horizon and forecast. Scores against another model leave the run's own alone: their files are called
-`scores_against_NAME`.
+`scores.json` holds the scores for people and programs without xarray: the provenance; `scores`, an entry for
+each pollutant and horizon; `strata`, the same by season, hour and area; `exceedances` and `spectra`, an
+entry for each forecast, pollutant and horizon. Missing values are null. `scores.zarr` has one group per
+table of sums. Scores against another model go to `scores_against_NAME` and leave the run's own unchanged.
 """
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+import numpy as np
 import xarray as xr
+from pydantic import AfterValidator, Field, model_validator
 
-from aqtopo.evaluation.areas import WHOLE
-from aqtopo.evaluation.cases import FORECASTS
+from aqtopo.checkpoint.files import write_durably
+from aqtopo.config.record import Record, Time, read_record
+from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.forecast_file import write_aside
-from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.points import FORECASTS, REFERENCES, WHOLE
+from aqtopo.evaluation.scores import count_wins
 from aqtopo.evaluation.spectra import TRUTH
+from aqtopo.inference.forecast_file import write_atomically
+from aqtopo.variables import VARIABLES
+
+
+def _known(pollutant: str) -> str:
+    if pollutant not in VARIABLES:
+        refuse("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
+    return pollutant
+
+
+Pollutant = Annotated[str, AfterValidator(_known)]
+
+
+class Measures(Record):
+    """Scores of one forecast, in the pollutant's units; null without a scored point."""
+
+    rmse: float | None
+    """Root mean squared error."""
+    mae: float | None
+    """Mean absolute error."""
+    bias: float | None
+    """Mean of forecast minus truth."""
+    acc: float | None
+    """Correlation of anomalies from climatology."""
+
+
+class Skill(Record):
+    """1 - RMSE of the model / RMSE of each reference; null if undefined."""
+
+    persistence: float | None
+    """Against persistence."""
+    climatology: float | None
+    """Against climatology."""
+
+
+class PairScores(Record):
+    """Scores of one pollutant at one horizon."""
+
+    pollutant: Pollutant
+    """Its short name."""
+    horizon_h: Positive
+    """Lead time [h]."""
+    units: str
+    """Units of the pollutant."""
+    count: NonNegative
+    """Scored points."""
+    left_out: NonNegative
+    """Points with a truth where a baseline has no value."""
+    model: Measures
+    """The model's scores."""
+    persistence: Measures
+    """Scores of persistence."""
+    climatology: Measures
+    """Scores of climatology."""
+    skill: Skill
+    """Skill of the model against both."""
+
+
+class Exceedance(Record):
+    """Counts of one forecast for days above a limit."""
+
+    forecast: str
+    """Name of the forecast."""
+    pollutant: Pollutant
+    """Short name."""
+    horizon: Positive
+    """Lead time [h]."""
+    limit: float
+    """Limit of the 24-hour mean [ug m-3]."""
+    hits: NonNegative
+    """Days and cells above the limit, forecast above it."""
+    misses: NonNegative
+    """Days and cells above the limit, forecast below it."""
+    false_alarms: NonNegative
+    """Days and cells below the limit, forecast above it."""
+    correct_negatives: NonNegative
+    """Days and cells below the limit, forecast below it."""
+    csi: float | None
+    """Critical success index."""
+
+
+class Spectrum(Record):
+    """Spectral scores of one forecast."""
+
+    forecast: str
+    """Name of the forecast."""
+    pollutant: Pollutant
+    """Short name."""
+    horizon: Positive
+    """Lead time [h]."""
+    resolved_km: float | None
+    """Shortest wavelength down to which it has at least half of the truth's power [km]."""
+    short_waves: float | None
+    """Its power over the shortest third of the wavelengths, divided by the truth's."""
+
+
+class ScoreRecord(Record):
+    """Content of `scores.json`."""
+
+    format_version: Literal[2]
+    """Format of the file; must be 2."""
+    run: str
+    """Name of the run."""
+    tag: str
+    """The saved state that was scored."""
+    split: Literal["validation", "test"]
+    """Scored split."""
+    years: tuple[int, ...]
+    """Years of the split."""
+    initialisations: Positive
+    """Number of scored forecasts."""
+    first_init: Time
+    """First initial time."""
+    last_init: Time
+    """Last initial time."""
+    scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]
+    """Scores of every pollutant at every horizon, over the whole split."""
+    strata: dict[str, dict[str, tuple[PairScores, ...]]]
+    """Scores by season, hour and area."""
+    exceedances: tuple[Exceedance, ...] = ()
+    """Days above limits."""
+    spectra: tuple[Spectrum, ...] = ()
+    """Spectral scores."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        refuse("scores", _gaps(self))
+        return self
+
+
+def _gaps(scores: ScoreRecord) -> Iterator[Problem]:
+    """Yield the incomplete parts."""
+    found = [(entry.pollutant, entry.horizon_h) for entry in scores.scores]
+    pollutants, horizons = (dict.fromkeys(names) for names in zip(*found, strict=True))
+    if sorted(found) != sorted((pollutant, horizon) for pollutant in pollutants for horizon in horizons):
+        yield _incomplete(("scores",), len(found))
+    for name, by_label in scores.strata.items():
+        for label, entries in by_label.items():
+            if [(entry.pollutant, entry.horizon_h) for entry in entries] != found:
+                yield _incomplete(("strata", name, label), len(entries))
+    by_pair: dict[tuple[str, int], set[str]] = {}
+    for record in scores.exceedances:
+        by_pair.setdefault((record.pollutant, record.horizon), set()).add(record.forecast)
+    if any(not forecasts.issuperset(FORECASTS) for forecasts in by_pair.values()):
+        yield Problem(("exceedances",), len(scores.exceedances), f"must have each of {', '.join(FORECASTS)}")
+
+
+def _incomplete(path: tuple[str, ...], entries: int) -> Problem:
+    return Problem(path, entries, "must have every pollutant at every horizon once, as `scores` has")
+
+
+SCORES_FILE = "scores.json"
+FORMAT_VERSION = 2
+
+_MEASURES = ("rmse", "mae", "bias", "acc")
+_COUNTS = ("count", "left_out")
+_NOT_ATTRIBUTES = {"format_version", "summary", "scores", "strata", "exceedances", "spectra"}
+
+
+def scores_to_json(
+    scores: xr.Dataset,
+    strata: Mapping[str, xr.Dataset] | None = None,
+    others: Mapping[str, xr.Dataset] | None = None,
+) -> dict[str, Any]:
+    """Return the content of `scores.json`.
+
+    Args:
+        scores: over the whole split, (forecast, pollutant, horizon) and (reference, pollutant, horizon).
+        strata: the same with one more dimension, which has the stratum's name.
+        others: further tables (forecast, pollutant, horizon), by their key in the file.
+    """
+    wins = count_wins(scores)
+    return {
+        "format_version": FORMAT_VERSION,
+        **scores.attrs,
+        "summary": {
+            "pairs": wins.pairs,
+            **{f"model_beats_{name}": count for name, count in wins.over.items()},
+            "model_beats_all": wins.over_all,
+        },
+        "scores": _entries(scores),
+        "strata": {
+            name: {str(label): _entries(by_label.sel({name: label})) for label in by_label[name].values}
+            for name, by_label in (strata or {}).items()
+        },
+        **{name: _records(table) for name, table in (others or {}).items()},
+    }
+
+
+def _records(table: xr.Dataset) -> list[dict[str, Any]]:
+    """Return a flat entry for every forecast, pollutant and horizon."""
+    rows = table.to_dataframe().reset_index().to_dict("records")
+    return [
+        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        for row in rows
+    ]
+
+
+def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:
+    """Return an entry for every pollutant and horizon of (forecast, pollutant, horizon) scores."""
+    # Plain arrays: selecting each number with xarray takes seconds for the strata.
+    ordered = scores.transpose("forecast", "reference", "pollutant", "horizon")
+    arrays = {str(name): values.values for name, values in ordered.items()}
+    forecasts, references = (ordered[axis].values.tolist() for axis in ("forecast", "reference"))
+
+    def entry(pair: tuple[int, int]) -> dict[str, Any]:
+        c, k = pair
+        return {
+            "pollutant": str(ordered["pollutant"].values[c]),
+            "horizon_h": int(ordered["horizon"].values[k]),
+            "units": str(ordered["units"].values[c]),
+            **{name: int(arrays[name][pair]) for name in _COUNTS},
+            **{
+                name: {measure: _number(arrays[measure][f, c, k]) for measure in _MEASURES}
+                for f, name in enumerate(forecasts)
+            },
+            "skill": {name: _number(arrays["skill"][r, c, k]) for r, name in enumerate(references)},
+        }
+
+    return [entry((c, k)) for c, k in np.ndindex(ordered.sizes["pollutant"], ordered.sizes["horizon"])]
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def scores_from_record(content: ScoreRecord) -> xr.Dataset:
+    """Return the dataset that `scores_to_json` was given."""
+    entries = {(entry.pollutant, entry.horizon_h): entry for entry in content.scores}
+    pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
+
+    def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
+        rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
+        return np.array(rows, dtype=dtype)
+
+    per_pair = ("pollutant", "horizon")
+    return xr.Dataset(
+        {
+            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
+            **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
+        },
+        coords={
+            "forecast": list(FORECASTS),
+            "reference": list(REFERENCES),
+            "pollutant": pollutants,
+            "units": ("pollutant", [entries[name, horizons[0]].units for name in pollutants]),
+            "horizon": ("horizon", horizons, {"units": "hours"}),
+        },
+        attrs=content.model_dump(mode="json", exclude=_NOT_ATTRIBUTES),
+    )
+
+
+def _dig(entry: PairScores, keys: tuple[str, ...]) -> float:
+    value: Any = entry
+    for key in keys:
+        value = getattr(value, key)
+    return math.nan if value is None else value
+
+
+def write_scores(
+    scores: xr.Dataset,
+    run_dir: Path,
+    strata: Mapping[str, xr.Dataset] | None = None,
+    others: Mapping[str, xr.Dataset] | None = None,
+    name: str = SCORES_FILE,
+) -> Path:
+    """Write `scores.json`, or `name`, into a run directory by atomic rename."""
+    path = run_dir / name
+    content = scores_to_json(scores, strata, others)
+    write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+def read_scores(run_dir: Path) -> xr.Dataset:
+    """Read a run's scores over the whole split.
+
+    Raises:
+        ValueError: as `read_score_file`.
+    """
+    return scores_from_record(read_score_file(run_dir))
+
+
+def read_score_file(run_dir: Path) -> ScoreRecord:
+    """Read a run's `scores.json`.
+
+    Raises:
+        ValueError: the file is missing, damaged or of another version.
+    """
+    path = run_dir / SCORES_FILE
+    again = " again" if path.exists() else ""
+    return read_record(path, ScoreRecord, f"Score the run{again} with `aqtopo evaluate {run_dir}`.")
+
 
 SCORES = "scores"
-"""The name of the files of a run's own scores, without suffix."""
+"""Stem of the files of a run's own scores."""
 
 
 def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
-    """Write scores, sums and stations in place of older ones, each aside first, so never half of it.
+    """Write scores, sums and stations, each by atomic rename.
 
     Returns:
-        What was written, `.json` first.
+        The paths written, `.json` first.
 
     Raises:
         ValueError: the run directory cannot be written.
@@ -44,46 +342,46 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(run_dir / f"{stem}_stations.csv")
-        write_aside(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
+        write_atomically(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
     return written
 
 
 def station_frame(by_station: xr.Dataset) -> Any:
-    """Scores by station, a row for each station, pollutant, horizon and forecast, as a pandas DataFrame."""
+    """Return a pandas DataFrame with a row for each station, pollutant, horizon and forecast."""
     rows = by_station.drop_vars(["skill", "reference"]).to_dataframe().reset_index()
     first = ["station", "lat", "lon", "pollutant", "units", "horizon", "forecast", "count"]
     return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0")
 
 
 def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SCORES) -> Path:
-    """Write tables into a run directory in place of older ones.
+    """Write tables of sums into a run directory by atomic rename.
 
     Raises:
-        ValueError: the place cannot be written.
+        ValueError: the run directory cannot be written.
     """
     path = run_dir / f"{stem}.zarr"
     tree = xr.DataTree.from_dict({key: _without_fixed_text(table) for key, table in tables.items()})
     layout: dict[str, Any] = {"mode": "w-", "zarr_format": 3, "consolidated": False}
-    write_aside(path, lambda aside: tree.to_zarr(aside, **layout))
+    write_atomically(path, lambda aside: tree.to_zarr(aside, **layout))
     return path
 
 
 def _without_fixed_text(table: xr.Dataset) -> xr.Dataset:
-    """Names as text of any length: zarr v3 has no standard for numpy's text of fixed length."""
+    """Convert names to variable-length text: zarr v3 has no standard for numpy's fixed-length text."""
     fixed = {key: axis.astype(object) for key, axis in table.coords.items() if axis.dtype.kind == "U"}
     return table.assign_coords(fixed)
 
 
 def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
-    """One table, in memory.
+    """Read one table of sums.
 
     Args:
         run_dir: the run directory.
-        table: such as `by_day`; see `aqtopo.evaluation.evaluate.Evaluation.tables`.
+        table: name such as `by_day`, see `aqtopo.evaluation.evaluate.Evaluation.tables`.
         stem: the file's name without its suffix.
 
     Raises:
-        ValueError: the run has not been evaluated, or the table is not there, or damaged.
+        ValueError: the table is missing or damaged.
     """
     path = run_dir / f"{stem}.zarr"
     remedy = f"Score the run with `aqtopo evaluate {run_dir}`."
@@ -92,5 +390,5 @@ def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
         return found.load()
     except (FileNotFoundError, KeyError) as error:
         raise ValueError(f"{path} has no table {table}. {remedy}") from error
-    except (OSError, RuntimeError, ValueError) as error:  # zarr has no error of its own for a damaged chunk
+    except (OSError, RuntimeError, ValueError) as error:  # zarr raises these for a damaged chunk
         raise ValueError(f"the table {table} of {path} cannot be read ({error}). {remedy}") from error

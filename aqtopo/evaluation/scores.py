@@ -1,28 +1,169 @@
-"""Scores from error sums, whatever they were summed over."""
+"""Error sums of forecasts, and the scores computed from them.
 
-from collections.abc import Mapping
+Only float64 sums are kept, by initial day and by hour of the valid time for every area (9 MB for a year with
+nine areas), so the processes share the work and their sums add up. Every cell has the same weight, as in the
+loss.
+
+Shapes: F forecast, B initial time, K horizon, C pollutant, A area, H x W grid.
+The dimension is called `forecast`, not `method`, because xarray's `sel` has an argument of that name.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import xarray as xr
+from numpy.typing import NDArray
 
-from aqtopo.evaluation.areas import WHOLE
-from aqtopo.evaluation.cases import CLIMATOLOGY, MODEL
+from aqtopo.checkpoint.ranks import RankGroup
+from aqtopo.evaluation.baselines import HOURS_A_DAY, hour_of_day
+from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, FloatArray, ScoredBatch
 
-STRATA = ("season", "hour", "area")
-"""What scores are told apart by, beside pollutant and horizon."""
+Values = NDArray[np.float64]
+
+ERRORS = ("squared", "absolute", "signed", "anomaly_squared")
+"""Sums of every forecast."""
+_COUNTS = ("count", "left_out")
 
 
-def scores_of(sums: xr.Dataset) -> xr.Dataset:
-    """Scores in physical units, NaN where nothing was counted.
+@dataclass(frozen=True, eq=False)
+class ScoreAxes:
+    """Axes of the sums.
+
+    Attributes:
+        forecasts: names, the model first.
+        pollutants: short names.
+        horizons_h: lead times [h].
+        days: (D,) initial days, ascending.
+        areas: areas that are scored.
+    """
+
+    forecasts: tuple[str, ...]
+    pollutants: tuple[str, ...]
+    horizons_h: tuple[int, ...]
+    days: NDArray[np.datetime64]
+    areas: Areas
+
+
+class ErrorSums:
+    """Sums of forecast minus truth over scored points, in bins of initial days and valid hours."""
+
+    def __init__(self, axes: ScoreAxes) -> None:
+        self._axes = axes
+        self._weights = axes.areas.cells.reshape(len(axes.areas.names), -1).T.astype(np.float64)
+        self._by_day = self._empty(axes.days.size)
+        self._by_hour = self._empty(HOURS_A_DAY)
+
+    def _empty(self, bins: int) -> dict[str, Values]:
+        axes = self._axes
+        per_pair = (len(axes.horizons_h), len(axes.pollutants), len(axes.areas.names))
+        per_forecast = (bins, len(axes.forecasts), *per_pair)
+        return {name: np.zeros(per_forecast) for name in ERRORS} | {
+            name: np.zeros((bins, *per_pair)) for name in _COUNTS
+        }
+
+    def add(self, batch: ScoredBatch) -> None:
+        """Add a batch."""
+        summed = self._summed(batch)
+        days = np.searchsorted(self._axes.days, batch.init_times.astype("datetime64[D]"))
+        hours = hour_of_day(batch.valid_times)
+        for name, values in summed.items():
+            np.add.at(self._by_day[name], days, values)
+            for k in range(hours.shape[1]):
+                # Horizons lie on the third axis from the end in all sums.
+                np.add.at(self._by_hour[name][..., k, :, :], hours[:, k], values[..., k, :, :])
+
+    def _summed(self, batch: ScoredBatch) -> dict[str, Values]:
+        """Return sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
+        parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
+        usual = batch.forecasts[CLIMATOLOGY]
+        for name in self._axes.forecasts:
+            for term, values in error_terms(batch.forecasts[name], batch.truth, usual, batch.scored):
+                parts[term].append(self._over_areas(values))
+        summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
+        return summed | {
+            "count": self._over_areas(batch.scored.astype(np.float64)),
+            "left_out": self._over_areas(batch.left_out.astype(np.float64)),
+        }
+
+    def _over_areas(self, values: Values) -> Values:
+        """Sum (B, K, C, H, W) over areas to (B, K, C, A)."""
+        sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
+        return sums
+
+    def all_reduce(self, ranks: RankGroup) -> None:
+        """Sum over all processes."""
+        all_reduce((*self._by_day.values(), *self._by_hour.values()), ranks)
+
+    def by_day(self) -> xr.Dataset:
+        """Return the sums by initial day (UTC).
+
+        Returns:
+            `squared`, `absolute`, `signed` (errors) and `anomaly_squared` (forecast minus climatology), each
+            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units; `count`, the number
+            of scored points, and `left_out`, points with a truth where a baseline has no value, each (day,
+            area, pollutant, horizon).
+        """
+        return self._dataset(self._by_day, "day", self._axes.days.astype("datetime64[ns]"))
+
+    def by_hour(self) -> xr.Dataset:
+        """Return the sums of `by_day` by hour of the valid time, 0 to 23 UTC, along `hour`."""
+        return self._dataset(self._by_hour, "hour", np.arange(HOURS_A_DAY))
+
+    def tables(self) -> Mapping[str, xr.Dataset]:
+        """Return both tables by name."""
+        return {"by_day": self.by_day(), "by_hour": self.by_hour()}
+
+    def _dataset(self, sums: dict[str, Values], bin_name: str, bins: NDArray[np.generic]) -> xr.Dataset:
+        axes, per_pair = self._axes, ("horizon", "pollutant", "area")
+        return xr.Dataset(
+            {name: ((bin_name, "forecast", *per_pair), sums[name]) for name in ERRORS}
+            | {name: ((bin_name, *per_pair), sums[name].astype(np.int64)) for name in _COUNTS},
+            coords={
+                "forecast": list(axes.forecasts),
+                bin_name: bins,
+                "area": list(axes.areas.names),
+                "area_kind": ("area", list(axes.areas.kinds)),
+                "pollutant": list(axes.pollutants),
+                "horizon": ("horizon", list(axes.horizons_h), {"units": "hours"}),
+            },
+        ).transpose("forecast", bin_name, "area", "pollutant", "horizon")
+
+
+def all_reduce(arrays: Iterable[Values], ranks: RankGroup) -> None:
+    """Replace arrays by their sums over all processes."""
+    for array in arrays:
+        array[...] = ranks.all_reduce_sum(torch.from_numpy(array)).numpy()
+
+
+def error_terms(
+    forecast: FloatArray, truth: FloatArray, climatology: FloatArray, scored: BoolArray
+) -> Iterator[tuple[str, Values]]:
+    """Yield the names in `ERRORS` with arrays like `truth`, 0 where not scored."""
+    error = _difference(forecast, truth, scored)
+    yield "signed", error
+    yield "absolute", np.abs(error)
+    yield "squared", np.square(error)
+    yield "anomaly_squared", np.square(_difference(forecast, climatology, scored))
+
+
+def _difference(one: FloatArray, other: FloatArray, where: BoolArray) -> Values:
+    """Return one minus the other in float64, 0 outside `where`."""
+    difference = np.zeros(where.shape)
+    np.subtract(one, other, out=difference, where=where, dtype=np.float64)
+    return difference
+
+
+def scores_from_sums(sums: xr.Dataset) -> xr.Dataset:
+    """Compute scores in physical units, NaN without a scored point.
 
     Args:
-        sums: what `ErrorSums.by_day` or `by_hour` gives, or sums of it over days, hours or areas.
+        sums: from `ErrorSums.by_day` or `by_hour`, or sums of it over days, hours or areas.
 
     Returns:
         `rmse`, `mae`, `bias` and `acc` (forecast, ...); `skill` (reference, ...), see `skill_against`;
-        `count` and `left_out` (...), where ... are the other dimensions of `sums`, last pollutant and
-        horizon.
+        `count` and `left_out` (...). The dimensions ... are the others of `sums`, pollutant and horizon last.
     """
     counted = sums["count"].where(sums["count"] > 0)
     scores = xr.Dataset(
@@ -40,15 +181,14 @@ def scores_of(sums: xr.Dataset) -> xr.Dataset:
 
 
 def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
-    """Correlation of forecast and true anomalies from climatology, over all points summed over.
+    """Uncentred correlation of forecast and true anomalies from climatology, over all points pooled.
 
-    Uncentred and pooled: sum(f' o') / sqrt(sum(f'^2) sum(o'^2)), with f' = forecast - climatology and o' =
-    truth - climatology. Since f' - o' is the error, and o' that of climatology with its sign turned, the
-    product follows from the squares that are summed anyhow: sum(f' o') = (sum(f'^2) + sum(o'^2) -
-    sum(error^2)) / 2.
+    sum(f' o') / sqrt(sum(f'^2) sum(o'^2)), with f' = forecast - climatology and o' = truth - climatology.
+    f' - o' is the forecast's error and -o' that of climatology, so the product follows from sums of squares:
+    sum(f' o') = (sum(f'^2) + sum(o'^2) - sum(error^2)) / 2.
 
     Returns:
-        (forecast, ...) in [-1, 1]; NaN where there is no anomaly, as for climatology itself.
+        (forecast, ...) in [-1, 1]; NaN without an anomaly, as for climatology itself.
     """
     true, forecast = sums["squared"].sel(forecast=CLIMATOLOGY, drop=True), sums["anomaly_squared"]
     product = (forecast + true - sums["squared"]) / 2.0
@@ -56,13 +196,13 @@ def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
 
 
 def skill_against(rmse: xr.DataArray) -> xr.DataArray:
-    """Skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference, below 0 worse.
+    """Compute the skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference.
 
     Args:
-        rmse: (forecast, ...) with the model and the references.
+        rmse: (forecast, ...) with the model and its references.
 
     Returns:
-        (reference, ...), NaN where nothing was counted or the reference makes no error at all.
+        (reference, ...), NaN without a scored point or if the reference has no error.
     """
     model = rmse.sel(forecast=MODEL, drop=True)
     reference = rmse.drop_sel(forecast=MODEL).rename(forecast="reference")
@@ -70,16 +210,16 @@ def skill_against(rmse: xr.DataArray) -> xr.DataArray:
 
 
 def overall(by_day: xr.Dataset) -> xr.Dataset:
-    """Scores over all days and the whole domain, (forecast, pollutant, horizon)."""
-    return scores_of(by_day.sel(area=WHOLE).drop_vars(("area", "area_kind")).sum("day"))
+    """Compute scores over all days and the whole domain, (forecast, pollutant, horizon)."""
+    return scores_from_sums(by_day.sel(area=WHOLE).drop_vars(("area", "area_kind")).sum("day"))
 
 
-def stratified(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]:
-    """Scores over all of the data by each of `STRATA`.
+def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Compute scores by stratum.
 
     Returns:
         By `season` of the initial day (DJF, MAM, JJA, SON), by `hour` of the valid time (UTC), by `area`;
-        the first two over the whole domain. Seasons and hours without a forecast are not there.
+        the first two over the whole domain. Seasons and hours without a forecast are absent.
     """
     whole = by_day.sel(area=WHOLE).drop_vars(("area", "area_kind"))
     seasons = whole.groupby(whole["day"].dt.season).sum("day")
@@ -87,20 +227,20 @@ def stratified(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.Dataset]
     hours = by_hour.sel(area=WHOLE).drop_vars(("area", "area_kind"))
     hours = hours.isel(hour=(hours["count"].sum(("pollutant", "horizon")) > 0).values)
     return {
-        "season": scores_of(seasons.sel(season=order)),
-        "hour": scores_of(hours),
-        "area": scores_of(by_day.sum("day")),
+        "season": scores_from_sums(seasons.sel(season=order)),
+        "hour": scores_from_sums(hours),
+        "area": scores_from_sums(by_day.sum("day")),
     }
 
 
 @dataclass(frozen=True)
 class Wins:
-    """In how many pollutant-horizon pairs the model has the lower RMSE.
+    """Number of pollutant-horizon pairs in which the model has the lower RMSE.
 
     Attributes:
-        pairs: pairs in which anything was counted.
-        over: by reference, the pairs in which the model is strictly better than it.
-        over_all: pairs in which it is better than every reference.
+        pairs: pairs with a scored point.
+        over: pairs in which the model is strictly better, by reference.
+        over_all: pairs in which the model is better than every reference.
     """
 
     pairs: int
@@ -109,7 +249,7 @@ class Wins:
 
 
 def count_wins(scores: xr.Dataset) -> Wins:
-    """Count the pairs in which the model beats the references, from what `overall` gives."""
+    """Count the pairs in which the model is better than the references, from the scores of `overall`."""
     rmse = scores["rmse"]
     better = rmse.sel(forecast=MODEL, drop=True) < rmse.drop_sel(forecast=MODEL)
     return Wins(

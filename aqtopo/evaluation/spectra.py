@@ -1,9 +1,9 @@
-"""Power spectra of forecasts and truth: a forecast that is merely smooth lacks power at short wavelengths.
+"""Power spectra of forecasts and truth: a smooth forecast lacks power at short wavelengths.
 
 Each field is taken without its mean inside the mask, tapered to zero at the edges of the grid (Hann) and
-outside the mask, and its squared Fourier amplitudes are averaged over rings of equal wavenumber. Distances
-are those at the mean latitude. The mask blurs all spectra alike, so what counts is a forecast's power beside
-that of the truth.
+outside the mask; its squared Fourier amplitudes are averaged over rings of equal wavenumber. Distances are
+those at the mean latitude. The mask blurs all spectra in the same way, so only ratios to the truth's power
+are meaningful.
 
 Shapes: F forecast, B initial time, K horizon, C pollutant, R ring, H x W grid.
 """
@@ -17,29 +17,29 @@ from numpy.typing import NDArray
 from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import Cases
-from aqtopo.evaluation.sums import Axes, Values, add_up
+from aqtopo.evaluation.points import ScoredBatch
+from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 
 TRUTH = "truth"
 KM_PER_DEGREE = 111.195
-"""Of latitude, on a sphere of 6371 km."""
+"""Length of a degree of latitude [km], on a sphere of 6371 km."""
 
-HALF = 0.5
-"""A wavelength is resolved where a forecast has at least this share of the truth's power."""
+RESOLVED_SHARE = 0.5
+"""Least share of the truth's power at a wavelength that a forecast resolves."""
 
 
 class Spectra:
     """Isotropic power spectra, averaged over the fields that are complete inside the mask.
 
-    Of every day only the first forecast is taken: the next ones differ little, and transforms cost time.
+    Only the first forecast of each day is used: the following ones differ little, and transforms take time.
 
     Args:
-        axes: what sums are kept for.
-        store: gives the grid and the mask.
+        axes: axes of the sums.
+        store: provides the grid and the mask.
         init_times: of all processes.
     """
 
-    def __init__(self, axes: Axes, store: Store, init_times: Hours) -> None:
+    def __init__(self, axes: ScoreAxes, store: Store, init_times: Hours) -> None:
         days = init_times.astype("datetime64[D]")
         self._taken = init_times[np.unique(days, return_index=True)[1]]
         self._axes, self._inside = axes, store.static["mask"] > 0
@@ -50,17 +50,17 @@ class Spectra:
         self._power = np.zeros((len(axes.forecasts) + 1, *per_pair, self._wavenumbers.size))
         self._fields = np.zeros(per_pair)
 
-    def add(self, cases: Cases) -> None:
+    def add(self, batch: ScoredBatch) -> None:
         """Add a batch."""
-        complete = (cases.scored | ~self._inside).all(axis=(-2, -1))
-        complete &= np.isin(cases.init_times, self._taken)[:, None, None]
+        complete = (batch.scored | ~self._inside).all(axis=(-2, -1))
+        complete &= np.isin(batch.init_times, self._taken)[:, None, None]
         self._fields += complete.sum(axis=0)
-        for f, values in enumerate([*(cases.forecasts[name] for name in self._axes.forecasts), cases.truth]):
+        for f, values in enumerate([*(batch.forecasts[name] for name in self._axes.forecasts), batch.truth]):
             for b, k, c in np.argwhere(complete):
                 self._power[f, k, c] += self._spectrum(values[b, k, c])
 
     def _spectrum(self, field: NDArray[np.floating]) -> Values:
-        """Mean squared amplitude (R,) of each ring."""
+        """Return the mean squared amplitude (R,) of each ring."""
         wide = field.astype(np.float64)
         anomaly = np.where(self._inside, wide - wide[self._inside].mean(), 0.0) * self._taper
         power = np.square(np.abs(np.fft.fft2(anomaly))) / np.square(self._taper).sum()
@@ -70,12 +70,12 @@ class Spectra:
         means: Values = sums / np.bincount(self._rings[inside], minlength=size)
         return means
 
-    def add_up(self, ranks: RankGroup) -> None:
-        """Add the other processes' spectra to these."""
-        add_up((self._power, self._fields), ranks)
+    def all_reduce(self, ranks: RankGroup) -> None:
+        """Sum over all processes."""
+        all_reduce((self._power, self._fields), ranks)
 
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """`spectra`: summed `power` (forecast, pollutant, horizon, wavelength), truth last, and `fields`."""
+        """Return summed `power` (forecast, pollutant, horizon, wavelength), truth last, and `fields`."""
         axes, per_pair = self._axes, ("horizon", "pollutant")
         sums = xr.Dataset(
             {
@@ -93,9 +93,9 @@ class Spectra:
 
 
 def _rings(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> tuple[NDArray[np.int64], Values]:
-    """The ring of each of the (H, W) Fourier modes, -1 for none, and the rings' wavenumbers (R,) [km-1].
+    """Return the ring of each of the (H, W) Fourier modes, -1 for none, and wavenumbers (R,) [km-1].
 
-    Rings are as wide as the coarser spacing of modes, from the longest wave to the shorter Nyquist
+    Rings are as wide as the coarser spacing of modes, from the longest wave to the smaller Nyquist
     wavenumber.
     """
     dy = abs(lat[1] - lat[0]) * KM_PER_DEGREE
@@ -109,18 +109,19 @@ def _rings(lat: NDArray[np.float64], lon: NDArray[np.float64]) -> tuple[NDArray[
 
 
 def spectral_scores(sums: xr.Dataset) -> xr.Dataset:
-    """What the sums of `Spectra.tables` say.
+    """Compute spectral scores from the sums of `Spectra.tables`.
 
     Returns:
         `power`, the mean spectrum; `ratio` of each forecast's power to the truth's (forecast, ...);
-        `resolved_km` (forecast, ...), the shortest wavelength down to which that ratio stays above `HALF`:
-        NaN where not even the longest has it.
+        `resolved_km` (forecast, ...), the shortest wavelength down to which the ratio stays above
+        `RESOLVED_SHARE`, NaN if it is below at the longest; `short_waves` (forecast, ...), the ratio of power
+        over the shortest third of the wavelengths.
     """
     power = sums["power"] / sums["fields"].where(sums["fields"] > 0)
     truth = power.sel(forecast=TRUTH, drop=True)
     ratio = power.drop_sel(forecast=TRUTH) / truth.where(truth > 0.0)
     # Wavelengths go from long to short.
-    held = (ratio >= HALF).astype(int).cumprod("wavelength").astype(bool)
+    held = (ratio >= RESOLVED_SHARE).astype(int).cumprod("wavelength").astype(bool)
     shortest = power.isel(wavelength=slice(-max(1, power.sizes["wavelength"] // 3), None)).sum("wavelength")
     true_shortest = shortest.sel(forecast=TRUTH, drop=True)
     return xr.Dataset(

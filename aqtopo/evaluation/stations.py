@@ -1,4 +1,4 @@
-"""Forecasts at stations: observations from a CSV, forecasts brought there by bilinear interpolation.
+"""Scores at stations: observations from a CSV, and forecasts interpolated bilinearly.
 
 Shapes: F forecast, B initial time, K horizon, C pollutant, S station, H x W grid.
 """
@@ -15,25 +15,25 @@ from numpy.typing import NDArray
 from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
-from aqtopo.evaluation.cases import CLIMATOLOGY, Cases
-from aqtopo.evaluation.sums import ERRORS, add_up, error_terms
+from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
+from aqtopo.evaluation.scores import ERRORS, all_reduce, error_terms
 from aqtopo.variables import VARIABLES
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
 
 LOWEST_OBSERVED = -90.0
-"""[ug m-3] Instruments in clean air give values a little below zero; -99 and -999 stand for none."""
+"""Lowest valid value [ug m-3]: clean air gives values slightly below zero; -99 and -999 mean missing."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stations:
-    """Stations that forecasts can be brought to, and what they observed.
+    """Stations inside grid and mask, with their observations.
 
     Attributes:
-        observed: (time, pollutant, station) in the units of `aqtopo.variables`, NaN where there is none,
-            with `lat` and `lon` along `station`; hours ascending.
+        observed: (time, pollutant, station) in the units of `aqtopo.variables`, NaN where missing, with `lat`
+            and `lon` along `station`; hours ascending.
         outside: ids beyond the outermost cell centres.
-        masked: ids that have a cell outside the mask among the four around them.
+        masked: ids with a cell outside the mask among the four around them.
         ignored: pollutants in the file that are not forecast.
     """
 
@@ -44,13 +44,13 @@ class Stations:
 
 
 def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Stations:
-    """Read observations, one a line: id, lat, lon, time, pollutant, value.
+    """Read observations, one per line: id, lat, lon, time, pollutant, value.
 
     Args:
         path: the CSV. Times are whole hours in ISO 8601, UTC unless they have an offset; values are in the
-            units of the store (ug m-3, carbon monoxide too).
+            units of the store (ug m-3, including carbon monoxide).
         store: the grid.
-        pollutants: short names of what is forecast.
+        pollutants: short names of the forecast pollutants.
 
     Raises:
         ValueError: the file cannot be read, lacks a column, repeats or contradicts itself, or has nothing to
@@ -81,7 +81,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
 
 
 def _reachable(places: xr.DataArray, store: Store) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which stations lie between four cells (S,), and which of them between four cells of the mask (S,)."""
+    """Return the stations (S,) between four cells, and those (S,) between four cells of the mask."""
     inside = xr.DataArray(
         np.where(store.static["mask"] > 0, 1.0, np.nan),
         dims=("lat", "lon"),
@@ -92,7 +92,7 @@ def _reachable(places: xr.DataArray, store: Store) -> tuple[NDArray[np.bool_], N
 
 
 def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """The file's lines of `pollutants`, times in UTC, and the other pollutants' names."""
+    """Return the lines of `pollutants`, times in UTC, and the names of the other pollutants."""
     try:
         table = pd.read_csv(path, dtype={"id": str, "time": str, "pollutant": str})
         absent = [name for name in COLUMNS if name not in table.columns]
@@ -109,32 +109,32 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
     _check_whole(path, table)
     if (times != times.dt.floor("h")).any():
         odd = table["time"][times != times.dt.floor("h")].iloc[0]
-        raise ValueError(f"{path} has the time {odd}, between hours; fields are hourly. Give hourly means.")
+        raise ValueError(f"{path} has the time {odd}, which is not a whole hour. Give hourly means.")
     ours = table["pollutant"].isin(list(pollutants))
     ignored = tuple(sorted(table["pollutant"][~ours].dropna().astype(str).unique()))
     kept = table.assign(time=times.astype("datetime64[ns]"))[ours & table["value"].notna()]
     if kept.empty:
         raise ValueError(
             f"{path} has no value of {', '.join(pollutants)}; its pollutants are "
-            f"{', '.join(ignored) or 'none'}. Name them as the run does."
+            f"{', '.join(ignored) or 'none'}. Use the run's names."
         )
     return kept, ignored
 
 
 def _check_whole(path: Path, table: pd.DataFrame) -> None:
-    """Refuse lines that lack more than their value, which says that nothing was measured.
+    """Check that every line is complete, except for its value, which may be missing.
 
     Raises:
         ValueError: a line has no id, place, time or pollutant.
     """
     for name in COLUMNS[:-1]:
         if table[name].isna().any():
-            line = int(np.flatnonzero(table[name].isna())[0]) + 2  # the first is the head
-            raise ValueError(f"{path}, line {line} has no {name}. Fill it in, or take the line out.")
+            line = int(np.flatnonzero(table[name].isna())[0]) + 2  # line 1 is the header
+            raise ValueError(f"{path}, line {line} has no {name}. Add it, or remove the line.")
 
 
 def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Latitude and longitude by id."""
+    """Return latitude and longitude by id."""
     repeated = table[table.duplicated(["id", "time", "pollutant"])]
     if len(repeated):
         first = repeated.iloc[0]
@@ -150,23 +150,23 @@ def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     ]
     if moved:
         raise ValueError(
-            f"{path} has several positions for the station {moved[0]}. Give each an id of its own."
+            f"{path} has several positions for the station {moved[0]}. Give each position a unique id."
         )
     return table.groupby("id")[["lat", "lon"]].first()
 
 
 def _check_level(path: Path, values: xr.DataArray) -> None:
-    """Refuse values whose size tells that they are in other units, or stand for a missing one.
+    """Check that values have the expected units and that missing ones are not coded as numbers.
 
     Raises:
-        ValueError: a value or the median is not believable.
+        ValueError: a value or the median is implausible.
     """
     for name in values["pollutant"].values:
         given = values.sel(pollutant=name).values
         wrong = given[(given < LOWEST_OBSERVED) | (given > VARIABLES[name].valid_range[1])]
         if wrong.size:
             raise ValueError(
-                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which cannot be. Leave missing "
+                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which is impossible. Leave missing "
                 "values empty, and give the others in ug m-3."
             )
     for name, (low, high) in PLAUSIBLE_LEVEL.items():
@@ -180,16 +180,16 @@ def _check_level(path: Path, values: xr.DataArray) -> None:
 
 
 def check_observed(stations: Stations, valid_times: Hours) -> None:
-    """Refuse observations of other days than those that are forecast.
+    """Check that an observation exists at a forecast time.
 
     Raises:
-        ValueError: no observation falls on one of `valid_times`, of any shape.
+        ValueError: no observation is at one of `valid_times`, of any shape.
     """
     observed = stations.observed["time"].values
     if not np.isin(observed, valid_times.astype("datetime64[ns]")).any():
         raise ValueError(
             f"the stations have values from {observed.min():.13} to {observed.max():.13}, and none at the "
-            f"times that are forecast, from {valid_times.min()} to {valid_times.max()} (UTC). Give values of "
+            f"valid times, from {valid_times.min()} to {valid_times.max()} (UTC). Give values of "
             "that time, or choose another --split."
         )
 
@@ -207,12 +207,12 @@ class StationSums:
         self._sums = {name: np.zeros((len(forecasts), *per_pair)) for name in ERRORS}
         self._counts = {name: np.zeros(per_pair) for name in ("count", "left_out")}
 
-    def add(self, cases: Cases) -> None:
-        """Add a batch; a point counts where the station has a value and every forecast has one there."""
-        hours = cases.valid_times.astype("datetime64[ns]")
+    def add(self, batch: ScoredBatch) -> None:
+        """Add a batch; a point is scored where the station and every forecast have a value."""
+        hours = batch.valid_times.astype("datetime64[ns]")
         observed = self._stations.observed.reindex(time=np.unique(hours)).sel(time=hours.ravel()).values
         truth = observed.reshape(*hours.shape, *observed.shape[1:])
-        forecasts = {name: self._at_stations(values) for name, values in cases.forecasts.items()}
+        forecasts = {name: self._at_stations(values) for name, values in batch.forecasts.items()}
         due = np.isfinite(truth)
         scored = due & np.all([np.isfinite(values) for values in forecasts.values()], axis=0)
         for f, name in enumerate(self._forecasts):
@@ -223,18 +223,18 @@ class StationSums:
         self._counts["left_out"] += (due & ~scored).sum(axis=0)
 
     def _at_stations(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
-        """(B, K, C, H, W) to (B, K, C, S)."""
+        """Interpolate (B, K, C, H, W) to (B, K, C, S)."""
         fields = xr.DataArray(values, dims=("init", "lead", "pollutant", "lat", "lon"), coords=self._grid)
         places = {axis: self._stations.observed[axis] for axis in ("lat", "lon")}
         brought: NDArray[np.floating] = fields.interp(places).transpose(..., "station").values
         return brought
 
-    def add_up(self, ranks: RankGroup) -> None:
-        """Add the other processes' sums to these."""
-        add_up((*self._sums.values(), *self._counts.values()), ranks)
+    def all_reduce(self, ranks: RankGroup) -> None:
+        """Sum over all processes."""
+        all_reduce((*self._sums.values(), *self._counts.values()), ranks)
 
     def tables(self) -> Mapping[str, xr.Dataset]:
-        """`stations`: the sums of `ErrorSums.by_day`, with `station` in place of day and area."""
+        """Return `stations`: the sums of `ErrorSums.by_day`, with `station` in place of day and area."""
         observed, per_pair = self._stations.observed, ("horizon", "pollutant", "station")
         sums = xr.Dataset(
             {name: (("forecast", *per_pair), values) for name, values in self._sums.items()}

@@ -11,10 +11,10 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.report_files import write_results
 from aqtopo.ablation.results import compare, contrasts
+from aqtopo.ablation.results_file import NOT_SHOWN, read_results
 from aqtopo.ablation.tables import sheets
 from aqtopo.data import open_store
-from aqtopo.evaluation.ablation_file import NOT_SHOWN, read_results
-from aqtopo.evaluation.report import write_ablation_report
+from aqtopo.report import write_ablation_report
 from tests.conftest import TinyConfig
 
 DAYS, SEEDS = 200, 3

@@ -156,7 +156,7 @@ def test_export_writes_every_fp32_weight_by_name(
     assert "step 6" in said
     code, _, err = typed("export", tag, out)
     assert code == 2
-    assert "is not overwritten" in err
+    assert "Name a new file" in err
 
 
 def test_export_refuses_a_damaged_state_and_leaves_nothing(

@@ -10,8 +10,8 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.evaluation import evaluate
-from aqtopo.evaluation.predict import predict
-from aqtopo.evaluation.score_file import SCORES_FILE, read_scores
+from aqtopo.evaluation.results import SCORES_FILE, read_scores
+from aqtopo.inference.load import predict
 
 Command = Callable[..., Any]
 
@@ -83,7 +83,7 @@ def test_details_are_printed_when_they_are_asked_for(aqtopo: Command, untrained_
     labels = [line[1] for line in lines[4:]]
     assert labels[:8] == ["DJF", "0", "12", "all", "plains", "slopes", "mountains", "plateau"]
     assert labels[8] == "east"
-    assert "is the forecast merely smooth?" in ended.out
+    assert "smoothness: power of the model" in ended.out
     assert "No day has forecasts for 20 of its hours" in ended.out
 
 

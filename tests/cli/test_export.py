@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.checkpoint import load_run
-from aqtopo.checkpoint.card import CARD_FILE, STATIC_FILE, read_card
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_store
-from aqtopo.evaluation.score_file import FORMAT_VERSION, SCORES_FILE
+from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
+from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
+from aqtopo.inference.load import load_run
 
 Command = Callable[..., Any]
 
@@ -160,7 +160,7 @@ def test_a_store_on_another_grid_is_refused(
     ended = aqtopo(
         "forecast", exported, tmp_path / "out.nc", "--init", INIT, "--store", tmp_path / "east.zarr"
     )
-    assert "has another grid than the training data of tiny: its lon" in ended.complaint
+    assert "is on another grid than tiny was trained on: its lon" in ended.complaint
 
 
 def test_an_exported_model_has_no_other_state(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_nothing_is_written_over_and_nothing_is_left(
     tmp_path: Path,
 ) -> None:
     run_dir = tmp_path / "run"
-    assert "is not overwritten" in aqtopo("export", run_dir, exported).complaint
+    assert "exists" in aqtopo("export", run_dir, exported).complaint
     assert "there is no folder" in aqtopo("export", run_dir, tmp_path / "absent" / "model").complaint
     (weights,) = run_dir.glob(f"checkpoints/*/{WEIGHTS_FILE}")
     weights.write_bytes(weights.read_bytes()[:-1])

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aqtopo.checkpoint import load_run
 from aqtopo.cli.main import app
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.score_file import write_scores
+from aqtopo.evaluation.results import write_scores
+from aqtopo.inference.load import load_run
 
 
 def test_the_command_names_the_page(untrained_run: Path) -> None:

@@ -12,8 +12,7 @@ from aqtopo.data import Store, open_store
 from aqtopo.data.deadline import within
 from aqtopo.data.inspection import inspect_store
 from aqtopo.data.statistics import compute_statistics
-from aqtopo.evaluation.baselines import persistence
-from aqtopo.evaluation.climatology import climatology_of
+from aqtopo.evaluation.baselines import fit_climatology, persistence
 from aqtopo.training.probe import probe_batch
 
 SHARD = Path("fields", "c", "3", "0", "0", "0")
@@ -54,7 +53,7 @@ def test_what_is_not_done_in_time_is_left_behind() -> None:
     "read",
     [
         lambda store, _config: compute_statistics(store, [2016]),
-        lambda store, _config: climatology_of(store, ("pm25",), [2016]),
+        lambda store, _config: fit_climatology(store, ("pm25",), [2016]),
         lambda store, _config: persistence(store, ("pm25",), store.times[72:73], 1),
         probe_batch,
         lambda store, _config: inspect_store(store.path, deadline_s=store.deadline_s),

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.checkpoint import load_run
-from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.results import read_table, write_results
+from aqtopo.inference.load import load_run
 
 from .conftest import TIME_LIMIT_S, environment, launcher_command
 
@@ -40,7 +40,7 @@ def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
     tables = {
         name: read_table(untrained_run, name) for name in ("by_day", "by_hour", "exceedances", "spectra")
     }
-    done = evaluate(load_run(untrained_run), extras=Extras(every_hours=1))
+    done = evaluate(load_run(untrained_run), options=EvalOptions(every_hours=1))
     write_results(done, untrained_run)
     alone = json.loads((untrained_run / "scores.json").read_text())
     for part in ("summary", "scores", "strata", "exceedances", "spectra"):

@@ -5,10 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import xarray as xr
 
-from aqtopo.evaluation.areas import WHOLE, Areas
-from aqtopo.evaluation.cases import BoolArray, FloatArray, make_cases
-from aqtopo.evaluation.scores import overall
-from aqtopo.evaluation.sums import Axes, ErrorSums
+from aqtopo.evaluation.points import WHOLE, Areas, BoolArray, FloatArray, make_scored_batch
+from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall
 
 FIRST = np.datetime64("2018-02-27T06", "h")
 Batch = tuple[Mapping[str, FloatArray], FloatArray, BoolArray]
@@ -31,11 +29,11 @@ def summed(
     times = init_times(sum(len(truth) for _, truth, _ in batches))
     days = np.unique(times.astype("datetime64[D]"))
     areas = areas or whole_domain(batches[0][1].shape)
-    sums = ErrorSums(Axes(names, tuple(pollutants), tuple(horizons_h), days, areas))
+    sums = ErrorSums(ScoreAxes(names, tuple(pollutants), tuple(horizons_h), days, areas))
     first = 0
     for forecasts, truth, wanted in batches:
         own = times[first : first + len(truth)]
-        sums.add(make_cases(own, horizons_h, pollutants, forecasts, truth, wanted))
+        sums.add(make_scored_batch(own, horizons_h, pollutants, forecasts, truth, wanted))
         first += len(truth)
     return sums
 

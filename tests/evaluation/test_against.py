@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun, load_run
-from aqtopo.evaluation.against import OtherForecasts, open_other
-from aqtopo.evaluation.evaluate import Extras, evaluate
-from aqtopo.evaluation.forecast import forecast
-from aqtopo.evaluation.forecast_file import write_forecast
+from aqtopo.evaluation.against import OtherForecasts, open_forecasts
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.results import write_results
-from aqtopo.evaluation.table import score_table, summary, table_width
+from aqtopo.evaluation.tables import score_table, summary, table_width
+from aqtopo.inference.forecast import forecast
+from aqtopo.inference.forecast_file import write_forecast
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 INITS = [np.datetime64(day, "h") for day in ("2018-01-02", "2018-01-04", "2018-01-09")]
@@ -50,14 +50,14 @@ def written(tmp_path: Path) -> Written:
 
 
 def opened(path: Path, run: LoadedRun) -> OtherForecasts:
-    return open_other(path, run.store, TARGET_VARIABLES, HORIZONS_H)
+    return open_forecasts(path, run.store, TARGET_VARIABLES, HORIZONS_H)
 
 
 @pytest.mark.parametrize("name", ["cams.zarr", "cams.nc"])
 def test_the_runs_own_forecasts_score_as_the_run(
     run: LoadedRun, dataset: xr.Dataset, written: Callable[..., Path], name: str
 ) -> None:
-    done = evaluate(run, extras=Extras(against=opened(written(dataset, name), run)))
+    done = evaluate(run, options=EvalOptions(against=opened(written(dataset, name), run)))
     scores = done.scores
     assert scores["forecast"].values.tolist() == ["model", "persistence", "climatology", "cams"]
     assert scores.attrs["initialisations"] == 2
@@ -77,11 +77,11 @@ def test_axes_may_run_the_other_way(run: LoadedRun, dataset: xr.Dataset, written
 def test_a_single_forecast_is_enough(run: LoadedRun, written: Written) -> None:
     other = opened(written(forecast(run, INITS[1])), run)
     assert other.at(np.array(INITS[1:2])).shape == (1, 4, 6, 8, 16)
-    assert evaluate(run, extras=Extras(against=other)).scores.attrs["initialisations"] == 1
+    assert evaluate(run, options=EvalOptions(against=other)).scores.attrs["initialisations"] == 1
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_a_store_without_consolidated_metadata_is_read_without_a_word(
+def test_a_store_without_consolidated_metadata_gives_no_warning(
     run: LoadedRun, dataset: xr.Dataset, tmp_path: Path
 ) -> None:
     dataset.to_zarr(tmp_path / "cams.zarr", consolidated=False)
@@ -92,15 +92,15 @@ def test_cells_that_the_other_lacks_are_scored_for_none(
     run: LoadedRun, dataset: xr.Dataset, written: Written
 ) -> None:
     dataset["pm25"][:, :, 3:5] = np.nan
-    scores = evaluate(run, extras=Extras(against=opened(written(dataset), run))).scores
+    scores = evaluate(run, options=EvalOptions(against=opened(written(dataset), run))).scores
     assert (scores["count"].sel(pollutant="pm25") == 2 * 6 * 15).all()
     assert (scores["left_out"].sel(pollutant="pm25") == 2 * 2 * 15).all()
 
 
-def test_its_files_leave_the_runs_own_scores_alone(
+def test_scores_against_another_model_keep_the_runs_own_files(
     run: LoadedRun, dataset: xr.Dataset, written: Written, tmp_path: Path
 ) -> None:
-    done = evaluate(run, extras=Extras(against=opened(written(dataset), run)))
+    done = evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
     names = [path.name for path in write_results(done, tmp_path)]
     assert names == ["scores_against_cams.json", "scores_against_cams.zarr"]
     content = json.loads((tmp_path / names[0]).read_text())
@@ -118,26 +118,26 @@ def test_its_files_leave_the_runs_own_scores_alone(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.drop_vars("o3"), "lacks o3"),
+        (lambda d: d.drop_vars("o3"), "has no o3"),
         (
             lambda d: d.assign(co=d["co"].assign_attrs(units="mg m-3")),
             "has co in 'mg m-3', and the run in 'ug m-3'",
         ),
         (lambda d: d.assign_coords(lon=d["lon"] + 0.5), "is on another grid"),
         (lambda d: d.isel(lat=slice(1, None)), "is on another grid"),
-        (lambda d: d.isel(lead_time=slice(1, None)), r"lacks the lead time of 12 h \(it has 24, 48, 96 h\)"),
-        (lambda d: d.drop_vars("init_time"), "lacks the coordinate init_time"),
+        (lambda d: d.isel(lead_time=slice(1, None)), r"has no lead time of 12 h \(it has 24, 48, 96 h\)"),
+        (lambda d: d.drop_vars("init_time"), "has no coordinate init_time"),
         (
             lambda d: d.assign_coords(init_time=d["init_time"] + np.timedelta64(30, "m")),
             "has the initial time 2018-01-02T00:30",
         ),
         (lambda d: d.isel(init_time=[0, 0, 1]), "has more than one forecast from 2018-01-02T00"),
-        (lambda d: d.expand_dims(member=2), "has fields along member, "),
-        (lambda d: d.isel(lon=0), "lacks the dimension lon"),
-        (lambda d: d.assign_coords(init_time=[0, 1, 2]), "has initial times that are no times"),
+        (lambda d: d.expand_dims(member=2), "has the further dimension member"),
+        (lambda d: d.isel(lon=0), "has no dimension lon"),
+        (lambda d: d.assign_coords(init_time=[0, 1, 2]), "has initial times of the type"),
         (
             lambda d: d.assign_coords(lead_time=("lead_time", [12.5, 24, 48, 96], d["lead_time"].attrs)),
-            "has the lead time of 12.5 h",
+            "has the lead time 12.5 h",
         ),
         (
             lambda d: d.assign_coords(lead_time=("lead_time", [12, 12, 48, 96], d["lead_time"].attrs)),
@@ -145,11 +145,11 @@ def test_its_files_leave_the_runs_own_scores_alone(
         ),
         (
             lambda d: d.isel(lat=[0, 0, 1, 2, 3, 4, 5, 6, 7]),
-            "has an axis that values cannot be looked up on",
+            "has an axis without unique, ordered values",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_refused(
+def test_incompatible_forecasts_are_refused(
     run: LoadedRun,
     dataset: xr.Dataset,
     tmp_path: Path,
@@ -164,22 +164,22 @@ def test_what_cannot_be_compared_is_refused(
 @pytest.mark.parametrize(
     ("name", "message"), [("gone.nc", "cannot be read"), ("gone.zarr", "cannot be read")]
 )
-def test_files_that_are_not_there_are_named(run: LoadedRun, tmp_path: Path, name: str, message: str) -> None:
+def test_missing_files_are_named(run: LoadedRun, tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         opened(tmp_path / name, run)
 
 
-def test_a_name_that_is_taken_is_refused(
+def test_a_duplicate_name_is_refused(
     run: LoadedRun, dataset: xr.Dataset, written: Callable[..., Path]
 ) -> None:
-    with pytest.raises(ValueError, match="not a name that scores can be listed under"):
+    with pytest.raises(ValueError, match="cannot be used as a label of scores"):
         opened(written(dataset, "climatology.nc"), run)
 
 
 def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -> None:
     other = opened(written(forecast(run, INITS[2])), run)
     with pytest.raises(ValueError, match=r"at none of the 6 initial times of the test split.*--every"):
-        evaluate(run, extras=Extras(against=other))
+        evaluate(run, options=EvalOptions(against=other))
 
 
 @pytest.mark.parametrize(
@@ -190,10 +190,10 @@ def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -
         ("", "does not end in"),
     ],
 )
-def test_what_is_no_forecast_file_is_refused_in_a_sentence(
+def test_an_unreadable_forecast_file_is_refused_in_one_sentence(
     run: LoadedRun, tmp_path: Path, name: str, message: str
 ) -> None:
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(ValueError, match=message) as caught:
-        open_other(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
+        open_forecasts(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
     assert len(str(caught.value)) < len(str(tmp_path)) + 120

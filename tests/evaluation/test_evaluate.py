@@ -10,14 +10,13 @@ import pytest
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.evaluation.areas import Region
-from aqtopo.evaluation.cases import FORECASTS
-from aqtopo.evaluation.detail import detail_table
-from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
+from aqtopo.evaluation.points import FORECASTS, Region
 from aqtopo.evaluation.results import read_table, write_results, write_tables
+from aqtopo.evaluation.tables import detail_table
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -81,7 +80,7 @@ def test_the_model_is_scored_in_physical_units_at_every_point_of_the_mask(run: L
             assert pair["count"] == INITS.size * 8 * 15
 
 
-def test_every_forecast_of_a_calm_world_is_perfect_but_the_models(
+def test_baselines_of_constant_fields_are_perfect(
     tiny_dataset: xr.Dataset,
     tmp_path: Path,
     tiny_config: Callable[..., RunConfig],
@@ -131,7 +130,7 @@ def test_the_size_of_the_batches_does_not_change_the_scores(
 ) -> None:
     run = load_run(save_untrained(tiny_config(model={"lead_time": lead_time})))
     whole = evaluate(run).scores
-    monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_AT_ONCE", 4 * run.config.tokens)
+    monkeypatch.setattr("aqtopo.evaluation.evaluate.TOKENS_PER_BATCH", 4 * run.config.tokens)
     in_parts = evaluate(run).scores
     assert whole.attrs.pop("created")
     assert in_parts.attrs.pop("created")
@@ -150,7 +149,7 @@ def test_a_run_of_ozone_alone_which_has_no_daily_limit_is_scored(
     assert json.loads(written.read_text())["exceedances"] == []
 
 
-def test_scores_say_what_they_are_scores_of(run: LoadedRun) -> None:
+def test_scores_have_their_provenance_as_attributes(run: LoadedRun) -> None:
     told: list[tuple[str, int, int]] = []
     scores = evaluate(run, "validation", lambda *facts: told.append(facts)).scores
     assert dict(scores.sizes) == {"forecast": 3, "reference": 2, "pollutant": 6, "horizon": 4}
@@ -194,7 +193,7 @@ def test_daily_sums_are_those_of_each_initial_day(run: LoadedRun, tmp_path: Path
 
 
 def test_elevation_bands_share_the_cells_of_the_domain(run: LoadedRun) -> None:
-    done = evaluate(run, extras=Extras(regions=[Region("east", 20.0, 48.0, 110.0, 134.0)]))
+    done = evaluate(run, options=EvalOptions(regions=[Region("east", 20.0, 48.0, 110.0, 134.0)]))
     area = done.strata["area"]
     assert area["area"].values.tolist() == ["all", "plains", "slopes", "mountains", "plateau", "east"]
     count = area["count"].sel(pollutant="pm25", horizon=12)

@@ -10,11 +10,10 @@ from rich.console import Console
 from scores.categorical import BinaryContingencyManager
 
 from aqtopo.checkpoint.ranks import SINGLE_RANK
-from aqtopo.evaluation.areas import WHOLE, Areas
-from aqtopo.evaluation.cases import FORECASTS, make_cases
-from aqtopo.evaluation.detail import exceedance_table
-from aqtopo.evaluation.exceedances import LEAST_HOURS, LIMITS, Exceedances, exceedance_scores
-from aqtopo.evaluation.sums import Axes
+from aqtopo.evaluation.exceedances import LIMITS, MIN_HOURS, Exceedances, exceedance_scores
+from aqtopo.evaluation.points import FORECASTS, WHOLE, Areas, make_scored_batch
+from aqtopo.evaluation.scores import ScoreAxes
+from aqtopo.evaluation.tables import exceedance_table
 
 POLLUTANTS = ("o3", "pm25", "co")
 HORIZONS_H = (12, 96)
@@ -43,14 +42,18 @@ class Made:
         self.truth = np.where(rng.random(shape) < 0.05, np.float32(np.nan), field())
         wanted = np.ones(shape, dtype=np.bool_)
         areas = Areas((WHOLE, "east"), (WHOLE, "region"), np.concatenate([np.ones_like(EAST), EAST]))
-        axes = Axes(FORECASTS, POLLUTANTS, HORIZONS_H, np.unique(init_times.astype("datetime64[D]")), areas)
-        tally = Exceedances(axes, init_times, world=1)
+        axes = ScoreAxes(
+            FORECASTS, POLLUTANTS, HORIZONS_H, np.unique(init_times.astype("datetime64[D]")), areas
+        )
+        accumulator = Exceedances(axes, init_times, ranks=1)
         for start in range(0, init_times.size, batch):
             own = slice(start, start + batch)
             part = {name: values[own] for name, values in self.forecasts.items()}
-            tally.add(make_cases(init_times[own], HORIZONS_H, POLLUTANTS, part, self.truth[own], wanted[own]))
-        tally.add_up(SINGLE_RANK)
-        self.counts = tally.tables()["exceedances"]
+            accumulator.add(
+                make_scored_batch(init_times[own], HORIZONS_H, POLLUTANTS, part, self.truth[own], wanted[own])
+            )
+        accumulator.all_reduce(SINGLE_RANK)
+        self.counts = accumulator.tables()["exceedances"]
 
     def daily(self, values: np.ndarray, pollutant: str, lead: int) -> xr.DataArray:
         """Means over days in Beijing with enough hours, of the hours at which there is a truth."""
@@ -61,7 +64,7 @@ class Made:
             dims=("time", "lat", "lon"),
             coords={"time": beijing},
         )
-        return hourly.resample(time="D").mean().where(hourly.resample(time="D").count() >= LEAST_HOURS)
+        return hourly.resample(time="D").mean().where(hourly.resample(time="D").count() >= MIN_HOURS)
 
 
 @pytest.mark.parametrize("batch", [7, 200])
@@ -125,4 +128,4 @@ def test_pollutants_without_events_and_alarms_are_only_named() -> None:
     buffer = io.StringIO()
     Console(file=buffer, width=120).print(exceedance_table(scores))
     assert len([line for line in buffer.getvalue().splitlines() if " h " in line]) == 2 * 3
-    assert "neither events nor alarms: carbon monoxide" in " ".join(buffer.getvalue().split())
+    assert "no event and no alarm: carbon monoxide" in " ".join(buffer.getvalue().split())

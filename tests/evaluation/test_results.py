@@ -1,13 +1,141 @@
-"""The tables that an evaluation leaves, and what may become of them."""
-
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.evaluation.results import read_table, write_tables
+from aqtopo.evaluation.points import FORECASTS
+from aqtopo.evaluation.results import SCORES_FILE, read_scores, read_table, write_scores, write_tables
+
+from .made import scores_of_batches
+
+Content = dict[str, Any]
+
+POLLUTANTS, HORIZONS_H = ("pm25", "co"), (12, 96)
+
+
+@pytest.fixture
+def scores() -> xr.Dataset:
+    """Made scores in which nothing was counted for carbon monoxide at 96 h."""
+    generator = np.random.default_rng(0)
+    shape = (3, len(HORIZONS_H), len(POLLUTANTS), 4, 5)
+    truth = generator.gamma(2.0, 20.0, shape)
+    truth[:, 1, 1] = np.nan
+    forecasts = {name: generator.gamma(2.0, 20.0, shape) for name in FORECASTS}
+    batch = forecasts, truth, np.ones(shape, dtype=np.bool_)
+    made = scores_of_batches(batch, pollutants=POLLUTANTS, horizons_h=HORIZONS_H).assign_coords(
+        units=("pollutant", ["ug m-3"] * 2)
+    )
+    head = {"initialisations": 3, "first_init": "2018-02-27T06", "last_init": "2018-02-28T12"}
+    return made.assign_attrs(run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"}, **head)
+
+
+def test_what_is_written_is_read_back(scores: xr.Dataset, tmp_path: Path) -> None:
+    write_scores(scores, tmp_path)
+    read = read_scores(tmp_path)
+    xr.testing.assert_allclose(read, scores, rtol=1e-15)
+    assert read.attrs == scores.attrs
+    assert [path.name for path in tmp_path.iterdir()] == [SCORES_FILE]
+
+
+def test_the_file_can_be_read_without_aqtopo(scores: xr.Dataset, tmp_path: Path) -> None:
+    content = json.loads(write_scores(scores, tmp_path).read_text())
+    assert (content["run"], content["split"], content["years"]) == ("made", "test", [2018])
+    assert [(entry["pollutant"], entry["horizon_h"]) for entry in content["scores"]] == [
+        (pollutant, horizon) for pollutant in POLLUTANTS for horizon in HORIZONS_H
+    ]
+    first = content["scores"][0]
+    assert first["units"] == "ug m-3"
+    assert first["count"] == 60
+    pair = scores.sel(pollutant="pm25", horizon=12)
+    assert first["model"]["rmse"] == float(pair["rmse"].sel(forecast="model"))
+    assert first["persistence"]["mae"] == float(pair["mae"].sel(forecast="persistence"))
+    assert first["climatology"]["bias"] == float(pair["bias"].sel(forecast="climatology"))
+    assert first["skill"]["climatology"] == float(pair["skill"].sel(reference="climatology"))
+
+
+def test_missing_values_are_null_in_valid_json(scores: xr.Dataset, tmp_path: Path) -> None:
+    text = write_scores(scores, tmp_path).read_text()
+    last = json.loads(text, parse_constant=pytest.fail)["scores"][-1]
+    assert last["count"] == 0
+    assert last["model"] == {"rmse": None, "mae": None, "bias": None, "acc": None}
+    assert last["skill"] == {"persistence": None, "climatology": None}
+
+
+def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: Path) -> None:
+    summary = json.loads(write_scores(scores, tmp_path).read_text())["summary"]
+    rmse = scores["rmse"]
+    better = {name: rmse[0] < rmse.sel(forecast=name) for name in ("persistence", "climatology")}
+    assert summary == {
+        "pairs": 3,
+        "model_beats_persistence": int(better["persistence"].sum()),
+        "model_beats_climatology": int(better["climatology"].sum()),
+        "model_beats_all": int((better["persistence"].values & better["climatology"].values).sum()),
+    }
+
+
+def damaged(content: Content, path: str, value: object = None) -> str:
+    """The file with another value at a path such as `scores.0.units`, or without that key."""
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = content
+    for part in way:
+        place = place[part]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda _: "{", "scores.json is not JSON"),
+        (lambda content: json.dumps(content)[:-40], "scores.json is not JSON"),
+        (lambda _: "[]", "does not hold one JSON object"),
+        (lambda _: "{}", "format_version: missing"),
+        (lambda content: damaged(content, "format_version", 99), "format_version = 99: must be 2"),
+        (lambda content: damaged(content, "tag"), "tag: missing"),
+        (lambda content: damaged(content, "last_init", "once"), 'last_init = "once": must be a time'),
+        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": is an unknown pollutant'),
+        (lambda content: damaged(content, "scores.0.model"), "scores[0].model: missing"),
+        (lambda content: damaged(content, "scores.0.model.rmse", "5"), 'scores[0].model.rmse = "5": must be'),
+        (lambda content: damaged(content, "scores.0.skill", [1]), "scores[0].skill = [1]: must be an object"),
+        (lambda content: damaged(content, "scores.0"), "scores = 3: must have every pollutant at every"),
+        (lambda content: damaged(content, "scores", []), "scores = []: must hold at least 1 item"),
+        (lambda content: damaged(content, "strata.season.DJF.0"), "strata.season.DJF = 3: must have every"),
+    ],
+)
+def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
+    scores: xr.Dataset, tmp_path: Path, damage: Callable[[Content], str], message: str
+) -> None:
+    path = write_scores(scores, tmp_path, {"season": scores.expand_dims(season=["DJF"])})
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        read_scores(tmp_path)
+    assert str(caught.value).endswith(f"Score the run again with `aqtopo evaluate {tmp_path}`.")
+
+
+def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tmp_path: Path) -> None:
+    outcomes = {"hits": 1, "misses": 0, "false_alarms": 0, "correct_negatives": 0}
+    record = {"pollutant": "pm25", "horizon": 12, "limit": 75.0, **outcomes}
+    path = write_scores(scores, tmp_path)
+    content = json.loads(path.read_text()) | {"exceedances": [{"forecast": "model", "csi": None, **record}]}
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="exceedances = 1: must have each of model, persistence, climatology"
+    ):
+        read_scores(tmp_path)
+
+
+def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"scores\.json is missing\. Score the run with `aqtopo evaluate"):
+        read_scores(tmp_path)
+
 
 TABLE = xr.Dataset({"squared": (("day", "area"), np.arange(600.0).reshape(20, 30))})
 
@@ -35,7 +163,7 @@ def test_a_damaged_table_is_named_with_the_remedy(tmp_path: Path, damage: Callab
         read_table(tmp_path, "by_day")
 
 
-def test_a_table_that_was_not_made_is_asked_for(tmp_path: Path) -> None:
+def test_a_missing_table_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"scores\.zarr has no table by_day\. Score the run with `aqtopo"):
         read_table(tmp_path, "by_day")
     write_tables({"by_day": TABLE}, tmp_path)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import continuous
 
-from aqtopo.evaluation.cases import FORECASTS, MODEL, REFERENCES, BoolArray, FloatArray
-from aqtopo.evaluation.scores import overall, skill_against, stratified
+from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES, BoolArray, FloatArray
+from aqtopo.evaluation.scores import overall, skill_against, stratified_scores
 
 from .made import Batch, init_times, summed
 
@@ -162,7 +162,7 @@ def test_scores_equal_those_of_the_bureau_of_meteorologys_package() -> None:
 def test_strata_are_the_scores_of_their_parts() -> None:
     forecasts, truth, wanted = sample(9)
     sums = summed((forecasts, truth, wanted), pollutants=POLLUTANTS, horizons_h=HORIZONS_H)
-    strata = stratified(sums.by_day(), sums.by_hour())
+    strata = stratified_scores(sums.by_day(), sums.by_hour())
     days = init_times(SHAPE[0]).astype("datetime64[M]").astype(int) % 12 + 1
     assert strata["season"]["season"].values.tolist() == ["DJF", "MAM"]
     for season, inside in (("DJF", days < 3), ("MAM", days >= 3)):

@@ -10,11 +10,10 @@ import xarray as xr
 from rich.console import Console
 
 from aqtopo.data import Store, open_store
-from aqtopo.evaluation.areas import areas_of
-from aqtopo.evaluation.cases import FORECASTS, MODEL, FloatArray, make_cases
-from aqtopo.evaluation.detail import spectra_table
+from aqtopo.evaluation.points import FORECASTS, MODEL, FloatArray, areas_of, make_scored_batch
+from aqtopo.evaluation.scores import ScoreAxes
 from aqtopo.evaluation.spectra import KM_PER_DEGREE, TRUTH, Spectra, spectral_scores
-from aqtopo.evaluation.sums import Axes
+from aqtopo.evaluation.tables import spectra_table
 
 ROWS, COLUMNS = 48, 96
 LAT, LON = np.linspace(30.0, 41.75, ROWS), np.linspace(100.0, 123.75, COLUMNS)
@@ -34,12 +33,12 @@ def store(tiny_store: Path) -> Store:
 
 def spectra_of(store: Store, truth: FloatArray, model: FloatArray) -> xr.Dataset:
     """Spectra of one pollutant at one horizon: fields (B, H, W)."""
-    axes = Axes(FORECASTS, ("pm25",), (12,), INITS[:1].astype("datetime64[D]"), areas_of(store))
-    tally = Spectra(axes, store, INITS)
+    axes = ScoreAxes(FORECASTS, ("pm25",), (12,), INITS[:1].astype("datetime64[D]"), areas_of(store))
+    accumulator = Spectra(axes, store, INITS)
     fields = dict.fromkeys(FORECASTS, truth[:, None, None]) | {MODEL: model[:, None, None]}
     wanted = np.broadcast_to(store.static["mask"] > 0, fields[MODEL].shape)
-    tally.add(make_cases(INITS, (12,), ("pm25",), fields, truth[:, None, None], wanted))
-    return tally.tables()["spectra"]
+    accumulator.add(make_scored_batch(INITS, (12,), ("pm25",), fields, truth[:, None, None], wanted))
+    return accumulator.tables()["spectra"]
 
 
 def noise(seed: int = 0) -> FloatArray:

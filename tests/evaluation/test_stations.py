@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.data import Store, open_store
-from aqtopo.evaluation.detail import stations_left_out, stratum_table
-from aqtopo.evaluation.evaluate import Extras, evaluate
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
+from aqtopo.evaluation.tables import stations_left_out, stratum_table
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -63,7 +63,7 @@ def csv(table: pd.DataFrame, tmp_path: Path) -> Path:
 
 def test_persistence_at_stations_equals_bilinear_interpolation_by_hand(run: LoadedRun, csv: Path) -> None:
     stations = read_stations(csv, run.store, TARGET_VARIABLES)
-    done = evaluate(run, extras=Extras(stations=stations))
+    done = evaluate(run, options=EvalOptions(stations=stations))
     scores = done.strata["station"].sel(forecast="persistence")
     assert scores["station"].values.tolist() == ["0101A", "1141A"]
     observed = stations.observed
@@ -87,28 +87,29 @@ def test_persistence_at_stations_equals_bilinear_interpolation_by_hand(run: Load
 
 def test_stations_that_cannot_be_scored_are_named(run: LoadedRun, csv: Path) -> None:
     table = evaluate(
-        run, extras=Extras(stations=read_stations(csv, run.store, ("pm25", "o3", *TARGET_VARIABLES[1:5])))
+        run,
+        options=EvalOptions(stations=read_stations(csv, run.store, ("pm25", "o3", *TARGET_VARIABLES[1:5]))),
     )
     sums = table.tables["stations"]
     assert sums.attrs["stations_outside_the_grid"] == ["far"]
     assert sums.attrs["stations_beside_masked_cells"] == ["edge"]
 
 
-def test_what_of_the_stations_is_not_scored_is_said(run: LoadedRun, csv: Path) -> None:
-    done = evaluate(run, extras=Extras(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
+def test_unscored_observations_are_listed(run: LoadedRun, csv: Path) -> None:
+    done = evaluate(run, options=EvalOptions(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
     said = stations_left_out(done)
     assert "far (beyond the grid)" in said
     assert "edge (beside a masked cell)" in said
 
 
 def test_the_table_of_stations_has_only_pollutants_that_were_observed(run: LoadedRun, csv: Path) -> None:
-    done = evaluate(run, extras=Extras(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
+    done = evaluate(run, options=EvalOptions(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
     names = list(stratum_table(done, "station").columns[0].cells)
     assert set(names) == {"PM2.5", "ozone"}
 
 
 def test_stations_are_written_as_a_table_and_as_sums(run: LoadedRun, csv: Path, tmp_path: Path) -> None:
-    done = evaluate(run, extras=Extras(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
+    done = evaluate(run, options=EvalOptions(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
     *_, listed = write_results(done, tmp_path)
     rows = pd.read_csv(listed, dtype={"station": str})
     assert len(rows) == 2 * 2 * 4 * 3
@@ -139,7 +140,7 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
         (lambda t: t.drop(columns="lat"), "has no column lat"),
         (lambda t: t.assign(value="high"), "cannot be read"),
         (lambda t: t.assign(time="soon"), "cannot be read"),
-        (lambda t: t.assign(time="2018-01-03T00:30"), "between hours"),
+        (lambda t: t.assign(time="2018-01-03T00:30"), "not a whole hour"),
         (lambda t: t.assign(pollutant="aqi"), "its pollutants are aqi"),
         (lambda t: pd.concat([t, t[:1]]), "more than one value of pm25 at the station 0101A"),
         (lambda t: t.assign(lat=np.arange(len(t)) / 100), "several positions for the station 0101A"),
@@ -168,7 +169,7 @@ def test_observations_of_other_days_are_refused(run: LoadedRun, table: pd.DataFr
     table[:1].assign(time="2019-06-01T00").to_csv(path, index=False)
     later = read_stations(path, run.store, TARGET_VARIABLES)
     with pytest.raises(ValueError, match=r"values from 2019-06-01T00 to 2019-06-01T00, and none at the"):
-        evaluate(run, extras=Extras(stations=later))
+        evaluate(run, options=EvalOptions(stations=later))
 
 
 def test_a_file_that_is_not_there_is_named(run: LoadedRun, tmp_path: Path) -> None:

@@ -1,0 +1,203 @@
+"""Score tables for the terminal."""
+
+import rich.box
+import xarray as xr
+from rich.table import Table
+
+from aqtopo.evaluation.evaluate import Evaluation
+from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
+from aqtopo.evaluation.points import MODEL, WHOLE
+from aqtopo.evaluation.scores import count_wins
+from aqtopo.variables import VARIABLES
+
+TABLE_WIDTH = 120
+"""Columns of text of the score table with two references."""
+
+
+def table_width(scores: xr.Dataset) -> int:
+    """Return the columns of text of the score table; each further reference adds two numbers."""
+    return TABLE_WIDTH + sum(len(str(name)) + 15 for name in scores["reference"].values[2:])
+
+
+def score_table(scores: xr.Dataset) -> Table:
+    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias.
+
+    Args:
+        scores: from `aqtopo.evaluation.evaluate`.
+    """
+    attrs = scores.attrs
+    forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
+    units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
+    table = Table(
+        title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
+        f"{forecasts}",
+        caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
+        "positive is better; ACC = correlation of anomalies from climatology",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    table.add_column("lead", justify="right", no_wrap=True)
+    for name in scores["forecast"].values:
+        table.add_column(f"RMSE\n{name}", justify="right", no_wrap=True)
+    for name in scores["reference"].values:
+        table.add_column(f"skill vs\n{name}", justify="right", no_wrap=True)
+    for measure in ("ACC", "MAE", "bias"):
+        table.add_column(f"{measure}\n{MODEL}", justify="right", no_wrap=True)
+    for pollutant in scores["pollutant"].values:
+        for horizon in scores["horizon"].values:
+            table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
+        table.add_section()
+    return table
+
+
+def _row(pair: xr.Dataset) -> list[str]:
+    name = VARIABLES[str(pair["pollutant"].values)].long_name
+    rmse = pair["rmse"]
+    lowest = float(rmse.min())
+    return [
+        name,
+        f"{int(pair['horizon'])} h",
+        *(_marked(float(rmse.sel(forecast=name)), lowest) for name in pair["forecast"].values),
+        *(number_text(float(pair["skill"].sel(reference=name)), "+.3f") for name in pair["reference"].values),
+        number_text(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
+        number_text(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
+        number_text(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
+    ]
+
+
+def number_text(value: float, form: str) -> str:
+    """Format a number for a table; a dash for NaN."""
+    return "-" if value != value else format(value, form)
+
+
+def _marked(value: float, lowest: float) -> str:
+    text = number_text(value, ".2f")
+    return f"[bold green]{text}*[/]" if value == lowest else f"{text} "
+
+
+def summary(scores: xr.Dataset) -> str:
+    """Return the number of pollutant-horizon pairs in which the model beats its references, as text."""
+    wins = count_wins(scores)
+    over = ", ".join(f"{name} in {count}" for name, count in wins.over.items())
+    unscored = scores["count"].size - wins.pairs
+    without = f"; {unscored} more have no data" if unscored else ""
+    return (
+        f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {over}, "
+        f"and than {'both' if len(wins.over) == 2 else 'all'} in {wins.over_all}{without}."
+    )
+
+
+_NUMBERS = ("hits", "misses", "false_alarms")
+_SHARES = ("pod", "far", "csi")
+
+MAX_NAMED = 8
+"""Longest list of stations in a message; `scores.zarr` lists all."""
+
+
+def detail_table(done: Evaluation, name: str) -> Table | str:
+    """Return the table of a stratum, of `exceedances` or of `spectra`; or the reason why there is none."""
+    if name == "exceedances":
+        return exceedance_table(done.exceedances)
+    if name == "spectra":
+        return spectra_table(done.spectra)
+    return stratum_table(done, name)
+
+
+def stratum_table(done: Evaluation, stratum: str) -> Table:
+    """Table of the model's RMSE and skill against the better reference, by season, hour, area or station."""
+    scores = done.strata[stratum]
+    table = Table(
+        title=f"RMSE of the model by {stratum}, and skill against the better reference",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    table.add_column(stratum, no_wrap=True)
+    for horizon in scores["horizon"].values:
+        table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
+        table.add_column("skill", justify="right", no_wrap=True)
+    # Most stations observe some of the pollutants.
+    for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
+        for label in scores[stratum].values:
+            here = scores.sel({"pollutant": pollutant, stratum: label})
+            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
+            table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
+        table.add_section()
+    return table
+
+
+def _figures(pair: xr.Dataset) -> tuple[str, str]:
+    return (
+        number_text(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
+        number_text(float(pair["skill"].min("reference")), "+.3f"),
+    )
+
+
+def stations_left_out(done: Evaluation) -> str:
+    """Return a sentence that lists the observations that are not scored; empty if all are."""
+    facts = done.tables["stations"].attrs
+    named = [f"{name} (beyond the grid)" for name in facts["stations_outside_the_grid"]]
+    named += [f"{name} (beside a masked cell)" for name in facts["stations_beside_masked_cells"]]
+    named += [f"{name} (not forecast)" for name in facts["pollutants_ignored"]]
+    more = f" and {len(named) - MAX_NAMED} more" if len(named) > MAX_NAMED else ""
+    return f"Observations left out: {', '.join(named[:MAX_NAMED])}{more}." if named else ""
+
+
+def exceedance_table(exceedances: xr.Dataset) -> Table | str:
+    """Table of every forecast's hits and false alarms over the whole domain; or the reason for none."""
+    whole = exceedances.sel(area=WHOLE)
+    if not whole.sizes["pollutant"]:
+        return "No pollutant of this run has a limit for 24-hour means."
+    if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
+        return NO_DAILY_MEANS
+    any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
+    quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
+    table = Table(
+        title="days and cells whose 24-hour mean exceeds the limit (GB 3095-2012, grade II)",
+        caption="POD = hits / (hits + misses); FAR = false alarms / (hits + false alarms); "
+        "CSI = hits / (hits + misses + false alarms)"
+        + (f"; no event and no alarm: {quiet}" if quiet else ""),
+        box=rich.box.SIMPLE_HEAD,
+    )
+    for column in ("pollutant", "forecast"):
+        table.add_column(column, no_wrap=True)
+    for column in ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for pollutant in whole["pollutant"][any_at_all].values:
+        for horizon in whole["horizon"].values:
+            pair = whole.sel(pollutant=pollutant, horizon=horizon)
+            for name in whole["forecast"].values:
+                table.add_row(*_exceedance_row(pair.sel(forecast=name)))
+        table.add_section()
+    return table
+
+
+def _exceedance_row(case: xr.Dataset) -> list[str]:
+    return [
+        VARIABLES[str(case["pollutant"].values)].long_name,
+        str(case["forecast"].values),
+        f"{float(case['limit']):.0f}",
+        f"{int(case['horizon'])} h",
+        *(str(int(case[name])) for name in _NUMBERS),
+        *(number_text(float(case[name]), ".2f") for name in _SHARES),
+    ]
+
+
+def spectra_table(spectra: xr.Dataset) -> Table:
+    """Table of the shortest resolved wavelength and of the relative power at the shortest wavelengths."""
+    model = spectra[["resolved_km", "short_waves"]].sel(forecast=MODEL)
+    table = Table(
+        title="smoothness: power of the model relative to the truth's",
+        caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
+        "short: its power over the shortest third of the wavelengths, divided by the truth's",
+        box=rich.box.SIMPLE_HEAD,
+    )
+    table.add_column("pollutant", no_wrap=True)
+    for horizon in model["horizon"].values:
+        table.add_column(f"km\n{horizon} h", justify="right", no_wrap=True)
+        table.add_column("short", justify="right", no_wrap=True)
+    for pollutant in model["pollutant"].values:
+        pairs = [model.sel(pollutant=pollutant, horizon=horizon) for horizon in model["horizon"].values]
+        forms = (("resolved_km", ".0f"), ("short_waves", ".2f"))
+        figures = [number_text(float(pair[name]), form) for pair in pairs for name, form in forms]
+        table.add_row(VARIABLES[str(pollutant)].long_name, *figures)
+    return table

@@ -1,0 +1,1 @@
+"""Loading a run or an exported model, and forecasting with it."""

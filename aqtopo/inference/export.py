@@ -1,0 +1,173 @@
+"""Exports: a trained model as a folder with a card, or the weights of a saved state as one file.
+
+Neither contains a pickle; reading them needs no DeepSpeed.
+"""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aqtopo.checkpoint.files import FileRecord, check_files, sync, sync_and_hash, write_durably, write_tensors
+from aqtopo.checkpoint.inspection import SavedState, opened
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
+from aqtopo.checkpoint.shards import MASTER
+from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
+from aqtopo.checkpoint.weights import load_weights
+from aqtopo.config import RunConfig
+from aqtopo.data.store import Store
+from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
+from aqtopo.inference.load import LoadedRun, load_run
+
+
+def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
+    """Write a trained model into a new folder, by atomic rename.
+
+    Args:
+        run_dir: the run directory.
+        tag: `best`, `last` or a tag's name.
+        out: the new folder.
+        scores: content of `scores.json`, if the run has been evaluated; ignored if it scores another state.
+
+    Raises:
+        ValueError: as `load_run`, or `out` exists or its parent is missing.
+        RefusedError: the state's files have changed since they were saved.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists. Name a new folder.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    run = load_run(run_dir, tag)
+    temporary = out.with_name(out.name + UNFINISHED)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        write_tensors(temporary / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(temporary / STATIC_FILE, _static_tensors(run.store))
+        files = {name: sync_and_hash(temporary / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
+        card = _card(run, scores, files)
+        write_durably(temporary / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        temporary.rename(out)
+        sync(out.absolute().parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return card
+
+
+def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
+    fields = {**store.static, "lat": store.lat, "lon": store.lon}
+    return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fields.items()}
+
+
+def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, FileRecord]) -> Card:
+    own = scores is not None and scores.get("tag") == run.tag.name
+    return Card(
+        name=run.config.name,
+        description=run.config.description,
+        exported=datetime.now(UTC).isoformat(timespec="seconds"),
+        state=run.tag,
+        tag=run.tag.name,
+        data=_data_facts(run.config, run.store),
+        normalization=NormalizationFacts(
+            kind=run.config.data.normalization,
+            statistics_years=run.store.statistics_years,
+            mean={name: value for name, value in run.store.mean.items() if math.isfinite(value)},
+            std={name: value for name, value in run.store.std.items() if math.isfinite(value)},
+        ),
+        scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
+        config=json.loads(run.config.to_json()),
+        config_digest=run.config.digest,
+        trained_with=_trained_with(run.run_dir),
+        exported_with={"commit": source_commit(), **package_versions()},
+        files=files,
+    )
+
+
+def _trained_with(run_dir: Path) -> dict[str, Any]:
+    """Return the content of `run.json`; empty if the run has none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if not (run_dir / RUN_FILE).exists():
+        return {}
+    return read_run_file(run_dir).model_dump(mode="json", exclude_unset=True)
+
+
+def _data_facts(config: RunConfig, store: Store) -> DataFacts:
+    return DataFacts(
+        source=store.source,
+        simulated=store.simulated,
+        digest=store.digest,
+        train_years=config.data.train_years,
+        validation_years=config.data.validation_years,
+        test_years=config.data.test_years,
+        cells=(store.lat.size, store.lon.size),
+        lat_range=(float(store.lat.min()), float(store.lat.max())),
+        lon_range=(float(store.lon.min()), float(store.lon.max())),
+    )
+
+
+def export_weights(path: Path, out: Path) -> dict[str, str]:
+    """Write the fp32 weights of a saved state as one safetensors file, after checking its files.
+
+    Trained parameters are the fp32 masters, whatever the precision of the run; frozen ones and buffers come
+    from the module. A tied parameter is written under each of its names.
+
+    Args:
+        path: a tag, a universal checkpoint, or a run, of which the last tag is used.
+        out: the new file.
+
+    Returns:
+        The file's metadata: tag, step, epoch, val_loss and config_digest, as text.
+
+    Raises:
+        ValueError: there is no state, or `out` exists or its parent is missing.
+        RefusedError: the state's files have changed since they were saved.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists. Name a new file.")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    temporary = out.with_name(out.name + UNFINISHED)
+    with opened(path) as (state,):
+        check_files(state.folder, state.manifest.files, SINGLE_RANK)
+        metadata = _metadata(state)
+        write_tensors(temporary, _weights(state), metadata)
+    sync(temporary)
+    temporary.rename(out)
+    sync(out.parent)
+    return metadata
+
+
+def _weights(state: SavedState) -> dict[str, Tensor]:
+    """Return every tensor of the module by name, floating point in fp32."""
+    weights = load_weights(state.folder / WEIGHTS_FILE)
+    weights = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
+    for name in state.manifest.parameters:
+        weights[name] = state.tensors.tensor(name, MASTER)
+    for alias, name in state.manifest.tied.items():
+        weights[alias] = weights[name].clone()
+    return weights
+
+
+def _metadata(state: SavedState) -> dict[str, str]:
+    run = state.manifest.run
+    saved = read_tag(state.folder / STATE_FILE) if STATE_FILE in state.manifest.files else None
+    facts = {
+        "tag": state.manifest.tag,
+        "step": run.position.step,
+        "epoch": run.position.epoch,
+        "val_loss": saved.val_loss if saved else val_loss_in(state.manifest.tag),
+        "config_digest": run.config_digest,
+    }
+    return {key: "none" if value is None else str(value) for key, value in facts.items()}

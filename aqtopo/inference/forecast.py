@@ -1,0 +1,162 @@
+"""Forecasts from one initial time, and the truth, as CF datasets of the same layout."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.config import RunConfig
+from aqtopo.data.batch import BatchReader
+from aqtopo.data.store import Store
+from aqtopo.inference.forecast_file import lead_time_dataset
+from aqtopo.inference.load import LoadedRun, predict
+
+
+def parse_init_time(text: str) -> np.datetime64:
+    """Parse a whole hour from ISO 8601 text, such as `2018-01-15T00`; UTC unless the text has an offset.
+
+    Raises:
+        ValueError: the text is not a time, or not a whole hour.
+    """
+    try:
+        time = datetime.fromisoformat(text)
+        if time.tzinfo is not None:
+            time = time.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"the initial time {text!r} is not in ISO 8601. Write it as 2018-01-15T00."
+        ) from error
+    hour = np.datetime64(time, "h")
+    if hour != np.datetime64(time):
+        raise ValueError(f"the initial time {text} is not a whole hour; fields are hourly. Use {hour}.")
+    return hour
+
+
+def channel_indices(store: Store, names: Sequence[str]) -> list[int]:
+    """Return the indices of `names` along the channel axis of `Store.read`."""
+    return [store.channels.index(name) for name in names]
+
+
+def check_init_time(store: Store, init_time: np.datetime64) -> None:
+    """Check that the store has fields at an initial time.
+
+    Raises:
+        ValueError: it has none; the message names the nearest time.
+    """
+    times = store.times
+    nearest = times[np.argmin(np.abs(times - init_time))]
+    if nearest != init_time:
+        raise ValueError(
+            f"the store {store.path} has no fields for the initial time {init_time} (it covers {times[0]} to "
+            f"{times[-1]}, UTC). The nearest time it has is {nearest}."
+        )
+
+
+def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
+    """Forecast all pollutants and horizons of a run from the fields of one hour.
+
+    Concentrations are not clipped: setting negative values to zero would bias the mean. Each variable's
+    `comment` counts them.
+
+    Args:
+        run: from `aqtopo.inference.load`.
+        init_time: initial time, a whole hour UTC that is in the store. The truth may be missing.
+
+    Returns:
+        A CF-1.11 dataset, see `lead_time_dataset`.
+
+    Raises:
+        ValueError: the store has no fields at `init_time`, or its shard is damaged.
+        FloatingPointError: the network returns values that are not finite.
+    """
+    check_init_time(run.store, init_time)
+    data = run.config.data
+    values, filled = _model_values(run, init_time)
+    dataset = _dataset(run, init_time, values)
+    for name in data.targets:
+        dataset[name].attrs["comment"] = _negative_comment(dataset[name])
+    return dataset.assign_attrs(
+        title=f"{run.config.name}: air-quality forecast from {init_time} UTC",
+        source=f"neural network (aqtopo), trained on and started from: {run.store.source}",
+        init_time_split=_split_of(run.config, init_time),
+        inputs_filled=filled,
+        **_origin(run),
+    )
+
+
+def read_truth(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
+    """Read the store's values at the valid times of a forecast, in the forecast's layout.
+
+    Returns:
+        As `forecast`; NaN where a value, or the whole hour, is missing.
+    """
+    data, store = run.config.data, run.store
+    channels = channel_indices(store, data.targets)
+    shape = (len(data.horizons), len(channels), len(store.lat), len(store.lon))
+    values = np.full(shape, np.nan, dtype=np.float32)
+    valid_times = init_time + np.array(data.horizons, dtype="timedelta64[h]")
+    for lead in np.flatnonzero(np.isin(valid_times, store.times)):
+        values[lead] = store.read(int(store.locate(valid_times[lead])))[channels]
+    return _dataset(run, init_time, values).assign_attrs(
+        title=f"{run.config.name}: truth for the forecast from {init_time} UTC", source=store.source
+    )
+
+
+def _model_values(run: LoadedRun, init_time: np.datetime64) -> tuple[NDArray[np.float32], int]:
+    """Return the network's output (K, C, H, W) in physical units, and the number of missing inputs."""
+    leads = np.array([run.config.data.horizons], dtype=np.int64)
+    batch = BatchReader(run.store, run.config).batch(
+        np.array([init_time]), leads, places=np.zeros(1, dtype=np.int64)
+    )
+    values = predict(run, batch)[0]
+    if not np.isfinite(values).all():
+        raise FloatingPointError(
+            f"the forecast from {init_time} has values that are not finite; the weights of {run.tag.name} "
+            "have diverged: choose another --tag, or lower the learning rate and train again"
+        )
+    return values, batch.filled
+
+
+def _dataset(run: LoadedRun, init_time: np.datetime64, values: NDArray[np.float32]) -> xr.Dataset:
+    return lead_time_dataset(
+        values,
+        init_time=init_time,
+        pollutants=run.config.data.targets,
+        horizons_h=run.config.data.horizons,
+        lat=run.store.lat,
+        lon=run.store.lon,
+    )
+
+
+def _negative_comment(values: xr.DataArray) -> str:
+    negative = int((values < 0).sum())
+    return f"network output, not clipped: {negative} of {values.size} values are negative"
+
+
+def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
+    """Return the split that contains the year of the initial time."""
+    year = int(str(init_time)[:4])
+    splits: dict[str, Sequence[int]] = {
+        "train": config.data.train_years,
+        "validation": config.data.validation_years,
+        "test": config.data.test_years,
+    }
+    return next((name for name, years in splits.items() if year in years), "none")
+
+
+def _origin(run: LoadedRun) -> dict[str, Any]:
+    """Return the attributes that identify the run."""
+    version = importlib.metadata.version("aqtopo")
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "history": f"{now} made by aqtopo {version} from the run {run.config.name}, tag {run.tag.name}",
+        "run": run.config.name,
+        "tag": run.tag.name,
+        "config_digest": run.config.digest,
+        "weights_step": run.tag.step,
+        "simulated": "yes" if run.store.simulated else "no",
+    }

@@ -1,0 +1,183 @@
+"""CF-1.11 layout of a forecast, and writing it as zarr or NetCDF. The truth has the same layout."""
+
+import importlib.util
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from aqtopo.variables import VARIABLES
+
+CONVENTIONS = "CF-1.11"
+
+_TIME_ENCODING = {"units": "hours since 1970-01-01", "calendar": "standard", "dtype": "int64"}
+
+
+def lead_time_dataset(
+    values: npt.NDArray[np.float32],
+    *,
+    init_time: np.datetime64,
+    pollutants: Sequence[str],
+    horizons_h: Sequence[int],
+    lat: npt.NDArray[np.floating[Any]],
+    lon: npt.NDArray[np.floating[Any]],
+) -> xr.Dataset:
+    """Return fields by lead time as a CF dataset, whose only global attribute is `Conventions`.
+
+    Args:
+        values: (K, C, H, W) in the units of `aqtopo.variables`, NaN where missing.
+        init_time: initial time, UTC.
+        pollutants: C short names.
+        horizons_h: K lead times [h], whole hours.
+        lat: (H,) latitudes [degrees north], in the order of the rows.
+        lon: (W,) longitudes [degrees east].
+
+    Returns:
+        One float32 variable (lead_time, lat, lon) per pollutant; coordinates `init_time` (scalar),
+        `lead_time` [h] and `time`, the valid time.
+    """
+    assert values.shape == (len(horizons_h), len(pollutants), len(lat), len(lon)), "(K, C, H, W)"
+    dataset = xr.Dataset(
+        {
+            name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(name))
+            for c, name in enumerate(pollutants)
+        },
+        coords=_coordinates(init_time, horizons_h, lat, lon),
+        attrs={"Conventions": CONVENTIONS},
+    )
+    for name in ("init_time", "time"):
+        dataset[name].encoding.update(_TIME_ENCODING)
+    for name in ("lead_time", "lat", "lon"):
+        # CF forbids missing values in coordinates; xarray declares one for floats.
+        dataset[name].encoding["_FillValue"] = None
+    return dataset
+
+
+def _describe(name: str) -> dict[str, str]:
+    variable = VARIABLES[name]
+    described = {"long_name": variable.long_name, "units": variable.units}
+    return described | ({"standard_name": variable.standard_name} if variable.standard_name else {})
+
+
+def _coordinates(
+    init_time: np.datetime64,
+    horizons_h: Sequence[int],
+    lat: npt.NDArray[np.floating[Any]],
+    lon: npt.NDArray[np.floating[Any]],
+) -> dict[str, xr.Variable]:
+    start = init_time.astype("datetime64[ns]")
+    hours = np.asarray(horizons_h, dtype=np.int64)
+    return {
+        "init_time": xr.Variable(
+            (),
+            start,
+            {"standard_name": "forecast_reference_time", "long_name": "initial time of the forecast (UTC)"},
+        ),
+        # A number of hours, which every CF reader understands, not a timedelta.
+        "lead_time": xr.Variable(
+            "lead_time",
+            hours,
+            {
+                "standard_name": "forecast_period",
+                "long_name": "time since the initial time",
+                "units": "hours",
+            },
+        ),
+        "time": xr.Variable(
+            "lead_time",
+            start + hours.astype("timedelta64[h]"),
+            {"standard_name": "time", "long_name": "valid time (UTC)"},
+        ),
+        "lat": xr.Variable(
+            "lat",
+            lat,
+            {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
+        ),
+        "lon": xr.Variable(
+            "lon",
+            lon,
+            {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
+        ),
+    }
+
+
+SUFFIXES = (".zarr", ".nc")
+
+
+def check_output(path: Path, overwrite: bool = False) -> None:
+    """Check that a forecast can be written to `path`, before it is computed.
+
+    Raises:
+        ValueError: the suffix is unknown, it exists, its directory does not, or NetCDF has no writer.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(
+            f"the output {path} must end in {' or '.join(SUFFIXES)}, which selects the format. "
+            f"For example {path.with_suffix('.zarr')}."
+        )
+    if path.exists() and not overwrite:
+        raise ValueError(f"{path} exists already. Choose another name, or pass --overwrite to replace it.")
+    if path.is_dir() and not (path / "init_time").is_dir():
+        # --overwrite must not delete a data store.
+        raise ValueError(
+            f"{path} is a directory, but not a forecast, so it is not replaced. Choose another name."
+        )
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"the directory {path.parent} of the output {path} does not exist. Make it first.")
+    if path.suffix == ".nc" and importlib.util.find_spec("netCDF4") is None:
+        raise ValueError(
+            f"writing {path} needs the package netCDF4, which is not installed. Install it with "
+            f"`pip install 'aqtopo[report]'`, or write {path.with_suffix('.zarr')} instead."
+        )
+
+
+def write_forecast(dataset: xr.Dataset, path: Path, overwrite: bool = False) -> None:
+    """Write a dataset to `path`, as zarr v3 or NetCDF-4 by its suffix.
+
+    Raises:
+        ValueError: as `check_output`, or `path` cannot be written.
+    """
+    check_output(path, overwrite)
+    write_atomically(path, lambda temporary: _write(dataset, temporary, path.suffix))
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file or folder beside `path`, then rename it to `path`.
+
+    Raises:
+        ValueError: `path` cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.partial")
+    try:
+        _remove(temporary)
+        write(temporary)
+        if path.is_dir():
+            _remove(path)
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error}. Choose a writable directory.") from error
+    finally:
+        _remove(temporary)
+
+
+def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
+    if suffix == ".nc":
+        packed = {name: {"zlib": True, "complevel": 4} for name in dataset.data_vars}
+        dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=packed)
+        return
+    with warnings.catch_warnings():
+        # xarray warns of a store without consolidated metadata; other readers ignore them.
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
+        dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=True)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

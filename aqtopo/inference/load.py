@@ -1,0 +1,185 @@
+"""Loading a run or an exported model, and running it on a batch; without pickle and DeepSpeed."""
+
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from aqtopo.checkpoint.files import check_files
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, RunFacts, read_manifest
+from aqtopo.checkpoint.ranks import SINGLE_RANK
+from aqtopo.checkpoint.tags import Tag, find_tag, read_lock
+from aqtopo.checkpoint.weights import CONFIG_FILE, load_weights, read_run_config, scaling_digest
+from aqtopo.config import RunConfig
+from aqtopo.config.errors import describe
+from aqtopo.data.batch import Batch
+from aqtopo.data.statistics import Normalization, normalization_for
+from aqtopo.data.store import Store, open_store
+from aqtopo.inference.card import CARD_FILE, GRID_TOLERANCE_DEG, STATIC_FILE, Card, is_export, read_card
+from aqtopo.model import AirQualityViT, Terrain, build_model
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A trained model with its data.
+
+    Attributes:
+        run_dir: run directory or exported folder.
+        config: its configuration.
+        tag: the saved state.
+        model: in evaluation mode, on the CPU.
+        store: the opened data.
+        normalization: maps fields to the model's inputs, and back.
+    """
+
+    run_dir: Path
+    config: RunConfig
+    tag: Tag
+    model: AirQualityViT
+    store: Store
+    normalization: Normalization
+
+
+def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
+    """Load a trained run.
+
+    Args:
+        run_dir: the run directory.
+        tag: `best`, `last` or a tag's name.
+
+    Raises:
+        ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
+        RefusedError: the weights have changed since they were saved.
+    """
+    config = read_run_config(run_dir)
+    found = find_tag(run_dir, tag)
+    store = open_store(config.data.store, config.data.read_deadline_s)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
+    path = found.folder(run_dir) / WEIGHTS_FILE
+    try:
+        with read_lock(path.parent):
+            manifest = read_manifest(path.parent)
+            _check_data(manifest.run, config, store, run_dir)
+            check_files(path.parent, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]}, SINGLE_RANK)
+            model.load_state_dict(load_weights(path), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error
+    return LoadedRun(run_dir, config, found, model.eval(), store, normalization_for(config, store))
+
+
+def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:
+    """Check that the store has the normalisation and terrain of the training.
+
+    Raises:
+        ValueError: normalisation or terrain differ.
+    """
+    if run.data_digest in (None, store.digest):
+        return
+    if run.scaling_digest != scaling_digest(config, store):
+        raise ValueError(
+            f"{config.data.store} has another normalisation or terrain than the data that {run_dir} was "
+            "trained on, so forecasts would be wrong. Restore the store of the training."
+        )
+    warnings.warn(
+        f"{config.data.store} has changed since {run_dir} was trained, but not its normalisation and "
+        "terrain: the results are those of the current data",
+        stacklevel=3,
+    )
+
+
+def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:
+    """Load a trained model from a run directory or from an exported folder.
+
+    Args:
+        path: a run directory or an exported folder.
+        tag: saved state of a run; an exported model has one state only.
+        store: hours to forecast from in place of the training's store; for exported models only.
+
+    Raises:
+        ValueError: there is no such model or state, or the store has another grid.
+        RefusedError: the files have changed since they were saved.
+    """
+    if is_export(path):
+        return _load_export(path, tag, store)
+    if store is not None:
+        raise ValueError(
+            f"{path} is a run, which always reads its training store. Export it first "
+            f"(`aqtopo export {path} OUT`), then forecast from OUT with --store."
+        )
+    return load_run(path, tag)
+
+
+def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
+    card = read_card(folder)
+    if tag not in ("best", card.tag):  # best is the commands' default
+        raise ValueError(
+            f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
+            "out, or name the run directory."
+        )
+    check_files(folder, card.files, SINGLE_RANK)
+    config = _config_in(card, folder)
+    static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
+    store = _as_in_training(open_store(store_path or config.data.store), card, static)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
+    try:
+        model.load_state_dict(load_weights(folder / WEIGHTS_FILE), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
+    return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))
+
+
+def _config_in(card: Card, folder: Path) -> RunConfig:
+    """Return the configuration that the model was trained with.
+
+    Raises:
+        ValueError: this version does not support it.
+    """
+    try:
+        return RunConfig.model_validate(card.config)
+    except ValidationError as error:
+        faults = describe(error, RunConfig, str(folder / CARD_FILE))
+        version = card.exported_with.get("aqtopo")
+        raise ValueError(f"{faults}\nThe model was exported by aqtopo {version}: use that version.") from None
+
+
+def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
+    """Return the store with the static fields and the statistics of the training.
+
+    Raises:
+        ValueError: its grid differs.
+    """
+    axes = {"lat": store.lat, "lon": store.lon}
+    for name, axis in axes.items():
+        expected = static.pop(name)
+        if axis.shape != expected.shape or np.abs(axis - expected).max() > GRID_TOLERANCE_DEG:
+            raise ValueError(
+                f"{store.path} is on another grid than {card.name} was trained on: its {name} has "
+                f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
+                f"from {expected[0]:g} to {expected[-1]:g}. Interpolate the data to that grid."
+            )
+    return replace(
+        store,
+        static=static,
+        mean=card.normalization.mean,
+        std=card.normalization.std,
+        statistics_years=card.normalization.statistics_years,
+    )
+
+
+def predict(run: LoadedRun, batch: Batch) -> NDArray[np.float32]:
+    """Run inference on one batch, on the GPU if there is one.
+
+    Returns:
+        (B, K, C, H, W) in the units of `aqtopo.variables`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = run.model.to(device).eval()
+    on_device = batch.to(device)
+    with torch.inference_mode():
+        normalised = model(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+    return run.normalization.denormalize(normalised.float().cpu().numpy(), run.config.data.targets)

@@ -1,0 +1,298 @@
+"""Maps of the attention in block 0 from a few places, with the bias and without it.
+
+Only the rows of the chosen tokens are computed, so that memory grows linearly with the tokens.
+
+Shapes: H heads, N tokens, D width, E = D / H.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from aqtopo.config import ModelConfig
+from aqtopo.data.store import Store
+from aqtopo.inference.forecast import forecast
+from aqtopo.inference.load import LoadedRun
+from aqtopo.model.attention import ElevationAttention, SelfAttention
+from aqtopo.model.bits import from_bits
+from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.way import Way
+from aqtopo.report.base_map import CITIES, Canvas
+from aqtopo.report.forecast_maps import ForecastCase, MapImage
+from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.text import place_text
+
+
+@dataclass(frozen=True)
+class Place:
+    """A named point: degrees north and east."""
+
+    name: str
+    lat: float
+    lon: float
+
+
+def parse_place(text: str) -> Place:
+    """Parse a place such as `Lanzhou=36.1,103.8` (`NAME=LAT,LON` in degrees).
+
+    Raises:
+        ValueError: the text has another form.
+    """
+    name, _, position = text.rpartition("=")
+    try:
+        lat, lon = map(float, position.split(","))
+    except ValueError as error:
+        raise ValueError(
+            f"the place {text!r} is not of the form NAME=LAT,LON in degrees. Write for example "
+            "Lanzhou=36.1,103.8."
+        ) from error
+    if not name:
+        raise ValueError(f"the place {text!r} needs a name before the equals sign, as in Lanzhou=36.1,103.8.")
+    return Place(name, lat, lon)
+
+
+def tokens_at(
+    run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
+) -> dict[str, int]:
+    """Return raster indices of tokens by the name of their place.
+
+    Returns:
+        The most polluted token at the initial time, the wanted places, and the cities inside the scored area.
+
+    Raises:
+        ValueError: a wanted place is not on the grid, or two places have the same name.
+    """
+    store, patch = run.store, run.config.model.patch
+    found = {"Most polluted": most_polluted_token(case, patch)}
+    for place in wanted:
+        if place.name in found:
+            raise ValueError(f"--place {place.name}: another place has this name. Choose a unique one.")
+        if canvas.place(place.lat, place.lon) is None:
+            raise ValueError(
+                f"--place {place.name}={place.lat:g},{place.lon:g} is not on the grid of {store.path} "
+                f"({store.lat.min():g} to {store.lat.max():g} N, {store.lon.min():g} to {store.lon.max():g} "
+                "E). Choose a place on the grid."
+            )
+        found[place.name] = _token(*_cell(store, place), store, patch)
+    for city in (Place(*city) for city in CITIES):
+        cell = _cell(store, city)
+        if canvas.place(city.lat, city.lon) is not None and store.static["mask"][cell] > 0:
+            found.setdefault(city.name, _token(*cell, store, patch))
+    return found
+
+
+def most_polluted_token(case: ForecastCase, patch: int) -> int:
+    """Return the raster index of the patch with the highest initial mean of the first pollutant."""
+    field = case.initial[0]
+    tiles = field.reshape(field.shape[0] // patch, patch, field.shape[1] // patch, patch)
+    known = np.isfinite(tiles).sum((1, 3))
+    means = np.nansum(tiles, (1, 3)) / np.maximum(known, 1)
+    return int(np.argmax(np.where(known == patch**2, means, -np.inf)))
+
+
+def _cell(store: Store, place: Place) -> tuple[int, int]:
+    """Return row and column of the nearest cell."""
+    return int(np.abs(store.lat - place.lat).argmin()), int(np.abs(store.lon - place.lon).argmin())
+
+
+def _token(row: int, column: int, store: Store, patch: int) -> int:
+    return row // patch * (len(store.lon) // patch) + column // patch
+
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Attention = SelfAttention | ElevationAttention | PairAttention
+
+
+@dataclass(frozen=True)
+class AttentionInput:
+    """Input of an attention layer in a forecast.
+
+    Attributes:
+        tokens: (N, D) in raster order.
+        way: geometry of the tokens relative to the wind.
+    """
+
+    tokens: Tensor
+    way: Way
+
+
+@dataclass(frozen=True)
+class AttentionMap:
+    """Maps of the attention of one token.
+
+    Attributes:
+        name: name of the place.
+        place: its coordinates as text.
+        spot: its drawing position, x and y.
+        maps: without bias, with bias, and the difference.
+        weakened: share of the attention to `weakened_tokens`, without and with the bias, as text.
+    """
+
+    name: str
+    place: str
+    spot: tuple[float, float]
+    maps: tuple[MapImage, MapImage, MapImage]
+    weakened: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Attention maps of several tokens, on two common scales.
+
+    Attributes:
+        places: one per place, the most polluted first.
+        heads: number of heads in the mean.
+        scale: colours of attention, relative to equal shares.
+        difference: colours of with minus without.
+        destination: description of `weakened_tokens`.
+    """
+
+    places: tuple[AttentionMap, ...]
+    heads: int
+    scale: Scale
+    difference: Scale
+    destination: str
+
+
+def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
+    """Return the attention (2, H, N) of `token` to each token: without the bias, and with it.
+
+    Args:
+        attention: of block 0.
+        seen: its input.
+        token: raster index of the query.
+    """
+    with torch.no_grad():
+        q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
+        q_HE = q_ND[token].view(attention.heads, -1)
+        k_NHE = k_ND.view(len(k_ND), attention.heads, -1)
+        scores_HN = torch.einsum("he,nhe->hn", q_HE, k_NHE) / q_HE.shape[-1] ** 0.5
+        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.way)]).softmax(-1)
+
+
+def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
+    """Return the bias (H, N) of the scores of `token`, keys in raster order."""
+    parts: list[Tensor] = []
+    with torch.no_grad():
+        if isinstance(attention, PairAttention):
+            parts.append(attention.bias(None, way)[0, :, token].float())
+        elif isinstance(attention, ElevationAttention):
+            parts.append(-attention.alpha.float()[:, None] * _rises_km(attention, token))
+        if attention.locality is not None:
+            of_queries, of_keys = attention.locality.columns(None, way, torch.float32)
+            parts.append(torch.einsum("hc,nc->hn", of_queries[0, :, token], of_keys[0, 0]))
+    first, *others = parts
+    return sum(others, first).expand(attention.heads, -1)
+
+
+def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
+    """Return the rise (N,) from the token to each key [km], 0 for lower keys, in raster order."""
+    height_N = from_bits(attention.height_bits)
+    return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
+
+
+def draw_attention(
+    run: LoadedRun, case: ForecastCase, canvas: Canvas, wanted: Sequence[Place] = ()
+) -> AttentionMaps | None:
+    """Draw the attention of some places; None without a bias in block 0.
+
+    Raises:
+        ValueError: a wanted place is not on the grid or its name is not unique, or block 0 has no bias.
+    """
+    attention = run.model.get_submodule("blocks.0.attn")
+    assert isinstance(attention, Attention)
+    if isinstance(attention, SelfAttention) and attention.locality is None:
+        if wanted:
+            raise ValueError(
+                f"--place {wanted[0].name}: block 0 of {run.config.name} has no bias, so its "
+                "attention cannot be compared with and without it. Leave --place out."
+            )
+        return None
+    seen = _attention_input(attention, run, case.init_time)
+    tokens = tokens_at(run, case, canvas, wanted)
+    rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
+    shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
+    scale = concentration_scale([field for pair in shares.values() for field in pair])
+    difference = difference_scale([biased - without for without, biased in shares.values()])
+
+    def shown(name: str, token: int) -> AttentionMap:
+        lat, lon = _centre(run.store, token, run.config.model.patch)
+        spot = canvas.place(lat, lon)
+        assert spot is not None, "the token is on the grid"
+        loses = weakened_tokens(attention, token, rows[token])
+        without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
+        maps = _maps(canvas, scale, difference, shares[token], name)
+        return AttentionMap(name, place_text(lat, lon), spot, maps, (without, biased))
+
+    return AttentionMaps(
+        tuple(shown(name, token) for name, token in tokens.items()),
+        attention.heads,
+        scale,
+        difference,
+        _in_words(run.config.model),
+    )
+
+
+def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
+    """Return the input of the attention layer in a forecast from an initial time, at the first horizon."""
+    seen: list[tuple[Any, ...]] = []
+    hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    try:
+        forecast(run, init_time)
+    finally:
+        hook.remove()
+    x_BND, _, _, way = seen[0]
+    assert way.stored is None, "block 0 reads its tokens in raster order"
+    return AttentionInput(x_BND[0], way)
+
+
+def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
+    """Return the attention (Y, X) without and with the bias, relative to equal shares."""
+    grid = -1, len(run.store.lon) // run.config.model.patch
+    without, biased = rows_2N * rows_2N.shape[1]
+    return without.reshape(grid), biased.reshape(grid)
+
+
+def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
+    """Return latitude and longitude of the centre of a token's patch."""
+    row, column = (part * patch for part in divmod(token, len(store.lon) // patch))
+    return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
+
+
+def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+    """Return the tokens (N,) that the bias weakens.
+
+    For an elevation bias alone these are the higher tokens, whatever the learnt sign of alpha. For other
+    biases, whose zero is arbitrary, they are the tokens that lose attention.
+    """
+    weakened: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
+    if isinstance(attention, ElevationAttention) and attention.locality is None:
+        weakened = (_rises_km(attention, token) > 0).cpu().numpy()
+    return weakened
+
+
+def _in_words(settings: ModelConfig) -> str:
+    """Description of `weakened_tokens`."""
+    if settings.dense_options or settings.local_bias:
+        return "places that the bias weakens"
+    return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
+
+
+def _maps(
+    canvas: Canvas, scale: Scale, difference: Scale, shares: tuple[FloatArray, FloatArray], name: str
+) -> tuple[MapImage, MapImage, MapImage]:
+    def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
+        alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
+        return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
+
+    without, biased = shares
+    return (
+        map_of("Without the bias", scale, without),
+        map_of("With the bias", scale, biased),
+        map_of("With minus without", difference, biased - without),
+    )

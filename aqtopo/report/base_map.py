@@ -1,0 +1,297 @@
+"""Base map: projection, shaded relief, contours, coast, cities, and wind arrows."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from contourpy import contour_generator
+from matplotlib.colors import LightSource
+from PIL import Image
+
+from aqtopo.report.images import png_uri
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+WIDTH = 1000.0
+"""Width of every map in drawing units; the browser scales it to the window."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """Equirectangular map of one grid, north on top, true to scale at the middle latitude.
+
+    Attributes:
+        lat: (H,) cell centres [degrees north], ascending or descending, evenly spaced.
+        lon: (W,) cell centres [degrees east], ascending, evenly spaced.
+    """
+
+    lat: FloatArray
+    lon: FloatArray
+
+    @property
+    def aspect(self) -> float:
+        """Width over height; a degree of longitude is shortened by the cosine of the middle latitude."""
+        middle = math.radians(float(np.mean(self.lat)))
+        return float(len(self.lon) * self._lon_step * math.cos(middle) / (len(self.lat) * self._lat_step))
+
+    @property
+    def height(self) -> float:
+        """Height in drawing units."""
+        return WIDTH / self.aspect
+
+    @property
+    def cell_size_m(self) -> tuple[float, float]:
+        """Height and width of a cell [m] at the middle latitude, on a sphere of 6371 km."""
+        degree = math.pi * 6.371e6 / 180.0
+        shrink = math.cos(math.radians(float(np.mean(self.lat))))
+        return self._lat_step * degree, self._lon_step * degree * shrink
+
+    @property
+    def x(self) -> FloatArray:
+        """(W,) drawing positions of the columns."""
+        return (np.arange(len(self.lon)) + 0.5) * WIDTH / len(self.lon)
+
+    @property
+    def y(self) -> FloatArray:
+        """(H,) drawing positions of the rows, the northernmost first."""
+        return (np.arange(len(self.lat)) + 0.5) * self.height / len(self.lat)
+
+    def north_up(self, field: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return (H, W) with the northernmost row first."""
+        return field[::-1] if self.lat[0] < self.lat[-1] else field
+
+    def place(self, lat: float, lon: float) -> tuple[float, float] | None:
+        """Drawing position of a point, or None outside the map."""
+        north = float(np.max(self.lat)) + self._lat_step / 2
+        west = float(np.min(self.lon)) - self._lon_step / 2
+        x = (lon - west) / (len(self.lon) * self._lon_step) * WIDTH
+        y = (north - lat) / (len(self.lat) * self._lat_step) * self.height
+        inside = 0.0 <= x <= WIDTH and 0.0 <= y <= self.height
+        return (x, y) if inside else None
+
+    @property
+    def _lat_step(self) -> float:
+        return float(abs(self.lat[-1] - self.lat[0])) / (len(self.lat) - 1)
+
+    @property
+    def _lon_step(self) -> float:
+        return float(abs(self.lon[-1] - self.lon[0])) / (len(self.lon) - 1)
+
+
+CONTOUR_LEVELS_M = (500.0, 1500.0, 3000.0, 4500.0)
+
+CITIES = (
+    ("Beijing", 39.90, 116.41),
+    ("Shanghai", 31.23, 121.47),
+    ("Guangzhou", 23.13, 113.26),
+    ("Chengdu", 30.66, 104.07),
+    ("Xi'an", 34.34, 108.94),
+    ("Lhasa", 29.65, 91.11),
+    ("Ürümqi", 43.83, 87.62),
+)
+"""Name, degrees north, degrees east; cities outside the grid are skipped."""
+
+# On a map of 5000 km, hills are visible only with exaggerated relief.
+_VERTICAL_EXAGGERATION = 25.0
+_DARKEST_SHADE = 0.52
+
+
+@dataclass(frozen=True)
+class MapLabel:
+    """A text at a drawing position."""
+
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class BaseMap:
+    """Layers of one grid that all maps share.
+
+    Attributes:
+        shade: data URI of the shaded relief, grey, to be multiplied with the colours.
+        contours: SVG path of the elevation contours at `CONTOUR_LEVELS_M`.
+        coast: SVG path of the border of the scored area; empty if the whole grid is scored.
+        cities: cities inside the grid.
+        meridians: degree labels along the lower edge.
+        parallels: degree labels along the left edge.
+    """
+
+    shade: str
+    contours: str
+    coast: str
+    cities: tuple[MapLabel, ...]
+    meridians: tuple[MapLabel, ...]
+    parallels: tuple[MapLabel, ...]
+
+
+def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> BaseMap:
+    """Draw the base map.
+
+    Args:
+        canvas: the grid.
+        elevation_m: (H, W) elevation [m].
+        mask: (H, W), 1 in the scored area.
+    """
+    elevation = canvas.north_up(np.nan_to_num(elevation_m))
+    places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
+    return BaseMap(
+        shade=png_uri(_hillshade(canvas, elevation)),
+        contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
+        coast=_outline(canvas, canvas.north_up(mask) > 0),
+        cities=tuple(MapLabel(*place, name) for name, place in places if place is not None),
+        meridians=_meridians(canvas),
+        parallels=_parallels(canvas),
+    )
+
+
+def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
+    """Shade the relief, lit from the north-west; level ground stays white and keeps its colours."""
+    factor = max(1, round(640 / elevation.shape[1]))
+    height, width = elevation.shape
+    fine = np.asarray(
+        Image.fromarray(elevation.astype(np.float32)).resize(
+            (width * factor, height * factor), Image.Resampling.BICUBIC
+        )
+    )
+    dy, dx = (size / factor for size in canvas.cell_size_m)
+    light = LightSource(azdeg=315, altdeg=45).hillshade(
+        fine, vert_exag=_VERTICAL_EXAGGERATION, dx=dx, dy=dy, fraction=1.0
+    )
+    level = math.sin(math.radians(45))
+    shade = np.clip(light / level, _DARKEST_SHADE, 1.0)
+    return np.round(shade * 63).astype(np.uint8) * 4 + 3  # 64 greys: half the bytes, no visible bands
+
+
+def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
+    lines = contour_generator(canvas.x, canvas.y, field).lines(level)
+    return "".join(_polyline(np.asarray(line)) for line in lines if len(line) > 3)
+
+
+def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
+    """Return the border of an area along its cells' edges, one line per straight stretch."""
+    width, height = WIDTH / inside.shape[1], canvas.height / inside.shape[0]
+    across = "".join(
+        f"M{start * width:.1f},{row * height:.1f}H{end * width:.1f}"
+        for row, start, end in _stretches(inside[1:] != inside[:-1])
+    )
+    down = "".join(
+        f"M{column * width:.1f},{start * height:.1f}V{end * height:.1f}"
+        for column, start, end in _stretches((inside[:, 1:] != inside[:, :-1]).T)
+    )
+    return across + down
+
+
+def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """Return runs of true values: index i + 1 of the edge below row i, start and end along the row."""
+    padded = np.pad(border, ((0, 0), (1, 1))).astype(np.int8)
+    rows, starts = np.nonzero(np.diff(padded, axis=1) == 1)
+    _, ends = np.nonzero(np.diff(padded, axis=1) == -1)
+    return list(zip((rows + 1).tolist(), starts.tolist(), ends.tolist(), strict=True))
+
+
+def _polyline(points: FloatArray) -> str:
+    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _meridians(canvas: Canvas) -> tuple[MapLabel, ...]:
+    middle = float(np.mean(canvas.lat))
+    places = [(degrees, canvas.place(middle, degrees)) for degrees in _round_degrees(canvas.lon)]
+    return tuple(
+        MapLabel(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
+        for degrees, place in places
+        if place is not None
+    )
+
+
+def _parallels(canvas: Canvas) -> tuple[MapLabel, ...]:
+    middle = float(np.mean(canvas.lon))
+    places = [(degrees, canvas.place(degrees, middle)) for degrees in _round_degrees(canvas.lat)]
+    return tuple(
+        MapLabel(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
+        for degrees, place in places
+        if place is not None
+    )
+
+
+def _round_degrees(centres: FloatArray) -> range:
+    """Return four to eight round values inside the axis."""
+    low, high = float(np.min(centres)), float(np.max(centres))
+    step = next(step for step in (1, 2, 5, 10, 20, 30, 60) if (high - low) / step <= 7)
+    return range(math.ceil((low + step / 4) / step) * step, math.floor(high - step / 4) + 1, step)
+
+
+_ARROWS_ACROSS = 16
+_HEAD = 13.0
+"""Longest barb of an arrow, in drawing units."""
+
+
+@dataclass(frozen=True)
+class WindArrows:
+    """Wind arrows, which point downwind.
+
+    Attributes:
+        paths: an SVG path per time; empty without wind data.
+        ten_metres_per_second: length of 10 m/s in drawing units, equal at all times.
+    """
+
+    paths: tuple[str, ...]
+    ten_metres_per_second: float
+
+
+def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
+    """Draw block means of the wind.
+
+    Args:
+        canvas: the grid.
+        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where missing.
+    """
+    block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
+    means = [
+        tuple(_block_means(canvas.north_up(component), block) for component in wind_2HW)
+        for wind_2HW in wind_T2HW
+    ]
+    speeds = np.concatenate([np.hypot(u, v).ravel() for u, v in means])
+    known = speeds[np.isfinite(speeds)]
+    typical = float(np.percentile(known, 95)) if known.size else 0.0
+    scale = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
+    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
+    return WindArrows(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
+
+
+def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str:
+    places = np.argwhere(np.isfinite(dx) & np.isfinite(dy))
+    return "".join(_arrow(x[column], y[row], dx[row, column], dy[row, column]) for row, column in places)
+
+
+def _arrow(x: float, y: float, dx: float, dy: float) -> str:
+    """Return a shaft centred on (x, y) and two barbs at its tip."""
+    length = math.hypot(dx, dy)
+    if length < 1.0:
+        return ""
+    head = min(0.4 * length, _HEAD)
+    tip_x, tip_y = x + dx / 2, y + dy / 2
+    angle = math.atan2(dy, dx)
+    left, right = (
+        (tip_x - head * math.cos(angle + turn), tip_y - head * math.sin(angle + turn)) for turn in (0.5, -0.5)
+    )
+    return (
+        f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
+        f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
+    )
+
+
+def _block_means(field: FloatArray, block: int) -> FloatArray:
+    rows, columns = (size // block for size in field.shape)
+    whole = field[: rows * block, : columns * block].astype(np.float64)
+    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
+    return means
+
+
+def _block_centres(positions: FloatArray, block: int) -> FloatArray:
+    whole = positions[: len(positions) // block * block]
+    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
+    return centres

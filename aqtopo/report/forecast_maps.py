@@ -1,0 +1,263 @@
+"""Maps of one forecast beside the truth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xarray as xr
+
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import usable_times
+from aqtopo.data.schema import Hours
+from aqtopo.data.store import Store
+from aqtopo.inference.forecast import channel_indices, forecast, read_truth
+from aqtopo.inference.load import LoadedRun
+from aqtopo.report.base_map import Canvas
+from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, time_text
+from aqtopo.variables import VARIABLES
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+# Reading every hour of a year takes minutes on the full grid.
+MAX_CANDIDATES = 366
+
+
+@dataclass(frozen=True)
+class ForecastCase:
+    """Fields of one forecast in physical units, NaN outside the scored area.
+
+    Attributes:
+        init_time: initial time, UTC.
+        reason: reason for the choice of the initial time.
+        pollutants: C short names.
+        horizons_h: K lead times [h].
+        initial: (C, H, W) fields at the initial time: the persistence forecast.
+        forecast: (K, C, H, W).
+        truth: (K, C, H, W).
+        wind: (1 + K, 2, H, W) eastward and northward wind [m/s] of the data, at the initial time and at the
+            valid times; NaN if the hour is not in the store.
+    """
+
+    init_time: np.datetime64
+    reason: str
+    pollutants: tuple[str, ...]
+    horizons_h: tuple[int, ...]
+    initial: FloatArray
+    forecast: FloatArray
+    truth: FloatArray
+    wind: FloatArray
+
+
+def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, str]:
+    """Return the test time with the highest regional mean of the first target, and the reason as text.
+
+    Candidates are the initial times at 00 UTC, or all if there are none, thinned to `MAX_CANDIDATES`.
+
+    Raises:
+        ValueError: no test time has all its horizons in the store.
+    """
+    times = usable_times(store.times, config.data.test_years, config.data.horizons)
+    if not len(times):
+        years = ", ".join(str(year) for year in config.data.test_years)
+        raise ValueError(
+            f"{store.path} has no time in the test years {years} from which every horizon "
+            f"({config.data.horizons} h) can be verified. Choose other data.test_years."
+        )
+    midnights = times[times.astype(int) % 24 == 0]
+    candidates = midnights if len(midnights) else times
+    candidates = candidates[:: -(-len(candidates) // MAX_CANDIDATES)]
+    target = store.channels.index(config.data.targets[0])
+    scored = store.static["mask"] > 0
+    means = [
+        float(np.nanmean(store.read(index)[target][scored])) if scored.any() else 0.0
+        for index in store.locate(candidates).tolist()
+    ]
+    starts = f"{len(candidates)} starts {'at 00 UTC ' if len(midnights) else ''}in the test period"
+    label = VARIABLES[config.data.targets[0]].long_name
+    reason = (
+        f"the start with the highest mean {label} of {starts}, chosen without regard to the forecast's error"
+    )
+    return candidates[int(np.nanargmax(means))], reason
+
+
+def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> ForecastCase:
+    """Forecast from one initial time and read the truth.
+
+    Args:
+        run: a trained run.
+        init_time: initial time, UTC; None for the most polluted one of the test period.
+
+    Raises:
+        ValueError: the store has no fields at the initial time, or none at the valid times.
+    """
+    if init_time is None:
+        init_time, reason = most_polluted_time(run.store, run.config)
+    else:
+        reason = "chosen with --init"
+    forecasts, truths = forecast(run, init_time), read_truth(run, init_time)
+    pollutants, horizons = run.config.data.targets, run.config.data.horizons
+    scored = run.store.static["mask"] > 0
+    truth = _stacked(truths, pollutants, scored)
+    if not np.isfinite(truth).any():
+        raise ValueError(
+            f"--init {init_time}: {run.store.path} has no truth at any horizon ({horizons} h) from there, so "
+            f"the forecast cannot be verified. The store covers {run.store.times[0]} to "
+            f"{run.store.times[-1]}."
+        )
+    fields = run.store.read(int(run.store.locate(np.array(init_time))))
+    initial = fields[channel_indices(run.store, pollutants)]
+    return ForecastCase(
+        init_time,
+        reason,
+        pollutants,
+        horizons,
+        np.where(scored, initial, np.nan),
+        _stacked(forecasts, pollutants, scored),
+        truth,
+        _wind_at(run.store, init_time + np.array([0, *horizons], dtype="timedelta64[h]")),
+    )
+
+
+def _wind_at(store: Store, times: Hours) -> FloatArray:
+    """Return the wind (T, 2, H, W) [m/s]; NaN for hours that are not in the store."""
+    wind = np.full((len(times), 2, len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
+    channels = channel_indices(store, ("u", "v"))
+    for place in np.flatnonzero(np.isin(times, store.times)):
+        wind[place] = store.read(int(store.locate(times[place])))[channels]
+    return wind
+
+
+def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:
+    """Return (K, C, H, W), NaN outside the scored area."""
+    values = np.stack([dataset[name].values for name in pollutants], axis=1)
+    return np.where(scored, values, np.nan)
+
+
+@dataclass(frozen=True)
+class MapImage:
+    """One map: title, note, layer and text alternative."""
+
+    title: str
+    note: str
+    layer: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Forecast and truth of one pollutant at one horizon.
+
+    Attributes:
+        horizon_h: lead time [h].
+        valid_time: valid time as text.
+        maps: forecast, truth, difference.
+        errors: RMSE of this map as text, of the model and of persistence.
+    """
+
+    horizon_h: int
+    valid_time: str
+    maps: tuple[MapImage, MapImage, MapImage]
+    errors: tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PollutantMaps:
+    """All maps of one pollutant, on two common scales.
+
+    Attributes:
+        name: short name.
+        label: long name.
+        units: formatted units.
+        scale: colours of concentrations.
+        difference: colours of forecast minus truth.
+        initial: the map at the initial time.
+        verifications: one per horizon.
+    """
+
+    name: str
+    label: str
+    units: str
+    scale: Scale
+    difference: Scale
+    initial: MapImage
+    verifications: tuple[Verification, ...]
+
+
+def draw_pollutant_maps(case: ForecastCase, canvas: Canvas) -> tuple[PollutantMaps, ...]:
+    """Draw every map of a case."""
+    return tuple(_draw(case, canvas, c) for c in range(len(case.pollutants)))
+
+
+def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
+    variable = VARIABLES[case.pollutants[c]]
+    # The forecast does not affect the scale, so extreme forecasts stay visible.
+    scale = concentration_scale([case.initial[c], *case.truth[:, c]])
+    difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
+    return PollutantMaps(
+        variable.name,
+        capitalised(variable.long_name),
+        pretty_units(variable.units),
+        scale,
+        difference,
+        MapImage(
+            f"At the start, {time_text(case.init_time)}",
+            _mean_note(case.initial[c], variable.units),
+            scale.layer(canvas.north_up(case.initial[c])),
+            f"Map of {variable.long_name} at the initial time, with wind arrows.",
+        ),
+        tuple(_verify(case, canvas, c, k, scale, difference) for k in range(len(case.horizons_h))),
+    )
+
+
+def _verify(
+    case: ForecastCase, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale
+) -> Verification:
+    forecast, truth = case.forecast[k, c], case.truth[k, c]
+    horizon = case.horizons_h[k]
+    variable = VARIABLES[case.pollutants[c]]
+    what = f"{variable.long_name}, {horizon} h ahead"
+    model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
+    return Verification(
+        horizon,
+        time_text(case.init_time + np.timedelta64(horizon, "h")),
+        (
+            MapImage(
+                f"Forecast, +{horizon} h",
+                _mean_note(forecast, variable.units),
+                scale.layer(canvas.north_up(forecast)),
+                f"Map of the forecast of {what}.",
+            ),
+            MapImage(
+                "Truth",
+                _mean_note(truth, variable.units),
+                scale.layer(canvas.north_up(truth)),
+                f"Map of the truth for {what}.",
+            ),
+            MapImage(
+                "Forecast minus truth",
+                _mean_note(forecast - truth, variable.units, signed=True),
+                difference.layer(canvas.north_up(forecast - truth)),
+                f"Map of forecast minus truth for {what}: red too high, blue too low.",
+            ),
+        ),
+        (model, persistence),
+    )
+
+
+def _rmse(forecast: FloatArray, truth: FloatArray) -> float:
+    """Return the root mean squared error over the cells where both are finite, NaN without any."""
+    squares = np.square(forecast.astype(np.float64) - truth)
+    known = squares[np.isfinite(squares)]
+    return float(np.sqrt(known.mean())) if known.size else float("nan")
+
+
+def _mean_note(field: FloatArray, units: str, signed: bool = False) -> str:
+    known = field[np.isfinite(field)]
+    if not known.size:
+        return "no data"
+    mean = float(known.mean(dtype=np.float64))
+    text = round_together((mean,))[0]
+    return f"mean {plus(text) if signed else text} {pretty_units(units)}"

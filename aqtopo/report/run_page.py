@@ -1,0 +1,269 @@
+"""Report page of a run. The template escapes all text except this package's style sheet and script."""
+
+import importlib.metadata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.log_file import METRICS_FILE
+from aqtopo.checkpoint.run_file import RunFile, read_run_file
+from aqtopo.config import RunConfig
+from aqtopo.data.samples import sample_table
+from aqtopo.data.store import Store
+from aqtopo.evaluation.points import REFERENCES
+from aqtopo.evaluation.results import ScoreRecord, read_score_file, scores_from_record
+from aqtopo.evaluation.tables import summary
+from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.report.attention import Place, draw_attention
+from aqtopo.report.base_map import CONTOUR_LEVELS_M, Canvas, draw_base_map, draw_wind_arrows
+from aqtopo.report.curves import alpha_curve, loss_curve, lr_curve
+from aqtopo.report.forecast_maps import ForecastCase, PollutantMaps, draw_pollutant_maps, load_case
+from aqtopo.report.history import (
+    History,
+    alpha_sentence,
+    preference_rows,
+    read_alphas,
+    read_history,
+)
+from aqtopo.report.score_tables import (
+    ScoreTable,
+    breakdown_tables,
+    exceedance_rows,
+    make_score_table,
+    no_exceedances,
+    sharpness_rows,
+)
+from aqtopo.report.stations import SKILL_SCALE, StationPollutant, station_scores
+from aqtopo.report.text import time_text
+
+REPORT_FILE = "report.html"
+
+_SEEN = {
+    "test": "which was not used for training or for choosing the weights",
+    "validation": "which was used for choosing the weights, so the scores are optimistic",
+}
+"""Use of a split before it was scored."""
+
+
+@dataclass(frozen=True)
+class SplitRow:
+    """One split: its years, usable initial times and samples."""
+
+    name: str
+    years: str
+    times: int
+    samples: int
+
+
+def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Sequence[Place] = ()) -> Path:
+    """Write a run's report page.
+
+    Args:
+        run_dir: the run directory, trained and evaluated.
+        init: initial time of the maps, UTC; None for the most polluted one of the test period.
+        places: further places for the attention maps.
+
+    Returns:
+        Path of the page: `report.html` in the run directory.
+
+    Raises:
+        ValueError: the run lacks an input of the page (the message names the command that makes it), `init`
+            cannot be forecast from and verified, or a place is not on the grid.
+    """
+    scores = read_score_file(run_dir)
+    history = read_history(run_dir / METRICS_FILE)
+    run = load_run(run_dir, scores.tag)
+    facts = read_run_file(run_dir)
+    html = render(run, scores, history, load_case(run, init), facts, places)
+    page = run_dir / REPORT_FILE
+    write_durably(page, html)
+    return page
+
+
+def render(
+    run: LoadedRun,
+    content: ScoreRecord,
+    history: History,
+    case: ForecastCase,
+    facts: RunFile,
+    places: Sequence[Place] = (),
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        run: the trained run.
+        content: content of its `scores.json`.
+        history: its training history.
+        case: the forecast on the maps.
+        facts: content of `run.json`.
+        places: further places for the attention maps.
+    """
+    store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
+    scores = scores_from_record(content)
+    score_table = make_score_table(scores)
+    pollutants, attention = draw_pollutant_maps(case, canvas), draw_attention(run, case, canvas, places)
+    stations = station_scores(run.run_dir, canvas)
+    parts = {
+        "config": run.config,
+        "source": store.source,
+        "simulated": store.simulated,
+        "score_table": score_table,
+        "summary": summary(scores),
+        "scored_on": f"the {content.split} period {_listed(content.years)}",
+        "seen": _SEEN[content.split],
+        "starts": _starts(content),
+        "numbers": _numbers(run, score_table, history),
+        "canvas": canvas,
+        "base_map": draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
+        "wind": draw_wind_arrows(canvas, case.wind),
+        "contour_levels": _listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
+        "init_time": time_text(case.init_time),
+        "reason": case.reason,
+        "pollutants": pollutants,
+        "pollutant_names": _labels(pollutants),
+        "attention": attention,
+        "place_names": list(enumerate((shown.name for shown in attention.places), 1)) if attention else [],
+        "stations": stations,
+        "station_pollutants": _labels(stations.pollutants) if stations else [],
+        "skill_scale": SKILL_SCALE,
+        "breakdowns": breakdown_tables(content.strata),
+        "references": REFERENCES,
+        "exceedances": exceedance_rows(content.exceedances),
+        "no_exceedances": no_exceedances(content.exceedances),
+        "sharpness": sharpness_rows(content.spectra),
+        "version": importlib.metadata.version("aqtopo"),
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+    return template("page.html.jinja").render(parts | _of_learning(run, history) | _of_setup(run, facts))
+
+
+def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
+    """Context of the section on learning."""
+    alphas = read_alphas(run.run_dir, run.config, history)
+    return {
+        "loss": loss_curve(history),
+        "lr": lr_curve(history),
+        "alpha": None if alphas is None else alpha_curve(alphas),
+        "alpha_says": "" if alphas is None else alpha_sentence(alphas),
+        "preferences": preference_rows(history),
+        "events": history.events,
+        "learning": _learning(history),
+    }
+
+
+def _of_setup(run: LoadedRun, facts: RunFile) -> dict[str, Any]:
+    """Context of the section on data and set-up."""
+    return {
+        "splits": _splits(run.config, run.store),
+        "sample_rule": _sample_rule(run.config),
+        "facts": _run_facts(run, facts),
+        "versions": [(name, version or "not installed") for name, version in facts.versions.items()],
+    }
+
+
+def template(name: str) -> jinja2.Template:
+    """Load one of this package's templates, with style sheet and script."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("aqtopo.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    folder = files("aqtopo.report") / "templates"
+    for name_here, file in (("style", "style.css"), ("script", "script.js")):
+        environment.globals[name_here] = Markup(folder.joinpath(file).read_text(encoding="utf-8"))
+    return environment.get_template(name)
+
+
+def _labels(pollutants: Sequence[PollutantMaps | StationPollutant]) -> list[tuple[str, str]]:
+    """Return value and label of each choice."""
+    return [(pollutant.name, pollutant.label) for pollutant in pollutants]
+
+
+def _numbers(run: LoadedRun, score_table: ScoreTable, history: History) -> list[tuple[str, str]]:
+    """Return the key figures of the header."""
+    best = history.best
+    first = score_table.rows[0]
+    return [
+        (f"{first.label} skill at {score_table.horizons_h[0]} h", first.cells[0].percent),
+        ("best validation loss", "none" if best is None else f"{best.val_loss:.4f}"),
+        ("steps trained", f"{history.steps[-1].step:,}"),
+        ("parameters", f"{sum(p.numel() for p in run.model.parameters()) / 1e6:.2f} million"),
+        ("grid", " × ".join(str(cells) for cells in run.config.data.grid)),
+    ]
+
+
+def _starts(content: ScoreRecord) -> str:
+    """Return the number and range of the scored forecasts as text."""
+    first, last = (time_text(np.datetime64(time)) for time in (content.first_init, content.last_init))
+    return f"{content.initialisations:,} forecasts, started from {first} to {last}."
+
+
+def _learning(history: History) -> str:
+    last, best = history.steps[-1], history.best
+    text = f"{last.step:,} steps in {last.epoch + 1} epoch{'s' if last.epoch else ''}"
+    if history.starts > 1:
+        text += f", started {history.starts} times"
+    rates = [step.samples_per_s for step in history.steps if step.samples_per_s is not None]
+    if rates:
+        text += f", {np.median(rates):,.1f} samples a second (median)"
+    if best is None:
+        return f"{text}. The run has no validation."
+    return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
+
+
+def _splits(config: RunConfig, store: Store) -> list[SplitRow]:
+    years = {
+        "train": config.data.train_years,
+        "validation": config.data.validation_years,
+        "test": config.data.test_years,
+    }
+    tables = {name: sample_table(config, store.times, name) for name in years}
+    return [
+        SplitRow(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()
+    ]
+
+
+def _sample_rule(config: RunConfig) -> str:
+    horizons = _listed(config.data.horizons)
+    if config.model.lead_time == "encoder":
+        return (
+            f"A training sample is a pair of a start time and one horizon ({horizons} h). "
+            "Validation and test take each time with all its horizons."
+        )
+    return f"A sample is a start time with all its horizons ({horizons} h)."
+
+
+def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
+    names = {
+        "commit": "commit",
+        "world_size": "processes",
+        "launcher": "launcher",
+        "device": "device",
+        "host_cores": "cores of the host",
+        "threads_per_rank": "threads a process",
+        "platform": "platform",
+        "python": "Python",
+    }
+    return [
+        ("saved state", run.tag.name),
+        ("configuration digest", run.config.digest[:16]),
+        (
+            "training started",
+            f"{datetime.fromisoformat(facts.started).astimezone(UTC):%Y-%m-%d %H:%M} UTC",
+        ),
+        *((label, str(fact)) for key, label in names.items() if (fact := getattr(facts, key)) is not None),
+    ]
+
+
+def _listed(items: Any) -> str:
+    return ", ".join(str(item) for item in items)

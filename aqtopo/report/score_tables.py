@@ -1,0 +1,315 @@
+"""Score tables of a run's page."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+
+from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
+from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES
+from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
+from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
+from aqtopo.variables import TARGET_VARIABLES, VARIABLES
+
+# A smaller absolute skill is noise.
+LEVEL_SKILL = 0.01
+
+
+@dataclass(frozen=True)
+class ShadedSkill:
+    """A skill and its colour.
+
+    Attributes:
+        skill: 1 - model / reference, of the RMSE; above 0 the model is better. NaN without scored points.
+    """
+
+    skill: float
+
+    @property
+    def known(self) -> bool:
+        """True with a scored point."""
+        return bool(np.isfinite(self.skill))
+
+    @property
+    def verdict(self) -> str:
+        """`better`, `level` or `worse` than the reference, or `unknown`."""
+        if not self.known:
+            return "unknown"
+        if abs(self.skill) < LEVEL_SKILL:
+            return "level"
+        return "better" if self.skill > 0 else "worse"
+
+    @property
+    def percent(self) -> str:
+        """Skill with its sign, such as `+23 %`."""
+        if not self.known:
+            return "no data"
+        return f"{plus(rounded(100 * self.skill, 0))}\N{NO-BREAK SPACE}%"
+
+    @property
+    def strength(self) -> int:
+        """Depth of the colour in percent; 100 for an absolute skill of 0.4 or more."""
+        return round(100 * min(abs(self.skill) / 0.4, 1.0)) if self.known else 0
+
+
+@dataclass(frozen=True)
+class SkillCell(ShadedSkill):
+    """Skill of the model against the better of its references for one pollutant at one horizon.
+
+    Attributes:
+        rmse: root mean squared error by forecast, in the pollutant's units.
+        best_reference: the reference with the smaller error.
+    """
+
+    rmse: dict[str, float]
+    best_reference: str
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """RMSE of the model and of the better reference, as text."""
+        return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
+
+
+@dataclass(frozen=True)
+class PollutantRow:
+    """One pollutant: short name, label, units and a cell per horizon."""
+
+    pollutant: str
+    label: str
+    units: str
+    cells: tuple[SkillCell, ...]
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """All scores of one forecast for one pollutant and horizon."""
+
+    label: str
+    horizon_h: int
+    forecast: str
+    rmse: float
+    mae: float
+    bias: float
+    count: int
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """RMSE, mean absolute error and bias with the same decimals, the bias with its sign."""
+        rmse, mae, bias = round_together((self.rmse, self.mae, self.bias))
+        return rmse, mae, plus(bias)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """All scores of a run.
+
+    Attributes:
+        horizons_h: the columns [h].
+        rows: one per pollutant.
+        lines: the full table.
+    """
+
+    horizons_h: tuple[int, ...]
+    rows: tuple[PollutantRow, ...]
+    lines: tuple[ScoreLine, ...]
+
+    @property
+    def headline(self) -> str:
+        """One sentence about the first pollutant at the first horizon."""
+        row, horizon = self.rows[0], self.horizons_h[0]
+        cell = row.cells[0]
+        if not cell.known:
+            return f"{row.label} at {horizon} h has no scored point."
+        (model,) = round_together([cell.rmse[MODEL]])
+        others = ", ".join(
+            f"{name} {value}"
+            for name, value in zip(
+                REFERENCES, round_together([cell.rmse[name] for name in REFERENCES]), strict=True
+            )
+        )
+        verdicts = {
+            "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the better baseline",
+            "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the better baseline",
+            "level": f"within {LEVEL_SKILL:.0%} of {cell.best_reference}, the better baseline",
+        }
+        return (
+            f"{row.label} {horizon} h ahead: the RMSE of the model is {model} {row.units}, "
+            f"{verdicts[cell.verdict]} ({others})."
+        )
+
+
+def make_score_table(scores: xr.Dataset) -> ScoreTable:
+    """Arrange scores for the page.
+
+    Args:
+        scores: `rmse`, `mae`, `bias` (forecast, pollutant, horizon) and `count` (pollutant, horizon).
+    """
+    pollutants = [str(name) for name in scores["pollutant"].values]
+    horizons = tuple(int(hours) for hours in scores["horizon"].values)
+    rows = tuple(
+        PollutantRow(
+            name,
+            capitalised(VARIABLES[name].long_name),
+            pretty_units(VARIABLES[name].units),
+            tuple(_cell(scores, name, h) for h in horizons),
+        )
+        for name in pollutants
+    )
+    lines = tuple(
+        _line(scores, name, h, method) for name in pollutants for h in horizons for method in FORECASTS
+    )
+    return ScoreTable(horizons, rows, lines)
+
+
+def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
+    column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
+    rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
+    best_reference = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
+    skill = 1.0 - rmse[MODEL] / rmse[best_reference] if rmse[best_reference] > 0.0 else float("nan")
+    return SkillCell(skill, rmse, best_reference)
+
+
+def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> ScoreLine:
+    picked = scores.sel(pollutant=pollutant, horizon=horizon_h)
+    rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
+    label = capitalised(VARIABLES[pollutant].long_name)
+    return ScoreLine(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
+
+
+STRATA = ("area", "season")
+"""Strata on the page; 24 hours are too many."""
+
+
+@dataclass(frozen=True)
+class StratumRow:
+    """Skill in one area or season at every horizon against every reference."""
+
+    label: str
+    skills: tuple[ShadedSkill, ...]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """Skill of one pollutant by area and season.
+
+    Attributes:
+        label: name of the pollutant.
+        groups: rows by stratum, areas before seasons.
+    """
+
+    label: str
+    groups: tuple[tuple[StratumRow, ...], ...]
+
+
+def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
+    """Return a table for every pollutant; none without strata.
+
+    Args:
+        strata: as in `scores.json`: by stratum and label, an entry per pollutant and horizon.
+    """
+    known = [strata[name] for name in STRATA if strata.get(name)]
+    if not known:
+        return ()
+    entries = next(iter(known[0].values()))
+    pollutants = dict.fromkeys(entry.pollutant for entry in entries)
+    return tuple(
+        Breakdown(
+            capitalised(VARIABLES[pollutant].long_name),
+            tuple(
+                tuple(_stratum_row(label, rows, pollutant) for label, rows in each.items()) for each in known
+            ),
+        )
+        for pollutant in pollutants
+    )
+
+
+def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
+    rows = [entry for entry in entries if entry.pollutant == pollutant]
+    skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
+    return StratumRow(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
+
+
+@dataclass(frozen=True)
+class ExceedanceRow:
+    """The model's counts of days and cells above a limit, and the CSI of each forecast.
+
+    Attributes:
+        label: the pollutant with its limit [ug m-3].
+        horizon_h: lead time [h].
+        numbers: hits, misses, false alarms of the model.
+        csi: critical success index of every forecast, as text.
+        best: True if the model has the highest.
+    """
+
+    label: str
+    horizon_h: int
+    numbers: tuple[str, ...]
+    csi: tuple[str, ...]
+    best: bool
+
+
+@dataclass(frozen=True)
+class SharpnessRow:
+    """Spectral scores of the model at one horizon, as text; see `docs/evaluation.md`."""
+
+    label: str
+    horizon_h: int
+    resolved_km: str
+    short_waves: str
+
+
+def exceedance_rows(records: Iterable[Exceedance]) -> tuple[ExceedanceRow, ...]:
+    """Return rows for `exceedances` of `scores.json`, without those that have neither event nor alarm."""
+    by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
+    for record in records:
+        by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
+    return tuple(_exceedance_row(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
+
+
+def no_exceedances(records: Iterable[Exceedance]) -> str:
+    """Return the reason why `exceedance_rows` is empty; empty if it has rows or no pollutant has a limit."""
+    of_model = [record for record in records if record.forecast == MODEL]
+    if not of_model or any(map(_events, of_model)):
+        return ""
+    if any(record.correct_negatives for record in of_model):
+        return "No 24-hour mean was above its limit, in the truth or in the forecast."
+    return NO_DAILY_MEANS
+
+
+def sharpness_rows(records: Iterable[Spectrum]) -> tuple[SharpnessRow, ...]:
+    """Return rows for the model in `spectra` of `scores.json`."""
+    return tuple(
+        SharpnessRow(
+            _label(record),
+            record.horizon,
+            _text(record.resolved_km, ".0f"),
+            _text(record.short_waves, ".2f"),
+        )
+        for record in sorted(records, key=lambda each: TARGET_VARIABLES.index(each.pollutant))
+        if record.forecast == MODEL
+    )
+
+
+def _exceedance_row(forecasts: dict[str, Exceedance]) -> ExceedanceRow:
+    model = forecasts[MODEL]
+    known = [csi for name in FORECASTS if (csi := forecasts[name].csi) is not None]
+    return ExceedanceRow(
+        f"{_label(model)} above {model.limit:.0f}",
+        model.horizon,
+        tuple(f"{number:,}" for number in (model.hits, model.misses, model.false_alarms)),
+        tuple(_text(forecasts[name].csi, ".2f") for name in FORECASTS),
+        model.csi is not None and model.csi >= max(known),
+    )
+
+
+def _events(record: Exceedance) -> int:
+    return record.hits + record.misses + record.false_alarms
+
+
+def _label(record: Exceedance | Spectrum) -> str:
+    return capitalised(VARIABLES[record.pollutant].long_name)
+
+
+def _text(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
