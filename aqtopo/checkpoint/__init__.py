@@ -1,6 +1,28 @@
 """Saved training states: tags, what is in them, and reading weights back."""
 
-from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags
-from aqtopo.checkpoint.weights import LoadedRun, load_run, load_weights
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aqtopo.checkpoint.tags import Tag, best_tag, find_tag, last_tag, list_tags
+    from aqtopo.checkpoint.weights import LoadedRun, load_run, load_weights
 
 __all__ = ["LoadedRun", "Tag", "best_tag", "find_tag", "last_tag", "list_tags", "load_run", "load_weights"]
+
+_MODULE_OF = {
+    "LoadedRun": "weights",
+    "Tag": "tags",
+    "best_tag": "tags",
+    "find_tag": "tags",
+    "last_tag": "tags",
+    "list_tags": "tags",
+    "load_run": "weights",
+    "load_weights": "weights",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public name at first use: together they load PyTorch."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

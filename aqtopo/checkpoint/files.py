@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from aqtopo.checkpoint.ranks import Ranks, refuse_together, share_by_size
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK_BYTES = 2**20
 HASH_THREADS = 4
@@ -123,11 +124,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file that whoever may read new files here may read.
 
     `save_file` alone keeps it from all but its owner: from a colleague who is to have the model, too.
     """
+    from safetensors.torch import save_file  # loads PyTorch, which most callers of this module do not need
+
     path.touch()  # with the rights that the folder and the umask give
     rights = stat.S_IMODE(path.stat().st_mode)
     save_file(tensors, path, metadata)

@@ -14,19 +14,10 @@ from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.retention import reading
 from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState
-from aqtopo.checkpoint.tags import (
-    CHECKPOINTS,
-    DISCARDED,
-    STATE_FILE,
-    UNFINISHED,
-    UNIVERSAL,
-    last_tag,
-    read_state,
-    val_loss_in,
-)
+from aqtopo.checkpoint.tags import CHECKPOINTS, STATE_FILE, last_tag
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, load_weights
-from aqtopo.refusal import RefusedError, refuse
+from aqtopo.refusal import refuse
 
 
 @dataclass(frozen=True)
@@ -52,18 +43,6 @@ class TensorRow:
     name: str
     shape: tuple[int, ...]
     norms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class FolderRow:
-    """One folder under `checkpoints`: complete or what a killed process left."""
-
-    name: str
-    complete: bool
-    note: str
-    step: int | None
-    val_loss: float | None
-    size: int
 
 
 def find_state(path: Path) -> Path:
@@ -110,26 +89,6 @@ def open_state(path: Path) -> SavedState:
         UniversalState(folder) if manifest.layout == "universal" else ShardedState(folder, manifest)
     )
     return SavedState(folder, manifest, tensors)
-
-
-def list_folders(run_dir: Path) -> list[FolderRow]:
-    """Everything under `checkpoints`, complete or not, in order of names."""
-    folders = sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.is_dir())
-    return [_folder_row(folder) for folder in folders]
-
-
-def _folder_row(folder: Path) -> FolderRow:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    notes = {UNFINISHED: "unfinished", DISCARDED: "being removed", UNIVERSAL: "universal form"}
-    for suffix, note in notes.items():
-        if folder.name.endswith(suffix):
-            return FolderRow(folder.name, suffix == UNIVERSAL, note, None, None, size)
-    try:
-        run = read_manifest(folder).run
-        read_state(folder / STATE_FILE)  # without it a run takes the folder for nothing of its own
-    except (RefusedError, ValueError, FileNotFoundError) as error:
-        return FolderRow(folder.name, False, str(error).splitlines()[0], None, None, size)
-    return FolderRow(folder.name, True, "", run.position.step, val_loss_in(folder.name), size)
 
 
 def inspect_state(state: SavedState) -> Iterator[TensorRow]:

@@ -6,11 +6,12 @@ The collectives come from above (`aqtopo.training.distributed`); commands that r
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aqtopo.refusal import RefusedError, refuse
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -32,10 +33,10 @@ class Ranks(Protocol):
     def gather_texts(self, text: str) -> list[str]:
         """Every rank's text, on every rank, in rank order."""
 
-    def gather_parts(self, part: Tensor) -> Tensor:
+    def gather_parts(self, part: "Tensor") -> "Tensor":
         """Every rank's equally long part, one after the other, on every rank."""
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def add_up(self, values: "Tensor") -> "Tensor":
         """The sum of every rank's values, element by element, on every rank."""
 
 
@@ -53,11 +54,11 @@ class Alone:
         """Only this process's text."""
         return [text]
 
-    def gather_parts(self, part: Tensor) -> Tensor:
+    def gather_parts(self, part: "Tensor") -> "Tensor":
         """The one part is the whole."""
         return part
 
-    def add_up(self, values: Tensor) -> Tensor:
+    def add_up(self, values: "Tensor") -> "Tensor":
         """The one part is the sum."""
         return values
 

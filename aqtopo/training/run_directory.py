@@ -11,7 +11,7 @@ import torch
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.locks import alone_together
-from aqtopo.checkpoint.log_file import METRICS_FILE
+from aqtopo.checkpoint.log_file import METRICS_FILE, STACKS
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
@@ -20,7 +20,6 @@ from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.launch import Launch
-from aqtopo.training.watchdog import STACKS
 
 LOCK_FILE = ".lock"
 
