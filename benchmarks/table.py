@@ -29,6 +29,7 @@ NAMES = (
     "encodings",
     "resume",
     "start_up",
+    "command_start_up",
     "preflight",
 )
 

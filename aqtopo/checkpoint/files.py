@@ -21,15 +21,15 @@ from enum import Enum
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks, shard_by_size
 from aqtopo.refusal import RefusedError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Functions that need PyTorch import it: commands that read names and sizes alone start without it.
 BLOCK_BYTES = 2**20
 HASH_THREADS = 4
 
@@ -145,11 +145,13 @@ def write_durably(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with the access rights of any new file in its folder.
 
     `save_file` alone makes it readable by its owner only.
     """
+    from safetensors.torch import save_file
+
     path.touch()
     rights = stat.S_IMODE(path.stat().st_mode)
     save_file(tensors, path, metadata)
@@ -162,6 +164,8 @@ def load_torch(path: Path) -> Any:
     Raises:
         RefusedError: the file cannot be read, or needs a global that is not allowed.
     """
+    import torch
+
     try:
         with torch.serialization.safe_globals(_deepspeed_classes()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -175,6 +179,8 @@ def load_torch(path: Path) -> Any:
 
 def save_torch(data: Any, path: Path) -> None:
     """Write a torch file that `load_torch` accepts."""
+    import torch
+
     with loadable_torch_files():
         torch.save(data, path)
 
@@ -187,6 +193,7 @@ def loadable_torch_files() -> Iterator[None]:
     as a call of `getattr`, which `load_torch` does not allow. SHA-256 replaces CRC-32: 0.25 s instead of
     1.4 s for 312 MB on one core.
     """
+    import torch
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
     copyreg.pickle(ZeroStageEnum, _pickle_by_value)  # stays: it affects only the pickling of this enum

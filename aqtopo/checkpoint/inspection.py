@@ -14,18 +14,13 @@ from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.shards import KINDS, MASTER, NamedTensors, ShardedState, same_bits
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
-    DISCARDED,
     STATE_FILE,
-    UNFINISHED,
-    UNIVERSAL,
     last_tag,
     read_lock,
-    read_tag,
-    val_loss_in,
 )
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
 from aqtopo.checkpoint.weights import load_weights
-from aqtopo.refusal import RefusedError, raise_problems
+from aqtopo.refusal import raise_problems
 
 
 @dataclass(frozen=True)
@@ -51,18 +46,6 @@ class TensorRow:
     name: str
     shape: tuple[int, ...]
     norms: dict[str, float]
-
-
-@dataclass(frozen=True)
-class FolderRow:
-    """One folder under `checkpoints`, complete or left by a killed process."""
-
-    name: str
-    complete: bool
-    note: str
-    step: int | None
-    val_loss: float | None
-    size: int
 
 
 def find_state(path: Path) -> Path:
@@ -109,26 +92,6 @@ def open_state(path: Path) -> SavedState:
         UniversalState(folder) if manifest.layout == "universal" else ShardedState(folder, manifest)
     )
     return SavedState(folder, manifest, tensors)
-
-
-def list_folders(run_dir: Path) -> list[FolderRow]:
-    """Return all folders under `checkpoints`, complete or not, in order of names."""
-    folders = sorted(path for path in (run_dir / CHECKPOINTS).glob("*") if path.is_dir())
-    return [_folder_row(folder) for folder in folders]
-
-
-def _folder_row(folder: Path) -> FolderRow:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    notes = {UNFINISHED: "unfinished", DISCARDED: "being removed", UNIVERSAL: "universal form"}
-    for suffix, note in notes.items():
-        if folder.name.endswith(suffix):
-            return FolderRow(folder.name, suffix == UNIVERSAL, note, None, None, size)
-    try:
-        run = read_manifest(folder).run
-        read_tag(folder / STATE_FILE)  # a run ignores folders without it
-    except (RefusedError, ValueError, FileNotFoundError) as error:
-        return FolderRow(folder.name, False, str(error).splitlines()[0], None, None, size)
-    return FolderRow(folder.name, True, "", run.position.step, val_loss_in(folder.name), size)
 
 
 def inspect_state(state: SavedState) -> Iterator[TensorRow]:

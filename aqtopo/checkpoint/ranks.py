@@ -6,11 +6,12 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aqtopo.refusal import RefusedError, raise_problems
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -32,10 +33,10 @@ class RankGroup(Protocol):
     def gather_texts(self, text: str) -> list[str]:
         """Return the texts of all ranks, in rank order, on every rank."""
 
-    def gather_parts(self, part: Tensor) -> Tensor:
+    def gather_parts(self, part: "Tensor") -> "Tensor":
         """Concatenate the parts of all ranks, which have equal length, on every rank."""
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: "Tensor") -> "Tensor":
         """Return the element-wise sum over all ranks, on every rank."""
 
 
@@ -53,11 +54,11 @@ class SingleRank:
         """Return a list of the one text."""
         return [text]
 
-    def gather_parts(self, part: Tensor) -> Tensor:
+    def gather_parts(self, part: "Tensor") -> "Tensor":
         """Return the one part."""
         return part
 
-    def all_reduce_sum(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: "Tensor") -> "Tensor":
         """Return the values unchanged."""
         return values
 

@@ -19,7 +19,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 @app.command("ls")
 def list_command(run: Run, as_json: Json = False) -> None:
     """List the saved states of a run."""
-    from aqtopo.checkpoint.inspection import list_folders
+    from aqtopo.checkpoint.listing import list_folders
 
     rows = list_folders(run)
     if as_json:

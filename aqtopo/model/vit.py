@@ -222,6 +222,8 @@ class AirQualityViT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
+        if self.pos_embed.is_meta:
+            return  # there are no values, and PyTorch loads its compiler (1 s) for many operations on meta
         initialise_modules(self, self.head[-1], seed)
         self.var_embed.copy_(torch.as_tensor(sincos_1d(self.config.dim, np.arange(self.variables))))
         position_ND = torch.as_tensor(sincos_2d(self.config.dim, self.patch_grid))

@@ -10,7 +10,6 @@ from pathlib import Path
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import SampleTable, StepPlan, calendar_times, sample_table
 from aqtopo.data.schema import Hours
-from aqtopo.data.store import open_store
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def make_calendar(config: RunConfig) -> Calendar:
             than one micro-step.
     """
     from_store = Path(config.data.store).exists()
-    times = open_store(config.data.store).times if from_store else _every_hour(config)
+    times = _stored_hours(config) if from_store else _every_hour(config)
     tables = {split: sample_table(config, times, split) for split in ("train", "validation", "test")}
     return Calendar(
         from_store,
@@ -65,6 +64,12 @@ def make_calendar(config: RunConfig) -> Calendar:
         config.training.epochs,
         config.training.validate_every,
     )
+
+
+def _stored_hours(config: RunConfig) -> Hours:
+    from aqtopo.data.store import open_store  # loads pandas, xarray and zarr
+
+    return open_store(config.data.store).times
 
 
 def _every_hour(config: RunConfig) -> Hours:

@@ -11,7 +11,7 @@ import torch
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.locks import exclusive_lock_on_all_ranks
-from aqtopo.checkpoint.log_file import METRICS_FILE
+from aqtopo.checkpoint.log_file import METRICS_FILE, STACKS
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.checkpoint.run_file import RUN_FILE, RunFile
@@ -19,7 +19,6 @@ from aqtopo.checkpoint.tags import UNFINISHED, list_tags, remove_stale, repair_p
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
 from aqtopo.training.launch import Launch
-from aqtopo.training.watchdog import STACKS
 
 LOCK_FILE = ".lock"
 

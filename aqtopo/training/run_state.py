@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from aqtopo.checkpoint.log_file import (
     METRICS_FILE,
+    RESTART_REASON,
+    STACKS,
     Line,
     ResumeLine,
     StartLine,
@@ -18,8 +20,6 @@ from aqtopo.checkpoint.log_file import (
     read_log,
 )
 from aqtopo.checkpoint.tags import last_tag
-from aqtopo.training.stopping import Stop
-from aqtopo.training.watchdog import STACKS
 
 FIRST_STEPS = 5
 """Steps after a resume whose mean loss is judged."""
@@ -192,7 +192,7 @@ def _state(course: _Course, now: datetime) -> str:
     if last is None:
         return "not started"
     if isinstance(last, StopLine):
-        restart = last.reason == Stop.RESTART.reason
+        restart = last.reason == RESTART_REASON
         return "waiting for its next start" if restart else f"ended: {last.reason}"
     silence = (now - _time(last)).total_seconds()
     if silence > max(SILENT_AFTER_S, 10 * pace.line_s if pace else 0.0):

@@ -21,15 +21,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
+from aqtopo.checkpoint.log_file import STACKS
 from aqtopo.refusal import LostRankError, RefusedError
 from aqtopo.training.deadlines import read_deadlines
 from aqtopo.training.distributed import Board, abridged, announce, is_connection_error
 from aqtopo.training.launch import Launch
 
 Answer = TypeVar("Answer")
-
-STACKS = "stacks"
-"""Folder of the run directory in which ranks write their stacks."""
 
 LONGEST_POLL_S = 2.0
 """Longest time between a rank's signs of life [s]: of 400 ranks, rank 0 gets 200 in a second."""

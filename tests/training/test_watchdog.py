@@ -3,7 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aqtopo.training.watchdog import STACKS, Words, _culprits
+from aqtopo.checkpoint.log_file import STACKS
+from aqtopo.training.watchdog import Words, _culprits
 
 NOBODY = "no other rank is silent, behind or has failed"
 
