@@ -29,8 +29,8 @@ from numcodecs import BitRound, Blosc, Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 from benchmarks.measure import arguments, paired, report
 
 Fields = NDArray[np.float32]
@@ -133,7 +133,7 @@ class Shards:
 
 def week() -> Fields:
     """(HOURS, C, H, W) simulated fields."""
-    first = next(iter(simulate(World(years=(2016,), grid=GRID))))
+    first = next(iter(simulate(SimulationConfig(years=(2016,), grid=GRID))))
     return first["fields"].values[:HOURS]
 
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.archives import Inventory
 from aqtopo.data.prepare.day import HOURS_A_DAY, DayMaker, DayReport, hours_of, part_path, report_of
 from aqtopo.data.prepare.hourly import SourceGrid, UnusableFileError, read_grid, read_hour
@@ -31,7 +32,6 @@ from aqtopo.data.prepare.quality import quality_report
 from aqtopo.data.prepare.rasters import elevation, population
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import FIELDS_DIMS, HOURS_PER_SHARD, STATIC_DIMS
-from aqtopo.data.simulate.world import Grid
 from aqtopo.data.statistics import write_statistics
 from aqtopo.data.store import Store, open_store
 from aqtopo.data.walk import Report, in_silence

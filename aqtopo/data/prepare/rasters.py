@@ -11,9 +11,9 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.regrid import Regridder
-from aqtopo.data.simulate.terrain import load_terrain, overlap
-from aqtopo.data.simulate.world import Grid
+from aqtopo.data.topography import load_topography, overlap
 
 ELEVATION_NAMES = ("elevation", "z", "height", "HGT", "topo", "altitude", "Band1")
 POPULATION_NAMES = ("population", "population_density", "pop", "Band1")
@@ -38,7 +38,7 @@ def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
         ValueError: the file cannot be read or does not cover the grid, or its heights are no metres.
     """
     if file is None:
-        return load_terrain(grid).elevation
+        return load_topography(grid).elevation
     height = _on_grid(file, grid, ELEVATION_NAMES, 0.0)
     if not (height.min() >= -500.0 and 10.0 <= height.max() <= 9000.0):
         raise ValueError(

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, load_npz, save_npz
 from scipy.spatial import cKDTree
 
-from aqtopo.data.simulate.world import EARTH_RADIUS, Grid
+from aqtopo.data.grid import EARTH_RADIUS, Grid
 
 Values = NDArray[np.float64]
 

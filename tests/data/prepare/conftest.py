@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.caqra import Recipe
-from aqtopo.data.simulate.world import Grid
 from tests.data.prepare.raw import Values, day_files, hourly_file, lambert_grid, write_archive
 
 DAYS = ("2013-01-01", "2013-01-02", "2013-01-03", "2013-01-04")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from aqtopo.data import Store, open_store
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.caqra import Recipe, prepare
-from aqtopo.data.simulate.world import Grid
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
 from tests.data.prepare.raw import (

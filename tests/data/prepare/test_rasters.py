@@ -6,8 +6,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.rasters import elevation, population
-from aqtopo.data.simulate.world import Grid
 
 GRID = Grid((4, 8), (30.0, 34.0), (100.0, 108.0))
 

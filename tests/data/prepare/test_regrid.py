@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.regrid import Regridder, points_per_side
-from aqtopo.data.simulate.world import Grid
 from tests.data.prepare.raw import Values, lambert_grid
 
 INSIDE = Grid((8, 12), (27.0, 41.0), (94.0, 114.0))

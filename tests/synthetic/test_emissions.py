@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from aqtopo.data.simulate.emissions import DUST_THRESHOLD, Emissions, Species, build_emissions
-from aqtopo.data.simulate.terrain import load_terrain
-from aqtopo.data.simulate.weather import Weather
-from aqtopo.data.simulate.world import Grid
+from aqtopo.data.grid import Grid
+from aqtopo.data.topography import load_topography
+from aqtopo.synthetic.emissions import DUST_THRESHOLD, Emissions, Species, build_emissions
+from aqtopo.synthetic.weather import Weather
 
 CHINA = Grid((16, 32), lat=(17.0, 49.0), lon=(72.0, 136.0))
 BEIJING = (int((39.9 - 17) / 2), int((116.4 - 72) / 2))
@@ -13,7 +13,7 @@ GUANGZHOU = (int((23.1 - 17) / 2), int((113.3 - 72) / 2))
 
 @pytest.fixture(scope="module")
 def emissions() -> Emissions:
-    return build_emissions(CHINA, load_terrain(CHINA))
+    return build_emissions(CHINA, load_topography(CHINA))
 
 
 def calm(hours: int, u: float = 1.0, rh: float = 30.0) -> Weather:
@@ -32,7 +32,7 @@ def test_traffic_peaks_at_the_local_rush_hours(emissions: Emissions) -> None:
     assert 2 <= local[nox.argmin()] <= 5
 
 
-def test_weekends_are_quieter(emissions: Emissions) -> None:
+def test_emissions_are_lower_on_weekends(emissions: Emissions) -> None:
     # 2016-06-04 was a Saturday.
     totals = {d: emissions.at(day(d), calm(24))[8:, Species.NOX].sum() for d in ("2016-06-03", "2016-06-04")}
     assert totals["2016-06-04"] < 0.95 * totals["2016-06-03"]
@@ -58,7 +58,7 @@ def test_dust_needs_strong_wind_and_dry_ground(emissions: Emissions) -> None:
     assert coarse[2] == coarse[0]
 
 
-def test_annual_emission_per_head_is_that_of_the_inventory(emissions: Emissions) -> None:
+def test_annual_emission_per_head_matches_the_inventory(emissions: Emissions) -> None:
     year = np.datetime64("2017-01-01", "h").astype(np.int64) + np.arange(0, 8760.0, 7)
     mean = np.mean([emissions.at(year[i : i + 1], calm(1))[0, Species.NOX] for i in range(len(year))], axis=0)
     assert mean.sum() == pytest.approx(float(emissions.per_hour[Species.NOX].sum()), rel=0.08)

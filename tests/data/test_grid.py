@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqtopo.data.simulate.world import EARTH_RADIUS, Grid, World, parse_grid
+from aqtopo.data.grid import EARTH_RADIUS, Grid, parse_grid
 
 CHINA = {"lat": (17.0, 49.0), "lon": (72.0, 136.0)}
 
@@ -22,24 +22,19 @@ def test_unreadable_grid_text_is_refused_with_an_example(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("shape", "lat", "lon", "message"),
     [
-        ({"grid": (3, 64)}, "3x64 is too small"),
-        ({"lat": (49.0, 17.0)}, "--lat 49 17"),
-        ({"lat": (-10.0, 17.0)}, "--lat -10 17"),
-        ({"lon": (72.0, 200.0)}, "--lon 72 200"),
-        ({"years": ()}, "at least one"),
-        ({"years": (2017, 2016)}, r"\[2017, 2016\].*ascending"),
-        ({"years": (2016, 2016)}, r"\[2016, 2016\].*once"),
-        ({"years": (1066,)}, "between 1970 and 2200"),
-        ({"seed": -1}, "seed -1 is negative"),
-        ({"ridge_blocking": -0.5}, "ridge_blocking is -0.5"),
-        ({"wind_strength": -1.0}, "wind_strength is -1.0"),
+        ((3, 64), (17.0, 49.0), (72.0, 136.0), "3x64 is too small"),
+        ((8, 12), (49.0, 17.0), (72.0, 136.0), "--lat 49 17 is not a valid range"),
+        ((8, 12), (-10.0, 17.0), (72.0, 136.0), "--lat -10 17"),
+        ((8, 12), (17.0, 49.0), (72.0, 200.0), "--lon 72 200"),
     ],
 )
-def test_impossible_worlds_are_refused(change: dict[str, object], message: str) -> None:
+def test_invalid_grids_are_refused(
+    shape: tuple[int, int], lat: tuple[float, float], lon: tuple[float, float], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
-        World(**{"years": (2016,), **change})  # type: ignore[arg-type]
+        Grid(shape, lat, lon)
 
 
 def test_cells_of_a_grid_cover_its_part_of_the_sphere() -> None:
@@ -54,7 +49,3 @@ def test_latitude_ascends_and_centres_lie_inside_their_cells() -> None:
     assert grid.lat_centres[0] == 17.5
     assert grid.lon_centres[-1] == 135.5
     assert (np.diff(grid.lat_centres) > 0).all()
-
-
-def test_days_count_leap_years() -> None:
-    assert World(years=(2015, 2016)).days == 365 + 366

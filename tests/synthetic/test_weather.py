@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from aqtopo.data.simulate.circulation import STEERING, draw_waves, season
-from aqtopo.data.simulate.terrain import Terrain, load_terrain
-from aqtopo.data.simulate.weather import LAPSE_RATE, Climate, Weather, build_climate
-from aqtopo.data.simulate.world import Grid
+from aqtopo.data.grid import Grid
+from aqtopo.data.topography import Topography, load_topography
+from aqtopo.synthetic.circulation import STEERING, draw_waves, season
+from aqtopo.synthetic.weather import LAPSE_RATE, Climate, Weather, build_climate
 from aqtopo.variables import VARIABLES
 
 CHINA = Grid((24, 48), lat=(17.0, 49.0), lon=(72.0, 136.0))
@@ -15,13 +15,13 @@ def hours_of(date: str, days: int = 1) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def terrain() -> Terrain:
-    return load_terrain(CHINA)
+def topography() -> Topography:
+    return load_topography(CHINA)
 
 
 @pytest.fixture(scope="module")
-def climate(terrain: Terrain) -> Climate:
-    return build_climate(CHINA, terrain, seed=3)
+def climate(topography: Topography) -> Climate:
+    return build_climate(CHINA, topography, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,16 @@ def year(climate: Climate) -> Weather:
     return climate.at(np.datetime64("2016-01-01", "h").astype(np.int64) + np.arange(0.0, 8784.0, 25.0))
 
 
-def test_temperature_falls_with_height_at_the_standard_lapse_rate(terrain: Terrain) -> None:
+def test_temperature_falls_with_height_at_the_standard_lapse_rate(topography: Topography) -> None:
     hours = hours_of("2016-04-10")
-    real = build_climate(CHINA, terrain, seed=0).at(hours).temp
-    flat = build_climate(CHINA, terrain.flattened(), seed=0).at(hours).temp
-    expected = np.broadcast_to(LAPSE_RATE * terrain.elevation, real.shape)
+    real = build_climate(CHINA, topography, seed=0).at(hours).temp
+    flat = build_climate(CHINA, topography.flattened(), seed=0).at(hours).temp
+    expected = np.broadcast_to(LAPSE_RATE * topography.elevation, real.shape)
     np.testing.assert_allclose(flat - real, expected, atol=0.01)
 
 
-def test_pressure_is_hydrostatic(terrain: Terrain, year: Weather) -> None:
-    plateau, sea = terrain.elevation > 4500, terrain.land == 0
+def test_pressure_is_hydrostatic(topography: Topography, year: Weather) -> None:
+    plateau, sea = topography.elevation > 4500, topography.land == 0
     assert 5.0e4 < year.psfc[:, plateau].mean() < 6.0e4
     assert year.psfc[:, sea].mean() == pytest.approx(101_325, rel=0.005)
 
@@ -68,10 +68,10 @@ def test_sun_stands_highest_at_local_noon_and_reaches_its_true_height_at_the_sol
 
 
 def test_mixed_layer_is_deep_in_the_afternoon_and_shallow_at_night(
-    climate: Climate, terrain: Terrain
+    climate: Climate, topography: Topography
 ) -> None:
     depth = climate.at(hours_of("2016-07-01", days=10)).depth
-    by_hour = depth[:, terrain.land == 1].reshape(10, 24, -1).mean(axis=(0, 2))
+    by_hour = depth[:, topography.land == 1].reshape(10, 24, -1).mean(axis=(0, 2))
     assert by_hour[7] > 1200  # about 14 h local time at 105 E
     assert by_hour[18] < 500
 
@@ -94,13 +94,13 @@ def test_wind_persists_for_hours_and_changes_over_days(climate: Climate) -> None
     assert abs(correlation[96]) < 0.5
 
 
-def test_terrain_turns_the_flow_along_steep_slopes_and_slows_it(terrain: Terrain) -> None:
+def test_terrain_turns_the_flow_along_steep_slopes_and_slows_it(topography: Topography) -> None:
     hours = hours_of("2016-01-10", days=4)
-    real = build_climate(CHINA, terrain, seed=5).at(hours)
-    flat = build_climate(CHINA, terrain.flattened(), seed=5).at(hours)
+    real = build_climate(CHINA, topography, seed=5).at(hours)
+    flat = build_climate(CHINA, topography.flattened(), seed=5).at(hours)
     north, east = (
-        np.gradient(terrain.elevation, CHINA.dy, axis=0),
-        np.gradient(terrain.elevation, axis=1) / CHINA.dx,
+        np.gradient(topography.elevation, CHINA.dy, axis=0),
+        np.gradient(topography.elevation, axis=1) / CHINA.dx,
     )
     steep = np.hypot(north, east) > 0.008
     assert steep.sum() > 20
@@ -113,8 +113,8 @@ def test_terrain_turns_the_flow_along_steep_slopes_and_slows_it(terrain: Terrain
     assert np.hypot(real.u, real.v)[:, steep].mean() < np.hypot(flat.u, flat.v)[:, steep].mean()
 
 
-def test_sea_breeze_blows_onshore_in_the_afternoon(terrain: Terrain) -> None:
-    weather = build_climate(CHINA, terrain, seed=0).at(hours_of("2016-07-01", days=10))
+def test_sea_breeze_blows_onshore_in_the_afternoon(topography: Topography) -> None:
+    weather = build_climate(CHINA, topography, seed=0).at(hours_of("2016-07-01", days=10))
     row, column = (
         int((22.0 - 17) / 32 * 24),
         int((113.5 - 72) / 64 * 48),

@@ -1,10 +1,10 @@
-"""How much a trained model's attention is worth, and how much its alpha.
+"""Importance of attention and of alpha in trained models, by ablation at inference.
 
-    python scripts/attention_worth.py runs/ablation/ridges/runs/*/seed?
+    python scripts/attention_importance.py runs/ablation/ridges/runs/*/seed?
 
-For each run, on its validation samples: the loss, by how much it grows when the attention of a block, or of
-all, gives every token the mean over all tokens, and when alpha is set to other values. Where both hardly
-matter, no bias on the attention can matter either.
+For each run, on its validation samples: the loss, and its change when the attention of one block or of all
+blocks returns the mean over all tokens, and when alpha is set to other values. If neither changes the loss,
+no bias of the attention can.
 """
 
 import argparse
@@ -40,10 +40,10 @@ def loss(model: AirQualityViT, batches: Sequence[Batch]) -> float:
 
 @contextmanager
 def averaged(attention: nn.Module) -> Iterator[None]:
-    """Let an attention give every token the mean of what it gives all."""
+    """Replace the output of an attention by its mean over tokens."""
 
-    def average(_: nn.Module, __: object, given_BND: Tensor) -> Tensor:
-        return given_BND.mean(1, keepdim=True).expand_as(given_BND)
+    def average(_: nn.Module, __: object, output_BND: Tensor) -> Tensor:
+        return output_BND.mean(1, keepdim=True).expand_as(output_BND)
 
     handle = attention.register_forward_hook(average)
     try:
@@ -53,7 +53,7 @@ def averaged(attention: nn.Module) -> Iterator[None]:
 
 
 def without_attention(model: AirQualityViT, batches: Sequence[Batch], blocks: Sequence[int]) -> float:
-    """The loss with the attention of some blocks averaged."""
+    """Return the loss with the attention of some blocks averaged."""
     with ExitStack() as stack:
         for block in blocks:
             stack.enter_context(averaged(model.get_submodule(f"blocks.{block}.attn")))
@@ -61,7 +61,7 @@ def without_attention(model: AirQualityViT, batches: Sequence[Batch], blocks: Se
 
 
 def with_alpha(model: AirQualityViT, batches: Sequence[Batch], alpha: float) -> float | None:
-    """The loss with every alpha set to a value; None where there is none. The model is left so."""
+    """Set every alpha of the model and return the loss; None if the model has no alpha."""
     alphas = [weight for name, weight in model.named_parameters() if name.endswith("attn.alpha")]
     for weight in alphas:
         nn.init.constant_(weight, alpha)
@@ -69,26 +69,25 @@ def with_alpha(model: AirQualityViT, batches: Sequence[Batch], alpha: float) -> 
 
 
 def row(run_dir: Path) -> list[str]:
-    """One run's figures."""
+    """Return the table row of a run."""
     run = load_run(run_dir)
     model = run.model
     batches = list(EvaluationLoader(run.store, run.config, "validation", rank=0, world=1, batch=32))
-    usual, blocks = loss(model, batches), range(len(model.blocks))
+    baseline, blocks = loss(model, batches), range(len(model.blocks))
     averages = [without_attention(model, batches, [block]) for block in blocks]
     averages.append(without_attention(model, batches, blocks))
     others = [with_alpha(model, batches, alpha) for alpha in ALPHAS]
     found = (*averages, *others)
-    changes = ["-" if value is None else f"{100 * (value / usual - 1):+.2f}" for value in found]
-    return [f"{run_dir.parent.name} {run_dir.name}", f"{usual:.4f}", " ".join(changes[:-5]), *changes[-5:]]
+    changes = ["-" if value is None else f"{100 * (value / baseline - 1):+.2f}" for value in found]
+    return [f"{run_dir.parent.name} {run_dir.name}", f"{baseline:.4f}", " ".join(changes[:-5]), *changes[-5:]]
 
 
 def main() -> None:
-    """Print a row a run."""
+    """Print a row for each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     table = Table(title="Change of the validation loss [%]")
-    columns = ("run", "loss", "each attention averaged", "all", *(f"alpha {alpha:g}" for alpha in ALPHAS))
-    for column in columns:
+    for column in ("run", "loss", "each attention averaged", "all", *(f"alpha {a:g}" for a in ALPHAS)):
         table.add_column(column)
     for run_dir in parser.parse_args().runs:
         table.add_row(*row(run_dir))

@@ -1,34 +1,34 @@
-"""Hourly weather at the ground: wind, temperature, humidity, pressure, sun and depth of the mixed layer."""
+"""Hourly surface weather: wind, temperature, humidity, pressure, sun and mixed-layer depth."""
 
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aqtopo.data.simulate.circulation import EARTH_ROTATION, Circulation, build_circulation, season
-from aqtopo.data.simulate.population import desert_fraction
-from aqtopo.data.simulate.terrain import Terrain
-from aqtopo.data.simulate.world import Array, Grid
+from aqtopo.data.grid import Array, Grid
+from aqtopo.data.topography import Topography
+from aqtopo.synthetic.circulation import EARTH_ROTATION, Circulation, build_circulation, season
+from aqtopo.synthetic.population import desert_fraction
 
 LAPSE_RATE = 6.5e-3
-"""Of the ICAO standard atmosphere [K m-1]."""
+"""ICAO standard atmosphere [K m-1]."""
 GRAVITY, GAS_CONSTANT = 9.80665, 287.05
 """[m s-2], [J kg-1 K-1] of dry air."""
 SEA_LEVEL_PRESSURE = 101_325.0
 """[Pa]"""
 OBLIQUITY = np.radians(23.44)
 WARM_SECTOR = 4.0
-"""Warming by a southerly of one standard deviation [K]."""
+"""Warming per standard deviation of southerly wind [K]."""
 STABILITY = 0.45
-"""One standard deviation of anticyclonic stream function lowers the mixed layer by exp(-STABILITY)."""
+"""One standard deviation of anticyclonic stream function scales the mixed layer by exp(-STABILITY)."""
 
 DEPTH_RANGE = (120.0, 3500.0)
-"""Of the mixed layer [m]."""
+"""Minimum and maximum mixed-layer depth [m]."""
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Fields of T consecutive hours, each (T, H, W).
+    """Weather of T consecutive hours, each field (T, H, W).
 
     Attributes:
         u: eastward wind, mean of the mixed layer [m s-1].
@@ -36,8 +36,8 @@ class Weather:
         temp: air temperature [K].
         rh: relative humidity [%].
         psfc: surface pressure [Pa].
-        sun: sine of the sun's elevation, 0 at night.
-        depth: of the mixed layer [m].
+        sun: sine of the solar elevation, 0 at night.
+        depth: mixed-layer depth [m].
     """
 
     u: Array
@@ -49,26 +49,26 @@ class Weather:
     depth: Array
 
     def without_last_hour(self) -> "Weather":
-        """The same weather, one hour shorter."""
+        """Return the weather without its last hour."""
         return Weather(**{field.name: getattr(self, field.name)[:-1] for field in fields(self)})
 
 
 @dataclass(frozen=True)
 class Climate:
-    """Where and when: all that the weather is computed from.
+    """Climate on a grid, from which the weather at any time is computed.
 
     Attributes:
         circulation: see `Circulation`.
         elevation: (H, W) [m].
         mean_temp: (H, W) annual mean at sea level [K].
         season_temp: (H, W) half the difference of January and July [K], negative.
-        day_temp: (H, W) amplitude over the day [K].
+        day_temp: (H, W) diurnal amplitude [K].
         moisture: (H, W) annual mean of the logit of relative humidity.
-        season_moisture: (H, W) of January [logit].
-        day_moisture: (H, W) of the early morning [logit].
-        geostrophic: (H, W) pressure of one standard deviation of stream function [Pa].
-        mixing: (2, H, W) depth that full sun adds to the mixed layer [m]: mean and part of the summer.
-        still: (H, W) depth of the mixed layer without wind and sun [m].
+        season_moisture: (H, W) January anomaly [logit].
+        day_moisture: (H, W) early-morning anomaly [logit].
+        geostrophic: (H, W) pressure per standard deviation of stream function [Pa].
+        mixing: (2, H, W) mixed-layer depth added by full sun [m]: mean and seasonal part.
+        still: (H, W) mixed-layer depth without wind and sun [m].
         sun_base, sun_swing: (H, 1) sine and cosine of latitude.
         meridian: (1, W) longitude [rad].
     """
@@ -89,7 +89,7 @@ class Climate:
     meridian: Array
 
     def at(self, hours: NDArray[np.float64]) -> Weather:
-        """The weather at T times [hours since 1970-01-01T00 UTC], which need not be consecutive."""
+        """Return the weather at T times [hours since 1970-01-01T00 UTC], not necessarily consecutive."""
         u, v, stream, warm = self.circulation.at(hours)
         winter = season(hours).astype(np.float32)[:, None, None]
         warmth = self._day_cycle(hours, peak=15.0)
@@ -112,9 +112,9 @@ class Climate:
         return temp
 
     def _pressure(self, temp: Array, stream: Array, winter: Array) -> Array:
-        """Hydrostatic: p = p0 exp(-g z / (R T)), T in the middle of the column below; geostrophic anomalies.
+        """Return the hydrostatic pressure p0 exp(-g z / (R T)) with geostrophic anomalies.
 
-        The continent's winter anticyclone adds 6 hPa in January.
+        T is that of the middle of the column below. The winter anticyclone adds 6 hPa in January.
         """
         sea_level = np.float32(SEA_LEVEL_PRESSURE) + self.geostrophic * stream + 600.0 * winter
         column = temp + np.float32(LAPSE_RATE / 2) * self.elevation
@@ -122,14 +122,17 @@ class Climate:
         return pressure
 
     def _day_cycle(self, hours: NDArray[np.float64], peak: float) -> Array:
-        """(T, 1, W) cosine of the hours between local solar time and `peak` [h]."""
+        """Return the cosine (T, 1, W) of local solar time relative to `peak` [h]."""
         utc = (2 * np.pi * ((hours % 24) - peak) / 24)[:, None, None]
         cycle: Array = np.cos(utc.astype(np.float32) + self.meridian)
         return cycle
 
     def _sun(self, hours: NDArray[np.float64], lag_h: float) -> Array:
-        """(T, H, W) sin(elevation) = sin(lat) sin(decl) + cos(lat) cos(decl) cos(hour angle), `lag_h` ago."""
-        tilt = -OBLIQUITY * season(hours + 25 * 24)  # the solstice comes 25 days before the coldest day
+        """Return the sine of the solar elevation (T, H, W), `lag_h` ago, 0 at night.
+
+        sin(lat) sin(decl) + cos(lat) cos(decl) cos(hour angle).
+        """
+        tilt = -OBLIQUITY * season(hours + 25 * 24)  # the solstice is 25 days before the coldest day
         declination = tilt.astype(np.float32)[:, None, None]
         noon = self._day_cycle(hours, peak=12.0 + lag_h)
         height = self.sun_base * np.sin(declination) + self.sun_swing * np.cos(declination) * noon
@@ -137,10 +140,10 @@ class Climate:
         return lit
 
     def _mixed_layer(self, hours: NDArray[np.float64], speed: Array, stream: Array, winter: Array) -> Array:
-        """Depth [m]: mechanical mixing grows with wind, convection with (lagged) sun; anticyclones cap it.
+        """Return the depth [m]: wind and lagged sun deepen the mixed layer, anticyclones limit it.
 
-        Magnitudes after the climatology of Guo et al. 2016 (Atmos. Chem. Phys. 16, 13309): 200-400 m at
-        night, 1-2 km on a summer afternoon on land, with its maximum about two hours after noon.
+        Magnitudes follow the climatology of Guo et al. 2016 (Atmos. Chem. Phys. 16, 13309): 200-400 m at
+        night, 1-2 km on summer afternoons over land, with the maximum about two hours after noon.
         """
         convection = self._sun(hours, lag_h=2.0) * (self.mixing[0] - self.mixing[1] * winter)
         depth = (self.still + 40.0 * speed + convection) * np.exp(np.float32(-STABILITY) * stream)
@@ -148,20 +151,20 @@ class Climate:
         return bounded
 
 
-def build_climate(grid: Grid, terrain: Terrain, seed: int, wind_strength: float = 1.0) -> Climate:
-    """Fit a plausible climate to the latitudes, coasts and heights of a grid.
+def build_climate(grid: Grid, topography: Topography, seed: int, wind_strength: float = 1.0) -> Climate:
+    """Build the climate from latitude, coast and elevation.
 
-    The numbers are round values that put annual means and amplitudes within a few kelvin of Asian stations
-    (reanalysis climatologies); nothing is fitted to data.
+    Round values within a few kelvin of the annual means and amplitudes of Asian stations (reanalysis
+    climatologies); none is fitted.
     """
-    land, lat = terrain.land, grid.lat2d
-    circulation = build_circulation(grid, terrain, seed, wind_strength)
-    dry = desert_fraction(grid, terrain)
+    land, lat = topography.land, grid.lat2d
+    circulation = build_circulation(grid, topography, seed, wind_strength)
+    dry = desert_fraction(grid, topography)
     inland = np.tanh((grid.lon2d - 98.0) / 10.0)
     coriolis = 2 * EARTH_ROTATION * np.sin(np.radians(grid.lat_centres.mean()))
     spread = np.sqrt(np.sum(circulation.waves.amplitude**2) / 2)
     maps = {
-        "elevation": terrain.elevation,
+        "elevation": topography.elevation,
         "mean_temp": 273.15 + 27.0 - 0.65 * (lat - 17.0),
         "season_temp": -(2.0 + 0.42 * np.maximum(lat - 17.0, 0.0)) * (0.5 + 0.5 * land),
         "day_temp": 0.5 + (3.0 + 3.0 * dry) * land,

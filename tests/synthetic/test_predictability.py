@@ -1,19 +1,19 @@
-"""The simulated future must follow from the present: otherwise no model could be shown to learn anything."""
+"""Predictability: a model can learn from the simulated data."""
 
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 HORIZON_H = 12
 
 
 def upwind(field: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """(T, H, W) the value where the air came from, if this wind blew for `HORIZON_H`, on 4/3 degree cells."""
+    """Return the value (T, H, W) upwind at the departure point `HORIZON_H` ago, on 4/3 degree cells."""
     rows, columns = np.indices(field.shape[1:])
     cells_per_wind = HORIZON_H * 3600 / 148e3
     row = np.clip(np.rint(rows - v * cells_per_wind), 0, field.shape[1] - 1).astype(int)
@@ -23,7 +23,7 @@ def upwind(field: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 @pytest.mark.slow
 def test_a_linear_regression_on_local_and_upwind_fields_beats_persistence_and_climatology() -> None:
-    blocks = list(islice(simulate(World(years=(2016,), grid=(24, 48), seed=2)), 4))
+    blocks = list(islice(simulate(SimulationConfig(years=(2016,), grid=(24, 48), seed=2)), 4))
     fields = np.concatenate([block["fields"].values for block in blocks])
     land = blocks[0]["static"].sel(static_channel="mask").values > 0
     now = {name: fields[:-HORIZON_H, c] for c, name in enumerate(DYNAMIC_VARIABLES)}
@@ -33,7 +33,7 @@ def test_a_linear_regression_on_local_and_upwind_fields_beats_persistence_and_cl
     features = np.stack([arriving, *(now[name] for name in DYNAMIC_VARIABLES)])[:, :, land]
 
     train, test = slice(0, 91 * 24 - HORIZON_H), slice(91 * 24, None)
-    # One small ridge regression a cell, as weights that a model would have to tie to terrain and population.
+    # One ridge regression per cell.
     skill_error = np.empty_like(change[test])
     for cell in range(change.shape[1]):
         x = np.concatenate([features[:, :, cell], np.ones((1, features.shape[1]))]).T

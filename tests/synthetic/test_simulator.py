@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.data.simulate import simulator as simulator_module
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
+from aqtopo.synthetic import simulator as simulator_module
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, TARGET_VARIABLES, VARIABLES
 
 PM25 = DYNAMIC_VARIABLES.index("pm25")
 
 
 def months(count: int, **changes: Any) -> xr.Dataset:
-    world = World(**{"years": (2016,), "grid": (8, 12), **changes})
-    return xr.concat(list(islice(simulate(world), count)), "time", data_vars="minimal")
+    config = SimulationConfig(**{"years": (2016,), "grid": (8, 12), **changes})
+    return xr.concat(list(islice(simulate(config), count)), "time", data_vars="minimal")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def channel(dataset: xr.Dataset, name: str) -> np.ndarray:
     return values
 
 
-def test_the_same_world_gives_the_same_bytes() -> None:
+def test_equal_configurations_give_the_same_bytes() -> None:
     first, second = (months(1)["fields"].values.tobytes() for _ in range(2))
     assert first == second
 
@@ -40,7 +40,7 @@ def test_another_seed_gives_other_weather_over_the_same_terrain() -> None:
     assert abs(first["fields"] - second["fields"]).sel(channel="u").mean() > 1
 
 
-def test_a_block_is_what_the_store_takes(year: xr.Dataset) -> None:
+def test_a_chunk_has_the_layout_of_the_store(year: xr.Dataset) -> None:
     assert year["fields"].dims == ("time", "channel", "lat", "lon")
     assert year["fields"].dtype == np.float32
     assert year["static"].dtype == np.float32
@@ -56,26 +56,27 @@ def test_a_leap_year_has_every_hour_once(year: xr.Dataset) -> None:
     np.testing.assert_array_equal(year["time"].values, expected)
 
 
-def test_blocks_are_whole_months_and_parts_of_them_on_large_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(years=(2016, 2017), grid=(4, 4))
-    lengths = [block.sizes["time"] // 24 for block in islice(simulate(world), 15)]
+def test_chunks_are_months_or_parts_of_them_on_large_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimulationConfig(years=(2016, 2017), grid=(4, 4))
+    lengths = [block.sizes["time"] // 24 for block in islice(simulate(config), 15)]
     assert lengths[:3] == [31, 29, 31]
     assert lengths[12:15] == [31, 28, 31]
-    whole = np.concatenate([b["fields"].values for b in islice(simulate(world), 2)])
-    monkeypatch.setattr(simulator_module, "BLOCK_BYTES", 10 * 24 * 11 * 16 * 4)
-    parts = list(islice(simulate(world), 7))
+    whole = np.concatenate([b["fields"].values for b in islice(simulate(config), 2)])
+    monkeypatch.setattr(simulator_module, "CHUNK_BYTES", 10 * 24 * 11 * 16 * 4)
+    parts = list(islice(simulate(config), 7))
     assert [block.sizes["time"] // 24 for block in parts] == [10, 10, 10, 1, 10, 10, 9]
     np.testing.assert_array_equal(np.concatenate([b["fields"].values for b in parts]), whole)
 
 
-def test_a_year_goes_on_from_the_end_of_the_one_before() -> None:
+def test_a_year_continues_from_its_predecessor() -> None:
     pollution = [
-        block["fields"].values[:, PM25] for block in simulate(World(years=(2015, 2016), grid=(4, 4)))
+        block["fields"].values[:, PM25]
+        for block in simulate(SimulationConfig(years=(2015, 2016), grid=(4, 4)))
     ]
     across = np.abs(pollution[12][0] - pollution[11][-1])
     usual = np.abs(np.diff(pollution[11], axis=0))
     assert (across <= usual.max()).all()
-    alone = next(simulate(World(years=(2016,), grid=(4, 4))))["fields"].values[:, PM25]
+    alone = next(simulate(SimulationConfig(years=(2016,), grid=(4, 4))))["fields"].values[:, PM25]
     assert not np.array_equal(alone[0], pollution[12][0])
     np.testing.assert_allclose(alone[-24:], pollution[12][-24:], rtol=0.01)
 
@@ -102,17 +103,17 @@ def test_values_are_finite_and_within_their_valid_range(year: xr.Dataset, name: 
         ("rh", 35, 75),
     ],
 )
-def test_means_over_land_are_those_of_a_reanalysis(
+def test_means_over_land_resemble_a_reanalysis(
     year: xr.Dataset, name: str, lowest: float, highest: float
 ) -> None:
     assert lowest < channel(year, name).mean() < highest
 
 
-def test_coarse_particles_add_to_fine_ones(year: xr.Dataset) -> None:
+def test_pm10_includes_pm25(year: xr.Dataset) -> None:
     assert (channel(year, "pm10") >= channel(year, "pm25")).all()
 
 
-def test_episodes_outweigh_the_daily_cycle_of_fine_particles(year: xr.Dataset) -> None:
+def test_pm25_episodes_exceed_the_daily_cycle(year: xr.Dataset) -> None:
     by_hour = channel(year, "pm25").reshape(366, 24, -1)
     climatology = by_hour.mean(axis=0)
     assert (by_hour - climatology).std() > 4 * (climatology - climatology.mean(axis=0)).std()
@@ -124,13 +125,13 @@ def test_ozone_peaks_by_day_and_in_summer(year: xr.Dataset) -> None:
     assert ozone[150:240, 7].mean() > ozone[150:240, 21].mean() + 5
 
 
-def test_population_and_pollution_go_together(year: xr.Dataset) -> None:
+def test_population_and_pollution_are_correlated(year: xr.Dataset) -> None:
     people = year["static"].sel(static_channel="population").values.ravel()
     fine = year["fields"].sel(channel="pm25").values.mean(axis=0).ravel()
     assert np.corrcoef(people, fine)[0, 1] > 0.6
 
 
-def test_a_flat_world_has_no_heights_and_other_air() -> None:
+def test_flat_removes_elevation_and_keeps_the_coast() -> None:
     flat, real = months(1, flat=True), months(1)
     assert not flat["static"].sel(static_channel="elevation").values.any()
     np.testing.assert_array_equal(
@@ -141,7 +142,7 @@ def test_a_flat_world_has_no_heights_and_other_air() -> None:
 
 
 @pytest.mark.parametrize("change", [{"ridge_blocking": 0.0}, {"wind_transport": False}])
-def test_switches_change_the_air_and_not_the_weather(change: dict[str, Any]) -> None:
+def test_transport_options_change_pollutants_but_not_weather(change: dict[str, Any]) -> None:
     changed, usual = months(1, **change)["fields"], months(1)["fields"]
     weather = ["u", "v", "temp", "rh", "psfc"]
     np.testing.assert_array_equal(changed.sel(channel=weather), usual.sel(channel=weather))

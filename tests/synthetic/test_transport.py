@@ -6,34 +6,39 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aqtopo.data.simulate.terrain import Terrain
-from aqtopo.data.simulate.transport import (
+from aqtopo.data.grid import Array
+from aqtopo.data.topography import Topography
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.transport import (
     LEAST_OPEN,
     STRATIFICATION,
     Stencil,
     Transport,
-    advance,
     open_fraction,
+    transport_hour,
 )
-from aqtopo.data.simulate.weather import Weather
-from aqtopo.data.simulate.world import Array, World
+from aqtopo.synthetic.weather import Weather
 
 SHAPE = (12, 16)
 
 
-def world(**changes: Any) -> World:
-    return World(**{"years": (2016,), "grid": SHAPE, "lat": (20.0, 32.0), "lon": (100.0, 116.0), **changes})
+def config(**changes: Any) -> SimulationConfig:
+    return SimulationConfig(
+        **{"years": (2016,), "grid": SHAPE, "lat": (20.0, 32.0), "lon": (100.0, 116.0), **changes}
+    )
 
 
-def terrain_with_ridge(column: int, height: float) -> Terrain:
+def topography_with_ridge(column: int, height: float) -> Topography:
     level = np.zeros(SHAPE, np.float32)
     ridge_x = np.zeros((SHAPE[0], SHAPE[1] - 1), np.float32)
     if column >= 0:
         ridge_x[:, column] = height
-    return Terrain(level, level, np.ones_like(level), ridge_x, np.zeros((SHAPE[0] - 1, SHAPE[1]), np.float32))
+    return Topography(
+        level, level, np.ones_like(level), ridge_x, np.zeros((SHAPE[0] - 1, SHAPE[1]), np.float32)
+    )
 
 
-FLAT = terrain_with_ridge(-1, 0.0)
+FLAT = topography_with_ridge(-1, 0.0)
 
 
 def wind(u: Array | float, v: Array | float, depth: float = 500.0) -> Weather:
@@ -46,7 +51,7 @@ def step(content: Array, stencil: Stencil, hours: int = 1) -> Array:
     excess = content.astype(np.float32).copy()
     halo = np.zeros((len(excess), SHAPE[0] + 2, SHAPE[1] + 2), np.float32)
     for _ in range(hours):
-        advance(excess, stencil, 0, halo)
+        transport_hour(excess, stencil, 0, halo)
     return excess
 
 
@@ -57,12 +62,12 @@ def puff(row: int, column: int) -> Array:
 
 
 def mass(content: Array) -> float:
-    return float((content * world().domain.area).sum(dtype=np.float64))
+    return float((content * config().domain.area).sum(dtype=np.float64))
 
 
-def lid_share(u: Array, v: Array) -> Array:
-    """(H, W) share of a cell that the convergence of the wind pushes through its lid in an hour."""
-    grid = world().domain
+def top_share(u: Array, v: Array) -> Array:
+    """Return the share (H, W) of a cell that converging wind exports through its top in an hour."""
+    grid = config().domain
     u, v = np.pad(u, 1, mode="edge"), np.pad(v, 1, mode="edge")
     eastward = (u[1:-1, :-1] + u[1:-1, 1:]) / 2 * grid.dy
     northward = (v[:-1, 1:-1] + v[1:, 1:-1]) / 2 * grid.south_edges
@@ -72,19 +77,19 @@ def lid_share(u: Array, v: Array) -> Array:
 
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.1, 15.0), st.integers(0, 2**16))
-def test_mass_only_leaves_through_the_lid_and_the_border(speed: float, seed: int) -> None:
+def test_mass_leaves_only_through_top_and_border(speed: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     u, v = (rng.normal(0, speed, SHAPE).astype(np.float32) for _ in range(2))
-    stencil = Transport(world(), FLAT).stencil(wind(u, v))
+    stencil = Transport(config(), FLAT).stencil(wind(u, v))
     content = np.zeros((1, *SHAPE), np.float32)
     content[:, 1:-1, 1:-1] = rng.uniform(0, 50, (SHAPE[0] - 2, SHAPE[1] - 2))
     after = step(content, replace(stencil, substeps=1))
-    through_lid = mass(content * lid_share(u, v)) / stencil.substeps
-    assert mass(after) + through_lid == pytest.approx(mass(content), rel=1e-5)
+    through_top = mass(content * top_share(u, v)) / stencil.substeps
+    assert mass(after) + through_top == pytest.approx(mass(content), rel=1e-5)
 
 
 def test_a_uniform_wind_moves_mass_without_losing_any() -> None:
-    stencil = Transport(world(), FLAT).stencil(wind(6.0, 0.0))
+    stencil = Transport(config(), FLAT).stencil(wind(6.0, 0.0))
     before = puff(6, 5) + puff(4, 6)
     after = step(before, stencil, hours=4)
     assert mass(after) == pytest.approx(mass(before), rel=1e-3)
@@ -93,9 +98,9 @@ def test_a_uniform_wind_moves_mass_without_losing_any() -> None:
 @pytest.mark.parametrize(
     ("u", "v", "axis", "sign"), [(8, 0, 1, 1), (-8, 0, 1, -1), (0, 8, 0, 1), (0, -8, 0, -1)]
 )
-def test_wind_carries_a_plume_downwind_at_its_own_speed(u: float, v: float, axis: int, sign: int) -> None:
-    after = step(puff(6, 8), Transport(world(), FLAT).stencil(wind(u, v)), hours=6)[0]
-    grid = world().domain
+def test_a_plume_moves_at_the_wind_speed(u: float, v: float, axis: int, sign: int) -> None:
+    after = step(puff(6, 8), Transport(config(), FLAT).stencil(wind(u, v)), hours=6)[0]
+    grid = config().domain
     places = np.indices(SHAPE)[axis] - (6, 8)[axis]
     cell = grid.dy if axis == 0 else float(grid.dx[6, 0])
     shift = float((after * places).sum() / after.sum()) * cell
@@ -103,14 +108,14 @@ def test_wind_carries_a_plume_downwind_at_its_own_speed(u: float, v: float, axis
 
 
 def test_without_wind_transport_the_plume_stays() -> None:
-    after = step(puff(6, 8), Transport(world(wind_transport=False), FLAT).stencil(wind(8, 0)), hours=6)[0]
+    after = step(puff(6, 8), Transport(config(wind_transport=False), FLAT).stencil(wind(8, 0)), hours=6)[0]
     assert after[6, 8] > 85
     np.testing.assert_allclose(after[6, 7], after[6, 9], rtol=1e-5)
 
 
-def test_a_ridge_holds_a_plume_back_and_flat_land_does_not() -> None:
+def test_a_ridge_blocks_a_plume_and_flat_land_does_not() -> None:
     def beyond(height: float, blocking: float = 1.0) -> float:
-        transport = Transport(world(ridge_blocking=blocking), terrain_with_ridge(8, height))
+        transport = Transport(config(ridge_blocking=blocking), topography_with_ridge(8, height))
         return float(step(puff(6, 7), transport.stencil(wind(3.0, 0.0)), hours=12)[0, :, 9:].sum())
 
     assert beyond(2000.0) < 0.25 * beyond(0.0)
@@ -120,15 +125,15 @@ def test_a_ridge_holds_a_plume_back_and_flat_land_does_not() -> None:
 
 def test_a_ridge_does_not_stop_the_flow_along_it() -> None:
     along = wind(0.0, 6.0)
-    blocked = step(puff(3, 8), Transport(world(), terrain_with_ridge(8, 3000.0)).stencil(along), hours=6)
-    free = step(puff(3, 8), Transport(world(), FLAT).stencil(along), hours=6)
+    blocked = step(puff(3, 8), Transport(config(), topography_with_ridge(8, 3000.0)).stencil(along), hours=6)
+    free = step(puff(3, 8), Transport(config(), FLAT).stencil(along), hours=6)
     assert blocked[0, 4:].sum() == pytest.approx(float(free[0, 4:].sum()), rel=0.02)
 
 
-def test_polluted_air_piles_up_in_front_of_a_ridge() -> None:
+def test_pollution_accumulates_upwind_of_a_ridge() -> None:
     steady = np.zeros((1, *SHAPE), np.float32)
-    barrier = Transport(world(), terrain_with_ridge(8, 3000.0)).stencil(wind(3.0, 0.0))
-    open_land = Transport(world(), FLAT).stencil(wind(3.0, 0.0))
+    barrier = Transport(config(), topography_with_ridge(8, 3000.0)).stencil(wind(3.0, 0.0))
+    open_land = Transport(config(), FLAT).stencil(wind(3.0, 0.0))
     levels = []
     for stencil in (barrier, open_land):
         content = steady
@@ -139,10 +144,12 @@ def test_polluted_air_piles_up_in_front_of_a_ridge() -> None:
     assert levels[0] > 1.5 * levels[1]
 
 
-def test_it_is_easier_to_come_down_a_step_than_to_climb_it() -> None:
+def test_air_descends_a_step_more_easily_than_it_climbs() -> None:
     z = np.where(np.arange(SHAPE[1]) < 8, 2000.0, 0.0).astype(np.float32) * np.ones((SHAPE[0], 1), np.float32)
-    terrain = Terrain(z, 0 * z, np.ones_like(z), np.maximum(z[:, 1:], z[:, :-1]), np.maximum(z[1:], z[:-1]))
-    transport = Transport(world(), terrain)
+    topography = Topography(
+        z, 0 * z, np.ones_like(z), np.maximum(z[:, 1:], z[:, :-1]), np.maximum(z[1:], z[:-1])
+    )
+    transport = Transport(config(), topography)
     down = step(puff(6, 7), transport.stencil(wind(3.0, 0.0)), hours=6)[0, :, 8:].sum()
     up = step(puff(6, 8), transport.stencil(wind(-3.0, 0.0)), hours=6)[0, :, :8].sum()
     assert down > 5 * up
@@ -171,7 +178,7 @@ def test_open_fraction_falls_with_the_ridge_and_rises_with_depth_and_wind() -> N
 @given(st.floats(0, 60), st.floats(-60, 60), st.integers(0, 2**16))
 def test_any_wind_keeps_concentrations_positive_and_bounded(u: float, v: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    stencil = Transport(world(), FLAT).stencil(wind(u, v))
+    stencil = Transport(config(), FLAT).stencil(wind(u, v))
     content = rng.uniform(0, 100, (2, *SHAPE)).astype(np.float32)
     after = step(content, stencil, hours=3)
     assert after.min() >= 0
@@ -180,6 +187,6 @@ def test_any_wind_keeps_concentrations_positive_and_bounded(u: float, v: float, 
 
 def test_air_that_enters_brings_the_background() -> None:
     full = np.full((1, *SHAPE), 50.0, np.float32)
-    after = step(full, Transport(world(), FLAT).stencil(wind(8.0, 0.0)), hours=6)[0]
+    after = step(full, Transport(config(), FLAT).stencil(wind(8.0, 0.0)), hours=6)[0]
     assert after[:, 0].max() < 20
     np.testing.assert_allclose(after[3:-3, -1], 50.0, rtol=0.05)

@@ -1,17 +1,17 @@
-"""What happens to pollutants within a cell: emission, dilution, deposition and a few reactions.
+"""Emission, dilution, deposition and chemical reactions within a cell.
 
 The mixed layer is one box of depth h. Linear losses and sources are integrated implicitly over an hour, which
-keeps every concentration positive; sulphate, nitrate and ozone formation follow as explicit transfers that
-never exceed what is there.
+keeps every concentration positive. Sulphate, nitrate and ozone formation are explicit transfers that never
+exceed the available amount.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from aqtopo.data.simulate.emissions import Species
-from aqtopo.data.simulate.weather import Weather
-from aqtopo.data.simulate.world import Array
+from aqtopo.data.grid import Array
+from aqtopo.synthetic.emissions import Species
+from aqtopo.synthetic.weather import Weather
 
 O3_PER_NO2 = np.float32(48 / 46)
 """Ratio of molar masses."""
@@ -21,40 +21,40 @@ def _column(*values: float) -> Array:
     return np.array(values, np.float32)[:, None, None]
 
 
-# One value a species: coarse, SO2, NOx, CO, Ox, PM2.5.
+# One value per species: coarse, SO2, NOx, CO, Ox, PM2.5.
 BACKGROUND = _column(8.0, 1.5, 2.0, 180.0, 84.0, 8.0)
 """Clean air around and above the domain [ug m-3]."""
 DEPOSITION = _column(0.8, 0.5, 0.2, 0.0, 0.35, 0.12) * 36
 """Dry deposition velocity [m h-1] (from cm s-1; Wesely 1989 for gases, Zhang et al. 2001 for particles)."""
 WASHOUT = _column(0.30, 0.10, 0.03, 0.0, 0.0, 0.22)
-"""Share that full rain washes out in an hour."""
+"""Share that full rain removes in an hour."""
 AT_SEA = np.float32(0.35)
-"""Dry deposition on the sea relative to land."""
+"""Dry deposition over sea relative to land."""
 RESIDUAL = np.float32(0.2)
-"""How clean the air is into which the mixed layer grows in the morning: 0 as below, 1 background."""
+"""Share of background air in the air that a growing mixed layer entrains, 0-1."""
 EXCHANGE = np.float32(1 / 120)
-"""Exchange with the free troposphere by clouds and fronts [h-1]."""
+"""Exchange with the free troposphere through clouds and fronts [h-1]."""
 
 SULPHATE_PER_SO2 = np.float32(132 / 64)
 NITRATE_PER_NO2 = np.float32(80 / 46)
-"""Molar masses of ammonium sulphate and ammonium nitrate over those of their precursors."""
+"""Molar mass of ammonium sulphate and nitrate relative to SO2 and NO2."""
 OZONE_RATE = np.float32(13.0)
-"""Largest net production of Ox [ug m-3 h-1]."""
+"""Maximum net production of Ox [ug m-3 h-1]."""
 NOX_LIMITED, NOX_SATURATED = np.float32(6.0), np.float32(60.0)
-"""NOx below which production falls with NOx, and above which radicals are lost to it [ug m-3]."""
+"""Below the first, production is proportional to NOx; above the second, NOx removes radicals [ug m-3]."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What T hours of weather do to the concentrations.
+    """Rates of change over T hours.
 
     Attributes:
         keep: (T, S, H, W) share that remains after linear losses.
-        gain: (T, S, H, W) what emission and air from aloft add [ug m-3].
+        gain: (T, S, H, W) addition by emission and entrainment [ug m-3].
         sulphate: (T, H, W) share of SO2 that is oxidised in an hour.
         nitric: (T, H, W) share of NO2 that is oxidised in an hour.
-        particle: (T, H, W) share of the nitric acid that condenses.
-        ozone: (T, H, W) production of Ox where NOx is neither scarce nor abundant [ug m-3 h-1].
+        particle: (T, H, W) share of nitric acid that condenses.
+        ozone: (T, H, W) Ox production at optimal NOx [ug m-3 h-1].
     """
 
     keep: Array
@@ -66,10 +66,10 @@ class Rates:
 
 
 def build_rates(weather: Weather, next_depth: Array, emission: Array, land: Array) -> Rates:
-    """Turn T hours of weather and emission into rates.
+    """Compute the rates of T hours.
 
     Args:
-        weather: of T hours.
+        weather: T hours.
         next_depth: (T, H, W) depth of the mixed layer one hour later [m].
         emission: (T, S, H, W) [ug m-2 h-1].
         land: (H, W) land fraction.
@@ -78,7 +78,7 @@ def build_rates(weather: Weather, next_depth: Array, emission: Array, land: Arra
     growth = np.maximum(next_depth - weather.depth, 0) / next_depth
     renewed = (RESIDUAL * growth + EXCHANGE)[:, None]
     velocity = DEPOSITION * (AT_SEA + (1 - AT_SEA) * land)
-    # Plants close their stomata at night, and the air at the ground is still.
+    # At night, stomata are closed and turbulence is weak.
     velocity = velocity * (0.4 + 0.6 * weather.sun[:, None])
     loss = velocity / depth
     loss += WASHOUT * rain_intensity(weather.rh)[:, None]
@@ -101,20 +101,20 @@ def build_rates(weather: Weather, next_depth: Array, emission: Array, land: Arra
 
 
 def rain_intensity(rh: Array) -> Array:
-    """0-1: rain sets in at 78% relative humidity and is full at 95%."""
+    """Return the rain intensity, 0 below 78% relative humidity to 1 from 95%."""
     intensity: Array = np.clip((rh - 78) / 17, 0, 1) ** 2
     return intensity
 
 
 def react(state: Array, rates: Rates, hour: int) -> None:
-    """Advance the concentrations (S, H, W) [ug m-3] by one hour within their cells, in place."""
+    """Advance the concentrations (S, H, W) [ug m-3] by one hour of local processes, in place."""
     state *= rates.keep[hour]
     state += rates.gain[hour]
     so2, nox, ox, fine = (state[s] for s in (Species.SO2, Species.NOX, Species.OX, Species.PM25))
     oxidised = rates.sulphate[hour] * so2
     so2 -= oxidised
     fine += SULPHATE_PER_SO2 * oxidised
-    # Where ozone is used up, NOx is NO, which does not turn into nitric acid.
+    # Without ozone, NOx is NO, which forms no nitric acid.
     nitric = rates.nitric[hour] * np.minimum(nox, ox / O3_PER_NO2)
     radicals = nox / ((nox + NOX_LIMITED) * (1 + nox / NOX_SATURATED))
     ox += rates.ozone[hour] * radicals - O3_PER_NO2 * nitric
@@ -123,14 +123,14 @@ def react(state: Array, rates: Rates, hour: int) -> None:
 
 
 def photostationary(nox: Array, ox: Array, temp: Array, sun: Array) -> tuple[Array, Array]:
-    """NO2 and O3 in balance with NO [ug m-3].
+    """Return NO2 and O3 in photostationary equilibrium with NO [ug m-3].
 
-    Leighton's relation [NO] [O3] / [NO2] = j / k with the sums NOx = NO + NO2 and Ox = O3 + NO2 is a
-    quadratic in NO2. At night j = 0: NO takes up all ozone, or ozone all NO. j = 0.0167 exp(-0.575 / sin e)
-    s-1 at the sun's elevation e (Dickerson et al. 1982), k = 3.0e-12 exp(-1500 / T) cm3 s-1 (JPL 2019).
+    Leighton's relation [NO] [O3] / [NO2] = j / k with NOx = NO + NO2 and Ox = O3 + NO2 is a quadratic in NO2.
+    At night j = 0, and titration consumes all ozone or all NO. j = 0.0167 exp(-0.575 / sin e) s-1 at solar
+    elevation e (Dickerson et al. 1982), k = 3.0e-12 exp(-1500 / T) cm3 s-1 (JPL 2019).
     """
     photolysis = 0.0167 * np.exp(-0.575 / np.maximum(sun, 0.02))
-    per_molecule = 46.0 / 6.022e23 * 1e12  # [ug m-3] of NO2 for one molecule in a cm3
+    per_molecule = 46.0 / 6.022e23 * 1e12  # [ug m-3 NO2] per molecule cm-3
     ratio = photolysis * np.float32(per_molecule / 3.0e-12) * np.exp(1500 / temp)
     ox_as_no2 = ox / O3_PER_NO2
     half = (nox + ox_as_no2 + ratio) / 2

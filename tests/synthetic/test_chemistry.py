@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqtopo.data.simulate.chemistry import (
+from aqtopo.data.grid import Array
+from aqtopo.synthetic.chemistry import (
     BACKGROUND,
     O3_PER_NO2,
     build_rates,
@@ -13,9 +14,8 @@ from aqtopo.data.simulate.chemistry import (
     rain_intensity,
     react,
 )
-from aqtopo.data.simulate.emissions import Species
-from aqtopo.data.simulate.weather import Weather
-from aqtopo.data.simulate.world import Array
+from aqtopo.synthetic.emissions import Species
+from aqtopo.synthetic.weather import Weather
 
 HOURS, SHAPE = 6, (3, 4)
 
@@ -38,7 +38,7 @@ def run(conditions: Weather, start: Array, emission: float = 0.0, next_depth: Ar
 POLLUTED = np.array([40, 30, 50, 900, 80, 120], np.float32)[:, None, None]
 
 
-def test_at_night_ozone_takes_up_no_or_no_takes_up_ozone() -> None:
+def test_titration_at_night_consumes_no_or_ozone() -> None:
     nox, ox, night = (np.array(x, np.float32) for x in ([10.0, 100.0], [80.0, 40.0], [0.0, 0.0]))
     no2, o3 = photostationary(nox, ox, np.full(2, 285, np.float32), night)
     np.testing.assert_allclose(no2, [10.0, 40.0 * 46 / 48], rtol=1e-3)
@@ -58,14 +58,14 @@ def test_photostationary_state_balances_photolysis_and_titration(
     assert titration == pytest.approx(photolysis * no2[0] * molecules, rel=1e-3, abs=1e3)
 
 
-def test_sunshine_turns_no2_back_into_ozone() -> None:
+def test_photolysis_converts_no2_to_ozone() -> None:
     nox, ox, temp = (np.array([x], np.float32) for x in (40.0, 60.0, 295.0))
     noon, night = (photostationary(nox, ox, temp, np.array([s], np.float32)) for s in (0.9, 0.0))
     assert noon[1][0] > night[1][0] + 5
     assert noon[0][0] < night[0][0]
 
 
-def test_sun_on_moderate_nox_makes_ozone_and_abundant_nox_less() -> None:
+def test_ozone_production_peaks_at_moderate_nox() -> None:
     def ox_after(nox: float, sun: float) -> float:
         start = POLLUTED.copy()
         start[Species.NOX] = nox
@@ -76,27 +76,27 @@ def test_sun_on_moderate_nox_makes_ozone_and_abundant_nox_less() -> None:
     assert ox_after(20, sun=0.9) > ox_after(400, sun=0.9)
 
 
-def test_sulphur_dioxide_becomes_fine_particles_faster_in_moist_air() -> None:
+def test_so2_forms_particles_faster_in_moist_air() -> None:
     dry, moist = (run(weather(rh=rh), POLLUTED) for rh in (30.0, 77.0))
     assert moist[Species.SO2] < dry[Species.SO2] < 30
     assert moist[Species.PM25] > dry[Species.PM25]
 
 
-def test_rain_cleans_particles_and_leaves_carbon_monoxide() -> None:
+def test_rain_removes_particles_but_not_co() -> None:
     dry, wet = (run(weather(rh=rh), POLLUTED) for rh in (77.0, 96.0))
     assert wet[Species.COARSE] < 0.5 * dry[Species.COARSE]
     assert wet[Species.CO] == pytest.approx(dry[Species.CO])
     assert rain_intensity(np.array([50.0, 78.0, 95.0, 100.0])).tolist() == [0, 0, 1, 1]
 
 
-def test_emission_fills_a_shallow_layer_more_than_a_deep_one() -> None:
+def test_emission_raises_shallow_layers_more_than_deep_ones() -> None:
     shallow, deep = (run(weather(depth=depth), POLLUTED, emission=2000.0) for depth in (200.0, 1500.0))
     gained_shallow = shallow[Species.CO] - 900
     gained_deep = deep[Species.CO] - 900
     assert gained_shallow > 20 > gained_deep
 
 
-def test_a_growing_mixed_layer_takes_in_cleaner_air() -> None:
+def test_a_growing_mixed_layer_entrains_cleaner_air() -> None:
     conditions = weather(depth=300)
     growing = run(conditions, POLLUTED, next_depth=conditions.depth * 1.5)
     resting = run(conditions, POLLUTED)

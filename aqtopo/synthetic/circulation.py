@@ -1,13 +1,13 @@
-"""The large-scale and local circulation, as a linear map from a few time series to fields.
+"""Large-scale and local winds as a linear map from time series to fields.
 
-Every field here is a sum of fixed patterns, each times a coefficient that is a pure function of time:
+Each field is a sum of fixed patterns, each times a coefficient that depends on time alone:
 
     field(t, x, y) = sum_m coefficient_m(t) pattern_m(x, y)
 
-The patterns (terrain, coastlines, waves in cosine and sine) are made once; a day of hours is then one matrix
-product. Being a function of absolute time, the weather needs no state and no spin-up.
+The patterns (terrain, coastlines, waves in cosine and sine) are computed once; a day is then one matrix
+product. The weather depends on absolute time alone, so it needs no state and no spin-up.
 
-Rows (m): two for each wave, then the constant, the season, and cosine and sine of the hour of the day.
+Rows (m): two per wave, then the constant, the season, and cosine and sine of the hour of the day.
 """
 
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from aqtopo.data.simulate.terrain import Terrain
-from aqtopo.data.simulate.world import EARTH_RADIUS, Array, Grid
+from aqtopo.data.grid import EARTH_RADIUS, Array, Grid
+from aqtopo.data.topography import Topography
 
 EARTH_ROTATION = 7.292e-5
 """[rad s-1]"""
 TROPICAL_YEAR_H = 365.2422 * 24
 WAVES = 28
 STEERING = 9.0
-"""Westerly flow that carries the waves [m s-1]; surface lows move with the 700-500 hPa flow."""
+"""Westerly flow that advects the waves [m s-1]: surface lows follow the 700-500 hPa flow."""
 WAVE_WIND = 5.2
-"""Root mean square of each component of the synoptic wind in the storm track in winter [m s-1]."""
+"""Root mean square of each component of the synoptic wind in the winter storm track [m s-1]."""
 STEEP = 0.006
-"""Slope [m m-1] at which terrain turns half of the flow's normal component aside."""
+"""Slope [m m-1] at which terrain deflects half of the flow's normal component."""
 
 
 class Flow(IntEnum):
-    """Channels of the circulation, in the order in which they are stacked."""
+    """Channels of the circulation, in stacking order."""
 
     U = 0  # eastward wind [m s-1]
     V = 1  # northward wind [m s-1]
     STREAM = 2  # synoptic stream function over its standard deviation [1]; positive in anticyclones
-    WARM = 3  # synoptic southerly before terrain acts on it, over WAVE_WIND [1]: warm and moist air
+    WARM = 3  # synoptic southerly without terrain, over WAVE_WIND [1]: warm and moist air
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Waves:
         omega: frequency [rad h-1].
         phase: [rad].
         amplitude: of the stream function [m2 s-1].
-        envelope: frequency of the slow growth and decay [rad h-1].
+        envelope: frequency of growth and decay [rad h-1].
         envelope_phase: [rad].
     """
 
@@ -64,10 +64,10 @@ class Waves:
 
 
 def draw_waves(seed: int, latitude: float) -> Waves:
-    """Draw waves that obey the dispersion relation of barotropic Rossby waves.
+    """Draw random waves that obey the dispersion relation of barotropic Rossby waves.
 
     omega = k (U - beta / (k^2 + l^2)) (Holton and Hakim, An Introduction to Dynamic Meteorology, 5th ed.,
-    section 5.7): 2500 km waves cross the domain in days, 7000 km waves hardly move.
+    section 5.7): 2500 km waves cross the domain in days, 7000 km waves are almost stationary.
     """
     rng = np.random.default_rng(seed)
     k = 2 * np.pi / rng.uniform(2.4e6, 7e6, WAVES)
@@ -81,7 +81,7 @@ def draw_waves(seed: int, latitude: float) -> Waves:
         l=l,
         omega=k * (STEERING - beta / total) * 3600,
         phase=rng.uniform(0, 2 * np.pi, WAVES),
-        # Each wave carries the same kinetic energy on average: amplitude^2 (k^2 + l^2) / 2 = 2 V^2 / K.
+        # Equal mean kinetic energy per wave: amplitude^2 (k^2 + l^2) / 2 = 2 V^2 / K.
         amplitude=weight * WAVE_WIND * 2 / np.sqrt(total * WAVES),
         envelope=2 * np.pi / (24 * rng.uniform(9.0, 40.0, WAVES)),
         envelope_phase=rng.uniform(0, 2 * np.pi, WAVES),
@@ -89,13 +89,13 @@ def draw_waves(seed: int, latitude: float) -> Waves:
 
 
 def season(hours: NDArray[np.float64]) -> NDArray[np.float64]:
-    """1 in the middle of January, -1 in the middle of July; `hours` since 1970-01-01T00 UTC."""
+    """Return 1 in mid-January and -1 in mid-July; `hours` since 1970-01-01T00 UTC."""
     return np.cos(2 * np.pi * (hours - 15 * 24) / TROPICAL_YEAR_H)
 
 
 @dataclass(frozen=True)
 class Circulation:
-    """Patterns of the flow on a grid, and the waves that drive them.
+    """Flow patterns on a grid, and the waves that drive them.
 
     Attributes:
         waves: see `Waves`.
@@ -108,17 +108,17 @@ class Circulation:
     shape: tuple[int, int]
 
     def at(self, hours: NDArray[np.float64]) -> Array:
-        """(4, T, H, W) the channels of `Flow` at T times [hours since 1970-01-01T00 UTC]."""
+        """Return (4, T, H, W), the channels of `Flow` at T times [hours since 1970-01-01T00 UTC]."""
         flat: Array = self._coefficients(hours).astype(np.float32) @ self.patterns
         return flat.reshape(len(Flow), len(hours), *self.shape)
 
     def _coefficients(self, hours: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(T, M)."""
+        """Return (T, M)."""
         waves, time, winter = self.waves, hours[:, None], season(hours)[:, None]
         growth = (1 + 0.6 * np.cos(waves.envelope * time + waves.envelope_phase)) / np.sqrt(1.18)
         storminess = (0.78 + 0.22 * winter) * growth
         day = 2 * np.pi * (time % 24) / 24
-        # Breezes need sun: they are twice as strong in July as in January.
+        # Breezes are twice as strong in July as in January.
         sunshine = 1 - 0.33 * winter
         columns = (
             storminess * np.cos(waves.omega * time),
@@ -131,18 +131,20 @@ class Circulation:
         return np.concatenate(columns, axis=1)
 
 
-def build_circulation(grid: Grid, terrain: Terrain, seed: int, wind_strength: float = 1.0) -> Circulation:
-    """Make the patterns: waves, mean westerlies and monsoon, breezes; terrain acts on all but breezes.
+def build_circulation(
+    grid: Grid, topography: Topography, seed: int, wind_strength: float = 1.0
+) -> Circulation:
+    """Build the patterns of waves, mean westerlies, monsoon and breezes; terrain modifies all but breezes.
 
-    `wind_strength` multiplies the winds, and leaves the waves' pressure and warm sectors as they are.
+    `wind_strength` multiplies the winds, but not the pressure and warm sectors of the waves.
     """
     waves = draw_waves(seed, float(grid.lat_centres.mean()))
     u, v, stream = _wave_patterns(grid, waves)
     warm = v / WAVE_WIND
     mean_u, mean_v = _mean_winds(grid)
-    breeze_u, breeze_v = _breezes(grid, terrain)
+    breeze_u, breeze_v = _breezes(grid, topography)
     blank = np.zeros((len(mean_u) + len(breeze_u), *grid.shape))
-    u, v = _around_terrain(np.concatenate([u, mean_u]), np.concatenate([v, mean_v]), grid, terrain)
+    u, v = _around_terrain(np.concatenate([u, mean_u]), np.concatenate([v, mean_v]), grid, topography)
     u, v = np.concatenate([u, breeze_u]), np.concatenate([v, breeze_v])
     stream, warm = np.concatenate([stream, blank]), np.concatenate([warm, blank])
     channels = {Flow.U: wind_strength * u, Flow.V: wind_strength * v, Flow.STREAM: stream, Flow.WARM: warm}
@@ -154,12 +156,12 @@ Patterns = NDArray[np.float64]
 
 
 def _wave_patterns(grid: Grid, waves: Waves) -> tuple[Patterns, Patterns, Patterns]:
-    """(2K, H, W) u, v [m s-1] and the stream function over its standard deviation; cosines, then sines."""
+    """Return (2K, H, W) u, v [m s-1] and the normalized stream function; cosines, then sines."""
     north = EARTH_RADIUS * np.radians(grid.lat2d - grid.lat_centres.mean())
     east_scale = EARTH_RADIUS * np.cos(np.radians(grid.lat_centres.mean()))
     east = east_scale * np.radians(grid.lon2d - grid.lon_centres.mean())
     angle = waves.k[:, None, None] * east + waves.l[:, None, None] * north + waves.phase[:, None, None]
-    # Synoptic activity fades out towards the tropics.
+    # Synoptic activity decreases towards the tropics.
     track = waves.amplitude[:, None, None] * (0.7 + 0.3 * np.tanh((grid.lat2d - 27.0) / 7.0))
     stream = np.concatenate([track * np.cos(angle), track * np.sin(angle)])
     d_north, d_east = np.gradient(stream, grid.dy, float(grid.dx.mean()), axis=(1, 2))
@@ -168,10 +170,10 @@ def _wave_patterns(grid: Grid, waves: Waves) -> tuple[Patterns, Patterns, Patter
 
 
 def _mean_winds(grid: Grid) -> tuple[Patterns, Patterns]:
-    """(2, H, W) u, v [m s-1]: the annual mean, and half the difference of January and July.
+    """Return (2, H, W) u, v [m s-1]: the annual mean, and half the difference of January and July.
 
-    Westerlies north of 25 N that are stronger in winter, trades south of it, and the East Asian monsoon:
-    north-westerly in winter, southerly in summer.
+    Westerlies north of 25 N, stronger in winter; trades south of it; the East Asian monsoon: north-westerly
+    in winter, southerly in summer.
     """
     westerly = np.tanh((grid.lat2d - 24.0) / 6.0)
     monsoon = np.exp(-(((grid.lon2d - 117.0) / 14.0) ** 2))
@@ -181,24 +183,26 @@ def _mean_winds(grid: Grid) -> tuple[Patterns, Patterns]:
     return u, v
 
 
-def _around_terrain(u: Patterns, v: Patterns, grid: Grid, terrain: Terrain) -> tuple[Patterns, Patterns]:
-    """Turn the flow along steep slopes and slow it over rough ground (both linear in the wind)."""
-    slope_x, slope_y, slope = _gradient(terrain.elevation.astype(np.float64), grid)
+def _around_terrain(
+    u: Patterns, v: Patterns, grid: Grid, topography: Topography
+) -> tuple[Patterns, Patterns]:
+    """Deflect the flow along steep slopes and slow it over rough terrain; both are linear in the wind."""
+    slope_x, slope_y, slope = _gradient(topography.elevation.astype(np.float64), grid)
     n_x, n_y = slope_x / np.maximum(slope, 1e-9), slope_y / np.maximum(slope, 1e-9)
     turned = slope**2 / (slope**2 + STEEP**2)
     across = turned * (u * n_x + v * n_y)
-    drag = (1.15 - 0.35 * terrain.land) / (1 + terrain.relief / 900.0)
+    drag = (1.15 - 0.35 * topography.land) / (1 + topography.relief / 900.0)
     return (u - across * n_x) * drag, (v - across * n_y) * drag
 
 
-def _breezes(grid: Grid, terrain: Terrain) -> tuple[Patterns, Patterns]:
-    """(2, H, W) cosine and sine of the UTC hour: upslope and onshore in the afternoon, reversed at night.
+def _breezes(grid: Grid, topography: Topography) -> tuple[Patterns, Patterns]:
+    """Return (2, H, W), the cosine and sine coefficients of the breezes by UTC hour.
 
-    Slope winds of 1.5 m s-1 that turn at sunrise and sunset, sea breezes of 2 m s-1 that peak at 15 h local
-    solar time (Whiteman, Mountain Meteorology, 2000).
+    Upslope and onshore in the afternoon, reversed at night: slope winds of 1.5 m s-1, sea breezes of 2 m s-1
+    with their maximum at 15 h local solar time (Whiteman, Mountain Meteorology, 2000).
     """
-    slope_x, slope_y, slope = _gradient(terrain.elevation.astype(np.float64), grid)
-    coast_x, coast_y, coast = _gradient(terrain.land.astype(np.float64), grid)
+    slope_x, slope_y, slope = _gradient(topography.elevation.astype(np.float64), grid)
+    coast_x, coast_y, coast = _gradient(topography.land.astype(np.float64), grid)
     up = 1.5 * np.tanh(slope / STEEP) / np.maximum(slope, 1e-9)
     onshore = 2.0 * np.tanh(coast * 1.5e5) / np.maximum(coast, 1e-9)
     u, v = up * slope_x + onshore * coast_x, up * slope_y + onshore * coast_y
@@ -209,7 +213,7 @@ def _breezes(grid: Grid, terrain: Terrain) -> tuple[Patterns, Patterns]:
 
 
 def _gradient(field: Patterns, grid: Grid) -> tuple[Patterns, Patterns, Patterns]:
-    """(H, W) eastward and northward derivative [field m-1] and their magnitude."""
+    """Return (H, W) eastward and northward derivative [field m-1] and their magnitude."""
     d_north = np.gradient(field, grid.dy, axis=0)
     d_east = np.gradient(field, axis=1) / grid.dx
     return d_east, d_north, np.hypot(d_east, d_north)
