@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.planning import make_plan
-from aqtopo.planning.memory import reduction_bytes, state_bytes
+from aqtopo.planning.zero import reduction_bytes, state_bytes
 
 REFERENCE = "ds_configs/resume_reference.json"
 
@@ -21,31 +22,21 @@ def reference(*overrides: str) -> RunConfig:
     return load_config(REFERENCE, list(overrides))
 
 
-def test_one_rank_in_fp32_holds_twenty_bytes_a_parameter() -> None:
+def test_one_rank_in_fp32_holds_20_bytes_per_parameter() -> None:
     alone = reference("training.nodes=1", "training.ranks_per_node=1")
     state = state_bytes({"all": 1000}, alone)
-    assert (state.parameters, state.gradients, state.master_weights, state.moments) == (
-        4000,
-        4000,
-        4000,
-        8000,
-    )
+    assert astuple(state)[:4] == (4000, 4000, 4000, 8000)
     assert state.device == 20_000
     assert state.host == 0
 
 
-def test_bf16_halves_weights_and_gradients_but_no_optimizer_state() -> None:
+def test_bf16_halves_weights_and_gradients_but_not_optimizer_state() -> None:
     alone = reference("training.nodes=1", "training.ranks_per_node=1", "deepspeed.bf16.enabled=true")
     state = state_bytes({"all": 1000}, alone)
-    assert (state.parameters, state.gradients, state.master_weights, state.moments) == (
-        2000,
-        2000,
-        4000,
-        8000,
-    )
+    assert astuple(state)[:4] == (2000, 2000, 4000, 8000)
 
 
-def test_gradients_take_the_type_they_are_accumulated_in() -> None:
+def test_gradients_have_their_accumulation_type() -> None:
     config = reference(
         "training.nodes=1",
         "training.ranks_per_node=1",
@@ -66,7 +57,7 @@ def test_offloaded_state_is_in_host_memory() -> None:
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=5))
-def test_every_group_is_padded_by_less_than_two_elements_a_rank(counts: list[int]) -> None:
+def test_padding_is_less_than_two_elements_per_group_and_rank(counts: list[int]) -> None:
     config = reference()
     state = state_bytes({str(index): count for index, count in enumerate(counts)}, config)
     padding = state.parameters // 4 - sum(counts)
@@ -91,7 +82,7 @@ def _free_port() -> int:
 
 
 @pytest.mark.slow
-def test_two_ranks_of_deepspeed_hold_what_is_planned(
+def test_two_deepspeed_ranks_hold_the_planned_bytes(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = tiny_config(training={"run_dir": "r", "epochs": 2, "nodes": 1, "ranks_per_node": 2})
@@ -99,23 +90,13 @@ def test_two_ranks_of_deepspeed_hold_what_is_planned(
     block["zero_optimization"] = {"stage": 2, "reduce_bucket_size": 1_000_000}
     tree = json.loads(config.to_json()) | {"deepspeed": block}
     (tmp_path / "config.json").write_text(json.dumps(tree))
+    script = "tests/planning/held_by_deepspeed.py"
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "DS_ACCELERATOR": "cpu"}
+    common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     ranks = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "tests/planning/held_by_deepspeed.py",
-                tmp_path / "config.json",
-                tmp_path / f"{rank}.json",
-            ],
-            env={
-                **os.environ,
-                **common,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-            },
+            [sys.executable, script, tmp_path / "config.json", tmp_path / f"{rank}.json"],
+            env={**os.environ, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
