@@ -1,4 +1,4 @@
-"""Do the variants start alike? The first weights, tensor by tensor, and the order of the samples."""
+"""Comparison of the variants before training: initial weights and order of the samples."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -16,15 +16,15 @@ Digests = Mapping[str, tuple[tuple[int, ...], str]]
 
 
 @dataclass(frozen=True)
-class Alike:
-    """What the variants have in common before the first step.
+class StartComparison:
+    """Comparison of the variants before the first step.
 
     Attributes:
-        equal: tensors that all variants have, with equal values.
-        only_in_some: tensors that some variant lacks, or has in another shape.
-        different: tensors of equal shape and other values: the comparison is not clean.
+        equal: number of tensors with equal values in all variants.
+        only_in_some: tensors that are missing, or have another shape, in some variant.
+        different: tensors of equal shape and different values: the comparison is confounded.
         steps: updates of each variant.
-        same_order: whether all variants see the same samples in the same order.
+        same_order: all variants have the same samples in the same order.
     """
 
     equal: int
@@ -36,24 +36,25 @@ class Alike:
     def __str__(self) -> str:
         only = f"; only in some: {', '.join(self.only_in_some)}" if self.only_in_some else ""
         other = f"; DIFFERENT: {', '.join(self.different)}" if self.different else ""
-        order = "the same samples in the same order" if self.same_order else "OTHER samples or another order"
+        order = "same samples in the same order" if self.same_order else "DIFFERENT samples or order"
         steps = "/".join(map(str, dict.fromkeys(self.steps)))
-        return f"first weights: {self.equal} tensors equal{only}{other}; {order}, {steps} steps"
+        return f"initial weights: {self.equal} tensors equal{only}{other}; {order}, {steps} steps"
 
 
-def compare_starts(configs: Sequence[RunConfig], store: Store) -> Alike:
+def compare_starts(configs: Sequence[RunConfig], store: Store) -> StartComparison:
     """Compare the variants of one seed."""
     terrain = Terrain(store.static["elevation"], store.lat, store.lon)
-    found = [first_weights(build_model(config, terrain)) for config in configs]
-    names = dict.fromkeys(name for digests in found for name in digests)
+    all_digests = [weight_digests(build_model(config, terrain)) for config in configs]
+    names = dict.fromkeys(name for digests in all_digests for name in digests)
     shared = [
         name
         for name in names
-        if all(name in digests for digests in found) and len({digests[name][0] for digests in found}) == 1
+        if all(name in digests for digests in all_digests)
+        and len({digests[name][0] for digests in all_digests}) == 1
     ]
-    different = tuple(name for name in shared if len({digests[name][1] for digests in found}) > 1)
+    different = tuple(name for name in shared if len({digests[name][1] for digests in all_digests}) > 1)
     orders = [_order(config, store) for config in configs]
-    return Alike(
+    return StartComparison(
         equal=len(shared) - len(different),
         only_in_some=tuple(name for name in names if name not in shared),
         different=different,
@@ -62,11 +63,11 @@ def compare_starts(configs: Sequence[RunConfig], store: Store) -> Alike:
     )
 
 
-def first_weights(model: AirQualityViT) -> Digests:
-    """The digests of a model that was just built.
+def weight_digests(model: AirQualityViT) -> Digests:
+    """Return the digests of an untrained model.
 
-    Position embeddings belong to scan positions, and with a wind order those of a calm day are not in raster
-    order. They are compared in raster order: by the place that each stands for.
+    Position embeddings belong to scan positions. A wind order permutes them on a calm day, so they are
+    compared in raster order.
     """
     digests = {}
     for name, weight in model.state_dict().items():
@@ -81,7 +82,7 @@ def first_weights(model: AirQualityViT) -> Digests:
 
 
 def _order(config: RunConfig, store: Store) -> tuple[int, str]:
-    """Steps of the whole run, and a digest of its samples in their order."""
+    """Return the number of steps of the run and a digest of its sample order."""
     table = sample_table(config, store.times, "train")
     digest = hashlib.sha256()
     for epoch in range(config.training.epochs):
