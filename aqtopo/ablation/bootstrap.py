@@ -80,8 +80,7 @@ class Interval:
 
     def excludes_zero(self) -> NDArray[np.bool_]:
         """Return true (...) where both bounds have the same sign; false if unknown."""
-        excluded: NDArray[np.bool_] = (self.low > 0) | (self.high < 0)
-        return excluded
+        return (self.low > 0) | (self.high < 0)
 
 
 def over_days(draws: Floats) -> Interval:

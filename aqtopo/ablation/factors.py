@@ -195,4 +195,5 @@ def _parse_also(text: str) -> tuple[tuple[str, object], ...]:
     settings = [part.partition("=") for part in text.split()]
     if not settings or not all(equals for _, equals, _ in settings):
         raise ValueError(f"--also {text!r} is invalid. Example: --also 'elevation_bias=uphill alpha=1.0'.")
-    return tuple((_path(name), parse_override(f"{_path(name)}={value}").value) for name, _, value in settings)
+    pairs = [(_path(name), value) for name, _, value in settings]
+    return tuple((path, parse_override(f"{path}={value}").value) for path, value in pairs)

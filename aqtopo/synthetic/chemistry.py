@@ -102,8 +102,7 @@ def build_rates(weather: Weather, next_depth: Array, emission: Array, land: Arra
 
 def rain_intensity(rh: Array) -> Array:
     """Return the rain intensity, 0 below 78% relative humidity to 1 from 95%."""
-    intensity: Array = np.clip((rh - 78) / 17, 0, 1) ** 2
-    return intensity
+    return np.clip((rh - 78) / 17, 0, 1) ** 2
 
 
 def react(state: Array, rates: Rates, hour: int) -> None:

@@ -106,8 +106,7 @@ class Emissions:
         """Return dust (T, H, W) [ug m-2 h-1]: C U^2 (U - U_t) on dry, bare ground (Tegen and Fung 1994)."""
         speed = np.hypot(weather.u, weather.v)
         lifted = np.float32(DUST_FLUX * 3600) * speed**2 * np.maximum(speed - DUST_THRESHOLD, 0)
-        flux: Array = lifted * self.bare * np.clip((75 - weather.rh) / 25, 0, 1)
-        return flux
+        return lifted * self.bare * np.clip((75 - weather.rh) / 25, 0, 1)
 
 
 def build_emissions(grid: Grid, topography: Topography) -> Emissions:

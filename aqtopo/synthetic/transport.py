@@ -37,10 +37,7 @@ class Stencil:
 
     Attributes:
         stay: share that remains in the cell in one substep.
-        west: inflow from the western neighbour.
-        east: inflow from the eastern neighbour.
-        south: inflow from the southern neighbour.
-        north: inflow from the northern neighbour.
+        west, east, south, north: inflow from that neighbour.
         substeps: number of substeps per hour.
     """
 
@@ -79,8 +76,7 @@ def open_fraction(speed: Array, depth: Array, rise: Array) -> Array:
         rise: height of the ridge above the upwind ground [m], not negative.
     """
     blocked = (rise - np.abs(speed) / np.float32(STRATIFICATION)) / depth
-    passing: Array = 1 - np.clip(blocked, 0.0, np.float32(1 - LEAST_OPEN))
-    return passing
+    return 1 - np.clip(blocked, 0.0, np.float32(1 - LEAST_OPEN))
 
 
 class Transport:

@@ -93,7 +93,8 @@ class Climate:
         u, v, stream, warm = self.circulation.at(hours)
         winter = season(hours).astype(np.float32)[:, None, None]
         warmth = self._day_cycle(hours, peak=15.0)
-        temp = self._temperature(winter, warmth, warm)
+        sea_level = self.mean_temp + self.season_temp * winter + self.day_temp * warmth + WARM_SECTOR * warm
+        temp = sea_level - np.float32(LAPSE_RATE) * self.elevation
         humid = self.moisture + self.season_moisture * winter - self.day_moisture * warmth
         rh = 100 / (1 + np.exp(-(humid + 0.9 * warm - 0.7 * stream)))
         return Weather(
@@ -106,11 +107,6 @@ class Climate:
             depth=self._mixed_layer(hours, np.hypot(u, v), stream, winter),
         )
 
-    def _temperature(self, winter: Array, warmth: Array, warm: Array) -> Array:
-        sea_level = self.mean_temp + self.season_temp * winter + self.day_temp * warmth + WARM_SECTOR * warm
-        temp: Array = sea_level - np.float32(LAPSE_RATE) * self.elevation
-        return temp
-
     def _pressure(self, temp: Array, stream: Array, winter: Array) -> Array:
         """Return the hydrostatic pressure p0 exp(-g z / (R T)) with geostrophic anomalies.
 
@@ -118,14 +114,12 @@ class Climate:
         """
         sea_level = np.float32(SEA_LEVEL_PRESSURE) + self.geostrophic * stream + 600.0 * winter
         column = temp + np.float32(LAPSE_RATE / 2) * self.elevation
-        pressure: Array = sea_level * np.exp(np.float32(-GRAVITY / GAS_CONSTANT) * self.elevation / column)
-        return pressure
+        return sea_level * np.exp(np.float32(-GRAVITY / GAS_CONSTANT) * self.elevation / column)
 
     def _day_cycle(self, hours: NDArray[np.float64], peak: float) -> Array:
         """Return the cosine (T, 1, W) of local solar time relative to `peak` [h]."""
         utc = (2 * np.pi * ((hours % 24) - peak) / 24)[:, None, None]
-        cycle: Array = np.cos(utc.astype(np.float32) + self.meridian)
-        return cycle
+        return np.cos(utc.astype(np.float32) + self.meridian)
 
     def _sun(self, hours: NDArray[np.float64], lag_h: float) -> Array:
         """Return the sine of the solar elevation (T, H, W), `lag_h` ago, 0 at night.

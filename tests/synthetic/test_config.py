@@ -38,7 +38,9 @@ def difference(first: Array, second: Array) -> float:
 
 
 def test_flat_has_no_elevation_and_no_wind_but_variable_weather(months: dict[Scenario, xr.Dataset]) -> None:
-    flat = months[Scenario.FLAT]
+    flat, real = months[Scenario.FLAT], months[Scenario.REAL]
+    mask = {"static_channel": "mask"}
+    np.testing.assert_array_equal(flat["static"].sel(mask), real["static"].sel(mask))
     assert not flat["static"].sel(static_channel="elevation").values.any()
     assert not flat["fields"].sel(channel=["u", "v"]).values.any()
     assert float(flat["fields"].sel(channel="pm25").std("time").mean()) > 1.0

@@ -131,16 +131,6 @@ def test_population_and_pollution_are_correlated(year: xr.Dataset) -> None:
     assert np.corrcoef(people, fine)[0, 1] > 0.6
 
 
-def test_flat_removes_elevation_and_keeps_the_coast() -> None:
-    flat, real = months(1, flat=True), months(1)
-    assert not flat["static"].sel(static_channel="elevation").values.any()
-    np.testing.assert_array_equal(
-        flat["static"].sel(static_channel="mask"), real["static"].sel(static_channel="mask")
-    )
-    assert flat.attrs["flat_terrain"] == "true"
-    assert float(flat["fields"].sel(channel="psfc").values.min()) > 9.5e4
-
-
 @pytest.mark.parametrize("change", [{"ridge_blocking": 0.0}, {"wind_transport": False}])
 def test_transport_options_change_pollutants_but_not_weather(change: dict[str, Any]) -> None:
     changed, usual = months(1, **change)["fields"], months(1)["fields"]

@@ -113,7 +113,7 @@ class Sources:
 
         A truncated archive yields its readable members, then one file whose `stamp` is NaT.
         """
-        wanted = {stamp_name(stamp) for stamp in stamps}
+        wanted = {stamp_name(stamp): stamp for stamp in stamps}
         for path in self.files:
             yield _file(path)
         for path in self.archives:
@@ -149,59 +149,54 @@ def _date_of(name: str) -> np.datetime64 | None:
     return None
 
 
-def _hourly(name: str, where: str, content: bytes | None, problem: str = "") -> HourlyFile:
-    stamp = stamp_of(name)
-    assert stamp is not None
-    return HourlyFile(stamp, where, content, problem)
-
-
 def _file(path: Path) -> HourlyFile:
+    stamp, where = stamp_of(path.name), str(path)
+    assert stamp is not None
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return _hourly(path.name, str(path), None, "is not a regular file")
+            return HourlyFile(stamp, where, None, "is not a regular file")
         if found.st_size > MAX_BYTES:
-            return _hourly(path.name, str(path), None, _too_large(found.st_size))
-        return _hourly(path.name, str(path), path.read_bytes())
+            return HourlyFile(stamp, where, None, _too_large(found.st_size))
+        return HourlyFile(stamp, where, path.read_bytes())
     except OSError as error:
-        return _hourly(path.name, str(path), None, f"cannot be read ({error})")
+        return HourlyFile(stamp, where, None, f"cannot be read ({error})")
 
 
-def _zip(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
+def _zip(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            name, where = PurePosixPath(member.filename).name, f"{path}:{member.filename}"
-            if member.is_dir() or name not in wanted:
+            stamp = wanted.get(PurePosixPath(member.filename).name)
+            if member.is_dir() or stamp is None:
                 continue
+            content, problem = None, ""
             if member.file_size > MAX_BYTES:
-                yield _hourly(name, where, None, _too_large(member.file_size))
-                continue
-            if member.compress_type not in _BOUNDED:
-                yield _hourly(name, where, None, "is not compressed with deflate. Repack the archive.")
-                continue
-            try:
-                # archive.read would decompress everything even if the header states a small size.
-                with archive.open(member) as file:
-                    content = file.read(member.file_size + 1)
-                yield _hourly(name, where, content)
-            except _DAMAGE_OF_MEMBER as error:
-                yield _hourly(name, where, None, f"is damaged ({_text(error)})")
+                problem = _too_large(member.file_size)
+            elif member.compress_type not in _BOUNDED:
+                problem = "is not compressed with deflate. Repack the archive."
+            else:
+                try:
+                    # archive.read would decompress everything even if the header states a small size.
+                    with archive.open(member) as file:
+                        content = file.read(member.file_size + 1)
+                except _DAMAGE_OF_MEMBER as error:
+                    problem = f"is damaged ({_text(error)})"
+            yield HourlyFile(stamp, f"{path}:{member.filename}", content, problem)
 
 
-def _tar(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
+def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
     # "|" streams: a compressed archive is decompressed once and never held in memory.
-    compressed = not path.name.lower().endswith(".tar")
-    with tarfile.open(path, "r|gz" if compressed else "r|") as archive:
+    with tarfile.open(path, "r|" if path.name.lower().endswith(".tar") else "r|gz") as archive:
         for member in archive:
-            name, where = PurePosixPath(member.name).name, f"{path}:{member.name}"
-            if not member.isfile() or name not in wanted:
+            stamp, where = wanted.get(PurePosixPath(member.name).name), f"{path}:{member.name}"
+            if not member.isfile() or stamp is None:
                 continue
             if member.size > MAX_BYTES:
-                yield _hourly(name, where, None, _too_large(member.size))
+                yield HourlyFile(stamp, where, None, _too_large(member.size))
                 continue
             content = archive.extractfile(member)
             assert content is not None
-            yield _hourly(name, where, content.read())
+            yield HourlyFile(stamp, where, content.read())
 
 
 def _too_large(size: int) -> str:

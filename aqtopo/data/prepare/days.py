@@ -99,8 +99,7 @@ class DayMaker:
         return bool(sources.files or sources.archives) and report_of(self.parts, day) is None
 
     def _stamps(self, day: np.datetime64) -> Hours:
-        stamps: Hours = hours_of(day) + self.hours_ahead * _HOUR
-        return stamps
+        return hours_of(day) + self.hours_ahead * _HOUR
 
     def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
         stamps = self._stamps(day)

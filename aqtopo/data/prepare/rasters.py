@@ -69,8 +69,7 @@ def _on_grid(file: Path, grid: Grid, names: tuple[str, ...]) -> NDArray[np.float
     raster = read(file, grid, names)
     if raster.lat.ndim == 2:
         regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
-        filled: NDArray[np.float32] = np.where(np.isfinite(regridded), regridded, np.float32(0))
-        return filled
+        return np.where(np.isfinite(regridded), regridded, np.float32(0))
     lat_edges, lon_edges = _edges(raster.lat), _edges(raster.lon)
     for axis, edges, (low, high) in (("latitude", lat_edges, grid.lat), ("longitude", lon_edges, grid.lon)):
         slack = (edges[1] - edges[0]) / 2
@@ -121,8 +120,7 @@ def _first_of(file: Path, dataset: Any, names: tuple[str, ...]) -> Any:
 
 
 def _filled(values: Any) -> Values:
-    filled: Values = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
-    return filled
+    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
 
 
 def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:

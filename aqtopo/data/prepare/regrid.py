@@ -79,8 +79,7 @@ class Regridder:
     def covered(self) -> NDArray[np.bool_]:
         """Return the target cells (H, W) of which at least `MIN_VALID_SHARE` lies inside the source grid."""
         shares = np.asarray(self.weights.sum(axis=1)).reshape(self.shape)
-        covered: NDArray[np.bool_] = shares >= MIN_VALID_SHARE - _ROUNDING
-        return covered
+        return shares >= MIN_VALID_SHARE - _ROUNDING
 
     def __call__(self, values: NDArray[np.floating]) -> NDArray[np.float32]:
         """Regrid (..., n, m) to (..., H, W) float32.

@@ -10,6 +10,8 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.prepare.archives import stamp_name
+
 Values = NDArray[np.float64]
 
 UNITS = {
@@ -92,11 +94,6 @@ def _fill(
         variable[:] = values[None]
 
 
-def file_name(time: np.datetime64) -> str:
-    """Return the file name of an hour."""
-    return f"CN-Reanalysis{str(time.astype('datetime64[h]')).replace('-', '').replace('T', '')}.nc"
-
-
 def write_archive(path: Path, members: dict[str, bytes]) -> None:
     """Write a zip, tar or tar.gz by its suffix; members are in a folder as in the originals."""
     if path.suffix == ".zip":
@@ -115,7 +112,7 @@ def day_files(lat: Values, lon: Values, day: str, zone_ahead: int = 0) -> dict[s
     """Return the 24 files of a day in the file names' time zone, in a folder named after the day."""
     start = np.datetime64(day, "h")
     return {
-        f"CN-Reanalysis{day.replace('-', '')}/{file_name(start + np.timedelta64(hour, 'h'))}": hourly_file(
+        f"CN-Reanalysis{day.replace('-', '')}/{stamp_name(start + np.timedelta64(hour, 'h'))}": hourly_file(
             lat, lon, (hour - zone_ahead) % 24
         )
         for hour in range(24)

@@ -10,6 +10,7 @@ import pytest
 
 from aqtopo.data import Store, open_store
 from aqtopo.data.grid import Grid
+from aqtopo.data.prepare.archives import stamp_name
 from aqtopo.data.prepare.caqra import Recipe, prepare
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
@@ -18,7 +19,6 @@ from tests.data.prepare.raw import (
     Values,
     day_files,
     field,
-    file_name,
     hourly_file,
     lambert_grid,
     write_archive,
@@ -229,7 +229,7 @@ def test_a_day_on_the_true_grid(recipe: MakeRecipe, tmp_path: Path) -> None:
     folder = tmp_path / "true"
     folder.mkdir()
     content, start = hourly_file(lat, lon, 5), np.datetime64("2013-01-01T00")
-    names = [file_name(start + np.timedelta64(hour, "h")) for hour in range(24)]
+    names = [stamp_name(start + np.timedelta64(hour, "h")) for hour in range(24)]
     write_archive(folder / "CN-Reanalysis20130101.tar", dict.fromkeys(names, content))
     full = Grid((128, 256), (17.0, 49.0), (72.0, 136.0))
     quality = prepare(recipe(source=folder, grid=full, workers=os.cpu_count()))
