@@ -27,11 +27,17 @@ def readable_bytes(count: int) -> str:
     return f"{value:.0f} B" if units[0] == "B" else f"{value:.2f} {units[0]}"
 
 
+def _table(title: str, *columns: str) -> Table:
+    """Return an empty table; labels and sources are left-aligned, numbers right-aligned."""
+    table = Table(title=title)
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("group", "quantity", "part", "source") else "right")
+    return table
+
+
 def _groups(plan: Plan) -> Table:
-    table = Table(title=f"{plan.config.name}, start of epoch {plan.epoch}")
-    table.add_column("group")
-    for name in ("tensors", "parameters", "lr"):
-        table.add_column(name, justify="right")
+    title = f"{plan.config.name}, start of epoch {plan.epoch}"
+    table = _table(title, "group", "tensors", "parameters", "lr")
     for name, group in plan.groups.items():
         table.add_row(name, str(group.tensors), f"{group.parameters:,}", f"{group.lr:.6e}")
     table.add_section()
@@ -73,18 +79,14 @@ def _validations(plan: Plan) -> str:
 def _memory(plan: Plan) -> Table:
     state, activations = plan.state, plan.activations
     where = "in host memory" if state.offloaded else "shard of 1 rank"
-    table = Table(title=f"Memory of one rank of {plan.config.world_size} ({plan.config.deepspeed.precision})")
-    table.add_column("quantity")
-    table.add_column("bytes", justify="right")
-    table.add_column("source")
+    title = f"Memory of one rank of {plan.config.world_size} ({plan.config.deepspeed.precision})"
+    table = _table(title, "quantity", "bytes", "source")
     table.add_row("parameters", readable_bytes(state.parameters), "ZeRO-2, complete on every rank")
     for name in ("gradients", "master_weights", "moments"):
         table.add_row(name.replace("_", " "), readable_bytes(getattr(state, name)), f"ZeRO-2, {where}")
     table.add_row("[bold]state on the device", f"[bold]{readable_bytes(state.device)}", "sum")
     table.add_section()
-    table.add_row(
-        "reduction buffers", readable_bytes(plan.reduction), "reduce_bucket_size; backward pass only"
-    )
+    table.add_row("reduction buffers", readable_bytes(plan.reduction), "backward pass only")
     table.add_section()
     for name, count in activations.parts.items():
         table.add_row(f"activations: {name}", readable_bytes(count), "estimate")
@@ -119,10 +121,8 @@ def scaling_tables(
 
 def _flop(plan: Plan) -> Table:
     flop = plan.flop
-    table = Table(title=f"FLOP of a micro-step of {plan.config.micro_batch} sample(s) on one rank")
-    table.add_column("part")
-    table.add_column("TFLOP forward", justify="right")
-    table.add_column("source")
+    title = f"FLOP of a micro-step of {plan.config.micro_batch} sample(s) on one rank"
+    table = _table(title, "part", "TFLOP forward", "source")
     for name, count in flop.products.items():
         table.add_row(name, f"{count / 1e12:.4g}", "counted on the meta device")
     table.add_row("attention", f"{flop.attention / 1e12:.4g}", "formula")
@@ -139,38 +139,30 @@ def _step(plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepT
     elements = {name: group.parameters for name, group in plan.groups.items()}
     network = node_type.ring_bandwidth(here.nodes)
     precision = config.deepspeed.precision
-    table = Table(title=f"A step on {here.nodes} node(s) of {node_type.name}, {here.world} ranks")
-    table.add_column("quantity")
-    table.add_column("value", justify="right")
-    table.add_column("source")
+    title = f"A step on {here.nodes} node(s) of {node_type.name}, {here.world} ranks"
+    table = _table(title, "quantity", "value", "source")
     used = plan.peak / node_type.memory
     table.add_row("memory of a rank", f"{used:.1%} of {node_type.memory / 1e9:.0f} GB", "estimate, see above")
     for collective in step_collectives(elements, config, config.accumulation):
         sent = readable_bytes(round(collective.sent(here.world)))
-        known = (
-            f"{collective.kind}, {collective.times} x {collective.messages} message(s) per step, in a ring"
-        )
-        table.add_row(f"{collective.name} sent by a rank", sent, known)
+        calls = f"{collective.times} x {collective.messages} message(s) per step"
+        table.add_row(f"{collective.name} sent by a rank", sent, f"{collective.kind} in a ring, {calls}")
     table.add_section()
     peak = f"{node_type.flops[precision] / 1e12:.4g} TFLOP/s assumed"
     if plan.flop.float32_attention:
         peak += f", in float32 of {node_type.flops['fp32'] / 1e12:.4g}"
-    for name, seconds, known in (
-        (
-            "forward and backward",
-            here.compute_s,
-            f"{assumptions.utilization:.0%} of {peak}",
-        ),
+    for name, seconds, source in (
+        ("forward and backward", here.compute_s, f"{assumptions.utilization:.0%} of {peak}"),
         ("reducing gradients", here.reduce_s, f"{share:.0%} of {network / 1e9:.0f} GB/s assumed"),
         ("overlapped part", 0.0 - here.hidden_s, _overlap(plan)),
         ("gathering weights", here.gather_s, "as above"),
         ("AdamW", here.optimizer_s, f"{node_type.memory_rate / 1e12:.4g} TB/s of memory assumed"),
     ):
-        table.add_row(name, f"{1e3 * seconds:.1f} ms", f"model: {known}")
+        table.add_row(name, f"{1e3 * seconds:.1f} ms", f"model: {source}")
     table.add_row("[bold]step", f"[bold]{1e3 * here.seconds:.1f} ms", "model: sum")
     table.add_row("samples/s", f"{here.samples_per_s:.0f}", "model")
     table.add_row(
-        "the whole run",
+        "whole run",
         f"{plan.calendar.total_steps * here.seconds / 3600:.1f} h",
         "model, without validation and saving",
     )
@@ -195,11 +187,9 @@ def _overlap(plan: Plan) -> str:
 
 
 def _scaling(rows: Sequence[StepTime], node_type: NodeType) -> Table:
-    table = Table(
-        title=f"Scaling on {node_type.name}: model with a fixed micro-batch; the batch grows with the nodes"
-    )
-    for name in ("nodes", "ranks", "step", "exposed communication", "samples/s", "efficiency"):
-        table.add_column(name, justify="right")
+    title = f"Scaling on {node_type.name}: model with a fixed micro-batch; the batch grows with the nodes"
+    columns = ("nodes", "ranks", "step", "exposed communication", "samples/s", "efficiency")
+    table = _table(title, *columns)
     for row in as_rows(rows):
         table.add_row(
             str(row["nodes"]),
