@@ -30,8 +30,8 @@ from numcodecs import BitRound, Blosc, Zstd
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 from benchmarks.measure import parse_arguments, report, time_paired
 
 Fields = NDArray[np.float32]
@@ -134,7 +134,7 @@ class Shards:
 
 def simulate_week() -> Fields:
     """Return simulated fields, (HOURS, C, H, W)."""
-    first = next(iter(simulate(World(years=(2016,), grid=GRID))))
+    first = next(iter(simulate(SimulationConfig(years=(2016,), grid=GRID))))
     return first["fields"].values[:HOURS]
 
 

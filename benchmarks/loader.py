@@ -29,9 +29,9 @@ from aqtopo.config import RunConfig
 from aqtopo.data import Store, normalization_for, open_store, write_statistics, write_store
 from aqtopo.data.loader import TrainingLoader
 from aqtopo.data.samples import epoch_order, sample_table
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
 from aqtopo.data.workers import worker_context, worker_setup
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 from benchmarks.measure import parse_arguments, report, time_paired
 
 DAYS = 21
@@ -67,7 +67,7 @@ def config_for(store: Path, grid: tuple[int, int]) -> RunConfig:
 def make_stores(folder: Path, grid: tuple[int, int]) -> Path:
     """Write three weeks of simulated weather as a store, as one array, and as arrays by variable."""
     blocks, hours = [], 0
-    for block in simulate(World(years=(2016,), grid=grid)):
+    for block in simulate(SimulationConfig(years=(2016,), grid=grid)):
         blocks.append(block)
         hours += block.sizes["time"]
         if hours >= 24 * DAYS:

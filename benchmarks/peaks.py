@@ -2,9 +2,9 @@
 
 import torch
 
-from aqtopo.planning.hardware import MACHINES
+from aqtopo.planning.scaling import NODE_TYPES
 
-_MI250X, _H100 = MACHINES["mi250x"], MACHINES["h100"]
+_MI250X, _H100 = NODE_TYPES["mi250x"], NODE_TYPES["h100"]
 PEAKS: dict[str, dict[str, float]] = {
     # A device is one of two dies. Source: aqtopo/planning/hardware.py.
     "MI250X": _MI250X.flops | {"memory": _MI250X.memory_rate},

@@ -1,8 +1,9 @@
-"""The ablation of docs/ablation.md: simulate the worlds, train every variant in each, say what is shown.
+"""Run the ablation of docs/ablation.md: simulate each scenario and train every variant in it.
 
-    python scripts/ablation.py [--jobs 2] [WORLD ...]
+    python scripts/ablation.py [--jobs 2] [SCENARIO ...]
 
-Killed, it goes on where it was: worlds and trainings that are done stay. Results lie in runs/ablation/WORLD.
+After a kill, the same command resumes: finished stores and trainings are kept.
+Results: runs/ablation/SCENARIO.
 """
 
 import argparse
@@ -13,14 +14,14 @@ from pathlib import Path
 
 FACTORS = ("wind_order=true,false", "elevation_bias=published,false")
 UPHILL = "elevation_bias=uphill"
-# A head is left free: only from the whole map can a token tell the time of day.
+# One head stays unbiased: a token needs the whole map to infer the time of day.
 LOCAL = tuple(f"local_bias={form} local_heads=3 bias_blocks=[0,1,2]" for form in ("near", "origin"))
 ALSO = {
     "ridges": (UPHILL, *LOCAL),
-    "flat": LOCAL,  # without heights both directions of the elevation bias are the same
+    "flat": LOCAL,  # without elevation, both directions of the elevation bias are equal
     "inert": (UPHILL, *LOCAL),
 }
-WORLDS = ("ridges", "flat")
+SCENARIOS = ("ridges", "flat")
 CONFIG = "ds_configs/ablation_cpu.json"
 DOMAIN = ("--grid", "16x32", "--lat", "22", "38", "--lon", "92", "124")
 YEARS = ("--years", "2014", "2015", "2016", "2017", "2018", "--train-years", "2014", "2015", "2016")
@@ -28,32 +29,32 @@ SEEDS = "3"
 
 
 def run(*arguments: str) -> None:
-    """Run one command of aqtopo.
+    """Run one aqtopo command.
 
     Raises:
-        SystemExit: it failed.
+        SystemExit: the command failed.
     """
     code = subprocess.run([sys.executable, "-m", "aqtopo", *arguments], check=False).returncode
     if code:
-        raise SystemExit(f"ablation: `aqtopo {' '.join(arguments)}` ended with exit code {code}")
+        raise SystemExit(f"ablation: `aqtopo {' '.join(arguments)}` failed with exit code {code}")
 
 
 def main() -> None:
-    """Simulate what is not there, train what is not done, print the tables."""
+    """Simulate missing stores, train unfinished variants, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("worlds", nargs="*", default=WORLDS, metavar="WORLD")
-    parser.add_argument("--jobs", default="2", help="trainings side by side")
-    given = parser.parse_args()
-    began = time.monotonic()
-    for world in given.worlds:
-        store = f"data/ablation_{world}.zarr"
+    parser.add_argument("scenarios", nargs="*", default=SCENARIOS, metavar="SCENARIO")
+    parser.add_argument("--jobs", default="2", help="concurrent trainings")
+    options = parser.parse_args()
+    start = time.monotonic()
+    for scenario in options.scenarios:
+        store = f"data/ablation_{scenario}.zarr"
         if not Path(store).exists():
-            run("synth", store, "--world", world, *DOMAIN, *YEARS)
-        place = ("--set", f"data.store={store}", "--out", f"runs/ablation/{world}")
+            run("synth", store, "--world", scenario, *DOMAIN, *YEARS)
+        paths = ("--set", f"data.store={store}", "--out", f"runs/ablation/{scenario}")
         grid = [part for factor in FACTORS for part in ("--grid", factor)]
-        beside = [part for variant in ALSO[world] for part in ("--also", variant)]
-        run("ablate", CONFIG, *grid, *beside, "--seeds", SEEDS, "--jobs", given.jobs, *place)
-    print(f"ablation of {', '.join(given.worlds)}: {(time.monotonic() - began) / 60:.1f} minutes")  # noqa: T201
+        extra = [part for variant in ALSO[scenario] for part in ("--also", variant)]
+        run("ablate", CONFIG, *grid, *extra, "--seeds", SEEDS, "--jobs", options.jobs, *paths)
+    print(f"ablation of {', '.join(options.scenarios)}: {(time.monotonic() - start) / 60:.1f} minutes")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Does a mechanism pay? Alike trainings that differ in it alone, and what their scores say about it."""
+"""Ablations: training of variants that differ in single settings, and comparison of their scores."""

@@ -1,14 +1,12 @@
-"""How far a difference of scores could be chance: other days, other seeds.
+"""Confidence intervals of score differences over test days and over seeds.
 
-Days: forecasts of one week share their weather, so days are resampled in blocks that follow each other, and
-the last day is followed by the first (the circular block bootstrap of Politis and Romano 1992; Wilks,
-Statistical Methods in the Atmospheric Sciences, 3rd ed., section 5.3.5). The variants were scored on the same
-days, so a draw takes the same days of all of them. Only daily sums are needed: a draw is a weight for each
-day, and all draws of all scores are one matrix product. Blocks must outlast the memory of the differences:
-where a day remembers 0.5 of the day before, blocks of 10 days hold the truth in about 92% of cases, single
-days in 75%.
+Days: forecasts of one week share their weather, so days are resampled in blocks (circular block bootstrap of
+Politis and Romano 1992; Wilks, Statistical Methods in the Atmospheric Sciences, 3rd ed., section 5.3.5). All
+variants use the same days in a draw. A draw is a weight for each day, so all draws of all scores are one
+matrix product of daily sums. Blocks must exceed the correlation time: at a lag-1 correlation of 0.5, the
+coverage is about 92% with blocks of 10 days and 75% with single days.
 
-Seeds: the mean difference over trainings that differ in nothing but the seed, with Student's t.
+Seeds: mean difference over trainings that differ only in the seed, with Student's t.
 
 Shapes: D days, R draws, S seeds, ... any further axes (horizon, pollutant).
 """
@@ -22,31 +20,31 @@ from scipy.special import stdtrit
 Floats = NDArray[np.float64]
 
 LEVEL = 0.95
-"""Probability that an interval is meant to hold the truth with."""
+"""Nominal coverage of the intervals."""
 
 
 def check_blocks(days: int, block: int) -> None:
-    """Refuse blocks that are too long for the days that there are.
+    """Refuse blocks that are too long for the number of test days.
 
     Raises:
-        ValueError: there are fewer than two of them, or they have no day.
+        ValueError: there are fewer than two blocks, or a block is empty.
     """
     if block < 1 or days < 2 * block:
         raise ValueError(
-            f"{days} test days cannot be resampled in blocks of {block}: give more test days, or shorter "
-            "blocks with --block-days."
+            f"{days} test days cannot be resampled in blocks of {block}. Use more test days or a smaller "
+            "--block-days."
         )
 
 
 def draw_days(days: int, block: int, draws: int, seed: int) -> Floats:
-    """(R, D) how often each day is taken in each draw: circular blocks of `block` days, D days in all.
+    """Return the number of times each draw takes each day, (R, D): circular blocks, D days in all.
 
     Raises:
-        ValueError: as `check_blocks`, or nothing is to be drawn.
+        ValueError: `check_blocks` fails, or there are no draws.
     """
     check_blocks(days, block)
     if draws < 1:
-        raise ValueError(f"{draws} resamplings of the days are none: ask for more with --draws.")
+        raise ValueError(f"--draws {draws} is not positive. Use at least 1.")
     rng = np.random.default_rng(seed)
     blocks = -(-days // block)
     starts = rng.integers(days, size=(draws, blocks, 1))
@@ -57,21 +55,21 @@ def draw_days(days: int, block: int, draws: int, seed: int) -> Floats:
 
 
 def resampled_rmse(squared: Floats, count: Floats, weights: Floats) -> Floats:
-    """(R, ...) the RMSE over the days of each draw.
+    """Return the RMSE (R, ...) over the days of each draw.
 
     Args:
         squared: (D, ...) sum of squared errors of each day.
-        count: (D, ...) points that it sums over.
+        count: (D, ...) number of points in the sum.
         weights: (R, D) from `draw_days`.
     """
-    with np.errstate(invalid="ignore"):  # no points: NaN
+    with np.errstate(invalid="ignore"):  # NaN without points
         rmse: Floats = np.sqrt(np.tensordot(weights, squared, axes=1) / np.tensordot(weights, count, axes=1))
     return rmse
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Bounds that hold the truth with probability `LEVEL`; NaN where they cannot be known.
+    """Confidence interval of coverage `LEVEL`; NaN if unknown.
 
     Attributes:
         low, high: (...).
@@ -81,20 +79,19 @@ class Interval:
     high: Floats
 
     def excludes_zero(self) -> NDArray[np.bool_]:
-        """(...) whether both bounds have the same sign; false where they are unknown."""
-        excluded: NDArray[np.bool_] = (self.low > 0) | (self.high < 0)
-        return excluded
+        """Return true (...) where both bounds have the same sign; false if unknown."""
+        return (self.low > 0) | (self.high < 0)
 
 
 def over_days(draws: Floats) -> Interval:
-    """The percentile interval of (R, ...) draws."""
+    """Return the percentile interval of (R, ...) draws."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
     return Interval(low, high)
 
 
 def over_seeds(differences: Floats) -> Interval:
-    """Student's interval of the mean of (S, ...) paired differences; unknown for a single seed."""
+    """Return Student's interval of the mean of (S, ...) paired differences; NaN for a single seed."""
     seeds = len(differences)
     mean = differences.mean(axis=0)
     if seeds < 2:

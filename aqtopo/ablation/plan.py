@@ -1,7 +1,7 @@
-"""Which trainings an ablation consists of, and where they lie.
+"""Trainings of an ablation and their files.
 
-OUT/ablation.json           what is varied, of which run; an ablation goes on only if it is the same
-OUT/configs/N.json          the configuration of training N, as `aqtopo train` takes it
+OUT/ablation.json           factors and varied run; only the same ablation can resume
+OUT/configs/N.json          configuration of training N, for `aqtopo train`
 OUT/runs/VARIANT/seedS      its run directory
 """
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from aqtopo.ablation.factors import Factor, Variant, spelled, variants
+from aqtopo.ablation.factors import Factor, Variant, format_level, variants
 from aqtopo.ablation.results_file import ABLATION_FILE, CONFIGS, RUNS, training_numbers
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
@@ -30,10 +30,10 @@ class Trial:
     """One training.
 
     Attributes:
-        number: of its configuration, and of its task in a job array; once given, it stays.
-        variant: what it is.
-        seed: of weights, sample order and dropout.
-        config: the complete configuration.
+        number: number of its configuration and of its job-array task; it never changes.
+        variant: its variant.
+        seed: seed of weights, sample order and dropout.
+        config: complete configuration.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Trial:
 
     @property
     def run_dir(self) -> Path:
-        """Its run directory."""
+        """Run directory."""
         return Path(self.config.training.run_dir)
 
     def __str__(self) -> str:
@@ -52,15 +52,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Every variant with every seed, of one run.
+    """All variants of one run, with all seeds.
 
     Attributes:
-        out: its folder.
-        base: the run that is varied, with what `--set` changed.
-        factors: what is varied.
-        variants: those beside the grid, then every combination of levels, the baseline last.
+        out: folder of the ablation.
+        base: varied run, with the changes of `--set`.
+        factors: the grid.
+        variants: extra variants, then every combination of levels, the baseline last.
         seeds: ascending.
-        trials: variants x seeds, seed by seed, so that an early look compares like with like.
+        trials: variants x seeds, seed by seed, so that early results are comparable.
     """
 
     out: Path
@@ -71,7 +71,7 @@ class Ablation:
     trials: tuple[Trial, ...]
 
     def config_path(self, trial: Trial) -> Path:
-        """Where a trial's configuration lies."""
+        """Return the path of a trial's configuration."""
         return self.out / CONFIGS / f"{trial.number}.json"
 
 
@@ -83,23 +83,23 @@ def plan_ablation(
     out: Path,
     also: Sequence[str] = (),
 ) -> Ablation:
-    """Work out all trainings; writes nothing.
+    """Plan all trainings without writing.
 
-    A training that the folder knows has the number that it has there, a new one the next that is free.
+    A training that the folder contains keeps its number; a new one gets the next free number.
 
     Args:
-        config_path: the run that is varied.
-        overrides: of all variants, as `--set` takes them.
+        config_path: varied run.
+        overrides: changes of all variants, as for `--set`.
         factors: the grid.
-        seeds: trainings of each variant.
+        seeds: number of trainings of each variant.
         out: folder of the ablation.
-        also: variants beside the grid, see `variants`.
+        also: extra variants, see `variants`.
 
     Raises:
-        ValueError: a configuration is wrong, two variants are the same, or there is no seed.
+        ValueError: a configuration is invalid, two variants are equal, or there is no seed.
     """
     if seeds < 1:
-        raise ValueError(f"--seeds {seeds}: at least one training of each variant is needed.")
+        raise ValueError(f"--seeds {seeds} is not positive. Use at least 1.")
     base = load_config(config_path, overrides)
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
@@ -108,9 +108,9 @@ def plan_ablation(
     free = itertools.count(1 + max(known.values(), default=-1))
     for seed in chosen:
         for variant in combinations:
-            place = out / RUNS / variant.slug / f"seed{seed}"
-            number = known.get((variant.slug, place.name))
-            own = [f"training.seed={seed}", f"training.run_dir={json.dumps(str(place))}"]
+            run_dir = out / RUNS / variant.slug / f"seed{seed}"
+            number = known.get((variant.slug, run_dir.name))
+            own = [f"training.seed={seed}", f"training.run_dir={json.dumps(str(run_dir))}"]
             config = load_config(config_path, [*overrides, *variant.overrides, *own])
             trials.append(Trial(next(free) if number is None else number, variant, seed, config))
     _check_distinct(trials[: len(combinations)])
@@ -118,10 +118,10 @@ def plan_ablation(
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Refuse variants of one seed that differ in nothing but spelling, or in what their names do not say.
+    """Refuse variants of one seed with equal settings or equal run directories.
 
     Raises:
-        ValueError: two of them are the same model, trained the same way, or would share a run directory.
+        ValueError: two variants are equal or share a run directory.
     """
     for one, other in itertools.combinations(trials, 2):
         if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
@@ -129,42 +129,42 @@ def _check_distinct(trials: Sequence[Trial]) -> None:
                 f"--also {trial.variant.label}" if trial.variant.also else trial.variant.label
                 for trial in (one, other)
             )
-            raise ValueError(f"the variants {first} and {second} are the same. Leave one of them out.")
+            raise ValueError(f"The variants {first} and {second} are equal. Remove one of them.")
         if one.run_dir == other.run_dir:
             raise ValueError(
-                f"two variants would share the folder {one.run_dir}: they are called by the last part of "
-                "their settings alone. Train one of them in an ablation of its own, with another --out."
+                f"Two variants have the run directory {one.run_dir}, which is named after the last part of "
+                "their settings. Train one of them with another --out."
             )
 
 
 def claim_folder(ablation: Ablation) -> None:
-    """Write down what is varied, or make sure that the folder belongs to this very ablation.
+    """Write the description and the configurations, or check that the folder belongs to this ablation.
 
-    More seeds and more levels than before are welcome: what is trained already is kept.
+    More seeds and more levels than before are allowed.
 
     Raises:
-        ValueError: the folder holds another ablation, or something else.
+        ValueError: the folder belongs to something else.
     """
     path = ablation.out / ABLATION_FILE
     if path.is_file():
         _check_same(path, ablation)
     elif ablation.out.exists() and not ablation.out.is_dir():
-        raise ValueError(f"{ablation.out} is a file, not a folder for trainings. Choose another --out.")
+        raise ValueError(f"{ablation.out} is a file. Choose another --out.")
     elif ablation.out.is_dir() and any(ablation.out.iterdir()):
-        raise ValueError(f"{ablation.out} is not empty and holds no ablation. Choose another --out.")
+        raise ValueError(f"{ablation.out} is not empty and contains no ablation. Choose another --out.")
     for trial in ablation.trials:
-        _check_own(trial)
+        _check_run_dir(trial)
     (ablation.out / CONFIGS).mkdir(parents=True, exist_ok=True)
     for trial in ablation.trials:
         write_durably(ablation.config_path(trial), trial.config.to_json() + "\n")
     write_durably(path, _description(ablation).model_dump_json(indent=2) + "\n")
 
 
-def _check_own(trial: Trial) -> None:
-    """Make sure that what lies in a run directory is a training of this variant with this seed.
+def _check_run_dir(trial: Trial) -> None:
+    """Check that a run directory belongs to this variant and seed.
 
     Raises:
-        ValueError: it is of another, which was called the same.
+        ValueError: it belongs to another variant of the same name.
     """
     if not (trial.run_dir / CONFIG_FILE).is_file():
         return
@@ -172,32 +172,32 @@ def _check_own(trial: Trial) -> None:
     same_settings = (found.model, found.optimizer) == (wanted.model, wanted.optimizer)
     if not (same_settings and found.training.seed == wanted.training.seed):
         raise ValueError(
-            f"{trial.run_dir} holds another training than {trial}: folders are called by the last part of "
-            "settings alone. Choose another --out."
+            f"{trial.run_dir} contains another training than {trial}; folders are named after the last part "
+            "of settings. Choose another --out."
         )
 
 
 class Description(Record):
-    """What `ablation.json` holds."""
+    """Content of `ablation.json`."""
 
     format_version: Literal[1] = 1
     """Must be 1, which this aqtopo writes."""
     config: dict[str, Any]
-    """The run that is varied, as `aqtopo train` takes it."""
+    """Varied run, as for `aqtopo train`."""
     factors: dict[str, tuple[str, ...]]
-    """What is varied: by path the levels, the baseline last."""
+    """Levels by path, the baseline last."""
     seeds: tuple[int, ...]
-    """Of the trainings of each variant."""
+    """Seeds of each variant."""
     versions: dict[str, str | None]
-    """Of the packages."""
+    """Package versions."""
     written: Time
-    """When."""
+    """Time of writing."""
 
 
 def _description(ablation: Ablation) -> Description:
     return Description(
         config=json.loads(ablation.base.to_json()),
-        factors={factor.path: tuple(map(spelled, factor.levels)) for factor in ablation.factors},
+        factors={factor.path: tuple(map(format_level, factor.levels)) for factor in ablation.factors},
         seeds=ablation.seeds,
         versions=package_versions(),
         written=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -205,14 +205,14 @@ def _description(ablation: Ablation) -> Description:
 
 
 def _check_same(path: Path, ablation: Ablation) -> None:
-    """Make sure that a folder's description is of this configuration and these factors.
+    """Check that a folder's description has this configuration and these factors.
 
     Raises:
-        ValueError: it is not, or is damaged.
+        ValueError: it differs or is damaged.
     """
     before = read_record(path, Description, f"Choose another --out, or remove {path.parent}.")
     try:
-        # Read as a configuration, not as text: what this aqtopo added since has its default.
+        # Parsed, so that settings added since then have their defaults.
         same_config = RunConfig.model_validate(before.config).digest == ablation.base.digest
     except ValidationError as error:
         raise ValueError(
@@ -220,6 +220,6 @@ def _check_same(path: Path, ablation: Ablation) -> None:
         ) from None
     if not (same_config and [*before.factors] == [factor.path for factor in ablation.factors]):
         raise ValueError(
-            f"{ablation.out} holds an ablation of another configuration, or of other factors. Choose another "
+            f"{ablation.out} contains an ablation of another configuration or other factors. Choose another "
             "--out, or remove it."
         )

@@ -1,8 +1,7 @@
-"""What the trainings say about the factors: scores of every variant, and differences with their intervals.
+"""Scores of all variants, and differences with their confidence intervals.
 
-A difference is taken between trainings of the same seed, on the same days, and is given in per cent of the
-baseline's RMSE: negative is better. It counts as shown only if both intervals, over days and over seeds, lie
-on the same side of zero.
+A difference is between trainings of the same seed on the same days, in per cent of the baseline's RMSE:
+negative is better. It is shown only if the intervals over days and over seeds exclude 0 on the same side.
 """
 
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from aqtopo.ablation.bootstrap import Floats, Interval, draw_days, over_days, over_seeds, resampled_rmse
-from aqtopo.ablation.factors import Factor, Variant, spelled
+from aqtopo.ablation.factors import Variant, format_level
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.ablation.results_file import OVERALL, VAL_LOSS
 from aqtopo.evaluation.points import MODEL, WHOLE
@@ -25,10 +24,10 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Contrast:
-    """What is compared with what: pairs of variants that differ in one thing.
+    """Pairs of variants that differ in one setting.
 
     Attributes:
-        label: for people.
+        label: readable name.
         pairs: (treated, baseline).
     """
 
@@ -37,7 +36,7 @@ class Contrast:
 
 
 def contrasts(ablation: Ablation) -> list[Contrast]:
-    """Main effects first, over all levels of the other factors; then every variant against the last one."""
+    """Return the main effects over all levels of the other factors, and each variant against the baseline."""
     return [*_main_effects(ablation), *_against_baseline(ablation)]
 
 
@@ -49,46 +48,43 @@ def _main_effects(ablation: Ablation) -> Iterator[Contrast]:
                 for variant in ablation.variants
                 if variant.level(factor) == factor.baseline and not variant.also
             )
-            yield Contrast(_named(factor, level), pairs)
-
-
-def _named(factor: Factor, level: object) -> str:
-    return f"{factor.name}={spelled(level)} (not {spelled(factor.baseline)})"
+            label = f"{factor.name}={format_level(level)} (not {format_level(factor.baseline)})"
+            yield Contrast(label, pairs)
 
 
 def _against_baseline(ablation: Ablation) -> Iterator[Contrast]:
     *others, baseline = ablation.variants
     for variant in others:
-        if variant.also or len(ablation.factors) > 1:  # with one factor, its main effect says it
+        if variant.also or len(ablation.factors) > 1:  # with one factor, this is its main effect
             yield Contrast(f"{variant.label} (not baseline)", ((variant, baseline),))
 
 
 def collect(ablation: Ablation) -> xr.Dataset:
-    """What every training left, in one dataset.
+    """Collect the results of all trainings.
 
     Returns:
-        `squared`, `count` (variant, seed, day, area, pollutant, horizon); `scale` (pollutant), the deviation
-        in the training years; `val_loss`, `alpha` (variant, seed), the latter the mean barrier strength
-        [km-1] that was learnt, NaN where there is none.
+        `squared`, `count` (variant, seed, day, area, pollutant, horizon); `scale` (pollutant), standard
+        deviation in the training years; `val_loss`, `alpha` (variant, seed), the learned mean alpha [km-1],
+        NaN without an elevation bias.
     """
     by_seed = [
-        _joined(
-            [_left_by(trial) for trial in ablation.trials if trial.seed == seed],
+        _concatenate(
+            [_training_scores(trial) for trial in ablation.trials if trial.seed == seed],
             xr.Variable("variant", [variant.label for variant in ablation.variants]),
         )
         for seed in ablation.seeds
     ]
-    return _joined(by_seed, xr.Variable("seed", list(ablation.seeds)))
+    return _concatenate(by_seed, xr.Variable("seed", list(ablation.seeds)))
 
 
-def _joined(parts: list[xr.Dataset], along: xr.Variable) -> xr.Dataset:
-    """Parts of equal shape along a new dimension; what they have in common stays as it is."""
+def _concatenate(parts: list[xr.Dataset], along: xr.Variable) -> xr.Dataset:
+    """Concatenate parts of equal shape along a new dimension; shared variables stay."""
     own = ["squared", "count", "val_loss", "alpha"]
     return xr.concat(parts, along, data_vars=own, coords="minimal", compat="override", join="exact")
 
 
-def _left_by(trial: Trial) -> xr.Dataset:
-    """One training's daily errors over the domain and its bands of elevation, validation loss and alpha."""
+def _training_scores(trial: Trial) -> xr.Dataset:
+    """Return daily errors over the domain and elevation bands, validation loss and alpha of one training."""
     by_day = read_table(trial.run_dir, "by_day").sel(forecast=MODEL, drop=True)[["squared", "count"]]
     by_day = by_day.isel(area=by_day["area_kind"].values != "region").drop_vars(
         ["area_kind", "units"], errors="ignore"
@@ -103,33 +99,34 @@ def _left_by(trial: Trial) -> xr.Dataset:
 
 
 def compare(ablation: Ablation, scores: xr.Dataset, block_days: int, draws: int) -> xr.Dataset:
-    """Scores, and the differences that the contrasts ask for.
+    """Compute the scores and the differences of all contrasts.
 
     Args:
-        ablation: what was varied.
+        ablation: the ablation.
         scores: from `collect`.
-        block_days: days of a block; longer than weather and horizons hang together.
-        draws: resamplings.
+        block_days: days per block, more than the correlation time of weather and horizons.
+        draws: number of resamplings.
 
     Returns:
         `rmse` (variant, seed, pollutant, horizon) in the pollutants' units, `overall` (variant, seed) in
-        deviations, `val_loss` and `alpha` (variant, seed); `change`, `days_low`, `days_high`, `seeds_low`,
-        `seeds_high` [%] and `shown` (contrast, score); `score` is `all`, `all AREA`, `val_loss` or
-        `POLLUTANT HORIZON`.
+        standard deviations, `val_loss`, `alpha` (variant, seed); `change`, `days_low`, `days_high`,
+        `seeds_low`, `seeds_high` [%] and `shown` (contrast, score); `score` is `all`, `all AREA`,
+        `val_loss` or `POLLUTANT HORIZON`.
 
     Raises:
-        ValueError: there are too few test days for blocks of that length.
+        ValueError: there are too few test days for the block length.
     """
     sums = _by_score(scores)
     exact = (sums["squared"].sum("day") / sums["count"].sum("day")) ** 0.5
     drawn = _drawn(sums, draw_days(sums.sizes["day"], block_days, draws, BOOTSTRAP_SEED))
     val_loss = scores["val_loss"].expand_dims(score=[VAL_LOSS])
-    asked = contrasts(ablation)
+    compared = contrasts(ablation)
     changes = [
-        xr.concat([_change(each, exact, drawn), _change(each, val_loss, None)], dim="score") for each in asked
+        xr.concat([_change(each, exact, drawn), _change(each, val_loss, None)], dim="score")
+        for each in compared
     ]
     whole = scores[["squared", "count"]].sel(area=WHOLE, drop=True).sum("day")
-    return xr.concat(changes, dim=xr.Variable("contrast", [each.label for each in asked])).assign(
+    return xr.concat(changes, dim=xr.Variable("contrast", [each.label for each in compared])).assign(
         rmse=(whole["squared"] / whole["count"]) ** 0.5,
         overall=exact.sel(score=OVERALL, drop=True),
         val_loss=scores["val_loss"],
@@ -138,7 +135,7 @@ def compare(ablation: Ablation, scores: xr.Dataset, block_days: int, draws: int)
 
 
 def _by_score(scores: xr.Dataset) -> xr.Dataset:
-    """`squared` and `count` (variant, seed, day, score) of all pairs together by area, and of each pair."""
+    """Return `squared`, `count` (variant, seed, day, score) of each pair, and of all pairs by area."""
     whole = scores[["squared", "count"]].sel(area=WHOLE, drop=True).stack(pair=("pollutant", "horizon"))
     names = [f"{pollutant} {horizon} h" for pollutant, horizon in whole["pair"].values]
     pairs = whole.drop_vars(["pair", "pollutant", "horizon"]).rename(pair="score").assign_coords(score=names)
@@ -154,7 +151,7 @@ def _by_score(scores: xr.Dataset) -> xr.Dataset:
 
 
 def _drawn(sums: xr.Dataset, weights: Floats) -> xr.DataArray:
-    """(variant, seed, draw, score) every score of the days that each draw takes."""
+    """Return every score of each draw (variant, seed, draw, score)."""
     variants, seeds = sums.sizes["variant"], sums.sizes["seed"]
     squared, count = sums["squared"].values, sums["count"].values.astype(np.float64)
     values = [
@@ -165,20 +162,20 @@ def _drawn(sums: xr.Dataset, weights: Floats) -> xr.DataArray:
 
 
 def _change(contrast: Contrast, exact: xr.DataArray, drawn: xr.DataArray | None) -> xr.Dataset:
-    """One contrast's change of each score [%] with its intervals.
+    """Return one contrast's change of each score [%] with its intervals.
 
     Args:
-        contrast: what is compared.
+        contrast: pairs of variants.
         exact: (variant, seed, score) scores.
-        drawn: (variant, seed, draw, score) the same of resampled days; None where there are no days.
+        drawn: (variant, seed, draw, score) scores of resampled days; None if there are no days.
     """
-    by_seed = _per_cent(contrast, exact).transpose("seed", "score")
+    by_seed = _percent(contrast, exact).transpose("seed", "score")
     seeds = over_seeds(by_seed.values)
     if drawn is None:
         unknown = np.full(by_seed.sizes["score"], np.nan)
         days, shown = Interval(unknown, unknown), seeds.excludes_zero()
     else:
-        days = over_days(_per_cent(contrast, drawn).mean("seed").transpose("draw", "score").values)
+        days = over_days(_percent(contrast, drawn).mean("seed").transpose("draw", "score").values)
         same_side = np.sign(days.low) == np.sign(seeds.low)
         shown = days.excludes_zero() & seeds.excludes_zero() & same_side
     bounds = {"days_low": days.low, "days_high": days.high, "seeds_low": seeds.low, "seeds_high": seeds.high}
@@ -192,8 +189,8 @@ def _change(contrast: Contrast, exact: xr.DataArray, drawn: xr.DataArray | None)
     )
 
 
-def _per_cent(contrast: Contrast, scores: xr.DataArray) -> xr.DataArray:
-    """(..., without variant) how much higher the treated variants' mean score is than the baselines' [%]."""
+def _percent(contrast: Contrast, scores: xr.DataArray) -> xr.DataArray:
+    """Return the relative difference of the mean scores of treated and baseline variants [%]."""
     treated, baseline = (
         scores.sel(variant=[pair[side].label for pair in contrast.pairs]).mean("variant") for side in (0, 1)
     )

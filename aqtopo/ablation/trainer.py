@@ -1,8 +1,8 @@
-"""Trains and scores what is not done yet: one `aqtopo train` after another, or a few side by side."""
+"""Training and scoring of unfinished trials, in this process's children or as a Slurm job array."""
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import connection
@@ -11,23 +11,32 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+import numpy as np
+
 from aqtopo.ablation.plan import Ablation, Trial
-from aqtopo.ablation.scoring import Scorer, is_scored
+from aqtopo.checkpoint import best_tag
 from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.config import RunConfig
+from aqtopo.data import open_store
+from aqtopo.data.samples import sample_table
+from aqtopo.data.store import Store
+from aqtopo.evaluation.baselines import Climatology, fit_climatology
+from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.results import SCORES, read_table, write_results
+from aqtopo.inference.load import load_run
 from aqtopo.refusal import RefusedError
 from aqtopo.training.forked import fork_ranks
 from aqtopo.training.run_state import read_state
 
 LOGS = "logs"
-LINES_OF_A_FAILURE = 15
+LOG_LINES = 15
 
-Say = Callable[[str], None]
-"""Told, in a line, what happens."""
+Log = Callable[[str], None]
+"""Function that logs a line."""
 
 
 def is_trained(trial: Trial) -> bool:
-    """Whether the training has come to its own end: its last step, or the end of its patience."""
+    """Return true if the training reached its last step or early stopping."""
     if not (trial.run_dir / METRICS_FILE).is_file():
         return False
     state = read_state(trial.run_dir)
@@ -35,81 +44,142 @@ def is_trained(trial: Trial) -> bool:
     return ended and (state.step == state.total_steps or "no better val_loss" in state.state)
 
 
+def is_scored(trial: Trial) -> bool:
+    """Return true if the scores of the best tag on the whole test split exist.
+
+    `aqtopo evaluate` may have replaced them by those of another tag, of validation or of fewer days.
+
+    Raises:
+        ValueError: the scores cannot be read.
+    """
+    if not (trial.run_dir / f"{SCORES}.zarr").is_dir():
+        return False
+    attributes, best = read_table(trial.run_dir, "by_day").attrs, best_tag(trial.run_dir)
+    count = sample_table(trial.config, open_store(trial.config.data.store).times, "test").times.size
+    found = [attributes.get(key) for key in ("split", "tag", "initialisations")]
+    return best is not None and found == ["test", best.name, count]
+
+
 def is_done(trial: Trial) -> bool:
-    """Whether it is trained and scored."""
+    """Return true if the trial is trained and scored."""
     return is_trained(trial) and is_scored(trial)
 
 
-def run_trials(ablation: Ablation, jobs: int, say: Say) -> None:
-    """Bring every trial to its end; what is done is left alone, what is half done goes on where it was.
+def scored_days(config: RunConfig, store: Store) -> int:
+    """Return the number of days on which scored forecasts start."""
+    return np.unique(sample_table(config, store.times, "test").times.astype("datetime64[D]")).size
+
+
+def unfinished(ablation: Ablation) -> list[int]:
+    """Return the numbers of unfinished trainings, ascending."""
+    return sorted(trial.number for trial in ablation.trials if not is_trained(trial))
+
+
+def format_tasks(numbers: Iterable[int]) -> str:
+    """Format ascending numbers for `sbatch --array`: `0-3,7`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+class Scorer:
+    """Scorer of the trials of an ablation, one at a time; they share one climatology."""
+
+    def __init__(self) -> None:
+        self._scoring_lock = threading.Lock()
+        self._climatology: Climatology | None = None
+
+    def score(self, trial: Trial) -> None:
+        """Score the best tag on the test years; write the files of `aqtopo evaluate`.
+
+        Raises:
+            ValueError: the training has no tag, or the directory is not writable.
+            FloatingPointError: the model returns non-finite values.
+        """
+        with self._scoring_lock:
+            run = load_run(trial.run_dir)
+            if self._climatology is None:
+                data = run.config.data
+                self._climatology = fit_climatology(run.store, data.targets, data.train_years)
+            write_results(evaluate(run, climatology=self._climatology), trial.run_dir)
+
+
+def run_trials(ablation: Ablation, jobs: int, log: Log) -> None:
+    """Train and score every unfinished trial; a partial training resumes.
 
     Args:
-        ablation: whose folder is claimed.
-        jobs: trainings side by side.
-        say: told what begins and ends.
+        ablation: ablation whose folder is claimed.
+        jobs: number of concurrent trainings.
+        log: logger.
 
     Raises:
         ValueError: the run needs several nodes.
-        RefusedError: a training failed; the others were asked to save and stop.
+        RefusedError: a training failed; the others save and stop.
     """
     if ablation.base.training.nodes > 1:
         raise ValueError(
-            f"{ablation.base.name} needs {ablation.base.training.nodes} nodes, which one machine does not "
-            "have. Train with --slurm, then give the command again without it."
+            f"{ablation.base.name} needs {ablation.base.training.nodes} nodes. Train with --slurm, then "
+            "repeat the command without it."
         )
     todo = [trial for trial in ablation.trials if not is_done(trial)]
-    say(f"{len(ablation.trials)} trainings, {len(ablation.trials) - len(todo)} done")
+    log(f"{len(ablation.trials)} trainings, {len(ablation.trials) - len(todo)} done")
     (ablation.out / LOGS).mkdir(exist_ok=True)
     with _Children() as children, ThreadPoolExecutor(jobs) as pool:
         scorer = Scorer()
-        futures = [pool.submit(_finish, trial, ablation, children, scorer, say) for trial in todo]
+        futures = [pool.submit(_finish, trial, ablation, children, scorer, log) for trial in todo]
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
         failures = [failure for future in finished if (failure := future.exception())]
         if children.stopped:
-            raise SystemExit("stopped as asked; the same command goes on where it was")
+            raise SystemExit("stopped by a signal; repeat the command to resume")
         if failures:
             children.stop()
             pool.shutdown(wait=True, cancel_futures=True)
             raise failures[0]
 
 
-def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Scorer, say: Say) -> None:
-    """Train and score one, unless asked to stop before it begins."""
+def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Scorer, log: Log) -> None:
+    """Train and score one trial, unless the children were stopped."""
     if children.stopped:
         return
-    place = f"{ablation.trials.index(trial) + 1}/{len(ablation.trials)}"
+    position = f"{ablation.trials.index(trial) + 1}/{len(ablation.trials)}"
     if not is_trained(trial):
-        goes_on = " goes on" if (trial.run_dir / METRICS_FILE).is_file() else ""
-        say(f"{place} {trial}{goes_on}")
+        resumes = " resumes" if (trial.run_dir / METRICS_FILE).is_file() else ""
+        log(f"{position} {trial}{resumes}")
         _train(trial, ablation, children)
     scorer.score(trial)
-    say(f"{place} {trial}: val_loss {read_state(trial.run_dir).best_val_loss:.4f}")
+    log(f"{position} {trial}: val_loss {read_state(trial.run_dir).best_val_loss:.4f}")
 
 
 def _train(trial: Trial, ablation: Ablation, children: "_Children") -> None:
-    """One training in processes of its own.
+    """Train one trial in child processes.
 
     Raises:
-        RefusedError: it failed, or was stopped before its end.
+        RefusedError: it failed or stopped before its end.
     """
-    log = ablation.out / LOGS / f"{trial.variant.slug}-seed{trial.seed}.log"
-    codes = children.run(trial.config, log)
+    log_file = ablation.out / LOGS / f"{trial.variant.slug}-seed{trial.seed}.log"
+    codes = children.run(trial.config, log_file)
     if any(codes) or not is_trained(trial):
-        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-        tail = "\n".join(lines[-LINES_OF_A_FAILURE:])
-        raise RefusedError(f"the training of {trial} ended with {codes} before its end ({log}):\n{tail}")
+        lines = log_file.read_text(errors="replace").splitlines() if log_file.is_file() else []
+        tail = "\n".join(lines[-LOG_LINES:])
+        raise RefusedError(
+            f"The training of {trial} ended early with exit codes {codes} ({log_file}):\n{tail}"
+        )
 
 
 class _Children:
-    """The trainings at work, so that none is left behind; as a context, ends them with this process."""
+    """Running trainings; as a context manager, stops them with this process."""
 
     def __init__(self) -> None:
         self.stopped = False
-        self._lock = threading.RLock()  # a signal may come while it is held
+        self._lock = threading.RLock()  # a signal handler may run while it is held
         self._running: set[ForkServerProcess] = set()
 
     def run(self, config: RunConfig, log: Path) -> list[int | None]:
-        """Train to the end; the exit codes of all ranks."""
+        """Train to the end; return the exit codes of all ranks."""
         with self._lock:
             if self.stopped:
                 return [-signal.SIGTERM]
@@ -118,7 +188,7 @@ class _Children:
         try:
             while alive := [rank.sentinel for rank in ranks if rank.is_alive()]:
                 connection.wait(alive)
-                if any(rank.exitcode for rank in ranks):  # the others wait for it in vain
+                if any(rank.exitcode for rank in ranks):  # the others would wait forever
                     for rank in ranks:
                         rank.kill()
             return [rank.exitcode for rank in ranks]
@@ -127,7 +197,7 @@ class _Children:
                 self._running.difference_update(ranks)
 
     def stop(self) -> None:
-        """Ask all to save and stop, and start no more."""
+        """Terminate all trainings, which save first, and start no more."""
         with self._lock:
             self.stopped = True
             for rank in self._running:
@@ -144,7 +214,7 @@ class _Children:
 
     @contextmanager
     def _on_signals(self) -> Iterator[None]:
-        """Pass SIGTERM and SIGINT on, so that trainings save before this process ends."""
+        """Forward SIGTERM and SIGINT, so that trainings save before this process ends."""
 
         def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
             self.stop()

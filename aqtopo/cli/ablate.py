@@ -55,13 +55,11 @@ def ablate(
 
     from aqtopo.ablation.bootstrap import check_blocks
     from aqtopo.ablation.factors import parse_grid
-    from aqtopo.ablation.first_weights import compare_starts
     from aqtopo.ablation.plan import claim_folder, plan_ablation
-    from aqtopo.ablation.report_files import write_results
+    from aqtopo.ablation.report import result_tables, write_results
     from aqtopo.ablation.results import collect, compare
-    from aqtopo.ablation.scoring import scored_days
-    from aqtopo.ablation.tables import sheets
-    from aqtopo.ablation.trainer import run_trials
+    from aqtopo.ablation.starts import compare_starts
+    from aqtopo.ablation.trainer import run_trials, scored_days
     from aqtopo.config import load_config
     from aqtopo.data import open_store
 
@@ -86,8 +84,8 @@ def ablate(
         return
     console = Console(width=max(Console().width, 130), highlight=False)
     main_effects = sum(len(factor.levels) - 1 for factor in plan.factors)
-    for sheet in sheets(result)[: 2 + main_effects]:
-        console.print(sheet.as_rich())
+    for table in result_tables(result)[: 2 + main_effects]:
+        console.print(table.as_rich())
     console.print(f"written to {written}, all pairs of all variants to results.md beside it", soft_wrap=True)
 
 
@@ -98,15 +96,15 @@ def _print_job_array(plan: "Ablation", known: Set[int]) -> None:
         plan: the ablation.
         known: numbers of trainings that the folder held before.
     """
-    from aqtopo.ablation.job_array import due, spell_tasks
+    from aqtopo.ablation.trainer import format_tasks, unfinished
 
-    tasks = due(plan)
+    tasks = unfinished(plan)
     if not tasks:
         _say(f"all {len(plan.trials)} trainings are done: give the same command without --slurm")
         return
     if before := [number for number in tasks if number in known]:
-        _say(f"tasks {spell_tasks(before)} may be queued already, by an earlier array: leave those out")
-    typer.echo(f"sbatch --array={spell_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}")
+        _say(f"tasks {format_tasks(before)} may be queued already, by an earlier array: leave those out")
+    typer.echo(f"sbatch --array={format_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}")
 
 
 def _say(text: str) -> None:

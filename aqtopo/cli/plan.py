@@ -35,15 +35,13 @@ def plan(
 
     from aqtopo.config import load_config
     from aqtopo.planning import make_plan
-    from aqtopo.planning.hardware import Assumptions, machine_named
-    from aqtopo.planning.scaling import scaling, step_time
-    from aqtopo.planning.scaling_tables import as_rows, draw_scaling, scaling_tables
-    from aqtopo.planning.tables import plan_tables
+    from aqtopo.planning.scaling import Assumptions, find_node_type, scaling, step_time
+    from aqtopo.planning.tables import as_rows, draw_scaling, plan_tables, scaling_tables
 
     changes = [*(overrides or []), *([] if nodes is None else [f"training.nodes={nodes}"])]
     made = make_plan(load_config(config, changes), at_epoch)
-    machine, assumptions = machine_named(gpu), Assumptions(utilization=utilization)
-    if plot is not None and machine is None:
+    node_type, assumptions = find_node_type(gpu), Assumptions(utilization=utilization)
+    if plot is not None and node_type is None:
         raise ValueError(
             "--plot draws what --gpu models. Give both, such as --gpu mi250x --plot scaling.png."
         )
@@ -54,17 +52,17 @@ def plan(
             err=True,
         )
     if as_json:
-        modelled = {} if machine is None else {"scaling": as_rows(scaling(made, machine, assumptions))}
+        modelled = {} if node_type is None else {"scaling": as_rows(scaling(made, node_type, assumptions))}
         typer.echo(json.dumps(made.as_json() | modelled, indent=2))
         return
     console = Console()
     for table in plan_tables(made):
         console.print(table)
-    if machine is not None:
-        here = step_time(made, machine, made.config.training.nodes, assumptions)
-        rows = scaling(made, machine, assumptions)
-        for table in scaling_tables(made, machine, assumptions, here, rows):
+    if node_type is not None:
+        here = step_time(made, node_type, made.config.training.nodes, assumptions)
+        rows = scaling(made, node_type, assumptions)
+        for table in scaling_tables(made, node_type, assumptions, here, rows):
             console.print(table)
         if plot is not None:
-            draw_scaling(rows, machine, plot)
+            draw_scaling(rows, node_type, plot)
             typer.echo(f"drawn: {plot}")

@@ -68,8 +68,8 @@ def caqra(
     A command that was killed goes on where it was when it is started again.
     """
     from aqtopo.cli.progress import Progress
+    from aqtopo.data.grid import Grid, parse_grid
     from aqtopo.data.prepare.caqra import Recipe, prepare
-    from aqtopo.data.simulate.world import Grid, parse_grid
 
     recipe = Recipe(
         source=source,

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
-from aqtopo.data.simulate.settings import SWITCHES, Setting
+from aqtopo.synthetic.config import SCENARIO_OPTIONS, Scenario
 
 if TYPE_CHECKING:
     import xarray as xr
 
-    from aqtopo.data.simulate.world import World
+    from aqtopo.synthetic.config import SimulationConfig
 
 
 def synth(
@@ -26,26 +26,29 @@ def synth(
     ] = None,
     lat: Latitudes = CHINA_LAT,
     lon: Longitudes = CHINA_LON,
-    setting: Annotated[
-        Setting,
+    scenario: Annotated[
+        Scenario,
         typer.Option(
             "--world",
             help="real: as it is; ridges: strong winds, ridges that block; flat: neither heights nor wind; "
             "inert: both, and pollution that stays where it is.",
         ),
-    ] = Setting.REAL,
+    ] = Scenario.REAL,
 ) -> None:
     """Simulate hourly weather and air quality over real terrain, and the statistics of the training years.
 
     The result has the units and ranges of a reanalysis and is none: its attributes say that it is simulated.
     The worlds other than `real` are for ablations: there it is known what a model should need.
     """
-    from aqtopo.data.simulate.simulator import simulate
-    from aqtopo.data.simulate.world import World, parse_grid
+    from aqtopo.data.grid import parse_grid
     from aqtopo.data.statistics import write_statistics
     from aqtopo.data.write import write_store
+    from aqtopo.synthetic.config import SimulationConfig
+    from aqtopo.synthetic.simulator import simulate
 
-    world = World(years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon, **SWITCHES[setting])
+    config = SimulationConfig(
+        years=tuple(years), grid=parse_grid(grid), seed=seed, lat=lat, lon=lon, **SCENARIO_OPTIONS[scenario]
+    )
     train_years = train_years or years[:1]
     missing = sorted(set(train_years) - set(years))
     if missing:
@@ -53,17 +56,17 @@ def synth(
             f"--train-years names {', '.join(map(str, missing))}, which is not simulated by "
             f"--years {' '.join(map(str, years))}: add it there or leave it out here"
         )
-    write_store(with_progress(simulate(world), world), out)
+    write_store(with_progress(simulate(config), config), out)
     write_statistics(out, train_years)
-    of_world = "" if setting is Setting.REAL else f" of the world {setting}"
-    typer.echo(f"{out}: {grid} cells{of_world}, {', '.join(map(str, years))}, simulated with seed {seed}")
+    of_scenario = "" if scenario is Scenario.REAL else f" of the world {scenario}"
+    typer.echo(f"{out}: {grid} cells{of_scenario}, {', '.join(map(str, years))}, simulated with seed {seed}")
 
 
-def with_progress(blocks: "Iterator[xr.Dataset]", world: "World") -> "Iterator[xr.Dataset]":
+def with_progress(blocks: "Iterator[xr.Dataset]", config: "SimulationConfig") -> "Iterator[xr.Dataset]":
     """Pass the blocks on and show how many simulated days are written."""
     from aqtopo.cli.progress import Progress
 
-    progress, days, total = Progress(), 0, world.days
+    progress, days, total = Progress(), 0, config.days
     progress("simulated days", days, total)
     for block in blocks:
         yield block

@@ -1,4 +1,4 @@
-"""Planning: what a run will do and need, before it starts."""
+"""Planning: samples, steps, memory and duration of a run before it starts."""
 
 from aqtopo.planning.plan import Plan, make_plan
 

@@ -1,23 +1,60 @@
-"""The plan of a run: everything about it that can be known before it starts, from its configuration alone."""
+"""Plan of a run: everything that its configuration determines before it starts."""
 
+import math
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from aqtopo.config import RunConfig
+from aqtopo.data.samples import SampleTable, StepPlan, calendar_times, sample_table
+from aqtopo.data.store import open_store
 from aqtopo.model import AirQualityViT, Terrain, build_model
-from aqtopo.planning.activations import ActivationBytes, activation_bytes
-from aqtopo.planning.arithmetic import Arithmetic, count_arithmetic
-from aqtopo.planning.calendar import Calendar, make_calendar
-from aqtopo.planning.memory import StateBytes, reduction_bytes, state_bytes, workspace_bytes
+from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
+from aqtopo.planning.zero import StateBytes, reduction_bytes, state_bytes, workspace_bytes
 from aqtopo.training.groups import group_parameters
 from aqtopo.training.schedule import Schedule
 
 
 @dataclass(frozen=True)
-class Group:
-    """One optimizer group: tensors, parameters in them, and the learning rate at the epoch's first step."""
+class Calendar:
+    """Samples, steps and validations of a run at its configured world size.
+
+    Attributes:
+        from_store: the hours are those of the store; otherwise all hours of the years are assumed.
+        tables: samples of `train`, `validation` and `test`.
+        steps: division of an epoch's samples into steps.
+        epochs: number of epochs.
+        validate_every: micro-steps between validations.
+    """
+
+    from_store: bool
+    tables: dict[str, SampleTable]
+    steps: StepPlan
+    epochs: int
+    validate_every: int
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.epochs * self.steps.steps_per_epoch
+
+    def step_of(self, epoch: int, micro_step: int) -> int:
+        """Return the number of updates after `micro_step` micro-steps of `epoch`, rounded up."""
+        assert 0 <= micro_step <= self.steps.micro_steps_per_epoch
+        return epoch * self.steps.steps_per_epoch + math.ceil(micro_step / self.steps.accumulation)
+
+    def validations(self, epoch: int) -> dict[int, int]:
+        """Return the validations of an epoch: the step by micro-step."""
+        before = epoch * self.steps.steps_per_epoch
+        due = self.steps.validation_steps(self.validate_every)
+        return {micro_step: before + step for step, micro_step in due.items()}
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """Optimizer group: tensors, parameters, and learning rate at the epoch's first step."""
 
     tensors: int
     parameters: int
@@ -26,53 +63,53 @@ class Group:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will be.
+    """Plan of a run.
 
     Attributes:
         config: the run.
-        epoch: the epoch that learning rates and validations are given for, from 0.
+        epoch: epoch of the learning rates and validations, from 0.
         groups: by name, in the configured order.
         calendar: samples, steps and validations.
-        state: lasting bytes of a rank.
-        reduction: bytes of a rank's reduction buffers during the backward pass.
-        activations: estimate of a micro-step's activations on a rank.
-        workspace: estimate of what the backward pass needs beside them.
-        arithmetic: FLOP of a micro-step.
+        state: permanent bytes of a rank.
+        reduction: bytes of a rank's reduction buffers in the backward pass.
+        activations: estimated activations of a micro-step on a rank.
+        workspace: estimated further bytes of the backward pass.
+        flop: FLOP of a micro-step.
     """
 
     config: RunConfig
     epoch: int
-    groups: dict[str, Group]
+    groups: dict[str, GroupPlan]
     calendar: Calendar
     state: StateBytes
     reduction: int
     activations: ActivationBytes
     workspace: int
-    arithmetic: Arithmetic
+    flop: MicroStepFlop
 
     @property
     def tensors(self) -> int:
-        """Trainable tensors."""
+        """Number of trainable tensors."""
         return sum(group.tensors for group in self.groups.values())
 
     @property
     def parameters(self) -> int:
-        """Trainable parameters."""
+        """Number of trainable parameters."""
         return sum(group.parameters for group in self.groups.values())
 
     @property
     def configured_activations(self) -> int:
-        """Estimated activation bytes with gradient checkpointing as the run has it."""
+        """Estimated activations with the run's gradient checkpointing setting [bytes]."""
         checkpointing = self.config.model.gradient_checkpointing
         return self.activations.checkpointed if checkpointing else self.activations.plain
 
     @property
     def peak(self) -> int:
-        """Estimated bytes of a rank at most, early in its backward pass."""
+        """Estimated maximum of a rank, early in the backward pass [bytes]."""
         return self.state.device + self.reduction + self.configured_activations + self.workspace
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as plain data; bytes, counts and rates are numbers."""
+        """Return the plan as plain data."""
         calendar, steps = self.calendar, self.calendar.steps
         return {
             "name": self.config.name,
@@ -112,37 +149,58 @@ class Plan:
             "workspace_bytes_estimate": self.workspace,
             "peak_bytes_estimate": self.peak,
             "flop_a_micro_step": {
-                **self.arithmetic.products,
-                "attention": self.arithmetic.attention,
-                "float32_attention": self.arithmetic.float32_attention,
-                "forward": self.arithmetic.forward,
-                "backward": self.arithmetic.backward,
+                **self.flop.products,
+                "attention": self.flop.attention,
+                "float32_attention": self.flop.float32_attention,
+                "forward": self.flop.forward,
+                "backward": self.flop.backward,
             },
         }
 
 
+def make_calendar(config: RunConfig) -> Calendar:
+    """Count samples and steps of a run; the store is optional.
+
+    Raises:
+        ValueError: the store is unusable, a split has no usable time, or an epoch is shorter than one
+            micro-step.
+    """
+    from_store = Path(config.data.store).exists()
+    data = config.data
+    all_years = (*data.train_years, *data.validation_years, *data.test_years)
+    times = open_store(data.store).times if from_store else calendar_times(all_years)
+    tables = {split: sample_table(config, times, split) for split in ("train", "validation", "test")}
+    return Calendar(
+        from_store,
+        tables,
+        StepPlan.from_config(config, len(tables["train"])),
+        config.training.epochs,
+        config.training.validate_every,
+    )
+
+
 def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
-    """Plan a run; needs neither data nor a device.
+    """Plan a run; no data and no device are needed.
 
     Args:
         config: the run.
-        epoch: the epoch to give learning rates and validations for, from 0.
+        epoch: epoch of the learning rates and validations, from 0.
 
     Raises:
-        ValueError: the run has no such epoch, the schedule does not fit the run, or the store is there but
-            cannot be used.
+        ValueError: the run has no such epoch, the schedule does not fit, or the store is unusable.
     """
     if not 0 <= epoch < config.training.epochs:
         raise ValueError(
-            f"--at-epoch {epoch}: {config.name} has training.epochs = {config.training.epochs}, counted from "
-            f"0. Choose 0 to {config.training.epochs - 1}."
+            f"--at-epoch {epoch} is out of range: {config.name} has training.epochs = "
+            f"{config.training.epochs}. Choose 0 to {config.training.epochs - 1}."
         )
     calendar = make_calendar(config)
     schedule = Schedule.from_config(config, calendar.steps.steps_per_epoch)
     lrs = schedule.lrs(epoch * calendar.steps.steps_per_epoch)
-    model = _shapes_only(config)
+    with torch.device("meta"):
+        model = build_model(config, Terrain.flat(config.data.grid))
     groups = {
-        name: Group(len(counts), sum(counts), lrs[name])
+        name: GroupPlan(len(counts), sum(counts), lrs[name])
         for name, counts in _parameter_counts(model, config).items()
     }
     elements = {name: group.parameters for name, group in groups.items()}
@@ -155,18 +213,12 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
         reduction_bytes(sum(elements.values()), config),
         activation_bytes(model, config),
         workspace_bytes(config),
-        count_arithmetic(model, config),
+        count_flop(model, config),
     )
 
 
-def _shapes_only(config: RunConfig) -> AirQualityViT:
-    """The model without memory behind its tensors."""
-    with torch.device("meta"):
-        return build_model(config, Terrain.flat(config.data.grid))
-
-
 def _parameter_counts(model: AirQualityViT, config: RunConfig) -> dict[str, list[int]]:
-    """Elements of each tensor by group."""
+    """Return the number of elements of each tensor by group."""
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     return {
         group: [sizes[name] for name in names] for group, names in group_parameters(sizes, config).items()

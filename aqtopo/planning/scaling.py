@@ -1,35 +1,103 @@
-"""Expected time of a step on a machine, and how it changes with the number of nodes. All of it is a model."""
+"""Model of the duration of a step on a machine, and its scaling with the number of nodes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
-from aqtopo.planning.hardware import Assumptions, Machine
 from aqtopo.planning.plan import Plan
-from aqtopo.planning.traffic import Collective, step_collectives
+from aqtopo.planning.zero import Collective, step_collectives
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 NODES = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512, 1024)
 """Rows of the scaling table."""
 
 OPTIMIZER_PASSES = 10
-"""Times that AdamW with clipping reads or writes its shard in fp32: gradient 3, weights 3, moments 4."""
+"""fp32 reads and writes of a shard by AdamW with clipping: gradient 3, weights 3, moments 4."""
+
+
+@dataclass(frozen=True)
+class NodeType:
+    """Type of node, from data sheets; per rank unless stated otherwise.
+
+    Attributes:
+        name: name of the accelerator.
+        ranks_per_node: accelerators per node.
+        memory: device memory [bytes].
+        flops: peak of the matrix units by precision [FLOP/s].
+        memory_rate: device memory bandwidth [bytes/s].
+        node_network: bandwidth of a node's network [bytes/s].
+        inside_network: bandwidth between neighbouring ranks of a node [bytes/s].
+        storage: bandwidth of the file system for all nodes together [bytes/s].
+    """
+
+    name: str
+    ranks_per_node: int
+    memory: float
+    flops: dict[str, float]
+    memory_rate: float
+    node_network: float
+    inside_network: float
+    storage: float
+
+    def ring_bandwidth(self, nodes: int) -> float:
+        """Return the bandwidth of a ring over the ranks of some nodes [bytes/s], the minimum of its links."""
+        return self.inside_network if nodes == 1 else min(self.inside_network, self.node_network)
+
+
+NODE_TYPES = {
+    # One die of an MI250X (half of AMD's data sheet: 95.7 and 383 TFLOP/s, 3.2 TB/s, 128 GB); LUMI-G: four
+    # 200 Gb/s Slingshot ports per node, 50 GB/s between neighbouring dies; LUMI-P: 240 GB/s.
+    "mi250x": NodeType(
+        "mi250x", 8, 64e9, {"fp32": 47.9e12, "bf16": 191.5e12, "fp16": 191.5e12}, 1.6e12, 100e9, 50e9, 240e9
+    ),
+    # H100 SXM (NVIDIA's data sheet, dense; fp32 on the vector units), eight per node, eight 400 Gb/s ports,
+    # NVLink; storage assumed as above.
+    "h100": NodeType(
+        "h100", 8, 80e9, {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}, 3.35e12, 400e9, 450e9, 240e9
+    ),
+}
+
+
+def find_node_type(name: str | None) -> NodeType | None:
+    """Return the node type of an accelerator; None for None.
+
+    Raises:
+        ValueError: the accelerator is unknown.
+    """
+    if name is not None and name not in NODE_TYPES:
+        raise ValueError(f"--gpu {name} is unknown. Choose {' or '.join(NODE_TYPES)}.")
+    return None if name is None else NODE_TYPES[name]
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """Assumptions of the model, which the tables state.
+
+    Attributes:
+        utilization: share of the matrix units' peak in a forward and backward pass.
+        network_share: share of a network's bandwidth in a large collective.
+        hop_s: latency of a message between ranks [s].
+    """
+
+    utilization: float = 0.4
+    network_share: float = 0.8
+    hop_s: float = 3e-6
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Where the time of a step goes, at one number of nodes.
+    """Duration of a step by part, at one number of nodes.
 
     Attributes:
-        nodes: how many.
-        world: ranks.
+        nodes: number of nodes.
+        world: number of ranks.
         compute_s: forward and backward passes of all micro-steps.
         reduce_s: reduction of the gradients.
-        hidden_s: of that, what runs beside the backward pass.
-        gather_s: gathering of the weights.
-        optimizer_s: the update.
-        loader_rate: bytes a node reads to keep up [bytes/s].
-        samples: of a step.
+        hidden_s: part of the reduction that overlaps the backward pass.
+        gather_s: all-gather of the weights.
+        optimizer_s: update.
+        loader_rate: rate at which a node must read [bytes/s].
+        samples: samples per step.
     """
 
     nodes: int
@@ -44,34 +112,34 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Duration of the step."""
         return self.compute_s + self.reduce_s - self.hidden_s + self.gather_s + self.optimizer_s
 
     @property
     def samples_per_s(self) -> float:
-        """Training samples a second, all ranks together."""
+        """Training samples per second of all ranks."""
         return self.samples / self.seconds
 
 
-def step_time(plan: Plan, machine: Machine, nodes: int, assumptions: Assumptions) -> StepTime:
-    """Model a step on so many nodes, micro-batch and accumulation as configured: the batch grows with them.
+def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumptions) -> StepTime:
+    """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes.
 
     Args:
         plan: the run.
-        machine: its nodes.
-        nodes: how many of them.
-        assumptions: what is not known.
+        node_type: type of the nodes.
+        nodes: number of nodes.
+        assumptions: see `Assumptions`.
     """
-    config, world = plan.config, nodes * machine.ranks_per_node
-    training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": machine.ranks_per_node})
+    config, world = plan.config, nodes * node_type.ranks_per_node
+    training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": node_type.ranks_per_node})
     config = config.model_copy(update={"training": training})
     elements = {name: group.parameters for name, group in plan.groups.items()}
     gradients, weights = step_collectives(elements, config, config.accumulation)
-    arithmetic = plan.arithmetic
-    rates = [assumptions.utilization * machine.flops[name] for name in (config.deepspeed.precision, "fp32")]
-    backward_s = config.accumulation * arithmetic.backward_s(*rates)
-    compute_s = config.accumulation * arithmetic.forward_s(*rates) + backward_s
-    reduce_s = _duration(gradients, world, nodes, machine, assumptions)
+    flop = plan.flop
+    rates = [assumptions.utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
+    backward_s = config.accumulation * flop.backward_s(*rates)
+    compute_s = config.accumulation * flop.forward_s(*rates) + backward_s
+    reduce_s = _duration(gradients, world, nodes, node_type, assumptions)
     shard = sum(elements.values()) / world
     time = StepTime(
         nodes=nodes,
@@ -79,45 +147,45 @@ def step_time(plan: Plan, machine: Machine, nodes: int, assumptions: Assumptions
         compute_s=compute_s,
         reduce_s=reduce_s,
         hidden_s=_hidden(reduce_s, gradients, backward_s, config),
-        gather_s=_duration(weights, world, nodes, machine, assumptions),
-        optimizer_s=OPTIMIZER_PASSES * 4 * shard / machine.memory_rate,
+        gather_s=_duration(weights, world, nodes, node_type, assumptions),
+        optimizer_s=OPTIMIZER_PASSES * 4 * shard / node_type.memory_rate,
         loader_rate=0.0,
         samples=config.train_batch,
     )
-    read = config.micro_batch * config.accumulation * machine.ranks_per_node * sample_bytes(config)
+    read = config.micro_batch * config.accumulation * node_type.ranks_per_node * sample_bytes(config)
     return StepTime(**{**time.__dict__, "loader_rate": read / time.seconds})
 
 
 def _duration(
-    collective: Collective, world: int, nodes: int, machine: Machine, assumptions: Assumptions
+    collective: Collective, world: int, nodes: int, node_type: NodeType, assumptions: Assumptions
 ) -> float:
-    """A ring's time: its bytes at the narrowest place, and its hops one after the other."""
-    sent = collective.sent(world) / (assumptions.network_share * machine.narrowest(nodes))
-    return sent + collective.hops(world) * assumptions.hop_s
+    """Return the duration in a ring: transfer at its bandwidth plus consecutive hops."""
+    transfer_s = collective.sent(world) / (assumptions.network_share * node_type.ring_bandwidth(nodes))
+    return transfer_s + collective.hops(world) * assumptions.hop_s
 
 
 def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: RunConfig) -> float:
-    """With overlap, all buckets but the last of a micro-step run beside the backward pass, if it is long."""
+    """Return the overlapped duration: all buckets but the last of a micro-step, at most the backward pass."""
     if not config.deepspeed.zero_optimization.overlap_comm:
         return 0.0
-    behind = reduce_s * (gradients.messages - 1) / gradients.messages
-    return min(behind, backward_s)
+    overlapped = reduce_s * (gradients.messages - 1) / gradients.messages
+    return min(overlapped, backward_s)
 
 
 def sample_bytes(config: RunConfig) -> int:
-    """Bytes that are read for one sample: its hour and its targets', each a whole chunk of all channels."""
+    """Return the bytes read per sample: its hour and its targets', each with all channels."""
     rows, columns = config.data.grid
     hours = 2 if config.model.lead_time == "encoder" else 1 + len(config.data.horizons)
     return 4 * len(DYNAMIC_VARIABLES) * rows * columns * hours
 
 
 def scaling(
-    plan: Plan, machine: Machine, assumptions: Assumptions, nodes: Sequence[int] = NODES
+    plan: Plan, node_type: NodeType, assumptions: Assumptions, nodes: Sequence[int] = NODES
 ) -> list[StepTime]:
-    """The step at each number of nodes."""
-    return [step_time(plan, machine, count, assumptions) for count in nodes]
+    """Return the step at each number of nodes."""
+    return [step_time(plan, node_type, count, assumptions) for count in nodes]
 
 
 def efficiency(time: StepTime, one_node: StepTime) -> float:
-    """Samples/s a node, as a share of those of a single node."""
+    """Return samples/s per node relative to a single node."""
     return time.samples_per_s / time.nodes / (one_node.samples_per_s / one_node.nodes)

@@ -1,4 +1,4 @@
-"""Verdicts on made-up errors whose differences are known."""
+"""Comparison of synthetic errors with known differences."""
 
 import json
 from pathlib import Path
@@ -9,10 +9,9 @@ import xarray as xr
 
 from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
-from aqtopo.ablation.report_files import write_results
+from aqtopo.ablation.report import result_tables, write_results
 from aqtopo.ablation.results import compare, contrasts
 from aqtopo.ablation.results_file import NOT_SHOWN, read_results
-from aqtopo.ablation.tables import sheets
 from aqtopo.data import open_store
 from aqtopo.report import write_ablation_report
 from tests.conftest import TinyConfig
@@ -29,7 +28,7 @@ def ablation(tiny_config: TinyConfig, tmp_path: Path) -> Ablation:
 
 
 def errors(ablation: Ablation, gain: dict[str, float], noise: float = 0.01) -> xr.Dataset:
-    """Squared errors that share their weather, with a factor for each true level in `gain`, by seed noisy."""
+    """Return squared errors with common weather, a factor per true level in `gain`, and noise per seed."""
     rng = np.random.default_rng(0)
     shape = (len(ablation.variants), SEEDS, DAYS, 2, 2, 2)
     weather = rng.gamma(2.0, 50.0, (1, 1, DAYS, 1, 2, 2))
@@ -59,7 +58,7 @@ def errors(ablation: Ablation, gain: dict[str, float], noise: float = 0.01) -> x
     )
 
 
-def test_a_factor_that_helps_is_shown_with_its_size_and_one_that_does_not_is_not(ablation: Ablation) -> None:
+def test_an_effective_factor_is_shown_and_an_ineffective_one_is_not(ablation: Ablation) -> None:
     result = compare(ablation, errors(ablation, {"wind_order": 0.9}, noise=0.002), block_days=5, draws=300)
     wind, bias = (result.isel(contrast=place) for place in (0, 1))
     assert str(wind["contrast"].values).startswith("wind_order=true")
@@ -68,23 +67,23 @@ def test_a_factor_that_helps_is_shown_with_its_size_and_one_that_does_not_is_not
     assert float(wind["change"].sel(score="val_loss")) == pytest.approx(-19.0, abs=1.0)
     assert wind["shown"].all()
     assert not bias["shown"].any()
-    verdicts = {row[0]: row[-1] for row in sheets(result)[1].rows if row[1] == "all"}
+    verdicts = {row[0]: row[-1] for row in result_tables(result)[1].rows if row[1] == "all"}
     assert verdicts["wind_order=true (not false)"] == "better"
     assert verdicts["elevation_bias=published (not false)"] == NOT_SHOWN
 
 
-def test_what_one_seed_gains_and_another_loses_is_not_shown(ablation: Ablation) -> None:
-    """All days agree, so that days alone would call it shown."""
+def test_an_effect_that_differs_between_seeds_is_not_shown(ablation: Ablation) -> None:
+    """All days agree: the interval over days alone excludes 0."""
     result = compare(ablation, errors(ablation, {}, noise=0.05), block_days=5, draws=300)
     wind = result.isel(contrast=0).sel(score="all")
     assert float(wind["days_low"]) * float(wind["days_high"]) > 0
     assert not wind["shown"]
 
 
-def test_harm_is_shown_too(ablation: Ablation) -> None:
+def test_a_harmful_factor_is_shown(ablation: Ablation) -> None:
     made = errors(ablation, {"elevation_bias": 1.2}, noise=0.002)
     result = compare(ablation, made, block_days=5, draws=300)
-    rows = {(row[0], row[1]): row for row in sheets(result)[1].rows}
+    rows = {(row[0], row[1]): row for row in result_tables(result)[1].rows}
     assert rows["elevation_bias=published (not false)", "all"][-1] == "worse"
 
 
@@ -98,17 +97,17 @@ def test_main_effects_pair_variants_that_differ_in_one_factor(ablation: Ablation
     assert [len(each.pairs) for each in single] == [1, 1, 1]
 
 
-def test_tables_are_markdown_that_holds_every_number(ablation: Ablation) -> None:
+def test_markdown_tables_have_all_rows_and_columns(ablation: Ablation) -> None:
     result = compare(ablation, errors(ablation, {}), block_days=5, draws=300)
-    for sheet in sheets(result):
-        lines = sheet.as_markdown().splitlines()[2:]
-        assert len(lines) == len(sheet.rows) + 2
-        assert {line.count("|") for line in lines} == {len(sheet.head) + 1}
+    for table in result_tables(result):
+        lines = table.as_markdown().splitlines()[2:]
+        assert len(lines) == len(table.rows) + 2
+        assert {line.count("|") for line in lines} == {len(table.head) + 1}
 
 
-def test_what_is_written_is_what_the_report_reads(ablation: Ablation) -> None:
+def test_written_results_can_be_read_by_the_report(ablation: Ablation) -> None:
     made = errors(ablation, {"wind_order": 0.9}, noise=0.002)
-    result = compare(ablation, made, block_days=5, draws=300).assign_attrs(alike="first weights: equal")
+    result = compare(ablation, made, block_days=5, draws=300).assign_attrs(alike="initial weights: equal")
     claim_folder(ablation)
     content = read_results(write_results(ablation, result).parent)
     assert [one.variant for one in content.variants] == [variant.label for variant in ablation.variants]
@@ -124,7 +123,7 @@ def test_what_is_written_is_what_the_report_reads(ablation: Ablation) -> None:
     assert "wind_order=true (not false)" in write_ablation_report(ablation.out).read_text(encoding="utf-8")
 
 
-def test_trials_share_all_but_factors_seed_and_place(ablation: Ablation) -> None:
+def test_trials_differ_only_in_factors_seed_and_directory(ablation: Ablation) -> None:
     trees = [json.loads(trial.config.to_json()) for trial in ablation.trials]
     for tree in trees:
         for section, key in (("model", "wind_order"), ("model", "elevation_bias")):
@@ -134,19 +133,17 @@ def test_trials_share_all_but_factors_seed_and_place(ablation: Ablation) -> None
     assert [trial.seed for trial in ablation.trials[:5]] == [0, 0, 0, 0, 1]
 
 
-def test_a_folder_of_another_ablation_is_refused_and_more_seeds_are_welcome(
-    ablation: Ablation, tmp_path: Path
-) -> None:
+def test_only_the_same_ablation_may_add_seeds_to_a_folder(ablation: Ablation, tmp_path: Path) -> None:
     claim_folder(ablation)
     path, grid = tmp_path / "config.json", ["wind_order,elevation_bias"]
     claim_folder(plan_ablation(path, [], parse_grid(grid), SEEDS + 2, ablation.out))
     for overrides, other_grid in ((["model.dim=64"], grid), ([], ["wind_order"])):
         other = plan_ablation(path, overrides, parse_grid(other_grid), SEEDS, ablation.out)
-        with pytest.raises(ValueError, match="another configuration, or of other factors"):
+        with pytest.raises(ValueError, match="another configuration or other factors"):
             claim_folder(other)
 
 
-def test_a_file_is_no_place_for_an_ablation(ablation: Ablation) -> None:
+def test_a_file_as_output_folder_is_refused(ablation: Ablation) -> None:
     ablation.out.write_text("notes")
     with pytest.raises(ValueError, match=r"is a file.*Choose another --out"):
         claim_folder(ablation)

@@ -1,23 +1,27 @@
-"""Real trainings of two tiny variants; one is killed on its way and goes on from its saved state."""
+"""Trainings of two tiny variants; one is killed and resumes from its checkpoint."""
 
 import json
 import multiprocessing
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from aqtopo.ablation.factors import parse_grid
-from aqtopo.ablation.first_weights import compare_starts
-from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
-from aqtopo.ablation.trainer import is_done, run_trials
+from aqtopo.ablation.factors import parse_grid, variants
+from aqtopo.ablation.plan import Ablation, Trial, claim_folder, plan_ablation
+from aqtopo.ablation.starts import compare_starts
+from aqtopo.ablation.trainer import Scorer, format_tasks, is_done, is_scored, run_trials
 from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
 from aqtopo.config import load_config
 from aqtopo.data import open_store
+from aqtopo.evaluation.evaluate import EvalOptions, EvaluatedSplit, evaluate
+from aqtopo.evaluation.results import read_table, write_results, write_tables
+from aqtopo.inference.load import load_run
 from aqtopo.refusal import RefusedError
 from tests.conftest import TinyConfig
 from tests.events import events
@@ -28,7 +32,7 @@ ENDED = """{"event": "start", "time": "2026-01-01T00:00:00+00:00", "total_steps"
 {"event": "step", "time": "2026-01-01T00:00:01+00:00", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {}}
 {"event": "stop", "time": "2026-01-01T00:00:02+00:00", "reason": "the last step is done"}
 """
-"""What a training logs that came to its end."""
+"""Log of a finished training."""
 
 
 @pytest.fixture
@@ -47,36 +51,36 @@ def plan(config_path: Path, grid: str) -> Ablation:
     return plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out")
 
 
-def kill_in(run_dir: Path, over: threading.Event) -> None:
-    """Kill the rank that trains there once it has saved something, long before its last step."""
-    while last_tag(run_dir) is None and not over.wait(0.01):
+def kill_in(run_dir: Path, finished: threading.Event) -> None:
+    """Kill the rank of a run once it has saved a tag, long before its last step."""
+    while last_tag(run_dir) is None and not finished.wait(0.01):
         pass
     for child in multiprocessing.active_children():
         child.kill()
 
 
-def test_variants_start_alike_and_differ_only_where_they_must(config_path: Path) -> None:
+def test_variants_have_equal_initial_weights_and_sample_order(config_path: Path) -> None:
     ablation = plan(config_path, GRID)
     configs = [trial.config for trial in ablation.trials]
-    alike = compare_starts(configs, open_store(ablation.base.data.store))
-    assert alike.different == ()
-    assert set(alike.only_in_some) == {"blocks.0.attn.alpha", "blocks.0.attn.qkv.bias"}
-    assert alike.equal > 20
-    assert alike.same_order
-    assert len(set(alike.steps)) == 1
+    starts = compare_starts(configs, open_store(ablation.base.data.store))
+    assert starts.different == ()
+    assert set(starts.only_in_some) == {"blocks.0.attn.alpha", "blocks.0.attn.qkv.bias"}
+    assert starts.equal > 20
+    assert starts.same_order
+    assert len(set(starts.steps)) == 1
 
 
-def test_position_embeddings_by_sector_start_at_the_same_places(config_path: Path) -> None:
+def test_position_embeddings_by_sector_are_compared_in_raster_order(config_path: Path) -> None:
     grid = parse_grid(["wind_order"])
     also = ["wind_order=true sector_embedding=true"]
     ablation = plan_ablation(config_path, [], grid, 1, config_path.parent / "out", also)
     configs = [trial.config for trial in ablation.trials]
-    alike = compare_starts(configs, open_store(ablation.base.data.store))
-    assert alike.different == ()
-    assert alike.only_in_some == ("token_embeds.by_sector",)
+    starts = compare_starts(configs, open_store(ablation.base.data.store))
+    assert starts.different == ()
+    assert starts.only_in_some == ("token_embeds.by_sector",)
 
 
-def test_what_differs_is_named(config_path: Path) -> None:
+def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
     store = open_store(plan(config_path, GRID).base.data.store)
     deeper = [trial.config for trial in plan(config_path, "depth=1,2").trials]
     assert "head.0.weight" in compare_starts(deeper, store).different
@@ -92,23 +96,21 @@ def test_what_differs_is_named(config_path: Path) -> None:
         ("wind_order", ["elevation_bias=published"]),
         ("wind_order", ["alpha=1", "alpha=1.0"]),
     ],
-    ids=["levels", "the baseline", "the configuration's own", "beside the grid"],
+    ids=["levels", "the baseline", "the configuration", "outside the grid"],
 )
-def test_a_variant_that_is_there_twice_is_refused(config_path: Path, grid: str, also: list[str]) -> None:
-    with pytest.raises(ValueError, match=r"are the same\. Leave one of them out"):
+def test_equal_variants_are_refused(config_path: Path, grid: str, also: list[str]) -> None:
+    with pytest.raises(ValueError, match=r"are equal\. Remove one of them"):
         plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
 
 
-def test_variants_that_would_share_a_folder_are_refused(config_path: Path) -> None:
+def test_variants_with_the_same_folder_are_refused(config_path: Path) -> None:
     also = [f"optimizer.groups[{group}].lr_multiplier=1.25" for group in (0, 1)]
-    with pytest.raises(
-        ValueError, match=r"also_lr_multiplier-1\.25.*in an ablation of its own, with another --out"
-    ):
+    with pytest.raises(ValueError, match=r"also_lr_multiplier-1\.25.*Train one of them with another --out"):
         plan_ablation(config_path, [], parse_grid(["wind_order"]), 1, config_path.parent / "out", also)
 
 
-def test_a_training_of_another_variant_is_not_taken_for_this_one(config_path: Path) -> None:
-    """As an earlier `--also` leaves it of which the folder's name does not say all."""
+def test_a_run_directory_of_another_variant_is_refused(config_path: Path) -> None:
+    """An earlier `--also` leaves such a training, because the folder's name omits sections."""
     ablation = plan(config_path, "wind_order")
     claim_folder(ablation)
     first, second = ablation.trials
@@ -117,7 +119,7 @@ def test_a_training_of_another_variant_is_not_taken_for_this_one(config_path: Pa
     claim_folder(ablation)
     (first.run_dir / "config.json").write_text(second.config.to_json())
     with pytest.raises(
-        ValueError, match=rf"{first.run_dir} holds another training than wind_order=true, seed 0"
+        ValueError, match=rf"{first.run_dir} contains another training than wind_order=true, seed 0"
     ):
         claim_folder(ablation)
 
@@ -133,7 +135,7 @@ def test_a_training_of_another_variant_is_not_taken_for_this_one(config_path: Pa
         ({"config": {"name": 1}}, ": name = 1: must be a string"),
     ],
 )
-def test_a_damaged_description_is_named(
+def test_a_damaged_description_is_refused(
     config_path: Path, change: str | dict[str, object], message: str
 ) -> None:
     ablation = plan(config_path, "wind_order")
@@ -147,17 +149,17 @@ def test_a_damaged_description_is_named(
 
 
 @pytest.mark.slow
-def test_a_killed_training_goes_on_and_a_finished_one_is_left_alone(config_path: Path) -> None:
+def test_a_killed_training_resumes_and_a_finished_one_is_not_changed(config_path: Path) -> None:
     ablation = plan(config_path, "wind_order")
     claim_folder(ablation)
     first, second = (trial.run_dir for trial in ablation.trials)
-    over = threading.Event()
-    killer = threading.Thread(target=kill_in, args=(second, over))
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_in, args=(second, stop))
     killer.start()
     said: list[str] = []
-    with pytest.raises(RefusedError, match="wind_order=false, seed 0 ended with"):
+    with pytest.raises(RefusedError, match="wind_order=false, seed 0 ended early"):
         run_trials(ablation, 1, said.append)
-    over.set()
+    stop.set()
     killer.join()
     finished = (first / METRICS_FILE).read_bytes()
     run_trials(ablation, 1, said.append)
@@ -169,7 +171,7 @@ def test_a_killed_training_goes_on_and_a_finished_one_is_left_alone(config_path:
 
 
 def _tabulate(config_path: Path, ablation: Ablation) -> None:
-    """The command finds everything done and writes the results."""
+    """Run the command, which finds everything done and writes the results."""
     options = ["--grid", "wind_order", "--seeds", "1", "--out", str(ablation.out), "--block-days", "2"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
     assert "2 trainings, 2 done" in result.output
@@ -177,7 +179,7 @@ def _tabulate(config_path: Path, ablation: Ablation) -> None:
     assert (ablation.out / "results.nc").is_file()
 
 
-def test_for_slurm_the_job_array_is_printed_and_nothing_trained(config_path: Path) -> None:
+def test_slurm_prints_the_job_array_and_trains_nothing(config_path: Path) -> None:
     out = config_path.parent / "out"
     options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--block-days", "2", "--slurm"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
@@ -186,7 +188,7 @@ def test_for_slurm_the_job_array_is_printed_and_nothing_trained(config_path: Pat
     assert len(list((out / "configs").iterdir())) == 8
 
 
-def test_too_few_test_days_are_told_before_anything_is_trained(config_path: Path) -> None:
+def test_too_few_test_days_are_refused_before_training(config_path: Path) -> None:
     out = config_path.parent / "out"
     options = ["--grid", GRID, "--out", str(out), "--block-days", "4", "--slurm"]
     with pytest.raises(ValueError, match=r"6 test days .* blocks of 4.*--block-days"):
@@ -195,14 +197,14 @@ def test_too_few_test_days_are_told_before_anything_is_trained(config_path: Path
 
 
 def trained_by_task(out: Path) -> dict[str, str]:
-    """The run directory of each task of the job array, below the ablation's folder."""
+    """Return the run directory of each job-array task, relative to the ablation's runs."""
     return {
         path.stem: str(Path(load_config(path).training.run_dir).relative_to(out / "runs"))
         for path in (out / "configs").glob("*.json")
     }
 
 
-def test_a_task_that_is_queued_trains_the_same_when_the_ablation_grows(config_path: Path) -> None:
+def test_task_numbers_are_stable_when_the_ablation_grows(config_path: Path) -> None:
     out = config_path.parent / "out"
 
     def array(*options: str) -> str:
@@ -223,7 +225,7 @@ def test_a_task_that_is_queued_trains_the_same_when_the_ablation_grows(config_pa
     assert trained_by_task(out) == after
 
 
-def test_what_is_trained_is_not_submitted_again(config_path: Path) -> None:
+def test_finished_trainings_are_not_submitted_again(config_path: Path) -> None:
     ablation = plan(config_path, GRID)
     claim_folder(ablation)
     options = ["--grid", GRID, "--seeds", "1", "--out", str(ablation.out), "--block-days", "2", "--slurm"]
@@ -233,3 +235,31 @@ def test_what_is_trained_is_not_submitted_again(config_path: Path) -> None:
             run_dir.mkdir(parents=True, exist_ok=True)
             (run_dir / METRICS_FILE).write_text(ENDED)
         assert said in CliRunner().invoke(app, ["ablate", str(config_path), *options]).output
+
+
+@pytest.mark.parametrize(("split", "every_hours"), [("validation", None), ("test", 48)])
+def test_scores_of_another_split_or_fewer_days_are_not_accepted(
+    tiny_config: TinyConfig,
+    save_untrained: Callable[..., Path],
+    split: EvaluatedSplit,
+    every_hours: int | None,
+) -> None:
+    """`aqtopo evaluate` in the folder of a training leaves such scores."""
+    config = tiny_config()
+    run_dir = save_untrained(config)
+    trial = Trial(0, variants(parse_grid(["wind_order"]))[0], 0, config)
+    assert not is_scored(trial)
+    write_results(evaluate(load_run(run_dir), split, options=EvalOptions(every_hours=every_hours)), run_dir)
+    assert not is_scored(trial)
+    write_tables({"by_day": read_table(run_dir, "by_day").drop_attrs()}, run_dir)
+    assert not is_scored(trial)
+    Scorer().score(trial)
+    assert is_scored(trial)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([], ""), ([3], "3"), ([0, 1], "0-1"), ([0, 1, 2, 5, 7, 8], "0-2,5,7-8")],
+)
+def test_tasks_have_the_format_of_sbatch(numbers: list[int], text: str) -> None:
+    assert format_tasks(numbers) == text

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from aqtopo.cli.main import app
 from aqtopo.cli.synth import with_progress
-from aqtopo.data.simulate import simulator
-from aqtopo.data.simulate.simulator import simulate
-from aqtopo.data.simulate.world import World
 from aqtopo.data.store import open_store
+from aqtopo.synthetic import simulator
+from aqtopo.synthetic.config import SimulationConfig
+from aqtopo.synthetic.simulator import simulate
 
 TINY = ["--grid", "4x6", "--lat", "20", "40", "--lon", "100", "120"]
 
@@ -25,7 +25,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A store of December 2016 and January 2017 only, and what the command printed."""
     path = tmp_path_factory.mktemp("synth") / "tiny.zarr"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulator, "simulate", lambda world: islice(simulate(world), 11, 13))
+        patch.setattr(simulator, "simulate", lambda config: islice(simulate(config), 11, 13))
         output = synth(str(path), "--years", "2016", "2017", *TINY, "--seed", "4", "--train-years", "2017")
     return path, output
 
@@ -49,7 +49,7 @@ def test_keeps_the_statistics_of_the_training_years(written: tuple[Path, str]) -
 
 def test_shows_progress_up_to_the_last_day(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [xr.Dataset(coords={"time": np.arange(24 * days)}) for days in (100, 266)]
-    passed_on = list(with_progress(iter(blocks), World(years=(2016,))))
+    passed_on = list(with_progress(iter(blocks), SimulationConfig(years=(2016,))))
     assert passed_on == blocks
     assert "366/366 simulated days" in capsys.readouterr().err
 
@@ -57,11 +57,11 @@ def test_shows_progress_up_to_the_last_day(capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "32-64"], "'32-64' cannot be read"),
+        (["--grid", "32-64"], "'32-64' is not of the form"),
         (["--grid", "2x2"], "too small"),
         (["--train-years", "2015"], "--train-years names 2015"),
         (["--lat", "40", "20"], "--lat 40 20"),
-        (["--seed", "-1"], "seed -1"),
+        (["--seed", "-1"], "seed = -1"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(
@@ -82,7 +82,7 @@ def test_an_existing_store_is_refused_before_anything_is_simulated(tmp_path: Pat
 
 
 def test_a_world_for_ablations_is_written_on_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulator, "simulate", lambda world: islice(simulate(world), 1))
+    monkeypatch.setattr(simulator, "simulate", lambda config: islice(simulate(config), 1))
     output = synth(str(tmp_path / "flat.zarr"), "--years", "2016", *TINY, "--world", "flat")
     assert "of the world flat" in output
     assert open_store(tmp_path / "flat.zarr").std["u"] == 0.0

@@ -1,7 +1,6 @@
-"""Counts what DeepSpeed's collectives carry in a step, on as many ranks as named, forked from this process.
+"""Count the bytes of DeepSpeed's collectives in a step, on forked ranks.
 
-Usage: counted_traffic.py CONFIG FOLDER RANKS ...; writes rank 0's {kind: bytes of
-tensors} to FOLDER/<world>.json.
+Usage: counted_traffic.py CONFIG FOLDER RANKS ...; writes rank 0's {kind: bytes} to FOLDER/<ranks>.json.
 """
 
 import json
@@ -13,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401  imported before forking
+import deepspeed  # noqa: F401  import before fork
 import torch
 import torch.distributed as dist
 
@@ -33,7 +32,7 @@ KINDS = {
 
 
 def count_calls(counted: Counter[str]) -> None:
-    """Let every collective add the bytes of its first tensor, the whole one, to `counted`."""
+    """Wrap every collective: add the bytes of its first tensor to `counted`."""
 
     def counting(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:

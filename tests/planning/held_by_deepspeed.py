@@ -1,4 +1,4 @@
-"""Run on each rank: make the engine of a config, take one step, and write the bytes it holds.
+"""Build the engine of a config on each rank, take one step, and write the bytes it holds.
 
 Usage: held_by_deepspeed.py CONFIG OUT.json, with the environment of a torch launcher.
 """

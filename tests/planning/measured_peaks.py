@@ -1,7 +1,7 @@
-"""Takes a step of several runs on the CPU, one after the other, and writes the peak of the bytes they hold.
+"""Take a step of several runs on the CPU, one after the other, and write the peak of the bytes they hold.
 
-Usage: measured_peaks.py OUT.json CONFIG ...; writes {CONFIG: bytes}. The lasting state is what the optimizer
-holds; the rest is the highest sum of what PyTorch's allocator handed out and took back during a step.
+Usage: measured_peaks.py OUT.json CONFIG ...; writes {CONFIG: bytes}. The permanent state is that of the
+optimizer; the rest is the maximum of PyTorch's allocations minus releases during a step.
 """
 
 import json
@@ -19,7 +19,7 @@ from aqtopo.training.engine import build_engine
 from aqtopo.training.launch import read_launch
 
 
-def lasting_bytes(zero: Any) -> int:
+def permanent_bytes(zero: Any) -> int:
     moments = [state[key] for state in zero.optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     tensors = [*zero.bit16_groups_flat, *zero.single_partition_of_fp32_groups, *moments]
     return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
@@ -36,8 +36,8 @@ def peak_bytes(path: str, device: torch.device) -> int:
         engine.backward(output.square().mean())
         engine.step()
 
-    step()  # makes the moments
-    lasting = lasting_bytes(engine.optimizer)
+    step()  # allocates the moments
+    permanent = permanent_bytes(engine.optimizer)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         step()
     held = peak = 0
@@ -46,7 +46,7 @@ def peak_bytes(path: str, device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     engine.destroy()
-    return lasting + peak
+    return permanent + peak
 
 
 def main() -> None:

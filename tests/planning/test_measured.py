@@ -1,4 +1,4 @@
-"""The plan against real steps of DeepSpeed on the CPU: bytes held, bytes sent."""
+"""Planned bytes in memory and in collectives, compared with real DeepSpeed steps on the CPU."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.planning import make_plan
-from aqtopo.planning.traffic import PASSES, step_collectives
+from aqtopo.planning.zero import PASSES, step_collectives
 
 pytestmark = pytest.mark.slow
 

@@ -1,9 +1,17 @@
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig, load_config
+from aqtopo.data.samples import SampleTable, StepPlan
 from aqtopo.planning import Plan, make_plan
+from aqtopo.planning.plan import Calendar, make_calendar
+
+TinyConfig = Callable[..., RunConfig]
 
 LRS = {
     "vit_blocks": 8.145034e-06,
@@ -54,7 +62,7 @@ def test_the_decoder_variant_has_the_same_tensors() -> None:
     assert plan.calendar.steps.micro_steps_per_epoch == 34_680 // 800
 
 
-def test_the_peak_counts_activations_as_configured(tiny_config: Callable[..., RunConfig]) -> None:
+def test_the_peak_counts_activations_as_configured(tiny_config: TinyConfig) -> None:
     plain = make_plan(tiny_config())
     checkpointed = make_plan(tiny_config(model={"gradient_checkpointing": True}))
     assert plain.peak - checkpointed.peak == plain.activations.plain - checkpointed.activations.checkpointed
@@ -63,5 +71,65 @@ def test_the_peak_counts_activations_as_configured(tiny_config: Callable[..., Ru
 
 @pytest.mark.parametrize("epoch", [-1, 10])
 def test_an_epoch_outside_of_the_run_is_refused(epoch: int) -> None:
-    with pytest.raises(ValueError, match=rf"--at-epoch {epoch}: .*Choose 0 to 9\."):
+    with pytest.raises(ValueError, match=rf"--at-epoch {epoch} is out of range: .*Choose 0 to 9\."):
         make_plan(load_config("ds_configs/resume_reference.json"), epoch)
+
+
+def calendar(micro_steps: int, accumulation: int, every: int) -> Calendar:
+    table = SampleTable(np.empty(0, "datetime64[h]"), (12,), True)
+    steps = StepPlan(micro_steps, micro_batch=1, accumulation=accumulation, world=1)
+    return Calendar(False, {"train": table}, steps, epochs=5, validate_every=every)
+
+
+def test_the_reference_run_has_87_steps_of_1600_samples() -> None:
+    made = make_calendar(load_config("ds_configs/resume_reference.json"))
+    assert not made.from_store
+    assert len(made.tables["train"].times) == 34_680
+    assert len(made.tables["train"]) == 138_720
+    assert made.steps.train_batch == 1600
+    assert made.steps.micro_steps_per_epoch == 173
+    assert made.steps.steps_per_epoch == 87
+    assert made.total_steps == 870
+
+
+def test_step_311_is_after_100_micro_steps_of_epoch_3() -> None:
+    made = make_calendar(load_config("ds_configs/resume_reference.json"))
+    assert made.step_of(3, 100) == 311
+    assert made.validations(3) == {100: 311}
+
+
+def test_the_last_step_of_an_epoch_may_be_incomplete() -> None:
+    made = calendar(micro_steps=5, accumulation=2, every=5)
+    assert [made.step_of(epoch, 5) for epoch in range(3)] == [3, 6, 9]
+    assert made.validations(1) == {5: 6}
+
+
+@given(
+    micro_steps=st.integers(1, 60),
+    accumulation=st.integers(1, 7),
+    every=st.integers(1, 60),
+    epoch=st.integers(0, 4),
+)
+def test_validations_match_the_training_loop(
+    micro_steps: int, accumulation: int, every: int, epoch: int
+) -> None:
+    made = calendar(micro_steps, accumulation, every)
+    due = []
+    for step in range(1, made.steps.steps_per_epoch + 1):
+        done, before = min(step * accumulation, micro_steps), (step - 1) * accumulation
+        if done // every > before // every:  # the rule of the training loop
+            due.append(epoch * made.steps.steps_per_epoch + step)
+    assert list(made.validations(epoch).values()) == due
+
+
+def test_hours_of_an_existing_store_are_counted(tiny_config: TinyConfig) -> None:
+    made = make_calendar(tiny_config())
+    assert made.from_store
+    assert len(made.tables["train"].times) == 24
+    assert len(made.tables["test"].times) == 6
+
+
+def test_an_unreadable_store_is_refused(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    (tmp_path / "broken.zarr").mkdir()
+    with pytest.raises(ValueError, match=r"broken\.zarr"):
+        make_calendar(tiny_config(data={"store": str(tmp_path / "broken.zarr")}))

@@ -25,26 +25,26 @@ def test_bytes_are_written_in_binary_units(count: int, text: str) -> None:
     assert readable_bytes(count) == text
 
 
-def test_the_tables_say_what_is_counted_and_what_is_estimated() -> None:
+def test_the_tables_distinguish_counts_and_estimates() -> None:
     text = printed(make_plan(load_config("ds_configs/resume_reference.json"), 3))
     for expected in (
         "8.145034e-06",
         "52,451,353",
         "1,600 = 2 x accumulation 2 x 400 ranks",
-        "1: 100 micro-steps in, at step 311",
-        "no store at data/caqra_128x256.zarr: every hour assumed",
+        "1: after 100 micro-steps, at step 311",
+        "all hours: no store at data/caqra_128x256.zarr",
         "estimate, without checkpointing",
         "estimate, with checkpointing",
     ):
         assert expected in text
 
 
-def test_a_run_that_would_never_be_validated_is_pointed_out(tiny_config: Callable[..., RunConfig]) -> None:
+def test_a_run_without_validation_is_reported(tiny_config: Callable[..., RunConfig]) -> None:
     plan = make_plan(tiny_config(training={"validate_every": 10_000}))
     assert "none: an epoch has fewer than 10000 micro-steps" in printed(plan)
 
 
-def test_many_validations_are_abridged(tiny_config: Callable[..., RunConfig]) -> None:
+def test_many_validations_are_abbreviated(tiny_config: Callable[..., RunConfig]) -> None:
     plan = make_plan(tiny_config(training={"validate_every": 2}))
     due = len(plan.calendar.validations(0))
     assert due > 4

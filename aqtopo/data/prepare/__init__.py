@@ -1,1 +1,1 @@
-"""From a data set as it is distributed to a data store: reading, regridding, terrain, quality."""
+"""Conversion of distributed data sets to a data store: reading, regridding, terrain, quality report."""

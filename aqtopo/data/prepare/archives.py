@@ -1,7 +1,7 @@
-"""Where the hourly files of a reanalysis lie: unpacked, or in daily zip and tar archives.
+"""Search for the hourly files of a reanalysis, unpacked or in daily zip and tar archives.
 
-Members are read into memory and never written anywhere, so their names cannot lead out of a folder; links
-and devices are passed over, and a file or member larger than any hourly file is refused unread.
+Members are read into memory and never written, so their names cannot escape a folder. Links and devices are
+skipped; files and members larger than `MAX_BYTES` are refused unread.
 """
 
 import re
@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -19,28 +19,28 @@ import numpy as np
 from aqtopo.data.schema import Hours
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
-LARGEST_MEMBER = 256 * 2**20
-"""Bytes of the largest hourly file believed; CAQRA's have 8 MB."""
+MAX_BYTES = 256 * 2**20
+"""Maximum size of an hourly file; CAQRA's have 8 MB."""
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Compressions of which zipfile unpacks no more than it is asked for. 179 bytes of bzip2 can hold 64 MB."""
+"""Compressions that zipfile decompresses incrementally. 179 bytes of bzip2 can hold 64 MB."""
 
 _HOURLY_NAME = re.compile(r"CN-Reanalysis(\d{10})\.nc")
 _DATE = re.compile(r"(?<!\d)(\d{8})(?!\d)")
 _DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
 _DAMAGE_OF_MEMBER = (*_DAMAGE, NotImplementedError, RuntimeError)
-"""zipfile says RuntimeError of an encrypted member and NotImplementedError of an unknown format."""
+"""zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown formats."""
 
 
 @dataclass(frozen=True)
 class HourlyFile:
-    """One hourly file as found.
+    """Hourly file as found.
 
     Attributes:
-        stamp: the hour in its name, in the data set's own time zone.
-        where: path, and member if it lies in an archive, for messages.
-        content: its bytes; None if they cannot be read.
-        problem: why they cannot be read.
+        stamp: hour in its name, in the data set's time zone.
+        where: path, and member if it is in an archive, for messages.
+        content: its bytes; None if unreadable.
+        problem: reason if unreadable.
     """
 
     stamp: np.datetime64
@@ -51,12 +51,12 @@ class HourlyFile:
 
 @dataclass(frozen=True)
 class Inventory:
-    """The files under a folder that can hold hourly files, by the date in their names.
+    """Hourly files and archives under a folder, by the date in their names.
 
     Attributes:
-        loose: unpacked hourly files by their hour.
+        loose: unpacked hourly files by hour.
         dated: archives by the date in their name.
-        undated: archives whose name has no date; each is looked through for every day.
+        undated: archives without a date in their name; they are searched for every day.
     """
 
     loose: Mapping[np.datetime64, tuple[Path, ...]]
@@ -65,13 +65,13 @@ class Inventory:
 
     @classmethod
     def of(cls, source: Path) -> "Inventory":
-        """Look through a folder and those below it, or at a single archive.
+        """Search a folder recursively, or a single archive.
 
         Raises:
-            ValueError: there is no such folder, or nothing in it looks like an hourly file or an archive.
+            ValueError: the folder is missing, or holds neither hourly files nor archives.
         """
         if not source.exists():
-            raise ValueError(f"There is no {source}. Give the folder that holds the daily archives or files.")
+            raise ValueError(f"{source} does not exist. Give the folder of the daily archives or files.")
         loose: defaultdict[np.datetime64, list[Path]] = defaultdict(list)
         dated: defaultdict[np.datetime64, list[Path]] = defaultdict(list)
         undated: list[Path] = []
@@ -85,12 +85,16 @@ class Inventory:
         if not (loose or dated or undated):
             raise ValueError(
                 f"{source} holds neither CN-ReanalysisYYYYMMDDHH.nc files nor archives "
-                f"({', '.join(ARCHIVE_SUFFIXES)}). Give the folder that the data set was downloaded to."
+                f"({', '.join(ARCHIVE_SUFFIXES)}). Give the folder of the downloaded data set."
             )
-        return cls(_frozen(loose), _frozen(dated), tuple(undated))
+        return cls(
+            {stamp: tuple(paths) for stamp, paths in loose.items()},
+            {date: tuple(paths) for date, paths in dated.items()},
+            tuple(undated),
+        )
 
     def sources(self, stamps: Hours) -> "Sources":
-        """What may hold the hours `stamps` (in the data set's own time zone)."""
+        """Return the files that may hold the hours `stamps` (in the data set's time zone)."""
         dates = np.unique(stamps.astype("datetime64[D]"))
         archives = [path for date in dates for path in self.dated.get(date, ())]
         files = [path for stamp in stamps for path in self.loose.get(stamp, ())]
@@ -99,29 +103,28 @@ class Inventory:
 
 @dataclass(frozen=True)
 class Sources:
-    """The files of a few hours: unpacked ones, and archives that may hold others as well."""
+    """Files that may hold certain hours: unpacked ones, and archives."""
 
     files: tuple[Path, ...]
     archives: tuple[Path, ...]
 
     def read(self, stamps: Hours) -> Iterator[HourlyFile]:
-        """The hourly files of `stamps`, one in memory at a time; a damaged one comes with its problem.
+        """Yield the hourly files of `stamps`, one in memory at a time; a damaged one has a `problem`.
 
-        An archive that breaks off gives what lies before the damage and then one file without an hour
-        (`stamp` is NaT) that says so.
+        A truncated archive yields its readable members, then one file whose `stamp` is NaT.
         """
-        wanted = {stamp_name(stamp) for stamp in stamps}
+        wanted = {stamp_name(stamp): stamp for stamp in stamps}
         for path in self.files:
             yield _file(path)
         for path in self.archives:
             try:
                 yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)
             except _DAMAGE as error:
-                yield HourlyFile(np.datetime64("NaT"), str(path), None, f"is damaged ({_said(error)})")
+                yield HourlyFile(np.datetime64("NaT"), str(path), None, f"is damaged ({_text(error)})")
 
 
 def stamp_of(name: str) -> np.datetime64 | None:
-    """The hour in the name of an hourly file; None if it is none."""
+    """Return the hour in the name of an hourly file; None for other names."""
     match = _HOURLY_NAME.fullmatch(PurePosixPath(name).name)
     if match is None:
         return None
@@ -133,7 +136,7 @@ def stamp_of(name: str) -> np.datetime64 | None:
 
 
 def stamp_name(stamp: np.datetime64) -> str:
-    """The name of the hourly file of an hour."""
+    """Return the name of the hourly file of an hour."""
     return f"CN-Reanalysis{re.sub('[-T]', '', str(stamp.astype('datetime64[h]')))}.nc"
 
 
@@ -146,68 +149,59 @@ def _date_of(name: str) -> np.datetime64 | None:
     return None
 
 
-def _frozen(found: Mapping[np.datetime64, Sequence[Path]]) -> dict[np.datetime64, tuple[Path, ...]]:
-    return {key: tuple(paths) for key, paths in found.items()}
-
-
-def _hourly(name: str, where: str, content: bytes | None, problem: str = "") -> HourlyFile:
-    stamp = stamp_of(name)
-    assert stamp is not None
-    return HourlyFile(stamp, where, content, problem)
-
-
 def _file(path: Path) -> HourlyFile:
+    stamp, where = stamp_of(path.name), str(path)
+    assert stamp is not None
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return _hourly(path.name, str(path), None, "is no plain file")
-        if found.st_size > LARGEST_MEMBER:
-            return _hourly(path.name, str(path), None, _too_large(found.st_size))
-        return _hourly(path.name, str(path), path.read_bytes())
+            return HourlyFile(stamp, where, None, "is not a regular file")
+        if found.st_size > MAX_BYTES:
+            return HourlyFile(stamp, where, None, _too_large(found.st_size))
+        return HourlyFile(stamp, where, path.read_bytes())
     except OSError as error:
-        return _hourly(path.name, str(path), None, f"cannot be read ({error})")
+        return HourlyFile(stamp, where, None, f"cannot be read ({error})")
 
 
-def _zip(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
+def _zip(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            name, where = PurePosixPath(member.filename).name, f"{path}:{member.filename}"
-            if member.is_dir() or name not in wanted:
+            stamp = wanted.get(PurePosixPath(member.filename).name)
+            if member.is_dir() or stamp is None:
                 continue
-            if member.file_size > LARGEST_MEMBER:
-                yield _hourly(name, where, None, _too_large(member.file_size))
-                continue
-            if member.compress_type not in _BOUNDED:
-                yield _hourly(name, where, None, "is not compressed with deflate: pack the archive anew")
-                continue
-            try:
-                # Not archive.read: a header may lie about the size, and that unpacks a GiB before it looks.
-                with archive.open(member) as file:
-                    content = file.read(member.file_size + 1)
-                yield _hourly(name, where, content)
-            except _DAMAGE_OF_MEMBER as error:
-                yield _hourly(name, where, None, f"is damaged ({_said(error)})")
+            content, problem = None, ""
+            if member.file_size > MAX_BYTES:
+                problem = _too_large(member.file_size)
+            elif member.compress_type not in _BOUNDED:
+                problem = "is not compressed with deflate. Repack the archive."
+            else:
+                try:
+                    # archive.read would decompress everything even if the header states a small size.
+                    with archive.open(member) as file:
+                        content = file.read(member.file_size + 1)
+                except _DAMAGE_OF_MEMBER as error:
+                    problem = f"is damaged ({_text(error)})"
+            yield HourlyFile(stamp, f"{path}:{member.filename}", content, problem)
 
 
-def _tar(path: Path, wanted: set[str]) -> Iterator[HourlyFile]:
-    # "|" reads forward only: a compressed archive is unpacked once, and never held as a whole.
-    compressed = not path.name.lower().endswith(".tar")
-    with tarfile.open(path, "r|gz" if compressed else "r|") as archive:
+def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
+    # "|" streams: a compressed archive is decompressed once and never held in memory.
+    with tarfile.open(path, "r|" if path.name.lower().endswith(".tar") else "r|gz") as archive:
         for member in archive:
-            name, where = PurePosixPath(member.name).name, f"{path}:{member.name}"
-            if not member.isfile() or name not in wanted:
+            stamp, where = wanted.get(PurePosixPath(member.name).name), f"{path}:{member.name}"
+            if not member.isfile() or stamp is None:
                 continue
-            if member.size > LARGEST_MEMBER:
-                yield _hourly(name, where, None, _too_large(member.size))
+            if member.size > MAX_BYTES:
+                yield HourlyFile(stamp, where, None, _too_large(member.size))
                 continue
             content = archive.extractfile(member)
             assert content is not None
-            yield _hourly(name, where, content.read())
+            yield HourlyFile(stamp, where, content.read())
 
 
 def _too_large(size: int) -> str:
-    return f"has {size} bytes, which no hourly file has"
+    return f"has {size} bytes, more than the maximum of {MAX_BYTES}"
 
 
-def _said(error: BaseException) -> str:
+def _text(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"

@@ -1,7 +1,6 @@
-"""One hourly CAQRA file: its fields in the units of `aqtopo.variables`, or the reason why it is not used.
+"""Reading of one hourly CAQRA file, in the units of `aqtopo.variables`.
 
-A file has the dimensions west-east, south-north and bottom-top (1), no time, and curvilinear `lat2d` and
-`lon2d`.
+Its dimensions are west-east, south-north and bottom-top (1); `lat2d` and `lon2d` are curvilinear.
 """
 
 import re
@@ -32,7 +31,7 @@ _SPELLINGS = {
     "mg m-3": ("mg/m3", "mgm-3", "mg.m-3", "milligram/m3"),
     "kg m-3": ("kg/m3", "kgm-3", "kg.m-3"),
 }
-"""Units as they are met with, without spaces, underscores, ^ and **, in lower case."""
+"""Spellings of units, in lower case without spaces, underscores, ^ and **."""
 
 _UNITS = {spelling: units for units, spellings in _SPELLINGS.items() for spelling in spellings}
 
@@ -43,36 +42,36 @@ _CONVERSIONS = {
     ("degC", "K"): (1.0, 273.15),
     ("1", "%"): (1e2, 0.0),
 }
-"""Factor and offset from the units found to those of the store."""
+"""Factor and offset from the file's units to the store's."""
 
 
 class UnusableFileError(Exception):
-    """An hourly file that cannot be used; the text says why."""
+    """Unusable hourly file; the text gives the reason."""
 
 
 @dataclass(frozen=True, eq=False)
 class SourceGrid:
-    """Positions of the source's cells: lat, lon (n, m) [degrees]."""
+    """Cell centres of the source grid: lat, lon (n, m) [degrees]."""
 
     lat: NDArray[np.float64]
     lon: NDArray[np.float64]
 
     @property
     def angle(self) -> NDArray[np.float64]:
-        """(n, m) angle from east to where the grid's columns count up [rad], northward."""
+        """Return the angle (n, m) from east to the columns' direction [rad], positive northward."""
         north = np.gradient(self.lat, axis=1)
         east = np.gradient(np.unwrap(self.lon, period=360.0, axis=1), axis=1) * np.cos(np.radians(self.lat))
         return np.arctan2(north, east)
 
 
 @dataclass(frozen=True, eq=False)
-class Hour:
-    """The fields of one hour.
+class HourlyFields:
+    """Fields of one hour.
 
     Attributes:
-        fields: (C, n, m) float32 in the order and units of `DYNAMIC_VARIABLES`; NaN where there is no value.
-        out_of_range: cells whose value no instrument would show, by channel; they are NaN in `fields`.
-        converted: units found, by channel, where they are not those of the store.
+        fields: (C, n, m) float32 in the order and units of `DYNAMIC_VARIABLES`; NaN if missing.
+        out_of_range: number of physically impossible values by channel; they are NaN in `fields`.
+        converted: units of the file by channel, where they differ from the store's.
     """
 
     fields: Fields
@@ -81,33 +80,33 @@ class Hour:
 
 
 def read_grid(content: bytes) -> SourceGrid:
-    """The positions of a file's cells.
+    """Read the cell centres of a file.
 
     Raises:
         UnusableFileError: the file cannot be read or has no `lat2d`, `lon2d`.
     """
-    with _opened(content) as file:
+    with _open(content) as file:
         lat, lon = (_field(file, name)[0].astype(np.float64) for name in ("lat2d", "lon2d"))
     if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
-        raise UnusableFileError("has cells without a position in lat2d, lon2d")
+        raise UnusableFileError("has missing values in lat2d, lon2d")
     return SourceGrid(lat, lon)
 
 
-def read_hour(content: bytes, grid: SourceGrid) -> Hour:
-    """The fields of a file whose cells lie on `grid`.
+def read_hour(content: bytes, grid: SourceGrid) -> HourlyFields:
+    """Read the fields of a file whose cells lie on `grid`.
 
     Raises:
-        UnusableFileError: the file is damaged, lacks a variable, lies on another grid, has units that are
-            unknown or that its values contradict, or holds no value at all.
+        UnusableFileError: the file is damaged, lacks a variable, lies on another grid, has unknown or
+            implausible units, or has no value.
     """
-    with _opened(content) as file:
+    with _open(content) as file:
         for name, expected in (("lat2d", grid.lat), ("lon2d", grid.lon)):
             found = _field(file, name)[0]
             if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=1e-3):
-                raise UnusableFileError(f"lies on another grid than the first file (see {name})")
+                raise UnusableFileError(f"lies on another grid than the first file: {name} differs")
         read = {name: _field(file, name) for name in DYNAMIC_VARIABLES}
     if any(values.shape != grid.lat.shape for values, _ in read.values()):
-        raise UnusableFileError("has fields of another shape than lat2d")
+        raise UnusableFileError("has fields whose shape differs from lat2d")
     fields = np.empty((len(read), *grid.lat.shape), dtype=np.float32)
     out_of_range: dict[str, int] = {}
     converted: dict[str, str] = {}
@@ -116,28 +115,28 @@ def read_hour(content: bytes, grid: SourceGrid) -> Hour:
         if _UNITS.get(_plain(units)) != VARIABLES[name].units:
             converted[name] = units
     if not np.isfinite(fields).any():
-        raise UnusableFileError("has no value at all")
-    return Hour(fields, out_of_range, converted)
+        raise UnusableFileError("has no value")
+    return HourlyFields(fields, out_of_range, converted)
 
 
-def eastward(fields: Fields, angle: NDArray[np.float64]) -> Fields:
-    """Turn u, v (the first two of (C, n, m)) from the grid's directions to east and north."""
-    turned = fields.copy()
+def rotate_wind(fields: Fields, angle: NDArray[np.float64]) -> Fields:
+    """Rotate u, v (the first two of (C, n, m)) from grid directions to east and north."""
+    rotated = fields.copy()
     u, v = fields[:2]
-    turned[0] = u * np.cos(angle) - v * np.sin(angle)
-    turned[1] = u * np.sin(angle) + v * np.cos(angle)
-    return turned
+    rotated[0] = u * np.cos(angle) - v * np.sin(angle)
+    rotated[1] = u * np.sin(angle) + v * np.cos(angle)
+    return rotated
 
 
-def _opened(content: bytes) -> Any:
+def _open(content: bytes) -> Any:
     try:
         return netCDF4.Dataset("hour.nc", memory=content)
     except (OSError, RuntimeError) as error:
-        raise UnusableFileError(f"is no NetCDF file or cut short ({error})") from error
+        raise UnusableFileError(f"is not a complete NetCDF file ({error})") from error
 
 
 def _field(file: Any, name: str) -> tuple[Fields, str]:
-    """A variable as (south-north, west-east) float32, NaN for its missing values, and its units."""
+    """Return a variable as (south-north, west-east) float32, NaN if missing, and its units."""
     if name not in file.variables:
         raise UnusableFileError(f"lacks the variable {name}")
     variable = file.variables[name]
@@ -146,7 +145,7 @@ def _field(file: Any, name: str) -> tuple[Fields, str]:
     try:
         values = np.ma.filled(np.ma.asarray(variable[...]).astype(np.float32), np.nan)
     except (OSError, RuntimeError, IndexError) as error:
-        raise UnusableFileError(f"is cut short or damaged in {name} ({error})") from error
+        raise UnusableFileError(f"is damaged in {name} ({error})") from error
     others = tuple(axis for axis, d in enumerate(variable.dimensions) if d not in (ROWS, COLUMNS))
     if any(values.shape[axis] != 1 for axis in others):
         raise UnusableFileError(f"has {name} with {variable.dimensions} of {values.shape}, not one level")
@@ -160,9 +159,9 @@ def _in_store_units(name: str, values: Fields, units: str) -> Fields:
     if known is not None and known == wanted:
         return values
     if known is None or (known, wanted) not in _CONVERSIONS:
-        raise UnusableFileError(f"gives {name} in {units!r}, which is not known as {wanted!r} or convertible")
+        raise UnusableFileError(f"gives {name} in {units!r}, which cannot be converted to {wanted!r}")
     factor, offset = _CONVERSIONS[known, wanted]
-    with np.errstate(over="ignore"):  # a marker of missing values may be near the largest float32
+    with np.errstate(over="ignore"):  # missing values may be marked by the largest float32
         return values * np.float32(factor) + np.float32(offset)
 
 
@@ -172,7 +171,7 @@ def _plain(units: str) -> str:
 
 
 def _in_range(name: str, values: Fields, units: str) -> tuple[Fields, int]:
-    """Values outside the physical range as NaN, and how many; refuses units that the values contradict."""
+    """Return the values with NaN outside the physical range, and their number; refuse implausible units."""
     low, high = VARIABLES[name].valid_range
     finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
@@ -182,13 +181,13 @@ def _in_range(name: str, values: Fields, units: str) -> tuple[Fields, int]:
     if 2 * wrong > finite.sum():
         raise UnusableFileError(
             f"has {wrong} of {finite.sum()} values of {name} outside {low:g} to {high:g} "
-            f"{VARIABLES[name].units}: its units {units!r} cannot be right"
+            f"{VARIABLES[name].units}: its units {units!r} are wrong"
         )
     if name in PLAUSIBLE_LEVEL and inside.any():
         median, (least, most) = float(np.median(kept[inside])), PLAUSIBLE_LEVEL[name]
         if not least <= median <= most:
             raise UnusableFileError(
                 f"has a median {name} of {median:g} {VARIABLES[name].units}, outside {least:g} to {most:g}: "
-                f"its units {units!r} cannot be right"
+                f"its units {units!r} are wrong"
             )
     return kept, wrong

@@ -1,4 +1,4 @@
-"""The quality report of a prepared store: what was there, what was missing, what was changed."""
+"""Quality report of a prepared store: hours present, missing and changed values, statistics."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from aqtopo.data.prepare.day import HOURS_A_DAY, DayReport, hours_of
+from aqtopo.data.prepare.days import HOURS_PER_DAY, DayReport, hours_of
 from aqtopo.data.statistics import Statistics
 from aqtopo.data.store import Store
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")
 
-_PROBLEMS_KEPT = 1000
+_MAX_ENTRIES = 1000
 _WARMEST_LOCAL_HOUR = 15.0
-"""Solar time of the daily maximum of temperature near the ground."""
+"""Local solar time of the daily maximum of air temperature [h]."""
 
 _TOLERATED_HOURS = 4.0
 
@@ -23,7 +23,7 @@ _TOLERATED_HOURS = 4.0
 def quality_report(
     days: Sequence[DayReport], statistics: Statistics, time_zone: str, store: Store
 ) -> dict[str, Any]:
-    """Hours, NaN shares, values changed and statistics, ready for JSON."""
+    """Return hours, NaN shares, changed values and statistics, ready for JSON."""
     present = sum(len(day.hours) for day in days)
     unusable = {f"{day.day}T{int(hour):02d}": why for day in days for hour, why in day.missing.items()}
     duplicated = [f"{day.day}T{hour:02d}" for day in days for hour in day.duplicated]
@@ -33,16 +33,16 @@ def quality_report(
         "source": store.source,
         "days": len(days),
         "hours": {
-            "expected": HOURS_A_DAY * len(days),
+            "expected": HOURS_PER_DAY * len(days),
             "present": present,
-            "missing": HOURS_A_DAY * len(days) - present,
+            "missing": HOURS_PER_DAY * len(days) - present,
             "unusable": len(unusable),
             "duplicated": sum(len(day.duplicated) for day in days),
         },
-        "unusable": dict(list(unusable.items())[:_PROBLEMS_KEPT]),
-        "damaged_archives": [problem for day in days for problem in day.damaged][:_PROBLEMS_KEPT],
-        "missing_hours": _missing_hours(days)[:_PROBLEMS_KEPT],
-        "duplicated_hours": duplicated[:_PROBLEMS_KEPT],
+        "unusable": dict(list(unusable.items())[:_MAX_ENTRIES]),
+        "damaged_archives": [problem for day in days for problem in day.damaged][:_MAX_ENTRIES],
+        "missing_hours": _missing_hours(days)[:_MAX_ENTRIES],
+        "duplicated_hours": duplicated[:_MAX_ENTRIES],
         "cells_outside_source": int(store.static["mask"].size) - covered,
         "missing_share": _missing_share(days, covered),
         "out_of_range": dict(_sum(day.out_of_range for day in days)),
@@ -64,8 +64,12 @@ def _sum(counts: Any) -> Counter[str]:
 
 
 def _missing_hours(days: Sequence[DayReport]) -> list[dict[str, Any]]:
-    """Runs of hours that are not there: first, last and how many."""
-    absent = [hour for day in days for hour in hours_of(np.datetime64(day.day, "D")) if not _has(day, hour)]
+    """Return runs of missing hours: first, last and number."""
+    absent = [
+        hours_of(np.datetime64(day.day, "D"))[hour]
+        for day in days
+        for hour in sorted(set(range(HOURS_PER_DAY)) - set(day.hours))
+    ]
     if not absent:
         return []
     times = np.array(absent)
@@ -74,12 +78,8 @@ def _missing_hours(days: Sequence[DayReport]) -> list[dict[str, Any]]:
     return [{"first": str(run[0]), "last": str(run[-1]), "hours": int(run.size)} for run in runs]
 
 
-def _has(day: DayReport, hour: np.datetime64) -> bool:
-    return int((hour - np.datetime64(day.day, "h")) // _HOUR) in day.hours
-
-
 def _missing_share(days: Sequence[DayReport], covered: int) -> dict[str, dict[str, float]]:
-    """Share of cells without a value, by month and channel, over the hours that are there."""
+    """Return the share of cells without a value by month and channel, over the hours present."""
     cells: defaultdict[str, int] = defaultdict(int)
     missing: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for day in days:
@@ -94,25 +94,25 @@ def _missing_share(days: Sequence[DayReport], covered: int) -> dict[str, dict[st
 
 
 def time_zone_check(days: Sequence[DayReport], time_zone: str, longitude: float) -> dict[str, Any]:
-    """Whether the warmest hour of the day is where the sun puts it: a wrong time zone shifts it by hours.
+    """Compare the warmest hour of the day with solar time: a wrong time zone shifts it by hours.
 
     Returns:
-        The zone given, the warmest hour found and the one expected [h UTC], None where it cannot be told
-        (fewer than a day of data), and whether they agree within `_TOLERATED_HOURS`.
+        The given zone, the warmest hour and the expected one [h UTC], and agreement within
+        `_TOLERATED_HOURS`; None with less than a day of data.
     """
-    by_hour = np.array([day.temperature for day in days], dtype=np.float64).reshape(-1, HOURS_A_DAY)
+    by_hour = np.array([day.temperature for day in days], dtype=np.float64).reshape(-1, HOURS_PER_DAY)
     counts = np.isfinite(by_hour).sum(axis=0)
-    expected = (_WARMEST_LOCAL_HOUR - longitude / 15.0) % HOURS_A_DAY
+    expected = (_WARMEST_LOCAL_HOUR - longitude / 15.0) % HOURS_PER_DAY
     if not counts.all():
         return {"given": time_zone, "warmest_hour": None, "expected": expected, "agrees": None}
     mean = np.where(np.isfinite(by_hour), by_hour, 0.0).sum(axis=0) / counts
-    # The phase of the daily cycle; the hottest single hour would depend on the weather of one day.
-    wave = np.sum(mean * np.exp(2j * np.pi * np.arange(HOURS_A_DAY) / HOURS_A_DAY))
-    warmest = float(np.angle(wave) / (2 * np.pi) * HOURS_A_DAY % HOURS_A_DAY)
-    apart = abs((warmest - expected + HOURS_A_DAY / 2) % HOURS_A_DAY - HOURS_A_DAY / 2)
+    # Phase of the daily cycle; a single warmest hour would depend on the weather of one day.
+    harmonic = np.sum(mean * np.exp(2j * np.pi * np.arange(HOURS_PER_DAY) / HOURS_PER_DAY))
+    warmest = float(np.angle(harmonic) / (2 * np.pi) * HOURS_PER_DAY % HOURS_PER_DAY)
+    difference = abs((warmest - expected + HOURS_PER_DAY / 2) % HOURS_PER_DAY - HOURS_PER_DAY / 2)
     return {
         "given": time_zone,
         "warmest_hour": warmest,
         "expected": expected,
-        "agrees": bool(apart <= _TOLERATED_HOURS),
+        "agrees": bool(difference <= _TOLERATED_HOURS),
     }

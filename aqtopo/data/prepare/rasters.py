@@ -1,7 +1,7 @@
-"""Elevation and population on the target grid, from files that a user gives: NetCDF or GeoTIFF.
+"""Elevation and population on the target grid, from NetCDF or GeoTIFF files.
 
-Cells are averaged over the target's cells by their area; only the part of a file that the target needs is
-read. Shapes: a x b cells of the file, H x W target grid.
+Target cells take the area-weighted mean of the file's cells; only the required part of a file is read.
+Shapes: a x b cells of the file, H x W target grid.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.regrid import Regridder
-from aqtopo.data.simulate.terrain import load_terrain, overlap
-from aqtopo.data.simulate.world import Grid
+from aqtopo.data.topography import load_topography, overlap
 
 ELEVATION_NAMES = ("elevation", "z", "height", "HGT", "topo", "altitude", "Band1")
 POPULATION_NAMES = ("population", "population_density", "pop", "Band1")
@@ -24,7 +24,7 @@ Values = NDArray[np.float64]
 
 
 class Raster(NamedTuple):
-    """Values (a, b), NaN where there are none, and the centres of their cells: (a,), (b,), or both (a, b)."""
+    """Values (a, b), NaN if missing, and cell centres: (a,), (b,), or both (a, b)."""
 
     values: Values
     lat: Values
@@ -32,58 +32,57 @@ class Raster(NamedTuple):
 
 
 def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
-    """(H, W) mean height [m], 0 over sea; without a file from the altitude map that pvlib ships.
+    """Return the mean elevation (H, W) [m], 0 over sea; from pvlib's altitude map if no file is given.
 
     Raises:
-        ValueError: the file cannot be read or does not cover the grid, or its heights are no metres.
+        ValueError: the file cannot be read, does not cover the grid, or is not in metres.
     """
     if file is None:
-        return load_terrain(grid).elevation
-    height = _on_grid(file, grid, ELEVATION_NAMES, 0.0)
+        return load_topography(grid).elevation
+    height = _on_grid(file, grid, ELEVATION_NAMES)
     if not (height.min() >= -500.0 and 10.0 <= height.max() <= 9000.0):
         raise ValueError(
-            f"{file} has heights from {height.min():g} to {height.max():g} on the grid: these are no metres. "
-            "Convert it to metres."
+            f"{file} has elevations from {height.min():g} to {height.max():g} on the grid, which are not "
+            "metres. Convert it to metres."
         )
     return height
 
 
 def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
-    """(H, W) inhabitants a square kilometre; 0 everywhere without a file.
+    """Return the inhabitants per square kilometre (H, W); 0 if no file is given.
 
     Raises:
-        ValueError: the file cannot be read, does not cover the grid, or has negative densities.
+        ValueError: the file cannot be read, does not cover the grid, or has negative values.
     """
     if file is None:
         return np.zeros(grid.shape, dtype=np.float32)
-    density = _on_grid(file, grid, POPULATION_NAMES, 0.0)
+    density = _on_grid(file, grid, POPULATION_NAMES)
     if density.min() < 0:
-        raise ValueError(f"{file} has negative densities of population. Mark missing cells as missing in it.")
+        raise ValueError(f"{file} has negative population densities. Mark missing cells as missing.")
     return density
 
 
-def _on_grid(file: Path, grid: Grid, names: tuple[str, ...], missing: float) -> NDArray[np.float32]:
+def _on_grid(file: Path, grid: Grid, names: tuple[str, ...]) -> NDArray[np.float32]:
     read = _read_tiff if file.suffix.lower() in (".tif", ".tiff") else _read_netcdf
-    raster = read(file, grid, names) if file.is_file() else None
-    if raster is None:
-        raise ValueError(f"There is no file {file}. Correct its path.")
+    if not file.is_file():
+        raise ValueError(f"{file} does not exist. Correct its path.")
+    raster = read(file, grid, names)
     if raster.lat.ndim == 2:
         regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
-        filled: NDArray[np.float32] = np.where(np.isfinite(regridded), regridded, np.float32(missing))
-        return filled
+        return np.where(np.isfinite(regridded), regridded, np.float32(0))
     lat_edges, lon_edges = _edges(raster.lat), _edges(raster.lon)
     for axis, edges, (low, high) in (("latitude", lat_edges, grid.lat), ("longitude", lon_edges, grid.lon)):
         slack = (edges[1] - edges[0]) / 2
         if edges[0] > low + slack or edges[-1] < high - slack:
             raise ValueError(
-                f"{file} reaches from {edges[0]:g} to {edges[-1]:g} degrees {axis} and the grid from {low:g} "
-                f"to {high:g}. Give a file that covers the grid."
+                f"{file} covers {axis} {edges[0]:g} to {edges[-1]:g}, the grid {low:g} to {high:g}. Give a "
+                "file that covers the grid."
             )
     by_row, by_column = overlap(grid.lat_edges, lat_edges), overlap(grid.lon_edges, lon_edges)
     finite = np.isfinite(raster.values)
     total = by_row @ np.where(finite, raster.values, 0.0) @ by_column.T
     share = by_row @ finite.astype(np.float64) @ by_column.T
-    mean: Values = np.divide(total, share, out=np.full(grid.shape, missing), where=share > 0)
+    mean: Values = np.divide(total, share, out=np.zeros(grid.shape), where=share > 0)
     return mean.astype(np.float32)
 
 
@@ -99,10 +98,14 @@ def _read_netcdf(file: Path, grid: Grid, names: tuple[str, ...]) -> Raster:
         if lat.ndim == 2:
             return Raster(_filled(found[...]).squeeze(), _filled(lat[...]), _filled(lon[...]))
         if found.ndim != 2:
-            raise ValueError(f"{file} has {found.name} on the dimensions {found.dimensions}. Give one map.")
+            raise ValueError(
+                f"{file} has {found.name} on the dimensions {found.dimensions}. Give a single 2-D field."
+            )
         if found.dimensions != (lat.dimensions[0], lon.dimensions[0]):
-            raise ValueError(f"{file} has {found.name} on {found.dimensions}: order them lat, lon.")
-        rows, columns = (_part(_filled(axis[...]), span) for axis, span in ((lat, grid.lat), (lon, grid.lon)))
+            raise ValueError(f"{file} has {found.name} on {found.dimensions}. Reorder them to lat, lon.")
+        rows, columns = (
+            _slice(_filled(axis[...]), span) for axis, span in ((lat, grid.lat), (lon, grid.lon))
+        )
         return _ascending(Raster(_filled(found[rows, columns]), _filled(lat[rows]), _filled(lon[columns])))
 
 
@@ -117,8 +120,7 @@ def _first_of(file: Path, dataset: Any, names: tuple[str, ...]) -> Any:
 
 
 def _filled(values: Any) -> Values:
-    filled: Values = np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
-    return filled
+    return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
 
 
 def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
@@ -136,7 +138,7 @@ def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
                 )
             lon = transform.c + transform.a * (np.arange(raster.width) + 0.5)
             lat = transform.f + transform.e * (np.arange(raster.height) + 0.5)
-            rows, columns = _part(lat, grid.lat), _part(lon, grid.lon)
+            rows, columns = _slice(lat, grid.lat), _slice(lon, grid.lon)
             window = Window.from_slices(rows, columns)
             values = _filled(raster.read(1, window=window, masked=True))
     except RasterioError as error:
@@ -144,8 +146,8 @@ def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
     return _ascending(Raster(values, lat[rows], lon[columns]))
 
 
-def _part(axis: Values, span: tuple[float, float]) -> slice:
-    """The cells of an axis that a span of the target needs, and one beside them on either side."""
+def _slice(axis: Values, span: tuple[float, float]) -> slice:
+    """Return the slice of an axis that overlaps a span of the target, plus one cell on either side."""
     inside = np.flatnonzero((axis >= span[0]) & (axis <= span[1]))
     if not inside.size:
         inside = np.array([np.abs(axis - np.mean(span)).argmin()])
@@ -159,8 +161,8 @@ def _ascending(raster: Raster) -> Raster:
 
 
 def _edges(centres: Values) -> Values:
-    """Edges (a + 1,) of cells of equal size around ascending centres (a,)."""
+    """Return the edges (a + 1,) of cells around ascending centres (a,)."""
     if centres.size < 2:
-        raise ValueError("A raster of one row or column around the grid is too coarse: give a finer one.")
+        raise ValueError("The raster has one row or column around the grid. Give a finer one.")
     half = np.diff(centres) / 2
     return np.concatenate([[centres[0] - half[0]], centres[:-1] + half, [centres[-1] + half[-1]]])

@@ -1,4 +1,4 @@
-"""A folder of raw files with every fault at once, made once for all tests."""
+"""Raw files with all faults, made once for all tests."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.caqra import Recipe
-from aqtopo.data.simulate.world import Grid
 from tests.data.prepare.raw import Values, day_files, hourly_file, lambert_grid, write_archive
 
 DAYS = ("2013-01-01", "2013-01-02", "2013-01-03", "2013-01-04")
@@ -15,7 +15,7 @@ DAYS = ("2013-01-01", "2013-01-02", "2013-01-03", "2013-01-04")
 
 @pytest.fixture(scope="session")
 def source_grid() -> tuple[Values, Values]:
-    """A coarse Lambert grid, 24 x 32 cells of 120 km."""
+    """Return a coarse Lambert grid, 24 x 32 cells of 120 km."""
     return lambert_grid(24, 32, 120e3)
 
 
@@ -23,9 +23,9 @@ def source_grid() -> tuple[Values, Values]:
 def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Values]) -> Path:
     """Four days of 2013: a zip, a tar, a tar.gz and unpacked files.
 
-    2013-01-01 has no file for 05, a truncated one for 06, co in ug m-3 in 07, a block without values in 08,
-    one marked by -9999 in 09 and by NaN in 11, and nothing but NaN in 10; 2013-01-03 breaks off in the
-    archive; 2013-01-04 has an hour twice.
+    2013-01-01 has no file for 05, a truncated one for 06, co in ug m-3 in 07, a gap of fill values in 08, of
+    -9999 in 09 and of NaN in 11, and only NaN in 10; the archive of 2013-01-03 is truncated; 2013-01-04 has
+    an hour twice.
     """
     folder, (lat, lon) = tmp_path_factory.mktemp("raw"), source_grid
     first = day_files(lat, lon, DAYS[0])
@@ -51,7 +51,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Val
 
 
 def make_recipe(raw: Path, out: Path, **changes: object) -> Recipe:
-    """A recipe of the raw files' year on 8 x 12 cells in the middle of their grid."""
+    """Return a recipe of the raw files' year on 8 x 12 cells in the middle of their grid."""
     settings: dict[str, object] = {
         "source": raw,
         "out": out,
@@ -68,6 +68,6 @@ MakeRecipe = Callable[..., Recipe]
 
 @pytest.fixture
 def recipe(raw: Path, tmp_path: Path) -> MakeRecipe:
-    """`make_recipe` for a store in the test's own folder."""
+    """Return `make_recipe` for a store in the test's folder."""
     out = tmp_path / "caqra.zarr"
     return lambda **changes: make_recipe(**{"raw": raw, "out": out} | changes)

@@ -1,4 +1,4 @@
-"""Hourly files and daily archives laid out as CAQRA distributes them, with the faults that real ones have."""
+"""Synthetic hourly files and daily archives in CAQRA's layout, with optional faults."""
 
 import io
 import tarfile
@@ -9,6 +9,8 @@ from pathlib import Path
 import netCDF4
 import numpy as np
 from numpy.typing import NDArray
+
+from aqtopo.data.prepare.archives import stamp_name
 
 Values = NDArray[np.float64]
 
@@ -23,7 +25,7 @@ LEVELS = {
 
 
 def lambert_grid(rows: int, columns: int, spacing: float) -> tuple[Values, Values]:
-    """Positions (rows, columns) [degrees] of a Lambert conformal grid over China, spacing [m]."""
+    """Return positions (rows, columns) [degrees] of a Lambert conformal grid over China, spacing [m]."""
     radius, lat0, lon0, low, high = 6.371e6, 34.0, 103.5, np.radians(25.0), np.radians(47.0)
 
     def tangent(phi: float) -> float:
@@ -38,7 +40,7 @@ def lambert_grid(rows: int, columns: int, spacing: float) -> tuple[Values, Value
 
 
 def field(name: str, lat: Values, lon: Values, hour_utc: int) -> Values:
-    """A field linear in latitude and longitude, in the units of the file; warmest at 15 h local."""
+    """Return a field linear in latitude and longitude, in the file's units; warmest at 15 h local time."""
     level = LEVELS[name]
     values = level * (1 + 0.004 * (lat - 34) + 0.002 * (lon - 104))
     if name == "temp":
@@ -56,7 +58,7 @@ def hourly_file(
     sentinel: float | None = None,
     format: str = "NETCDF4",
 ) -> bytes:
-    """One file: `units` that differ (co with its values), and cells without values and their mark."""
+    """Return one file: `units` overrides units (co with its values), `blank` cells hold `sentinel`."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "hour.nc")
         with netCDF4.Dataset(path, "w", format=format) as file:
@@ -92,13 +94,8 @@ def _fill(
         variable[:] = values[None]
 
 
-def file_name(time: np.datetime64) -> str:
-    """The name of the file of an hour."""
-    return f"CN-Reanalysis{str(time.astype('datetime64[h]')).replace('-', '').replace('T', '')}.nc"
-
-
 def write_archive(path: Path, members: dict[str, bytes]) -> None:
-    """A zip, tar or tar.gz by its suffix, members below a folder as in the originals."""
+    """Write a zip, tar or tar.gz by its suffix; members are in a folder as in the originals."""
     if path.suffix == ".zip":
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for name, content in members.items():
@@ -112,10 +109,10 @@ def write_archive(path: Path, members: dict[str, bytes]) -> None:
 
 
 def day_files(lat: Values, lon: Values, day: str, zone_ahead: int = 0) -> dict[str, bytes]:
-    """The 24 files of a day of the file names' time zone, below a folder of the day's name."""
+    """Return the 24 files of a day in the file names' time zone, in a folder named after the day."""
     start = np.datetime64(day, "h")
     return {
-        f"CN-Reanalysis{day.replace('-', '')}/{file_name(start + np.timedelta64(hour, 'h'))}": hourly_file(
+        f"CN-Reanalysis{day.replace('-', '')}/{stamp_name(start + np.timedelta64(hour, 'h'))}": hourly_file(
             lat, lon, (hour - zone_ahead) % 24
         )
         for hour in range(24)

@@ -20,7 +20,7 @@ def found(folder: Path) -> list[HourlyFile]:
     return list(Inventory.of(folder).sources(DAY).read(DAY))
 
 
-def test_names_and_hours_belong_together() -> None:
+def test_file_names_encode_hours() -> None:
     assert stamp_of("folder/CN-Reanalysis2013010203.nc") == np.datetime64("2013-01-02T03")
     assert stamp_name(np.datetime64("2013-01-02T03", "h")) == "CN-Reanalysis2013010203.nc"
     for name in ("CN-Reanalysis20130102.nc", "CN-Reanalysis2013013203.nc", "CN-Reanalysis2013010203.nc.bak"):
@@ -29,7 +29,7 @@ def test_names_and_hours_belong_together() -> None:
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz", "tgz"])
 @pytest.mark.parametrize("name", ["CN-Reanalysis20130102", "everything"])
-def test_members_are_found_whatever_the_archive(tmp_path: Path, suffix: str, name: str) -> None:
+def test_members_are_found_in_every_kind_of_archive(tmp_path: Path, suffix: str, name: str) -> None:
     members = {"d/CN-Reanalysis2013010203.nc": b"three", "d/CN-Reanalysis2013010300.nc": b"", "d/readme": b""}
     write_archive(tmp_path / f"{name}.{suffix}", members)
     (file,) = found(tmp_path)
@@ -42,7 +42,7 @@ def test_an_archive_of_another_day_is_not_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
-def test_names_that_lead_elsewhere_write_nothing(tmp_path: Path, suffix: str) -> None:
+def test_member_names_outside_the_folder_write_nothing(tmp_path: Path, suffix: str) -> None:
     source = tmp_path / "a" / "b"
     source.mkdir(parents=True)
     members = {"../../CN-Reanalysis2013010203.nc": b"x", "/CN-Reanalysis2013010204.nc": b"y"}
@@ -52,7 +52,7 @@ def test_names_that_lead_elsewhere_write_nothing(tmp_path: Path, suffix: str) ->
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_links_are_passed_over(tmp_path: Path) -> None:
+def test_links_and_devices_are_skipped(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "CN-Reanalysis20130102.tar", "w") as tar:
         for kind, name in ((tarfile.SYMTYPE, "03"), (tarfile.LNKTYPE, "04"), (tarfile.FIFOTYPE, "05")):
             member = tarfile.TarInfo(f"CN-Reanalysis20130102{name}.nc")
@@ -62,29 +62,27 @@ def test_links_are_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
-def test_a_member_too_large_for_an_hour_is_not_read(
+def test_a_member_above_the_maximum_size_is_not_read(
     tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10)
+    monkeypatch.setattr(archives, "MAX_BYTES", 10)
     write_archive(tmp_path / f"CN-Reanalysis20130102.{suffix}", {"CN-Reanalysis2013010203.nc": bytes(11)})
     (file,) = found(tmp_path)
     assert file.content is None
-    assert "has 11 bytes, which no hourly file has" in file.problem
+    assert "has 11 bytes, more than the maximum of 10" in file.problem
 
 
-def test_what_is_no_plain_file_of_an_hour_s_size_is_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(archives, "LARGEST_MEMBER", 10)
+def test_large_files_and_pipes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "MAX_BYTES", 10)
     (tmp_path / "CN-Reanalysis2013010203.nc").write_bytes(bytes(11))
-    os.mkfifo(tmp_path / "CN-Reanalysis2013010204.nc")  # opening it would wait for a writer, who never comes
+    os.mkfifo(tmp_path / "CN-Reanalysis2013010204.nc")  # opening it would block
     large, pipe = found(tmp_path)
     assert large.content is pipe.content is None
-    assert "has 11 bytes, which no hourly file has" in large.problem
-    assert pipe.problem == "is no plain file"
+    assert "has 11 bytes, more than the maximum of 10" in large.problem
+    assert pipe.problem == "is not a regular file"
 
 
-def test_a_zip_that_lies_about_a_size_does_not_fill_the_memory(tmp_path: Path) -> None:
+def test_a_wrong_size_in_a_zip_header_does_not_exhaust_memory(tmp_path: Path) -> None:
     path, size = tmp_path / "CN-Reanalysis20130102.zip", 2**26
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("CN-Reanalysis2013010203.nc", bytes(size))
@@ -100,7 +98,7 @@ def test_a_zip_that_lies_about_a_size_does_not_fill_the_memory(tmp_path: Path) -
     assert peak < size / 4
 
 
-def test_a_compression_that_nothing_bounds_is_not_unpacked(tmp_path: Path) -> None:
+def test_bzip2_members_are_not_decompressed(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "CN-Reanalysis20130102.zip", "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("CN-Reanalysis2013010203.nc", b"three")
     (file,) = found(tmp_path)
@@ -108,7 +106,7 @@ def test_a_compression_that_nothing_bounds_is_not_unpacked(tmp_path: Path) -> No
     assert "is not compressed with deflate" in file.problem
 
 
-def test_a_flipped_byte_in_a_zip_costs_one_hour(tmp_path: Path) -> None:
+def test_a_flipped_byte_in_a_zip_loses_one_hour(tmp_path: Path) -> None:
     path = tmp_path / "CN-Reanalysis20130102.zip"
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -124,7 +122,7 @@ def test_a_flipped_byte_in_a_zip_costs_one_hour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
-def test_an_archive_that_breaks_off_says_so(tmp_path: Path, suffix: str) -> None:
+def test_a_truncated_archive_is_reported(tmp_path: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
     members = {f"CN-Reanalysis20130102{hour:02d}.nc": rng.bytes(5000) for hour in range(24)}
     path = tmp_path / f"CN-Reanalysis20130102.{suffix}"
@@ -141,5 +139,5 @@ def test_a_folder_without_the_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("")
     with pytest.raises(ValueError, match=r"holds neither .* nor archives"):
         Inventory.of(tmp_path)
-    with pytest.raises(ValueError, match="There is no"):
+    with pytest.raises(ValueError, match="does not exist"):
         Inventory.of(tmp_path / "nowhere")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from aqtopo.data import Store, open_store
+from aqtopo.data.grid import Grid
+from aqtopo.data.prepare.archives import stamp_name
 from aqtopo.data.prepare.caqra import Recipe, prepare
-from aqtopo.data.simulate.world import Grid
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
 from tests.data.prepare.raw import (
@@ -18,7 +19,6 @@ from tests.data.prepare.raw import (
     Values,
     day_files,
     field,
-    file_name,
     hourly_file,
     lambert_grid,
     write_archive,
@@ -28,7 +28,7 @@ Prepared = tuple[Store, dict[str, Any]]
 
 
 def expected(store: Store, hour_utc: int) -> np.ndarray:
-    """What the fields are on the store's grid: linear in latitude and longitude, hence regridded exactly."""
+    """Return the fields on the store's grid: linear in latitude and longitude, hence regridded exactly."""
     lat, lon = store.static["lat2d"].astype(float), store.static["lon2d"].astype(float)
     factors = {"co": 1e3}
     return np.stack([field(name, lat, lon, hour_utc) * factors.get(name, 1.0) for name in DYNAMIC_VARIABLES])
@@ -43,7 +43,7 @@ def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return open_store(made.out), quality
 
 
-def test_hours_are_stored_under_their_time_and_units(prepared: Prepared) -> None:
+def test_hours_have_their_time_and_units(prepared: Prepared) -> None:
     store, _ = prepared
     for day, hour in ((DAYS[0], 0), (DAYS[0], 7), (DAYS[1], 23), (DAYS[3], 12)):
         index = int(store.locate(np.array(f"{day}T{hour:02d}", "datetime64[h]")))
@@ -54,17 +54,17 @@ def test_hours_are_stored_under_their_time_and_units(prepared: Prepared) -> None
     assert store.static["elevation"].max() > 1000
 
 
-def test_what_is_wrong_with_the_files_is_in_the_report(prepared: Prepared) -> None:
+def test_faults_of_the_files_are_in_the_report(prepared: Prepared) -> None:
     store, quality = prepared
     hours = quality["hours"]
-    # Missing on the first day: no file (05), cut short (06), no value at all (10).
+    # Missing on the first day: no file (05), truncated (06), no value (10).
     assert hours["expected"] == 8760
     assert hours["present"] == store.times.size == 8760 - hours["missing"]
     assert hours["duplicated"] == 1
     assert quality["duplicated_hours"] == ["2013-01-04T12"]
     assert sorted(quality["unusable"]) == ["2013-01-01T06", "2013-01-01T10"]
     assert "CN-Reanalysis2013010106.nc" in quality["unusable"]["2013-01-01T06"]
-    assert "has no value at all" in quality["unusable"]["2013-01-01T10"]
+    assert "has no value" in quality["unusable"]["2013-01-01T10"]
     assert {"first": "2013-01-01T05", "last": "2013-01-01T06", "hours": 2} in quality["missing_hours"]
     (damaged,) = quality["damaged_archives"]
     assert "CN-Reanalysis20130103.tar.gz is damaged" in damaged
@@ -78,7 +78,7 @@ def test_what_is_wrong_with_the_files_is_in_the_report(prepared: Prepared) -> No
     assert quality["cells_outside_source"] == 0
 
 
-def test_blocks_without_values_are_missing_cells_and_the_rest_is_untouched(prepared: Prepared) -> None:
+def test_gaps_become_missing_cells_and_the_rest_is_unchanged(prepared: Prepared) -> None:
     store, quality = prepared
     for hour in (8, 9, 11):
         read = store.read(int(store.locate(np.array(f"{DAYS[0]}T{hour:02d}", "datetime64[h]"))))
@@ -89,7 +89,7 @@ def test_blocks_without_values_are_missing_cells_and_the_rest_is_untouched(prepa
     assert quality["missing_share"] == {"2013-01": dict.fromkeys(DYNAMIC_VARIABLES, pytest.approx(share))}
 
 
-def test_hours_named_in_beijing_time_are_moved_to_utc(
+def test_beijing_time_is_converted_to_utc(
     recipe: MakeRecipe, tmp_path: Path, source_grid: tuple[Values, Values]
 ) -> None:
     folder = tmp_path / "beijing"
@@ -104,7 +104,7 @@ def test_hours_named_in_beijing_time_are_moved_to_utc(
     assert quality["time_zone"]["agrees"] is True
 
 
-def test_a_wrong_time_zone_shows_in_the_daily_cycle(
+def test_a_wrong_time_zone_is_detected_from_the_daily_cycle(
     recipe: MakeRecipe, tmp_path: Path, source_grid: tuple[Values, Values]
 ) -> None:
     folder = tmp_path / "beijing"
@@ -115,35 +115,33 @@ def test_a_wrong_time_zone_shows_in_the_daily_cycle(
     assert (zone["warmest_hour"] - zone["expected"]) % 24 == pytest.approx(8.0, abs=0.2)
 
 
-def test_days_of_another_recipe_are_not_taken(recipe: MakeRecipe) -> None:
+def test_days_of_another_recipe_are_refused(recipe: MakeRecipe) -> None:
     made = recipe()
     made.parts.mkdir()
-    (made.parts / "recipe.json").write_text(json.dumps(made.of_a_day | {"time_zone": "Beijing"}))
+    (made.parts / "recipe.json").write_text(json.dumps(made.part_settings | {"time_zone": "Beijing"}))
     with pytest.raises(ValueError, match=r"holds days made with another time_zone.*remove the folder"):
         prepare(made)
 
 
-def test_what_cannot_be_prepared_is_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"There is no .*nowhere"):
+def test_invalid_settings_are_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nowhere does not exist"):
         prepare(recipe(source=tmp_path / "nowhere", out=tmp_path / "a.zarr"))
-    with pytest.raises(ValueError, match=r"hourly file of 2014: there is none.*--time-zone"):
+    with pytest.raises(ValueError, match=r"hourly file of 2014: no file found.*--time-zone"):
         prepare(recipe(years=(2014,), train_years=(2014,), out=tmp_path / "b.zarr"))
     (tmp_path / "c.zarr").mkdir()
-    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+    with pytest.raises(ValueError, match=r"exists already\. Choose another name"):
         prepare(recipe(out=tmp_path / "c.zarr"))
-    with pytest.raises(ValueError, match="training years 2012 are not all among the years 2013"):
+    with pytest.raises(ValueError, match="--train-years 2012 are not a subset of --years 2013"):
         recipe(train_years=(2012,))
     useless = tmp_path / "useless"
     useless.mkdir()
     for hour in range(24):
         (useless / f"CN-Reanalysis20130101{hour:02d}.nc").write_text("no")
-    with pytest.raises(ValueError, match=r"none of 24 can be used.*is no NetCDF file"):
+    with pytest.raises(ValueError, match=r"24 files are unusable.*is not a complete NetCDF file"):
         prepare(recipe(source=useless, out=tmp_path / "d.zarr"))
 
 
-def test_a_store_that_a_killed_command_completed_is_not_made_again(
-    recipe: MakeRecipe, tmp_path: Path
-) -> None:
+def test_a_complete_store_of_a_killed_command_is_not_remade(recipe: MakeRecipe, tmp_path: Path) -> None:
     made = recipe()
 
     def die(what: str, done: int, total: int) -> None:
@@ -153,9 +151,7 @@ def test_a_store_that_a_killed_command_completed_is_not_made_again(
     with pytest.raises(KeyboardInterrupt):
         prepare(made, die)
     before = (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns
-    with pytest.raises(
-        ValueError, match=r"already, made with years \[2013\], not \[2013, 2014\]\. Give the same"
-    ):
+    with pytest.raises(ValueError, match=r"already with years \[2013\], not \[2013, 2014\]\. Give the same"):
         prepare(recipe(years=(2013, 2014)))
     with pytest.raises(ValueError, match=r"with population_source none: 0 everywhere, not people\.tif"):
         prepare(recipe(population=tmp_path / "people.tif"))
@@ -164,22 +160,22 @@ def test_a_store_that_a_killed_command_completed_is_not_made_again(
 
 
 @pytest.mark.parametrize("parts", [False, True], ids=["no folder", "an empty folder"])
-def test_a_finished_store_and_its_report_are_left_alone(recipe: MakeRecipe, parts: bool) -> None:
+def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, parts: bool) -> None:
     made = recipe()
     made.out.mkdir()
     made.report.write_text("what was found")
     if parts:
         made.parts.mkdir()
-    with pytest.raises(ValueError, match="exists already and is not overwritten"):
+    with pytest.raises(ValueError, match=r"exists already\. Choose another name"):
         prepare(made)
     assert made.report.read_text() == "what was found"
     assert list(made.parts.glob("*")) == []
 
 
 def peak_of_assembly(made: Recipe, days: int) -> int:
-    """Bytes held at most while a store is made of so many days, whose parts are there already."""
+    """Return the peak memory of the assembly of so many finished days."""
     made.parts.mkdir()
-    (made.parts / "recipe.json").write_text(json.dumps(made.of_a_day))
+    (made.parts / "recipe.json").write_text(json.dumps(made.part_settings))
     hour = (len(DYNAMIC_VARIABLES), *made.grid.shape)
     levels = np.array([LEVELS[name] for name in DYNAMIC_VARIABLES], np.float32)[:, None, None]
     levels[DYNAMIC_VARIABLES.index("co")] *= 1e3
@@ -203,7 +199,7 @@ def test_memory_does_not_grow_with_the_days(recipe: MakeRecipe, tmp_path: Path) 
     assert many < few + day
 
 
-def test_two_commands_do_not_prepare_the_same_store(recipe: MakeRecipe) -> None:
+def test_only_one_command_prepares_a_store(recipe: MakeRecipe) -> None:
     import fcntl
 
     made = recipe()
@@ -214,12 +210,14 @@ def test_two_commands_do_not_prepare_the_same_store(recipe: MakeRecipe) -> None:
             prepare(made)
 
 
-def test_room_is_asked_for_the_days_there_are(recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_checked_for_existing_days_only(
+    recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Four of the year's 365 days have files. Each needs its room twice: as a part, and in the store.
     needed = 2 * 4 * 24 * len(DYNAMIC_VARIABLES) * 8 * 12 * 4
     usage = shutil.disk_usage(".")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed - 1))
-    with pytest.raises(ValueError, match=r"the days and the store need up to 0\.\d+ GB"):
+    with pytest.raises(ValueError, match=r"the part files and the store need up to 0\.\d+ GB"):
         prepare(recipe())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
     assert prepare(recipe())["hours"]["present"] > 72
@@ -231,7 +229,7 @@ def test_a_day_on_the_true_grid(recipe: MakeRecipe, tmp_path: Path) -> None:
     folder = tmp_path / "true"
     folder.mkdir()
     content, start = hourly_file(lat, lon, 5), np.datetime64("2013-01-01T00")
-    names = [file_name(start + np.timedelta64(hour, "h")) for hour in range(24)]
+    names = [stamp_name(start + np.timedelta64(hour, "h")) for hour in range(24)]
     write_archive(folder / "CN-Reanalysis20130101.tar", dict.fromkeys(names, content))
     full = Grid((128, 256), (17.0, 49.0), (72.0, 136.0))
     quality = prepare(recipe(source=folder, grid=full, workers=os.cpu_count()))

@@ -2,7 +2,7 @@ import netCDF4
 import numpy as np
 import pytest
 
-from aqtopo.data.prepare.hourly import SourceGrid, UnusableFileError, eastward, read_grid, read_hour
+from aqtopo.data.prepare.hourly import SourceGrid, UnusableFileError, read_grid, read_hour, rotate_wind
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.raw import Values, field, hourly_file
 
@@ -15,7 +15,7 @@ def grid(source_grid: tuple[Values, Values]) -> SourceGrid:
     return read_grid(hourly_file(*source_grid, 0))
 
 
-def test_fields_come_in_the_stores_order_and_units(grid: SourceGrid) -> None:
+def test_fields_have_the_order_and_units_of_the_store(grid: SourceGrid) -> None:
     hour = read_hour(hourly_file(grid.lat, grid.lon, 5), grid)
     for place, name in enumerate(DYNAMIC_VARIABLES):
         expected = field(name, grid.lat, grid.lon, 5) * (1e3 if name == "co" else 1.0)
@@ -25,12 +25,12 @@ def test_fields_come_in_the_stores_order_and_units(grid: SourceGrid) -> None:
 
 
 @pytest.mark.parametrize("units", ["mg/m3", "mg m-3", "mg m^-3", "mg m**-3", " mg/m^3 "])
-def test_units_are_known_in_all_spellings(grid: SourceGrid, units: str) -> None:
+def test_all_spellings_of_units_are_known(grid: SourceGrid, units: str) -> None:
     hour = read_hour(hourly_file(grid.lat, grid.lon, 5, units={"co": units}), grid)
     assert 700 < hour.fields[CO].mean() < 900
 
 
-def test_co_already_in_micrograms_is_left_alone(grid: SourceGrid) -> None:
+def test_co_in_micrograms_is_not_converted(grid: SourceGrid) -> None:
     hour = read_hour(hourly_file(grid.lat, grid.lon, 5, units={"co": "ug/m3"}), grid)
     assert 700 < hour.fields[CO].mean() < 900
     assert hour.converted == {}
@@ -46,17 +46,17 @@ def test_missing_and_impossible_values_become_nan(grid: SourceGrid, sentinel: fl
 
 
 UNUSABLE: dict[str, tuple[dict[str, object], str]] = {
-    "units unknown": ({"units": {"no2": "ppb"}}, "gives no2 in 'ppb', which is not known"),
+    "units unknown": ({"units": {"no2": "ppb"}}, "gives no2 in 'ppb', which cannot be converted to 'ug m-3'"),
     "no units": ({"units": {"no2": ""}}, "gives no2 in ''"),
     "wrong dimension": ({"units": {"u": "K"}}, "gives u in 'K'"),
     "co says micrograms": ({"units": {"co": "ug m-3 "}}, "a median co of 0.795"),
     "pressure says hPa": ({"units": {"psfc": "hPa"}}, "768 of 768 values of psfc outside"),
-    "no value": ({"blank": (slice(None), slice(None))}, "has no value at all"),
+    "no value": ({"blank": (slice(None), slice(None))}, "has no value"),
 }
 
 
 @pytest.mark.parametrize("fault", UNUSABLE)
-def test_a_file_that_cannot_be_used_says_why(grid: SourceGrid, fault: str) -> None:
+def test_an_unusable_file_is_refused_with_the_reason(grid: SourceGrid, fault: str) -> None:
     changes, message = UNUSABLE[fault]
     content = hourly_file(grid.lat, grid.lon, 5, **changes)  # type: ignore[arg-type]
     with pytest.raises(UnusableFileError, match=message):
@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_used_says_why(grid: SourceGrid, fault: str) -> No
 
 @pytest.mark.parametrize("format", ["NETCDF4", "NETCDF3_64BIT_OFFSET"])
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.6, 0.95])
-def test_a_file_cut_short_is_noticed(grid: SourceGrid, format: str, share: float) -> None:
+def test_a_truncated_file_is_refused(grid: SourceGrid, format: str, share: float) -> None:
     content = hourly_file(grid.lat, grid.lon, 5, format=format)
     read_hour(content, grid)
     with pytest.raises(UnusableFileError):
@@ -85,15 +85,15 @@ def test_a_file_without_a_variable_is_refused(grid: SourceGrid) -> None:
         read_grid(content)
 
 
-def test_a_wind_along_the_grids_rows_is_turned_to_true_directions(grid: SourceGrid) -> None:
+def test_wind_along_grid_rows_is_rotated_to_true_directions(grid: SourceGrid) -> None:
     fields = np.zeros((11, *grid.lat.shape), np.float32)
     fields[0] = 5.0
-    turned = eastward(fields, grid.angle)
-    np.testing.assert_allclose(np.hypot(turned[0], turned[1]), 5.0, rtol=1e-6)
+    rotated = rotate_wind(fields, grid.angle)
+    np.testing.assert_allclose(np.hypot(rotated[0], rotated[1]), 5.0, rtol=1e-6)
     # A straight row of a Lambert grid leaves its parallel to the south, on either side of the centre.
-    assert turned[1, 12, -1] < -0.5
-    assert turned[1, 12, 0] > 0.5
-    along = np.degrees(np.arctan2(turned[1, 12, -2], turned[0, 12, -2]))
+    assert rotated[1, 12, -1] < -0.5
+    assert rotated[1, 12, 0] > 0.5
+    along = np.degrees(np.arctan2(rotated[1, 12, -2], rotated[0, 12, -2]))
     lat, lon = grid.lat[12, -3:], grid.lon[12, -3:]
-    way = np.degrees(np.arctan2(lat[2] - lat[0], (lon[2] - lon[0]) * np.cos(np.radians(lat[1]))))
-    assert along == pytest.approx(way, abs=0.01)
+    expected = np.degrees(np.arctan2(lat[2] - lat[0], (lon[2] - lon[0]) * np.cos(np.radians(lat[1]))))
+    assert along == pytest.approx(expected, abs=0.01)

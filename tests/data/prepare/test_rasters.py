@@ -6,8 +6,8 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.rasters import elevation, population
-from aqtopo.data.simulate.world import Grid
 
 GRID = Grid((4, 8), (30.0, 34.0), (100.0, 108.0))
 
@@ -41,7 +41,7 @@ def write_tiff(path: Path, crs: str = "EPSG:4326") -> Path:
 
 
 @pytest.mark.parametrize("kind", ["north last", "north first", "tiff"])
-def test_cells_are_means_over_the_files_cells(tmp_path: Path, kind: str) -> None:
+def test_target_cells_are_means_of_the_files_cells(tmp_path: Path, kind: str) -> None:
     file = (
         write_tiff(tmp_path / "z.tif")
         if kind == "tiff"
@@ -51,17 +51,17 @@ def test_cells_are_means_over_the_files_cells(tmp_path: Path, kind: str) -> None
     np.testing.assert_allclose(elevation(file, GRID), expected, rtol=1e-5)
 
 
-def test_without_a_file_it_is_the_altitude_map() -> None:
+def test_the_altitude_map_is_the_default() -> None:
     assert elevation(None, GRID).max() > 2500
     assert population(None, GRID).sum() == 0
 
 
-def test_population_is_read_likewise(tmp_path: Path) -> None:
+def test_population_is_read(tmp_path: Path) -> None:
     file = write_netcdf(tmp_path / "p.nc", "population_density")
     assert population(file, GRID).mean() == pytest.approx(1000, rel=0.01)
 
 
-def test_a_file_with_positions_in_two_dimensions_is_regridded(tmp_path: Path) -> None:
+def test_a_curvilinear_file_is_regridded(tmp_path: Path) -> None:
     lat, lon = np.arange(29.05, 35.0, 0.1), np.arange(99.05, 109.0, 0.1)
     with netCDF4.Dataset(tmp_path / "wrf.nc", "w") as file:
         file.createDimension("y", lat.size)
@@ -75,15 +75,17 @@ def test_a_file_with_positions_in_two_dimensions_is_regridded(tmp_path: Path) ->
 
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
     kilometres = write_netcdf(tmp_path / "km.nc", scale=1e-3)
-    with pytest.raises(ValueError, match=r"heights from 0\.\d+ to 1\.\d+ on the grid: these are no metres"):
+    with pytest.raises(
+        ValueError, match=r"elevations from 0\.\d+ to 1\.\d+ on the grid, which are not metres"
+    ):
         elevation(kilometres, GRID)
-    with pytest.raises(ValueError, match=r"reaches from 29 to 34\.1 degrees latitude and the grid from 25"):
+    with pytest.raises(ValueError, match=r"covers latitude 29 to 34\.1, the grid 25"):
         elevation(write_netcdf(tmp_path / "z.nc"), Grid((4, 8), (25.0, 34.0), (100.0, 108.0)))
     with pytest.raises(ValueError, match="has none of the variables elevation"):
         elevation(write_netcdf(tmp_path / "other.nc", "other"), GRID)
     with pytest.raises(ValueError, match=r"not on a latitude-longitude grid .*gdalwarp"):
         elevation(write_tiff(tmp_path / "utm.tif", "EPSG:32648"), GRID)
-    with pytest.raises(ValueError, match="There is no file"):
+    with pytest.raises(ValueError, match="does not exist"):
         elevation(tmp_path / "nowhere.nc", GRID)
     (tmp_path / "broken.nc").write_text("no")
     with pytest.raises(ValueError, match="cannot be read as NetCDF"):

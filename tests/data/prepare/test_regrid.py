@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.regrid import Regridder, points_per_side
-from aqtopo.data.simulate.world import Grid
 from tests.data.prepare.raw import Values, lambert_grid
 
 INSIDE = Grid((8, 12), (27.0, 41.0), (94.0, 114.0))
@@ -15,16 +15,14 @@ def coarse(source_grid: tuple[Values, Values]) -> Regridder:
     return Regridder.between(*source_grid, INSIDE)
 
 
-def test_what_is_linear_in_latitude_and_longitude_stays_exact(
-    coarse: Regridder, source_grid: tuple[Values, Values]
-) -> None:
+def test_linear_fields_are_exact(coarse: Regridder, source_grid: tuple[Values, Values]) -> None:
     lat, lon = source_grid
     regridded = coarse(2.0 + 0.3 * lat - 0.1 * lon)
     np.testing.assert_allclose(regridded, 2.0 + 0.3 * INSIDE.lat2d - 0.1 * INSIDE.lon2d, rtol=2e-7)
 
 
 @pytest.mark.slow
-def test_on_the_true_grid_the_error_is_that_of_bilinear_interpolation() -> None:
+def test_the_error_on_the_true_grid_is_that_of_bilinear_interpolation() -> None:
     lat, lon = lambert_grid(339, 432, 15e3)
     target = Grid((128, 256), (17.0, 49.0), (72.0, 136.0))
     regridder = Regridder.between(lat, lon, target)
@@ -39,29 +37,31 @@ def test_on_the_true_grid_the_error_is_that_of_bilinear_interpolation() -> None:
     assert 0.98 < whole.mean() < regridder.covered.mean() < 1.0
 
 
-def test_cells_without_a_value_do_not_bleed(coarse: Regridder, source_grid: tuple[Values, Values]) -> None:
+def test_missing_cells_affect_only_cells_that_use_them(
+    coarse: Regridder, source_grid: tuple[Values, Values]
+) -> None:
     lat, _ = source_grid
     full = np.stack([lat, lat**2])
-    holed = full.copy()
-    holed[0, 8:16, 10:20] = np.nan
-    before, after = coarse(full), coarse(holed)
+    gapped = full.copy()
+    gapped[0, 8:16, 10:20] = np.nan
+    before, after = coarse(full), coarse(gapped)
     np.testing.assert_array_equal(after[1], before[1])
     lost = np.isnan(after[0])
     assert 0 < lost.sum() < lost.size
-    # What is left is a mean of values that are there: it never leaves the range around the hole.
+    # The mean of the remaining values stays in the range around the gap.
     assert np.abs(after[0] - before[0])[~lost].max() < 1.1
-    touched = coarse(np.isnan(holed[0]).astype(float)) > 0
+    touched = coarse(np.isnan(gapped[0]).astype(float)) > 0
     np.testing.assert_array_equal(after[0][~touched], before[0][~touched])
     assert np.isnan(coarse(np.full_like(lat, np.nan))).all()
 
 
-def test_weights_are_not_negative_and_add_up_to_one(coarse: Regridder) -> None:
+def test_weights_are_non_negative_and_sum_to_one(coarse: Regridder) -> None:
     assert coarse.weights.data.min() >= 0
     np.testing.assert_allclose(np.asarray(coarse.weights.sum(axis=1)), 1.0)
     assert coarse.covered.all()
 
 
-def test_weights_are_kept_and_read_back(coarse: Regridder, tmp_path: Path) -> None:
+def test_weights_survive_a_round_trip(coarse: Regridder, tmp_path: Path) -> None:
     coarse.save(tmp_path / "weights.npz")
     read = Regridder.load(tmp_path / "weights.npz", INSIDE.shape)
     values = np.random.default_rng(0).normal(size=(3, 24, 32))
@@ -84,6 +84,6 @@ def test_longitudes_may_be_counted_from_0_to_360(source_grid: tuple[Values, Valu
     np.testing.assert_allclose(here(lat), there(lat), rtol=1e-12)
 
 
-def test_a_target_elsewhere_is_refused(source_grid: tuple[Values, Values]) -> None:
+def test_a_target_outside_the_source_is_refused(source_grid: tuple[Values, Values]) -> None:
     with pytest.raises(ValueError, match="lies outside the source grid"):
         Regridder.between(*source_grid, Grid((4, 4), (30.0, 40.0), (-60.0, -50.0)))

@@ -1,0 +1,224 @@
+"""Regridding of days in parallel: each day becomes a part file and a report.
+
+A day's report is renamed into place last: a day is either finished or missing, and a killed command resumes
+with the unfinished days. Days are independent.
+
+Shapes: h hours present, C channels, H x W target grid, n x m source grid.
+"""
+
+import json
+import multiprocessing
+import os
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aqtopo.data.prepare.archives import Inventory
+from aqtopo.data.prepare.hourly import Fields, SourceGrid, UnusableFileError, read_hour, rotate_wind
+from aqtopo.data.prepare.regrid import Regridder
+from aqtopo.data.schema import Hours
+from aqtopo.data.walk import Report
+from aqtopo.variables import DYNAMIC_VARIABLES
+
+HOURS_PER_DAY = 24
+_HOUR = np.timedelta64(1, "h")
+
+
+@dataclass
+class DayReport:
+    """Content of a day's files.
+
+    Attributes:
+        day: UTC, YYYY-MM-DD.
+        hours: hours present, ascending.
+        missing: reason by missing hour; an hour without a file has no entry.
+        damaged: truncated archives.
+        duplicated: hours with more than one usable file; the first by path is used.
+        missing_cells: number of covered target cells without a value, by channel, over all hours.
+        out_of_range: number of physically impossible source values, by channel; they become missing.
+        converted: hours by "channel: units found".
+        temperature: mean over the grid [K] by hour; None if missing.
+    """
+
+    day: str
+    hours: list[int] = field(default_factory=list)
+    missing: dict[str, str] = field(default_factory=dict)
+    damaged: list[str] = field(default_factory=list)
+    duplicated: list[int] = field(default_factory=list)
+    missing_cells: dict[str, int] = field(default_factory=dict)
+    out_of_range: dict[str, int] = field(default_factory=dict)
+    converted: dict[str, int] = field(default_factory=dict)
+    temperature: list[float | None] = field(default_factory=lambda: [None] * HOURS_PER_DAY)
+
+
+@dataclass(frozen=True, eq=False)
+class DayMaker:
+    """Converter of days to part files.
+
+    Attributes:
+        parts: folder of the part files.
+        inventory: the hourly files.
+        hours_ahead: offset of the file names' time zone from UTC [h].
+        grid: source grid.
+        regridder: weights from source to target grid.
+        turn_wind: rotate u, v from grid directions to east and north.
+    """
+
+    parts: Path
+    inventory: Inventory
+    hours_ahead: int
+    grid: SourceGrid
+    regridder: Regridder
+    turn_wind: bool
+
+    def make(self, day: np.datetime64) -> DayReport:
+        """Read, regrid and write a day, unless it is finished."""
+        if (finished := report_of(self.parts, day)) is not None:
+            return finished
+        report, fields = DayReport(str(day)), dict[int, Fields]()
+        self._collect(day, report, fields)
+        report.hours = sorted(fields)
+        # An hour with a damaged file may have another, usable one.
+        report.missing = {hour: why for hour, why in report.missing.items() if int(hour) not in fields}
+        if fields:
+            _write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
+        _write_atomically(_report_path(self.parts, day), report)
+        return report
+
+    def is_due(self, day: np.datetime64) -> bool:
+        """Return true if the day is unfinished and any file may hold its hours."""
+        sources = self.inventory.sources(self._stamps(day))
+        return bool(sources.files or sources.archives) and report_of(self.parts, day) is None
+
+    def _stamps(self, day: np.datetime64) -> Hours:
+        return hours_of(day) + self.hours_ahead * _HOUR
+
+    def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
+        stamps = self._stamps(day)
+        out_of_range, missing_cells, converted = Counter[str](), Counter[str](), Counter[str]()
+        covered = self.regridder.covered
+        for file in self.inventory.sources(stamps).read(stamps):
+            if np.isnat(file.stamp):
+                report.damaged.append(f"{file.where} {file.problem}")
+                continue
+            hour = int((file.stamp - stamps[0]) / _HOUR)
+            try:
+                if file.content is None:
+                    raise UnusableFileError(file.problem)
+                if hour in fields:
+                    report.duplicated.append(hour)
+                    continue
+                found = read_hour(file.content, self.grid)
+            except UnusableFileError as error:
+                report.missing[str(hour)] = f"{file.where} {error}"
+                continue
+            regridded = self.regridder(
+                rotate_wind(found.fields, self.grid.angle) if self.turn_wind else found.fields
+            )
+            fields[hour] = regridded
+            out_of_range.update(found.out_of_range)
+            converted.update(f"{name}: {units}" for name, units in found.converted.items())
+            empty = (~np.isfinite(regridded) & covered).sum(axis=(1, 2))
+            missing_cells.update(dict(zip(DYNAMIC_VARIABLES, empty.tolist(), strict=True)))
+            report.temperature[hour] = _mean(regridded[DYNAMIC_VARIABLES.index("temp")])
+        # Unary plus drops zeros; a plain dict because asdict cannot copy a Counter.
+        report.out_of_range, report.converted = dict(+out_of_range), dict(converted)
+        report.missing_cells = dict(+missing_cells)
+
+
+def hours_of(day: np.datetime64) -> Hours:
+    """Return the hours of a day (24,), UTC."""
+    hours: Hours = day.astype("datetime64[h]") + np.arange(HOURS_PER_DAY) * _HOUR
+    return hours
+
+
+def part_path(parts: Path, day: np.datetime64) -> Path:
+    """Return the path of a day's fields, (h, C, H, W) float32; days without hours have no file."""
+    return parts / f"{day}.npy"
+
+
+def _report_path(parts: Path, day: np.datetime64) -> Path:
+    return parts / f"{day}.json"
+
+
+def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
+    """Return the report of a finished day; None for others."""
+    path = _report_path(parts, day)
+    return DayReport(**json.loads(path.read_text())) if path.exists() else None
+
+
+def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> None:
+    """Write a temporary file, fsync and rename it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        if isinstance(content, DayReport):
+            file.write(json.dumps(asdict(content)).encode())
+        else:
+            np.save(file, content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+
+
+def _mean(values: Fields) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean(dtype=np.float64)) if finite.size else None
+
+
+_maker: DayMaker | None = None
+"""Set once in each pool process."""
+
+
+def make_days(maker: DayMaker, days: Sequence[np.datetime64], workers: int, report: Report) -> None:
+    """Make every unfinished day that has files, in several processes.
+
+    Raises:
+        ValueError: a process was killed; finished days are kept.
+    """
+    for leftover in maker.parts.glob("*.tmp"):
+        leftover.unlink()
+    due = [day for day in days if maker.is_due(day)]
+    report("days regridded", len(days) - len(due), len(days))
+    if not due:
+        return
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(min(workers, len(due)), context, _start, (maker,)) as pool:
+        futures = [pool.submit(_make, day) for day in due]
+        try:
+            for done, future in enumerate(as_completed(futures), start=len(days) - len(due) + 1):
+                future.result()
+                report("days regridded", done, len(days))
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A regridding process was killed, probably for lack of memory. Repeat the command with fewer "
+                "--workers: finished days are kept."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _start(maker: DayMaker) -> None:
+    global _maker
+    _maker = maker
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    # Workers of a killed command must not write beside those of the next one.
+    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(parent: int) -> None:
+    wait([parent])
+    os._exit(1)
+
+
+def _make(day: np.datetime64) -> None:
+    assert _maker is not None
+    _maker.make(day)

@@ -1,1 +1,0 @@
-"""A simulator of weather and air quality over real terrain, for demonstrations and tests."""
