@@ -6,7 +6,6 @@ Shapes: B batch, N tokens, D width.
 from torch import Tensor, nn
 
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, SampleDropPath, Seeds
 from aqtopo.model.way import RASTER, Way
 from aqtopo_kernels import wind_gather
@@ -37,7 +36,7 @@ class Block(nn.Module):
         self,
         dim: int,
         hidden: int,
-        attention: SelfAttention | ElevationAttention | PairAttention,
+        attention: SelfAttention | ElevationAttention,
         *,
         dropout: float,
         drop_path: float,

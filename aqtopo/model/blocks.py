@@ -5,9 +5,7 @@ import numpy.typing as npt
 
 from aqtopo.config import ModelConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.barriers import ridge_rises_km
 from aqtopo.model.block import Block
-from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.locality import MORE_COLUMNS, Locality, Places
 
 
@@ -19,27 +17,13 @@ def locality(config: ModelConfig, places: Places | None) -> Locality | None:
     return Locality(heads, config.heads - heads, places, carried=config.local_bias == "origin")
 
 
-def pair_rises_km(
-    config: ModelConfig, height_m: npt.NDArray[np.float32], patch_grid: tuple[int, int]
-) -> npt.NDArray[np.float32] | None:
-    """(N, N) the barriers of a dense bias [km], see `PairAttention`; None without one."""
-    if config.elevation_bias == "ridge":
-        return ridge_rises_km(height_m, patch_grid)
-    if not (config.dense_options and config.elevation_bias):
-        return None
-    climb = height_m[None, :] - height_m[:, None]  # from the query's height to the key's
-    climb = climb if config.elevation_bias == "published" else -climb
-    rises: npt.NDArray[np.float32] = np.maximum(climb, np.float32(0.0)) / np.float32(1000.0)
-    return rises
-
-
 def kernel_head_widths(config: ModelConfig) -> tuple[int, ...]:
     """Columns of the heads for which a run may ask aqtopo_kernels: with the local bias some are wider.
 
-    Those of PyTorch's attention and of dense biases are not among them, and with `attention: "auto"` the
-    kernels are only asked for what they take.
+    Those of PyTorch's attention are not among them, and with `attention: "auto"` the kernels are only asked
+    for what they take.
     """
-    by_kernels = not config.dense_options and (config.elevation_bias or config.attention == "fused")
+    by_kernels = config.elevation_bias or config.attention == "fused"
     wider = (config.head_dim + MORE_COLUMNS,) if config.local_bias and by_kernels else ()
     return config.head_dim, *wider
 
@@ -48,27 +32,13 @@ def make_block(
     config: ModelConfig,
     index: int,
     height_m: npt.NDArray[np.float32],
-    rises_km: npt.NDArray[np.float32] | None,
     places: Places | None,
 ) -> Block:
     """Block `index`: some carry the attention biases, and drop path grows linearly with depth."""
     layer = f"blocks.{index}"
-    attention: SelfAttention | ElevationAttention | PairAttention
+    attention: SelfAttention | ElevationAttention
     biased = index in config.bias_blocks
-    if biased and config.dense_options:
-        attention = PairAttention(
-            config.dim,
-            config.heads,
-            rises_km,
-            upwind=config.upwind_bias,
-            locality=locality(config, places),
-            alpha=config.alpha,
-            per_head=config.alpha_per_head,
-            qkv_bias=not config.elevation_bias,
-            dropout=config.dropout,
-            layer=f"{layer}.attn",
-        )
-    elif biased and config.elevation_bias:
+    if biased and config.elevation_bias:
         attention = ElevationAttention(
             config.dim,
             config.heads,

@@ -23,9 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.barriers import unit_ways, upwindness
-from aqtopo.model.blocks import make_block, pair_rises_km
-from aqtopo.model.dense_attention import PairAttention
+from aqtopo.model.blocks import make_block
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
@@ -57,8 +55,6 @@ class AirQualityViT(nn.Module):
         ValueError: the grid cannot be cut into the configured patches and regions.
     """
 
-    ways: Tensor | None  # (2, N, N)
-
     def __init__(
         self,
         config: ModelConfig,
@@ -89,12 +85,10 @@ class AirQualityViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, len(height_m), config.dim))
         self.lead_time_embed = nn.Linear(1, config.dim)
         self.pos_drop = SampleDropout(config.dropout, "tokens")
-        rises_km = pair_rises_km(config, height_m, self.patch_grid)
         places = Places.of(terrain, config.patch) if config.local_bias else None
         self.blocks = nn.ModuleList(
-            make_block(config, index, height_m, rises_km, places) for index in range(config.depth)
+            make_block(config, index, height_m, places) for index in range(config.depth)
         )
-        self.register_buffer("ways", _ways(config, terrain, self.patch_grid), persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
         self._initialise(seed)
@@ -164,9 +158,7 @@ class AirQualityViT(nn.Module):
     def attention_backends(self, device: torch.device) -> str:
         """What computes the attention of each block on such a device, in words."""
         attentions = [
-            module
-            for module in self.modules()
-            if isinstance(module, SelfAttention | ElevationAttention | PairAttention)
+            module for module in self.modules() if isinstance(module, SelfAttention | ElevationAttention)
         ]
         names = [attention.backend(device, self.var_query.dtype) for attention in attentions]
         runs = [(name, [index for index, _ in run]) for name, run in groupby(enumerate(names), itemgetter(1))]
@@ -183,10 +175,9 @@ class AirQualityViT(nn.Module):
 
     def _way(self, wind: Tensor) -> Way:
         """How the tokens lie to the wind, in raster order, if a block asks for it."""
-        if not self.config.upwind_bias and self.config.local_bias != "origin":
-            return RASTER
-        wind_B2N = patch_winds(wind, self.config.patch)
-        return Way(upwind=None if self.ways is None else upwindness(wind_B2N, self.ways), wind=wind_B2N)
+        return (
+            Way(wind=patch_winds(wind, self.config.patch)) if self.config.local_bias == "origin" else RASTER
+        )
 
     def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
         """Each token's position embedding, in raster order: that of the scan position it will go to.
@@ -263,13 +254,6 @@ def _wind_order(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, in
         calm_below=config.calm_below,
         latitude_ascending=terrain.latitude_ascending,
     )
-
-
-def _ways(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) -> Tensor | None:
-    """(2, N, N) from `unit_ways` where the wind acts on attention; N x N is not made in vain."""
-    if not config.upwind_bias:
-        return None
-    return torch.as_tensor(unit_ways(patch_grid, latitude_ascending=terrain.latitude_ascending))
 
 
 def _head(config: ModelConfig, targets: int) -> nn.Sequential:

@@ -12,12 +12,11 @@ class Way:
 
     Attributes:
         stored: (B, N) raster index of each token; None for raster order.
-        upwind: (B, N, N) from `aqtopo.model.barriers.upwindness`; None where no block asks for it.
-        wind: (B, 2, N) eastward and northward wind of each patch, raster order [m s-1]; None likewise.
+        wind: (B, 2, N) eastward and northward wind of each patch, raster order [m s-1]; None where no block
+            asks for it.
     """
 
     stored: Tensor | None = None
-    upwind: Tensor | None = None
     wind: Tensor | None = None
 
 

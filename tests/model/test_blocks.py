@@ -15,7 +15,6 @@ NEAR: dict[str, Any] = {"local_bias": "near"}
         (NEAR, (96, 112)),
         (NEAR | {"elevation_bias": False}, (96,)),  # by PyTorch, which takes any
         (NEAR | {"elevation_bias": False, "attention": "fused"}, (96, 112)),
-        (NEAR | {"elevation_bias": "ridge", "attention": "fused"}, (96,)),
     ],
 )
 def test_kernels_have_to_take_the_heads_that_the_local_bias_widens(

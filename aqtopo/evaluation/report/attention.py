@@ -25,11 +25,10 @@ from aqtopo.evaluation.report.panels import Map
 from aqtopo.evaluation.report.places import Place, tokens_at
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.bits import from_bits
-from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.way import Way
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Attention = SelfAttention | ElevationAttention | PairAttention
+Attention = SelfAttention | ElevationAttention
 
 
 @dataclass(frozen=True)
@@ -103,9 +102,7 @@ def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
     """(H, N) what the bias adds to the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
-        if isinstance(attention, PairAttention):
-            parts.append(attention.bias(None, way)[0, :, token].float())
-        elif isinstance(attention, ElevationAttention):
+        if isinstance(attention, ElevationAttention):
             parts.append(-attention.alpha.float()[:, None] * _rises_km(attention, token))
         if attention.locality is not None:
             of_queries, of_keys = attention.locality.columns(None, way, torch.float32)
@@ -199,7 +196,7 @@ def is_hindered(attention: Attention, token: int, rows_2N: FloatArray) -> npt.ND
 
 def _in_words(settings: ModelConfig) -> str:
     """What `is_hindered` finds, as it stands behind "goes to"."""
-    if settings.dense_options or settings.local_bias:
+    if settings.local_bias:
         return "places that lose by it"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 
