@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig
 from aqtopo.model import AirQualityViT
-from aqtopo.model.locality import MORE_COLUMNS
+from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo.planning.activations import attention_without_arithmetic
 
 BACKWARD_OF_PRODUCTS = 2.0
@@ -79,7 +79,7 @@ def count_arithmetic(model: AirQualityViT, config: RunConfig) -> Arithmetic:
     head = counts.get(f"{kind}.head", 0)
     settings, scores = config.model, 4 * batch * config.tokens**2
     local = len(settings.bias_blocks) if settings.local_bias else 0
-    in_float32 = scores * (settings.dim + settings.heads * MORE_COLUMNS) * local
+    in_float32 = scores * (settings.dim + settings.heads * EXTRA_COLUMNS) * local
     attention = scores * settings.dim * (settings.depth - local) + in_float32
     products = {"embedding": whole - blocks - head, "blocks": blocks, "head": head}
     return Arithmetic(products, attention, in_float32, settings.gradient_checkpointing)

@@ -1,16 +1,16 @@
-"""Options of the model: each changes the forecast, and its parameters are trained."""
+"""Tests of the model options: each changes the forecast, and its parameters get gradients."""
 
 import pytest
 import torch
 
 from tests.model.conftest import ModelMaker, random_inputs, uniform_wind
 
-LEARNT = ("alpha", "by_sector", "log_reach", "travel")
+LEARNED = ("alpha", "by_sector", "log_reach", "travel")
 LEAD = torch.tensor([[12.0, 48.0]], dtype=torch.float64).expand(2, -1)
 
 
-def test_the_order_of_the_tokens_moves_rows_and_keys(make_model: ModelMaker) -> None:
-    """With wind order alone, and positions that do not differ, a forecast is the same as without it."""
+def test_the_biases_follow_the_order_of_the_tokens(make_model: ModelMaker) -> None:
+    """Without position embeddings, wind order does not change a forecast."""
     sorted_, raster = (
         make_model(local_bias="origin", bias_blocks=[0, 1], wind_order=on) for on in (True, False)
     )
@@ -35,7 +35,7 @@ def test_the_order_of_the_tokens_moves_rows_and_keys(make_model: ModelMaker) -> 
         ({"sector_embedding": True}, {"sector_embedding": False}),
     ],
 )
-def test_every_option_changes_the_forecast_and_learns(
+def test_every_option_changes_the_forecast_and_gets_gradients(
     make_model: ModelMaker, changes: dict[str, object], without: dict[str, object]
 ) -> None:
     model = make_model(**changes)
@@ -44,13 +44,13 @@ def test_every_option_changes_the_forecast_and_learns(
         forecast - make_model(**without)(random_inputs(), uniform_wind(6.0, 3.0), LEAD)
     ).abs().max() > 1e-3
     forecast.square().mean().backward()
-    learnt = [p for name, p in model.named_parameters() if name.endswith(LEARNT)]
-    assert learnt
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learnt)
+    learned = [p for name, p in model.named_parameters() if name.endswith(LEARNED)]
+    assert learned
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned)
 
 
-def test_with_an_embedding_by_sector_a_calm_day_begins_as_without_wind_order(make_model: ModelMaker) -> None:
-    """Tokens know their place on the map from the first step on; attention does not see the order."""
+def test_a_zero_sector_embedding_equals_no_wind_order(make_model: ModelMaker) -> None:
+    """Position embeddings belong to map positions, and attention does not depend on the order."""
     by_sector, rows = make_model(sector_embedding=True), make_model(wind_order=False)
     weights = by_sector.state_dict()
     weights.pop("token_embeds.by_sector")

@@ -24,8 +24,7 @@ from aqtopo.evaluation.report.maps import Scale, concentration_scale, difference
 from aqtopo.evaluation.report.panels import Map
 from aqtopo.evaluation.report.places import Place, tokens_at
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.bits import from_bits
-from aqtopo.model.way import Way
+from aqtopo.model.geometry import TokenGeometry, from_float32_bits
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Attention = SelfAttention | ElevationAttention
@@ -37,11 +36,11 @@ class Seen:
 
     Attributes:
         tokens: (N, D) its input, raster order.
-        way: how the tokens lie to the wind.
+        geometry: map position of the tokens, and the wind there.
     """
 
     tokens: Tensor
-    way: Way
+    geometry: TokenGeometry
 
 
 @dataclass(frozen=True)
@@ -95,25 +94,25 @@ def attention_row(attention: Attention, seen: Seen, token: int) -> Tensor:
         q_HE = q_ND[token].view(attention.heads, -1)
         k_NHE = k_ND.view(len(k_ND), attention.heads, -1)
         scores_HN = torch.einsum("he,nhe->hn", q_HE, k_NHE) / q_HE.shape[-1] ** 0.5
-        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.way)]).softmax(-1)
+        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.geometry)]).softmax(-1)
 
 
-def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
+def bias_row(attention: Attention, token: int, geometry: TokenGeometry) -> Tensor:
     """(H, N) what the bias adds to the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
         if isinstance(attention, ElevationAttention):
             parts.append(-attention.alpha.float()[:, None] * _rises_km(attention, token))
         if attention.locality is not None:
-            of_queries, of_keys = attention.locality.columns(None, way, torch.float32)
-            parts.append(torch.einsum("hc,nc->hn", of_queries[0, :, token], of_keys[0, 0]))
+            query_columns, key_columns = attention.locality.columns(None, geometry, torch.float32)
+            parts.append(torch.einsum("hc,nc->hn", query_columns[0, :, token], key_columns[0, 0]))
     first, *others = parts
     return sum(others, first).expand(attention.heads, -1)
 
 
 def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
     """(N,) what the bias makes of heights [km], keys in raster order: how far they rise above the token."""
-    height_N = from_bits(attention.height_bits)
+    height_N = from_float32_bits(attention.height_bits)
     return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
 
@@ -165,9 +164,9 @@ def _seen_by(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> 
         forecast(run, init_time)
     finally:
         hook.remove()
-    x_BND, _, _, way = seen[0]
-    assert way.stored is None, "block 0 reads its tokens in raster order"
-    return Seen(x_BND[0], way)
+    x_BND, _, _, geometry = seen[0]
+    assert geometry.raster_index is None, "block 0 reads its tokens in raster order"
+    return Seen(x_BND[0], geometry)
 
 
 def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:

@@ -14,9 +14,8 @@ from aqtopo.evaluation.report.canvas import Canvas
 from aqtopo.evaluation.report.case import load_case
 from aqtopo.evaluation.report.places import Place
 from aqtopo.model.attention import ElevationAttention, SelfAttention, split_heads
-from aqtopo.model.locality import Locality, Places
-from aqtopo.model.terrain import Terrain
-from aqtopo.model.way import Way
+from aqtopo.model.geometry import PatchCentres, Terrain, TokenGeometry
+from aqtopo.model.locality import LocalityBias
 from aqtopo_kernels import elevation_attention
 
 
@@ -32,13 +31,14 @@ def test_the_row_is_that_of_the_kernel() -> None:
         elevation_attention(q, k, v),
         elevation_attention(q, k, v, torch.as_tensor(height_m)[None], attention.alpha),
     ]
-    rows = attention_row(attention, Seen(x_ND, Way()), 7)
+    rows = attention_row(attention, Seen(x_ND, TokenGeometry()), 7)
     for weights_HN, whole_BHNE in zip(rows, expected, strict=True):
         torch.testing.assert_close(torch.einsum("hn,hne->he", weights_HN, v[0]), whole_BHNE[0, :, 7])
 
 
 HEIGHT_M = np.random.default_rng(0).uniform(0.0, 4000.0, 24).astype(np.float32)
-PLACES = Places.of(Terrain(np.zeros((4, 6), np.float32), 30.0 + np.arange(4), 110.0 + np.arange(6)), 1)
+TERRAIN = Terrain(np.zeros((4, 6), np.float32), 30.0 + np.arange(4), 110.0 + np.arange(6))
+CENTRES = PatchCentres.from_terrain(TERRAIN, 1)
 OF_BLOCK_0: dict[str, Any] = {"dropout": 0.0, "layer": "blocks.0.attn"}
 
 
@@ -52,15 +52,15 @@ OF_BLOCK_0: dict[str, Any] = {"dropout": 0.0, "layer": "blocks.0.attn"}
     ],
     ids=["local", "elevation and local"],
 )
-def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[Locality], Attention]) -> None:
+def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[LocalityBias], Attention]) -> None:
     torch.manual_seed(0)
-    attention = make(Locality(1, 1, PLACES, carried=True))
-    way = Way(wind=6.0 * torch.randn(1, 2, 24))
+    attention = make(LocalityBias(1, 1, CENTRES, upwind=True))
+    geometry = TokenGeometry(patch_wind=6.0 * torch.randn(1, 2, 24))
     x_ND = 3.0 * torch.randn(24, 16)
     _, _, v = (split_heads(part[None], 2) for part in attention.qkv(x_ND).chunk(3, -1))
-    _, biased_HN = attention_row(attention, Seen(x_ND, way), 7)
+    _, biased_HN = attention_row(attention, Seen(x_ND, geometry), 7)
     attended_D = torch.einsum("hn,hne->he", biased_HN, v[0]).flatten()
-    torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], way=way)[0, 7])
+    torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], geometry=geometry)[0, 7])
 
 
 @pytest.mark.parametrize("alpha", [2.0, 0.0, -0.7])
