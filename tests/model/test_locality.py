@@ -99,7 +99,7 @@ def test_columns_follow_the_order_of_queries_and_keys() -> None:
 
 
 def attended(dtype: torch.dtype, attention: Any) -> tuple[Tensor, ...]:
-    """Return attention with a locality bias over China, and the gradients of q, k, v, width and travel time."""
+    """Return attention over China, and the gradients of q, k, v, width and travel time."""
     torch.manual_seed(0)
     centres = PatchCentres.from_terrain(CHINA, 1)
     N = len(centres.km)
@@ -115,7 +115,7 @@ def attended(dtype: torch.dtype, attention: Any) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("autocast", [False, True])
 def test_scores_are_precise_over_thousands_of_kilometres(autocast: bool) -> None:
-    """Checks the reference grid of 64 x 128 half-degree patches, for the scores that matter in the softmax."""
+    """Checks 64 x 128 half-degree patches, for the scores that matter in the softmax."""
     latitude, longitude = 17.125 + 0.25 * np.arange(128), 72.125 + 0.25 * np.arange(256)
     centres = PatchCentres.from_terrain(Terrain(np.zeros((128, 256), np.float32), latitude, longitude), 2)
     locality, wind, rows = (
