@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aqtopo.model.locality import Locality, Places
-from aqtopo.model.terrain import Terrain
-from aqtopo.model.way import Way
+from aqtopo.model.geometry import PatchCentres, Terrain, TokenGeometry
+from aqtopo.model.locality import LocalityBias
 from aqtopo_kernels import elevation_attention
 from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
 
@@ -35,9 +34,11 @@ class MapInputs:
         self.tokens = 2 * rows**2
         latitude, longitude = np.linspace(18.0, 54.0, rows), np.linspace(73.0, 136.0, 2 * rows)
         terrain = Terrain(np.zeros((rows, 2 * rows), np.float32), latitude, longitude)
-        self.locality = Locality(HEADS, 0, Places.of(terrain, 1), carried=True).to(device())
+        centres = PatchCentres.from_terrain(terrain, 1)
+        self.locality = LocalityBias(HEADS, 0, centres, upwind=True).to(device())
         generator = torch.Generator().manual_seed(rows)
-        self.way = Way(wind=6.0 * torch.randn((1, 2, self.tokens), generator=generator).to(device()))
+        wind = 6.0 * torch.randn((1, 2, self.tokens), generator=generator).to(device())
+        self.geometry = TokenGeometry(patch_wind=wind)
         shape = (1, HEADS, self.tokens, WIDTH)
         self.q, self.k, self.v, self.dout = (
             torch.randn(shape, generator=generator).to(device()) for _ in range(4)
@@ -51,7 +52,7 @@ class MapInputs:
         def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None) -> Tensor:
             return elevation_attention(q, k, v, self.elevation_m, alpha, scale=scale)
 
-        return self.locality.attend(attention, q, k, v, None, self.way)
+        return self.locality.attend(attention, q, k, v, None, self.geometry)
 
     def without(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
         """The elevation bias alone."""
@@ -59,10 +60,10 @@ class MapInputs:
 
     def dense(self, q: Tensor, k: Tensor, v: Tensor, alpha: Tensor) -> Tensor:
         """Both biases as a dense mask."""
-        of_queries, of_keys = self.locality.columns(None, self.way, torch.float32)
+        query_columns, key_columns = self.locality.columns(None, self.geometry, torch.float32)
         z_BN = self.elevation_m
         rise_BNN = (z_BN[:, None, :] - z_BN[:, :, None]).clamp_min(0.0) / 1000.0
-        bias_BHNN = of_queries @ of_keys.transpose(-1, -2) - alpha * rise_BNN[:, None]
+        bias_BHNN = query_columns @ key_columns.transpose(-1, -2) - alpha * rise_BNN[:, None]
         return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHNN)
 
     def differentiate(self, contender: str) -> tuple[Tensor, ...]:

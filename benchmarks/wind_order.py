@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from aqtopo.model.wind import sector_order_table
+from aqtopo.model.wind_order import sector_order_table
 from aqtopo_kernels import wind_order
 from benchmarks.measure import device, parse_arguments, report, time_paired
 

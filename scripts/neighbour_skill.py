@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 
 from aqtopo.data import Store, open_store
 from aqtopo.data.walk import spans
-from aqtopo.model.locality import EARTH_RADIUS_KM
+from aqtopo.model.geometry import EARTH_RADIUS_KM
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 Fields = NDArray[np.floating]

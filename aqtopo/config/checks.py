@@ -12,9 +12,6 @@ from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 if TYPE_CHECKING:
     from aqtopo.config.run import RunConfig
 
-MOST_DENSE_TOKENS = 1024
-"""Tokens of the largest map on which a number for each pair of tokens is allowed: 4 MiB a head and sample."""
-
 
 def contradictions(config: RunConfig) -> Iterator[Problem]:
     """Every contradiction between the values of `config`, each of which is fine by itself."""
@@ -88,12 +85,6 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
     if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
         allowed = f"must name blocks from 0 to {model.depth - 1}, ascending, each once"
         yield Problem(("model", "bias_blocks"), blocks, allowed)
-    for option in model.dense_options if config.tokens > MOST_DENSE_TOKENS else ():
-        allowed = (
-            f"must be another for {config.tokens} tokens: it holds a number for each pair of "
-            f"them, which is meant for experiments with at most {MOST_DENSE_TOKENS}"
-        )
-        yield Problem(("model", option), getattr(model, option), allowed)
     if model.local_heads is not None and not model.local_bias:
         allowed = "must be null without model.local_bias"
         yield Problem(("model", "local_heads"), model.local_heads, allowed)

@@ -126,15 +126,12 @@ class ModelConfig(Strict):
     calm_below: float = Field(0.5, ge=0)
     """Wind speed [m s-1] below which a region keeps raster order."""
 
-    elevation_bias: Literal["published", "uphill", "ridge", False] = "published"
-    """Attention bias: hinder what comes from higher cells, from lower ones, from behind ridges (only on small
-    maps, of at most 1024 tokens), or nothing."""
+    elevation_bias: Literal["published", "uphill", False] = "published"
+    """Attention bias against keys on higher ground ("published") or on lower ground ("uphill"); false for
+    none."""
 
     bias_blocks: Annotated[tuple[NonNegative, ...], Field(min_length=1, strict=False)] = (0,)
     """Blocks that carry the attention biases, ascending, the first being 0."""
-
-    upwind_bias: bool = False
-    """Let the biased blocks learn a preference for what lies upwind; only on maps of at most 1024 tokens."""
 
     local_bias: Literal["near", "origin", False] = False
     """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
@@ -164,15 +161,6 @@ class ModelConfig(Strict):
 
     gradient_checkpointing: bool = False
     """Compute each block's activations again in the backward pass, to save memory."""
-
-    @property
-    def dense_options(self) -> tuple[str, ...]:
-        """The settings that make the biased blocks hold a number for each pair of tokens; empty for none."""
-        asked = {
-            "elevation_bias": self.elevation_bias == "ridge",
-            "upwind_bias": self.upwind_bias,
-        }
-        return tuple(option for option, is_asked in asked.items() if is_asked)
 
     @property
     def head_dim(self) -> int:

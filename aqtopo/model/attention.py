@@ -1,7 +1,7 @@
-"""The two attentions of the model: with the elevation bias (block 0 by default) and without.
+"""Self-attention, and self-attention with the elevation bias (block 0 by default).
 
-Both read tokens in storage order and may write their rows in another order: what a row attends to is summed
-over, so only the queries move.
+Both read tokens in storage order and can write rows in another order. Attention sums over the keys, so only
+the queries are reordered.
 
 Shapes: B batch, H heads, N tokens, D width, E = D / H.
 """
@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aqtopo.config import AttentionSetting
-from aqtopo.model.bits import from_bits, to_bits
 from aqtopo.model.dropout import SampleDropout, Seeds
-from aqtopo.model.locality import MORE_COLUMNS, Attention, Locality, attend, precision
-from aqtopo.model.way import RASTER, Way
+from aqtopo.model.geometry import RASTER_ORDER, TokenGeometry, from_float32_bits, to_float32_bits
+from aqtopo.model.locality import EXTRA_COLUMNS, Attention, LocalityBias, attend, bias_dtype
 from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, wind_gather
 
-BY_TORCH = "PyTorch's scaled_dot_product_attention"
+TORCH_BACKEND = "PyTorch's scaled_dot_product_attention"
 
 ALPHA = ".attn.alpha"
-"""How the names of the barrier strengths end."""
+"""Suffix of the parameter names of the barrier strengths."""
 
 
 class SelfAttention(nn.Module):
@@ -33,9 +32,9 @@ class SelfAttention(nn.Module):
     Args:
         dim: D.
         heads: H.
-        locality: a preference for what is near; None for none.
-        setting: `model.attention`: whose kernels to use.
-        dropout: share of the projection's outputs dropped in training.
+        locality: Gaussian locality bias; None for none.
+        setting: `model.attention`, which selects the implementation.
+        dropout: rate of dropout on the outputs of the projection.
         layer: name of this layer in the seeds of its masks.
     """
 
@@ -44,7 +43,7 @@ class SelfAttention(nn.Module):
         dim: int,
         heads: int,
         *,
-        locality: Locality | None = None,
+        locality: LocalityBias | None = None,
         setting: AttentionSetting = "auto",
         dropout: float,
         layer: str,
@@ -58,47 +57,54 @@ class SelfAttention(nn.Module):
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
 
     def forward(
-        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way = RASTER
+        self,
+        x_BND: Tensor,
+        seeds: Seeds = None,
+        order_BN: Tensor | None = None,
+        geometry: TokenGeometry = RASTER_ORDER,
     ) -> Tensor:
-        """Row r of the result is the attention of token order[r], or of token r without an order."""
+        """Compute the attention; row r belongs to token order[r], or to token r without an order."""
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
-        attention: Attention = by_torch
-        rows_BN = way.stored
-        if self._fused(x_BND.device, x_BND.dtype):
+        attention: Attention = torch_attention
+        query_index_BN = geometry.raster_index
+        if self._uses_kernels(x_BND.device, x_BND.dtype):
             attention = partial(elevation_attention, order=order_BN)
         elif order_BN is not None:
-            q_BND, rows_BN = wind_gather(q_BND, order_BN), order_BN
+            q_BND, query_index_BN = wind_gather(q_BND, order_BN), order_BN
         q, k, v = (split_heads(y, self.heads) for y in (q_BND, k_BND, v_BND))
-        y_BHNE = attend(self.locality, attention, q, k, v, rows_BN, way)
+        y_BHNE = attend(self.locality, attention, q, k, v, query_index_BN, geometry)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
 
     def backend(self, device: torch.device, dtype: torch.dtype) -> str:
-        """What computes the attention on such a device, in words."""
-        by = f"aqtopo_kernels ({backend_for(device)})" if self._fused(device, dtype) else BY_TORCH
-        return f"{by}{folded_in(self.locality, dtype)}"
+        """Return the name of the implementation on a device, for logs."""
+        kernels = self._uses_kernels(device, dtype)
+        name = f"aqtopo_kernels ({backend_for(device)})" if kernels else TORCH_BACKEND
+        return f"{name}{locality_suffix(self.locality, dtype)}"
 
-    def _fused(self, device: torch.device, dtype: torch.dtype) -> bool:
+    def _uses_kernels(self, device: torch.device, dtype: torch.dtype) -> bool:
         if self.setting == "auto":
             width = self.proj.in_features // self.heads
             if self.locality is not None:
-                width, dtype = width + MORE_COLUMNS, precision(dtype)
+                width, dtype = width + EXTRA_COLUMNS, bias_dtype(dtype)
             return better_than_torch(device, dtype, width)
         return self.setting == "fused"
 
 
 class ElevationAttention(nn.Module):
-    """Self-attention that loses strength with every metre the key lies above the query.
+    """Self-attention with a bias against keys that lie higher than the query.
+
+    score_ij = q_i k_j / sqrt(E) - alpha max(0, z_j - z_i) / 1000, with elevations z in metres.
 
     Args:
         dim: D.
         heads: H.
-        height_m: (N,) float32; the tokens' heights [m] in raster order, or their negatives, which turns the
-            direction round: then what comes from below is hindered.
+        height_m: (N,) float32, elevation of each token [m] in raster order. Negated elevations turn the bias
+            against keys that lie lower.
         alpha: initial barrier strength [1/km].
-        per_head: learn one strength a head.
-        locality: a preference for what is near; None for none.
-        dropout: share of the projection's outputs dropped in training.
+        per_head: learn one strength per head.
+        locality: Gaussian locality bias; None for none.
+        dropout: rate of dropout on the outputs of the projection.
         layer: name of this layer in the seeds of its masks.
     """
 
@@ -112,7 +118,7 @@ class ElevationAttention(nn.Module):
         *,
         alpha: float,
         per_head: bool,
-        locality: Locality | None = None,
+        locality: LocalityBias | None = None,
         dropout: float,
         layer: str,
     ) -> None:
@@ -123,37 +129,43 @@ class ElevationAttention(nn.Module):
         self.alpha = nn.Parameter(torch.full((heads if per_head else 1,), alpha))
         self.proj_drop = SampleDropout(dropout, f"{layer}.proj")
         self.locality = locality
-        self.register_buffer("height_bits", to_bits(height_m), persistent=False)
+        self.register_buffer("height_bits", to_float32_bits(height_m), persistent=False)
 
     def forward(
-        self, x_BND: Tensor, seeds: Seeds = None, order_BN: Tensor | None = None, way: Way = RASTER
+        self,
+        x_BND: Tensor,
+        seeds: Seeds = None,
+        order_BN: Tensor | None = None,
+        geometry: TokenGeometry = RASTER_ORDER,
     ) -> Tensor:
-        """Row r of the result is the attention of token order[r], or of token r without an order."""
+        """Compute the attention; row r belongs to token order[r], or to token r without an order."""
         q, k, v = (split_heads(y, self.heads) for y in self.qkv(x_BND).chunk(3, -1))
-        height_BN = from_bits(self.height_bits).expand(x_BND.shape[0], -1)
-        if way.stored is not None:
-            height_BN = height_BN.gather(1, way.stored.long())
+        raster_index = geometry.raster_index
+        height_BN = from_float32_bits(self.height_bits).expand(x_BND.shape[0], -1)
+        if raster_index is not None:
+            height_BN = height_BN.gather(1, raster_index.long())
         biased = partial(elevation_attention, elevation=height_BN, alpha=self.alpha, order=order_BN)
-        y_BHNE = attend(self.locality, biased, q, k, v, way.stored, way)
+        y_BHNE = attend(self.locality, biased, q, k, v, raster_index, geometry)
         projected_BND: Tensor = self.proj_drop(self.proj(y_BHNE.transpose(1, 2).flatten(2)), seeds)
         return projected_BND
 
     def backend(self, device: torch.device, dtype: torch.dtype) -> str:
-        """What computes the attention on such a device, in words."""
-        return f"aqtopo_kernels ({backend_for(device)}) with elevation bias{folded_in(self.locality, dtype)}"
+        """Return the name of the implementation on a device, for logs."""
+        name = f"aqtopo_kernels ({backend_for(device)}) with elevation bias"
+        return f"{name}{locality_suffix(self.locality, dtype)}"
 
 
-def by_torch(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, scale: float | None) -> Tensor:
-    """PyTorch's attention, (B, H, N, E)."""
+def torch_attention(q_BHNE: Tensor, k_BHNE: Tensor, v_BHNE: Tensor, *, scale: float | None) -> Tensor:
+    """Compute PyTorch's attention, (B, H, N, E)."""
     return functional.scaled_dot_product_attention(q_BHNE, k_BHNE, v_BHNE, scale=scale)
 
 
-def folded_in(locality: Locality | None, dtype: torch.dtype) -> str:
-    """What a preference for what is near changes in the computation, in words."""
-    return "" if locality is None else f" and local bias, in {precision(dtype)}"
+def locality_suffix(locality: LocalityBias | None, dtype: torch.dtype) -> str:
+    """Return the suffix that describes the local bias in logs."""
+    return "" if locality is None else f" and local bias, in {bias_dtype(dtype)}"
 
 
 def split_heads(x_BND: Tensor, heads: int) -> Tensor:
-    """(B, H, N, E), a view."""
+    """Return the heads of x, (B, H, N, E), as a view."""
     B, N, D = x_BND.shape
     return x_BND.view(B, N, heads, D // heads).transpose(1, 2)

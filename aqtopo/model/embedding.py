@@ -1,9 +1,9 @@
-"""From fields to tokens: every variable's patch embedded, then weighed against the others by a learned query.
+"""Patch embedding and variable aggregation of ClimaX, collapsed into small matrices.
 
-ClimaX (Nguyen et al., 2023) makes a token of every variable and patch, (B, V, N, D), and lets a learned query
-attend over the V tokens of a patch. The query does not depend on the input and a token is affine in the
-pixels of its patch, so both steps collapse into small matrices, made once a forward, that act on the
-pixels. The parameters and the function are ClimaX's; the big tensor never exists.
+ClimaX (Nguyen et al., 2023) makes one token per variable and patch, (B, V, N, D), and aggregates the V tokens
+of a patch by attention with a learned query. The query does not depend on the input, and a token is affine in
+the pixels of its patch. Both steps therefore collapse into small matrices that are computed once per forward
+and act on the pixels. Parameters and function are ClimaX's; the (B, V, N, D) tensor is never allocated.
 
 Shapes: B batch, V variables, Y, X rows and columns of the grid, N tokens, Q pixels of a patch, D width, H
 heads of the aggregation, E = D / H.
@@ -15,10 +15,11 @@ from torch.nn import functional
 
 
 class TokenEmbedding(nn.Module):
-    """One linear patch projection a variable, stored like the kernels of V convolutions (ClimaX's names).
+    """Linear patch projections, one per variable, stored like V convolution kernels with ClimaX's names.
 
     Attributes:
-        by_sector: (S + 1, P, D) where the model embeds wind sectors and places along the wind, too.
+        by_sector: (S + 1, P, D) embedding of wind sector and scan position; only with
+            `model.sector_embedding`.
     """
 
     by_sector: nn.Parameter
@@ -30,7 +31,7 @@ class TokenEmbedding(nn.Module):
 
 
 class VariableAggregation(nn.Module):
-    """The parameters of the attention over variables, as in nn.MultiheadAttention."""
+    """Parameters of the attention over variables, named as in nn.MultiheadAttention."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class VariableAggregation(nn.Module):
 
 
 def patch_pixels(x_BVYX: Tensor, patch: int) -> Tensor:
-    """The pixels of each patch, (B, N, V, Q), patches and pixels in raster order."""
+    """Return the pixels of each patch, (B, N, V, Q), with patches and pixels in raster order."""
     B, V, Y, X = x_BVYX.shape
     tiles = x_BVYX.reshape(B, V, Y // patch, patch, X // patch, patch)
     return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, V, patch * patch)
@@ -54,43 +55,43 @@ def collapsed_embedding(
     var_query_11D: Tensor,
     var_agg: VariableAggregation,
 ) -> Tensor:
-    """Tokens (B, N, D) of the patches' pixels, aggregated over variables.
+    """Embed patches as tokens (B, N, D), aggregated over variables.
 
-    With a variable's token P_v x_v + c_v, the learned query q_h over sqrt(E), and the key, value and output
-    projections K_h, V_h, O_h: score_hv = q_h K_h (P_v x_v + c_v), and the result is
-    sum_hv softmax_v(score_h)_v O_h V_h (P_v x_v + c_v) + O b_V + b_O. The keys' bias shifts a head's scores
-    by the same number for all variables, so the softmax does not see it. Computed in at least float32.
+    P_v x_v + c_v is the token of variable v, q_h the learned query divided by sqrt(E), and K_h, V_h, O_h are
+    the key, value and output projections. Then score_hv = q_h K_h (P_v x_v + c_v), and the result is
+    sum_hv softmax_v(score_h)_v O_h V_h (P_v x_v + c_v) + O b_V + b_O. The keys' bias adds the same number to
+    all scores of a head, which the softmax cancels. Computed in at least float32.
     """
     dtype = var_query_11D.dtype
     compute = torch.promote_types(dtype, torch.float32)
-    # The constant c_v is the projection of one more pixel, whose value is 1.
+    # The constant c_v is the projection of an additional pixel of value 1.
     constant_VD = token_embeds.proj_biases.to(compute) + var_embed_1VD[0]
     affine_VDQ = torch.cat([token_embeds.proj_weights.flatten(2), constant_VD.unsqueeze(-1)], -1)
     pixels_BNVQ = functional.pad(x_BNVQ.to(compute), (0, 1), value=1.0)
     (B, N, V, _), H = pixels_BNVQ.shape, var_agg.heads
 
     score_BNHV = (pixels_BNVQ.flatten(2) @ _score_matrix(affine_VDQ, var_query_11D, var_agg)).view(B, N, H, V)
-    # Weights meet pixels first, then one matrix that holds P, V and O: 600 x 768 for 15 variables of 2 x 2
-    # pixels and 8 heads, which is less work than the output projection alone would be.
-    weighed_BNHVQ = score_BNHV.softmax(-1).unsqueeze(-1) * pixels_BNVQ.unsqueeze(2)
+    # Weight the pixels first, then apply one matrix that combines P, V and O. It is 600 x 768 for 15
+    # variables of 2 x 2 pixels and 8 heads, smaller than the output projection alone.
+    weighted_BNHVQ = score_BNHV.softmax(-1).unsqueeze(-1) * pixels_BNVQ.unsqueeze(2)
     matrix_RD, bias_D = _value_matrix(affine_VDQ, var_agg)
-    return functional.linear(weighed_BNHVQ.flatten(2), matrix_RD.T, bias_D).to(dtype)
+    return functional.linear(weighted_BNHVQ.flatten(2), matrix_RD.T, bias_D).to(dtype)
 
 
 def _score_matrix(affine_VDQ: Tensor, var_query_11D: Tensor, var_agg: VariableAggregation) -> Tensor:
-    """The matrix (V Q, H V) from pixels to scores: a variable's pixels move its own scores only."""
+    """Return the block-diagonal matrix (V Q, H V) from pixels to scores."""
     H, D = var_agg.heads, affine_VDQ.shape[1]
     query_weight_DD, key_weight_DD, _ = var_agg.in_proj_weight.to(affine_VDQ.dtype).chunk(3)
     query_bias_D = var_agg.in_proj_bias[:D].to(affine_VDQ.dtype)
     query_D = functional.linear(var_query_11D[0, 0].to(affine_VDQ.dtype), query_weight_DD, query_bias_D)
     query_HE = query_D.view(H, D // H) * (D // H) ** -0.5
-    seen_HD = torch.einsum("he,hed->hd", query_HE, key_weight_DD.view(H, D // H, D))
-    seen_HQV = torch.einsum("hd,vdq->hqv", seen_HD, affine_VDQ)
-    return torch.diag_embed(seen_HQV).permute(2, 1, 0, 3).flatten(2).flatten(0, 1)
+    projected_HD = torch.einsum("he,hed->hd", query_HE, key_weight_DD.view(H, D // H, D))
+    projected_HQV = torch.einsum("hd,vdq->hqv", projected_HD, affine_VDQ)
+    return torch.diag_embed(projected_HQV).permute(2, 1, 0, 3).flatten(2).flatten(0, 1)
 
 
 def _value_matrix(affine_VDQ: Tensor, var_agg: VariableAggregation) -> tuple[Tensor, Tensor]:
-    """The matrix (H V Q, D) from weighed pixels to tokens, and what the biases add."""
+    """Return the matrix (H V Q, D) from weighted pixels to tokens, and the bias (D,)."""
     H, D = var_agg.heads, affine_VDQ.shape[1]
     value_weight_DD = var_agg.in_proj_weight[2 * D :].to(affine_VDQ.dtype)
     value_bias_D = var_agg.in_proj_bias[2 * D :].to(affine_VDQ.dtype)

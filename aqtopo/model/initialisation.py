@@ -1,11 +1,11 @@
-"""First values of the weights: a pure function of a seed, scaled to the width of the model.
+"""Initial weights: a pure function of a seed, scaled to the width of the model.
 
-Variances are kept through every layer: Linear weights are uniform after Xavier; patch projections are normal
-with 1 / (pixels of a patch) as variance, so that a patch of normalised pixels makes tokens as large as the
-position embedding's. ClimaX takes 0.02 everywhere: about right for its own width of 1024, but in a narrow
-model it drowns the input in the position embedding. The head's last layer has ClimaX's 0.02, so that a run
-begins near the mean (with tendencies: near the present state). Biases 0, norms 1, the variables' query 0,
-variable and position embeddings sines and cosines, as in ClimaX.
+Each layer preserves the variance. Linear weights are Xavier uniform. Patch projections are normal with
+variance 1 / (pixels of a patch), so that tokens of normalised pixels are as large as the position embedding.
+ClimaX uses a standard deviation of 0.02 everywhere, which suits its width of 1024; in a narrow model the
+input is then much smaller than the position embedding. The head's last layer keeps 0.02, so that the first
+forecasts are near the mean (with tendencies: near the present state). As in ClimaX, biases and the variable
+query are 0, norms are 1, and the variable and position embeddings are sines and cosines.
 """
 
 import numpy as np
@@ -19,12 +19,12 @@ _LAST_LAYER_STD = 0.02
 
 
 def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> None:
-    """Gives every Linear, LayerNorm, patch projection and aggregation of the model its first values.
+    """Initialise every Linear, LayerNorm, patch projection and aggregation of the model.
 
     Args:
-        model: whose modules are filled, in the order of `model.modules()`.
-        last_layer: the Linear that gives the forecast.
-        seed: of all draws.
+        model: the model; its modules are initialised in the order of `model.modules()`.
+        last_layer: last Linear of the head.
+        seed: of the random generator.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -47,7 +47,7 @@ def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> No
 
 
 def sincos_1d(dim: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Sines, then cosines, of each position at dim / 2 frequencies from 1 down to 1/10000.
+    """Return sines, then cosines, of each position at dim / 2 frequencies from 1 down to 1/10000.
 
     Returns:
         (positions, dim).
@@ -59,7 +59,7 @@ def sincos_1d(dim: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def sincos_2d(dim: int, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """The position embedding of a grid: columns in its first half, rows in the second, as in ClimaX.
+    """Return the position embedding of a grid: columns in the first half, rows in the second, as in ClimaX.
 
     Returns:
         (rows x columns, dim), in raster order.

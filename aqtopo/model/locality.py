@@ -1,197 +1,166 @@
-"""Heads that begin near, or near the place their air came from: a Gaussian folded into queries and keys.
+"""Gaussian locality bias of attention, centred on the query or on its upwind departure point.
 
--|x_j - o_i|^2 / (2 s^2) = (o_i x_j - |x_j|^2 / 2 - |o_i|^2 / 2) / s^2 is an inner product of five numbers of
-the query and five of the key. So any attention has this bias that takes wider heads: nothing is N x N, and
-no kernel is new. The five hold distances of thousands of km that all but cancel, hence float32 at least,
-whatever the model computes in. Then scores are off by 1e-4 in the mean and 1e-3 at most where patches of half
-a degree cover China (`tests/model/test_locality.py`); the error grows as (extent / s)^2.
+The bias is folded into wider queries and keys: -|x_j - o_i|^2 / (2 s^2) =
+(o_i x_j - |x_j|^2 / 2 - |o_i|^2 / 2) / s^2 is an inner product of five numbers of the query and five of the
+key. Any attention that accepts wider heads therefore computes it in O(N) memory, without a new kernel. The
+five numbers are distances of thousands of km that nearly cancel, so they need at least float32 in a model of
+any dtype. For half-degree patches over China the scores then have a mean error of 1e-4 and a maximum error of
+1e-3 (`tests/model/test_locality.py`); the error grows as (extent / s)^2.
 
 Shapes: B batch, H heads, h heads with the bias, N tokens, E head width, C columns.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aqtopo.model.bits import from_bits, to_bits
-from aqtopo.model.terrain import Terrain
-from aqtopo.model.way import Way
-
-FloatArray = npt.NDArray[np.floating[Any]]
-
-EARTH_RADIUS_KM = 6371.0
+from aqtopo.model.geometry import PatchCentres, TokenGeometry, from_float32_bits, to_float32_bits
 
 KM_A_DAY = 86.4
-"""How far a wind of 1 m s-1 carries the air [km d-1]."""
+"""Distance that a wind of 1 m s-1 carries the air in a day [km]."""
 
 LONGEST_TRAVEL = 1.0
-"""First value of the last head's travel time [d]; the first head's is 0, the others' lie evenly between."""
+"""Initial travel time of the last head [d]; the first head starts at 0, the others are evenly spaced."""
 
-NARROWEST, WIDENING, REACH = 0.75, 0.75, 2.25
-"""First widths, in distances of neighbouring patches: the first head's, and how much wider the last head's is
-where air is carried, and where not."""
+NARROWEST, EXTRA_WIDTH_UPWIND, EXTRA_WIDTH_CENTRED = 0.75, 0.75, 2.25
+"""Initial Gaussian widths, in mean distances of neighbouring patches: the width of the first head, and the
+width added up to the last head with and without a departure point upwind."""
 
-MORE_COLUMNS = 16
-"""By how much heads become wider: Triton's kernels take multiples of 16."""
+EXTRA_COLUMNS = 16
+"""Columns added to each head: Triton's kernels take multiples of 16."""
 
 
 class Attention(Protocol):
-    """Attention over (B, H, N, any width), with a factor on q k; None for one over the root of the width."""
+    """Attention over (B, H, N, any width) with a factor on q k; None for one over the root of the width."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, /, *, scale: float | None) -> Tensor:
-        """The rows (B, H, N, width)."""
+        """Return the attention (B, H, N, width)."""
 
 
-@dataclass(frozen=True, eq=False)
-class Places:
-    """Middles of the patches on the sphere, in axes fixed to the Earth, raster order.
+class LocalityBias(nn.Module):
+    """Gaussian bias of a head's scores, centred on the query or on its upwind departure point.
 
-    Attributes:
-        km: (N, 3), less their mean: a smaller number loses fewer digits [km].
-        axes: (2, N, 3) unit vectors to the east and north there.
-        spacing_km: mean distance of a patch to its nearest neighbour; infinite if it has none.
-    """
-
-    km: FloatArray
-    axes: FloatArray
-    spacing_km: float
-
-    @classmethod
-    def of(cls, terrain: Terrain, patch: int) -> "Places":
-        """Those of a grid's patches."""
-        degrees = (terrain.latitude, terrain.longitude)
-        middles = (np.radians(axis.astype(np.float64)).reshape(-1, patch).mean(1) for axis in degrees)
-        latitude, longitude = (angle.ravel() for angle in np.meshgrid(*middles, indexing="ij"))
-        sin, cos, sin_x, cos_x = np.sin(latitude), np.cos(latitude), np.sin(longitude), np.cos(longitude)
-        km = EARTH_RADIUS_KM * np.stack([cos * cos_x, cos * sin_x, sin], -1)
-        east = np.stack([-sin_x, cos_x, np.zeros_like(sin)], -1)
-        north = np.stack([-sin * cos_x, -sin * sin_x, cos], -1)
-        return cls(km - km.mean(0), np.stack([east, north]), _spacing_km(km))
-
-
-def _spacing_km(places_km_N3: FloatArray) -> float:
-    from scipy.spatial import KDTree  # takes half a second, and few models need it
-
-    nearest_N1, _ = KDTree(places_km_N3).query(places_km_N3, k=[2])  # the first is the place itself
-    return float(np.mean(nearest_N1))
-
-
-class Locality(nn.Module):
-    """A preference for what is near, or near the place from which the air has come: a Gaussian a head.
-
-    score_ij gets -|x_j - (x_i - travel_h w_i)|^2 / (2 width_h^2), along the chord; w_i is the wind. The
-    semi-Lagrangian schemes of weather models look up the air in the same place, the departure point
-    (Staniforth and Cote 1991, Mon. Weather Rev. 119, 2206).
+    score_ij gets -|x_j - (x_i - travel_h w_i)|^2 / (2 width_h^2), with chord distances and the wind w_i.
+    x_i - travel_h w_i is the departure point of semi-Lagrangian advection schemes (Staniforth and Cote 1991,
+    Mon. Weather Rev. 119, 2206).
 
     Args:
-        heads: h, how many have it: the first ones.
-        free: how many further heads have not.
-        places: of the tokens.
-        carried: whether heads look upwind; otherwise around themselves.
+        heads: h, the number of heads with the bias; they come first.
+        unbiased_heads: number of heads without the bias; they come last.
+        centres: of the patches.
+        upwind: centre the bias on the departure point; otherwise on the query.
 
     Attributes:
-        log_reach: (h,) natural logarithm of the Gaussian's width, in distances of neighbouring patches.
-        travel: (h,) how long the air was on its way [d]; None where nothing is carried.
+        log_reach: (h,) natural logarithm of the Gaussian's width, in mean distances of neighbouring patches.
+        travel: (h,) travel time of the air [d]; None without `upwind`.
     """
 
-    place_bits: Tensor  # (N, 3) int32
+    centre_bits: Tensor  # (N, 3) int32
     axes_bits: Tensor  # (2, N, 3) int32
 
-    def __init__(self, heads: int, free: int, places: Places, *, carried: bool) -> None:
+    def __init__(self, heads: int, unbiased_heads: int, centres: PatchCentres, *, upwind: bool) -> None:
         super().__init__()
-        self.free, self.spacing_km = free, places.spacing_km
-        self.register_buffer("place_bits", to_bits(places.km), persistent=False)
-        self.register_buffer("axes_bits", to_bits(places.axes), persistent=False)
+        self.unbiased_heads, self.spacing_km = unbiased_heads, centres.spacing_km
+        self.register_buffer("centre_bits", to_float32_bits(centres.km), persistent=False)
+        self.register_buffer("axes_bits", to_float32_bits(centres.axes), persistent=False)
         travel = torch.linspace(0.0, LONGEST_TRAVEL, heads)
-        # Where the air was is the less certain, the longer ago; without wind, heads differ in their reach.
-        self.log_reach = nn.Parameter(torch.log(NARROWEST + (WIDENING if carried else REACH) * travel))
-        self.travel = nn.Parameter(travel) if carried else None
+        # The departure point is less certain after a longer travel time. Without it the heads differ in width
+        # alone, so they span a larger range.
+        extra_width = EXTRA_WIDTH_UPWIND if upwind else EXTRA_WIDTH_CENTRED
+        self.log_reach = nn.Parameter(torch.log(NARROWEST + extra_width * travel))
+        self.travel = nn.Parameter(travel) if upwind else None
 
     def attend(
-        self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, rows_BN: Tensor | None, way: Way
+        self,
+        attention: Attention,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        query_index_BN: Tensor | None,
+        geometry: TokenGeometry,
     ) -> Tensor:
-        """Attention (B, H, N, E) with the bias, by one without it; in float32 at least, given in q's dtype.
+        """Compute attention with the bias, (B, H, N, E) in q's dtype, in at least float32.
 
         Args:
-            attention: gives each query its row, in whatever order.
+            attention: attention without the bias; it may return its rows in another order.
             q: queries (B, H, N, E).
-            k: keys, likewise.
-            v: values, likewise.
-            rows_BN: raster index of each query; None for raster order.
-            way: where the keys are, and the wind.
+            k: keys (B, H, N, E).
+            v: values (B, H, N, E).
+            query_index_BN: raster index of each query; None for raster order.
+            geometry: map position of the keys, and the wind.
         """
-        E, dtype = q.shape[-1], precision(q.dtype)
+        E, dtype = q.shape[-1], bias_dtype(q.dtype)
         with _without_autocast(q.device):
-            of_queries, of_keys = self.columns(rows_BN, way, dtype)
-            wide_q, wide_k = _widened(q, of_queries * E**0.5), _widened(k, of_keys)
-            wide_v = functional.pad(v.to(dtype), (0, MORE_COLUMNS))
+            query_columns, key_columns = self.columns(query_index_BN, geometry, dtype)
+            wide_q, wide_k = _widened(q, query_columns * E**0.5), _widened(k, key_columns)
+            wide_v = functional.pad(v.to(dtype), (0, EXTRA_COLUMNS))
             return attention(wide_q, wide_k, wide_v, scale=E**-0.5)[..., :E].to(q.dtype)
 
-    def columns(self, rows_BN: Tensor | None, way: Way, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Factors of the bias: of queries (B or 1, H, N, C) and of keys (B or 1, 1, N, C)."""
-        place_11N3 = from_bits(self.place_bits).to(dtype)[None, None]
-        square_11N1 = place_11N3.square().sum(-1, keepdim=True)
-        key_11NC = torch.cat([place_11N3, -0.5 * square_11N1, torch.ones_like(square_11N1)], -1)
+    def columns(
+        self, query_index_BN: Tensor | None, geometry: TokenGeometry, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Return the factors of the bias: of queries (B or 1, H, N, C) and of keys (B or 1, 1, N, C)."""
+        centre_11N3 = from_float32_bits(self.centre_bits).to(dtype)[None, None]
+        square_11N1 = centre_11N3.square().sum(-1, keepdim=True)
+        key_11NC = torch.cat([centre_11N3, -0.5 * square_11N1, torch.ones_like(square_11N1)], -1)
 
-        origin_BhN3 = self._origins(place_11N3, way)
+        origin_BhN3 = self._bias_centres(centre_11N3, geometry)
         precision_h11 = (torch.exp(-2.0 * self.log_reach.to(dtype)) / self.spacing_km**2).view(-1, 1, 1)
         square_BhN1 = origin_BhN3.square().sum(-1, keepdim=True)
         query_BhNC = torch.cat([origin_BhN3, torch.ones_like(square_BhN1), -0.5 * square_BhN1], -1)
-        # The heads that come last: (left, right, top, bottom, front, back) of the last three dimensions.
-        query_BHNC = functional.pad(precision_h11 * query_BhNC, (0, 0, 0, 0, 0, self.free))
-        return _looked_up(query_BHNC, rows_BN), _looked_up(key_11NC, way.stored)
+        # The third pair pads the head axis at its end with the heads without the bias.
+        query_BHNC = functional.pad(precision_h11 * query_BhNC, (0, 0, 0, 0, 0, self.unbiased_heads))
+        return _gather_tokens(query_BHNC, query_index_BN), _gather_tokens(key_11NC, geometry.raster_index)
 
-    def _origins(self, place_11N3: Tensor, way: Way) -> Tensor:
-        """(B or 1, h, N, 3) where the air at each token was, or the token itself [km]."""
+    def _bias_centres(self, centre_11N3: Tensor, geometry: TokenGeometry) -> Tensor:
+        """Return the centres of the bias for each token, (B or 1, h, N, 3) [km]."""
         if self.travel is None:
-            return place_11N3.expand(-1, len(self.log_reach), -1, -1)
-        assert way.wind is not None, "the model gives every block the wind"
-        dtype = place_11N3.dtype
-        velocity_BN3 = torch.einsum("ban,anc->bnc", way.wind.to(dtype), from_bits(self.axes_bits).to(dtype))
-        return place_11N3 - self.travel.to(dtype).view(-1, 1, 1) * (KM_A_DAY * velocity_BN3)[:, None]
+            return centre_11N3.expand(-1, len(self.log_reach), -1, -1)
+        assert geometry.patch_wind is not None, "the model passes the wind to every block"
+        dtype = centre_11N3.dtype
+        wind_B2N, axes_2N3 = geometry.patch_wind.to(dtype), from_float32_bits(self.axes_bits).to(dtype)
+        velocity_BN3 = torch.einsum("ban,anc->bnc", wind_B2N, axes_2N3)
+        return centre_11N3 - self.travel.to(dtype).view(-1, 1, 1) * (KM_A_DAY * velocity_BN3)[:, None]
 
 
-def precision(dtype: torch.dtype) -> torch.dtype:
-    """What attention with the bias is computed in, in a model of this dtype."""
+def bias_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of attention with the locality bias, in a model of `dtype`."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def attend(
-    locality: Locality | None,
+    locality: LocalityBias | None,
     attention: Attention,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rows_BN: Tensor | None,
-    way: Way,
+    query_index_BN: Tensor | None,
+    geometry: TokenGeometry,
 ) -> Tensor:
-    """`Locality.attend` where there is one; otherwise the attention as it is."""
+    """Compute the attention, with the locality bias if there is one; see `LocalityBias.attend`."""
     if locality is None:
         return attention(q, k, v, scale=None)
-    return locality.attend(attention, q, k, v, rows_BN, way)
+    return locality.attend(attention, q, k, v, query_index_BN, geometry)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Keeps torch.autocast from rounding the places; the meta device has neither."""
+    """Turn torch.autocast off, which would round the positions; it does not support the meta device."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def _widened(x_BHNE: Tensor, columns: Tensor) -> Tensor:
-    """(B, H, N, E + 16) in the columns' dtype: x, the columns, zeros."""
+    """Return x, the columns and zeros side by side, (B, H, N, E + 16), in the dtype of the columns."""
     given = columns.expand(*x_BHNE.shape[:-1], -1)
     return functional.pad(
-        torch.cat([x_BHNE.to(columns.dtype), given], -1), (0, MORE_COLUMNS - columns.shape[-1])
+        torch.cat([x_BHNE.to(columns.dtype), given], -1), (0, EXTRA_COLUMNS - columns.shape[-1])
     )
 
 
-def _looked_up(x_BHNC: Tensor, index_BN: Tensor | None) -> Tensor:
-    """(B, H, N, C) for the tokens with these raster indices."""
+def _gather_tokens(x_BHNC: Tensor, index_BN: Tensor | None) -> Tensor:
+    """Return the rows of x for tokens with these raster indices, (B, H, N, C)."""
     if index_BN is None:
         return x_BHNC
     _, H, _, C = x_BHNC.shape

@@ -1,11 +1,12 @@
-"""The air-quality transformer, assembled.
+"""Air-quality vision transformer.
 
-The way of a token: embedded in raster order; + the position embedding of its scan position (+ lead time, in
-encoder mode); block 0 with the elevation bias reads it there and writes it in wind order, where it stays
-for all further blocks; norm; (+ lead time, in decoder mode) head; back to raster order; pixels.
+Data flow: patches are embedded in raster order; each token gets the position embedding of its scan position
+(and in encoder mode the lead-time embedding); block 0 reads tokens in raster order and writes them in wind
+order, which the other blocks keep; layer norm; in decoder mode the lead-time embedding; head; tokens return
+to raster order and become pixels.
 
-Position embeddings belong to scan positions, everything else travels with its patch: that is how the order
-acts, for attention itself does not see it.
+The position embedding belongs to the scan position and all other features to the patch. The order acts
+through this embedding alone, because attention is equivariant to permutations of its tokens.
 
 Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells, N tokens, D width.
 """
@@ -23,41 +24,35 @@ from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.barriers import unit_ways, upwindness
-from aqtopo.model.blocks import make_block, pair_rises_km
-from aqtopo.model.dense_attention import PairAttention
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
+from aqtopo.model.geometry import RASTER_ORDER, PatchCentres, Terrain, TokenGeometry, patch_mean_wind
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
-from aqtopo.model.locality import Places
-from aqtopo.model.terrain import Terrain
-from aqtopo.model.way import RASTER, Way, patch_winds
-from aqtopo.model.wind import WindOrder
+from aqtopo.model.transformer_block import make_block
+from aqtopo.model.wind_order import WindOrder
 from aqtopo_kernels import wind_scatter
 
 HOURS_PER_LEAD_UNIT = 100.0
-"""ClimaX feeds lead times in units of 100 hours."""
+"""Unit of the lead times that the embedding takes [h], as in ClimaX."""
 
 
 class AirQualityViT(nn.Module):
-    """Forecasts C pollutants at K horizons from V fields at one time.
+    """Transformer that forecasts C pollutants at K horizons from V fields at one time.
 
-    State-dict names and shapes are ClimaX's. Tables (orders, heights) are buffers outside of the state
-    dict, since they follow from the configuration and the terrain.
+    State-dict names and shapes are ClimaX's. Tables (orders, heights) follow from the configuration and the
+    terrain, so they are buffers outside of the state dict.
 
     Args:
         config: the `model` part of a run's configuration.
-        terrain: heights [m] and coordinates of the grid.
+        terrain: elevation [m] and coordinates of the grid.
         variables: V.
         targets: C.
-        present: for a tendency, where each target is among the input variables.
-        seed: of the first weights.
+        present: index of each target among the input variables, if the model predicts tendencies.
+        seed: of the initial weights.
 
     Raises:
-        ValueError: the grid cannot be cut into the configured patches and regions.
+        ValueError: the grid is not a multiple of the configured patches and regions.
     """
-
-    ways: Tensor | None  # (2, N, N)
 
     def __init__(
         self,
@@ -89,43 +84,42 @@ class AirQualityViT(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, len(height_m), config.dim))
         self.lead_time_embed = nn.Linear(1, config.dim)
         self.pos_drop = SampleDropout(config.dropout, "tokens")
-        rises_km = pair_rises_km(config, height_m, self.patch_grid)
-        places = Places.of(terrain, config.patch) if config.local_bias else None
+        centres = PatchCentres.from_terrain(terrain, config.patch) if config.local_bias else None
         self.blocks = nn.ModuleList(
-            make_block(config, index, height_m, rises_km, places) for index in range(config.depth)
+            make_block(config, index, height_m, centres) for index in range(config.depth)
         )
-        self.register_buffer("ways", _ways(config, terrain, self.patch_grid), persistent=False)
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
         self._initialise(seed)
 
     def forward(self, inputs: Tensor, wind: Tensor, lead_hours: Tensor, seeds: Seeds = None) -> Tensor:
-        """The forecast.
+        """Compute the forecast.
 
         Args:
             inputs: (B, V, Y, X), normalised.
-            wind: (B, 2, Y, X), eastward and northward wind in m/s, not normalised.
-            lead_hours: (B, K), lead times in hours. In encoder mode the blocks run once a horizon.
-            seeds: one a sample (see `sample_seed`); needed in training only.
+            wind: (B, 2, Y, X), eastward and northward wind [m s-1], not normalised.
+            lead_hours: (B, K), lead times [h]. In encoder mode the blocks run once per horizon.
+            seeds: one seed per sample (see `sample_seed`); needed only in training.
 
         Returns:
             (B, K, C, Y, X), normalised.
 
         Raises:
-            ValueError: a shape does not fit the model, or dropout lacks its seeds.
+            ValueError: a shape does not match the model, or dropout has no seeds.
         """
         self._check_shapes(inputs, wind, lead_hours)
         order_BN = None if self.wind_order is None else self.wind_order(wind)
-        way = self._way(wind)
+        geometry = self._token_geometry(wind)
         x_BND = self.embed(inputs) + self._position_embedding(order_BN, wind)
         lead_BKD = self.embed_lead_time(lead_hours)
         if self.config.lead_time == "encoder":
             passes = (
-                self.encode(x_BND + lead_BD[:, None], seeds, order_BN, way) for lead_BD in lead_BKD.unbind(1)
+                self.encode(x_BND + lead_BD[:, None], seeds, order_BN, geometry)
+                for lead_BD in lead_BKD.unbind(1)
             )
             pixels_BKNR = torch.stack([self.head(encoded_BND) for encoded_BND in passes], 1)
         else:
-            encoded_BND = self.encode(x_BND, seeds, order_BN, way)
+            encoded_BND = self.encode(x_BND, seeds, order_BN, geometry)
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
         forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
         if self.config.prediction == "tendency":
@@ -133,14 +127,14 @@ class AirQualityViT(nn.Module):
         return forecast
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Tokens (B, N, D) of the fields (B, V, Y, X), in raster order."""
+        """Embed the fields (B, V, Y, X) as tokens (B, N, D) in raster order."""
         pixels_BNVQ = patch_pixels(inputs, self.config.patch)
         return collapsed_embedding(
             pixels_BNVQ, self.token_embeds, self.var_embed, self.var_query, self.var_agg
         )
 
     def embed_lead_time(self, lead_hours: Tensor) -> Tensor:
-        """Embedding (B, K, D) of the lead times (B, K) [h]."""
+        """Embed the lead times (B, K) [h] as (B, K, D)."""
         lead_BK1 = (lead_hours / HOURS_PER_LEAD_UNIT).to(self.lead_time_embed.weight.dtype).unsqueeze(-1)
         lead_BKD: Tensor = self.lead_time_embed(lead_BK1)
         return lead_BKD
@@ -150,23 +144,22 @@ class AirQualityViT(nn.Module):
         x_BND: Tensor,
         seeds: Seeds = None,
         order_BN: Tensor | None = None,
-        way: Way = RASTER,
+        geometry: TokenGeometry = RASTER_ORDER,
     ) -> Tensor:
-        """All blocks: tokens in raster order in, encoded tokens in the given order (or raster) out."""
+        """Run all blocks on tokens in raster order; return them in the given order (raster without one)."""
         x_BND = self.pos_drop(x_BND, seeds)
         first, *others = self.blocks
-        x_BND = self._run(first, x_BND, seeds, order_BN, way)
+        x_BND = self._run(first, x_BND, seeds, order_BN, geometry)
+        reordered = replace(geometry, raster_index=order_BN)
         for block in others:
-            x_BND = self._run(block, x_BND, seeds, None, replace(way, stored=order_BN))
+            x_BND = self._run(block, x_BND, seeds, None, reordered)
         normed_BND: Tensor = self.norm(x_BND)
         return normed_BND
 
     def attention_backends(self, device: torch.device) -> str:
-        """What computes the attention of each block on such a device, in words."""
+        """Return the attention implementation of each block on a device, for logs."""
         attentions = [
-            module
-            for module in self.modules()
-            if isinstance(module, SelfAttention | ElevationAttention | PairAttention)
+            module for module in self.modules() if isinstance(module, SelfAttention | ElevationAttention)
         ]
         names = [attention.backend(device, self.var_query.dtype) for attention in attentions]
         runs = [(name, [index for index, _ in run]) for name, run in groupby(enumerate(names), itemgetter(1))]
@@ -176,39 +169,44 @@ class AirQualityViT(nn.Module):
         )
 
     def unpatchify(self, pixels_BKNR: Tensor) -> Tensor:
-        """Fields (B, K, C, Y, X) of the head's R = p p C outputs a token, pixels first, channels last."""
+        """Rearrange the head's R = p p C outputs per token, channels last, into fields (B, K, C, Y, X)."""
         (rows, columns), p = self.patch_grid, self.config.patch
         tiles = pixels_BKNR.reshape(*pixels_BKNR.shape[:2], rows, columns, p, p, self.targets)
         return tiles.permute(0, 1, 6, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
 
-    def _way(self, wind: Tensor) -> Way:
-        """How the tokens lie to the wind, in raster order, if a block asks for it."""
-        if not self.config.upwind_bias and self.config.local_bias != "origin":
-            return RASTER
-        wind_B2N = patch_winds(wind, self.config.patch)
-        return Way(upwind=None if self.ways is None else upwindness(wind_B2N, self.ways), wind=wind_B2N)
+    def _token_geometry(self, wind: Tensor) -> TokenGeometry:
+        """Return the geometry of tokens in raster order, with the wind if the local bias uses it."""
+        if self.config.local_bias != "origin":
+            return RASTER_ORDER
+        return TokenGeometry(patch_wind=patch_mean_wind(wind, self.config.patch))
 
     def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
-        """Each token's position embedding, in raster order: that of the scan position it will go to.
+        """Return the embedding of each token's scan position, with tokens in raster order.
 
-        With `sector_embedding` that of its place on the map, and of its sector and place along the wind.
+        With `sector_embedding`: the sum of the embedding of the token's map position and that of its wind
+        sector and scan position.
         """
         if order_BN is None:
             return self.pos_embed
         if self.config.sector_embedding:
             assert self.wind_order is not None
-            by_place_BND = self.token_embeds.by_sector[self.wind_order.sector(wind).long()].flatten(1, 2)
-            return self.pos_embed + wind_scatter(by_place_BND, order_BN)
+            sector_embed_BND = self.token_embeds.by_sector[self.wind_order.sector(wind).long()].flatten(1, 2)
+            return self.pos_embed + wind_scatter(sector_embed_BND, order_BN)
         return wind_scatter(self.pos_embed.expand(order_BN.shape[0], -1, -1), order_BN)
 
     def _run(
-        self, block: nn.Module, x_BND: Tensor, seeds: Seeds, order_BN: Tensor | None, way: Way
+        self,
+        block: nn.Module,
+        x_BND: Tensor,
+        seeds: Seeds,
+        order_BN: Tensor | None,
+        geometry: TokenGeometry,
     ) -> Tensor:
         run: Callable[..., Tensor] = block
         if self.config.gradient_checkpointing and self.training and torch.is_grad_enabled():
-            # No global random state to keep: masks are functions of the seeds.
+            # Masks are functions of the seeds, so there is no global random state to preserve.
             run = partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
-        return run(x_BND, seeds, order_BN, way)
+        return run(x_BND, seeds, order_BN, geometry)
 
     def _check_shapes(self, inputs: Tensor, wind: Tensor, lead_hours: Tensor) -> None:
         batch = len(inputs)
@@ -233,16 +231,16 @@ class AirQualityViT(nn.Module):
 
 
 def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
-    """The model of a run, with its first weights: the same for every process, from `training.seed`.
+    """Build the model of a run with initial weights from `training.seed`, equal on every rank.
 
     Raises:
-        ValueError: the terrain is not that of the configured grid.
+        ValueError: the terrain's grid differs from the configured grid.
     """
     if terrain.elevation_m.shape != tuple(config.data.grid):
         rows, columns = terrain.elevation_m.shape
         raise ValueError(
             f"data.grid is {config.data.grid[0]} x {config.data.grid[1]}, but the terrain has {rows} x "
-            f"{columns} cells; set data.grid to the store's."
+            f"{columns} cells; set data.grid to the store's grid."
         )
     variables, targets = config.data.variables, config.data.targets
     tendency = config.model.prediction == "tendency"
@@ -267,13 +265,6 @@ def _wind_order(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, in
     )
 
 
-def _ways(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) -> Tensor | None:
-    """(2, N, N) from `unit_ways` where the wind acts on attention; N x N is not made in vain."""
-    if not config.upwind_bias:
-        return None
-    return torch.as_tensor(unit_ways(patch_grid, latitude_ascending=terrain.latitude_ascending))
-
-
 def _head(config: ModelConfig, targets: int) -> nn.Sequential:
     hidden = [
         layer for _ in range(config.decoder_depth) for layer in (nn.Linear(config.dim, config.dim), nn.GELU())
@@ -282,7 +273,7 @@ def _head(config: ModelConfig, targets: int) -> nn.Sequential:
 
 
 def _to_raster(pixels_BKNR: Tensor, order_BN: Tensor | None) -> Tensor:
-    """Undoes the order of the tokens, all horizons at once."""
+    """Return the tokens of all horizons to raster order."""
     if order_BN is None:
         return pixels_BKNR
     B, K, N, R = pixels_BKNR.shape

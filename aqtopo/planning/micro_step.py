@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from aqtopo.config import RunConfig
 from aqtopo.model import AirQualityViT
 from aqtopo.model.dropout import SampleDropout
-from aqtopo.model.locality import MORE_COLUMNS
+from aqtopo.model.locality import EXTRA_COLUMNS
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _OTHER_PARTS = "embedding and final norm"
@@ -213,7 +213,7 @@ def count_flop(model: AirQualityViT, config: RunConfig) -> MicroStepFlop:
     head = counts.get(f"{kind}.head", 0)
     settings, scores = config.model, 4 * config.micro_batch * config.tokens**2
     local = len(settings.bias_blocks) if settings.local_bias else 0
-    in_float32 = scores * (settings.dim + settings.heads * MORE_COLUMNS) * local
+    in_float32 = scores * (settings.dim + settings.heads * EXTRA_COLUMNS) * local
     attention = scores * settings.dim * (settings.depth - local) + in_float32
     products = {"embedding": total - blocks - head, "blocks": blocks, "head": head}
     return MicroStepFlop(products, attention, in_float32, settings.gradient_checkpointing)

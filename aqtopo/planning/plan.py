@@ -9,7 +9,6 @@ import torch
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import SampleTable, StepPlan, calendar_times, sample_table
-from aqtopo.data.store import open_store
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
 from aqtopo.planning.zero import StateBytes, reduction_bytes, state_bytes, workspace_bytes
@@ -168,7 +167,12 @@ def make_calendar(config: RunConfig) -> Calendar:
     from_store = Path(config.data.store).exists()
     data = config.data
     all_years = (*data.train_years, *data.validation_years, *data.test_years)
-    times = open_store(data.store).times if from_store else calendar_times(all_years)
+    if from_store:
+        from aqtopo.data.store import open_store  # loads pandas, xarray and zarr
+
+        times = open_store(data.store).times
+    else:
+        times = calendar_times(all_years)
     tables = {split: sample_table(config, times, split) for split in ("train", "validation", "test")}
     return Calendar(
         from_store,

@@ -19,9 +19,7 @@ from aqtopo.data.store import Store
 from aqtopo.inference.forecast import forecast
 from aqtopo.inference.load import LoadedRun
 from aqtopo.model.attention import ElevationAttention, SelfAttention
-from aqtopo.model.bits import from_bits
-from aqtopo.model.dense_attention import PairAttention
-from aqtopo.model.way import Way
+from aqtopo.model.geometry import TokenGeometry, from_float32_bits
 from aqtopo.report.base_map import CITIES, Canvas
 from aqtopo.report.forecast_maps import ForecastCase, MapImage
 from aqtopo.report.images import Scale, concentration_scale, difference_scale
@@ -105,7 +103,7 @@ def _token(row: int, column: int, store: Store, patch: int) -> int:
 
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Attention = SelfAttention | ElevationAttention | PairAttention
+Attention = SelfAttention | ElevationAttention
 
 
 @dataclass(frozen=True)
@@ -114,11 +112,11 @@ class AttentionInput:
 
     Attributes:
         tokens: (N, D) in raster order.
-        way: geometry of the tokens relative to the wind.
+        geometry: geometry of the tokens relative to the wind.
     """
 
     tokens: Tensor
-    way: Way
+    geometry: TokenGeometry
 
 
 @dataclass(frozen=True)
@@ -172,27 +170,25 @@ def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Ten
         q_HE = q_ND[token].view(attention.heads, -1)
         k_NHE = k_ND.view(len(k_ND), attention.heads, -1)
         scores_HN = torch.einsum("he,nhe->hn", q_HE, k_NHE) / q_HE.shape[-1] ** 0.5
-        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.way)]).softmax(-1)
+        return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.geometry)]).softmax(-1)
 
 
-def bias_row(attention: Attention, token: int, way: Way) -> Tensor:
+def bias_row(attention: Attention, token: int, geometry: TokenGeometry) -> Tensor:
     """Return the bias (H, N) of the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
-        if isinstance(attention, PairAttention):
-            parts.append(attention.bias(None, way)[0, :, token].float())
-        elif isinstance(attention, ElevationAttention):
+        if isinstance(attention, ElevationAttention):
             parts.append(-attention.alpha.float()[:, None] * _rises_km(attention, token))
         if attention.locality is not None:
-            of_queries, of_keys = attention.locality.columns(None, way, torch.float32)
-            parts.append(torch.einsum("hc,nc->hn", of_queries[0, :, token], of_keys[0, 0]))
+            query_columns, key_columns = attention.locality.columns(None, geometry, torch.float32)
+            parts.append(torch.einsum("hc,nc->hn", query_columns[0, :, token], key_columns[0, 0]))
     first, *others = parts
     return sum(others, first).expand(attention.heads, -1)
 
 
 def _rises_km(attention: ElevationAttention, token: int) -> Tensor:
     """Return the rise (N,) from the token to each key [km], 0 for lower keys, in raster order."""
-    height_N = from_bits(attention.height_bits)
+    height_N = from_float32_bits(attention.height_bits)
     return torch.clamp(height_N - height_N[token], min=0.0) / 1000.0
 
 
@@ -246,9 +242,9 @@ def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetim
         forecast(run, init_time)
     finally:
         hook.remove()
-    x_BND, _, _, way = seen[0]
-    assert way.stored is None, "block 0 reads its tokens in raster order"
-    return AttentionInput(x_BND[0], way)
+    x_BND, _, _, geometry = seen[0]
+    assert geometry.raster_index is None, "block 0 reads its tokens in raster order"
+    return AttentionInput(x_BND[0], geometry)
 
 
 def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
@@ -278,7 +274,7 @@ def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> np
 
 def _in_words(settings: ModelConfig) -> str:
     """Description of `weakened_tokens`."""
-    if settings.dense_options or settings.local_bias:
+    if settings.local_bias:
         return "places that the bias weakens"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
 

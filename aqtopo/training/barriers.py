@@ -9,7 +9,6 @@ from aqtopo.model.attention import ALPHA
 HOURS_A_DAY = 24.0
 
 PREFERENCES: dict[str, tuple[str, Callable[[float], float]]] = {
-    ".attn.upwind": ("upwind", float),
     ".attn.locality.travel": ("travel [h]", HOURS_A_DAY.__mul__),
     ".attn.locality.log_reach": ("width [patches]", math.exp),
 }

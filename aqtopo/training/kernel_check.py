@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from aqtopo.model.locality import MORE_COLUMNS
+from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo_kernels import elevation_attention, wind_gather
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from aqtopo_kernels.wind_gather.reference import wind_gather_reference
@@ -31,7 +31,7 @@ def kernel_problem(heads: int, head_dim: int, device: torch.device) -> str | Non
         errors = _errors(heads, head_dim, device)
     except ValueError as refused:  # what would end this rank alone, while the others wait for it
         return (
-            f"heads of {head_dim} columns (model.dim / model.heads; with model.local_bias {MORE_COLUMNS} "
+            f"heads of {head_dim} columns (model.dim / model.heads; with model.local_bias {EXTRA_COLUMNS} "
             f"more) cannot be computed on {device}: {refused}"
         )
     if all(error <= TOLERANCE for error in errors):  # a NaN is not

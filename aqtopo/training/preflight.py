@@ -21,8 +21,8 @@ import torch
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.data.stage import NodeCopy
 from aqtopo.model import Terrain
-from aqtopo.model.blocks import kernel_head_widths
-from aqtopo.model.wind import sector_order_table
+from aqtopo.model.transformer_block import kernel_head_widths
+from aqtopo.model.wind_order import sector_order_table
 from aqtopo.training import distributed
 from aqtopo.training.distributed import abridged
 from aqtopo.training.kernel_check import kernel_problem

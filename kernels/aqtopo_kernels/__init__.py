@@ -1,8 +1,8 @@
-"""The operations aqtopo adds to a vision transformer: elevation attention, the wind order and its gather.
+"""Operators that aqtopo adds to a vision transformer: elevation attention, wind order and wind gather.
 
-One folder an operation: `reference.py` is the formula in plain PyTorch, `op.py` what callers use, `cpu.py`
-and `kernel.py` (launched by `launch.py`) compute it; `backend_for` says which of them. Nothing here knows
-of aqtopo: tensors in, tensors out.
+One folder per operator: `reference.py` is the formula in plain PyTorch, `op.py` the public function, `cpu.py`
+and `kernel.py` (launched by `launch.py`) the implementations; `backend_for` selects one. This package does
+not import aqtopo.
 """
 
 from aqtopo_kernels.backend import Backend, backend_for, better_than_torch

@@ -1,20 +1,20 @@
-"""Which row of the configuration table the device at hand uses.
+"""Architecture of the current device: the row of the configuration table.
 
-The kernels are compiled for what the driver reports; only the choice of block sizes goes by family.
+Kernels are compiled for the target that the driver reports; only the block sizes are chosen by family.
 """
 
 from triton import knobs
 from triton.runtime import driver
 
 WITHOUT_DEVICE = "gfx90a"
-"""Whose blocks the interpreter runs with."""
+"""Architecture whose block sizes the interpreter uses."""
 
 
 def architecture() -> str:
-    """The row: gfx90a, gfx942, sm_80 or sm_90.
+    """Return the table row of the current device: gfx90a, gfx942, sm_80 or sm_90.
 
     Raises:
-        ValueError: the device has not got the matrix instructions that the kernels use.
+        ValueError: the device does not have the matrix instructions of the kernels.
     """
     if knobs.runtime.interpret:
         return WITHOUT_DEVICE
@@ -26,6 +26,6 @@ def architecture() -> str:
     if target.backend == "hip" and target.arch.startswith(("gfx94", "gfx95")):
         return "gfx942"
     raise ValueError(
-        f"The Triton kernels are made for CDNA2 and later (gfx90a, gfx942) and for NVIDIA from sm_80 on, but "
-        f"this device is {target.backend} {target.arch}; ask for the reference instead."
+        f"The Triton kernels support CDNA2 and later (gfx90a, gfx942) and NVIDIA from sm_80 on, but this "
+        f'device is {target.backend} {target.arch}; pass backend="reference".'
     )

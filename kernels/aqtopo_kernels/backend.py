@@ -1,6 +1,7 @@
-"""Which implementation of an operation runs: one rule, for every operation of this package.
+"""Selection of an operator's implementation, by the same rule for every operator.
 
-The rule looks at the device alone. An implementation that cannot run says so; nothing falls back to another.
+The rule depends on the device alone. If the implementation cannot run, it raises an error; there is no
+fallback.
 """
 
 import os
@@ -14,54 +15,54 @@ import torch
 
 
 class Backend(StrEnum):
-    """An implementation of this package's operations."""
+    """Implementation of this package's operators."""
 
     CPU = "cpu"
-    """PyTorch's own CPU kernels, O(N) in memory."""
+    """PyTorch's CPU kernels, O(N) in memory."""
 
     TRITON = "triton"
     """This package's Triton kernels, on CUDA and ROCm; on the CPU only inside Triton's interpreter."""
 
     REFERENCE = "reference"
-    """The formula written out, N x N in memory; only ever when a caller asks for it."""
+    """The formula in plain PyTorch, N x N in memory; used only if a caller requests it."""
 
 
 def backend_for(device: torch.device | str) -> Backend:
-    """The implementation that tensors on this device run through.
+    """Return the implementation for tensors on a device.
 
-    ROCm devices are called `cuda` by PyTorch. With TRITON_INTERPRET=1 in the environment (Triton's own
+    PyTorch calls ROCm devices `cuda`. With TRITON_INTERPRET=1 in the environment (Triton's own
     switch), CPU tensors run through the Triton kernels in Triton's interpreter.
 
     Raises:
-        ValueError: there is no implementation for such a device.
+        ValueError: there is no implementation for the device.
     """
     kind = torch.device(device).type
     if kind == "cuda" or (kind == "cpu" and _interpreting()):
         return Backend.TRITON
-    if kind in ("cpu", "meta"):  # meta tensors have shapes only: any implementation's will do
+    if kind in ("cpu", "meta"):  # meta tensors have no values, so any implementation works
         return Backend.CPU
     raise ValueError(
         f"aqtopo_kernels runs on CPU, CUDA and ROCm devices, but the tensors are on {kind!r}; move them, or "
-        'ask for backend="reference".'
+        'pass backend="reference".'
     )
 
 
 _WIDEST_FASTER = {torch.float32: 128, torch.bfloat16: 96, torch.float16: 96}
-"""Columns of a head up to which the compiled code on gfx90a takes fewer clocks than the vendor's;
-float16 was not compared and goes by bfloat16."""
+"""Widest head for which the compiled code on gfx90a takes fewer clocks than the vendor's, by dtype. float16
+was not compared and uses the width of bfloat16."""
 
 
 def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether attention without bias goes through this package rather than PyTorch's own.
+    """Return True if attention without bias is faster by this package than by PyTorch, as estimated.
 
-    So it does on gfx90a where the compiled code says so (`benchmarks/README.md`, from
-    `python -m benchmarks.vendor_kernels`): of the clocks that AMD's Triton kernels in flash-attn take forward
-    and backward for a head of 96 columns, these take 0.65 in bfloat16 and 0.63 in float32; nothing was run on
-    a GPU. PyTorch's own there are AOTriton's, by the same maker, which divide 96 columns as these do instead
-    of padding them; those are not in that comparison, but for widths that need no padding theirs stand for
-    them: 0.77 and 0.92 at 64 columns, 1.02 (so PyTorch's are kept) and 0.87 at 128. On gfx942 PyTorch may
-    run assembly, to which nothing here was compared; elsewhere its kernels are the vendors' best, or the
-    very ones that the CPU path is made of.
+    True only on gfx90a, by a comparison of compiled code (`benchmarks/README.md`, from
+    `python -m benchmarks.vendor_kernels`); no kernel was run on a GPU. For a head of 96 columns, forward and
+    backward, these kernels take 0.65 (bfloat16) and 0.63 (float32) of the clocks of AMD's Triton kernels in
+    flash-attn. PyTorch uses AMD's AOTriton kernels, which split 96 columns as these do instead of padding
+    them, and which were not compared. At widths without padding, flash-attn's kernels stand for them: the
+    ratios are 0.77 and 0.92 at 64 columns, 1.02 (PyTorch is kept) and 0.87 at 128. On gfx942 PyTorch may run
+    assembly kernels, which were not compared. Elsewhere PyTorch uses the vendors' best kernels, or on the CPU
+    the same ones as this package.
     """
     on_rocm = torch.version.hip is not None and torch.device(device).type == "cuda"
     if not on_rocm or head_dim % 16 or head_dim > _WIDEST_FASTER.get(dtype, 0):
@@ -70,29 +71,29 @@ def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: 
 
 
 def implementation(operation: str, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """The module that computes `operation` for tensors on this device.
+    """Return the module that computes `operation` for tensors on a device.
 
     Raises:
-        ValueError: the device has no implementation, Triton is not installed where it is needed, or its
-            interpreter cannot compute in this dtype.
+        ValueError: the device has no implementation, Triton is needed and not installed, or its interpreter
+            does not support the dtype.
     """
     backend = backend_for(device)
     if backend is Backend.TRITON and find_spec("triton") is None:
         raise ValueError(
             f"{operation} needs Triton on {device.type!r}, and it is not installed. PyTorch's CUDA and ROCm "
-            "wheels bring it along; otherwise `pip install aqtopo[triton]`."
+            "wheels include it; otherwise run `pip install aqtopo[triton]`."
         )
     if backend is Backend.TRITON and dtype == torch.bfloat16 and _interpreting():
         raise ValueError(
-            f"{operation} cannot run in bfloat16 in Triton's interpreter, which takes its bits for whole "
-            "numbers and says nothing; use float32 or float16, or unset TRITON_INTERPRET."
+            f"{operation} cannot run in bfloat16 in Triton's interpreter, which reads the bits as integers "
+            "without an error; use float32 or float16, or unset TRITON_INTERPRET."
         )
     module = "launch" if backend is Backend.TRITON else "cpu"
     return import_module(f"aqtopo_kernels.{operation}.{module}")
 
 
 def current_device(device: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the current one: Triton launches there, wherever the tensors are."""
+    """Return a context that makes a GPU current: Triton launches on the current device."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -101,5 +102,5 @@ def _interpreting() -> bool:
 
 
 def debugging() -> bool:
-    """Whether AQTOPO_KERNELS_DEBUG=1 asks for checks that wait for the device."""
+    """Return True if AQTOPO_KERNELS_DEBUG=1 enables checks that synchronise with the device."""
     return os.environ.get("AQTOPO_KERNELS_DEBUG") == "1"

@@ -1,4 +1,4 @@
-"""Orders of the tokens: permutations, a row a sample, (B, N)."""
+"""Token orders: one permutation per sample, (B, N)."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,19 @@ from aqtopo_kernels.backend import debugging
 
 
 def invert_order(order_BN: Tensor) -> Tensor:
-    """For each token its place in the order, int64: inverse[order[r]] = r."""
+    """Return the position of each token in the order, int64: inverse[order[r]] = r."""
     place_BN = torch.arange(order_BN.shape[1], device=order_BN.device).expand(order_BN.shape)
     return torch.empty_like(order_BN, dtype=torch.int64).scatter_(1, order_BN.long(), place_BN)
 
 
 def check_order(operation: str, order: Tensor, shape: tuple[int, int], device: torch.device) -> None:
-    """Refuse what cannot be the order of tokens of this (B, N) on this device.
+    """Check that a tensor can be the order of tokens of shape (B, N) on a device.
 
-    That each row is a permutation is checked only with AQTOPO_KERNELS_DEBUG=1, for it waits for the device.
+    Rows are checked to be permutations only with AQTOPO_KERNELS_DEBUG=1, because it synchronises with the
+    device.
 
     Raises:
-        ValueError: it is not; names what was needed and what was given.
+        ValueError: the shape, dtype, device or a checked row is wrong.
     """
     if order.shape != shape:
         raise ValueError(

@@ -318,7 +318,7 @@ def test_the_reference_runs_when_asked_for_and_no_other_stand_in() -> None:
     a = make_arguments()
     asked = elevation_attention(**a, backend="reference")
     assert torch.equal(asked, elevation_attention_reference(**a))
-    with pytest.raises(ValueError, match="runs through 'cpu' on 'cpu', and backend='triton' was asked for"):
+    with pytest.raises(ValueError, match="has the backend 'cpu' on 'cpu', but got backend='triton'"):
         elevation_attention(**a, backend="triton")
     with pytest.raises(ValueError, match="backend 'cuda'; choose from cpu, triton, reference"):
         elevation_attention(**a, backend="cuda")
@@ -349,8 +349,8 @@ BAD: list[tuple[str, Callable[[Arguments], Tensor | None], str]] = [
     ("order", lambda a: a["elevation"].long().to("meta"), "cpu, meta"),
     ("elevation", lambda a: a["elevation"].requires_grad_(), "no gradient"),
     ("alpha", lambda _: None, "both elevation and alpha, or neither"),
-    ("scale", lambda _: 0.0, r"positive scale, but got 0\.0; negate q for a"),
-    ("scale", lambda _: -1.0, r"positive scale, but got -1\.0; negate q for a"),
+    ("scale", lambda _: 0.0, r"positive scale, but got 0\.0; negate q if"),
+    ("scale", lambda _: -1.0, r"positive scale, but got -1\.0; negate q if"),
     ("scale", lambda _: float("nan"), "positive scale, but got nan"),
     ("scale", lambda _: math.inf, "positive scale, but got inf"),
 ]

@@ -1,4 +1,4 @@
-"""ClimaX's own way from fields to tokens, with every intermediate tensor: what the short form must equal."""
+"""Reference implementation of ClimaX's patch embedding, with every intermediate tensor."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from aqtopo.model import AirQualityViT
 
 
 def plain_embedding(model: AirQualityViT, inputs_BVYX: Tensor) -> Tensor:
-    """A convolution a variable, + its embedding, then nn.MultiheadAttention of one query over them."""
+    """Embed each variable by a convolution, then aggregate by nn.MultiheadAttention with one query."""
     dim, heads = model.config.dim, model.config.heads
     tokens = [
         functional.conv2d(inputs_BVYX[:, v : v + 1], weight, bias, stride=model.config.patch)

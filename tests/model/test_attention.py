@@ -21,7 +21,7 @@ def random_tokens(seed: int = 0) -> torch.Tensor:
     return torch.randn(2, 32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def test_the_elevation_bias_changes_the_forecast_over_real_heights(make_model: ModelMaker) -> None:
+def test_the_elevation_bias_changes_the_forecast_over_mountains(make_model: ModelMaker) -> None:
     model = make_model()
     with_bias = forecast(model)
     with torch.no_grad():
@@ -29,7 +29,7 @@ def test_the_elevation_bias_changes_the_forecast_over_real_heights(make_model: M
     assert (with_bias - forecast(model)).abs().max() > 1e-2 * with_bias.abs().max()
 
 
-def test_the_elevation_bias_is_nothing_over_flat_ground(make_model: ModelMaker) -> None:
+def test_the_elevation_bias_has_no_effect_over_flat_terrain(make_model: ModelMaker) -> None:
     terrain = random_terrain()
     terrain.elevation_m.fill(4370.0)
     model = make_model(terrain)
@@ -47,7 +47,7 @@ def test_alpha_gets_a_gradient(make_model: ModelMaker) -> None:
     assert (gradient.abs() > 1e-6).all()
 
 
-def test_alpha_starts_where_the_configuration_says() -> None:
+def test_alpha_starts_at_its_configured_value() -> None:
     for per_head, shape in [(False, (1,)), (True, (2,))]:
         attention = ElevationAttention(
             8, 2, random_terrain().patch_means_m(2), alpha=2.0, per_head=per_head, dropout=0.0, layer="a"
@@ -70,15 +70,15 @@ def test_uphill_is_the_same_op_on_negative_heights(make_model: ModelMaker) -> No
     assert not torch.allclose(forecast(published), forecast(uphill))
 
 
-def test_published_hinders_what_comes_down_and_uphill_what_comes_up(make_model: ModelMaker) -> None:
+def test_published_reduces_influence_from_above_and_uphill_from_below(make_model: ModelMaker) -> None:
     terrain = random_terrain()
     terrain.elevation_m.fill(0.0)
-    terrain.elevation_m[:2, :2] = 3000.0  # token 0 is a mountain, all others a plain
+    terrain.elevation_m[:2, :2] = 3000.0  # token 0 is a mountain, the others are a plain
     influence = {}
     for direction in ("published", "uphill"):
         attention = elevation_attention_of(make_model(terrain, elevation_bias=direction))
         with torch.no_grad():
-            attention.qkv.weight[:32].zero_()  # queries and keys: what is left is the bias
+            attention.qkv.weight[:32].zero_()  # queries and keys are 0, so scores are the bias
         x = random_tokens().requires_grad_()
         y = attention(x)
         down = torch.autograd.grad(y[0, 5].sum(), x, retain_graph=True)[0][0, 0].norm()
@@ -124,15 +124,15 @@ def test_plain_attention_equals_multi_head_attention() -> None:
 
 
 def test_fused_attention_is_the_same_function(make_model: ModelMaker) -> None:
-    by_torch, fused = make_model(attention="torch"), make_model(attention="fused")
-    torch.testing.assert_close(forecast(fused), forecast(by_torch), rtol=1e-10, atol=1e-10)
+    torch_model, fused = make_model(attention="torch"), make_model(attention="fused")
+    torch.testing.assert_close(forecast(fused), forecast(torch_model), rtol=1e-10, atol=1e-10)
     local = {"local_bias": "origin", "local_heads": 1, "bias_blocks": [0, 1]}
     for bias in ({}, local):
         pair = (make_model(attention=name, elevation_bias=False, **bias) for name in ("torch", "fused"))
         torch.testing.assert_close(*map(forecast, pair), rtol=1e-10, atol=1e-10)
 
 
-def test_the_model_says_what_computes_each_block(make_model: ModelMaker) -> None:
+def test_attention_backends_names_the_implementation_of_each_block(make_model: ModelMaker) -> None:
     here = torch.device("cpu")
     assert make_model().attention_backends(here) == (
         "block 0: aqtopo_kernels (cpu) with elevation bias; block 1: PyTorch's scaled_dot_product_attention"

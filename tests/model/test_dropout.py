@@ -68,25 +68,28 @@ def test_evaluation_and_probability_zero_need_no_seeds_and_change_nothing(kind: 
 
 
 @pytest.mark.parametrize("kind", [SampleDropout, SampleDropPath])
-@pytest.mark.parametrize(("seeds", "given"), [(None, "none given"), ([1, 2, 3], "3 given")])
-def test_training_refuses_a_batch_without_a_seed_a_sample(
+@pytest.mark.parametrize(("seeds", "given"), [(None, "none"), ([1, 2, 3], "3")])
+def test_training_needs_one_seed_per_sample(
     kind: type[SampleDropout], seeds: list[int] | None, given: str
 ) -> None:
-    with pytest.raises(ValueError, match=f"{given} for a batch of 2"):
+    with pytest.raises(ValueError, match=f"but got {given} for a batch of 2"):
         kind(0.1, "tokens")(torch.ones(2, 3), seeds)
 
 
-@given(run=st.integers(0, 2**40), epoch=st.integers(0, 10**6), place=st.integers(-1, 2**40))
+@given(run=st.integers(0, 2**40), epoch=st.integers(0, 10**6), position=st.integers(-1, 2**40))
 @settings(max_examples=50)
-def test_seeds_are_63_bit_and_tell_neighbours_apart(run: int, epoch: int, place: int) -> None:
-    seed = sample_seed(run, epoch, place)
+def test_seeds_are_63_bit_and_differ_between_neighbours(run: int, epoch: int, position: int) -> None:
+    seed = sample_seed(run, epoch, position)
     assert 0 <= seed < 2**63
-    neighbours = {sample_seed(run + 1, epoch, place), sample_seed(run, epoch + 1, place)}
-    assert seed not in neighbours | {sample_seed(run, epoch, place + 1), sample_seed(epoch, run + 1, place)}
+    neighbours = {sample_seed(run + 1, epoch, position), sample_seed(run, epoch + 1, position)}
+    assert seed not in neighbours | {
+        sample_seed(run, epoch, position + 1),
+        sample_seed(epoch, run + 1, position),
+    }
 
 
 def test_a_samples_seed_is_the_same_in_every_version() -> None:
-    # Literal: a resumed run must find the masks of the run that was cut off.
+    # Literal values: a resumed run must draw the masks of the interrupted run.
     assert sample_seed(0, 3, 1599) == 942161810948973780
     assert sample_seed(0, 0, -1) == 7669641054330217337
 
@@ -111,7 +114,7 @@ def test_evaluation_drops_nothing(make_model: ModelMaker) -> None:
     assert torch.equal(dropping, make_model()(*forward))
 
 
-def test_checkpointing_sees_the_same_masks_when_it_computes_again(make_model: ModelMaker) -> None:
+def test_recomputation_uses_the_same_masks(make_model: ModelMaker) -> None:
     results = []
     for checkpointing in (False, True):
         model = make_model(**DROPPING, gradient_checkpointing=checkpointing).train()

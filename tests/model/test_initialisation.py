@@ -28,7 +28,7 @@ def test_two_dimensional_embedding_holds_columns_then_rows() -> None:
     assert (embedding[2] == np.concatenate([sincos_1d(4, [2])[0], sincos_1d(4, [0])[0]])).all()
 
 
-def test_a_scan_position_starts_with_the_coordinates_it_has_without_wind() -> None:
+def test_a_scan_position_starts_with_its_coordinates_in_calm_air() -> None:
     raster = torch.from_numpy(sincos_2d(64, (4, 8))).float()
     assert torch.equal(fresh(wind_order=False).pos_embed[0], raster)
     calm = fresh().wind_order
@@ -37,7 +37,7 @@ def test_a_scan_position_starts_with_the_coordinates_it_has_without_wind() -> No
     assert torch.equal(fresh().pos_embed[0, 4], raster[8])  # the fifth place: second row of the first region
 
 
-def test_weights_keep_the_variance_whatever_the_width() -> None:
+def test_initial_weights_preserve_the_variance() -> None:
     state = fresh().state_dict()
     for name, tensor in state.items():
         if name.endswith(("bias", "proj_biases")) or name == "var_query":
@@ -54,7 +54,7 @@ def test_weights_keep_the_variance_whatever_the_width() -> None:
     assert torch.equal(state["var_embed"][0], torch.from_numpy(sincos_1d(64, np.arange(5))).float())
 
 
-def test_the_input_is_not_drowned_in_the_position_embedding() -> None:
+def test_the_input_is_not_negligible_beside_the_position_embedding() -> None:
     model = fresh(dim=64)
     generator = torch.Generator().manual_seed(0)
     embedded = model.embed(torch.randn(4, 5, *GRID, generator=generator))
@@ -71,5 +71,5 @@ def test_first_weights_follow_from_the_seed_alone() -> None:
     assert not torch.equal(first["head.0.weight"], other["head.0.weight"])
 
 
-def test_the_grid_of_these_tests_is_what_the_figures_above_assume() -> None:
+def test_the_grid_is_the_one_assumed_above() -> None:
     assert GRID == (8, 16)

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model import AirQualityViT, Terrain, build_model
-from aqtopo.model.wind import WindOrder
+from aqtopo.model.wind_order import WindOrder
 from aqtopo.training.groups import group_parameters
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES
 
@@ -87,7 +87,7 @@ def order_of(model: AirQualityViT, wind: Tensor) -> Tensor:
     return order
 
 
-def test_state_names_and_shapes_are_climax_s() -> None:
+def test_state_names_and_shapes_are_those_of_climax() -> None:
     state = reference_model().state_dict()
     assert {name: tuple(tensor.shape) for name, tensor in state.items()} == REFERENCE_SHAPES
 
@@ -123,7 +123,7 @@ def test_the_whole_forward_reads_no_value_back_from_the_device() -> None:
 
 
 def plain_forecast(model: AirQualityViT, wind: Tensor, hours: Tensor) -> Tensor:
-    """The same function the long way: everything permuted, a model that knows no order, then back."""
+    """Permute all tokens first, run the model without an order, and permute the result back."""
     order = order_of(model, wind)
     rows = order[..., None]
     x = plain_embedding(model, random_inputs()).gather(1, rows.expand(-1, -1, 16))
@@ -202,7 +202,7 @@ def test_a_delta_in_one_input_patch_reaches_that_patch_s_pixels(
 ) -> None:
     model = make_model(lead_time=lead_time)
     with torch.no_grad():
-        for block in model.blocks:  # no token hears of another, so only the bookkeeping moves the delta
+        for block in model.blocks:  # without attention no token depends on another
             block.attn.proj.weight.zero_()
     row, column = 2 * (patch_index // 8), 2 * (patch_index % 8)
     inputs = random_inputs()
@@ -238,7 +238,7 @@ def test_a_flipped_latitude_axis_gives_the_flipped_forecast(make_model: ModelMak
     torch.testing.assert_close(flipped.flip(3), upright, rtol=1e-10, atol=1e-10)
 
 
-def test_encoder_mode_runs_each_horizon_as_if_it_were_alone(make_model: ModelMaker) -> None:
+def test_encoder_mode_runs_each_horizon_independently(make_model: ModelMaker) -> None:
     model = make_model()
     together = run(model, NORTH_EAST, 12.0, 24.0, 96.0)
     assert together.shape == (2, 3, TARGETS, *GRID)
@@ -272,7 +272,7 @@ def test_drop_path_grows_linearly_over_the_blocks() -> None:
     assert [block.drop_path2.p for block in blocks] == rates
 
 
-def test_every_mask_of_the_model_has_a_name_of_its_own() -> None:
+def test_every_dropout_layer_has_a_unique_name() -> None:
     layers = [module.layer for module in reference_model().modules() if hasattr(module, "layer")]
     assert len(layers) == 1 + 6 * 5
     assert len(set(layers)) == len(layers)
@@ -324,7 +324,9 @@ def test_refuses_shapes_that_do_not_fit_and_names_them(
     ("changes", "message"),
     [({"patch": 3}, "patches of 3 x 3"), ({"regions": [3, 2]}, "3 x 2 regions")],
 )
-def test_refuses_a_grid_that_cannot_be_cut(changes: dict[str, object], message: str) -> None:
+def test_refuses_a_grid_that_is_not_a_multiple_of_patches_and_regions(
+    changes: dict[str, object], message: str
+) -> None:
     config = ModelConfig.model_validate({**SMALL, **changes})
     with pytest.raises(ValueError, match=message):
         AirQualityViT(config, random_terrain(), variables=VARIABLES, targets=TARGETS)

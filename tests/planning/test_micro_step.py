@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, Terrain, build_model
-from aqtopo.model.locality import MORE_COLUMNS
+from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo.planning import make_plan
 from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
 
@@ -139,7 +139,7 @@ def test_the_local_bias_widens_heads_and_uses_float32() -> None:
         for form in ("false", "origin")
     )
     assert plain.float32_attention == 0
-    assert local.float32_attention == plain.attention // 6 * (96 + MORE_COLUMNS) // 96
+    assert local.float32_attention == plain.attention // 6 * (96 + EXTRA_COLUMNS) // 96
     assert local.attention == plain.attention // 6 * 5 + local.float32_attention
     assert plain.backward_s(4.0, 1.0) == plain.backward / 4.0
     assert local.forward_s(4.0, 1.0) == pytest.approx(local.forward / 4.0 + 0.75 * local.float32_attention)

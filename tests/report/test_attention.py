@@ -10,10 +10,8 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.model.attention import ElevationAttention, SelfAttention, split_heads
-from aqtopo.model.dense_attention import PairAttention
-from aqtopo.model.locality import Locality, Places
-from aqtopo.model.terrain import Terrain
-from aqtopo.model.way import Way
+from aqtopo.model.geometry import PatchCentres, Terrain, TokenGeometry
+from aqtopo.model.locality import LocalityBias
 from aqtopo.report.attention import (
     Attention,
     AttentionInput,
@@ -79,39 +77,36 @@ def test_the_row_is_that_of_the_kernel() -> None:
         elevation_attention(q, k, v),
         elevation_attention(q, k, v, torch.as_tensor(height_m)[None], attention.alpha),
     ]
-    rows = attention_row(attention, AttentionInput(x_ND, Way()), 7)
+    rows = attention_row(attention, AttentionInput(x_ND, TokenGeometry()), 7)
     for weights_HN, whole_BHNE in zip(rows, expected, strict=True):
         torch.testing.assert_close(torch.einsum("hn,hne->he", weights_HN, v[0]), whole_BHNE[0, :, 7])
 
 
 HEIGHT_M = np.random.default_rng(0).uniform(0.0, 4000.0, 24).astype(np.float32)
-RISES_KM = np.random.default_rng(0).uniform(0.0, 2.0, (24, 24)).astype(np.float32)
-PLACES = Places.of(Terrain(np.zeros((4, 6), np.float32), 30.0 + np.arange(4), 110.0 + np.arange(6)), 1)
+TERRAIN = Terrain(np.zeros((4, 6), np.float32), 30.0 + np.arange(4), 110.0 + np.arange(6))
+CENTRES = PatchCentres.from_terrain(TERRAIN, 1)
 OF_BLOCK_0: dict[str, Any] = {"dropout": 0.0, "layer": "blocks.0.attn"}
-BY_PAIRS: dict[str, Any] = {"upwind": True, "alpha": 1.5, "per_head": True, "qkv_bias": True, **OF_BLOCK_0}
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        lambda _: PairAttention(16, 2, RISES_KM, locality=None, **BY_PAIRS),
-        lambda local: PairAttention(16, 2, RISES_KM, locality=local, **BY_PAIRS),
         lambda local: SelfAttention(16, 2, locality=local, **OF_BLOCK_0),
         lambda local: ElevationAttention(
             16, 2, HEIGHT_M, alpha=1.5, per_head=False, locality=local, **OF_BLOCK_0
         ),
     ],
-    ids=["pairs", "pairs and local", "local", "elevation and local"],
+    ids=["local", "elevation and local"],
 )
-def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[Locality], Attention]) -> None:
+def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[LocalityBias], Attention]) -> None:
     torch.manual_seed(0)
-    attention = make(Locality(1, 1, PLACES, carried=True))
-    way = Way(None, torch.rand(1, 24, 24), 6.0 * torch.randn(1, 2, 24))
+    attention = make(LocalityBias(1, 1, CENTRES, upwind=True))
+    geometry = TokenGeometry(patch_wind=6.0 * torch.randn(1, 2, 24))
     x_ND = 3.0 * torch.randn(24, 16)
     _, _, v = (split_heads(part[None], 2) for part in attention.qkv(x_ND).chunk(3, -1))
-    _, biased_HN = attention_row(attention, AttentionInput(x_ND, way), 7)
+    _, biased_HN = attention_row(attention, AttentionInput(x_ND, geometry), 7)
     attended_D = torch.einsum("hn,hne->he", biased_HN, v[0]).flatten()
-    torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], way=way)[0, 7])
+    torch.testing.assert_close(attention.proj(attended_D), attention(x_ND[None], geometry=geometry)[0, 7])
 
 
 @pytest.mark.parametrize("alpha", [2.0, 0.0, -0.7])
@@ -142,8 +137,6 @@ def test_weakened_tokens_get_less_attention(untrained_run: Path) -> None:
 @pytest.mark.parametrize(
     "bias",
     [
-        {"elevation_bias": "ridge"},
-        {"elevation_bias": False, "upwind_bias": True},
         {"elevation_bias": False, "local_bias": "origin"},
         {"local_bias": "near", "local_heads": 1},
     ],

@@ -21,7 +21,7 @@ _NAMES = {
     "forward_kernel": "forward",
     "query_gradient_kernel": "dq",
     "key_value_gradient_kernel": "dkdv",
-    "output_products_kernel": "output_products",
+    "delta_kernel": "delta",
     "move_rows_kernel": "wind_gather",
 }
 _PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}

@@ -1,8 +1,8 @@
 """Block sizes and compiler options of each kernel, fixed for each architecture and dtype.
 
-No autotuning: 400 ranks that tune at the start of a job take minutes to an hour. `TABLE` is what
-`benchmarks/search_configurations.py` finds for D = 96 by reading machine code, `WIDER_TABLE` the best of a
-few of its candidates for D = 112.
+There is no autotuning: it would take minutes to an hour at the start of a job with 400 ranks. `TABLE` is the
+result of `benchmarks/search_configurations.py` for D = 96, which reads machine code. `WIDER_TABLE` is the
+best of a few of its candidates for D = 112.
 """
 
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ WIDEST_HEAD = 256
 
 @dataclass(frozen=True)
 class Configuration:
-    """How one kernel is compiled.
+    """Block sizes and compiler options of one kernel.
 
     Attributes:
         block_m: query rows of a block of scores.
         block_n: keys of a block of scores.
-        num_warps: wavefronts (64 lanes on AMD, 32 on NVIDIA) a program.
-        num_stages: how many blocks of the loop are in flight.
+        num_warps: wavefronts (64 lanes on AMD, 32 on NVIDIA) per program.
+        num_stages: stages of the loop's software pipeline.
         matrix_rows: M of the matrix instruction, 16 or 32 (AMD only).
         interleaved: AMD's scheduling of exponentials between matrix instructions (its "attention" hint).
-        kpack: how many operands of a matrix instruction a lane reads from LDS at once (AMD only).
-        groups: how many columns apart the matrix unit takes its second operand (see `_regroup`); 1: leave it.
+        kpack: operands of a matrix instruction that a lane reads from LDS at once (AMD only).
+        groups: column distance in the second operand of the matrix unit (see `_regroup`); 1 for none.
     """
 
     block_m: int
@@ -39,7 +39,7 @@ class Configuration:
     kpack: int = 1
 
     def options(self, arch: str) -> dict[str, Any]:
-        """What the compiler is told; fused multiply-adds are on by name, as their default may change."""
+        """Return the compiler options; fused multiply-adds are explicit, as their default may change."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
         options["enable_fp_fusion"] = True
         if arch.startswith("gfx"):
@@ -62,7 +62,7 @@ _CDNA_HALF: _Choices = {
     "dq": _C(128, 32, 4, matrix_rows=32, interleaved=True),
     "dkdv": _C(32, 64, 4, matrix_rows=16, interleaved=True),
 }
-# With the blocks above, gfx942 needs over 256 registers for dq.
+# With the blocks above, dq needs more than 256 registers on gfx942.
 _CDNA3_FLOAT32: _Choices = {"dq": _C(64, 16, 4, matrix_rows=16)}
 _CDNA3_HALF: _Choices = {"dq": _C(64, 32, 4, matrix_rows=16, interleaved=True)}
 _NVIDIA_FLOAT32: _Choices = {
@@ -89,11 +89,11 @@ TABLE: Table = {
     "sm_80": {4: _NVIDIA_FLOAT32, 2: _AMPERE_HALF},
     "sm_90": {4: _NVIDIA_FLOAT32, 2: _HOPPER_HALF},
 }
-"""By architecture, bytes of an element and kernel; `_plain` kernels, without bias, where they differ."""
+"""Configurations by architecture, element size [bytes] and kernel; `_plain` kernels have no bias."""
 
 
 TABLE_WIDTH = 96
-"""Columns of a head that `TABLE` was searched for."""
+"""Head width of the search for `TABLE`."""
 
 _CDNA_FLOAT32_WIDER: _Choices = {
     "forward": _C(128, 32, 8, matrix_rows=16, interleaved=True, groups=4),
@@ -106,20 +106,20 @@ WIDER_TABLE: Table = {
     "gfx942": {4: _CDNA_FLOAT32_WIDER},
     "sm_90": {4: _HOPPER_FLOAT32_WIDER},
 }
-"""What heads wider than that take instead, where its blocks spill registers or leave a SIMD idle: such as the
-112 columns that the model's local bias makes of 96."""
+"""Configurations for heads wider than `TABLE_WIDTH` where `TABLE` spills registers or leaves a SIMD idle. The
+model's local bias widens heads from 96 to 112 columns."""
 
 _WIDEST_IN_TABLE = {4: 112, 2: 128}
-"""Bytes an element to the widest head that the table's blocks leave room for in LDS (64 KiB on AMD)."""
+"""Widest head whose blocks of the table fit into LDS (64 KiB on AMD), by element size [bytes]."""
 
 _WIDE_HEADS: _Choices = {"forward": _C(64, 16, 4), "dq": _C(32, 16, 2), "dkdv": _C(16, 32, 2)}
-"""For wider heads, on any architecture: they fit into LDS, are not tuned, and spill registers near 256."""
+"""Configurations for still wider heads: they fit into LDS, are not tuned, and spill near 256 columns."""
 
 
 def configuration(
     kernel: Kernel, dtype: torch.dtype, arch: str, head_dim: int = 96, *, plain: bool = False
 ) -> Configuration:
-    """The configuration of a kernel; heads wider than the table's get blocks that fit."""
+    """Return the configuration of a kernel; heads wider than the table's get blocks that fit."""
     choices = TABLE[arch][dtype.itemsize]
     if head_dim > TABLE_WIDTH:
         choices = choices | WIDER_TABLE.get(arch, {}).get(dtype.itemsize, {})
@@ -131,16 +131,16 @@ def configuration(
 
 
 def parts(head_dim: int) -> tuple[tuple[int, int], ...]:
-    """First column and width of the powers of two that make up a head: 96 is (0, 64) and (64, 32).
+    """Split a head into powers of two, as first column and width: 96 is (0, 64) and (64, 32).
 
     Raises:
-        ValueError: not a multiple of 16 up to 256.
+        ValueError: the width is not a multiple of 16 up to 256.
     """
     if head_dim % 16 or not 0 < head_dim <= WIDEST_HEAD:
         raise ValueError(
             f"The Triton kernels take heads whose width D is a multiple of 16 up to {WIDEST_HEAD}, but got "
-            f"D = {head_dim}; choose dim and heads accordingly, or ask for the reference."
+            f"D = {head_dim}; choose another width, or the reference implementation."
         )
-    # No part is wider than 128: each passes through LDS on its own.
+    # No part is wider than 128, because each part passes through LDS separately.
     widths = [128] * (head_dim // 128) + [width for width in (64, 32, 16) if head_dim & width]
     return tuple((sum(widths[:i]), width) for i, width in enumerate(widths))

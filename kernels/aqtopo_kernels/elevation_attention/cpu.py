@@ -1,22 +1,22 @@
-"""Elevation attention on the CPU: PyTorch's own flash kernels, over tokens sorted by elevation.
+"""Elevation attention on the CPU: PyTorch's flash kernels over tokens sorted by elevation.
 
-With tokens in ascending order of elevation, the bias -alpha max(0, z_j - z_i) of a band of queries is zero
-for the keys below the band, and for those above it falls apart into -alpha (z_j - top), which is added to
-the key's column of scores, and alpha (z_i - top), a constant of the query's row, which moves the log-sum-exp
-and nothing else. Only among the band's own keys has it to be written out. So a band takes three flash
-attentions, which compute block by block in O(N) memory, and the only matrix is of the size of a band.
-The three are exact parts of one softmax, put together by their log-sum-exps; in the backward pass each gets
-the merged output and log-sum-exp, which is all that ties them.
+Tokens are sorted in ascending order of elevation, and queries are processed in bands. The bias
+-alpha max(0, z_j - z_i) of a band is zero for keys below the band. For keys above it, the bias is the sum of
+-alpha (z_j - top), which is added to the key's column of scores, and alpha (z_i - top), a constant of the
+query's row, which changes only the log-sum-exp. The bias is a matrix only for the band's own keys. A band
+thus takes three flash attentions in O(N) memory, and the only matrix has the size of a band. The three are
+exact parts of one softmax and are merged by their log-sum-exps. In the backward pass each gets the merged
+output and log-sum-exp.
 
-Queries taken a chunk at a time against all keys, as plain matrix products, take twice the time from 4096
+Alternatives: chunks of queries against all keys, as plain matrix products, take twice the time from 4096
 tokens on (`benchmarks/cpu_candidates.py`). Two causal attentions, one for each half of the sorted score
-matrix, would do with fewer calls. But they spend 6% of their work on masked scores (N 8192), and in float32
-their log-sum-exps hold alpha z of the whole terrain: alpha's gradient lost 7 times more digits than by the
-dense formula (alpha 5, heights to 9 km).
+matrix, need fewer calls, but spend 6% of their work on masked scores (N 8192), and their float32
+log-sum-exps contain alpha z of the whole terrain: the error of alpha's gradient was 7 times that of the dense
+formula (alpha 5, heights to 9 km).
 
 16-bit inputs are computed in float32, float64 in float64.
 
-Shapes: B batch, H heads, G heads of a group, N tokens, R rows of a band, C keys of a piece, D head width.
+Shapes: B batch, H heads, G heads of a group, N tokens, R rows of a band, C keys of a band part, D head width.
 """
 
 from collections.abc import Iterator
@@ -35,22 +35,22 @@ from aqtopo_kernels.elevation_attention.rises import (
     rise,
     sum_within_bins,
 )
-from aqtopo_kernels.elevation_attention.sorting import Ground
+from aqtopo_kernels.elevation_attention.sorting import SortedTerrain
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 _BAND = 1024
-"""Queries of a band. PyTorch takes its large blocks, 256 x 512, from 768 queries on."""
+"""Queries per band. PyTorch uses its large blocks, 256 x 512, from 768 queries on."""
 
 _SPARE = 2 * _BAND // BIN
-"""Columns behind D that sorted copies have in the backward pass, for the factors of rises."""
+"""Columns after the D columns of sorted copies in the backward pass, for the factors of rises."""
 
 _COLUMNS = 8
-"""Widths are a multiple of this: 104 columns take the time of 98, and 110 take 25% more than 112."""
+"""Widths are multiples of this: 104 columns take as long as 98, and 110 take 25% longer than 112."""
 
 _GROUP_ELEMENTS = 1 << 21
-"""Elements of q that are worked on at a time, or more, to fill the threads: bounds the sorted copies."""
+"""Elements of q processed at a time, unless the threads need more: limits the memory of sorted copies."""
 
 
 def forward(
@@ -62,27 +62,27 @@ def forward(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """The attention (B, H, N, D) in q's dtype and its log-sum-exp (B, H, N), rows in the given order.
+    """Compute attention (B, H, N, D) in q's dtype and its log-sum-exp (B, H, N), rows in the given order.
 
-    Without elevation the ground is level. The output's memory is (B, N, H, D), so that merging its heads is
+    Without elevation the terrain is flat. The output's memory layout is (B, N, H, D), so merging its heads is
     free.
     """
-    elevation, alpha = _terrain(q, elevation, alpha)
-    ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
-    bands = _bands(ground)
-    out_BHND, lse_BHN1 = empty_like_tokens(q), q.new_empty((*q.shape[:3], 1), dtype=ground.compute)
+    elevation, alpha = _or_flat(q, elevation, alpha)
+    terrain = SortedTerrain.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
+    bands = _bands(terrain)
+    out_BHND, lse_BHN1 = empty_like_tokens(q), q.new_empty((*q.shape[:3], 1), dtype=terrain.compute)
     for heads in _head_groups(q):
-        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads]) for x in (q, k, v))
+        q_BGND, k_BGND, v_BGND = (terrain.sources(x[:, heads]) for x in (q, k, v))
         q_BGND.mul_(scale)
         out_BGND, lse_BGN1 = torch.empty_like(q_BGND), torch.empty_like(q_BGND[..., :1])
-        alpha_G11 = _of_heads(alpha, heads, ground.compute)
+        alpha_G11 = _of_heads(alpha, heads, terrain.compute)
         for band in bands:
             rows = band[0].rows
             out_BGND[:, :, rows], lse_BGN1[:, :, rows] = _merged(
-                [piece.attend(q_BGND, k_BGND, v_BGND, alpha_G11) for piece in band]
+                [part.attend(q_BGND, k_BGND, v_BGND, alpha_G11) for part in band]
             )
-        ground.write_results(out_BHND[:, heads], out_BGND)
-        ground.write_results(lse_BHN1[:, heads], lse_BGN1)
+        terrain.write_results(out_BHND[:, heads], out_BGND)
+        terrain.write_results(lse_BHN1[:, heads], lse_BGN1)
     return out_BHND, lse_BHN1.squeeze(-1)
 
 
@@ -98,33 +98,33 @@ def backward(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v (in their dtype) and alpha, from those of the rows (B, H, N, D)."""
-    elevation, alpha = _terrain(q, elevation, alpha)
-    ground = Ground.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
+    """Compute the gradients of q, k, v (in their dtype) and alpha from dout (B, H, N, D)."""
+    elevation, alpha = _or_flat(q, elevation, alpha)
+    terrain = SortedTerrain.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
     dq, dk, dv = gradients = tuple(empty_like_tokens(q) for _ in range(3))
     dalpha_H = torch.zeros(q.shape[1], dtype=torch.float64)
-    bands, spare = _bands(ground), _round_up(q.shape[-1] + _SPARE) - q.shape[-1]
+    bands, spare = _bands(terrain), _round_up(q.shape[-1] + _SPARE) - q.shape[-1]
     for heads in _head_groups(q):
-        q_BGND, k_BGND, v_BGND = (ground.sources(x[:, heads], spare) for x in (q, k, v))
+        q_BGND, k_BGND, v_BGND = (terrain.sources(x[:, heads], spare) for x in (q, k, v))
         q_BGND.mul_(scale)
-        out_BGND, dout_BGND = (ground.results(x[:, heads], spare) for x in (out, dout))
-        lse_BGN = ground.results(lse[:, heads].unsqueeze(-1)).squeeze(-1)
+        out_BGND, dout_BGND = (terrain.results(x[:, heads], spare) for x in (out, dout))
+        lse_BGN = terrain.results(lse[:, heads].unsqueeze(-1)).squeeze(-1)
         saved = _Saved(q_BGND, k_BGND, v_BGND, out_BGND, dout_BGND, lse_BGN)
         sums = tuple(lse_BGN.new_zeros((*lse_BGN.shape, q.shape[-1])) for _ in range(3))
-        alpha_G11 = _of_heads(alpha, heads, ground.compute)
+        alpha_G11 = _of_heads(alpha, heads, terrain.compute)
         for band in bands:
-            for piece in band:
-                dalpha_H[heads] -= piece.add_gradients(sums, saved, alpha_G11)
+            for part in band:
+                dalpha_H[heads] -= part.add_gradients(sums, saved, alpha_G11)
         sums[0].mul_(scale)
-        for gradient, part in zip(gradients, sums, strict=True):
-            ground.write_sources(gradient[:, heads], part)
+        for gradient, total in zip(gradients, sums, strict=True):
+            terrain.write_sources(gradient[:, heads], total)
     dalpha = dalpha_H if len(alpha) > 1 else dalpha_H.sum(0, keepdim=True)
     return dq, dk, dv, (dalpha / METRES_PER_UNIT).to(alpha.dtype)
 
 
 @dataclass(frozen=True)
 class _Saved:
-    """What the backward pass of a group of heads reads, sorted: (B, G, N, D + spare), lse (B, G, N)."""
+    """Sorted inputs of the backward pass of a head group: (B, G, N, D + spare), lse (B, G, N)."""
 
     q: Tensor
     k: Tensor
@@ -135,12 +135,12 @@ class _Saved:
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """Attention of a band's queries to the keys below it; and what its other pieces have in common.
+class _BandPart:
+    """Attention of a band's queries to the keys below it, and base class of the band's other parts.
 
     Attributes:
-        rows: places of the queries.
-        columns: places of the keys.
+        rows: sorted positions of the queries.
+        columns: sorted positions of the keys.
         query_height: (B, R) [m].
         key_height: (B, C) [m].
     """
@@ -151,25 +151,25 @@ class _Piece:
     key_height: Tensor
 
     def mask(self, alpha_G11: Tensor) -> Tensor | None:  # noqa: ARG002
-        """What is added to the scores, (B, G, R or 1, C); alpha is (G, 1, 1) [1/m], or (1, 1, 1)."""
+        """Return the bias of the scores, (B, G, R or 1, C); alpha is (G, 1, 1) or (1, 1, 1) [1/m]."""
         return None
 
     def row_bias(self, alpha_G11: Tensor) -> Tensor:
-        """What is added to the scores of a row as a whole, (B, G, R)."""
+        """Return the constant bias of each row of scores, (B, G, R)."""
         return torch.zeros((), dtype=alpha_G11.dtype)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Left (B, R, X) and right (B, C, X) factors of the rises."""
+        """Return the left (B, R, X) and right (B, C, X) factors of the rises."""
         return self.query_height[..., None][..., :0], self.key_height[..., None][..., :0]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, alpha_G11: Tensor) -> tuple[Tensor, Tensor]:
-        """The piece's attention (B, G, R, D) and log-sum-exp (B, G, R), in float64 for its shares."""
+        """Return the part's attention (B, G, R, D) and its log-sum-exp in float64, (B, G, R)."""
         keys = k[:, :, self.columns], v[:, :, self.columns]
         out, lse = _flash(q[:, :, self.rows], *keys, attn_mask=self.mask(alpha_G11), scale=1.0)
         return out, lse.double() + self.row_bias(alpha_G11)
 
     def add_gradients(self, sums: tuple[Tensor, ...], saved: _Saved, alpha_G11: Tensor) -> Tensor:
-        """Add the piece's part to the gradients of q, k and v; its sum of score gradient x rise, (G,)."""
+        """Add to the gradients of q, k and v; return the sum of score gradient x rise, (G,)."""
         left_BRX, right_BCX = self.factors()
         D = sums[0].shape[-1]
         used = D + right_BCX.shape[-1]
@@ -195,7 +195,7 @@ class _Piece:
         return total_G
 
 
-class _Above(_Piece):
+class _Above(_BandPart):
     """Attention of a band's queries to the keys above it."""
 
     def mask(self, alpha_G11: Tensor) -> Tensor:
@@ -208,7 +208,7 @@ class _Above(_Piece):
         return factors_above(self.query_height, self.key_height)
 
 
-class _Within(_Piece):
+class _Within(_BandPart):
     """Attention of a band's queries to the band's own keys."""
 
     def mask(self, alpha_G11: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class _Within(_Piece):
 
     @cached_property
     def rises(self) -> Tensor:
-        """The band's rises: kept, for they serve all heads."""
+        """Rises within the band, cached for all heads."""
         return rise(self.key_height, self.key_height).unsqueeze(1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -232,17 +232,17 @@ class _Within(_Piece):
         return close_G + super().add_gradients(sums, saved, alpha_G11)
 
 
-def _bands(ground: Ground) -> list[list[_Piece]]:
-    """Every band's pieces, which together see each key once."""
-    bands, N = [], ground.height.shape[1]
+def _bands(terrain: SortedTerrain) -> list[list[_BandPart]]:
+    """Return the parts of each band, which together cover each key once."""
+    bands, N = [], terrain.height.shape[1]
     for first in range(0, N, _BAND):
         end = min(first + _BAND, N)
         rows = slice(first, end)
-        pieces = {_Piece: slice(0, first), _Within: rows, _Above: slice(end, N)}
+        key_ranges = {_BandPart: slice(0, first), _Within: rows, _Above: slice(end, N)}
         bands.append(
             [
-                piece(rows, columns, ground.height[:, rows], ground.height[:, columns])
-                for piece, columns in pieces.items()
+                part_class(rows, columns, terrain.height[:, rows], terrain.height[:, columns])
+                for part_class, columns in key_ranges.items()
                 if columns.start < columns.stop
             ]
         )
@@ -250,7 +250,7 @@ def _bands(ground: Ground) -> list[list[_Piece]]:
 
 
 def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Attention to all keys of the parts, (B, G, R, D), and its log-sum-exp (B, G, R, 1)."""
+    """Merge attentions over disjoint keys: the attention (B, G, R, D) and log-sum-exp (B, G, R, 1)."""
     lse_BGRP = torch.stack([lse for _, lse in parts], -1)
     merged_BGR1 = lse_BGRP.logsumexp(-1, keepdim=True)
     share_BGRP = (lse_BGRP - merged_BGR1).exp_().to(parts[0][0].dtype)
@@ -260,8 +260,8 @@ def _merged(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     return out_BGRD, merged_BGR1
 
 
-def _terrain(q: Tensor, elevation: Tensor | None, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Elevation and alpha, or level ground where there is none."""
+def _or_flat(q: Tensor, elevation: Tensor | None, alpha: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return elevation and alpha, or flat terrain if there is none."""
     if elevation is None or alpha is None:
         return q.new_zeros((q.shape[0], q.shape[2]), dtype=torch.float32), q.new_zeros(1, dtype=torch.float32)
     return elevation, alpha
@@ -272,14 +272,14 @@ def _round_up(columns: int) -> int:
 
 
 def _of_heads(alpha: Tensor, heads: slice, dtype: torch.dtype) -> Tensor:
-    """Alpha of these heads [1/m], (G, 1, 1), or (1, 1, 1) if all share one."""
+    """Return alpha of these heads [1/m], (G, 1, 1), or (1, 1, 1) if all share one."""
     return (alpha[heads] if len(alpha) > 1 else alpha)[:, None, None].to(dtype) / METRES_PER_UNIT
 
 
 def _head_groups(q: Tensor) -> Iterator[slice]:
-    """Heads in groups that fill the threads (PyTorch's backward spreads over B x H) but not the memory."""
+    """Split the heads into groups that use all threads (PyTorch's backward uses B x H) and limit memory."""
     B, H, N, D = q.shape
     fill_threads = -(-torch.get_num_threads() // B)
     at_most = max(fill_threads, _GROUP_ELEMENTS // (B * N * D), 1)
-    group = -(-H // -(-H // at_most))  # as even as can be
+    group = -(-H // -(-H // at_most))  # groups of nearly equal size
     return (slice(first, min(first + group, H)) for first in range(0, H, group))

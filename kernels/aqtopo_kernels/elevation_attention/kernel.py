@@ -1,24 +1,25 @@
 """The Triton kernels of elevation attention: forward, gradients of queries and alpha, of keys and values.
 
-score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000. Nothing of size N x N is ever stored, no sum is
-atomic. What every kernel relies on, and why:
+score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000. No N x N matrix is stored, and no sum is atomic.
+Assumptions of all kernels:
 
-* Heights arrive in units of 2^20 m, each row padded by more than a block, so that their loads need no mask.
-  The scaling is exact, and a difference clamped to [0, 1] is then the rise: on AMD a free modifier of the
-  subtraction. `slope` holds -alpha 2^20 / (1000 scale) for each head, so that score_ij =
-  scale (q_i k_j + slope rise_ij) costs a subtraction and a multiply-add more than plain attention.
-* `scale` already holds log2(e): exponentials are powers of two, and `lse` is the sum's base-2 logarithm.
-* Only query and output rows follow `order`: keys are summed over. The forward kernel gathers its query rows
-  once a program; backward, `output_products_kernel` puts dout back into storage order: no loop has a gather.
-* A head of D = 96 is split into 64 + 32 columns (PARTS: first column and width), never padded to 128.
-* K and V have the same strides, so that one set of addresses serves both.
-* EVEN says that N is a multiple of both block sizes; then nothing is masked.
+* Heights are in units of 2^20 m, and each row is padded by more than a block, so loads need no mask. The
+  scaling is exact, and a height difference clamped to [0, 1] is the rise; on AMD the clamp is a free modifier
+  of the subtraction. `slope` is -alpha 2^20 / (1000 scale) for each head, so score_ij =
+  scale (q_i k_j + slope rise_ij) costs one subtraction and one multiply-add more than plain attention.
+* `scale` includes log2(e): exponentials are powers of two, and `lse` is the base-2 logarithm of the sum.
+* Only query and output rows follow `order`, because keys are summed over. The forward kernel gathers its
+  query rows once per program. In the backward pass `delta_kernel` copies dout into storage order. No inner
+  loop gathers.
+* A head of D = 96 is split into 64 + 32 columns (PARTS: first column and width) and is not padded to 128.
+* K and V have the same strides, so one set of addresses serves both.
+* EVEN: N is a multiple of both block sizes, and nothing is masked.
 
 Shapes: B batch, H heads, N tokens, D head width, BLOCK_M queries and BLOCK_N keys of a block of scores.
 """
 
-# Triton reads this file as a language of its own: annotations mark compile-time values, tuples grow by +, and
-# an `if` on a compile-time value must stay a statement.
+# Triton compiles these functions: annotations mark compile-time values, tuples are extended with +, and an
+# `if` on a compile-time value must be a statement.
 # mypy: ignore-errors
 # ruff: noqa: RUF005, SIM108
 
@@ -28,7 +29,7 @@ import triton.language as tl
 
 @triton.jit
 def _load(pointer, rows, stride, inside, PARTS: tl.constexpr, EVEN: tl.constexpr):
-    """Rows of a (N, D) matrix as one block a part; rows that are not inside are 0."""
+    """Load rows of a (N, D) matrix as one block per part; rows that are not inside are 0."""
     parts = ()
     for i in tl.static_range(len(PARTS)):
         at = pointer + rows[:, None] * stride + (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
@@ -41,7 +42,7 @@ def _load(pointer, rows, stride, inside, PARTS: tl.constexpr, EVEN: tl.constexpr
 
 @triton.jit
 def _store(pointer, rows, stride, inside, parts, PARTS: tl.constexpr, EVEN: tl.constexpr):
-    """The inverse of `_load`, rounded to what the pointer points at."""
+    """Store the parts of rows, rounded to the pointer's dtype; the inverse of `_load`."""
     for i in tl.static_range(len(PARTS)):
         at = pointer + rows[:, None] * stride + (PARTS[i][0] + tl.arange(0, PARTS[i][1]))[None, :]
         if EVEN:
@@ -52,7 +53,7 @@ def _store(pointer, rows, stride, inside, parts, PARTS: tl.constexpr, EVEN: tl.c
 
 @triton.jit
 def _load_row(pointer, columns, inside, outside, EVEN: tl.constexpr):
-    """A vector; `outside` where not inside."""
+    """Load a vector; elements that are not inside are `outside`."""
     if EVEN:
         values = tl.load(pointer + columns)
     else:
@@ -70,7 +71,7 @@ def _zeros(ROWS: tl.constexpr, PARTS: tl.constexpr):
 
 @triton.jit
 def _scaled(parts, factor):
-    """Every row of every part times its factor."""
+    """Multiply each row of each part by its factor."""
     scaled = ()
     for i in tl.static_range(len(parts)):
         scaled = scaled + (parts[i] * factor[:, None],)
@@ -79,7 +80,7 @@ def _scaled(parts, factor):
 
 @triton.jit
 def _inner(lefts, rights, start):
-    """The sum over the parts of left right^T, added to start; true IEEE products for float32."""
+    """Add the sum of left right^T over the parts to start; IEEE precision for float32."""
     product = start
     for i in tl.static_range(len(lefts)):
         product = tl.dot(lefts[i], tl.trans(rights[i]), product, input_precision="ieee")
@@ -88,7 +89,7 @@ def _inner(lefts, rights, start):
 
 @triton.jit
 def _accumulate(sums, weights, parts):
-    """Adds weights x part to the sums, a part at a time."""
+    """Add weights x part to the sums, part by part."""
     total = ()
     for i in tl.static_range(len(parts)):
         total = total + (tl.dot(weights, parts[i], sums[i], input_precision="ieee"),)
@@ -97,23 +98,23 @@ def _accumulate(sums, weights, parts):
 
 @triton.jit
 def _rise(upper, lower):
-    """max(0, upper - lower), in the units of 2^20 m in which it never exceeds 1."""
+    """Compute max(0, upper - lower) in units of 2^20 m, in which it is at most 1."""
     return tl.clamp(upper - lower, 0.0, 1.0)
 
 
 @triton.jit
 def _high_half(bits):
-    """The bfloat16 that is the upper half of 32 bits."""
+    """Return the upper half of 32 bits as a bfloat16."""
     return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
 
 
 @triton.jit
 def _rounded(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
-    """Rounds x to dtype.
+    """Round x to dtype.
 
-    CDNA2 and CDNA3 have no conversion to bfloat16: it takes five instructions, by bits one and a half.
-    By bits, halves round away from zero, and a NaN with its payload in the low bits only, which no
-    instruction makes, would be lost.
+    CDNA2 and CDNA3 have no conversion instruction to bfloat16: Triton's takes five instructions, integer
+    arithmetic on the bits (BY_BITS) one and a half. BY_BITS rounds ties away from zero. It would lose a NaN
+    whose payload is only in the low bits, which no instruction produces.
     """
     if BY_BITS:
         low = _high_half(x.to(tl.uint32, bitcast=True) + 0x8000)
@@ -124,10 +125,10 @@ def _rounded(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
 
 @triton.jit
 def _weights(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
-    """Softmax weights x >= 0 for the product with V, and for their sum.
+    """Return the softmax weights x >= 0 for the product with V, and for their sum.
 
-    By bits they are cut, not rounded, and so are those that are summed: the mean error then cancels in the
-    quotient, and what is left has the variance of rounding. It saves another instruction an element.
+    BY_BITS truncates both instead of rounding: the mean error cancels in the quotient, and the remaining
+    error has the variance of rounding. It saves one more instruction per element.
     """
     if BY_BITS:
         bits = x.to(tl.uint32, bitcast=True)
@@ -141,7 +142,7 @@ def _weights(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
 
 @triton.jit
 def _spread(columns, GROUPS: tl.constexpr):
-    """Which key stands at each place of the second product; see `_regroup`."""
+    """Return the key at each column of the second product; see `_regroup`."""
     if GROUPS == 1:
         keys = columns
     else:
@@ -151,11 +152,11 @@ def _spread(columns, GROUPS: tl.constexpr):
 
 @triton.jit
 def _regroup(weights, GROUPS: tl.constexpr):
-    """Weights with their columns in the order of `_spread`, which costs nothing: no element leaves its lane.
+    """Return the weights with columns in the order of `_spread`. It is free: no element leaves its lane.
 
-    The matrix unit returns four neighbouring columns a lane and, in float32, wants columns GROUPS apart. Keys
-    are summed over, so V's rows are loaded in that order instead of moving the weights between lanes (24
-    cndmask and 8 permutes for 32 x 32 weights).
+    The matrix unit returns four neighbouring columns per lane and, in float32, takes columns GROUPS apart.
+    Keys are summed over, so V's rows are loaded in that order. Moving the weights between lanes would take 24
+    cndmask and 8 permutes for 32 x 32 weights.
     """
     if GROUPS == 1:
         grouped = weights
@@ -169,7 +170,7 @@ def _regroup(weights, GROUPS: tl.constexpr):
 
 @triton.jit
 def _head_start(pointer, batch, head, stride_b, stride_h):
-    """Where a head starts, in 64 bits: B x H x N x D may exceed 2^31."""
+    """Return the address of a head in 64 bits: B x H x N x D may exceed 2^31."""
     return pointer + batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
 
 
@@ -182,7 +183,7 @@ def forward_kernel(
     BIAS: tl.constexpr, ORDERED: tl.constexpr, EVEN: tl.constexpr, BY_BITS: tl.constexpr,
     GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Row r of out is the attention of token order[r]; lse (B, H, N) stays in storage order."""
+    """Compute attention: row r of out belongs to token order[r]; lse (B, H, N) is in storage order."""
     head = tl.program_id(1) % heads
     batch = tl.program_id(1) // heads
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -208,7 +209,7 @@ def forward_kernel(
         score = _inner(q_parts, k_parts, tl.full((BLOCK_M, BLOCK_N), 0.0, tl.float32))
         if BIAS:
             score += _rise(key_height[None, :], row_height[:, None]) * head_slope
-            # The next block's heights, after the last use of this one's: they take over their registers.
+            # Load the next block's heights after the last use of this block's, to reuse their registers.
             key_height = tl.load(height + keys + BLOCK_N)
         if not EVEN:
             score = tl.where(keys[None, :] < tokens, score, float("-inf"))
@@ -230,13 +231,13 @@ def forward_kernel(
 
 
 @triton.jit(do_not_specialize=["heads"])
-def output_products_kernel(
-    dout, out, products, stored, order,
+def delta_kernel(
+    dout, out, delta, stored, order,
     dout_b, dout_h, dout_n, out_b, out_h, out_n, stored_b, stored_h, stored_n,
     heads, tokens,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """The sums over D of dout out, and dout itself, put back into storage order."""
+    """Compute delta, the sums of dout x out over D, and copy dout; both in storage order."""
     head = tl.program_id(1) % heads
     batch = tl.program_id(1) // heads
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -250,8 +251,8 @@ def output_products_kernel(
     out_at = _head_start(out, batch, head, out_b, out_h) + rows[:, None] * out_n + columns
     dout_block = tl.load(dout_at, mask=within, other=0.0)
     out_block = tl.load(out_at, mask=within, other=0.0)
-    product = tl.sum(dout_block.to(tl.float32) * out_block.to(tl.float32), 1)
-    tl.store(products + tl.program_id(1).to(tl.int64) * tokens + places, product, mask=inside)
+    row_delta = tl.sum(dout_block.to(tl.float32) * out_block.to(tl.float32), 1)
+    tl.store(delta + tl.program_id(1).to(tl.int64) * tokens + places, row_delta, mask=inside)
     if ORDERED:
         stored_at = (
             _head_start(stored, batch, head, stored_b, stored_h) + places[:, None] * stored_n + columns
@@ -261,13 +262,16 @@ def output_products_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def query_gradient_kernel(
-    q, k, v, dout, lse, products, height, slope, dq, drise,
+    q, k, v, dout, lse, delta, height, slope, dq, drise,
     height_b, q_b, q_h, q_n, kv_b, kv_h, kv_n, dout_b, dout_h, dout_n, dq_b, dq_h, dq_n,
     heads, tokens, scale, gradient_scale,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, EVEN: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of the queries, and a program's sum of dscore x rise in drise (B H, blocks), for dalpha."""
+    """Compute the gradients of the queries, and per program the sum of dscore x rise for dalpha.
+
+    The sums are drise (B H, blocks).
+    """
     head = tl.program_id(1) % heads
     batch = tl.program_id(1) // heads
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -278,9 +282,9 @@ def query_gradient_kernel(
     k += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
     v += batch.to(tl.int64) * kv_b + head.to(tl.int64) * kv_h
     vector = tl.program_id(1).to(tl.int64) * tokens
-    # Rows beyond the last token have an infinite sum, so their weights are 0.
+    # Rows beyond the last token get an infinite lse, so their weights are 0.
     row_lse = _load_row(lse + vector, rows, row_inside, float("inf"), EVEN)
-    product = _load_row(products + vector, rows, row_inside, 0.0, EVEN)
+    row_delta = _load_row(delta + vector, rows, row_inside, 0.0, EVEN)
     columns = tl.arange(0, BLOCK_N)
     if BIAS:
         height += batch.to(tl.int64) * height_b
@@ -300,8 +304,8 @@ def query_gradient_kernel(
         if not EVEN:
             score = tl.where(keys[None, :] < tokens, score, float("-inf"))
         weight = tl.exp2(score * scale - row_lse[:, None])
-        # The subtraction of `product` is the start of the matrix product, off the path that waits for it.
-        start = tl.broadcast_to(-product[:, None], (BLOCK_M, BLOCK_N))
+        # The matrix product starts from -delta, which keeps this subtraction off the critical path.
+        start = tl.broadcast_to(-row_delta[:, None], (BLOCK_M, BLOCK_N))
         dscore = weight * _inner(dout_parts, v_parts, start)
         if BIAS:
             rise_sums += dscore * rise
@@ -317,14 +321,14 @@ def query_gradient_kernel(
 
 @triton.jit(do_not_specialize=["heads"])
 def key_value_gradient_kernel(
-    q, k, v, dout, lse, products, height, slope, dk, dv,
+    q, k, v, dout, lse, delta, height, slope, dk, dv,
     height_b, q_b, q_h, q_n, kv_b, kv_h, kv_n, dout_b, dout_h, dout_n,
     dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
     heads, tokens, scale, gradient_scale,
     PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BIAS: tl.constexpr, EVEN: tl.constexpr, BY_BITS: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK_N keys and values from transposed scores: the loop walks over the queries."""
+    """Compute the gradients of BLOCK_N keys and values from transposed scores, in a loop over queries."""
     head = tl.program_id(1) % heads
     batch = tl.program_id(1) // heads
     keys = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -334,7 +338,7 @@ def key_value_gradient_kernel(
     q += batch.to(tl.int64) * q_b + head.to(tl.int64) * q_h
     dout += batch.to(tl.int64) * dout_b + head.to(tl.int64) * dout_h
     lse += tl.program_id(1).to(tl.int64) * tokens
-    products += tl.program_id(1).to(tl.int64) * tokens
+    delta += tl.program_id(1).to(tl.int64) * tokens
     if BIAS:
         height += batch.to(tl.int64) * height_b
         key_height = tl.load(height + keys)
@@ -351,12 +355,12 @@ def key_value_gradient_kernel(
         if BIAS:
             row_height = tl.load(height + rows)
             score += _rise(key_height[:, None], row_height[None, :]) * head_slope
-        # Rows beyond the last token have an infinite sum, so their weights are 0.
+        # Rows beyond the last token get an infinite lse, so their weights are 0.
         row_lse = _load_row(lse, rows, inside, float("inf"), EVEN)
         weight = tl.exp2(score * scale - row_lse[None, :])
-        product = _load_row(products, rows, inside, 0.0, EVEN)
+        row_delta = _load_row(delta, rows, inside, 0.0, EVEN)
         start = tl.full((BLOCK_N, BLOCK_M), 0.0, tl.float32)
-        dscore = weight * (_inner(v_parts, dout_parts, start) - product[None, :])
+        dscore = weight * (_inner(v_parts, dout_parts, start) - row_delta[None, :])
         dv_sums = _accumulate(dv_sums, _rounded(weight, dtype, BY_BITS), dout_parts)
         dk_sums = _accumulate(dk_sums, _rounded(dscore, dtype, BY_BITS), q_parts)
     dv_head = _head_start(dv, batch, head, dv_b, dv_h)

@@ -1,7 +1,7 @@
-"""Launches the Triton kernels of elevation attention: strides, scalings, grids, nothing else.
+"""Launch of the Triton kernels of elevation attention: strides, scaling and grids.
 
-Arguments are those of `aqtopo_kernels.elevation_attention`, already checked by it. Importing this module
-needs Triton; nothing does so unless the Triton backend was chosen.
+`aqtopo_kernels.elevation_attention` checks the arguments. Importing this module needs Triton; it is imported
+only for the Triton backend.
 
 Shapes: B batch, H heads, N tokens, D head width.
 """
@@ -16,24 +16,24 @@ from torch.nn import functional
 from aqtopo_kernels.architecture import architecture
 from aqtopo_kernels.elevation_attention.configurations import Configuration, Kernel, configuration, parts
 from aqtopo_kernels.elevation_attention.kernel import (
+    delta_kernel,
     forward_kernel,
     key_value_gradient_kernel,
-    output_products_kernel,
     query_gradient_kernel,
 )
 from aqtopo_kernels.elevation_attention.layout import empty_like_tokens
 
 _UNIT_M = 2.0**20
-"""Heights in the kernels are in this unit [m]: a power of two, so that scaling is exact, above any rise."""
+"""Unit of heights in the kernels [m]: a power of two, so scaling is exact, and larger than any rise."""
 
 _UNIT_KM = _UNIT_M / 1000.0
 
 _HEIGHT_PADDING = 256
-"""Heights are read unmasked, as far as the last block reaches beyond the last token, and the forward kernel
-reads the block of keys behind it too: at least the largest BLOCK_M, and twice the forward's BLOCK_N."""
+"""Padding after the last token's height. Heights are read without a mask to the end of the last block, and
+the forward kernel also reads the next block of keys: at least the largest BLOCK_M and twice its BLOCK_N."""
 
-_PRODUCT_ROWS = 16
-"""Rows a program of `output_products_kernel`, which is bound by memory."""
+_DELTA_ROWS = 16
+"""Rows per program of `delta_kernel`, which is limited by memory bandwidth."""
 
 
 class _Terrain(NamedTuple):
@@ -51,13 +51,13 @@ def forward(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Attention (B, H, N, D) and lse (B, H, N) float32, the base-2 logarithm of the softmax's sum.
+    """Compute attention (B, H, N, D) and lse (B, H, N) float32, the base-2 logarithm of the softmax's sum.
 
-    Row r of the output belongs to token order[r]; lse stays in storage order. elevation None leaves the bias
-    out. The output's memory is (B, N, H, D), so that merging its heads is free.
+    Row r of the output belongs to token order[r]; lse is in storage order. Without elevation there is no
+    bias. The output's memory layout is (B, N, H, D), so merging its heads is free.
 
     Raises:
-        ValueError: D or the size of a head does not suit the kernels.
+        ValueError: the kernels do not support D or the size of a head.
     """
     B, H, N, _ = q.shape
     q, k, v = _unit_strides(q, k, v)
@@ -86,15 +86,15 @@ def backward(
     order: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Gradients of q, k, v and alpha (None without elevation), from what `forward` returned.
+    """Compute the gradients of q, k, v and alpha (None without elevation) from the results of `forward`.
 
-    Every sum has a fixed order and a single writer: repeated calls agree bit for bit.
+    Every sum has a fixed order and a single writer, so repeated calls return the same bits.
     """
     q, k, v = _unit_strides(q, k, v)
     dout, out = _unit_stride(dout), _unit_stride(out)
     terrain = _terrain(elevation, alpha, q.shape[1], scale)
-    products, dout = _output_products(dout, out, order)
-    inputs = (q, k, v, dout, lse, products, terrain, scale)
+    delta, dout = _delta(dout, out, order)
+    inputs = (q, k, v, dout, lse, delta, terrain, scale)
     dk, dv = _key_value_gradients(*inputs)
     dq, drise = _query_gradient(*inputs)
     if alpha is None or drise is None:
@@ -104,17 +104,17 @@ def backward(
     return dq, dk, dv, dalpha.to(alpha.dtype)
 
 
-def _output_products(dout: Tensor, out: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The sums over D of dout out, (B, H, N) float32, and dout, both in storage order."""
+def _delta(dout: Tensor, out: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return delta, the sums of dout x out over D, (B, H, N) float32, and dout; both in storage order."""
     B, H, N, D = dout.shape
-    products = dout.new_empty((B, H, N), dtype=torch.float32)
+    delta = dout.new_empty((B, H, N), dtype=torch.float32)
     stored = dout if order is None else _empty_result(dout)
     width = 1 << (D - 1).bit_length()
-    output_products_kernel[(_blocks(N, _PRODUCT_ROWS), B * H)](
-        dout, out, products, stored, _int32(order), *_strides(dout, out, stored), H, N,
-        D=D, WIDTH=width, ROWS=_PRODUCT_ROWS, ORDERED=order is not None, num_warps=4,
+    delta_kernel[(_blocks(N, _DELTA_ROWS), B * H)](
+        dout, out, delta, stored, _int32(order), *_strides(dout, out, stored), H, N,
+        D=D, WIDTH=width, ROWS=_DELTA_ROWS, ORDERED=order is not None, num_warps=4,
     )  # fmt: skip
-    return products, stored
+    return delta, stored
 
 
 def _query_gradient(
@@ -123,7 +123,7 @@ def _query_gradient(
     v: Tensor,
     dout: Tensor,
     lse: Tensor,
-    products: Tensor,
+    delta: Tensor,
     terrain: _Terrain,
     scale: float,
 ) -> tuple[Tensor, Tensor | None]:
@@ -133,7 +133,7 @@ def _query_gradient(
     dq = _empty_result(q)
     drise = None if terrain.height is None else q.new_empty((B * H, blocks), dtype=torch.float32)
     query_gradient_kernel[(blocks, B * H)](
-        q, k, v, dout, lse, products, terrain.height, terrain.slope, dq, drise, terrain.height_b,
+        q, k, v, dout, lse, delta, terrain.height, terrain.slope, dq, drise, terrain.height_b,
         *_strides(q, k, dout, dq), H, N, scale * math.log2(math.e), scale,
         **_constants(chosen, q, N, terrain), **chosen.options(arch),
     )  # fmt: skip
@@ -146,7 +146,7 @@ def _key_value_gradients(
     v: Tensor,
     dout: Tensor,
     lse: Tensor,
-    products: Tensor,
+    delta: Tensor,
     terrain: _Terrain,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
@@ -154,7 +154,7 @@ def _key_value_gradients(
     arch, chosen = _chosen("dkdv", q, terrain)
     dk, dv = _empty_result(k), _empty_result(v)
     key_value_gradient_kernel[(_blocks(N, chosen.block_n), B * H)](
-        q, k, v, dout, lse, products, terrain.height, terrain.slope, dk, dv, terrain.height_b,
+        q, k, v, dout, lse, delta, terrain.height, terrain.slope, dk, dv, terrain.height_b,
         *_strides(q, k, dout, dk, dv), H, N, scale * math.log2(math.e), scale,
         **_constants(chosen, q, N, terrain), **chosen.options(arch),
     )  # fmt: skip
@@ -167,7 +167,7 @@ def _chosen(kernel: Kernel, q: Tensor, terrain: _Terrain) -> tuple[str, Configur
 
 
 def _constants(chosen: Configuration, q: Tensor, tokens: int, terrain: _Terrain) -> dict[str, Any]:
-    """What a kernel is compiled for."""
+    """Return the compile-time arguments of a kernel."""
     return {
         "PARTS": parts(q.shape[3]),
         "BLOCK_M": chosen.block_m,
@@ -179,7 +179,7 @@ def _constants(chosen: Configuration, q: Tensor, tokens: int, terrain: _Terrain)
 
 
 def _terrain(elevation: Tensor | None, alpha: Tensor | None, heads: int, scale: float) -> _Terrain:
-    """Heights in the kernels' unit, and the factor that turns a rise into a score before scaling."""
+    """Return heights in the kernels' unit, and the slope that turns a rise into an unscaled score."""
     if elevation is None or alpha is None:
         return _Terrain(None, 0, None)
     height = functional.pad(elevation.detach().float() / _UNIT_M, (0, _HEIGHT_PADDING))
@@ -188,20 +188,20 @@ def _terrain(elevation: Tensor | None, alpha: Tensor | None, heads: int, scale: 
 
 
 def _unit_strides(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Copies what the kernels cannot stride over: they walk K and V with the same strides."""
+    """Copy tensors whose strides the kernels do not support: K and V must have the same strides."""
     q, k, v = (_unit_stride(x) for x in (q, k, v))
     return (q, k, v) if k.stride() == v.stride() else (q, k.contiguous(), v.contiguous())
 
 
 def _unit_stride(x: Tensor) -> Tensor:
-    """Copies x only if neighbouring columns are not neighbours in memory."""
+    """Return x, copied if its columns are not contiguous."""
     x = x if x.stride(3) == 1 else x.contiguous()
     _check_addresses(x.shape[2], x.stride(2))
     return x
 
 
 def _empty_result(x: Tensor) -> Tensor:
-    """For a result of x's shape."""
+    """Allocate a result with x's shape."""
     _, H, N, D = x.shape
     _check_addresses(N, H * D)
     return empty_like_tokens(x)
@@ -216,7 +216,7 @@ def _check_addresses(tokens: int, stride: int) -> None:
 
 
 def _strides(*tensors: Tensor) -> list[int]:
-    """Batch, head and token stride of each."""
+    """Return the batch, head and token stride of each tensor."""
     return [x.stride(axis) for x in tensors for axis in range(3)]
 
 

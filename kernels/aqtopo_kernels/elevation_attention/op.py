@@ -1,7 +1,7 @@
-"""The elevation attention that callers use: checks its arguments, then runs the device's implementation.
+"""Elevation attention operator: checks its arguments, then runs the device's implementation.
 
-One operator of PyTorch, `aqtopo_kernels::elevation_attention`, serves every device: `backend_for` says which
-implementation. A caller sees the attention alone; the operator returns the log-sum-exp too, for its backward
+The PyTorch operator `aqtopo_kernels::elevation_attention` serves all devices; `backend_for` selects the
+implementation. The function returns the attention; the operator also returns the log-sum-exp for its backward
 pass.
 
 Shapes: B batch, H heads, N tokens, D head width.
@@ -32,35 +32,35 @@ def elevation_attention(
     scale: float | None = None,
     backend: Backend | str | None = None,
 ) -> Tensor:
-    """Attention in which a key that lies higher than the query is discounted by the rise between them.
+    """Compute attention with a bias against keys that lie higher than the query.
 
-    score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000. Information flows from key to query, so this
-    hinders what comes down from a higher cell; pass -z to hinder what comes up from a lower one.
+    score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000. The bias reduces the influence of higher cells;
+    pass -z to reduce the influence of lower cells.
 
     Args:
         q: queries (B, H, N, D), of any strides, in storage order.
-        k: keys, likewise.
-        v: values, likewise.
-        elevation: height z of each token [m], (B, N), in storage order; float32 or float64 whatever q's dtype
-            is (bfloat16 would round 4.37 km by up to 16 m). It gets no gradient.
-        alpha: barrier strength [1/km], one for all heads (1,) or one a head (H,); any sign. Elevation and
-            alpha None: attention without bias.
-        order: (B, N), int32 or int64; row r of the result is the attention of token order[r]. Keys and
-            values stay in storage order: they are summed over. Each row must be a permutation of 0..N-1; this
-            is not checked, since it would wait for the device, unless AQTOPO_KERNELS_DEBUG=1 is set. None
+        k: keys, as q.
+        v: values, as q.
+        elevation: height z of each token [m], (B, N), in storage order; float32 or float64 for any dtype of
+            q (bfloat16 would round 4.37 km by up to 16 m). It gets no gradient.
+        alpha: barrier strength [1/km], one for all heads (1,) or one per head (H,); any sign. If elevation
+            and alpha are None, there is no bias.
+        order: (B, N), int32 or int64; row r of the result belongs to token order[r]. Keys and values stay in
+            storage order, because they are summed over. Each row must be a permutation of 0..N-1; this is
+            checked only with AQTOPO_KERNELS_DEBUG=1, because the check synchronises with the device. None
             keeps storage order.
-        scale: factor on q k; 1 / sqrt(D) if None. Positive: negate q for a negative one.
-        backend: "reference" asks for the formula written out; None is what `backend_for` gives.
+        scale: factor on q k, positive; 1 / sqrt(D) if None.
+        backend: "reference" for the reference implementation; None for the result of `backend_for`.
 
-    It computes in float32, or in float64 if q is, within torch.autocast too, which would round the rises (the
-    reference follows autocast, as all PyTorch does). There is no second derivative: asking for it raises
-    PyTorch's RuntimeError.
+    It computes in float32 (float64 if q is float64), also within torch.autocast, which would round the rises.
+    The reference implementation follows autocast. There is no second derivative: PyTorch raises a
+    RuntimeError.
 
     Returns:
         (B, H, N, D), in q's dtype.
 
     Raises:
-        ValueError: shapes, dtypes, devices or the scale do not fit; names them.
+        ValueError: shapes, dtypes or devices do not match, or the scale is not positive.
     """
     _check_qkv(q, k, v)
     if elevation is not None and alpha is not None:
@@ -139,7 +139,7 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
-    """The implementation that is asked for, or the device's; refuses what the device has not got."""
+    """Return the requested backend, or that of the device; raise a ValueError if it is not available."""
     if backend is not None and backend not in set(Backend):
         raise ValueError(
             f"elevation_attention has no backend {str(backend)!r}; choose from {', '.join(Backend)}, or None."
@@ -149,8 +149,8 @@ def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
     given = backend_for(q.device)
     if backend not in (None, given):
         raise ValueError(
-            f"elevation_attention runs through {given.value!r} on {q.device.type!r}, and backend="
-            f'{str(backend)!r} was asked for; only "reference" runs everywhere.'
+            f"elevation_attention has the backend {given.value!r} on {q.device.type!r}, but got backend="
+            f'{str(backend)!r}; only "reference" runs on every device.'
         )
     if given is Backend.TRITON and (
         q.dtype == torch.float64 or q.shape[-1] % 16 or q.shape[-1] > WIDEST_HEAD
@@ -158,18 +158,18 @@ def _resolve(backend: Backend | str | None, q: Tensor) -> Backend:
         raise ValueError(
             "elevation_attention's Triton kernels take a head width that is a multiple of 16 up "
             f"to {WIDEST_HEAD}, in float32, bfloat16 or float16, but got q {tuple(q.shape)} in {q.dtype}; "
-            'choose another width, or ask for backend="reference".'
+            'choose another width, or pass backend="reference".'
         )
     return given
 
 
 def _positive(scale: float | None, width: int) -> float:
-    """The Triton kernels take maxima of unscaled scores; one rule for every backend keeps them alike."""
+    """Return the scale; it must be positive, because the Triton kernels take maxima of unscaled scores."""
     scale = width**-0.5 if scale is None else scale
     if not 0 < scale < math.inf:
         raise ValueError(
-            f"elevation_attention needs a finite, positive scale, but got {scale}; negate q for a negative "
-            "one."
+            f"elevation_attention needs a finite, positive scale, but got {scale}; negate q if the scale is "
+            "negative."
         )
     return scale
 
@@ -203,7 +203,7 @@ def _check_terrain(q: Tensor, elevation: Tensor, alpha: Tensor) -> None:
     if elevation.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"elevation_attention needs elevation [m] in float32 or float64, but got {elevation.dtype}; 16 "
-            "bits would round heights by metres, so keep it in float32 when the model is cast."
+            "bits round heights by metres, so keep it in float32 when you cast the model."
         )
     if elevation.requires_grad:
         raise ValueError("elevation_attention gives elevation no gradient; pass elevation.detach().")

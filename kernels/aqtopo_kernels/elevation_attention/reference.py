@@ -1,4 +1,4 @@
-"""Elevation attention written out: the truth that every faster path is compared with.
+"""Reference implementation of elevation attention.
 
 Shapes: B batch, H heads, N tokens, D head width.
 """
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 METRES_PER_UNIT = 1000.0
-"""The barrier strength alpha is per kilometre, elevations are in metres."""
+"""Metres per kilometre: the barrier strength alpha is in 1/km, elevations are in metres."""
 
 
 def elevation_attention_reference(
@@ -19,11 +19,11 @@ def elevation_attention_reference(
     order: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Softmax attention with score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000, z in metres.
+    """Compute attention with score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000, z in metres.
 
-    Dense: it holds several (B, H, N, N) tensors. Computed in float64 for float64 inputs, else in float32.
-    The bias is not clamped: a clamp would take alpha's gradient away, and exp needs none. Arguments, result
-    and the meaning of `order` are those of `aqtopo_kernels.elevation_attention`, unchecked.
+    It allocates several (B, H, N, N) tensors. It computes in float64 for float64 inputs, otherwise in
+    float32. The bias is not clamped: a clamp would remove alpha's gradient, and exp does not need one.
+    Arguments and result are those of `aqtopo_kernels.elevation_attention`, without checks.
     """
     compute = torch.promote_types(q.dtype, torch.float32)
     q_BHND, k_BHND, v_BHND = (x.to(compute) for x in (q, k, v))

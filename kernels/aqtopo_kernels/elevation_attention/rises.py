@@ -1,10 +1,10 @@
-"""Sums of score gradient x rise, which alpha's gradient is made of, without the N x N matrix of rises.
+"""Sums of score gradient x rise for alpha's gradient, without the N x N matrix of rises.
 
-Sums of a gradient S_ij over a matrix that factorises, rise_ij = sum_x left_ix right_jx, come out of flash
-attention: with X more columns `right` on the keys, which meet zeros of the queries, the queries' gradients
-hold sum_j S_ij right_jx. From a query up to a key the way leads over an edge between them, z_j - z_i =
-(z_j - edge) + (edge - z_i), and as both steps lead upwards, nothing cancels. Where there is no edge between
-them, among neighbours of one bin, the sum is taken directly.
+If the rises factorise, rise_ij = sum_x left_ix right_jx, flash attention computes the sums: with X more
+columns `right` on the keys and zeros in these columns of the queries, the queries' gradients contain
+sum_j S_ij right_jx, where S_ij is the score gradient. For an edge of a bin between query and key,
+z_j - z_i = (z_j - edge) + (edge - z_i); both terms are positive, so nothing cancels. Pairs within one bin
+have no edge between them, and their sum is computed directly.
 
 Shapes: B batch, G heads, R rows of a band, C keys, W keys of a bin, S bins, X = 2 S, D head width.
 """
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 BIN = 256
-"""Neighbours of a bin in a band: fewer need more columns, more a larger sum in full."""
+"""Tokens per bin of a band: smaller bins need more columns, larger ones a larger direct sum."""
 
 _BINS_ABOVE = 4
-"""Bins of the keys above a band: short sums round less."""
+"""Number of bins of the keys above a band: shorter sums have smaller rounding errors."""
 
 
 def factors_above(query_height_BR: Tensor, key_height_BC: Tensor) -> tuple[Tensor, Tensor]:
-    """Left (B, R, X) and right (B, C, X) factors of the rises from queries to keys above them all."""
+    """Return left (B, R, X) and right (B, C, X) factors of rises to keys above all queries."""
     C = key_height_BC.shape[1]
     first_S = torch.arange(min(_BINS_ABOVE, C)) * C // min(_BINS_ABOVE, C)
     below_RS = torch.ones((query_height_BR.shape[1], len(first_S)), dtype=torch.bool)
@@ -28,7 +28,7 @@ def factors_above(query_height_BR: Tensor, key_height_BC: Tensor) -> tuple[Tenso
 
 
 def factors_across_bins(height_BR: Tensor) -> tuple[Tensor, Tensor]:
-    """Left and right factors (B, R, X) of the rises within a band from one bin to a higher one, else 0."""
+    """Return left and right factors (B, R, X) of rises between bins of a band; 0 within a bin."""
     place_R = torch.arange(height_BR.shape[1])
     first_S = place_R[BIN::BIN].contiguous()
     return _factors(height_BR, height_BR, first_S, place_R[:, None] < first_S)
@@ -37,7 +37,7 @@ def factors_across_bins(height_BR: Tensor) -> tuple[Tensor, Tensor]:
 def _factors(
     query_height_BR: Tensor, key_height_BC: Tensor, first_S: Tensor, below_RS: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Factors for bins of keys that begin at `first`, and queries that lie below a bin or do not count."""
+    """Return the factors for bins of keys that begin at `first`, and for queries below each bin."""
     bin_C1 = torch.bucketize(torch.arange(key_height_BC.shape[1]), first_S, right=True)[:, None] - 1
     member_CS = bin_C1 == torch.arange(len(first_S))
     edge_B1S = key_height_BC[:, None, first_S]
@@ -58,9 +58,9 @@ def sum_within_bins(
     height_BR: Tensor,
     alpha_G11: Tensor,
 ) -> Tensor:
-    """Sum of score gradient x rise over the pairs of each bin of a band, (G,).
+    """Sum score gradient x rise over the pairs within each bin of a band, (G,).
 
-    q (scaled), k, v, out and its gradient dout are (B, G, R, D), the log-sum-exp is (B, G, R).
+    q (scaled), k, v, out and its gradient dout are (B, G, R, D); the log-sum-exp is (B, G, R).
     """
     total_G = torch.zeros(q.shape[1], dtype=torch.float64)
     for first in range(0, height_BR.shape[1], BIN):
@@ -76,5 +76,5 @@ def sum_within_bins(
 
 
 def rise(query_height_BR: Tensor, key_height_BC: Tensor) -> Tensor:
-    """max(0, z_j - z_i), (B, R, C)."""
+    """Compute max(0, z_j - z_i), (B, R, C)."""
     return (key_height_BC[:, None, :] - query_height_BR[:, :, None]).clamp_min_(0.0)

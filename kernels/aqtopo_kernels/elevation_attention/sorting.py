@@ -1,4 +1,4 @@
-"""Tokens in ascending order of elevation, and back: the order in which the CPU path works.
+"""Sorting of tokens by elevation for the CPU implementation, and its inverse.
 
 Shapes: B batch, G heads, N tokens, D head width.
 """
@@ -13,13 +13,13 @@ from aqtopo_kernels.order import invert_order
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The terrain of a batch, sorted.
+class SortedTerrain:
+    """Terrain of a batch, sorted by elevation.
 
     Attributes:
         height: (B, N) ascending heights [m].
-        token: (B, N) the token at each place of the ascending order.
-        row: (B, N) the row of the result at each place.
+        token: (B, N) index of the token at each sorted position.
+        row: (B, N) row of the result at each sorted position.
         compute: dtype of heights and of sorted copies.
     """
 
@@ -30,26 +30,26 @@ class Ground:
 
     @classmethod
     def of(cls, elevation: Tensor, order: Tensor | None, compute: torch.dtype) -> Self:
-        """Sort heights (B, N) [m] whose results are wanted in the given order (B, N)."""
+        """Sort heights (B, N) [m]; the results are in the given order (B, N)."""
         height_BN, token_BN = elevation.to(compute).sort(dim=1, stable=True)
         row_BN = token_BN if order is None else invert_order(order).gather(1, token_BN)
         return cls(height_BN, token_BN, row_BN, compute)
 
     def sources(self, x_BGND: Tensor, more_columns: int = 0) -> Tensor:
-        """Queries, keys or values, sorted, with columns of zeros behind their own: (B, G, N, D + more)."""
+        """Return queries, keys or values, sorted and padded with zero columns, (B, G, N, D + more)."""
         return self._sorted(x_BGND, self.token, more_columns)
 
     def results(self, y_BGND: Tensor, more_columns: int = 0) -> Tensor:
-        """Rows of the result or their gradients, sorted: (B, G, N, D + more)."""
+        """Return rows of the result or their gradients, sorted and padded, (B, G, N, D + more)."""
         return self._sorted(y_BGND, self.row, more_columns)
 
     def write_sources(self, to_BGND: Tensor, sorted_BGND: Tensor) -> None:
-        """Put sorted gradients of the sources where those came from."""
+        """Write sorted gradients of the sources in storage order."""
         for sample, token_N in enumerate(self.token):
             to_BGND[sample].index_copy_(1, token_N, sorted_BGND[sample].to(to_BGND.dtype))
 
     def write_results(self, to_BGND: Tensor, sorted_BGND: Tensor) -> None:
-        """Put sorted rows of the result where they belong."""
+        """Write sorted rows of the result in the given order."""
         for sample, row_N in enumerate(self.row):
             to_BGND[sample].index_copy_(1, row_N, sorted_BGND[sample].to(to_BGND.dtype))
 

@@ -1,1 +1,1 @@
-"""Tokens put into wind order, and back."""
+"""Wind gather: reorders tokens into wind order, and back."""

@@ -1,9 +1,9 @@
-"""The Triton kernel of the wind gather and of its inverse: rows are moved whole, one pass over memory.
+"""Triton kernel of the wind gather and its inverse: copies whole rows in one pass over memory.
 
 Shapes: B batch, N tokens, D width.
 """
 
-# Triton reads this file as a language of its own, in which annotations mark compile-time values.
+# Triton compiles this function, and annotations mark compile-time values.
 # mypy: ignore-errors
 
 import triton
@@ -16,13 +16,13 @@ def move_rows_kernel(
     source_b, source_n, add_b, add_n, target_b, target_n, tokens, width,
     INVERSE: tl.constexpr, ADD: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Row r of target is source[order[r]] (+ add[r]); INVERSE: row order[r] of target is source[r]."""
+    """Write source[order[r]] (+ add[r]) to row r of target; INVERSE: source[r] to row order[r]."""
     batch = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = rows < tokens
     within = inside[:, None] & (columns < width)
-    # Rows in 64 bits: nothing here is bound by arithmetic.
+    # 64-bit rows cost no time: the kernel is limited by memory bandwidth.
     places = tl.load(order + batch * tokens + rows, mask=inside, other=0).to(tl.int64)[:, None]
     rows = rows.to(tl.int64)[:, None]
     if INVERSE:

@@ -1,4 +1,4 @@
-"""Launches the Triton kernel of the wind gather; arguments were checked by `wind_gather` and `wind_scatter`.
+"""Launch of the Triton kernel of the wind gather; `wind_gather` and `wind_scatter` check the arguments.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -10,17 +10,17 @@ from aqtopo_kernels.wind_gather.kernel import move_rows_kernel
 
 _ROWS = 8
 _COLUMNS = 256
-"""8 x 256 elements a program: rows of D = 768 in three pieces, 16 bytes a lane in bfloat16."""
+"""8 x 256 elements per program: three programs per row of D = 768, 16 bytes per lane in bfloat16."""
 
 
 def gather(x: Tensor, order: Tensor, add: Tensor | None) -> Tensor:
-    """Row r of the result is x[order[r]] (+ add[r]); the dtype of x, promoted by that of `add`."""
+    """Return x[order[r]] (+ add[r]) in row r; the dtype of x, promoted by that of `add`."""
     dtype = x.dtype if add is None else torch.promote_types(x.dtype, add.dtype)
     return _move(x, order, add, x.new_empty(x.shape, dtype=dtype), inverse=False)
 
 
 def scatter(y: Tensor, order: Tensor) -> Tensor:
-    """Row order[r] of the result is y[r]."""
+    """Return y[r] in row order[r]."""
     return _move(y, order, None, y.new_empty(y.shape), inverse=True)
 
 

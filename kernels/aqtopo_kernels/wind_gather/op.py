@@ -1,8 +1,7 @@
-"""The gather into wind order and its inverse that callers use: check the arguments, then compute.
+"""Wind gather operator and its inverse: check the arguments, then run the device's implementation.
 
-Two operators of PyTorch, `aqtopo_kernels::wind_gather` and `aqtopo_kernels::wind_scatter`, each the gradient
-of the other. Every implementation agrees with the reference bit for bit: nothing here rounds but the one
-addition.
+The PyTorch operators `aqtopo_kernels::wind_gather` and `aqtopo_kernels::wind_scatter` are each other's
+gradient. Every implementation returns the bits of the reference: only the addition rounds.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -17,20 +16,20 @@ from aqtopo_kernels.order import check_order
 
 
 def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
-    """Puts tokens into an order and adds what is in it already (a residual, a positional embedding).
+    """Reorder tokens, and add a tensor that is already in that order (a residual, a position embedding).
 
     Args:
         x: tokens (B, N, D) in storage order.
         order: (B, N), int32 or int64, each row a permutation of 0..N-1 (checked only with
-            AQTOPO_KERNELS_DEBUG=1, since it would wait for the device); row r of the result is x[order[r]] +
-            add[r].
+            AQTOPO_KERNELS_DEBUG=1, because it synchronises with the device); row r of the result is
+            x[order[r]] + add[r].
         add: (B, N, D) or (1, N, D), in the new order.
 
     Returns:
         (B, N, D); the dtype of x, promoted by that of `add`.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; names them.
+        ValueError: shapes, dtypes or devices do not match.
     """
     _check("wind_gather", x, order)
     if add is not None:
@@ -42,17 +41,17 @@ def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
 
 
 def wind_scatter(y: Tensor, order: Tensor) -> Tensor:
-    """Puts ordered tokens back: row order[r] of the result is y[r], so it undoes `wind_gather`.
+    """Return ordered tokens to storage order: row order[r] of the result is y[r].
 
     Args:
-        y: tokens (B, N, D) in the order.
+        y: tokens (B, N, D) in the given order.
         order: as for `wind_gather`.
 
     Returns:
         (B, N, D), in storage order.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit; names them.
+        ValueError: shapes, dtypes or devices do not match.
     """
     _check("wind_scatter", y, order)
     x_BND: Tensor = _scatter(y, order)

@@ -1,7 +1,7 @@
-"""From a wind field to the order in which its tokens are visited, without leaving the device.
+"""Scan order of the tokens of a wind field, computed on the device.
 
-Plain PyTorch on every device: a few small kernels, no value of which the host has to know. Whole numbers, so
-there is no gradient.
+Plain PyTorch on every device: a few small kernels without synchronisation. The result is integer, so there is
+no gradient.
 
 Shapes: B batch, Y, X the grid's cells, R regions, S sectors, P patches of a region, N = R P tokens.
 """
@@ -15,27 +15,25 @@ from torch import Tensor
 def wind_order(
     u: Tensor, v: Tensor, table: Tensor, *, regions: tuple[int, int], patch: int, calm_below: float
 ) -> Tensor:
-    """Raster index of the token at each scan position.
+    """Return the raster index of the token at each scan position.
 
-    The grid is cut into regions; each region's vector-mean wind chooses a row of the table, which says in
-    which order the region's patches are visited. Regions stay in raster order.
+    The grid is divided into regions. Each region's vector-mean wind selects the row of the table with the
+    order of the region's patches. Regions stay in raster order.
 
     Args:
         u: eastward wind [m/s], (B, Y, X).
-        v: northward wind [m/s], likewise.
-        table: (S + 1, P), int64; for each of S sectors, sector s being the wind that blows towards the angle
-            2 pi s / S from east to north, the raster indices inside a region in the order of visiting; the
-            last row is for calm.
+        v: northward wind [m/s], (B, Y, X).
+        table: (S + 1, P), int64, raster indices within a region in scan order. Row s is for wind that blows
+            towards the angle 2 pi s / S from east to north; the last row is for calm.
         regions: regions along (Y, X).
         patch: cells along each side of a patch.
-        calm_below: mean wind speed [m/s] below which the last row is taken, as it is for a wind that is not
-            a number.
+        calm_below: mean wind speed [m/s] below which the last row is used; it is also used for NaN.
 
     Returns:
         (B, N), int64; each row is a permutation.
 
     Raises:
-        ValueError: the grid does not fit regions, patch and table, or they are on several devices.
+        ValueError: the grid does not match regions, patch and table, or devices differ.
     """
     region = _region_patches(u, v, table, regions, patch)
     sector_BR = wind_sector(u, v, regions=regions, sectors=len(table) - 1, calm_below=calm_below)
@@ -43,7 +41,7 @@ def wind_order(
     row_R1 = torch.arange(regions[0], device=u.device).repeat_interleave(regions[1])[:, None] * region[0]
     column_R1 = torch.arange(regions[1], device=u.device).repeat(regions[0])[:, None] * region[1]
     place_BRP = table[sector_BR]
-    # The same places in indices of the whole grid of patches.
+    # The same patches as indices of the whole patch grid.
     row_BRP, column_BRP = place_BRP // region[1] + row_R1, place_BRP % region[1] + column_R1
     return (row_BRP * columns + column_BRP).flatten(1)
 
@@ -51,12 +49,12 @@ def wind_order(
 def _region_patches(
     u: Tensor, v: Tensor, table: Tensor, regions: tuple[int, int], patch: int
 ) -> tuple[int, int]:
-    """Patches of a region along (Y, X)."""
+    """Return the number of patches of a region along (Y, X)."""
     _check_wind("wind_order", u, v)
     rows, columns = u.shape[1] // (regions[0] * patch), u.shape[2] // (regions[1] * patch)
     if (rows * regions[0] * patch, columns * regions[1] * patch) != u.shape[1:]:
         raise ValueError(
-            f"wind_order cannot cut a grid of {u.shape[1]} x {u.shape[2]} cells into {regions[0]} x "
+            f"wind_order cannot divide a grid of {u.shape[1]} x {u.shape[2]} cells into {regions[0]} x "
             f"{regions[1]} regions of patches of {patch} x {patch}; choose numbers that divide it."
         )
     if table.ndim != 2 or table.shape[1] != rows * columns:
@@ -81,9 +79,9 @@ def _check_wind(operation: str, u: Tensor, v: Tensor) -> None:
 
 
 def wind_sector(u: Tensor, v: Tensor, *, regions: tuple[int, int], sectors: int, calm_below: float) -> Tensor:
-    """Sector of each region's vector-mean wind, (B, R), int64; `sectors` where it is calm or not a number.
+    """Return the sector of each region's vector-mean wind, (B, R), int64; `sectors` if calm or NaN.
 
-    Arguments as for `wind_order`; `sectors` is S.
+    Arguments are those of `wind_order`; `sectors` is S.
 
     Raises:
         ValueError: u and v differ, or the regions do not divide their grid.
@@ -92,7 +90,7 @@ def wind_sector(u: Tensor, v: Tensor, *, regions: tuple[int, int], sectors: int,
     B, Y, X = u.shape
     if Y % regions[0] or X % regions[1]:
         raise ValueError(
-            f"wind_sector cannot cut a grid of {Y} x {X} cells into {regions[0]} x {regions[1]} regions; "
+            f"wind_sector cannot divide a grid of {Y} x {X} cells into {regions[0]} x {regions[1]} regions; "
             "choose numbers that divide it."
         )
     wind_2BYX = torch.stack([u, v]).to(torch.promote_types(u.dtype, torch.float32))

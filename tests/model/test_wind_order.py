@@ -5,13 +5,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from aqtopo.model.wind import WindOrder, sector_order_table
+from aqtopo.model.wind_order import WindOrder, sector_order_table
 
 WEST_WIND, SOUTH_WIND = (5.0, 0.0), (0.0, 5.0)
 
 
 def make_order(regions: tuple[int, int] = (2, 2), *, ascending: bool = True) -> WindOrder:
-    """Over 4 x 8 patches of 2 x 2 cells."""
+    """Build the wind order of 4 x 8 patches of 2 x 2 cells."""
     return WindOrder(2, (4, 8), regions, sectors=16, calm_below=0.5, latitude_ascending=ascending)
 
 
@@ -95,7 +95,7 @@ def test_unrounded_projections_would_misorder_sectors_that_have_ties(region: tup
 
 @pytest.mark.parametrize("sector", range(16))
 def test_a_flipped_latitude_axis_visits_the_same_places(sector: int) -> None:
-    # Where no two patches tie, so that raster indices, which the flip does change, have no say.
+    # The flip changes raster indices, which decide ties, so orders are compared only without ties.
     row, column = np.divmod(np.arange(12), 4)
     theta = 2 * np.pi * sector / 16
     along = np.round(column * np.cos(theta) + row * np.sin(theta), 6)
@@ -108,7 +108,7 @@ def test_a_flipped_latitude_axis_visits_the_same_places(sector: int) -> None:
 
 
 @pytest.mark.parametrize("sector", range(16))
-def test_the_sector_is_the_nearest_to_where_the_air_moves(sector: int) -> None:
+def test_the_sector_is_the_nearest_to_the_wind_direction(sector: int) -> None:
     order = make_order()
     for turn in (-0.49, 0.0, 0.49):
         theta = 2 * np.pi * (sector + turn) / 16
@@ -170,5 +170,5 @@ def test_tables_are_not_part_of_the_state() -> None:
 
 
 def test_refuses_regions_that_do_not_divide_the_patches() -> None:
-    with pytest.raises(ValueError, match="4 x 8 patches cannot be cut into 3 x 2 regions"):
+    with pytest.raises(ValueError, match="4 x 8 patches cannot be divided into 3 x 2 regions"):
         make_order((3, 2))

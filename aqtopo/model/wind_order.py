@@ -1,7 +1,7 @@
-"""Wind order: inside each region, tokens are visited from upwind to downwind.
+"""Wind order: within each region, tokens are scanned from upwind to downwind.
 
-The order of every sector is tabulated when the model is built, and a sample's order is looked up on the
-device it lives on: no cache, no first-forward work, no number ever leaves the device.
+The model tabulates the order of each wind sector once, when it is built. A sample's order is looked up on the
+sample's device, without a transfer to the host.
 
 Shapes: B batch, R regions, S sectors, P patches of a region, N = R P tokens; Y, X rows and columns of the
 grid.
@@ -17,21 +17,21 @@ from aqtopo_kernels import wind_order, wind_sector
 IntArray = npt.NDArray[np.int64]
 
 _DECIMALS = 6
-"""Projections that are equal on paper differ by 1e-16 in floating point, and would come out of order."""
+"""Decimals of the rounded projections: equal ones can differ by 1e-16, which would break ties wrongly."""
 
 
 def sector_order_table(
     region: tuple[int, int], sectors: int = 16, *, latitude_ascending: bool = True
 ) -> IntArray:
-    """For each sector the raster indices of a region's patches, most upwind first.
+    """Return the raster indices of a region's patches for each sector, most upwind first.
 
-    Sector s is the wind that blows *towards* the angle theta = 2 pi s / sectors, counted from east to north.
-    Patches are sorted by x cos(theta) + y sin(theta), x east and y north in cells; ties go by raster index.
+    Sector s is wind that blows *towards* the angle theta = 2 pi s / sectors, from east to north. Patches are
+    sorted by x cos(theta) + y sin(theta), with x east and y north in cells, and ties by raster index.
 
     Args:
         region: patches of a region along (latitude, longitude).
-        sectors: S, directions that are told apart.
-        latitude_ascending: whether row 0 is the southernmost.
+        sectors: S, number of wind directions.
+        latitude_ascending: True if row 0 is the southernmost.
 
     Returns:
         (S + 1, P): the last row is raster order, for calm.
@@ -46,21 +46,22 @@ def sector_order_table(
 
 
 class WindOrder(nn.Module):
-    """Turns a wind field into the order in which its tokens are visited.
+    """Maps a wind field to the scan order of its tokens.
 
     Args:
         patch: cells along each side of a patch.
         patch_grid: patches along (latitude, longitude).
-        regions: regions along (latitude, longitude); they stay in raster order, their insides are sorted.
-        sectors: directions that are told apart.
-        calm_below: mean wind speed [m/s] below which a region keeps raster order.
-        latitude_ascending: whether row 0 is the southernmost.
+        regions: regions along (latitude, longitude). Regions stay in raster order; patches within a region
+            are sorted.
+        sectors: number of wind directions.
+        calm_below: mean wind speed [m s-1] below which a region keeps raster order.
+        latitude_ascending: True if row 0 is the southernmost.
 
     Raises:
         ValueError: the patch grid is not a multiple of the regions.
     """
 
-    table: Tensor  # (S + 1, P) raster index inside the region
+    table: Tensor  # (S + 1, P) raster index within the region
 
     def __init__(
         self,
@@ -75,8 +76,8 @@ class WindOrder(nn.Module):
         super().__init__()
         if patch_grid[0] % regions[0] or patch_grid[1] % regions[1]:
             raise ValueError(
-                f"A grid of {patch_grid[0]} x {patch_grid[1]} patches cannot be cut into {regions[0]} x "
-                f"{regions[1]} regions; choose model.regions that divide it."
+                f"A grid of {patch_grid[0]} x {patch_grid[1]} patches cannot be divided into {regions[0]} x "
+                f"{regions[1]} regions; choose model.regions that divide the grid."
             )
         self.patch, self.patch_grid = patch, patch_grid
         self.regions, self.sectors, self.calm_below = regions, sectors, calm_below
@@ -85,19 +86,22 @@ class WindOrder(nn.Module):
         self.register_buffer("table", torch.as_tensor(table), persistent=False)
 
     def sector(self, wind_B2YX: Tensor) -> Tensor:
-        """Sector of each region's vector-mean wind, (B, R), int64; S where it is calm or not a number.
+        """Return the sector of each region's vector-mean wind, (B, R), int64; S if calm or NaN.
 
         Args:
-            wind_B2YX: eastward and northward wind [m/s].
+            wind_B2YX: eastward and northward wind [m s-1].
         """
         u, v = wind_B2YX.unbind(1)
         return wind_sector(u, v, regions=self.regions, sectors=self.sectors, calm_below=self.calm_below)
 
     def forward(self, wind_B2YX: Tensor) -> Tensor:
-        """Raster index of the token at each scan position, (B, N), int64; each row is a permutation.
+        """Return the raster index of the token at each scan position, (B, N), int64.
 
         Args:
-            wind_B2YX: eastward and northward wind [m/s] on the grid.
+            wind_B2YX: eastward and northward wind [m s-1] on the grid.
+
+        Returns:
+            A permutation per sample.
         """
         u, v = wind_B2YX.unbind(1)
         return wind_order(
@@ -105,7 +109,7 @@ class WindOrder(nn.Module):
         )
 
     def calm_order(self) -> Tensor:
-        """The order of a windless sample, (N,): region by region, each in raster order."""
+        """Return the order of a calm sample, (N,): regions in raster order, and patches within them too."""
         cells = self.patch_grid[0] * self.patch, self.patch_grid[1] * self.patch
         no_wind_B2YX = torch.full((1, 2, *cells), torch.nan, device=self.table.device)
         return self.forward(no_wind_B2YX)[0]

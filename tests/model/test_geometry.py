@@ -8,9 +8,11 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.model import Terrain, build_model
+from aqtopo.model.geometry import EARTH_RADIUS_KM, PatchCentres
 
 LATITUDE = np.array([20.0, 21.0, 22.0, 23.0])
 LONGITUDE = 100.0 + np.arange(6.0)
+DEGREE_KM = np.pi * EARTH_RADIUS_KM / 180
 
 
 def test_patch_heights_are_plain_means_in_metres() -> None:
@@ -21,7 +23,7 @@ def test_patch_heights_are_plain_means_in_metres() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -501.0, 9001.0])
-def test_refuses_heights_that_the_earth_does_not_have(bad: float) -> None:
+def test_refuses_elevations_outside_the_range_of_the_earth(bad: float) -> None:
     elevation_m = np.zeros((4, 6), np.float32)
     elevation_m[1, 2] = bad
     with pytest.raises(ValueError, match=r"elevation (is not finite in 1 of 24 cells|runs from)"):
@@ -36,9 +38,12 @@ def test_accepts_the_dead_sea_and_everest() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Terrain(np.zeros((4, 6)), LATITUDE[:3], LONGITUDE), r"elevation \(4, 6\), latitude \(3,\)"),
+        (
+            lambda: Terrain(np.zeros((4, 6)), LATITUDE[:3], LONGITUDE),
+            r"elevation of shape \(4, 6\), latitude \(3,\)",
+        ),
         (lambda: Terrain(np.zeros((4, 6)), LATITUDE, LONGITUDE[:5]), r"and longitude \(5,\)"),
-        (lambda: Terrain(np.zeros(4), LATITUDE, LONGITUDE), r"elevation \(4,\)"),
+        (lambda: Terrain(np.zeros(4), LATITUDE, LONGITUDE), r"elevation of shape \(4,\)"),
         (
             lambda: Terrain(np.zeros((4, 6)), np.array([20.0, 22.0, 21.0, 23.0]), LONGITUDE),
             "strictly ascending",
@@ -53,12 +58,12 @@ def test_accepts_the_dead_sea_and_everest() -> None:
         ),
     ],
 )
-def test_refuses_axes_that_do_not_fit(make: Callable[[], object], message: str) -> None:
+def test_refuses_axes_that_do_not_match(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
 
-def test_knows_which_way_latitude_runs() -> None:
+def test_latitude_ascending_follows_the_axis() -> None:
     assert Terrain(np.zeros((4, 6)), LATITUDE, LONGITUDE).latitude_ascending
     assert not Terrain(np.zeros((4, 6)), LATITUDE[::-1], LONGITUDE).latitude_ascending
 
@@ -81,3 +86,13 @@ def test_elevation_reaches_the_attention_in_metres_whatever_the_normalisation(
     patches = store.static["elevation"].reshape(4, 2, 8, 2).mean(axis=(1, 3))
     np.testing.assert_allclose(metres.numpy(), patches.ravel(), rtol=1e-6)
     assert metres.max() > 2000
+
+
+def test_patch_centres_have_the_distances_of_the_earth() -> None:
+    """Two patches of 2 x 2 degrees on the equator; the chord is shorter than the arc by 5e-5."""
+    terrain = Terrain(np.zeros((2, 4), np.float32), np.array([-0.5, 0.5]), 100.0 + np.arange(4.0))
+    centres = PatchCentres.from_terrain(terrain, 2)
+    assert centres.spacing_km == pytest.approx(2 * DEGREE_KM, rel=1e-4)
+    distance_km = centres.km[1] - centres.km[0]
+    assert centres.axes[0] @ distance_km == pytest.approx([2 * DEGREE_KM] * 2, rel=1e-3)
+    assert centres.axes[1] @ distance_km == pytest.approx([0.0] * 2, abs=1e-9)
