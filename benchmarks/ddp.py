@@ -126,8 +126,8 @@ def _rank(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
+    from aqtopo.distributed.launch import read_launch
     from aqtopo.training import distributed
-    from aqtopo.training.launch import read_launch
 
     config = _config(program, grid, shape)
     where = distributed.connect(read_launch())

@@ -13,11 +13,11 @@ from typing import Self
 
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.ablation.scoring import Scorer, is_scored
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.config import RunConfig
+from aqtopo.fault_testing.forked import fork_ranks
 from aqtopo.refusal import RefusedError
-from aqtopo.training.forked import fork_ranks
-from aqtopo.training.run_state import read_state
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_state import read_run_state
 
 LOGS = "logs"
 LINES_OF_A_FAILURE = 15
@@ -30,7 +30,7 @@ def is_trained(trial: Trial) -> bool:
     """Whether the training has come to its own end: its last step, or the end of its patience."""
     if not (trial.run_dir / METRICS_FILE).is_file():
         return False
-    state = read_state(trial.run_dir)
+    state = read_run_state(trial.run_dir)
     ended = state.state.startswith("ended") and state.step > 0
     return ended and (state.step == state.total_steps or "no better val_loss" in state.state)
 
@@ -83,7 +83,7 @@ def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Sco
         say(f"{place} {trial}{goes_on}")
         _train(trial, ablation, children)
     scorer.score(trial)
-    say(f"{place} {trial}: val_loss {read_state(trial.run_dir).best_val_loss:.4f}")
+    say(f"{place} {trial}: val_loss {read_run_state(trial.run_dir).best_val_loss:.4f}")
 
 
 def _train(trial: Trial, ablation: Ablation, children: "_Children") -> None:

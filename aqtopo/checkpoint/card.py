@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync, write_durably, write_tensors
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import ALONE
-from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
 from aqtopo.checkpoint.tags import UNFINISHED, Tag
 from aqtopo.checkpoint.weights import WEIGHTS_FILE, LoadedRun, load_run, load_weights
 from aqtopo.config import RunConfig
@@ -33,6 +32,7 @@ from aqtopo.config.strict import Strict
 from aqtopo.data.statistics import normalization_for
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
+from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 
 CARD_FILE = "card.json"
 STATIC_FILE = "static.safetensors"

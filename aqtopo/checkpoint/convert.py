@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, check_files, settle, sync
-from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, Manifest, read_manifest, write_manifest
 from aqtopo.checkpoint.pickles import save_data
 from aqtopo.checkpoint.ranks import Ranks, gather_mappings, refuse_together, share, share_by_size
@@ -33,6 +32,7 @@ from aqtopo.checkpoint.universal import (
 )
 from aqtopo.checkpoint.weights import WEIGHTS_FILE
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.locks import alone_together
 
 WAIT = "Wait until the other run has resumed, and try again."
 

@@ -5,7 +5,6 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
-from aqtopo.checkpoint.locks import alone, shared
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     DISCARDED,
@@ -16,6 +15,7 @@ from aqtopo.checkpoint.tags import (
     pointed_name,
 )
 from aqtopo.config import CheckpointConfig
+from aqtopo.run_directory.locks import alone, shared
 
 
 def prune(run_dir: Path, policy: CheckpointConfig) -> None:

@@ -25,16 +25,16 @@ def doctor(
     from rich.table import Table
 
     from aqtopo.config import load_config
+    from aqtopo.distributed.launch import read_launch
+    from aqtopo.distributed.watchdog import start_watchdog
     from aqtopo.training import distributed
-    from aqtopo.training.launch import read_launch
     from aqtopo.training.preflight import check_up
     from aqtopo.training.prepare import prepare
     from aqtopo.training.resume import AUTO, ResumeOptions
-    from aqtopo.training.watchdog import watch_together
 
     launch = read_launch()
     prepared = prepare(load_config(config, overrides or []), launch, ResumeOptions(AUTO))
-    with watch_together(launch, prepared.run_dir) as watchdog:
+    with start_watchdog(launch, prepared.run_dir) as watchdog:
         watchdog.enter("connect")
         device = distributed.connect(launch, watchdog.longest_s)
         watchdog.enter("preflight")

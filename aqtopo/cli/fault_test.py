@@ -1,4 +1,4 @@
-"""`aqtopo drill`: does this run, on this machine, survive being killed?"""
+"""`aqtopo fault-test`: kill and resume a run many times."""
 
 import json
 import os
@@ -9,27 +9,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from aqtopo.training.drill_verdict import DrillResult
+    from aqtopo.fault_testing.result import FaultTestResult
 
 
-def drill(
+def fault_test(
     config: Annotated[Path, typer.Argument(help="The run's JSON file; its store must exist.")],
-    out: Annotated[Path, typer.Option(help="Folder for the drill's runs, which must not exist.")] = Path(
-        "runs/drill"
-    ),
-    kills: Annotated[int, typer.Option(min=1, help="Kills of a run that had resumed.")] = 3,
-    worlds: Annotated[str, typer.Option(help="Numbers of ranks, taken in turn.")] = "2,1,3",
+    out: Annotated[Path, typer.Option(help="New folder for the runs.")] = Path("runs/fault_test"),
+    kills: Annotated[int, typer.Option(min=1, help="Kills of a run that has a saved state.")] = 3,
+    worlds: Annotated[str, typer.Option(help="Numbers of ranks, used in turn.")] = "2,1,3",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the run.")] = 30,
     every_steps: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of who is killed when.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the kills.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
 ) -> None:
-    """Train, kill -9 random ranks at random moments, resume with others, compare with a run in peace."""
-    from aqtopo.training.drill import drill as run_drill
+    """Kill a run with SIGKILL and resume it, many times; compare it with an undisturbed run."""
+    from aqtopo.fault_testing.fault_test import fault_test as run_fault_test
 
     sizes = parse_worlds(worlds)
-    _clear_up_in_silence()
-    result = run_drill(config, out, kills, sizes, steps, every_steps, seed)
+    _ignore_leaked_semaphores()
+    result = run_fault_test(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
         verdict = {"passed": result.passed, "problems": result.problems}
         print(json.dumps(asdict(result) | verdict, indent=2))  # noqa: T201
@@ -40,10 +38,10 @@ def drill(
 
 
 def parse_worlds(text: str) -> list[int]:
-    """Numbers of ranks: `2,1,3`.
+    """Parse numbers of ranks such as `2,1,3`.
 
     Raises:
-        ValueError: one of them is none.
+        ValueError: the text is invalid.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
@@ -53,19 +51,19 @@ def parse_worlds(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _clear_up_in_silence() -> None:
-    """Killed ranks leave semaphores, which Python's tracker removes at the end; its warning is no news."""
-    given, silent = os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"
-    os.environ["PYTHONWARNINGS"] = f"{given},{silent}" if given else silent
+def _ignore_leaked_semaphores() -> None:
+    """Suppress the resource tracker's warning about the semaphores of killed ranks."""
+    given, ignored = os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{given},{ignored}" if given else ignored
 
 
-def _print(result: "DrillResult") -> None:
+def _print(result: "FaultTestResult") -> None:
     phases, ranks = (
         ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         for counts in (result.phases, {f"of rank {rank}": n for rank, n in result.ranks.items()})
     )
     print(  # noqa: T201
-        f"drill {'passed' if result.passed else 'FAILED'}: {result.kills} kills ({phases}; {ranks}), "
+        f"fault test {'passed' if result.passed else 'FAILED'}: {result.kills} kills ({phases}; {ranks}), "
         f"{result.resumes} verified resumes, {len(result.lost_tags)} committed tags lost, {result.steps} "
         f"losses compared, largest relative difference {result.worst_loss:.2g}, of weights and moments "
         f"{result.worst_state:.2g}, {result.seconds:.0f} s"

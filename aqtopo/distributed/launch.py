@@ -1,27 +1,28 @@
-"""Who this process is among those of a run, as whatever started it says.
+"""Rank, world size and address of this process, from the variables of its launcher.
 
-`deepspeed` and `torchrun` export RANK and its kin, `srun` exports SLURM_* variables, and a program started
-alone is rank 0 of 1.
+`deepspeed` and `torchrun` set RANK and related variables, `srun` sets SLURM_*; without either, the process is
+rank 0 of 1.
 """
 
 import os
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What the launcher told this process.
+    """One process of a run, as its launcher describes it.
 
     Attributes:
         launcher: `torch` (deepspeed and torchrun set the same variables), `slurm` or `alone`.
-        rank: this process among all.
-        local_rank: this process on its node.
+        rank: rank among all processes.
+        local_rank: rank on its node.
         size: processes of the run.
         local_size: processes on this node.
-        master_addr: where rank 0 listens.
-        master_port: its port; 0 lets a program started alone pick a free one.
+        master_addr: host of rank 0.
+        master_port: port of rank 0; 0 selects a free port.
     """
 
     launcher: str
@@ -34,27 +35,46 @@ class Launch:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and the console."""
+        """True on rank 0, which writes the files and the console."""
         return self.rank == 0
 
     def example(self, nodes: int, ranks_per_node: int) -> str:
-        """How to start that many processes the way this one was started."""
+        """Return a command that starts this many processes with the same launcher."""
         if self.launcher == "slurm" or nodes > 1:
             return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
         return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
-    """Find out how this process was started.
+    """Read the launcher's variables.
 
     Raises:
-        ValueError: the launcher's variables are incomplete.
+        ValueError: they are incomplete.
     """
     if "RANK" in environ:
         return _read_torch_launch(environ)
     if "SLURM_PROCID" in environ and "SLURM_STEP_ID" in environ:
         return _read_slurm_launch(environ)
     return Launch("alone", 0, 0, 1, 1, "127.0.0.1", 0)
+
+
+def export_launch(launch: Launch) -> None:
+    """Export the variables that DeepSpeed and PyTorch read; without them DeepSpeed looks for MPI."""
+    os.environ.update(
+        RANK=str(launch.rank),
+        LOCAL_RANK=str(launch.local_rank),
+        WORLD_SIZE=str(launch.size),
+        LOCAL_SIZE=str(launch.local_size),
+        MASTER_ADDR=launch.master_addr,
+        MASTER_PORT=str(launch.master_port or free_port()),
+    )
+
+
+def free_port() -> int:
+    """Return a TCP port of this host that no process uses."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
@@ -80,22 +100,22 @@ def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """A launcher's variable as a number.
+    """Return a variable as a number.
 
     Raises:
-        ValueError: it is missing, without a default, or no number.
+        ValueError: it is not a number, or it is missing and has no default.
     """
     text = environ.get(name, "" if default is None else str(default))
     if not text.isdigit():
         raise ValueError(
-            f"the environment variable {name} must be a number and is {text!r}. Start the program with "
+            f"the environment variable {name} = {text!r} is not a number. Start the program with "
             "`deepspeed`, `torchrun` or `srun`, or unset RANK and SLURM_PROCID to run alone."
         )
     return int(text)
 
 
 def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
-    """Map Slurm's own variables, which carry neither an address nor a port of rank 0."""
+    """Read Slurm's variables; they contain no address and no port of rank 0."""
     size = _integer(environ, "SLURM_STEP_NUM_TASKS")
     nodes = _integer(environ, "SLURM_STEP_NUM_NODES", 1)
     node = _integer(environ, "SLURM_NODEID", 0)
@@ -104,7 +124,7 @@ def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
             f"srun started {size} tasks on {nodes} nodes, but MASTER_ADDR is not set. Export in the batch "
             'script: MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
         )
-    # One port a job, so that two jobs sharing a node do not meet; below those that the kernel hands out.
+    # Jobs that share a node need different ports, below the kernel's ephemeral range (from 32768).
     default_port = 20000 + _integer(environ, "SLURM_JOB_ID") % 12000
     return Launch(
         "slurm",
@@ -118,6 +138,6 @@ def _read_slurm_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _tasks_per_node(text: str) -> list[int]:
-    """Expand Slurm's run-length form: `8(x2),4` is 8, 8, 4."""
+    """Expand Slurm's run-length encoding: `8(x2),4` is 8, 8, 4."""
     runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
     return [int(tasks) for tasks, times in runs for _ in range(int(times or 1))]

@@ -1,11 +1,12 @@
-"""The watchdog: no rank waits for another in silence.
+"""Watchdog that ends all ranks with a diagnosis when one rank fails, hangs or is lost.
 
-Whatever ranks do together is a phase with a name and a deadline. One thread of each rank tells the others, on
-the board, which phase its rank is in, and looks there for an alarm; another watches the deadline. Who is past
-it works out which ranks are silent or behind, says so, raises the alarm and ends the process. So does a rank
-that fails by itself. The others repeat the alarm within seconds, whatever their main threads wait for.
+All collective work belongs to a named phase with a deadline. On each rank, one thread writes heartbeats to
+the heartbeat store and reads the abort reason; a second thread checks the deadline. A rank that misses its
+deadline compares the heartbeats to find ranks that are silent or behind, sets the abort reason and exits. A
+rank that raises an error sets the abort reason too. All others exit within seconds, even if blocked.
 """
 
+import faulthandler
 import json
 import os
 import queue
@@ -19,105 +20,105 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import IO, Self, TypeVar
 
+from aqtopo.distributed.deadlines import read_deadlines
+from aqtopo.distributed.heartbeat_store import HeartbeatStore, abridged, is_connection_error
+from aqtopo.distributed.launch import Launch, export_launch
 from aqtopo.refusal import LostRankError, RefusedError
-from aqtopo.training.deadlines import read_deadlines
-from aqtopo.training.distributed import Board, abridged, announce, is_connection_error
-from aqtopo.training.launch import Launch
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 STACKS = "stacks"
-"""Folder of the run directory in which ranks write their stacks."""
+"""Folder of the run directory for the ranks' stack dumps."""
 
-LONGEST_POLL_S = 2.0
-"""Longest time between a rank's signs of life [s]: of 400 ranks, rank 0 gets 200 in a second."""
+MAX_POLL_S = 2.0
+"""Longest time between two heartbeats of a rank [s]; with 400 ranks, rank 0 receives 200 a second."""
 
-ANSWER_S = 10.0
-"""How long the board's keeper may take to answer, or a disk to take the stacks [s]."""
+STORE_TIMEOUT_S = 10.0
+"""Timeout for a request to the heartbeat store and for writing the stack dump [s]."""
 
 RITES_S = 90.0
-"""How long what has to be done before the process is ended may take [s]."""
+"""Timeout for each callback before the process ends [s]."""
 
 EXIT_HUNG = 1
-AGREED = (RefusedError, FloatingPointError)
-"""Errors that all ranks should raise together: they say all, and stacks would say no more."""
+COLLECTIVE_ERRORS = (RefusedError, FloatingPointError)
+"""Errors that all ranks raise together; their message suffices, so no traceback file is written."""
 
 
-def watch_together(launch: Launch, run_dir: Path, work: float = 1.0) -> "Watchdog":
-    """Wait until every rank is here, and watch from then on.
+def start_watchdog(launch: Launch, run_dir: Path, work: float = 1.0) -> "Watchdog":
+    """Wait for all ranks and return this rank's watchdog.
 
     Args:
-        launch: who this process is.
+        launch: this process.
         run_dir: the run directory.
-        work: how many times as much a rank has to do in a step as it was configured to.
+        work: a rank's work per step relative to the configured world size.
 
     Raises:
-        ValueError: a deadline is none.
-        LostRankError: some rank is not here in time.
+        ValueError: AQTOPO_DEADLINES is invalid.
+        LostRankError: some ranks did not arrive in time.
     """
     deadlines = read_deadlines(work=work)
-    announce(launch)
-    board = Board(launch, deadlines["connect"])
-    board.meet(deadlines["connect"])
-    return Watchdog(board, run_dir, deadlines)
+    export_launch(launch)
+    store = HeartbeatStore(launch, deadlines["connect"])
+    store.wait_for_all_ranks(deadlines["connect"])
+    return Watchdog(store, run_dir, deadlines)
 
 
 @dataclass(frozen=True)
-class Words:
-    """What a rank says of itself on the board.
+class Heartbeat:
+    """State of a rank in the heartbeat store.
 
     Attributes:
         host: its node.
         process: its process id there.
-        phase: what it is doing.
-        entered: how many phases it has entered; equal on ranks that are equally far.
-        beat: grows as long as its watchdog lives [ns].
+        phase: its current phase.
+        phase_count: number of phases entered so far; equal on ranks that are in step.
+        time_ns: monotonic clock of the last heartbeat [ns].
     """
 
     host: str
     process: int
     phase: str = "start"
-    entered: int = 0
-    beat: int = 0
+    phase_count: int = 0
+    time_ns: int = 0
 
 
 class Watchdog:
-    """Watches one rank; use as a context manager around everything that ranks do together.
+    """Watchdog of one rank; a context manager around all collective work.
 
     Args:
-        board: where ranks read about each other.
-        run_dir: the run directory; stacks go to its folder `stacks`.
+        store: heartbeats of all ranks.
+        run_dir: the run directory; stack dumps are written to its folder `stacks`.
         deadlines: seconds by phase.
     """
 
-    def __init__(self, board: Board, run_dir: Path, deadlines: Mapping[str, float]) -> None:
-        self._board = board
-        self._file = run_dir / STACKS / f"rank{board.rank:05d}.txt"
+    def __init__(self, store: HeartbeatStore, run_dir: Path, deadlines: Mapping[str, float]) -> None:
+        self._store = store
+        self._file = run_dir / STACKS / f"rank{store.rank:05d}.txt"
         self._deadlines = deadlines
-        self._poll_s = min(LONGEST_POLL_S, min(deadlines.values()) / 4)
-        self._own = Words(socket.gethostname(), os.getpid())
+        self._poll_s = min(MAX_POLL_S, min(deadlines.values()) / 4)
+        self._own = Heartbeat(socket.gethostname(), os.getpid())
         self._due = float("inf")
-        self._alarm: str | None = None
-        self._parting = False
-        self._verdict = ""
+        self._abort_reason: str | None = None
+        self._aborting = False
+        self._diagnosis = ""
         self._rites: list[Callable[[], None]] = []
         self._over = threading.Event()
         self._threads = [
-            threading.Thread(target=self._tell_and_listen, name="board", daemon=True),
+            threading.Thread(target=self._exchange_heartbeats, name="heartbeat", daemon=True),
             threading.Thread(target=self._watch, name="watchdog", daemon=True),
         ]
 
     @property
     def longest_s(self) -> float:
-        """Longer than any deadline [s]: for collectives, so that the watchdog speaks before they give up."""
+        """Timeout for collectives [s], longer than any deadline so that the watchdog acts first."""
         return max(self._deadlines.values()) + RITES_S
 
     def enter(self, phase: str, detail: str = "") -> None:
-        """Say what comes now; the phase before is over."""
+        """Start a phase and its deadline; the previous phase ends."""
         shown = f"{phase} {detail}".rstrip()
-        self._own = Words(self._own.host, self._own.process, shown, self._own.entered + 1)
+        self._own = Heartbeat(self._own.host, self._own.process, shown, self._own.phase_count + 1)
         self._due = time.monotonic() + self._deadlines[phase]
 
     def before_giving_up(self, rite: Callable[[], None]) -> None:
@@ -125,29 +126,30 @@ class Watchdog:
         self._rites.append(rite)
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Tell the others at once of an error in it: what follows, like parting from them, may take time."""
+    def reporting(self) -> Iterator[None]:
+        """Report an error to the other ranks at once, before cleanup that may block."""
         try:
             yield
         except BaseException as error:
-            self._tell(error)
+            self._report(error)
             raise
 
-    def _tell(self, error: BaseException) -> None:
-        """Say to the others why this rank ends; or, if it ends because of another, find out which."""
-        if self._parting or self._board.size == 1:
+    def _report(self, error: BaseException) -> None:
+        """Set the abort reason for an error of this rank; for a lost connection, find its cause."""
+        if self._aborting or self._store.size == 1:
             return
-        self._parting, self._due = True, float("inf")
+        self._aborting, self._due = True, float("inf")
         first_line = next(iter(str(error).splitlines()), "")
         if is_connection_error(error):
-            self._verdict = f"{first_line}: {self._explain()}."
+            self._diagnosis = f"{first_line}: {self._diagnose()}."
         else:
-            place = _place(self._board.rank, self._own)
-            self._verdict = f"failed: {place}: {type(error).__name__}: {first_line}"
-            self._raise_alarm(self._verdict)
-        self._ask(self._board.leave)
-        if not isinstance(error, AGREED):
-            self._write([f"{self._verdict}\n", *traceback.format_exception(error)])
+            place = _describe(self._store.rank, self._own)
+            self._diagnosis = f"failed: {place}: {type(error).__name__}: {first_line}"
+            self._set_abort_reason(self._diagnosis)
+        self._request(self._store.mark_done)
+        if not isinstance(error, COLLECTIVE_ERRORS):
+            trace = traceback.format_exception(error)
+            self._write(self._diagnosis, lambda file: file.writelines(trace))
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -159,137 +161,127 @@ class Watchdog:
     ) -> None:
         self._due = float("inf")
         try:
-            if error is not None and self._board.size > 1:
-                self._tell(error)
-                self._keep_board()
+            if error is not None and self._store.size > 1:
+                self._report(error)
+                self._serve_until_done()
                 if is_connection_error(error):
-                    raise LostRankError(self._verdict) from error
+                    raise LostRankError(self._diagnosis) from error
         finally:
             self._over.set()
             for thread in self._threads:
-                thread.join(ANSWER_S)  # one may wait for a keeper that never answers
+                thread.join(STORE_TIMEOUT_S)  # a thread may be blocked by a dead server
 
-    def _tell_and_listen(self) -> None:
-        """Give signs of life and look for an alarm; without a keeper the rank itself will notice."""
+    def _exchange_heartbeats(self) -> None:
+        """Write heartbeats and read the abort reason; the deadline covers a dead server."""
         while not self._over.wait(self._poll_s):
             with suppress(LostRankError):
-                self._board.write(json.dumps(asdict(self._own) | {"beat": time.monotonic_ns()}))
-                self._alarm = self._board.alarm()
+                self._store.write_heartbeat(json.dumps(asdict(self._own) | {"time_ns": time.monotonic_ns()}))
+                self._abort_reason = self._store.abort_reason()
 
     def _watch(self) -> None:
         while not self._over.wait(self._poll_s):
-            if self._alarm and not self._parting:
-                self._follow(self._alarm)
+            if self._abort_reason and not self._aborting:
+                self._follow(self._abort_reason)
             elif time.monotonic() > self._due:
                 phase = self._own.phase
-                self._give_up(f"past the deadline of the phase `{phase}`: {self._explain()}.")
+                self._abort(f"past the deadline of the phase `{phase}`: {self._diagnose()}.")
 
-    def _follow(self, alarm: str) -> None:
-        """End because another rank does, unless the main thread is about to say so in its own words."""
+    def _follow(self, reason: str) -> None:
+        """Abort because another rank did, unless the main thread raises its own error in time."""
         until = time.monotonic() + 3 * self._poll_s
         while time.monotonic() < until:
-            if self._over.wait(0.1 * self._poll_s) or self._parting:
+            if self._over.wait(0.1 * self._poll_s) or self._aborting:
                 return
-        self._give_up(f"ended in the phase `{self._own.phase}`, because another rank did: {alarm}.")
+        self._abort(f"ended in the phase `{self._own.phase}`, because another rank failed: {reason}.")
 
-    def _give_up(self, why: str) -> None:
-        """Say why, write the stacks, and end the process, whose main thread may never return."""
-        told = f"aqtopo [rank {self._board.rank}]: {why} Stacks: {self._file}"
-        print(told, file=sys.stderr, flush=True)  # noqa: T201
-        self._write([f"rank {self._board.rank} on {self._own.host}: {why}\n", *_stacks()])
+    def _abort(self, reason: str) -> None:
+        """Print the reason, dump the stacks and end the process; its main thread may be blocked for ever."""
+        text = f"aqtopo [rank {self._store.rank}]: {reason} Stacks: {self._file}"
+        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        # faulthandler reads no source files, which may be on the disk that hangs.
+        self._write(f"rank {self._store.rank} on {self._own.host}: {reason}", faulthandler.dump_traceback)
         for rite in self._rites:
-            _within(RITES_S, rite)
-        self._ask(self._board.leave)
-        self._keep_board()
+            _call_with_timeout(RITES_S, rite)
+        self._request(self._store.mark_done)
+        self._serve_until_done()
         os._exit(EXIT_HUNG)
 
-    def _write(self, lines: list[str]) -> None:
-        """Leave something in the run directory, if there is one and its disk answers."""
+    def _write(self, first_line: str, write_rest: Callable[[IO[str]], None]) -> None:
+        """Write this rank's file in `stacks`, if the run directory exists and its disk answers."""
 
         def write() -> None:
-            if self._file.parents[1].is_dir():  # an error before that leaves no trace, as every refusal
+            if self._file.parents[1].is_dir():  # a refused run must not create its directory
                 with suppress(OSError):
                     self._file.parent.mkdir(exist_ok=True)
-                    self._file.write_text("".join(lines))
+                    with self._file.open("w") as file:
+                        print(first_line, file=file, flush=True)
+                        write_rest(file)
 
-        _within(ANSWER_S, write)
+        _call_with_timeout(STORE_TIMEOUT_S, write)
 
-    def _raise_alarm(self, text: str) -> str:
-        """Raise it; what stands there now, which may be another rank's."""
-        return self._ask(lambda: self._board.raise_alarm(text)) or text
+    def _set_abort_reason(self, text: str) -> str:
+        return self._request(lambda: self._store.set_abort_reason(text)) or text
 
-    def _keep_board(self) -> None:
-        """As its keeper, stay until the others have read what they need, or cannot any more."""
+    def _serve_until_done(self) -> None:
+        """On rank 0, keep the store alive until all ranks have read it or are gone."""
         until = time.monotonic() + 8 * self._poll_s
-        while self._board.rank == 0 and time.monotonic() < until:
-            left = self._ask(self._board.left)
-            if left is None or left == self._board.size:
+        while self._store.rank == 0 and time.monotonic() < until:
+            done = self._request(self._store.done_ranks)
+            if done is None or done == self._store.size:
                 return
             time.sleep(0.1 * self._poll_s)
 
-    def _explain(self) -> str:
-        """Which ranks are to blame: the alarm, or what the board says now and some polls later."""
-        before = self._ask(self._read_all)
+    def _diagnose(self) -> str:
+        """Return the abort reason, or set it by comparing the heartbeats now and three polls later."""
+        before = self._request(self._read_heartbeats)
         for _ in range(6 if before else 0):
-            if self._alarm:
-                return self._alarm
+            if self._abort_reason:
+                return self._abort_reason
             time.sleep(self._poll_s / 2)
-        now = self._ask(self._read_all) if before else None
-        return self._raise_alarm(_culprits(before, now, self._board.rank))
+        now = self._request(self._read_heartbeats) if before else None
+        return self._set_abort_reason(_find_culprits(before, now, self._store.rank))
 
-    def _read_all(self) -> dict[int, Words | None]:
-        texts = {rank: self._board.read(rank) for rank in range(self._board.size)}
-        return {rank: Words(**json.loads(text)) if text else None for rank, text in texts.items()}
+    def _read_heartbeats(self) -> dict[int, Heartbeat | None]:
+        texts = {rank: self._store.read_heartbeat(rank) for rank in range(self._store.size)}
+        return {rank: Heartbeat(**json.loads(text)) if text else None for rank, text in texts.items()}
 
-    def _ask(self, action: Callable[[], Answer]) -> Answer | None:
-        """An answer of the board; None if its keeper is gone, or does not answer, which may be for ever."""
+    def _request(self, action: Callable[[], Result]) -> Result | None:
+        """Return the result of a request to the store; None if the server is gone or does not answer."""
 
-        def ask() -> Answer | None:
+        def request() -> Result | None:
             with suppress(LostRankError):
                 return action()
             return None
 
-        return _within(ANSWER_S, ask)
+        return _call_with_timeout(STORE_TIMEOUT_S, request)
 
 
-def _within(seconds: float, action: Callable[[], Answer]) -> Answer | None:
-    """The result of something that may never return; None if it does not in time."""
-    found: queue.SimpleQueue[Answer] = queue.SimpleQueue()
-    threading.Thread(target=lambda: found.put(action()), daemon=True).start()
+def _call_with_timeout(timeout_s: float, action: Callable[[], Result]) -> Result | None:
+    """Return the result of an action that may block for ever; None after the timeout."""
+    results: queue.SimpleQueue[Result] = queue.SimpleQueue()
+    threading.Thread(target=lambda: results.put(action()), daemon=True).start()
     try:
-        return found.get(timeout=seconds)
+        return results.get(timeout=timeout_s)
     except queue.Empty:
         return None
 
 
-def _stacks() -> list[str]:
-    """Where every thread is; without the lines of the source, which may lie on the disk that hangs."""
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    lines = []
-    for ident, frame in sys._current_frames().items():
-        lines.append(f"\nThread {names.get(ident, ident)} (most recent call last):\n")
-        for place, number in traceback.walk_stack(frame):
-            code = place.f_code
-            lines.append(f'  File "{code.co_filename}", line {number} in {code.co_name}\n')
-    return lines
-
-
-def _culprits(
-    before: Mapping[int, Words | None] | None, now: Mapping[int, Words | None] | None, reader: int
+def _find_culprits(
+    before: Mapping[int, Heartbeat | None] | None, now: Mapping[int, Heartbeat | None] | None, reader: int
 ) -> str:
-    """The ranks that are silent; else those that are behind."""
+    """Name the ranks without a new heartbeat; if there are none, the ranks that are behind."""
     if before is None or now is None:
-        return "rank 0, which keeps the ranks' board, or its node does not answer"
-    heard = {rank: words for rank, words in now.items() if words is not None}
-    if silent := [rank for rank, words in now.items() if words == before[rank] and rank != reader]:
-        return f"does not answer: {abridged([_place(rank, now[rank]) for rank in silent])}"
-    furthest = max((words.entered for words in heard.values()), default=0)
-    if behind := [rank for rank, words in heard.items() if words.entered < furthest]:
-        return f"is behind: {abridged([_place(rank, heard[rank]) for rank in behind])}"
+        return "rank 0, which serves the heartbeat store, or its node does not answer"
+    known = {rank: heartbeat for rank, heartbeat in now.items() if heartbeat is not None}
+    if silent := [rank for rank, heartbeat in now.items() if heartbeat == before[rank] and rank != reader]:
+        return f"does not answer: {abridged([_describe(rank, now[rank]) for rank in silent])}"
+    furthest = max((heartbeat.phase_count for heartbeat in known.values()), default=0)
+    if behind := [rank for rank, heartbeat in known.items() if heartbeat.phase_count < furthest]:
+        return f"is behind: {abridged([_describe(rank, known[rank]) for rank in behind])}"
     return "no other rank is silent, behind or has failed"
 
 
-def _place(rank: int, words: Words | None) -> str:
-    if words is None:
-        return f"rank {rank} (not heard of yet)"
-    return f"rank {rank} (on {words.host}, process {words.process}, in `{words.phase}`)"
+def _describe(rank: int, heartbeat: Heartbeat | None) -> str:
+    if heartbeat is None:
+        return f"rank {rank} (no heartbeat yet)"
+    return f"rank {rank} (on {heartbeat.host}, process {heartbeat.process}, in `{heartbeat.phase}`)"

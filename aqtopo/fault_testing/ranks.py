@@ -1,4 +1,4 @@
-"""Running processes of a drilled run: started from one that has imported everything, watched and killed."""
+"""Ranks under test: their processes, the phase they are in, and the kill."""
 
 import random
 import time
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqtopo.checkpoint.commit import HASHES
-from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, of_kind, read_log
 from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, list_tags
 from aqtopo.config import RunConfig
+from aqtopo.fault_testing.forked import fork_ranks
 from aqtopo.refusal import RefusedError
-from aqtopo.training.forked import fork_ranks
+from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
 
 START_LIMIT_S = 300.0
 
-LOOK_S = 0.0005
-"""Between two looks for a phase that may last a few milliseconds."""
+POLL_S = 0.0005
+"""Interval of checks for a phase that may last a few milliseconds [s]."""
 
-TRACES = ("converting", "committing", "saving", "pruning")
-"""Phases that leave a trace among the checkpoints while they last."""
+FILE_PHASES = ("converting", "committing", "saving", "pruning")
+"""Phases that are visible as temporary files among the checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -27,74 +27,74 @@ class Kill:
     """One SIGKILL.
 
     Attributes:
-        phase: what the run was doing.
-        rank: who was hit first.
+        phase: phase of the run.
+        rank: the rank that was killed first.
     """
 
     phase: str
     rank: int
 
 
-class DrilledRanks:
+class RanksUnderTest:
     """The processes of one start of a run.
 
     Args:
         config: the run.
-        world: how many.
-        steps: after which it ends.
-        log: for what they print.
+        world: number of ranks.
+        steps: length of the run.
+        log: file for their output.
     """
 
     def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
         self.log = log
         self.processes = fork_ranks(config, world, steps, log)
 
-    def await_step(self, run_dir: Path, seen: int) -> None:
+    def wait_for_step(self, run_dir: Path, seen: int) -> None:
         """Wait until the run has logged more than `seen` steps, or ended."""
-        self._await(lambda: steps_logged(run_dir) > seen, 0.02)
+        self._wait_until(lambda: logged_steps(run_dir) > seen, 0.02)
 
-    def await_state(self, run_dir: Path) -> None:
+    def wait_for_state(self, run_dir: Path) -> None:
         """Wait until the run has a saved state, or ended."""
-        self._await(lambda: bool(list_tags(run_dir)), 0.02)
+        self._wait_until(lambda: bool(list_tags(run_dir)), 0.02)
 
-    def await_trace(self, run_dir: Path, phase: str) -> None:
-        """Wait until the run is in a phase, one of `TRACES`, or has ended."""
-        self._await(lambda: trace(run_dir) == phase, LOOK_S)
+    def wait_for_phase(self, run_dir: Path, phase: str) -> None:
+        """Wait until the run is in a phase, one of `FILE_PHASES`, or has ended."""
+        self._wait_until(lambda: file_phase(run_dir) == phase, POLL_S)
 
-    def _await(self, reached: Callable[[], bool], pause_s: float) -> None:
+    def _wait_until(self, reached: Callable[[], bool], pause_s: float) -> None:
         deadline = time.monotonic() + START_LIMIT_S
         while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
             if reached():
                 return
             time.sleep(pause_s)
 
-    def kill_one(self, chosen: random.Random, run_dir: Path) -> Kill | None:
-        """Kill a random rank, the rest a moment later; None if all had ended before.
+    def kill_one(self, rng: random.Random, run_dir: Path) -> Kill | None:
+        """Kill a random rank, then the others; return None if the run had ended.
 
         Raises:
-            RefusedError: they had ended, and not well.
+            RefusedError: the run had failed.
         """
-        rank = chosen.randrange(len(self.processes))
+        rank = rng.randrange(len(self.processes))
         if self.processes[rank].exitcode is not None:
             self.wait()
             return None
         self.processes[rank].kill()
-        phase = trace(run_dir) or ("training" if steps_logged(run_dir) else "starting")
-        time.sleep(chosen.uniform(0.0, 0.5))
-        self._end()
+        phase = file_phase(run_dir) or ("training" if logged_steps(run_dir) else "starting")
+        time.sleep(rng.uniform(0.0, 0.5))
+        self._kill_all()
         return Kill(phase, rank)
 
-    def _end(self) -> None:
+    def _kill_all(self) -> None:
         for process in self.processes:
             process.kill()
         for process in self.processes:
             process.join()
 
     def wait(self) -> None:
-        """Wait for all, who must end well.
+        """Wait for the end of all ranks.
 
         Raises:
-            RefusedError: some did not.
+            RefusedError: a rank failed.
         """
         deadline = time.monotonic() + START_LIMIT_S
         while any(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
@@ -102,26 +102,26 @@ class DrilledRanks:
                 break
             time.sleep(0.05)
         codes = [process.exitcode for process in self.processes]
-        self._end()
+        self._kill_all()
         if any(codes) or None in codes:
-            raise RefusedError(f"the run ended with {codes}:\n{self.log.read_text()[-3000:]}")
+            raise RefusedError(f"the run ended with exit codes {codes}:\n{self.log.read_text()[-3000:]}")
 
 
-def steps_logged(run_dir: Path) -> int:
-    """How many updates a run has logged, repeated ones too."""
+def logged_steps(run_dir: Path) -> int:
+    """Return the number of logged steps, repeated steps included."""
     return len(of_kind(read_log(run_dir / METRICS_FILE), StepLine))
 
 
-def trace(run_dir: Path) -> str | None:
-    """What a run is doing with its saved states, by what lies there; None if nothing."""
+def file_phase(run_dir: Path) -> str | None:
+    """Return the phase that the files among the checkpoints show; None without temporary files."""
     while True:
         try:
-            return _trace(run_dir / CHECKPOINTS)
-        except FileNotFoundError:  # renamed between being listed and being looked into
+            return _file_phase(run_dir / CHECKPOINTS)
+        except FileNotFoundError:  # renamed between the listing and the check
             continue
 
 
-def _trace(folder: Path) -> str | None:
+def _file_phase(folder: Path) -> str | None:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for name in names:
         if name.endswith(UNIVERSAL + UNFINISHED):

@@ -1,50 +1,49 @@
-"""What a drill came to: figures, and every reason why it did not pass."""
+"""Result of a fault test: its figures and the reasons why it failed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
-from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, of_kind, read_log
 from aqtopo.checkpoint.shards import KINDS
 from aqtopo.checkpoint.tags import Tag, check_pointer, list_tags
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
 
 LOSS_TOLERANCE = 1e-5
-"""Relative; other world sizes add in another order."""
+"""Relative; sums depend on the world size."""
 
 STATE_TOLERANCE = 1e-5
-"""Relative, in the norm of all weights or moments of a kind: where a gradient is nothing but rounding, Adam
-makes much of little."""
+"""Relative, in the norm of all weights or moments: in single tensors Adam amplifies rounding noise."""
 
 PHASES = ("training", "saving", "committing", "converting", "pruning")
-"""In which a drill of many kills must have hit the run at least once."""
+"""Phases that a fault test of many kills must hit at least once."""
 
-MANY = 20
-"""Kills from which a drill must have hit all phases, and rank 0 as well as others."""
+MANY_KILLS = 20
+"""Number of kills from which all phases, rank 0 and another rank must be hit."""
 
 
 @dataclass(frozen=True)
-class DrillResult:
-    """What came out.
+class FaultTestResult:
+    """Figures of a fault test.
 
     Attributes:
-        wanted: kills that were asked for: of a run that had a saved state and was past resuming from the one
-            before. Each of them must be followed by a verified resume.
-        kills: all kills; those of runs that were still starting come on top.
-        phases: how many of the kills fell into which phase.
-        ranks: how many of them hit which rank first.
-        world_sizes: numbers of ranks that were drilled.
+        wanted: requested kills of a run that has a saved state and has finished its resume; a verified resume
+            must follow each of them.
+        kills: all kills, including those of runs that were still starting.
+        phases: kills by phase.
+        ranks: kills by the rank that was killed first.
+        world_sizes: tested numbers of ranks.
         resumes: verified resumes.
-        unverified: starts that went on from a saved state without a verified resume.
-        lost_tags: committed tags that were gone or damaged after a kill, and pointers to nothing.
-        steps: steps compared.
+        unverified: starts that continued from a saved state without a verified resume.
+        lost_tags: committed tags that were missing or damaged after a kill, and invalid pointers.
+        steps: compared steps.
         missing_steps: steps of the reference that no other run made.
         worst_loss: largest relative difference of a training loss from the reference.
-        different_tensors: weights and moments of the last state that are not the reference's to the bit.
-        worst_state: largest relative difference, in the norm, of all weights or all moments of a kind.
-        other_differences: names, groups, hyperparameters or steps of the last state that are not the same.
+        different_tensors: weights and moments of the last state that are not bitwise equal.
+        worst_state: largest relative difference in norm of all weights or all moments of a kind.
+        other_differences: differing names, groups, hyperparameters or steps of the last state.
         seconds: wall time.
     """
 
@@ -66,43 +65,43 @@ class DrillResult:
 
     @property
     def problems(self) -> list[str]:
-        """Every reason why the drill did not pass."""
+        """The reasons why the test failed."""
         return [*self.lost_tags, *self.other_differences, *self._reasons()]
 
     @property
     def passed(self) -> bool:
-        """Whether every kill was survived and the run came out as the reference."""
+        """True if there are no problems."""
         return not self.problems
 
     def _reasons(self) -> Iterator[str]:
         if self.resumes != self.wanted or self.kills < self.wanted:
             yield f"{self.resumes} verified resumes after {self.wanted} kills"
         if self.unverified:
-            yield f"{self.unverified} starts went on without a verified resume"
+            yield f"{self.unverified} starts continued without a verified resume"
         if self.missing_steps or not self.steps:
             yield f"{self.missing_steps} steps of the reference were never made, {self.steps} compared"
         if not self.worst_loss <= LOSS_TOLERANCE:  # also where it is NaN
             yield f"a loss differs from the reference by {self.worst_loss:.3g}"
         if len(set(self.world_sizes)) == 1 and self.different_tensors:
-            yield f"{self.different_tensors} tensors are not the reference's to the bit"
+            yield f"{self.different_tensors} tensors are not bitwise equal to the reference's"
         if not self.worst_state <= STATE_TOLERANCE:
             yield f"weights or moments differ from the reference by {self.worst_state:.3g}"
-        if self.kills >= MANY:
+        if self.kills >= MANY_KILLS:
             yield from (f"no kill hit {phase}" for phase in PHASES if not self.phases.get(phase))
             if max(self.world_sizes) > 1 and ("0" not in self.ranks or len(self.ranks) < 2):
-                yield f"rank 0 and others were not both hit, only {', '.join(self.ranks)}"
+                yield f"rank 0 and another rank must be hit, but only these were: {', '.join(self.ranks)}"
 
 
 def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
-    """What is wrong with a run's saved states after a kill.
+    """Yield the problems of a run's saved states after a kill.
 
     Args:
-        run_dir: the run's; none of its processes is left.
+        run_dir: the run directory; no process uses it.
         known: the states that were committed before the kill.
-        policy: which states are kept.
+        policy: the retention policy.
     """
     left = list_tags(run_dir)
-    yield from wrongly_gone(known, left, policy)
+    yield from missing_tags(known, left, policy)
     try:
         check_pointer(run_dir)
         for tag in left[-2:]:
@@ -111,8 +110,8 @@ def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> 
         yield str(refusal)
 
 
-def wrongly_gone(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
-    """States that are gone though no later one had taken their place or they were to be kept anyway."""
+def missing_tags(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
+    """Yield the missing states that the retention policy keeps."""
     every = sorted({*known, *left}, key=lambda tag: (tag.step, tag.take))
     validated = [tag for tag in every if tag.val_loss is not None]
     best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
@@ -120,11 +119,11 @@ def wrongly_gone(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointCo
         kept_every = policy.keep_every_steps
         periodic = kept_every is not None and tag.step % kept_every == 0
         if tag not in left and (tag == every[-1] or tag in best or periodic):
-            yield f"{tag.name}: committed, and gone after a kill"
+            yield f"{tag.name}: committed, but missing after a kill"
 
 
 def compare_losses(reference: Path, out: Path) -> tuple[float, int, int]:
-    """Largest relative difference of any other run's loss at a step, steps compared, and steps not made."""
+    """Return the largest relative difference of losses, the compared and the missing steps."""
     expected = {line.step: line.train_loss for line in of_kind(read_log(reference / METRICS_FILE), StepLine)}
     found = [
         (line.step, line.train_loss)
@@ -138,7 +137,7 @@ def compare_losses(reference: Path, out: Path) -> tuple[float, int, int]:
 
 
 def compare_states(one: Path, other: Path) -> tuple[int, float, list[str]]:
-    """Tensors that differ to the bit, by how much at most by kind, and what else differs."""
+    """Return the number of differing tensors, their largest relative difference and all other differences."""
     ours, theirs = open_state(one), open_state(other)
     tensors = {f"{name} {kind}" for name in ours.manifest.parameters for kind in KINDS}
     differences = list(diff_states(ours, theirs))

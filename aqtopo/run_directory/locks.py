@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from aqtopo.checkpoint.ranks import Ranks, refuse_together
 from aqtopo.refusal import BusyError
+
+if TYPE_CHECKING:
+    from aqtopo.checkpoint.ranks import Ranks
 
 POLL_S = 0.5
 """Between two tries to get a lock that another process holds."""
@@ -46,13 +48,15 @@ def alone(path: Path, patience_s: float = 0.0, what: str = "") -> Iterator[bool]
 
 @contextmanager
 def alone_together(
-    path: Path, ranks: Ranks, what: str, remedy: str, patience_s: float = 0.0
+    path: Path, ranks: "Ranks", what: str, remedy: str, patience_s: float = 0.0
 ) -> Iterator[None]:
     """Hold a file through rank 0 while all ranks work on what belongs to it.
 
     Raises:
         BusyError: on all ranks: another process still holds it after `patience_s`, or it cannot be opened.
     """
+    from aqtopo.checkpoint.ranks import refuse_together  # imports this module
+
     problems = []
     with ExitStack() as holds:
         if ranks.rank == 0:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from aqtopo.checkpoint.log_file import METRICS_FILE
+from aqtopo.run_directory.log_file import METRICS_FILE
 
 PLAIN_LINE_EVERY_S = 5.0
 

@@ -1,4 +1,4 @@
-"""How a run is doing, read from its directory while it runs or afterwards."""
+"""State of a run, read from its metrics.jsonl during or after the run."""
 
 import statistics
 from collections import deque
@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from aqtopo.checkpoint.log_file import (
+from aqtopo.distributed.watchdog import STACKS
+from aqtopo.run_directory.log_file import (
     METRICS_FILE,
     Line,
     ResumeLine,
@@ -17,49 +18,47 @@ from aqtopo.checkpoint.log_file import (
     ValidationLine,
     read_log,
 )
-from aqtopo.checkpoint.tags import last_tag
-from aqtopo.training.stopping import Stop
-from aqtopo.training.watchdog import STACKS
+
+RESTART_REASON = "asked to stop and to be started again"
+"""Stop reason of a run that its batch job starts again."""
 
 FIRST_STEPS = 5
-"""Steps after a resume whose mean loss is judged."""
+"""Steps after a resume over which the loss is averaged."""
 
 RECENT_STEPS = 50
-"""Steps that the pace is measured over."""
+"""Steps over which the pace is measured."""
 
 SILENT_AFTER_S = 120.0
-"""A run that has logged nothing for so long, and for ten times the usual, is called silent."""
+"""A run is silent after this time without a log line, and after ten times its usual interval [s]."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """What can be said of a run at a moment.
+    """State of a run at one moment.
 
     Attributes:
         state: `not started`, `starting`, `running`, `silent for ...`, `waiting for its next start`, or
             `ended: ...`.
-        step: updates made, as far as it has been logged.
-        total_steps: of the whole run; 0 before the first start.
-        starts: how often it was started.
-        saved: the last saved state that is complete; None before the first.
-        train_loss: of the last step; None before the first.
-        val_loss: of the last validation.
-        best_val_loss: lowest so far.
-        lrs: rate by group in the last step.
-        alpha: barrier strengths [km-1] as last logged, by the parameter's name: one, or one a head.
-        preferences: what each head prefers as last logged, by block and quantity.
-        samples_per_s: over all ranks, in the last step.
-        left_s: time to the last step at the recent pace [s]; None where it is not known.
-        resume: the line in which the last resume says what it verified.
+        step: last logged step.
+        total_steps: steps of the whole run; 0 before the first start.
+        starts: number of starts.
+        train_loss: last training loss; None before the first step.
+        val_loss: last validation loss.
+        best_val_loss: lowest validation loss.
+        lrs: last learning rate by group.
+        alpha: last logged barrier strengths [km-1] by parameter name: one value, or one per head.
+        preferences: last logged parameters of the heads, by block and quantity.
+        samples_per_s: samples of all ranks per second in the last step.
+        left_s: time to the last step at the recent pace [s]; None if unknown.
+        resume: verification line of the last resume.
         resumed_loss: mean of the first losses after the last resume; None without a resume or a step.
-        error: last error of any rank since the last start, its first lines.
+        error: first line of the last error of any rank since the last start.
     """
 
     state: str
     step: int
     total_steps: int
     starts: int
-    saved: str | None
     train_loss: float | None
     val_loss: float | None
     best_val_loss: float | None
@@ -73,7 +72,7 @@ class RunState:
     error: str | None
 
     def verdict(self, success_below: float, failure_above: float) -> str | None:
-        """SUCCESS, FAILURE or UNDECIDED for a resumed run; None for one that was never resumed."""
+        """Return SUCCESS, FAILURE or UNDECIDED for a resumed run; None without a resume."""
         if self.resume is None:
             return None
         if self.resumed_loss is not None and self.resumed_loss < success_below:
@@ -83,63 +82,66 @@ class RunState:
         return "UNDECIDED"
 
 
-def read_state(run_dir: Path, now: datetime | None = None) -> RunState:
-    """Read a run's state.
+def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
+    """Read the state of a run.
 
     Args:
         run_dir: the run directory.
-        now: the present; None asks the clock.
+        now: the current time; None reads the clock.
 
     Raises:
-        ValueError: there is no such directory, or a line of its metrics cannot be understood.
+        ValueError: the directory is missing, or a line of its metrics is invalid.
     """
     if not run_dir.is_dir():
-        raise ValueError(f"there is no run directory {run_dir}. Give the one in the run's training.run_dir.")
-    course = _Course()
+        raise ValueError(
+            f"there is no run directory {run_dir}. Name the folder in the run's training.run_dir."
+        )
+    summary = _Summary()
     for line in read_log(run_dir / METRICS_FILE):
-        course.take(line)
-    update, start, pace = course.update, course.start, course.pace
+        summary.add(line)
+    update, start, pace = summary.update, summary.start, summary.pace
     total = 0 if start is None else start.total_steps
     return RunState(
-        state=_state(course, now or datetime.now(UTC)),
-        step=course.step,
+        state=_state(summary, now or datetime.now(UTC)),
+        step=summary.step,
         total_steps=total,
-        starts=course.starts,
-        saved=None if (tag := last_tag(run_dir)) is None else tag.name,
+        starts=summary.starts,
         train_loss=None if update is None else update.train_loss,
-        val_loss=course.val_losses[-1] if course.val_losses else None,
-        best_val_loss=min(course.val_losses, default=None),
+        val_loss=summary.val_losses[-1] if summary.val_losses else None,
+        best_val_loss=min(summary.val_losses, default=None),
         lrs={} if update is None else update.lr,
-        alpha=course.alpha,
-        preferences=course.preferences,
+        alpha=summary.alpha,
+        preferences=summary.preferences,
         samples_per_s=None if update is None else update.samples_per_s,
-        left_s=max(total - course.step, 0) * pace.step_s if pace and total else None,
-        resume=None if course.resume is None else course.resume.line,
-        resumed_loss=statistics.fmean(course.first_losses) if course.resume and course.first_losses else None,
+        left_s=max(total - summary.step, 0) * pace.step_s if pace and total else None,
+        resume=None if summary.resume is None else summary.resume.line,
+        resumed_loss=statistics.fmean(losses)
+        if summary.resume and (losses := summary.first_losses)
+        else None,
         error=_last_error(run_dir, None if start is None else _time(start)),
     )
 
 
 class _Pace(NamedTuple):
-    """Mean seconds between updates, and between logged ones, with all that happens between them."""
+    """Mean wall time between steps and between logged lines [s]."""
 
     step_s: float
     line_s: float
 
 
 @dataclass
-class _Course:
-    """What the lines have told so far: a long run has more of them than should be held at once.
+class _Summary:
+    """Summary of the log lines so far; the log of a long run is too large to hold.
 
     Attributes:
-        step: updates made.
+        step: last step.
         last: the last line.
-        start, resume, update: the last of its kind.
-        starts: how many there were.
-        val_losses: of every validation.
-        alpha, preferences: as last logged.
-        recent: the last updates since the last start or resume.
-        first_losses: of the first updates since the last resume.
+        start, resume, update: the last line of each kind.
+        starts: number of starts.
+        val_losses: all validation losses.
+        alpha, preferences: the last logged values.
+        recent: the last steps since the last start or resume.
+        first_losses: losses of the first steps since the last resume.
     """
 
     step: int = 0
@@ -154,8 +156,8 @@ class _Course:
     recent: deque[StepLine] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     first_losses: list[float] = field(default_factory=list)
 
-    def take(self, line: Line) -> None:
-        """Note what the next line says."""
+    def add(self, line: Line) -> None:
+        """Add the next line."""
         self.last = line
         self.step = self.step if line.step is None else line.step
         self.alpha = line.alpha or self.alpha
@@ -179,7 +181,7 @@ class _Course:
 
     @property
     def pace(self) -> _Pace | None:
-        """Over the recent steps; None where they are too few, or edited so that they lead nowhere."""
+        """Pace over the recent steps; None if there are too few or their times are inconsistent."""
         if len(self.recent) < 2:
             return None
         first, last = self.recent[0], self.recent[-1]
@@ -187,12 +189,12 @@ class _Course:
         return _Pace(passed / made, passed / (len(self.recent) - 1)) if made > 0 and passed >= 0 else None
 
 
-def _state(course: _Course, now: datetime) -> str:
-    last, pace = course.last, course.pace
+def _state(summary: _Summary, now: datetime) -> str:
+    last, pace = summary.last, summary.pace
     if last is None:
         return "not started"
     if isinstance(last, StopLine):
-        restart = last.reason == Stop.RESTART.reason
+        restart = last.reason == RESTART_REASON
         return "waiting for its next start" if restart else f"ended: {last.reason}"
     silence = (now - _time(last)).total_seconds()
     if silence > max(SILENT_AFTER_S, 10 * pace.line_s if pace else 0.0):
@@ -206,7 +208,7 @@ def _time(line: Line) -> datetime:
 
 
 def _last_error(run_dir: Path, since: datetime | None) -> str | None:
-    """The newest file that a rank's watchdog left, if it is newer than the last start: its first line."""
+    """Return the first line of the newest stack dump since the last start."""
     files = sorted((run_dir / STACKS).glob("rank*.txt"), key=lambda path: path.stat().st_mtime)
     if not files or (since is not None and files[-1].stat().st_mtime < since.timestamp()):
         return None

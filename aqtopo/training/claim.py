@@ -10,17 +10,17 @@ from pathlib import Path
 import torch
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.locks import alone_together
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.ranks import Ranks
 from aqtopo.checkpoint.retention import sweep
-from aqtopo.checkpoint.run_file import RUN_FILE, RunFile
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags, mend_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
-from aqtopo.training.launch import Launch
-from aqtopo.training.watchdog import STACKS
+from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.watchdog import STACKS
+from aqtopo.run_directory.locks import alone_together
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_file import RUN_FILE, RunFile
 
 LOCK_FILE = ".lock"
 

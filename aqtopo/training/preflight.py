@@ -20,11 +20,11 @@ import torch
 
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.data.stage import NodeCopy
+from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.blocks import kernel_head_widths
 from aqtopo.model.wind import sector_order_table
 from aqtopo.training import distributed
-from aqtopo.training.distributed import abridged
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
 

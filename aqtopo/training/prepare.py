@@ -10,13 +10,13 @@ from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
+from aqtopo.distributed.launch import Launch
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError
+from aqtopo.training.claim import check_run_directory
 from aqtopo.training.engine import check_supported
 from aqtopo.training.groups import group_parameters
-from aqtopo.training.launch import Launch
 from aqtopo.training.resume import NEVER, ResumeOptions, check_source, find_source, is_own
-from aqtopo.training.run_directory import check_run_directory
 from aqtopo.training.schedule import Schedule
 
 

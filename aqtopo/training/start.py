@@ -6,26 +6,26 @@ from dataclasses import replace
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.retention import reading
 from aqtopo.config import RunConfig
+from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.watchdog import Watchdog, start_watchdog
 from aqtopo.model import Terrain, build_model
+from aqtopo.run_directory.batch_job import BatchJob
+from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training import distributed
-from aqtopo.training.engine import build_engine
-from aqtopo.training.job import BatchJob
-from aqtopo.training.launch import Launch
-from aqtopo.training.preflight import check_up
-from aqtopo.training.prepare import Prepared, prepare, prepare_again
-from aqtopo.training.probe import probe_batch
-from aqtopo.training.resume import ResumeOptions, options_now, resume
-from aqtopo.training.run import Controls, Run
-from aqtopo.training.run_directory import (
+from aqtopo.training.claim import (
     PATIENCE_S,
     claim_run_directory,
     hold_run_directory,
     take_over_run_directory,
 )
-from aqtopo.training.run_log import RunLog
+from aqtopo.training.engine import build_engine
+from aqtopo.training.preflight import check_up
+from aqtopo.training.prepare import Prepared, prepare, prepare_again
+from aqtopo.training.probe import probe_batch
+from aqtopo.training.resume import ResumeOptions, options_now, resume
 from aqtopo.training.staging import staged
 from aqtopo.training.stopping import StopRequests
-from aqtopo.training.watchdog import Watchdog, watch_together
+from aqtopo.training.trainer import Controls, Run
 
 
 def train(
@@ -53,7 +53,7 @@ def train(
     with stops.watching(signal.SIGUSR1):  # unwatched it kills, and it may come while the run still starts
         options = options_now(options, job.has_saved_in(config.training.run_dir))
         prepared = prepare(config, launch, options)
-        with watch_together(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
+        with start_watchdog(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
             _train_together(prepared, job, stops, watchdog, stop_after)
 
 
@@ -71,14 +71,14 @@ def _train_together(
     try:
         watchdog.enter("lock")
         patience_s = PATIENCE_S if job.folder else 0.0
-        with watchdog.telling(), hold_run_directory(prepared.run_dir, ranks, patience_s):
+        with watchdog.reporting(), hold_run_directory(prepared.run_dir, ranks, patience_s):
             held = prepare_again(prepared, ranks)
             with staged(held, watchdog, log) as store:
                 controls = Controls(log, job, stops, watchdog, stop_after)
                 run = _make_run(replace(held, store=store), ranks, controls)
                 watchdog.before_giving_up(run.saver.abandon)
                 # Only now is there something to save.
-                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver, watchdog.telling():
+                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver, watchdog.reporting():
                     run.execute()
     finally:
         log.close()

@@ -9,6 +9,7 @@ from types import FrameType
 
 import torch
 
+from aqtopo.run_directory.run_state import RESTART_REASON
 from aqtopo.training import distributed
 
 
@@ -24,9 +25,7 @@ class Stop(IntEnum):
     @property
     def reason(self) -> str:
         """What the log says of it."""
-        return (
-            "asked to stop and to be started again" if self is Stop.RESTART else "asked to stop by a signal"
-        )
+        return RESTART_REASON if self is Stop.RESTART else "asked to stop by a signal"
 
 
 class StopRequests:

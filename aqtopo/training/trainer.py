@@ -11,20 +11,20 @@ from aqtopo.checkpoint.tags import Tag, val_loss_in
 from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
+from aqtopo.distributed.watchdog import Watchdog
+from aqtopo.run_directory.batch_job import BatchJob
+from aqtopo.run_directory.run_log import RunLog, peak_memory_gib
 from aqtopo.training import distributed
 from aqtopo.training.barriers import barrier_strengths, preferences
 from aqtopo.training.engine import batch_fields
-from aqtopo.training.job import BatchJob
 from aqtopo.training.position import Progress, next_samples
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.probe import probe_loss
 from aqtopo.training.resume import Resumed
-from aqtopo.training.run_log import RunLog, peak_memory_gib
 from aqtopo.training.running_loss import RunningLoss
 from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import validation_loss
-from aqtopo.training.watchdog import Watchdog
 
 
 @dataclass(frozen=True)

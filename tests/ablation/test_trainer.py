@@ -13,12 +13,12 @@ from aqtopo.ablation.factors import parse_grid
 from aqtopo.ablation.first_weights import compare_starts
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_done, run_trials
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
 from aqtopo.config import load_config
 from aqtopo.data import open_store
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.log_file import METRICS_FILE
 from tests.conftest import TinyConfig
 from tests.events import events
 

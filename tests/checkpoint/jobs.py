@@ -25,11 +25,11 @@ from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.checkpoint.verify import verify_engine
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
+from aqtopo.distributed.launch import read_launch
+from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
 from aqtopo.training import distributed
 from aqtopo.training.distributed import World, connect
 from aqtopo.training.engine import set_lrs
-from aqtopo.training.job import JOB_DIR, BatchJob
-from aqtopo.training.launch import read_launch
 
 TOY_BATCH = 24
 """Samples a step over all ranks, for every world size of the tests."""

@@ -14,12 +14,12 @@ from aqtopo.checkpoint import convert
 from aqtopo.checkpoint.convert import open_universal
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
-from aqtopo.checkpoint.locks import alone_together
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.locks import alone_together
 
 from .conftest import tag_folder
 

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
-from aqtopo.checkpoint.locks import alone
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import ALONE
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, point_to
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
+from aqtopo.distributed.launch import read_launch
 from aqtopo.refusal import RefusedError
-from aqtopo.training.launch import read_launch
+from aqtopo.run_directory.locks import alone
 from aqtopo.training.prepare import prepare, prepare_again
 from aqtopo.training.resume import ResumeOptions
 from tests.events import events
@@ -315,7 +315,7 @@ def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
 
 
 def test_metrics_torn_by_a_kill_are_mended(tmp_path: Path) -> None:
-    from aqtopo.training.run_directory import mend_metrics
+    from aqtopo.training.claim import mend_metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event":"step"}\n{"event":"st')

@@ -1,4 +1,4 @@
-"""`aqtopo drill` as typed; `tests/training/test_drill.py` drills."""
+"""Arguments of `aqtopo fault-test`."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ Command = Callable[..., Any]
 
 
 @pytest.mark.parametrize("worlds", ["a,b", "2,,1", "", "2;1", "2,1.5", "0", "2,-1"])
-def test_worlds_that_are_no_numbers_of_ranks_are_named(aqtopo: Command, tmp_path: Path, worlds: str) -> None:
-    complaint = aqtopo("drill", tmp_path / "config.json", "--worlds", worlds).complaint
+def test_invalid_worlds_are_named(aqtopo: Command, tmp_path: Path, worlds: str) -> None:
+    complaint = aqtopo("fault-test", tmp_path / "config.json", "--worlds", worlds).complaint
     assert f"--worlds {worlds!r}" in complaint
     assert "numbers of ranks with commas between them, such as 2,1,3" in complaint

@@ -9,7 +9,7 @@ import xarray as xr
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
-from aqtopo.training.job import JOB_DIR
+from aqtopo.run_directory.batch_job import JOB_DIR
 
 TinyConfig = Callable[..., RunConfig]
 Refusal = Callable[..., str]

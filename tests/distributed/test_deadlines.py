@@ -1,6 +1,6 @@
 import pytest
 
-from aqtopo.training.deadlines import DEADLINES_S, read_deadlines
+from aqtopo.distributed.deadlines import DEADLINES_S, read_deadlines
 
 
 def test_the_environment_changes_single_deadlines() -> None:

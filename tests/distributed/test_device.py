@@ -3,8 +3,8 @@ import socket
 import pytest
 import torch
 
-from aqtopo.training.device import select_device
-from aqtopo.training.launch import Launch, read_launch
+from aqtopo.distributed.device import select_device
+from aqtopo.distributed.launch import Launch, read_launch
 
 
 def test_ds_accelerator_decides_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +41,7 @@ def test_each_rank_takes_the_gpu_of_its_number_on_the_node(gpus: pytest.MonkeyPa
 
 
 def test_fewer_gpus_than_ranks_are_named_with_the_host(gpus: pytest.MonkeyPatch) -> None:
-    expected = rf"{socket.gethostname()}: 8 ranks were started on this node, and 4 GPU\(s\) .*--gpus-per-node"
+    expected = rf"{socket.gethostname()}: 8 ranks run on this node, but only 4 GPU\(s\) .*--gpus-per-node"
     with pytest.raises(ValueError, match=expected):
         select_device(launch(0, 8))
 

@@ -1,6 +1,6 @@
 import pytest
 
-from aqtopo.training.launch import Launch, read_launch
+from aqtopo.distributed.launch import Launch, read_launch
 
 TORCHRUN = {
     "RANK": "5",
@@ -73,8 +73,8 @@ def test_several_nodes_under_srun_need_an_address() -> None:
 @pytest.mark.parametrize(
     ("environ", "name"),
     [
-        (TORCHRUN | {"RANK": "x"}, "RANK must be a number and is 'x'"),
-        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS must be a number and is ''"),
+        (TORCHRUN | {"RANK": "x"}, "RANK = 'x' is not a number"),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_ID": "0"}, "SLURM_STEP_NUM_TASKS = '' is not a number"),
     ],
 )
 def test_variable_that_is_no_number_is_named(environ: dict[str, str], name: str) -> None:

@@ -3,47 +3,51 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aqtopo.training.watchdog import STACKS, Words, _culprits
+from aqtopo.distributed.watchdog import STACKS, Heartbeat, _find_culprits
 
-NOBODY = "no other rank is silent, behind or has failed"
-
-
-def words(entered: int, beat: int) -> Words:
-    return Words("nid1", 7, f"step {entered}", entered, beat)
+NO_CULPRIT = "no other rank is silent, behind or has failed"
 
 
-def test_silence_is_to_blame_before_lagging() -> None:
-    before = {0: words(5, 1), 1: words(5, 1), 2: words(4, 1), 3: words(5, 1)}
-    lagging = {rank: words(said.entered, 2) for rank, said in before.items()}
-    assert _culprits(before, lagging, 0) == "is behind: rank 2 (on nid1, process 7, in `step 4`)"
+def heartbeat(phase_count: int, time_ns: int) -> Heartbeat:
+    return Heartbeat("nid1", 7, f"step {phase_count}", phase_count, time_ns)
+
+
+def test_silent_ranks_are_named_before_ranks_that_are_behind() -> None:
+    before = {0: heartbeat(5, 1), 1: heartbeat(5, 1), 2: heartbeat(4, 1), 3: heartbeat(5, 1)}
+    lagging = {rank: heartbeat(seen.phase_count, 2) for rank, seen in before.items()}
+    assert _find_culprits(before, lagging, 0) == "is behind: rank 2 (on nid1, process 7, in `step 4`)"
     silent = lagging | {1: before[1]}
-    assert _culprits(before, silent, 0) == "does not answer: rank 1 (on nid1, process 7, in `step 5`)"
+    assert _find_culprits(before, silent, 0) == "does not answer: rank 1 (on nid1, process 7, in `step 5`)"
 
 
-def test_a_rank_never_heard_of_is_silent_and_nobody_is_blamed_for_nothing() -> None:
+def test_a_rank_without_heartbeat_is_silent_and_healthy_ranks_are_not_named() -> None:
     assert (
-        _culprits({0: None, 1: None}, {0: None, 1: None}, 0) == "does not answer: rank 1 (not heard of yet)"
+        _find_culprits({0: None, 1: None}, {0: None, 1: None}, 0)
+        == "does not answer: rank 1 (no heartbeat yet)"
     )
-    assert _culprits({0: words(3, 1), 1: words(3, 1)}, {0: words(3, 2), 1: words(3, 2)}, 0) == NOBODY
+    assert (
+        _find_culprits({0: heartbeat(3, 1), 1: heartbeat(3, 1)}, {0: heartbeat(3, 2), 1: heartbeat(3, 2)}, 0)
+        == NO_CULPRIT
+    )
 
 
-def test_a_keeper_that_does_not_answer_is_to_blame_itself() -> None:
-    assert "rank 0, which keeps" in _culprits({0: None}, None, 1)
+def test_a_server_that_does_not_answer_is_named() -> None:
+    assert "rank 0, which serves the heartbeat store" in _find_culprits({0: None}, None, 1)
 
 
 HANGS = """
 import sys, time
 from pathlib import Path
-from aqtopo.training import watchdog
-from aqtopo.training.launch import read_launch
-watchdog.ANSWER_S = 0.5
-with watchdog.watch_together(read_launch({}), Path(sys.argv[1])) as dog:
+from aqtopo.distributed import watchdog
+from aqtopo.distributed.launch import read_launch
+watchdog.STORE_TIMEOUT_S = 0.5
+with watchdog.start_watchdog(read_launch({}), Path(sys.argv[1])) as dog:
     dog.enter("step", "7")
     time.sleep(600)
 """
 
 
-def test_a_disk_that_hangs_does_not_keep_the_watchdog_from_speaking(tmp_path: Path) -> None:
+def test_a_disk_that_hangs_does_not_block_the_watchdog(tmp_path: Path) -> None:
     (tmp_path / STACKS).mkdir()
     os.mkfifo(tmp_path / STACKS / "rank00000.txt")  # to open it is to wait for a reader
     ended = subprocess.run(

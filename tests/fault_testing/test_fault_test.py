@@ -1,4 +1,4 @@
-"""The drill itself: kills that are survived, and runs that it cannot be made with."""
+"""Fault tests: one that passes, and configurations that it refuses."""
 
 import json
 from collections.abc import Callable
@@ -7,26 +7,26 @@ from pathlib import Path
 import pytest
 
 from aqtopo.config import RunConfig
-from aqtopo.training.drill import drill
+from aqtopo.fault_testing.fault_test import fault_test
 
 TinyConfig = Callable[..., RunConfig]
 
 
 def test_folder_in_use_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="exists"):
-        drill(tmp_path / "config.json", tmp_path, 1, [1], 5, 2, 0)
+        fault_test(tmp_path / "config.json", tmp_path, 1, [1], 5, 2, 0)
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_config: TinyConfig, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(tiny_config().to_json())
     with pytest.raises(ValueError, match="4 samples a step cannot be divided among 3 ranks"):
-        drill(tmp_path / "config.json", tmp_path / "out", 1, [3], 5, 2, 0)
+        fault_test(tmp_path / "config.json", tmp_path / "out", 1, [3], 5, 2, 0)
 
 
 @pytest.mark.slow
-def test_killed_run_ends_as_the_one_left_in_peace(tiny_config: TinyConfig, tmp_path: Path) -> None:
+def test_killed_run_equals_the_undisturbed_run(tiny_config: TinyConfig, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(tiny_config().to_json())
-    result = drill(tmp_path / "config.json", tmp_path / "out", 2, [2, 1], 12, 2, seed=1)
+    result = fault_test(tmp_path / "config.json", tmp_path / "out", 2, [2, 1], 12, 2, seed=1)
     assert result.passed, result
     assert result.kills >= result.resumes == 2
     assert result.steps >= 12

@@ -1,4 +1,4 @@
-"""A drill's verdict can fail, for each of its reasons, and says which."""
+"""Each reason fails a fault test and is named."""
 
 import json
 import subprocess
@@ -11,12 +11,12 @@ import pytest
 
 from aqtopo.checkpoint.tags import CHECKPOINTS, Tag
 from aqtopo.config import CheckpointConfig
-from aqtopo.training.drill_ranks import trace
-from aqtopo.training.drill_verdict import PHASES, DrillResult, compare_losses, wrongly_gone
+from aqtopo.fault_testing.ranks import file_phase
+from aqtopo.fault_testing.result import PHASES, FaultTestResult, compare_losses, missing_tags
 
 RENAMING = [sys.executable, "-c", "import os\nwhile True: os.rename('a.tmp', 'a'); os.rename('a', 'a.tmp')"]
 
-GOOD = DrillResult(
+GOOD = FaultTestResult(
     wanted=60,
     kills=72,
     phases=dict.fromkeys(("starting", *PHASES), 12),
@@ -35,10 +35,10 @@ GOOD = DrillResult(
 )
 
 
-def test_good_drill_passes() -> None:
+def test_good_result_passes() -> None:
     assert GOOD.passed
     few = replace(GOOD, wanted=2, kills=2, resumes=2, phases={"training": 2}, ranks={"1": 2})
-    assert few.passed  # of few kills not every phase can be asked
+    assert few.passed  # few kills cannot hit all phases
     alone = replace(GOOD, world_sizes=[1], ranks={"0": 72}, different_tensors=0)
     assert alone.passed
 
@@ -48,7 +48,7 @@ def test_good_drill_passes() -> None:
     [
         ({"resumes": 59}, "59 verified resumes after 60 kills"),
         ({"kills": 59}, "60 verified resumes after 60 kills"),
-        ({"unverified": 1}, "1 starts went on without a verified resume"),
+        ({"unverified": 1}, "1 starts continued without a verified resume"),
         ({"lost_tags": ["a: gone"]}, "a: gone"),
         ({"missing_steps": 1}, "1 steps of the reference were never made"),
         ({"steps": 0}, "0 compared"),
@@ -57,13 +57,13 @@ def test_good_drill_passes() -> None:
         ({"worst_state": 0.1}, "weights or moments differ"),
         ({"worst_state": float("nan")}, "weights or moments differ"),
         ({"other_differences": ["step: 5 and 6"]}, "step: 5 and 6"),
-        ({"world_sizes": [2, 2]}, "30 tensors are not the reference's to the bit"),
-        ({"ranks": {"1": 72}}, "rank 0 and others were not both hit"),
-        ({"ranks": {"0": 72}}, "rank 0 and others were not both hit"),
+        ({"world_sizes": [2, 2]}, "30 tensors are not bitwise equal to the reference's"),
+        ({"ranks": {"1": 72}}, "rank 0 and another rank must be hit"),
+        ({"ranks": {"0": 72}}, "rank 0 and another rank must be hit"),
         *(({"phases": dict.fromkeys(set(PHASES) - {p}, 9)}, f"no kill hit {p}") for p in PHASES),
     ],
 )
-def test_every_reason_fails_the_drill_and_is_named(change: dict[str, Any], reason: str) -> None:
+def test_each_reason_fails_the_test_and_is_named(change: dict[str, Any], reason: str) -> None:
     result = replace(GOOD, **change)
     assert not result.passed
     assert [problem for problem in result.problems if reason in problem]
@@ -73,22 +73,22 @@ def tag(step: int, val_loss: float | None = None) -> Tag:
     return Tag(0, step, step, val_loss, 0.5)
 
 
-def test_lost_newest_state_is_noticed_though_an_older_one_is_there() -> None:
+def test_a_missing_newest_state_is_a_problem() -> None:
     policy = CheckpointConfig(keep_best=1, every_steps=3, keep_every_steps=3)
     known = [tag(3), tag(4, 0.5), tag(6), tag(8, 0.4)]
-    assert not list(wrongly_gone(known, known, policy))
-    assert list(wrongly_gone(known, known[:3], policy)) == [
-        "epoch00-step000008-val0.4000: committed, and gone after a kill"
+    assert not list(missing_tags(known, known, policy))
+    assert list(missing_tags(known, known[:3], policy)) == [
+        "epoch00-step000008-val0.4000: committed, but missing after a kill"
     ]
 
 
-def test_pruned_states_are_not_lost_but_kept_ones_are() -> None:
+def test_only_states_that_the_policy_keeps_are_missing() -> None:
     policy = CheckpointConfig(keep_best=1, every_steps=3, keep_every_steps=3)
     known = [tag(3), tag(4, 0.5), tag(6), tag(8, 0.4)]
-    assert not list(wrongly_gone(known, [tag(3), tag(6), tag(8, 0.4)], policy))  # 4 is the best no more
-    assert len(list(wrongly_gone(known, [tag(6), tag(8, 0.4)], policy))) == 1  # 3 is every third's
-    assert len(list(wrongly_gone(known, [tag(3), tag(6), tag(9)], policy))) == 1  # 8 was the best
-    assert not list(wrongly_gone(known, [tag(3), tag(6), tag(9), tag(12, 0.3)], policy))
+    assert not list(missing_tags(known, [tag(3), tag(6), tag(8, 0.4)], policy))  # 4 is the best no more
+    assert len(list(missing_tags(known, [tag(6), tag(8, 0.4)], policy))) == 1  # 3 is every third's
+    assert len(list(missing_tags(known, [tag(3), tag(6), tag(9)], policy))) == 1  # 8 was the best
+    assert not list(missing_tags(known, [tag(3), tag(6), tag(9), tag(12, 0.3)], policy))
 
 
 def write_losses(run_dir: Path, losses: dict[int, float]) -> None:
@@ -98,7 +98,7 @@ def write_losses(run_dir: Path, losses: dict[int, float]) -> None:
     (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_steps_that_nobody_made_are_counted(tmp_path: Path) -> None:
+def test_missing_steps_are_counted(tmp_path: Path) -> None:
     write_losses(tmp_path / "reference", {1: 1.0, 2: 0.5, 3: 0.25})
     write_losses(tmp_path / "victim", {1: 1.0, 3: 0.2501})
     write_losses(tmp_path / "finished001", {1: 1.0})
@@ -117,17 +117,17 @@ def test_steps_that_nobody_made_are_counted(tmp_path: Path) -> None:
         ("a", None),
     ],
 )
-def test_phases_are_told_by_what_lies_among_the_states(tmp_path: Path, place: str, phase: str | None) -> None:
+def test_temporary_files_show_the_phase(tmp_path: Path, place: str, phase: str | None) -> None:
     (tmp_path / CHECKPOINTS / place).mkdir(parents=True)
-    assert trace(tmp_path) == phase
+    assert file_phase(tmp_path) == phase
 
 
-def test_a_state_that_is_renamed_under_the_look_ends_no_drill(tmp_path: Path) -> None:
+def test_a_state_that_is_renamed_under_the_look_ends_no_fault_test(tmp_path: Path) -> None:
     unfinished = tmp_path / CHECKPOINTS / "a.tmp"
     unfinished.mkdir(parents=True)
     renaming = subprocess.Popen(RENAMING, cwd=unfinished.parent)
     try:
-        found = {trace(tmp_path) for _ in range(20_000)}
+        found = {file_phase(tmp_path) for _ in range(20_000)}
     finally:
         renaming.kill()
         renaming.wait()

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from aqtopo.refusal import Retry
-from aqtopo.training.job import JOB_DIR, BatchJob
+from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
 
 
 def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:

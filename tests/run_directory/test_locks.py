@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.locks import alone, alone_together, shared
 from aqtopo.checkpoint.ranks import ALONE, Alone
 from aqtopo.refusal import BusyError
+from aqtopo.run_directory.locks import alone, alone_together, shared
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_one_holds_alone_or_several_share(path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from aqtopo.checkpoint.locks import alone
+from aqtopo.run_directory.locks import alone
 with alone(Path(sys.argv[1])) as held:
     print(held, flush=True)
     time.sleep(600)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.log_file import METRICS_FILE, StepLine, StopLine, of_kind, read_log
-from aqtopo.training.run_log import RunLog
+from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, StopLine, of_kind, read_log
+from aqtopo.run_directory.run_log import RunLog
 
 TIME = "2026-01-01T00:00:00+00:00"
 STEP = {"event": "step", "time": TIME, "step": 1, "epoch": 0, "train_loss": 2.0, "lr": {"head": 1e-3}}

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from aqtopo.training.run_log import RunLog, peak_memory_gib
+from aqtopo.run_directory.run_log import RunLog, peak_memory_gib
 
 
 def test_events_are_json_lines_with_a_time(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_time_left_counts_steps_even_where_only_some_are_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 100.0])
-    monkeypatch.setattr("aqtopo.training.run_log.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("aqtopo.run_directory.run_log.time.monotonic", lambda: next(clock))
     log = RunLog(tmp_path, total_steps=200)
     log.progress(50, "loss 0.7")
     log.progress(100, "loss 0.6")

@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from aqtopo.checkpoint.tags import list_tags
-from aqtopo.training.run_state import read_state
-from aqtopo.training.stopping import Stop
+from aqtopo.run_directory.run_state import RESTART_REASON, read_run_state
 
 BEGIN = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -49,7 +47,7 @@ RESUME = {
 def test_a_running_run_is_told_from_its_last_lines(tmp_path: Path) -> None:
     validation = {"event": "validation", "step": 1, "epoch": 0, "val_loss": 0.5}
     run = write_run(tmp_path / "run", START, step(1, 2.0), validation, step(2, 1.5), half_a_line='{"event":')
-    state = read_state(run, BEGIN + timedelta(seconds=4))
+    state = read_run_state(run, BEGIN + timedelta(seconds=4))
     assert (state.state, state.step, state.total_steps, state.starts) == ("running", 2, 100, 1)
     assert (state.train_loss, state.val_loss, state.samples_per_s) == (1.5, 0.5, 3.0)
     assert state.lrs == {"head": 1e-4, "others": 2e-4}
@@ -59,37 +57,32 @@ def test_a_running_run_is_told_from_its_last_lines(tmp_path: Path) -> None:
 
 def test_silence_and_the_end_are_told(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0))
-    assert read_state(run, BEGIN + timedelta(hours=1)).state == "silent for 3599 s"
+    assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "silent for 3599 s"
     run = write_run(tmp_path / "run", START, step(1, 2.0), {"event": "stop", "reason": "all epochs done"})
-    assert read_state(run, BEGIN + timedelta(hours=1)).state == "ended: all epochs done"
+    assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "ended: all epochs done"
 
 
 def test_a_run_that_stops_to_be_started_again_has_not_ended(tmp_path: Path) -> None:
-    stop = {"event": "stop", "reason": Stop.RESTART.reason}
+    stop = {"event": "stop", "reason": RESTART_REASON}
     run = write_run(tmp_path / "run", START, step(1, 2.0), stop)
-    assert read_state(run, BEGIN + timedelta(hours=9)).state == "waiting for its next start"
+    assert read_run_state(run, BEGIN + timedelta(hours=9)).state == "waiting for its next start"
     run = write_run(tmp_path / "run", START, step(1, 2.0), stop, START, step(2, 2.0))
-    assert read_state(run, BEGIN + timedelta(seconds=5)).state == "running"
-
-
-def test_the_last_complete_state_is_named(untrained_run: Path) -> None:
-    (tag,) = list_tags(untrained_run)
-    assert read_state(untrained_run).saved == tag.name
+    assert read_run_state(run, BEGIN + timedelta(seconds=5)).state == "running"
 
 
 def test_steps_that_an_edited_log_repeats_have_no_pace(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(2, 2.0), step(2, 2.0))
-    assert read_state(run, BEGIN).left_s is None
+    assert read_run_state(run, BEGIN).left_s is None
 
 
 def test_times_that_go_back_have_no_pace(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-23T00:00:00"}, step(2, 2.0))
-    assert read_state(run, BEGIN).left_s is None
+    assert read_run_state(run, BEGIN).left_s is None
 
 
 def test_a_start_without_a_length_leaves_the_time_open(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"event": "start"}, step(1, 2.0), step(2, 2.0))
-    assert read_state(run, BEGIN).left_s is None
+    assert read_run_state(run, BEGIN).left_s is None
 
 
 def test_a_run_that_logs_few_steps_comes_to_its_last_and_is_not_called_silent(tmp_path: Path) -> None:
@@ -97,27 +90,26 @@ def test_a_run_that_logs_few_steps_comes_to_its_last_and_is_not_called_silent(tm
     for event in few[1:]:
         event["time"] = f"2026-11-22T00:{event['time']}+00:00"
     run = write_run(tmp_path / "run", *few)
-    assert read_state(run, BEGIN + timedelta(minutes=10)).state == "running"
+    assert read_run_state(run, BEGIN + timedelta(minutes=10)).state == "running"
     run = write_run(tmp_path / "run", *few, {"event": "stop", "step": 100, "reason": "all epochs done"})
-    state = read_state(run, BEGIN + timedelta(minutes=10))
+    state = read_run_state(run, BEGIN + timedelta(minutes=10))
     assert (state.step, state.left_s) == (100, 0.0)
 
 
 def test_a_run_that_compares_its_losses_is_running(tmp_path: Path) -> None:
     compared = {"event": "loss_after_resume", "step": 3, "running": 1.0, "saved": 1.0, "jump": False}
     run = write_run(tmp_path / "run", START, RESUME, START, compared)
-    assert read_state(run, BEGIN).state == "running"
+    assert read_run_state(run, BEGIN).state == "running"
 
 
 def test_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-22T00:00:01"})
-    assert read_state(run, BEGIN + timedelta(seconds=2)).state == "running"
+    assert read_run_state(run, BEGIN + timedelta(seconds=2)).state == "running"
 
 
 def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
-    state = read_state(tmp_path)
+    state = read_run_state(tmp_path)
     assert (state.state, state.step, state.train_loss, state.left_s) == ("not started", 0, None, None)
-    assert state.saved is None
 
 
 @pytest.mark.parametrize(
@@ -127,7 +119,7 @@ def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
 def test_a_resume_is_judged_by_its_first_losses(tmp_path: Path, losses: list[float], verdict: str) -> None:
     before = [START, step(1, 5.0), step(2, 5.0), RESUME, START]
     later = [step(3 + i, loss) for i, loss in enumerate(losses)]
-    state = read_state(write_run(tmp_path / "run", *before, *later), BEGIN)
+    state = read_run_state(write_run(tmp_path / "run", *before, *later), BEGIN)
     assert state.resume == "resume verified: 91/91 parameters"
     assert state.verdict(1.0, 3.0) == verdict
 
@@ -139,11 +131,11 @@ def test_only_an_error_since_the_last_start_counts(tmp_path: Path) -> None:
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"rank {rank} failed\nTraceback")
         os.utime(file, times=(BEGIN.timestamp() + seconds,) * 2)
-    assert read_state(run, BEGIN).error == "rank 3 failed"
+    assert read_run_state(run, BEGIN).error == "rank 3 failed"
     (run / "stacks" / "rank00003.txt").unlink()
-    assert read_state(run, BEGIN).error is None
+    assert read_run_state(run, BEGIN).error is None
 
 
 def test_a_wrong_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no run directory .*nothing.*training\.run_dir"):
-        read_state(tmp_path / "nothing")
+        read_run_state(tmp_path / "nothing")

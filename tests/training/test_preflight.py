@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from aqtopo.config import RunConfig
+from aqtopo.distributed.launch import read_launch
 from aqtopo.training.kernel_check import kernel_problem
-from aqtopo.training.launch import read_launch
 from aqtopo.training.preflight import Checkup, Finding, _folder_problems, _problems, _stage_problems
 from aqtopo.training.prepare import prepare
 from aqtopo.training.resume import NEVER, ResumeOptions

@@ -12,7 +12,6 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.evaluation.ablation_file import RUNS, Results, numbered, read_results
 from aqtopo.evaluation.report.comparison import Contrast, compared, overview, trained
 from aqtopo.evaluation.report.curves import (
@@ -29,6 +28,7 @@ from aqtopo.evaluation.report.history import History, read_history
 from aqtopo.evaluation.report.images import svg_uri
 from aqtopo.evaluation.report.page import REPORT_FILE, template
 from aqtopo.evaluation.report.scoreboard import capitalised
+from aqtopo.run_directory.log_file import METRICS_FILE
 
 # Six colours with the first, six more with the second.
 _LINE_STYLES = ("-",) * 6 + ("--",) * 6

@@ -7,7 +7,7 @@ about a step is the one that counts.
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aqtopo.checkpoint.log_file import (
+from aqtopo.run_directory.log_file import (
     Line,
     LossAfterResumeLine,
     ResumeLine,

@@ -17,8 +17,6 @@ from markupsafe import Markup
 
 from aqtopo.checkpoint import LoadedRun, load_run
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.log_file import METRICS_FILE
-from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
@@ -40,6 +38,8 @@ from aqtopo.evaluation.report.wind import draw_wind
 from aqtopo.evaluation.score_file import read_score_file, scores_from_file
 from aqtopo.evaluation.score_record import Scores
 from aqtopo.evaluation.table import summary
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_file import RunFile, read_run_file
 
 REPORT_FILE = "report.html"
 
