@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, build_model
-from aqtopo.training.loss import squared_error
+from aqtopo.training.step import squared_error
 from benchmarks.measure import MIB, arguments, device, paired, peak_bytes, report
 from benchmarks.train_step import SEED, Clock, make_batch, make_terrain
 

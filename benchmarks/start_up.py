@@ -27,7 +27,7 @@ from aqtopo.config import load_config
 from aqtopo.data import write_statistics, write_store
 from aqtopo.distributed.launch import Launch
 from aqtopo.run_directory.log_file import METRICS_FILE, StartLine, StepLine, of_kind, read_log
-from aqtopo.training.resume import AUTO, ResumeOptions
+from aqtopo.training.prepare import AUTO, ResumeOptions
 from aqtopo.training.start import train
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 from benchmarks.measure import arguments, report

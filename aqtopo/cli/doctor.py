@@ -29,8 +29,7 @@ def doctor(
     from aqtopo.distributed.watchdog import start_watchdog
     from aqtopo.training import distributed
     from aqtopo.training.preflight import check_up
-    from aqtopo.training.prepare import prepare
-    from aqtopo.training.resume import AUTO, ResumeOptions
+    from aqtopo.training.prepare import AUTO, ResumeOptions, prepare
 
     launch = read_launch()
     prepared = prepare(load_config(config, overrides or []), launch, ResumeOptions(AUTO))
@@ -49,4 +48,4 @@ def doctor(
         for name, value in checkup.facts.items():
             table.add_row(name, value)
         Console().print(table)
-    checkup.demand_health(in_full=launch.is_main)
+    checkup.raise_problems(in_full=launch.is_main)

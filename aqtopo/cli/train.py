@@ -39,7 +39,7 @@ def train(
     from aqtopo.checkpoint.changes import Allowed, parse_renames
     from aqtopo.config import load_config
     from aqtopo.distributed.launch import read_launch
-    from aqtopo.training.resume import ResumeOptions
+    from aqtopo.training.prepare import ResumeOptions
     from aqtopo.training.start import train as run_training
 
     allowed = Allowed(

@@ -43,7 +43,7 @@ def fork_ranks(
 
 def _run_rank(config_json: str, rank: int, world: int, port: int, stop_after: int | None, log: str) -> None:
     """Train as one rank; the entry point of a child process."""
-    from aqtopo.training.resume import AUTO, ResumeOptions
+    from aqtopo.training.prepare import AUTO, ResumeOptions
     from aqtopo.training.start import train
 
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

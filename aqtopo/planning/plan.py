@@ -11,7 +11,7 @@ from aqtopo.planning.activations import ActivationBytes, activation_bytes
 from aqtopo.planning.arithmetic import Arithmetic, count_arithmetic
 from aqtopo.planning.calendar import Calendar, make_calendar
 from aqtopo.planning.memory import StateBytes, reduction_bytes, state_bytes, workspace_bytes
-from aqtopo.training.groups import group_parameters
+from aqtopo.training.engine import group_parameters
 from aqtopo.training.schedule import Schedule
 
 

@@ -1,13 +1,13 @@
-"""The batch job around a run: the folder through which its script, slurm/job.sh, and the ranks talk.
+"""Batch job of a run: the folder with the files by which slurm/job.sh and the ranks communicate.
 
-    stop     raised by the script: save, end, and let the job be queued again
-    again    raised by rank 0, when it has saved after `stop` or SIGUSR1
-    never    raised by a rank for whose failure another start would be no help: its exit code, and why
-    failed   raised by a rank that failed in another way: its exit code, and why
-    saved    raised by rank 0 at every save: this start has achieved something
-    run      written by rank 0 at every save, and left by the script: the run directory that the job saves in
+    stop     by the script: save, end, and be queued again
+    again    by rank 0, after saving because of `stop` or SIGUSR1
+    never    by a rank, after a failure that a retry cannot fix: exit code and reason
+    failed   by a rank, after another failure: exit code and reason
+    saved    by rank 0, at each save: this start has made progress
+    run      by rank 0, at each save: the run directory; kept over restarts
 
-Exit codes would not do: launchers such as torchrun return their own.
+Exit codes are not sufficient: launchers such as torchrun return their own.
 """
 
 import os
@@ -25,16 +25,16 @@ FACTS = {
     "restart_count": "SLURM_RESTART_COUNT",
     "nodes": "SLURM_JOB_NODELIST",
 }
-"""What the log says of the job, and the variables that say it."""
+"""Job facts for the log and their environment variables."""
 
 
 @dataclass(frozen=True)
 class BatchJob:
-    """The job that this process belongs to.
+    """Batch job of this process.
 
     Attributes:
-        folder: the job's folder; None outside of such a job, where every call does nothing.
-        facts: the job's id, nodes and number of restarts, as far as Slurm tells them.
+        folder: the job's folder; None outside a job, where all methods are no-ops.
+        facts: id, nodes and restarts of the job, if known.
     """
 
     folder: Path | None
@@ -42,38 +42,35 @@ class BatchJob:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ) -> Self:
-        """The job that the environment speaks of."""
+        """Read the job from the environment."""
         facts = {name: environ[variable] for name, variable in FACTS.items() if variable in environ}
         return cls(Path(environ[JOB_DIR]) if JOB_DIR in environ else None, facts)
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the script wants the run to save and end."""
+        """True if the script requests the run to save and end."""
         return self.folder is not None and (self.folder / "stop").exists()
 
     def has_saved_in(self, run_dir: Path | str) -> bool:
-        """Whether an earlier start of this job saved a state there."""
+        """Return True if an earlier start of this job saved a state in a run directory."""
         if self.folder is None or not int(self.facts.get("restart_count", 0)):
             return False
         note = self.folder / "run"
         return note.is_file() and note.read_text() == f"{Path(run_dir).resolve()}\n"
 
-    def ask_for_restart(self, why: str) -> None:
-        """Have the job queued again."""
+    def request_restart(self, why: str) -> None:
+        """Request that the job is queued again."""
         self._write("again", why)
 
     def note_failure(self, retry: Retry, code: int, why: str) -> None:
-        """Say whether to queue the job again, and how it ends if not; the first rank's words stand.
-
-        Of several ranks that fail in different ways, one that says `never` decides.
-        """
+        """Record a failure of this rank, unless another rank has; `never` takes precedence over `failed`."""
         if self.folder is not None:
-            # A full disk, which may be the very failure, leaves it at the exit code.
+            # The disk may be full; then only the exit code remains.
             with suppress(OSError), (self.folder / retry.value).open("x") as file:
                 file.write(f"{code} {why}\n")
 
     def note_save(self, tag: str, run_dir: Path) -> None:
-        """Say that a state was saved, and where."""
+        """Record a save and its run directory."""
         self._write("run", str(run_dir.resolve()))
         self._write("saved", tag)
 

@@ -1,4 +1,4 @@
-"""What a run says: one JSON line an event, a progress bar on a terminal, plain lines elsewhere."""
+"""Log of a run: events in metrics.jsonl; a progress bar on a terminal, otherwise plain lines."""
 
 import json
 import resource
@@ -17,11 +17,11 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class RunLog:
-    """Writes `metrics.jsonl` and the console on rank 0; on other ranks every call does nothing.
+    """Log on rank 0; a no-op on other ranks.
 
     Args:
-        run_dir: the run directory, or None on ranks that do not write.
-        total_steps: length of the run, for the time left.
+        run_dir: the run directory; None on ranks that do not write.
+        total_steps: steps of the run.
     """
 
     def __init__(self, run_dir: Path | None, total_steps: int) -> None:
@@ -33,7 +33,7 @@ class RunLog:
         self._bar = tqdm(total=total_steps, unit="step", disable=silent, file=sys.stderr, dynamic_ncols=True)
 
     def event(self, event: str, **facts: Any) -> None:
-        """Append one line to `metrics.jsonl`."""
+        """Append an event to `metrics.jsonl`."""
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -41,12 +41,12 @@ class RunLog:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:
-        """Print a line for people, above the progress bar if there is one."""
+        """Print a line on the console."""
         if self._path is not None:
             tqdm.write(text, file=sys.stderr)
 
     def progress(self, step: int, text: str) -> None:
-        """Show how far the run is, how fast since the first call, and how long it will take."""
+        """Show the step, the pace since the first call and the time left."""
         if self._path is None:
             return
         now = time.monotonic()
@@ -61,7 +61,7 @@ class RunLog:
             self.say(f"step {step}/{self._total}  {text}{self._pace(step, now)}")
 
     def _pace(self, step: int, now: float) -> str:
-        """Rate and time left, once there is something to measure them by."""
+        """Return pace and time left; empty before the second step."""
         assert self._first is not None
         steps, seconds = step - self._first[0], now - self._first[1]
         if not steps:
@@ -70,12 +70,12 @@ class RunLog:
         return f"  {steps / seconds:.2f} steps/s, {left} left"
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Close the progress bar."""
         self._bar.close()
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Highest memory use of this process so far [GiB]: the allocator's on a GPU, resident on a CPU."""
+    """Return the peak memory [GiB]: of the allocator on a GPU, resident on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux reports KiB

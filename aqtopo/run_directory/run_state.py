@@ -180,6 +180,11 @@ class _Summary:
                 self.first_losses.clear()
 
     @property
+    def resumed_loss(self) -> float | None:
+        """Mean of the first losses after the last resume."""
+        return statistics.fmean(self.first_losses) if self.resume and self.first_losses else None
+
+    @property
     def pace(self) -> _Pace | None:
         """Pace over the recent steps; None if there are too few or their times are inconsistent."""
         if len(self.recent) < 2:

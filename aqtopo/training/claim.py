@@ -1,4 +1,4 @@
-"""The run directory: claimed once by one configuration, never written over."""
+"""Claim and lock of a run directory, which belongs to one configuration."""
 
 import os
 import platform
@@ -24,29 +24,28 @@ from aqtopo.run_directory.run_file import RUN_FILE, RunFile
 
 LOCK_FILE = ".lock"
 
-PATIENCE_S = 120.0
-"""How long a batch job waits for another run in its directory [s]: most often it is the job's own last start,
-of which something is still alive, or whose lock the file system has not given up yet."""
+LOCK_TIMEOUT_S = 120.0
+"""Time that a batch job waits for the lock [s]; its own previous start may still hold it."""
 
 
 def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
-    """Make sure that a fresh run may write there; leaves no trace.
+    """Check that a fresh run may use a directory; leaves no files.
 
     Args:
         run_dir: the run directory.
         config: the run.
-        start_over: accept a directory which this very configuration claimed and left before its first save.
+        start_over: accept a directory that the same configuration claimed, without a saved state.
 
     Raises:
-        ValueError: the directory is used, is no directory or cannot be written.
+        ValueError: the directory is in use, is not a directory or is not writable.
     """
     if (run_dir / CONFIG_FILE).exists():
         same = read_run_config(run_dir).digest == config.digest
         if same and start_over and not list_tags(run_dir):
             return
-        whose = "this very configuration" if same else "another configuration"
+        whose = "the same configuration" if same else "another configuration"
         raise ValueError(
-            f"the run directory {run_dir} is already used by {whose}, and a run never writes over another. "
+            f"the run directory {run_dir} is already used by {whose}. Runs are never overwritten. "
             "Choose another with --set training.run_dir=DIR, or move the old run away."
         )
     names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
@@ -57,7 +56,7 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
         )
     ancestor = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     try:
-        # Trying is the only honest test: access bits say nothing to root or about read-only file systems.
+        # Access bits are meaningless for root and on read-only file systems, so this writes a file.
         with tempfile.TemporaryFile(dir=ancestor):
             pass
     except OSError as error:
@@ -67,16 +66,16 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
         ) from error
 
 
-def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> AbstractContextManager[None]:
-    """Keep other runs out of a run directory for as long as this one is at work.
+def lock_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> AbstractContextManager[None]:
+    """Lock a run directory while a run uses it.
 
     Args:
         run_dir: the run directory.
-        ranks: all of this run's.
-        patience_s: how long to wait for another run to end; it is said on stderr.
+        ranks: all ranks of the run.
+        patience_s: time to wait for another run [s]; a message on stderr says so.
 
     Raises:
-        BusyError: on all ranks: another run is at work there.
+        BusyError: on all ranks: another run uses the directory.
     """
     if ranks.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -84,14 +83,14 @@ def hold_run_directory(run_dir: Path, ranks: Ranks, patience_s: float = 0.0) -> 
     return alone_together(
         run_dir / LOCK_FILE,
         ranks,
-        f"another run is at work in {run_dir}",
-        "Wait until it has ended, end it, or choose another directory with --set training.run_dir=DIR.",
+        f"another run uses {run_dir}",
+        "Wait for its end, stop it, or choose another directory with --set training.run_dir=DIR.",
         patience_s,
     )
 
 
 def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device: torch.device) -> None:
-    """Create the directory and write down what runs in it: the configuration, versions and machine."""
+    """Write config.json and run.json, which records versions and machine, to a new run directory."""
     facts = RunFile(
         name=config.name,
         config_digest=config.digest,
@@ -106,22 +105,22 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
         versions=package_versions(),
         commit=source_commit(),
     )
-    # The configuration first: it is what makes the directory this run's, should the process be killed here.
+    # The configuration first: it is the claim, if the process is killed between the two writes.
     write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
     write_durably(run_dir / RUN_FILE, facts.model_dump_json(indent=2) + "\n")
 
 
-def take_over_run_directory(run_dir: Path, config: RunConfig) -> None:
-    """Go on in a directory: clear what killed processes left half done, note what was changed on purpose."""
+def reclaim_run_directory(run_dir: Path, config: RunConfig) -> None:
+    """Remove unfinished files of killed processes and update config.json."""
     sweep(run_dir)
     mend_pointer(run_dir)
-    mend_metrics(run_dir / METRICS_FILE)
+    truncate_metrics(run_dir / METRICS_FILE)
     if read_run_config(run_dir).digest != config.digest:
         write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
 
 
-def mend_metrics(path: Path) -> None:
-    """Drop the last line if a killed process wrote only a part of it."""
+def truncate_metrics(path: Path) -> None:
+    """Remove an incomplete last line of a killed process."""
     if not path.is_file():
         return
     with path.open("rb+") as file:

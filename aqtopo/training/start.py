@@ -1,4 +1,4 @@
-"""What a training process does from its start to its end: joining, checking up, going on, leaving."""
+"""Training from start to end: join the process group, check, resume or build the engine, train, leave."""
 
 import signal
 from dataclasses import replace
@@ -13,19 +13,19 @@ from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training import distributed
 from aqtopo.training.claim import (
-    PATIENCE_S,
+    LOCK_TIMEOUT_S,
     claim_run_directory,
-    hold_run_directory,
-    take_over_run_directory,
+    lock_run_directory,
+    reclaim_run_directory,
 )
 from aqtopo.training.engine import build_engine
 from aqtopo.training.preflight import check_up
-from aqtopo.training.prepare import Prepared, prepare, prepare_again
-from aqtopo.training.probe import probe_batch
-from aqtopo.training.resume import ResumeOptions, options_now, resume
+from aqtopo.training.prepare import NEVER, Prepared, ResumeOptions, prepare, prepare_again
+from aqtopo.training.resume import resume
 from aqtopo.training.staging import staged
 from aqtopo.training.stopping import StopRequests
-from aqtopo.training.trainer import Controls, Run
+from aqtopo.training.trainer import Trainer
+from aqtopo.training.validation import probe_batch
 
 
 def train(
@@ -34,86 +34,84 @@ def train(
     stop_after: int | None = None,
     options: ResumeOptions | None = None,
 ) -> None:
-    """Train a model, from the start or from a saved state, as one of `launch.size` processes.
+    """Train a model as one of `launch.size` processes.
 
     Args:
         config: the run.
-        launch: who this process is.
-        stop_after: end after this many steps, as if asked to by a signal; None for the whole run.
-        options: where to go on from; None never resumes.
+        launch: this process.
+        stop_after: last step, as if a signal stopped the run; None for the whole run.
+        options: the state to resume; None always starts fresh.
 
     Raises:
-        ValueError: anything a user has to put right, before anything is written.
-        RefusedError: the run cannot go on from the saved state as asked; nothing is written.
-        NonFiniteLossError: the loss is not a number any more.
+        ValueError: the input is invalid; nothing is written.
+        RefusedError: the saved state cannot be resumed as requested; nothing is written.
+        NonFiniteLossError: the loss is not finite.
     """
     job = BatchJob.from_environment()
-    # One rank looks at the job's folder; the others hear of it in the step's reduction.
+    # Rank 0 reads the job's folder; the all-reduce of each step tells the others.
     stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
-    with stops.watching(signal.SIGUSR1):  # unwatched it kills, and it may come while the run still starts
-        options = options_now(options, job.has_saved_in(config.training.run_dir))
-        prepared = prepare(config, launch, options)
+    with stops.recording(signal.SIGUSR1):  # its default action kills, and it may come during the start
+        if job.has_saved_in(config.training.run_dir):
+            options = ResumeOptions()  # instead of its first start's --resume
+        prepared = prepare(config, launch, options or ResumeOptions(NEVER))
         with start_watchdog(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
-            _train_together(prepared, job, stops, watchdog, stop_after)
+            _train_on_all_ranks(prepared, job, stops, watchdog, stop_after)
 
 
-def _train_together(
+def _train_on_all_ranks(
     prepared: Prepared, job: BatchJob, stops: StopRequests, watchdog: Watchdog, stop_after: int | None
 ) -> None:
-    """What all ranks do, from joining to leaving the process group."""
+    """Join the process group, train and leave it."""
     launch = prepared.launch
     watchdog.enter("connect")
     device = distributed.connect(launch, watchdog.longest_s)
     ranks = distributed.World(launch.rank, launch.size, device)
     watchdog.enter("preflight")
-    check_up(prepared, device).demand_health(in_full=launch.is_main)
+    check_up(prepared, device).raise_problems(in_full=launch.is_main)
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
         watchdog.enter("lock")
-        patience_s = PATIENCE_S if job.folder else 0.0
-        with watchdog.reporting(), hold_run_directory(prepared.run_dir, ranks, patience_s):
-            held = prepare_again(prepared, ranks)
-            with staged(held, watchdog, log) as store:
-                controls = Controls(log, job, stops, watchdog, stop_after)
-                run = _make_run(replace(held, store=store), ranks, controls)
-                watchdog.before_giving_up(run.saver.abandon)
-                # Only now is there something to save.
-                with stops.watching(signal.SIGINT, signal.SIGTERM), run.saver, watchdog.reporting():
-                    run.execute()
+        patience_s = LOCK_TIMEOUT_S if job.folder else 0.0
+        with watchdog.reporting(), lock_run_directory(prepared.run_dir, ranks, patience_s):
+            prepared = prepare_again(prepared, ranks)
+            with staged(prepared, watchdog, log) as store:
+                prepared = replace(prepared, store=store)
+                trainer = _build_trainer(prepared, ranks, log, job, stops, watchdog, stop_after)
+                watchdog.before_giving_up(trainer.saver.abandon)
+                # Earlier there is nothing to save, and these signals end the process.
+                with stops.recording(signal.SIGINT, signal.SIGTERM), trainer.saver, watchdog.reporting():
+                    trainer.run()
     finally:
         log.close()
         distributed.disconnect()
 
 
-def _make_run(prepared: Prepared, ranks: distributed.World, controls: Controls) -> Run:
-    """The engine, fresh or resumed and verified; only then is the run directory written to."""
+def _build_trainer(
+    prepared: Prepared,
+    ranks: distributed.World,
+    log: RunLog,
+    job: BatchJob,
+    stops: StopRequests,
+    watchdog: Watchdog,
+    stop_after: int | None,
+) -> Trainer:
+    """Build the engine or resume a saved state; then claim the run directory."""
     config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
-    probe, resumed = probe_batch(store, config), None
-    controls.watchdog.enter("engine" if prepared.source is None else "resume")
+    probe = probe_batch(store, config)
+    manifest, event = None, {}
+    watchdog.enter("engine" if prepared.source is None else "resume")
     if prepared.source is None:
         engine = build_engine(config, model, launch.size, device)
-        check_restorable(engine)  # not only when days of training are to be resumed
+        check_restorable(engine)  # fails at the start, not at the first resume
     else:
-        with reading(prepared.source):  # another run, whose state this is, may be pruning
-            resumed = resume(
-                prepared.source,
-                config,
-                store,
-                model,
-                prepared.plan,
-                prepared.schedule,
-                probe,
-                prepared.options.allowed,
-                ranks,
-                device,
-            )
-        engine = resumed.engine
+        with reading(prepared.source):  # its own run may prune it
+            engine, manifest, event = resume(prepared, model, probe, ranks, device)
     if launch.is_main and prepared.continues:
-        take_over_run_directory(prepared.run_dir, config)
+        reclaim_run_directory(prepared.run_dir, config)
     elif launch.is_main:
         claim_run_directory(prepared.run_dir, config, launch, device)
-    run = Run(prepared, engine, ranks, controls, probe)
-    if resumed is not None:
-        run.go_on_from(resumed)
-    return run
+    trainer = Trainer(prepared, engine, ranks, probe, log, job, stops, watchdog, stop_after)
+    if manifest is not None:
+        trainer.restore(manifest, event)
+    return trainer

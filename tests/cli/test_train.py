@@ -91,7 +91,7 @@ def test_run_directory_of_the_same_configuration(tiny_config: TinyConfig, refusa
     run_dir = Path(config.training.run_dir)
     run_dir.mkdir()
     (run_dir / "config.json").write_text(config.to_json())
-    assert "is already used by this very configuration" in refusal(config, "--resume", "never")
+    assert "is already used by the same configuration" in refusal(config, "--resume", "never")
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
 
 

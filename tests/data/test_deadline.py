@@ -14,7 +14,7 @@ from aqtopo.data.inspection import inspect_store
 from aqtopo.data.statistics import compute_statistics
 from aqtopo.evaluation.baselines import persistence
 from aqtopo.evaluation.climatology import climatology_of
-from aqtopo.training.probe import probe_batch
+from aqtopo.training.validation import probe_batch
 
 SHARD = Path("fields", "c", "3", "0", "0", "0")
 """2016-01-04, where the probe batch lies."""

@@ -17,8 +17,7 @@ from aqtopo.distributed.watchdog import start_watchdog
 from aqtopo.refusal import retry_after
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training import distributed
-from aqtopo.training.prepare import Prepared, prepare
-from aqtopo.training.resume import NEVER, ResumeOptions
+from aqtopo.training.prepare import NEVER, Prepared, ResumeOptions, prepare
 from aqtopo.training.staging import staged
 
 launch = read_launch()

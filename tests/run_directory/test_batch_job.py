@@ -6,7 +6,7 @@ from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
 
 def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
     job = BatchJob.from_environment({})
-    job.ask_for_restart("why")
+    job.request_restart("why")
     job.note_failure(Retry.NEVER, 2, "why")
     job.note_save("tag", tmp_path)
     assert not job.stop_requested
@@ -21,7 +21,7 @@ def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
     assert not job.stop_requested
     (tmp_path / "stop").touch()
     assert job.stop_requested
-    job.ask_for_restart("saved at step 3")
+    job.request_restart("saved at step 3")
     job.note_save("epoch00-step000003", tmp_path / "run")
     assert (tmp_path / "again").read_text() == "saved at step 3\n"
     assert (tmp_path / "saved").read_text() == "epoch00-step000003\n"

@@ -1,6 +1,6 @@
 import torch
 
-from aqtopo.training.loss import squared_error
+from aqtopo.training.step import squared_error
 
 SHAPE = (2, 1, 6, 4, 4)
 
