@@ -6,14 +6,14 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from aqtopo.config.record import Record, Time
-from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
+from aqtopo.config.strict import NonNegative, Positive, Problem, raise_problems
 from aqtopo.evaluation.cases import FORECASTS
 from aqtopo.variables import VARIABLES
 
 
 def _known(pollutant: str) -> str:
     if pollutant not in VARIABLES:
-        refuse("pollutant", [Problem((), pollutant, "this aqtopo does not know such a pollutant")])
+        raise_problems("pollutant", [Problem((), pollutant, "this aqtopo does not know such a pollutant")])
     return pollutant
 
 
@@ -133,7 +133,7 @@ class Scores(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        refuse("scores", _gaps(self))
+        raise_problems("scores", _gaps(self))
         return self
 
 

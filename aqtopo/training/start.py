@@ -99,7 +99,7 @@ def _build_trainer(
     config, launch, store, device = prepared.config, prepared.launch, prepared.store, ranks.device
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     probe = probe_batch(store, config)
-    manifest, event = None, {}
+    manifest = None
     watchdog.enter("engine" if prepared.source is None else "resume")
     if prepared.source is None:
         engine = build_engine(config, model, launch.size, device)

@@ -43,7 +43,7 @@ def test_problems_become_one_message_of_one_rank_and_a_line_of_the_others() -> N
     Checkup({}, [], 0.1).raise_problems(in_full=True)
     with pytest.raises(ValueError, match=r"cannot train together:\n  one\n  two"):
         Checkup({}, ["one", "two"], 0.1).raise_problems(in_full=True)
-    with pytest.raises(ValueError, match=r"cannot train together: one; and 1 more, which rank 0 names"):
+    with pytest.raises(ValueError, match=r"cannot train together: one; and 1 more, which rank 0 lists"):
         Checkup({}, ["one", "two"], 0.1).raise_problems(in_full=False)
 
 
