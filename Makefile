@@ -11,9 +11,9 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 
 DEMO_CONFIG := ds_configs/demo_cpu.json
-DRILL_CONFIG := ds_configs/drill_cpu.json
+FAULT_TEST_CONFIG := ds_configs/fault_test_cpu.json
 
-.PHONY: help install demo quick test fresh drill ablation lint types layers clean
+.PHONY: help install demo quick test fresh fault-test ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
@@ -21,7 +21,7 @@ help:
 	@echo "make fresh  both commands as on a new machine: a fresh clone, an empty HOME; before a release"
 	@echo "make quick  the same without the slow tests"
 	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
-	@echo "make drill  kill a run 60 times at random moments and compare it with one left in peace"
+	@echo "make fault-test  kill a run 60 times and compare it with an undisturbed one"
 
 install: $(STAMP)
 
@@ -56,11 +56,11 @@ test: lint types layers
 fresh:
 	bash scripts/fresh.sh
 
-drill: $(STAMP)
-	rm -rf runs/drill
+fault-test: $(STAMP)
+	rm -rf runs/fault_test
 	test -d data/simulated_32x64.zarr || $(BIN)/aqtopo synth data/simulated_32x64.zarr --grid 32x64 \
 		--years 2016 2017 2018 --train-years 2016
-	OMP_NUM_THREADS=1 $(BIN)/aqtopo drill $(DRILL_CONFIG) --kills 60 --out runs/drill
+	OMP_NUM_THREADS=1 $(BIN)/aqtopo fault-test $(FAULT_TEST_CONFIG) --kills 60 --out runs/fault_test
 
 ablation: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/ablation.py

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.tags import Tag, write_tag
+from aqtopo.run_directory.log_file import METRICS_FILE
 from benchmarks.measure import parse_arguments, report
 from benchmarks.start_up import CONFIG, make_store
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, build_model
-from aqtopo.training.loss import squared_error
+from aqtopo.training.step import squared_error
 from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
 from benchmarks.train_step import SEED, Clock, make_batch, make_terrain
 
@@ -134,8 +134,8 @@ def _rank(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
+    from aqtopo.distributed.launch import read_launch
     from aqtopo.training import distributed
-    from aqtopo.training.launch import read_launch
 
     config = _config(program, grid, shape)
     where = distributed.connect(read_launch())

@@ -25,10 +25,10 @@ import torch
 import torch.distributed as dist
 
 from aqtopo.checkpoint.manifest import package_versions
+from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.watchdog import start_watchdog
 from aqtopo.training.distributed import barrier
-from aqtopo.training.launch import Launch
 from aqtopo.training.preflight import Finding, check_reduction, compare
-from aqtopo.training.watchdog import watch_together
 from benchmarks.measure import parse_arguments, report
 
 WORLDS = (16, 32, 64, 128)
@@ -40,7 +40,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
     torch.set_num_threads(1)
     began, device = time.monotonic(), torch.device("cpu")
     launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
-    with watch_together(launch, folder) as watchdog:
+    with start_watchdog(launch, folder) as watchdog:
         met = time.monotonic()
         watchdog.enter("connect")
         dist.init_process_group("gloo")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from aqtopo.config import CheckpointConfig, RunConfig, load_config
-from aqtopo.training.forked import PRELOADED
+from aqtopo.fault_testing.forked import PRELOADED
 from benchmarks.measure import Timings, parse_arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "resume_reference.json"
@@ -30,10 +30,10 @@ RANKS = 2
 
 def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     """Measure on one rank; rank 0 writes the rows to `rows.json`."""
+    from aqtopo.distributed.launch import Launch
     from aqtopo.model import Terrain, build_model
     from aqtopo.training.distributed import TorchRanks, connect
     from aqtopo.training.engine import build_engine
-    from aqtopo.training.launch import Launch
 
     config = load_config(CONFIG, SMALL if quick else [])
     device = connect(Launch("torch", rank, rank, RANKS, RANKS, "127.0.0.1", port))

@@ -24,16 +24,16 @@ import numpy as np
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint.log_file import METRICS_FILE, StartLine, StepLine, of_kind, read_log
 from aqtopo.config import load_config
 from aqtopo.data import write_statistics, write_store
-from aqtopo.training.launch import Launch
-from aqtopo.training.loop import train
-from aqtopo.training.resume import AUTO, ResumeOptions
+from aqtopo.distributed.launch import Launch
+from aqtopo.run_directory.log_file import METRICS_FILE, StartLine, StepLine, of_kind, read_log
+from aqtopo.training.prepare import AUTO, ResumeOptions
+from aqtopo.training.start import train
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 from benchmarks.measure import parse_arguments, report
 
-CONFIG = Path(__file__).parents[1] / "ds_configs" / "drill_cpu.json"
+CONFIG = Path(__file__).parents[1] / "ds_configs" / "fault_test_cpu.json"
 GRID = (8, 16)
 YEARS = (2016, 2017, 2018)
 HOURS = 240

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from aqtopo.config import ModelConfig
 from aqtopo.model import AirQualityViT, Terrain
-from aqtopo.training.loss import squared_error
+from aqtopo.training.step import squared_error
 from benchmarks.measure import (
     GEMM,
     device,

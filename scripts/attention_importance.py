@@ -21,7 +21,7 @@ from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.inference.load import load_run
 from aqtopo.model import AirQualityViT
-from aqtopo.training.loss import squared_error
+from aqtopo.training.step import squared_error
 
 ALPHAS = (0.0, 1.0, 4.0, 8.0)
 """[km-1]"""

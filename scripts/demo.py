@@ -23,10 +23,10 @@ from aqtopo.config import RunConfig, load_config
 from aqtopo.data import open_store
 
 INITIAL_TIME = "2018-01-15T00"
-DRILL_CONFIG = "ds_configs/drill_cpu.json"
+FAULT_TEST_CONFIG = "ds_configs/fault_test_cpu.json"
 """On the demo's own store."""
 
-DRILL_DIR = "runs/demo_drill"
+FAULT_TEST_DIR = "runs/demo_fault_test"
 console = Console(highlight=False)
 
 
@@ -46,17 +46,11 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
     train_years = [str(year) for year in data.train_years]
     ranks = str(config.training.ranks_per_node)
     synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
-    drill = ["aqtopo", "drill", DRILL_CONFIG, "--kills", "2"]  # two ranks, resumed by one, then by three
+    # Two ranks, resumed by one, then by three.
+    fault_test = ["aqtopo", "fault-test", FAULT_TEST_CONFIG, "--kills", "2"]
     # `deepspeed` as a module: its script does not start from a path with a space.
-    deepspeed = [
-        sys.executable,
-        "-m",
-        "deepspeed.launcher.runner",
-        "--num_gpus",
-        ranks,
-        "--log_level",
-        "warning",
-    ]
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
+    deepspeed = [*launcher, "--num_gpus", ranks, "--log_level", "warning"]
     return [
         Stage("simulate", [*synth, "--train-years", *train_years]),
         Stage("plan", ["aqtopo", "plan", config_path]),
@@ -64,7 +58,7 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
         Stage("evaluate", ["aqtopo", "evaluate", run_dir]),
         Stage("forecast", ["aqtopo", "forecast", run_dir, "--init", INITIAL_TIME, f"{run_dir}/forecast.nc"]),
         Stage("report", ["aqtopo", "report", run_dir]),
-        Stage("drill", [*drill, "--worlds", "2,1,3", "--steps", "20", "--out", DRILL_DIR]),
+        Stage("fault test", [*fault_test, "--worlds", "2,1,3", "--steps", "20", "--out", FAULT_TEST_DIR]),
     ]
 
 
@@ -94,7 +88,7 @@ def remove_old_demo(config: RunConfig) -> None:
         if not open_store(store).simulated:
             raise SystemExit(f"demo: {store} holds no simulated data; it is not the demo's to replace")
         shutil.rmtree(store)
-    for folder in (run_dir, Path(DRILL_DIR)):
+    for folder in (run_dir, Path(FAULT_TEST_DIR)):
         if folder.exists():
             shutil.rmtree(folder)
 
@@ -107,7 +101,7 @@ def main(config_path: str) -> None:
     table = Table("stage", "seconds", "peak memory of a process so far [GiB]", title="the demo took")
     total = 0.0
     for stage in stages(config_path, config):
-        alone = {} if stage.name in ("train", "drill") else {"OMP_NUM_THREADS": str(os.cpu_count())}
+        alone = {} if stage.name in ("train", "fault test") else {"OMP_NUM_THREADS": str(os.cpu_count())}
         seconds, memory = run(stage, environment | alone)
         total += seconds
         table.add_row(stage.name, f"{seconds:.0f}", f"{memory:.1f}")

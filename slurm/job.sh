@@ -1,5 +1,5 @@
 #!/bin/bash
-# What train.sbatch and debug.sbatch run: start `aqtopo train`, and decide what comes after it.
+# Common part of train.sbatch, debug.sbatch and ablation.sbatch: start `aqtopo train`, then requeue the job or end.
 #
 #   AQTOPO_LAUNCH      srun (default): one task a GCD | deepspeed: `deepspeed --launcher slurm` and a hostfile |
 #                      torchrun: one launcher a node
@@ -7,12 +7,11 @@
 #   AQTOPO_REQUEUE     yes (default) | no
 #   AQTOPO_LAST_WAIT_S seconds (default 15) for ranks that still save when the time limit has come; less than
 #                      Slurm's KillWait, after which this shell is killed too and nothing is queued again
-#   AQTOPO_JOBS        folder for what the job and its ranks tell each other (default slurm-jobs), on a shared disk
+#   AQTOPO_JOBS        folder for the files below (default slurm-jobs), on a shared disk
 #
-# The job's folder holds: `stop`, raised here when the time limit comes; `again`, raised by rank 0 when it has
-# saved after that; `never`, raised by a rank for which starting again would not help; `failed`, by one for which
-# it may; `saved`, raised at every save; `run`, where that was, and the number of failures in a row, which both
-# outlive a start.
+# Files in the job's folder: `stop`, written here near the time limit; `again`, by rank 0 when it has saved because
+# of `stop`; `never`, by a rank after a failure that a retry cannot fix; `failed`, after any other; `saved`, at each
+# save. `run` (the run directory) and `failures` (failures in a row) are kept over restarts.
 set -uo pipefail
 
 readonly MOST_FAILURES=3

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aqtopo.checkpoint.log_file import METRICS_FILE
+from aqtopo.run_directory.log_file import METRICS_FILE
 
 
 def events(run_dir: Path, *kinds: str) -> list[dict[str, Any]]:

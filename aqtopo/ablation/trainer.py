@@ -15,7 +15,6 @@ import numpy as np
 
 from aqtopo.ablation.plan import Ablation, Trial
 from aqtopo.checkpoint import best_tag
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.samples import sample_table
@@ -23,10 +22,11 @@ from aqtopo.data.store import Store
 from aqtopo.evaluation.baselines import Climatology, fit_climatology
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.results import SCORES, read_table, write_results
+from aqtopo.fault_testing.forked import fork_ranks
 from aqtopo.inference.load import load_run
 from aqtopo.refusal import RefusedError
-from aqtopo.training.forked import fork_ranks
-from aqtopo.training.run_state import read_state
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_state import read_run_state
 
 LOGS = "logs"
 LOG_LINES = 15
@@ -39,7 +39,7 @@ def is_trained(trial: Trial) -> bool:
     """Return true if the training reached its last step or early stopping."""
     if not (trial.run_dir / METRICS_FILE).is_file():
         return False
-    state = read_state(trial.run_dir)
+    state = read_run_state(trial.run_dir)
     ended = state.state.startswith("ended") and state.step > 0
     return ended and (state.step == state.total_steps or "no better val_loss" in state.state)
 
@@ -151,7 +151,7 @@ def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Sco
         log(f"{position} {trial}{resumes}")
         _train(trial, ablation, children)
     scorer.score(trial)
-    log(f"{position} {trial}: val_loss {read_state(trial.run_dir).best_val_loss:.4f}")
+    log(f"{position} {trial}: val_loss {read_run_state(trial.run_dir).best_val_loss:.4f}")
 
 
 def _train(trial: Trial, ablation: Ablation, children: "_Children") -> None:

@@ -18,9 +18,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from aqtopo.checkpoint.files import append_checksum, remove_checksum, write_durably
-from aqtopo.checkpoint.locks import exclusive_lock, shared_lock
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.locks import exclusive_lock, shared_lock
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, check_files, load_torch, save_torch, sync, sync_and_hash
-from aqtopo.checkpoint.locks import exclusive_lock_on_all_ranks
 from aqtopo.checkpoint.manifest import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -38,6 +37,7 @@ from aqtopo.checkpoint.ranks import (
 from aqtopo.checkpoint.shards import KINDS, NamedTensors, ShardedState, same_bits
 from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 
 LATEST = "latest_universal"
 MODEL_STATES = "mp_rank_00_model_states.pt"

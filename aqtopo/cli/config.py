@@ -60,7 +60,7 @@ def _parameters_by_group(config: "RunConfig", file: Path) -> dict[str, list[str]
     import torch
 
     from aqtopo.model import Terrain, build_model
-    from aqtopo.training.groups import group_parameters
+    from aqtopo.training.engine import group_parameters
 
     with torch.device("meta"):
         model = build_model(config, Terrain.flat(config.data.grid))

@@ -25,16 +25,15 @@ def doctor(
     from rich.table import Table
 
     from aqtopo.config import load_config
+    from aqtopo.distributed.launch import read_launch
+    from aqtopo.distributed.watchdog import start_watchdog
     from aqtopo.training import distributed
-    from aqtopo.training.launch import read_launch
     from aqtopo.training.preflight import check_up
-    from aqtopo.training.prepare import prepare
-    from aqtopo.training.resume import AUTO, ResumeOptions
-    from aqtopo.training.watchdog import watch_together
+    from aqtopo.training.prepare import AUTO, ResumeOptions, prepare
 
     launch = read_launch()
     prepared = prepare(load_config(config, overrides or []), launch, ResumeOptions(AUTO))
-    with watch_together(launch, prepared.run_dir) as watchdog:
+    with start_watchdog(launch, prepared.run_dir) as watchdog:
         watchdog.enter("connect")
         device = distributed.connect(launch, watchdog.longest_s)
         watchdog.enter("preflight")
@@ -49,4 +48,4 @@ def doctor(
         for name, value in checkup.facts.items():
             table.add_row(name, value)
         Console().print(table)
-    checkup.demand_health(in_full=launch.is_main)
+    checkup.raise_problems(in_full=launch.is_main)

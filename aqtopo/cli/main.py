@@ -13,9 +13,9 @@ from aqtopo.cli.checkpoint import app as checkpoint_app
 from aqtopo.cli.config import app as config_app
 from aqtopo.cli.data import app as data_app
 from aqtopo.cli.doctor import doctor
-from aqtopo.cli.drill import drill
 from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.export import export
+from aqtopo.cli.fault_test import fault_test
 from aqtopo.cli.forecast import forecast
 from aqtopo.cli.plan import plan
 from aqtopo.cli.prepare import app as prepare_app
@@ -25,7 +25,7 @@ from aqtopo.cli.train import train
 from aqtopo.cli.watch import watch
 from aqtopo.cli.years import YearsCommand
 from aqtopo.refusal import RefusedError, Retry, retry_after
-from aqtopo.training.job import BatchJob
+from aqtopo.run_directory.batch_job import BatchJob
 
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
@@ -40,7 +40,7 @@ app.command("synth", cls=YearsCommand)(synth)
 app.command("plan")(plan)
 app.command("train")(train)
 app.command("doctor")(doctor)
-app.command("drill")(drill)
+app.command("fault-test")(fault_test)
 app.command("watch")(watch)
 app.command("ablate")(ablate)
 app.command("evaluate")(evaluate)

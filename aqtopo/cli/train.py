@@ -38,9 +38,9 @@ def train(
     """Train a model; start it alone or under `deepspeed`, `torchrun` or `srun`. Resumes by itself."""
     from aqtopo.checkpoint.changes import Allowed, parse_renames
     from aqtopo.config import load_config
-    from aqtopo.training.launch import read_launch
-    from aqtopo.training.loop import train as run_training
-    from aqtopo.training.resume import ResumeOptions
+    from aqtopo.distributed.launch import read_launch
+    from aqtopo.training.prepare import ResumeOptions
+    from aqtopo.training.start import train as run_training
 
     allowed = Allowed(
         tuple(allow_change or ()),

@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from aqtopo.training.run_state import RunState
+    from aqtopo.run_directory.run_state import RunState
 
 COLOURS = {"SUCCESS": "green", "FAILURE": "red", "UNDECIDED": "yellow"}
 
@@ -33,7 +33,8 @@ def watch(
     from rich.console import Console
     from rich.live import Live
 
-    from aqtopo.training.run_state import read_state
+    from aqtopo.checkpoint.tags import last_tag
+    from aqtopo.run_directory.run_state import read_run_state
 
     if failure_above < success_below:
         raise ValueError(
@@ -41,33 +42,34 @@ def watch(
             "undecided. Swap them."
         )
 
-    def look() -> tuple["RunState", str | None]:
-        state = read_state(run_dir)
-        return state, state.verdict(success_below, failure_above)
+    def look() -> tuple["RunState", str | None, str | None]:
+        state = read_run_state(run_dir)
+        tag = last_tag(run_dir)
+        return state, None if tag is None else tag.name, state.verdict(success_below, failure_above)
 
-    state, verdict = look()
+    state, saved, verdict = look()
     if as_json:
-        typer.echo(json.dumps(asdict(state) | {"verdict": verdict}, indent=2))
+        typer.echo(json.dumps(asdict(state) | {"saved": saved, "verdict": verdict}, indent=2))
     elif once or not sys.stdout.isatty():
-        Console().print(_table(run_dir, state, verdict))
+        Console().print(_table(run_dir, state, saved, verdict))
     else:
-        with Live(_table(run_dir, state, verdict), auto_refresh=False) as live:
+        with Live(_table(run_dir, state, saved, verdict), auto_refresh=False) as live:
             while not state.state.startswith("ended"):
                 time.sleep(every)
-                state, verdict = look()
-                live.update(_table(run_dir, state, verdict), refresh=True)
+                state, saved, verdict = look()
+                live.update(_table(run_dir, state, saved, verdict), refresh=True)
     if verdict == "FAILURE":
         raise typer.Exit(1)
 
 
-def _table(run_dir: Path, state: "RunState", verdict: str | None) -> "Table":
+def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | None) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
     rows = {
         "state": state.state,
         "step": f"{state.step:,} of {state.total_steps:,}, started {state.starts} time(s)",
-        "saved": state.saved or "-",
+        "saved": saved or "-",
         "train loss": _number(state.train_loss),
         "validation loss": f"{_number(state.val_loss)} (best {_number(state.best_val_loss)})",
         "learning rates": "  ".join(f"{group} {lr:.3e}" for group, lr in state.lrs.items()) or "-",

@@ -1,8 +1,9 @@
-"""One JSON file per run, checked before anything is read, built or started."""
+"""Configuration of a run: one JSON file, checked before the run starts."""
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.files import load_config, schema
-from aqtopo.config.run import (
+from aqtopo.config.run import RunConfig
+from aqtopo.config.sections import (
     READ_DEADLINE_S,
     AttentionSetting,
     CheckpointConfig,
@@ -10,7 +11,6 @@ from aqtopo.config.run import (
     ModelConfig,
     OptimizerConfig,
     ParameterGroup,
-    RunConfig,
     ScheduleConfig,
     TrainingConfig,
 )

@@ -1,26 +1,21 @@
-"""What the parts of a configuration must agree on: a check yields the value to change and what is allowed."""
-
-from __future__ import annotations
+"""Checks between the sections of a configuration; each yields the value to change and what is allowed."""
 
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING
 
+from aqtopo.config.sections import RunSections
 from aqtopo.config.strict import Path, Problem
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
-if TYPE_CHECKING:
-    from aqtopo.config.run import RunConfig
 
-
-def contradictions(config: RunConfig) -> Iterator[Problem]:
-    """Every contradiction between the values of `config`, each of which is fine by itself."""
+def contradictions(config: RunSections) -> Iterator[Problem]:
+    """Yield the contradictions between values that are valid on their own."""
     checks = (_channels, _times, _shapes, _biases, _groups, _learning_rate, _optimizer, _batch, _saving)
     for check in checks:
         yield from check(config)
 
 
-def _channels(config: RunConfig) -> Iterator[Problem]:
+def _channels(config: RunSections) -> Iterator[Problem]:
     data, model = config.data, config.model
     yield from _known(("data", "variables"), data.variables, tuple(VARIABLES))
     yield from _known(("data", "targets"), data.targets, TARGET_VARIABLES)
@@ -47,7 +42,7 @@ def _known(path: Path, names: Sequence[str], known: Sequence[str]) -> Iterator[P
             yield Problem((*path, place), name, "must be named once")
 
 
-def _times(config: RunConfig) -> Iterator[Problem]:
+def _times(config: RunSections) -> Iterator[Problem]:
     data = config.data
     splits = {split: getattr(data, split) for split in ("train_years", "validation_years", "test_years")}
     for field, values in {"horizons": data.horizons, **splits}.items():
@@ -62,7 +57,7 @@ def _times(config: RunConfig) -> Iterator[Problem]:
             )
 
 
-def _shapes(config: RunConfig) -> Iterator[Problem]:
+def _shapes(config: RunSections) -> Iterator[Problem]:
     model = config.model
     for axis, name in enumerate(("rows", "columns")):
         cells, regions = config.data.grid[axis], model.regions[axis]
@@ -79,7 +74,7 @@ def _shapes(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "mlp_ratio"), model.mlp_ratio, f"times model.dim = {model.dim} must be whole")
 
 
-def _biases(config: RunConfig) -> Iterator[Problem]:
+def _biases(config: RunSections) -> Iterator[Problem]:
     model = config.model
     blocks = model.bias_blocks
     if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
@@ -97,7 +92,7 @@ def _biases(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("model", "sector_embedding"), True, allowed)
 
 
-def _groups(config: RunConfig) -> Iterator[Problem]:
+def _groups(config: RunSections) -> Iterator[Problem]:
     names = [group.name for group in config.optimizer.groups]
     for place, name in enumerate(names):
         if name in names[:place]:
@@ -105,7 +100,7 @@ def _groups(config: RunConfig) -> Iterator[Problem]:
             yield Problem(path, name, "must differ from the names of the groups before it")
 
 
-def _learning_rate(config: RunConfig) -> Iterator[Problem]:
+def _learning_rate(config: RunSections) -> Iterator[Problem]:
     schedule, optimizer = config.schedule, config.optimizer
     if schedule.interval == "epoch" and schedule.warmup_steps:
         yield Problem(
@@ -123,7 +118,7 @@ def _learning_rate(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _optimizer(config: RunConfig) -> Iterator[Problem]:
+def _optimizer(config: RunSections) -> Iterator[Problem]:
     offload = config.deepspeed.zero_optimization.offload_optimizer
     if offload is None or offload.device == "none":
         return
@@ -136,7 +131,7 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
         yield Problem(("deepspeed", "zero_force_ds_cpu_optimizer"), True, allowed)
 
 
-def _batch(config: RunConfig) -> Iterator[Problem]:
+def _batch(config: RunSections) -> Iterator[Problem]:
     given = config.deepspeed.train_batch_size
     if given is not None and given != config.train_batch:
         yield Problem(
@@ -147,7 +142,7 @@ def _batch(config: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _saving(config: RunConfig) -> Iterator[Problem]:
+def _saving(config: RunSections) -> Iterator[Problem]:
     every, kept = config.checkpoint.every_steps, config.checkpoint.keep_every_steps
     if kept is not None and (every is None or kept % every):
         allowed = f"must be a multiple of checkpoint.every_steps = {every}"

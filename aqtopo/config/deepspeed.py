@@ -1,7 +1,7 @@
-"""The `deepspeed` block: DeepSpeed's own keys, as far as ZeRO stage 2 uses them; none is dropped in silence.
+"""The `deepspeed` block: DeepSpeed's keys for ZeRO stage 2; unknown keys are errors.
 
-DeepSpeed ignores top-level keys that it does not know, so a typo there costs a run. Here every key is
-declared; those which DeepSpeed has but a run may not set are in `refused.py`, with the reason.
+DeepSpeed ignores unknown top-level keys, so a typo would have no effect. All keys are declared here; those
+that a run may not set are in `refused.py`, with the reason.
 Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
@@ -11,14 +11,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from aqtopo.config.strict import Elements, NonNegative, Positive, Problem, Strict, refuse
+from aqtopo.config.strict import Elements, NonNegative, Positive, Problem, Strict, raise_problems
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class OffloadOptimizer(Strict):
-    """Where the optimizer's state and step live."""
+    """Offload of the optimizer's state and step."""
 
     device: Literal["none", "cpu"] = "none"
     """`cpu` keeps moments and master weights in host memory; NVMe needs stage 3."""
@@ -231,7 +231,7 @@ class TagCheckpoint(Strict):
     """DeepSpeed's own checkpoint options."""
 
     tag_validation: Literal["Warn", "Ignore", "Fail"] = "Warn"
-    """What happens when ranks disagree about a tag's name."""
+    """Action if ranks have different tag names."""
 
 
 class DeepSpeedConfig(Strict):
@@ -262,7 +262,7 @@ class DeepSpeedConfig(Strict):
     """Types of internal buffers."""
 
     communication_data_type: Literal["fp32", "bf16", "fp16"] | None = None
-    """Type in which gradients travel; null for the model's."""
+    """Data type of gradient communication; null for the model's."""
 
     zero_allow_untested_optimizer: bool = False
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
@@ -311,22 +311,22 @@ class DeepSpeedConfig(Strict):
 
     @property
     def precision(self) -> Precision:
-        """What the model's weights are computed in."""
+        """Data type of the model's computations."""
         if self.bf16.enabled:
             return "bf16"
         return "fp16" if self.fp16.enabled else "fp32"
 
     def verbatim(self) -> dict[str, Any]:
-        """The block exactly as its author wrote it: only the keys that were set, no defaults of ours."""
+        """Return only the keys that were set, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        refuse("deepspeed", _contradictions(self))
+        raise_problems("deepspeed", _contradictions(self))
         return self
 
 
 def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
-    """Pairs of keys which DeepSpeed would refuse, or worse accept, only once all ranks are running."""
+    """Yield pairs of keys that DeepSpeed rejects or ignores only after the start of all ranks."""
     if config.bf16.enabled and config.fp16.enabled:
         yield Problem(("fp16", "enabled"), True, "must be false, since bf16 is enabled")

@@ -1,4 +1,4 @@
-"""What a user reads when a configuration is wrong: `file: path = value: what is allowed`, a line an error."""
+"""Error messages of a configuration: `file: path = value: what is allowed`, one line per error."""
 
 import json
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ _ALLOWED = {
     "too_long": "must hold at most {max_length} items",
     CROSS_CHECK: "{allowed}",
 }
-"""What is allowed, by pydantic's type of error and with its context."""
+"""Accepted values by pydantic's error type, with its context."""
 
 
 class Override(NamedTuple):
@@ -40,8 +40,8 @@ class Override(NamedTuple):
 
     Attributes:
         text: as typed, `model.depth=2`.
-        path: the place it sets.
-        value: what it sets there.
+        path: path of the value.
+        value: the new value.
     """
 
     text: str
@@ -49,20 +49,20 @@ class Override(NamedTuple):
     value: object
 
     def sets(self, path: Path) -> bool:
-        """Whether the value at `path` is this override's or part of it."""
+        """Return True if this override sets the value at `path`."""
         return path[: len(self.path)] == self.path
 
 
 def describe(
     error: ValidationError, root: type[Strict], file: str, overrides: Sequence[Override] = ()
 ) -> str:
-    """One line for each thing that is wrong, in the order of the models' fields.
+    """Return one line per error, in the order of the models' fields.
 
     Args:
-        error: what validation raised.
-        root: the model that was validated.
-        file: the file's name, as the user gave it.
-        overrides: the `--set` options that were applied to the file.
+        error: the validation error.
+        root: the validated model.
+        file: name of the file.
+        overrides: the `--set` options.
     """
     lines = []
     for detail in error.errors(include_url=False):
@@ -75,13 +75,13 @@ def describe(
 
 
 def _origin(file: str, path: Path, overrides: Sequence[Override], *, everywhere: bool) -> str:
-    """The file, and the overrides that may be to blame: the one that set the value, else all of them."""
-    guilty = [override for override in overrides if override.sets(path)] or (overrides if everywhere else [])
-    return file + "".join(f" with --set {override.text}" for override in guilty)
+    """Return the file and the override that set the value; for a contradiction, all overrides."""
+    applied = [override for override in overrides if override.sets(path)] or (overrides if everywhere else [])
+    return file + "".join(f" with --set {override.text}" for override in applied)
 
 
 def _value(detail: ErrorDetails) -> str:
-    """` = value`, cut to a readable length; nothing for a value that is not there."""
+    """Return ` = value`, abbreviated; empty for a missing value."""
     if detail["type"] == "missing":
         return ""
     text = json.dumps(detail["input"], default=str)
@@ -89,7 +89,7 @@ def _value(detail: ErrorDetails) -> str:
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
-    """Whether pydantic calls a list too short only because some of its items, reported already, failed."""
+    """Return True if a list is too short only because its invalid items, reported already, are dropped."""
     return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 
@@ -104,13 +104,13 @@ def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
         return unknown_key(detail["loc"], root)
     if kind in special:
         return special[kind](detail["loc"], detail, root)
-    # A kind of error that no field gives rise to today still reads well in pydantic's own words.
+    # Other error types use pydantic's message.
     template = _ALLOWED.get(kind)
     return template.format(**detail.get("ctx", {})) if template else _lower_first(detail["msg"])
 
 
 def unknown_key(path: Path, root: type[Strict]) -> str:
-    """Why the key at `path`, which `root` does not have, cannot stand there."""
+    """Explain why the key at `path` is invalid."""
     reason = reason_against(spell(path[1:])) if path[0] == "deepspeed" else None
     return f"not allowed: {reason}" if reason else f"unknown key; {suggestion(root, path)}"
 
@@ -121,7 +121,7 @@ def _missing(path: Path, _: ErrorDetails, root: type[Strict]) -> str:
 
 
 def _choice(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
-    """The choices as JSON spells them; where only one is left, the field's description tells why."""
+    """Return the choices in JSON; for a single choice, the field's description."""
     meaning = _description(root, path)
     if meaning.startswith("must be "):
         return meaning
@@ -134,7 +134,7 @@ def _pattern(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
 
 
 def _description(root: type[Strict], path: Path) -> str:
-    """The docstring of the field at `path`, to go on with a sentence; empty where it has none."""
+    """Return the docstring of the field at `path`, in lower case; empty without one."""
     model = model_at(root, path[:-1])
     if model is None or isinstance(path[-1], int):
         return ""

@@ -1,4 +1,4 @@
-"""Reading a run's configuration from its JSON file, and the schema that editors read."""
+"""Reader of configuration files, and their JSON schema."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -15,15 +15,15 @@ from aqtopo.config.strict import Path as JsonPath
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read and check a run's configuration.
+    """Read and check the configuration of a run.
 
     Args:
         path: the JSON file.
         overrides: `a.b=value` texts, applied in order before the check.
 
     Raises:
-        ValueError: the file cannot be read, is not JSON, or what it says cannot be run; then a line an error,
-            with file, JSON path, value and what is allowed.
+        ValueError: the file is unreadable, not JSON or invalid; one line per error with file, path, value and
+            accepted values.
     """
     document = read_document(Path(path))
     parsed = [parse_override(text) for text in overrides]
@@ -36,12 +36,12 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
 
 
 def schema() -> str:
-    """The JSON schema of a configuration file, as text; the checks between values are not part of it."""
+    """Return the JSON schema of a configuration file, without the checks between values."""
     return json.dumps(RunConfig.model_json_schema(), indent=2) + "\n"
 
 
 class _Object(dict[str, Any]):
-    """A JSON object that remembers the keys which it was given twice."""
+    """JSON object that records duplicate keys."""
 
     repeated: tuple[str, ...] = ()
 
@@ -54,10 +54,10 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """Parse a JSON file that holds one object, in which no key may stand twice.
+    """Parse a JSON file with one object without duplicate keys.
 
     Raises:
-        ValueError: no such file, not text, not JSON (with line and column), not an object, a repeated key.
+        ValueError: the file is missing, not UTF-8, not JSON, not an object, or has a duplicate key.
     """
     try:
         document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
@@ -77,7 +77,7 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def _repeated(value: object, path: JsonPath = ()) -> Iterator[JsonPath]:
-    """The paths of all keys that stand more than once in their object."""
+    """Yield the paths of all duplicate keys."""
     if isinstance(value, _Object):
         yield from ((*path, key) for key in value.repeated)
         for key, item in value.items():

@@ -1,4 +1,4 @@
-"""`--set path=value`: changing single values of a configuration before it is checked."""
+"""Overrides `--set path=value` of single values, applied before the checks."""
 
 import json
 from typing import Any
@@ -12,10 +12,10 @@ from aqtopo.config.strict import Path
 
 
 def parse_override(text: str) -> Override:
-    """Read `path=value`; the value is JSON where it parses as such, else a string.
+    """Parse `path=value`; the value is JSON if it parses as JSON, else a string.
 
     Raises:
-        ValueError: no `=`, or what stands before it is no path.
+        ValueError: `=` is missing, or the path is invalid.
     """
     path, equals, value = text.partition("=")
     if not equals:
@@ -27,12 +27,10 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(document: dict[str, Any], override: Override) -> None:
-    """Set the override's value in `document`, in place.
-
-    Objects on the way which the file leaves out come to be; a list which it leaves out starts as its default.
+    """Set the override's value in `document`, in place; missing objects and lists start with their defaults.
 
     Raises:
-        ValueError: the path leads through a value that is neither object nor list, or past a list's end.
+        ValueError: the path leads through a scalar, or past the end of a list.
     """
     container: Any = document
     for depth, part in enumerate(override.path[:-1], start=1):
@@ -44,7 +42,7 @@ def apply_override(document: dict[str, Any], override: Override) -> None:
 
 
 def _start_of(path: Path, override: Override) -> object:
-    """What stands at `path` before the override descends into it: an empty object, or a list's default."""
+    """Return the start value of a missing container: an empty object, or a list's default."""
     default = default_at(RunConfig, path)
     if isinstance(default, list):
         return default
@@ -56,7 +54,7 @@ def _start_of(path: Path, override: Override) -> object:
 
 
 def _key(container: Any, path: Path, override: Override) -> str | int:
-    """The last part of `path` as a key of `container`, which must have room for it."""
+    """Return the last part of `path` as a valid key of `container`."""
     key, parent = path[-1], spell(path[:-1])
     if isinstance(container, dict) and isinstance(key, str):
         return key

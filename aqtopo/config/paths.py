@@ -1,4 +1,4 @@
-"""Places in a configuration: their spelling, and what the models have there."""
+"""Paths in a configuration: their spelling, and the models and defaults at a path."""
 
 import difflib
 import json
@@ -15,21 +15,21 @@ _PATH = re.compile(r"^[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*$")
 
 
 def spell(path: Path) -> str:
-    """Write ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`; odd keys as JSON strings."""
+    """Format ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`; odd keys as JSON."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{_spell_key(part)}" for part in path]
     return "".join(parts).removeprefix(".")
 
 
 def _spell_key(key: str) -> str:
-    """The key itself where a reader can see where it begins and ends."""
+    """Return the key, quoted if its ends would not be visible."""
     return key if re.fullmatch(r"[\w$-]+", key, re.ASCII) else json.dumps(key)
 
 
 def parse(text: str) -> Path:
-    """Read a path; a list's index is written `groups[0]` or, for the sake of shells, `groups.0`.
+    """Parse a path; a list index is written `groups[0]` or, because of shells, `groups.0`.
 
     Raises:
-        ValueError: the text is no path.
+        ValueError: the text is not a path.
     """
     if not _PATH.match(text):
         raise ValueError(f"{text!r} is not a path such as model.depth or optimizer.groups.0.lr_multiplier")
@@ -38,23 +38,23 @@ def parse(text: str) -> Path:
 
 
 def fields_of(model: type[Strict]) -> dict[str, Any]:
-    """The fields of a model by their JSON key."""
+    """Return the fields of a model by JSON key."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def model_at(root: type[Strict], path: Path) -> type[Strict] | None:
-    """The model of the object at `path` below `root`, or None where there is no object."""
+    """Return the model of the object at `path`; None if there is no object."""
     model: type[Strict] | None = root
     for part in path:
         if isinstance(part, int):
-            continue  # a list's items are of the list's own model
+            continue  # the items of a list share one model
         field = fields_of(model).get(part) if model else None
         model = _model_in(field.annotation) if field else None
     return model
 
 
 def default_at(root: type[Strict], path: Path) -> object:
-    """The default of the field at `path`, as JSON would hold it; `PydanticUndefined` where there is none."""
+    """Return the JSON default of the field at `path`; `PydanticUndefined` without one."""
     model = model_at(root, path[:-1])
     field = fields_of(model).get(str(path[-1])) if model else None
     if field is None:
@@ -63,7 +63,7 @@ def default_at(root: type[Strict], path: Path) -> object:
 
 
 def places_of(root: type[Strict], key: str, below: Path = ()) -> Iterator[Path]:
-    """Every path below `root` that ends in `key`."""
+    """Yield all paths below `root` that end in `key`."""
     for name, field in fields_of(root).items():
         if name == key:
             yield (*below, name)
@@ -73,7 +73,7 @@ def places_of(root: type[Strict], key: str, below: Path = ()) -> Iterator[Path]:
 
 
 def suggestion(root: type[Strict], path: Path) -> str:
-    """What the author of the unknown key at `path` may have meant, as a half-sentence, or the known keys."""
+    """Suggest a key for the unknown key at `path`, or list the known keys."""
     model, key = model_at(root, path[:-1]), str(path[-1])
     known = list(fields_of(model)) if model else []
     close = difflib.get_close_matches(key, known, n=1) or [name for name in known if name.startswith(key)]
@@ -86,7 +86,7 @@ def suggestion(root: type[Strict], path: Path) -> str:
 
 
 def _model_in(annotation: object) -> type[Strict] | None:
-    """The model that an annotation such as `Model`, `Model | None` or `tuple[Model, ...]` speaks of."""
+    """Return the model in an annotation such as `Model`, `Model | None` or `tuple[Model, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, Strict):
         return annotation
     if get_origin(annotation) in (Union, types.UnionType, tuple):

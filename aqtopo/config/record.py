@@ -1,4 +1,4 @@
-"""JSON files that aqtopo writes and reads again, and that people may have edited or cut short in between."""
+"""Reader of JSON files that aqtopo writes and that users may have edited or truncated."""
 
 from datetime import datetime
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, ConfigDict, ValidationError
 
 from aqtopo.config.errors import describe
-from aqtopo.config.strict import Problem, Strict, refuse
+from aqtopo.config.strict import Problem, Strict, raise_problems
 
-MOST_FAULTS = 3
-"""Faults that a message names: a key that is lost in one entry is often lost in all."""
+MAX_ERRORS = 3
+"""Largest number of errors in a message; one missing key often repeats in all entries."""
 
 
 class Record(Strict):
-    """Base of what such a file holds: exact types, no NaN; keys that this version does not know are kept."""
+    """Content of such a file: exact types, no NaN; unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -23,12 +23,12 @@ def _time(text: str) -> str:
     try:
         datetime.fromisoformat(text)
     except ValueError:
-        refuse("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
+        raise_problems("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
     return text
 
 
 Time = Annotated[str, AfterValidator(_time)]
-"""ISO 8601; UTC where it names no zone."""
+"""ISO 8601; UTC without a time zone."""
 
 AnyRecord = TypeVar("AnyRecord", bound=Strict)
 
@@ -38,11 +38,11 @@ def read_record(path: Path, model: type[AnyRecord], remedy: str) -> AnyRecord:
 
     Args:
         path: the file.
-        model: what it must hold.
-        remedy: what to do where it does not, as whole sentences.
+        model: the model of its content.
+        remedy: the remedy, in whole sentences.
 
     Raises:
-        ValueError: there is no such file, or it is not what `model` says: its first faults, then the remedy.
+        ValueError: the file is missing or invalid; the message has its first errors and the remedy.
     """
     try:
         return model.model_validate_json(path.read_bytes())
@@ -53,12 +53,12 @@ def read_record(path: Path, model: type[AnyRecord], remedy: str) -> AnyRecord:
 
 
 def faults(error: ValidationError, model: type[Strict], place: str) -> str:
-    """The first faults of what stands at a place, such as a file, a line each."""
+    """Return the first errors of a file or line, one per line."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return f"{place} is not JSON ({first['ctx']['error']})."
     if not first["loc"]:
         return f"{place} does not hold one JSON object."
     lines = describe(error, model, place).splitlines()
-    more = len(lines) - MOST_FAULTS
-    return "\n".join([*lines[:MOST_FAULTS], *([f"and {more} more"] if more > 0 else [])])
+    more = len(lines) - MAX_ERRORS
+    return "\n".join([*lines[:MAX_ERRORS], *([f"and {more} more"] if more > 0 else [])])

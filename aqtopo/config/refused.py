@@ -1,4 +1,4 @@
-"""DeepSpeed's own keys that a run may not set, with the reason or what to do instead."""
+"""DeepSpeed keys that a run may not set, with the reason or the alternative."""
 
 from fnmatch import fnmatchcase
 from types import MappingProxyType
@@ -83,9 +83,9 @@ REFUSED = MappingProxyType(
         "zero_optimization.offload_optimizer.cpuadam_cores_perc": _STAGE_3,
     }
 )
-"""Reasons by glob pattern over paths in the `deepspeed` block; the first pattern that matches speaks."""
+"""Reasons by glob pattern over paths in the `deepspeed` block; the first match applies."""
 
 
 def reason_against(path: str) -> str | None:
-    """Why the key at `path` in the `deepspeed` block may not be set; None if DeepSpeed has no such key."""
+    """Return the reason against a key of the `deepspeed` block; None for an unknown key."""
     return next((reason for pattern, reason in REFUSED.items() if fnmatchcase(path, pattern)), None)

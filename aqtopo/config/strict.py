@@ -1,4 +1,4 @@
-"""What every configuration model shares: frozen, exact types, no unknown keys, errors with their path."""
+"""Base class of all configuration models, and errors between valid values."""
 
 from collections.abc import Iterable
 from typing import Annotated, NamedTuple
@@ -7,14 +7,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Path = tuple[str | int, ...]
-"""The place of a value in the JSON document: ("optimizer", "groups", 0, "name")."""
+"""Path of a value in the JSON document, such as ("optimizer", "groups", 0, "name")."""
 
 CROSS_CHECK = "cross_check"
-"""Error type of a value that is fine by itself and contradicts another one."""
+"""Error type of a valid value that contradicts another one."""
 
 
 class Strict(BaseModel):
-    """Base of every model: frozen, unknown keys refused, neither "2" nor 2.0 is 2, no NaN, no infinity."""
+    """Frozen model with exact types that rejects unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -27,12 +27,12 @@ class Strict(BaseModel):
 
 
 class Problem(NamedTuple):
-    """One contradiction between values that are each fine by themselves.
+    """Contradiction between two values that are valid on their own.
 
     Attributes:
-        path: where the value stands, relative to the model that found the contradiction.
+        path: path of the value, relative to the checked model.
         value: the value that should change.
-        allowed: what would be accepted, as the end of the sentence "`path` = `value`: ...".
+        allowed: accepted values, as the end of the sentence "`path` = `value`: ...".
     """
 
     path: Path
@@ -40,8 +40,8 @@ class Problem(NamedTuple):
     allowed: str
 
 
-def refuse(title: str, problems: Iterable[Problem]) -> None:
-    """Raise one `ValidationError` holding all `problems`; do nothing if there are none."""
+def raise_problems(title: str, problems: Iterable[Problem]) -> None:
+    """Raise one `ValidationError` with all problems, if there are any."""
     details = [
         InitErrorDetails(
             type=PydanticCustomError(CROSS_CHECK, "{allowed}", {"allowed": problem.allowed}),
@@ -55,14 +55,14 @@ def refuse(title: str, problems: Iterable[Problem]) -> None:
 
 
 def _whole(value: object) -> object:
-    """Read 5e8, which JSON calls a float, as the whole number that its author meant."""
+    """Convert a float without fraction, such as 5e8, to an integer."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Elements = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
-"""A count of array elements, which DeepSpeed's users write as 5e8."""
+"""Number of array elements, often written as 5e8."""
 Probability = Annotated[float, Field(ge=0, lt=1)]
-# JSON knows lists only; they become tuples, so that a frozen model is frozen all the way down.
+# JSON has lists only; as tuples they are immutable.
 Pair = Annotated[tuple[Positive, Positive], Field(strict=False)]

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.config.strict import NonNegative, Positive, Problem, refuse
+from aqtopo.config.strict import NonNegative, Positive, Problem, raise_problems
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import FORECASTS, REFERENCES, WHOLE
 from aqtopo.evaluation.scores import count_wins
@@ -29,7 +29,7 @@ from aqtopo.variables import VARIABLES
 
 def _known(pollutant: str) -> str:
     if pollutant not in VARIABLES:
-        refuse("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
+        raise_problems("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
     return pollutant
 
 
@@ -149,7 +149,7 @@ class ScoreRecord(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        refuse("scores", _gaps(self))
+        raise_problems("scores", _gaps(self))
         return self
 
 

@@ -19,7 +19,6 @@ from aqtopo.checkpoint.files import FileRecord, check_files, sync, sync_and_hash
 from aqtopo.checkpoint.inspection import SavedState, opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
 from aqtopo.checkpoint.ranks import SINGLE_RANK
-from aqtopo.checkpoint.run_file import RUN_FILE, read_run_file
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
 from aqtopo.checkpoint.weights import load_weights
@@ -27,6 +26,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.store import Store
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
 from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 
 
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:

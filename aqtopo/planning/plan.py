@@ -12,7 +12,7 @@ from aqtopo.data.samples import SampleTable, StepPlan, calendar_times, sample_ta
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
 from aqtopo.planning.zero import StateBytes, reduction_bytes, state_bytes, workspace_bytes
-from aqtopo.training.groups import group_parameters
+from aqtopo.training.engine import group_parameters
 from aqtopo.training.schedule import Schedule
 
 

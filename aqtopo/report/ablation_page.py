@@ -8,12 +8,12 @@ from pathlib import Path
 
 from aqtopo.ablation.results_file import RUNS, Results, read_results, training_numbers
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.report.ablation_tables import ContrastTable, contrast_tables, overview, variant_rows
 from aqtopo.report.curves import mean_validation_curve, variant_curves
 from aqtopo.report.history import History, read_history
 from aqtopo.report.run_page import REPORT_FILE, template
 from aqtopo.report.text import capitalised
+from aqtopo.run_directory.log_file import METRICS_FILE
 
 
 def write_ablation_report(folder: Path) -> Path:

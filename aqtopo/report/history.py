@@ -12,7 +12,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from aqtopo.checkpoint import list_tags
-from aqtopo.checkpoint.log_file import (
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE
+from aqtopo.checkpoint.tags import read_lock
+from aqtopo.config import RunConfig
+from aqtopo.model.attention import ALPHA
+from aqtopo.run_directory.log_file import (
     Line,
     LossAfterResumeLine,
     ResumeLine,
@@ -22,10 +26,6 @@ from aqtopo.checkpoint.log_file import (
     ValidationLine,
     read_log,
 )
-from aqtopo.checkpoint.manifest import WEIGHTS_FILE
-from aqtopo.checkpoint.tags import read_lock
-from aqtopo.config import RunConfig
-from aqtopo.model.attention import ALPHA
 
 
 @dataclass(frozen=True)

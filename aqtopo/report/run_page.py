@@ -13,8 +13,6 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.checkpoint.log_file import METRICS_FILE
-from aqtopo.checkpoint.run_file import RunFile, read_run_file
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
@@ -43,6 +41,8 @@ from aqtopo.report.score_tables import (
 )
 from aqtopo.report.stations import SKILL_SCALE, StationPollutant, station_scores
 from aqtopo.report.text import time_text
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_file import RunFile, read_run_file
 
 REPORT_FILE = "report.html"
 

@@ -1,7 +1,12 @@
-"""The DeepSpeed engine: ZeRO-2 around the model, with named groups and batch fields for the actual world."""
+"""DeepSpeed engine (ZeRO-2), its named optimizer groups, and the learnt parameters that the log reports.
 
+Groups are identified by name, not by position; each parameter belongs to exactly one.
+"""
+
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any
 
@@ -9,14 +14,21 @@ import torch
 
 from aqtopo.config import RunConfig
 from aqtopo.model import AirQualityViT
-from aqtopo.training.groups import group_parameters
+from aqtopo.model.attention import ALPHA
+
+PREFERENCES: dict[str, tuple[str, Callable[[float], float]]] = {
+    ".attn.upwind": ("upwind", float),
+    ".attn.locality.travel": ("travel [h]", lambda days: 24.0 * days),
+    ".attn.locality.log_reach": ("width [patches]", math.exp),
+}
+"""Label and conversion to its unit of each per-head parameter, by the end of its name."""
 
 
 def batch_fields(config: RunConfig, world_size: int) -> dict[str, int]:
-    """The batch fields of the `deepspeed` block for the world that is really there.
+    """Return the batch fields of the `deepspeed` block for the actual world size.
 
-    The number of samples in a step is fixed by the configured world; with other ranks the accumulation
-    follows, and surplus places hold samples of weight 0.
+    The configured world size fixes the samples of a step; other world sizes change the accumulation and fill
+    up with padding, which has weight 0.
     """
     accumulation = -(-config.train_batch // (world_size * config.micro_batch))
     return {
@@ -27,37 +39,83 @@ def batch_fields(config: RunConfig, world_size: int) -> dict[str, int]:
 
 
 def check_supported(config: RunConfig) -> None:
-    """Refuse what DeepSpeed would only refuse once all ranks are running.
+    """Check settings that DeepSpeed would reject only after the start of all ranks.
 
     Raises:
-        ValueError: a precision this device lacks, or a monitor whose package is missing.
+        ValueError: the device lacks the precision or the optimizer, or a monitor's package is missing.
     """
     on_gpu = os.environ.get("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu") == "cuda"
     if config.deepspeed.precision == "fp16" and not on_gpu:
         raise ValueError(
-            "deepspeed.fp16.enabled = true needs a GPU, and this run is on a CPU: use bf16, or neither."
+            "deepspeed.fp16.enabled = true needs a GPU, but this run uses the CPU. Use bf16 or fp32."
         )
     offload = config.deepspeed.zero_optimization.offload_optimizer
     if config.optimizer.implementation == "cpu_adam" and on_gpu and (not offload or offload.device != "cpu"):
         raise ValueError(
-            'optimizer.implementation = "cpu_adam" steps in host memory, and this run keeps its state on the '
-            'GPU: set deepspeed.zero_optimization.offload_optimizer.device = "cpu", or use "fused_adam".'
+            'optimizer.implementation = "cpu_adam" steps in host memory, but the optimizer state is on the '
+            'GPU. Set deepspeed.zero_optimization.offload_optimizer.device = "cpu", or use "fused_adam".'
         )
     for monitor, package in {"tensorboard": "tensorboard", "wandb": "wandb"}.items():
         if getattr(config.deepspeed, monitor).enabled and find_spec(package) is None:
             raise ValueError(
-                f"deepspeed.{monitor}.enabled = true needs the package {package}, which is not installed: "
-                f"`pip install {package}`, or switch the monitor off."
+                f"deepspeed.{monitor}.enabled = true needs the package {package}, which is not installed. "
+                f"Run `pip install {package}`, or disable the monitor."
             )
 
 
+def group_parameters(names: Iterable[str], config: RunConfig) -> dict[str, list[str]]:
+    """Assign each parameter to the optimizer group whose patterns match its name.
+
+    Args:
+        names: the trainable parameters' names, in the model's order.
+        config: the run; `optimizer.groups` holds the glob patterns.
+
+    Returns:
+        Parameter names by group, groups in the configured order, parameters in the model's order.
+
+    Raises:
+        ValueError: a parameter matches no group or several, or a pattern or a group matches nothing.
+    """
+    names = list(names)
+    groups: dict[str, list[str]] = {group.name: [] for group in config.optimizer.groups}
+    problems = _unmatched_patterns(names, config)
+    for name in names:
+        owners = [
+            group.name
+            for group in config.optimizer.groups
+            if any(fnmatchcase(name, pattern) for pattern in group.parameters)
+        ]
+        if len(owners) == 1:
+            groups[owners[0]].append(name)
+        else:
+            found = f"is in {len(owners)} groups ({', '.join(owners)})" if owners else "is in no group"
+            problems.append(f"parameter {name} {found}")
+    if problems:
+        raise ValueError(
+            f"optimizer.groups must match each of the model's {len(names)} parameters exactly once: "
+            f"{'; '.join(problems[:8])}{' ...' if len(problems) > 8 else ''}. "
+            "Change the patterns in optimizer.groups[*].parameters."
+        )
+    return groups
+
+
+def _unmatched_patterns(names: list[str], config: RunConfig) -> list[str]:
+    """Return a message for each pattern that matches no parameter, such as a typo."""
+    return [
+        f"optimizer.groups[{index}].parameters: {pattern!r} ({group.name}) matches no parameter"
+        for index, group in enumerate(config.optimizer.groups)
+        for pattern in group.parameters
+        if not any(fnmatchcase(name, pattern) for name in names)
+    ]
+
+
 def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, device: torch.device) -> Any:
-    """Hand the model and its AdamW to DeepSpeed.
+    """Wrap the model and its AdamW in a DeepSpeed engine.
 
     Args:
         config: the run.
         model: weights equal on all ranks.
-        world_size: ranks that take part.
+        world_size: number of ranks.
         device: this rank's device.
 
     Returns:
@@ -80,7 +138,7 @@ def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, devic
 
 
 def _optimizer_class(config: RunConfig) -> Callable[..., torch.optim.Optimizer]:
-    """AdamW as PyTorch has it, or as DeepSpeed compiles it when it is first made."""
+    """Return PyTorch's AdamW, or one that DeepSpeed compiles at its first use."""
     if config.optimizer.implementation == "torch":
         return torch.optim.AdamW
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
@@ -97,8 +155,42 @@ def _parameter_groups(config: RunConfig, model: AirQualityViT) -> list[dict[str,
 
 
 def set_lrs(engine: Any, lrs: dict[str, float]) -> None:
-    """Set the rate of every group, by name."""
+    """Set the learning rate of each group by name."""
     groups = {group["name"]: group for group in engine.optimizer.param_groups}
     assert groups.keys() == lrs.keys(), f"engine has groups {sorted(groups)}, schedule {sorted(lrs)}"
     for name, lr in lrs.items():
         groups[name]["lr"] = lr
+
+
+def barrier_strengths(engine: Any) -> dict[str, list[float]]:
+    """Return alpha [km-1] by parameter name: one value, or one per head."""
+    return _fp32_parameters(engine, (ALPHA,))
+
+
+def preferences(engine: Any) -> dict[str, list[float]]:
+    """Return the per-head parameters of each block, such as {"blocks.0 travel [h]": [0.0, 24.0]}."""
+    return preferences_in_units(_fp32_parameters(engine, tuple(PREFERENCES)))
+
+
+def preferences_in_units(parameters: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Label per-head parameters by block and quantity and convert them to its unit."""
+    found = {}
+    for name, values in parameters.items():
+        ending = next(ending for ending in PREFERENCES if name.endswith(ending))
+        label, convert = PREFERENCES[ending]
+        found[f"{name.removesuffix(ending)} {label}"] = [convert(value) for value in values]
+    return found
+
+
+def _fp32_parameters(engine: Any, endings: tuple[str, ...]) -> dict[str, list[float]]:
+    """Return the fp32 master weights of parameters by the end of their names; a collective.
+
+    In bfloat16 the updates of a small learning rate would not be visible.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return {
+        name: safe_get_full_fp32_param(parameter).tolist()
+        for name, parameter in engine.module.named_parameters()
+        if name.endswith(endings)
+    }

@@ -1,4 +1,4 @@
-"""Whether this device computes the kernels as their references do, on a small case."""
+"""Check of the kernels against their references on a small case."""
 
 from collections.abc import Callable
 
@@ -12,39 +12,38 @@ from aqtopo_kernels.wind_gather.reference import wind_gather_reference
 
 TOKENS = 192
 TOLERANCE = 1e-3
-"""Relative to the largest value; hundreds of times PyTorch's error in fp32, far below a wrong kernel's."""
-
+"""Relative to the largest value: hundreds of times the rounding error in fp32, far below a wrong result."""
 
 ALPHA_TOLERANCE = 3e-2
-"""For the gradient of alpha: a sum over all pairs of tokens, of both signs, of which little remains."""
+"""Tolerance for the gradient of alpha, a sum over all pairs of tokens with cancellation."""
 
 
 def kernel_problem(heads: int, head_dim: int, device: torch.device) -> str | None:
-    """Run attention with elevation bias and the gather, forward and backward; what is wrong, or None.
+    """Run attention with elevation bias and the gather, forward and backward; return the problem or None.
 
     Args:
-        heads: of the run's model.
-        head_dim: columns of a head, see `kernel_head_widths`: kernels are compiled for it.
-        device: where to run; compiles there what is not compiled yet.
+        heads: number of heads.
+        head_dim: width of a head, see `kernel_head_widths`; the kernels are compiled for it.
+        device: the device to check.
     """
     try:
         errors = _errors(heads, head_dim, device)
-    except ValueError as refused:  # what would end this rank alone, while the others wait for it
+    except ValueError as error:  # must not end this rank alone
         return (
             f"heads of {head_dim} columns (model.dim / model.heads; with model.local_bias {EXTRA_COLUMNS} "
-            f"more) cannot be computed on {device}: {refused}"
+            f"more) cannot be computed on {device}: {error}"
         )
     if all(error <= TOLERANCE for error in errors):  # a NaN is not
         return None
     return (
         f"the kernels for heads of {head_dim} columns differ from their references by {max(errors):.2g} "
-        f"(allowed {TOLERANCE:g}) on {device}. Take the node out of the job (sbatch --exclude=NODE) and tell "
-        "its operators."
+        f"(allowed {TOLERANCE:g}) on {device}. Exclude the node (sbatch --exclude=NODE) and report it to the "
+        "operators."
     )
 
 
 def _errors(heads: int, head_dim: int, device: torch.device) -> list[float]:
-    """Of the attention and its gradients, and of the gather, relative to the largest value."""
+    """Return the errors of the attention, its gradients and the gather, relative to the largest value."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, heads, TOKENS, head_dim, generator=generator) for _ in range(3))
     elevation = 4000.0 * torch.rand(1, TOKENS, generator=generator)
@@ -69,7 +68,7 @@ def _errors(heads: int, head_dim: int, device: torch.device) -> list[float]:
 def _with_gradients(
     attention: Callable[..., Tensor], inputs: list[Tensor], elevation: Tensor, order: Tensor
 ) -> list[Tensor]:
-    """The result and the gradients of its weighted sum."""
+    """Return the output and the gradients of its weighted sum."""
     q, k, v, alpha = (x.detach().clone().requires_grad_() for x in inputs)
     output = attention(q, k, v, elevation, alpha, order)
     weights = torch.linspace(-1.0, 1.0, output.numel(), device=output.device).view_as(output)

@@ -15,8 +15,7 @@ from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
-from aqtopo.training.position import next_samples
-from aqtopo.training.resume import model_groups, other_tensors
+from aqtopo.training.resume import model_groups, next_samples, other_tensors
 from aqtopo.training.schedule import Schedule
 
 NOT_STATED = ParameterOrder()

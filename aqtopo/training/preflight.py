@@ -1,7 +1,6 @@
-"""The preflight: what every rank compares with the others before the first weight is made.
+"""Preflight: checks and comparison of all ranks before the model is built; also `aqtopo doctor`.
 
-Also `aqtopo doctor`. Each rank finds out what it has; one exchange of texts tells everybody everything; every
-rank comes to the same verdict. What touches a disk is done once a node or once a run.
+One all-gather exchanges the findings, so all ranks have the same result. Disk checks run once per node.
 """
 
 import hashlib
@@ -20,33 +19,33 @@ import torch
 
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.data.stage import NodeCopy
+from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
 from aqtopo.training import distributed
-from aqtopo.training.distributed import abridged
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
 
 CLOCK_TOLERANCE_S = 10.0
-"""Clocks further apart than this make logs and file times misleading."""
+"""Largest accepted difference of a clock from the median; larger ones make logs misleading."""
 
 SAVED_BYTES_PER_PARAMETER = 12 + 4 + 4 + 12
-"""Master weights and moments, the module, the weights for everyone; and again by name, when resuming."""
+"""Master weights and moments, module, exported weights; and the universal checkpoint."""
 
-CHECKPOINTS_WITH_ROOM = 2
+SAVED_STATES = 2
 """A new state is complete before an old one is removed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rank has.
+    """Findings of one rank.
 
     Attributes:
         host: its node.
-        facts: what must be equal on all ranks, by name.
-        problems: what is wrong on this rank alone.
-        clock: its time [s since 1970], read when all ranks had just met.
+        facts: values that must be equal on all ranks.
+        problems: problems of this rank alone.
+        clock: its time after a barrier [s since 1970].
     """
 
     host: str
@@ -57,23 +56,23 @@ class Finding:
 
 @dataclass(frozen=True)
 class Checkup:
-    """The verdict, the same on all ranks.
+    """Result of the preflight, equal on all ranks.
 
     Attributes:
-        facts: what most ranks have.
-        problems: everything that has to be put right; empty if nothing.
-        seconds: how long it took.
+        facts: the most common values.
+        problems: all problems.
+        seconds: duration.
     """
 
     facts: dict[str, str]
     problems: list[str]
     seconds: float
 
-    def demand_health(self, in_full: bool) -> None:
+    def raise_problems(self, in_full: bool) -> None:
         """Raise if there are problems.
 
         Args:
-            in_full: spell all of them out, which one rank does for all.
+            in_full: list all problems; for one rank.
 
         Raises:
             ValueError: on all ranks.
@@ -84,16 +83,16 @@ class Checkup:
         if in_full or len(self.problems) == 1:
             raise ValueError(f"{what}:\n" + "\n".join(f"  {problem}" for problem in self.problems))
         others = len(self.problems) - 1
-        raise ValueError(f"{what}: {self.problems[0]}; and {others} more, which rank 0 names")
+        raise ValueError(f"{what}: {self.problems[0]}; and {others} more, which rank 0 lists")
 
 
 def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = False) -> Checkup:
-    """Compare all ranks; every rank must call it.
+    """Check and compare all ranks; a collective.
 
     Args:
-        prepared: what this rank knows of the run.
-        device: where it will train.
-        stage_too: whether every node has room for its copy of the data; a run sees that when it copies.
+        prepared: the run.
+        device: this rank's device.
+        stage_too: check the room for each node's copy of the data, which a run checks when it copies.
     """
     began, launch = time.monotonic(), prepared.launch
     problems = [*_kernels(prepared, device), *check_reduction(launch.rank, launch.size, device)]
@@ -108,7 +107,7 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
 
 
 def compare(own: Finding) -> tuple[dict[str, str], list[str]]:
-    """What most ranks have, and every problem, by the findings of all ranks; every rank must call it."""
+    """Return the most common facts and all problems of all ranks; a collective."""
     findings = [Finding(**json.loads(text)) for text in distributed.gather_texts(json.dumps(asdict(own)))]
     common = {name: Counter(f.facts[name] for f in findings).most_common(1)[0][0] for name in own.facts}
     return common, _problems(findings, common)
@@ -132,12 +131,12 @@ def _facts(prepared: Prepared, device: torch.device) -> dict[str, str]:
         "configuration": config.digest,
         "data": store.digest,
         "wind order": wind,
-        "saved state to go on from": str(prepared.source),
+        "saved state to resume": str(prepared.source),
     }
 
 
 def _driver(device: torch.device) -> str:
-    """The GPU driver's version, as the kernel module says it; ROCm's file, then NVIDIA's."""
+    """Return the version of the GPU driver's kernel module (ROCm or NVIDIA)."""
     if device.type != "cuda":
         return "none"
     for path in (Path("/sys/module/amdgpu/version"), Path("/proc/driver/nvidia/version")):
@@ -147,7 +146,7 @@ def _driver(device: torch.device) -> str:
 
 
 def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
-    """Compile and check the kernels: first one rank of each node, then the others, who find them compiled."""
+    """Check the kernels, first on one rank of each node, which compiles them, then on the others."""
     model = prepared.config.model
     problems: list[str | None] = []
     first = prepared.launch.local_rank == 0
@@ -159,14 +158,14 @@ def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
 
 
 def check_reduction(rank: int, size: int, device: torch.device) -> list[str]:
-    """Whether a sum over all ranks is right; every rank must call it."""
+    """Check an all-reduce; a collective."""
     found = int(distributed.total(torch.tensor([rank + 1], device=device)))
     expected = size * (size + 1) // 2
-    return [] if found == expected else [f"the sum over all ranks is {found} and should be {expected}"]
+    return [] if found == expected else [f"an all-reduce over all ranks gives {found} instead of {expected}"]
 
 
 def _folder_problems(run_dir: Path) -> list[str]:
-    """Whether files can be written and renamed where the run's will be; leaves nothing."""
+    """Check that files can be written and renamed in the run directory; leaves no files."""
     folder = _existing(run_dir)
     try:
         with tempfile.TemporaryDirectory(prefix=".aqtopo-doctor-", dir=folder) as trial:
@@ -174,31 +173,29 @@ def _folder_problems(run_dir: Path) -> list[str]:
             source.write_text("committed")
             source.rename(target)
             if source.exists() or target.read_text() != "committed":
-                return [
-                    f"{folder}: a renamed file is not where it should be. Choose another training.run_dir."
-                ]
+                return [f"{folder}: a renamed file is missing. Choose another training.run_dir."]
     except OSError as error:
         return [
-            f"{folder}: a file cannot be written and renamed there ({error.strerror}), and saved states are "
-            "committed by renaming. Choose another training.run_dir."
+            f"{folder}: a file cannot be written and renamed ({error.strerror}); saved states need an atomic "
+            "rename. Choose another training.run_dir."
         ]
     return []
 
 
 def _space_problems(prepared: Prepared) -> list[str]:
-    needed = CHECKPOINTS_WITH_ROOM * SAVED_BYTES_PER_PARAMETER * prepared.parameters
+    needed = SAVED_STATES * SAVED_BYTES_PER_PARAMETER * prepared.parameters
     folder = _existing(prepared.run_dir)
     free = shutil.disk_usage(folder).free
     if free >= needed:
         return []
     return [
-        f"{folder} has {free / 2**30:.1f} GiB free, and {CHECKPOINTS_WITH_ROOM} saved states of the run need "
+        f"{folder} has {free / 2**30:.1f} GiB free, but {SAVED_STATES} saved states need "
         f"{needed / 2**30:.1f} GiB. Make room, or choose another training.run_dir."
     ]
 
 
 def _stage_problems(prepared: Prepared) -> list[str]:
-    """What keeps this node from having a copy of the data, where `data.stage` asks for one."""
+    """Check the room for this node's copy of the data, if `data.stage` is set."""
     if prepared.config.data.stage is None:
         return []
     try:
@@ -213,7 +210,7 @@ def _existing(path: Path) -> Path:
 
 
 def _problems(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
-    """Every problem of ranks, every difference between them, and every clock that is off; each once."""
+    """Return all problems of ranks, differences between ranks and deviating clocks, each once."""
     having: dict[str, list[str]] = {}
     for rank, finding in enumerate(findings):
         for problem in finding.problems:
@@ -235,9 +232,9 @@ def _problems(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
         for rank, finding in enumerate(findings)
         if abs(finding.clock - median) > CLOCK_TOLERANCE_S
     ]
-    return [*problems, *([f"the clock is off the other ranks': {abridged(off, 8)}"] if off else [])]
+    return [*problems, *([f"clocks differ from the median: {abridged(off, 8)}"] if off else [])]
 
 
 def _short(value: str) -> str:
-    """A digest's beginning; anything else as it is."""
+    """Abbreviate a digest; return any other text unchanged."""
     return value[:12] if len(value) == 64 and set(value) <= set("0123456789abcdef") else value

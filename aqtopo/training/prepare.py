@@ -1,28 +1,46 @@
-"""What is checked and found out about a run before any process talks to another or writes a file."""
+"""Checks of a run before its processes communicate or write files, and the choice of the state to resume."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
+from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
+from aqtopo.checkpoint.universal import LATEST, folder_in
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
+from aqtopo.distributed.launch import Launch
 from aqtopo.model import Terrain, build_model
-from aqtopo.refusal import RefusedError
-from aqtopo.training.engine import check_supported
-from aqtopo.training.groups import group_parameters
-from aqtopo.training.launch import Launch
-from aqtopo.training.resume import NEVER, ResumeOptions, check_source, find_source, is_own
-from aqtopo.training.run_directory import check_run_directory
+from aqtopo.refusal import RefusedError, raise_problems
+from aqtopo.training.claim import check_run_directory
+from aqtopo.training.engine import check_supported, group_parameters
 from aqtopo.training.schedule import Schedule
+
+AUTO, NEVER = "auto", "never"
+
+
+@dataclass(frozen=True)
+class ResumeOptions:
+    """State to resume, and allowed differences to it.
+
+    Attributes:
+        source: `auto`, `never`, a tag of the run directory, or the path of a saved state.
+        allowed: allowed differences.
+    """
+
+    source: str = AUTO
+    allowed: Allowed = field(default_factory=Allowed)
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is known of a run before any process talks to another or writes a file."""
+    """A checked run: its configuration, data, steps, learning rates and the state to resume."""
 
     config: RunConfig
     launch: Launch
@@ -32,27 +50,27 @@ class Prepared:
     schedule: Schedule
     options: ResumeOptions
     source: Path | None
-    """The saved state to go on from; None for a fresh start."""
+    """Folder of the state to resume; None for a fresh start."""
     parameters: int
-    """Elements of the model's weights."""
+    """Number of weights."""
 
     @property
     def continues(self) -> bool:
-        """Whether the run goes on in its own directory."""
+        """True if the run resumes a state of its own run directory."""
         return self.source is not None and is_own(self.source, self.run_dir)
 
 
 def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepared:
-    """Open the data, count the steps and refuse what cannot work; writes nothing.
+    """Open the data, plan the steps and check the run; writes nothing.
 
     Raises:
-        ValueError: anything a user has to put right.
-        RefusedError: the saved state is another run's.
+        ValueError: the configuration, data, launch or run directory is invalid.
+        RefusedError: the saved state belongs to a different run.
     """
     nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
     run_dir = Path(config.training.run_dir)
     source = find_source(run_dir, options.source)
-    # A resumed run takes what ranks there are: the samples of a step are fixed by the configured world.
+    # A resumed run works with any number of ranks: the configured world size fixes the samples of a step.
     if source is None and launch.size != config.world_size:
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
@@ -63,7 +81,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
     store = open_store(config.data.store, config.data.read_deadline_s)
     check_store(store, config)
     check_supported(config)
-    with torch.device("meta"):  # names and shapes are enough to find what is wrong with groups or terrain
+    with torch.device("meta"):  # names and shapes suffice to check groups and terrain
         model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
     group_parameters(elements, config)
@@ -81,10 +99,10 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
 
 
 def prepare_again(prepared: Prepared, ranks: RankGroup) -> Prepared:
-    """Look again, now that the run directory is held, for what another run may have done there in between.
+    """Repeat the checks that depend on the run directory, after it has been locked.
 
     Raises:
-        RefusedError: on all ranks: the directory has become another run's, or ranks see different states.
+        RefusedError: on all ranks: another run has claimed the directory, or ranks see different states.
     """
     found, problems = None, []
     try:
@@ -103,7 +121,53 @@ def prepare_again(prepared: Prepared, ranks: RankGroup) -> Prepared:
     return prepare(prepared.config, prepared.launch, prepared.options)
 
 
+def find_source(run_dir: Path, source: str) -> Path | None:
+    """Return the folder of the state to resume; None for a fresh start.
+
+    Raises:
+        ValueError: the state does not exist.
+    """
+    if source == NEVER:
+        return None
+    if source == AUTO:
+        check_pointer(run_dir)
+        tag = last_tag(run_dir)
+        return None if tag is None else tag.folder(run_dir)
+    path = Path(source)
+    if (path / LATEST).is_file():
+        return folder_in(path)
+    if (path / MANIFEST_FILE).is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(
+            f"--resume {source}: the folder holds no saved state ({MANIFEST_FILE} is missing). "
+            "Name a tag of the run directory, or the folder of a tag or a universal checkpoint."
+        )
+    return find_tag(run_dir, source).folder(run_dir)
+
+
+def is_own(source: Path, run_dir: Path) -> bool:
+    """Return True if a saved state belongs to the run directory."""
+    return (run_dir / CHECKPOINTS).resolve() in source.resolve().parents
+
+
+def check_source(source: Path, config: RunConfig, store: Store, allowed: Allowed) -> None:
+    """Compare the configuration and data with those of a saved state; reads its manifest only.
+
+    Raises:
+        RefusedError: they differ, and the difference is not allowed.
+    """
+    run = read_manifest(source).run
+    check_changes(config_changes(run.config, json.loads(config.to_json())), allowed)
+    if run.data_digest not in (None, store.digest) and not allowed.changes("data.store"):
+        raise_problems(
+            "the data are not those of the saved run",
+            [f"{config.data.store}: digest {store.digest[:12]}, saved {str(run.data_digest)[:12]}"],
+            "Restore the store, or allow the change: --allow-change data.store",
+        )
+
+
 def _check_claim(source: Path | None, run_dir: Path, config: RunConfig, options: ResumeOptions) -> None:
-    """Make sure that a run which does not go on in its own directory may have it."""
+    """Check that a run which does not continue in its own directory may claim it."""
     if source is None or not is_own(source, run_dir):
         check_run_directory(run_dir, config, start_over=options.source != NEVER)

@@ -1,23 +1,22 @@
-"""Going on from a saved state, and proving that it is the saved state before the first step.
+"""Resume of a saved state, verified before the first step.
 
-Files are checked, the state is put into the universal layout, weights are loaded into the module, the engine
-is made, ZeRO's parts are filled by name, and everything is compared again with the files. Any difference
-refuses the resume on all ranks alike.
+The state is converted to the universal layout, the weights are loaded, the engine is built, and each ZeRO
+partition is filled by name. Then weights, moments, steps, rates, probe loss and next samples are compared
+with the saved ones; a difference refuses the resume on all ranks.
 """
 
-import json
+import hashlib
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes, match_names
+from aqtopo.checkpoint.changes import Allowed, match_names
 from aqtopo.checkpoint.engine_state import check_restorable
-from aqtopo.checkpoint.manifest import MANIFEST_FILE, GroupInfo, Manifest, TensorInfo, read_manifest
+from aqtopo.checkpoint.manifest import GroupInfo, Manifest, NextSamples, TensorInfo
 from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
 from aqtopo.checkpoint.restore import (
     Verified,
@@ -27,149 +26,56 @@ from aqtopo.checkpoint.restore import (
     restore_loss_scaler,
     verify_engine,
 )
-from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
-from aqtopo.checkpoint.universal import LATEST, folder_in, open_universal
+from aqtopo.checkpoint.universal import open_universal
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
-from aqtopo.data.samples import StepPlan
+from aqtopo.data.samples import StepPlan, epoch_order, sample_table
 from aqtopo.data.store import Store
 from aqtopo.model import AirQualityViT
-from aqtopo.refusal import raise_problems
-from aqtopo.training.engine import build_engine, set_lrs
-from aqtopo.training.groups import group_parameters
-from aqtopo.training.position import next_samples
-from aqtopo.training.probe import TOLERANCE, probe_loss
-from aqtopo.training.schedule import Schedule
-
-AUTO, NEVER = "auto", "never"
+from aqtopo.run_directory.run_log import RunLog
+from aqtopo.training.engine import build_engine, group_parameters, set_lrs
+from aqtopo.training.prepare import Prepared
+from aqtopo.training.validation import probe_loss
 
 CHANGE_PROBE = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
 """Settings on which the probe loss depends."""
 
+PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}
+"""Relative tolerance of the probe loss by precision; the order of sums depends on the machine."""
 
-@dataclass(frozen=True)
-class ResumeOptions:
-    """What was asked for.
+AVERAGED_STEPS = 20
+"""Steps over which the training loss is averaged."""
 
-    Attributes:
-        source: `auto`, `never`, a tag of the run directory, or the path of a saved state.
-        allowed: differences that are meant.
-    """
-
-    source: str = AUTO
-    allowed: Allowed = field(default_factory=Allowed)
-
-
-def options_now(asked: ResumeOptions | None, saved_before: bool) -> ResumeOptions:
-    """What holds for this start.
-
-    Args:
-        asked: what the command line said; None never resumes.
-        saved_before: this is a batch job's later start, with the command line of its first, which has saved
-            since: from there it goes on, and not from where it began once more.
-    """
-    if saved_before:
-        return ResumeOptions()
-    return asked or ResumeOptions(NEVER)
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """A resumed engine and what was found out on the way.
-
-    Attributes:
-        engine: ready for the next step.
-        manifest: of the saved state.
-        line: the one line that says what was verified.
-        seconds: by part.
-    """
-
-    engine: Any
-    manifest: Manifest
-    line: str
-    seconds: dict[str, float]
-
-
-def find_source(run_dir: Path, wanted: str) -> Path | None:
-    """The folder of the state to go on from; None for a fresh start.
-
-    Raises:
-        ValueError: the named state does not exist.
-    """
-    if wanted == NEVER:
-        return None
-    if wanted == AUTO:
-        check_pointer(run_dir)
-        tag = last_tag(run_dir)
-        return None if tag is None else tag.folder(run_dir)
-    path = Path(wanted)
-    if (path / LATEST).is_file():
-        return folder_in(path)
-    if (path / MANIFEST_FILE).is_file():
-        return path
-    if path.is_dir():
-        raise ValueError(
-            f"--resume {wanted}: the folder holds no saved state ({MANIFEST_FILE} is missing). "
-            "Name a tag of the run directory, or the folder of a tag or a universal checkpoint."
-        )
-    return find_tag(run_dir, wanted).folder(run_dir)
-
-
-def is_own(source: Path, run_dir: Path) -> bool:
-    """Whether a saved state belongs to the run directory."""
-    return (run_dir / CHECKPOINTS).resolve() in source.resolve().parents
-
-
-def check_source(source: Path, config: RunConfig, store: Store, allowed: Allowed) -> None:
-    """Compare the saved run's configuration and data with this run's; reads the manifest only.
-
-    Raises:
-        RefusedError: they differ in what matters, and it was not allowed.
-    """
-    run = read_manifest(source).run
-    check_changes(config_changes(run.config, json.loads(config.to_json())), allowed)
-    if run.data_digest not in (None, store.digest) and not allowed.changes("data.store"):
-        raise_problems(
-            "the data are not those of the saved run",
-            [f"{config.data.store}: digest {store.digest[:12]}, saved {str(run.data_digest)[:12]}"],
-            "Put the store back, or say that it is meant: --allow-change data.store",
-        )
+JUMP = 1.25
+"""Ratio of the mean loss after a resume to the saved one from which the log warns."""
 
 
 def resume(
-    source: Path,
-    config: RunConfig,
-    store: Store,
-    model: AirQualityViT,
-    plan: StepPlan,
-    schedule: Schedule,
-    probe: Batch,
-    allowed: Allowed,
-    ranks: RankGroup,
-    device: torch.device,
-) -> Resumed:
-    """Make an engine that goes on from a saved state, and prove that it does.
+    prepared: Prepared, model: AirQualityViT, probe: Batch, ranks: RankGroup, device: torch.device
+) -> tuple[Any, Manifest, dict[str, Any]]:
+    """Build an engine with the saved state and verify it; a collective.
 
     Args:
-        source: the folder of the state.
-        config: the run, already compared with the saved one.
-        store: the data.
-        model: fresh.
-        plan: the run's steps.
-        schedule: the run's learning rates.
-        probe: the fixed batch.
-        allowed: differences that are meant.
+        prepared: the run, whose configuration is compatible with the state.
+        model: freshly initialised.
+        probe: the probe batch.
         ranks: all processes of the run.
-        device: this rank's.
+        device: this rank's device.
+
+    Returns:
+        The engine, ready for the next step; the manifest of the state; and the log's resume event.
 
     Raises:
-        RefusedError: on all ranks, before any step: files are damaged or something is not as it was saved.
+        RefusedError: on all ranks, before any step: files are damaged, or the restored state differs.
     """
+    assert prepared.source is not None
+    config, schedule, allowed = prepared.config, prepared.schedule, prepared.options.allowed
     seconds: dict[str, float] = {}
     with _timed(seconds, "convert"):
-        state = open_universal(source, ranks)
+        state = open_universal(prepared.source, ranks)
+    manifest = state.manifest
     with _timed(seconds, "load"):
-        names = match_names(state.manifest, model_groups(config, model), other_tensors(model), allowed)
+        names = match_names(manifest, model_groups(config, model), other_tensors(model), allowed)
         weights = read_weights(state.folder, ranks)
         load_module(model, weights, names)
     with _timed(seconds, "engine"):
@@ -178,47 +84,96 @@ def resume(
     with _timed(seconds, "load"):
         restore_engine(engine, state, names)
         if config.deepspeed.precision == "fp16":
-            restore_loss_scaler(engine, state.manifest)
+            restore_loss_scaler(engine, manifest)
     with _timed(seconds, "verify"):
         rates = schedule.lrs(min(engine.global_steps, schedule.total_steps - 1))
         set_lrs(engine, rates)
         verified = verify_engine(engine, state, names, weights, rates, allowed, ranks)
-        loss, problems = _probe(engine, probe, state.manifest, config, verified, allowed)
-        problems += _sample_problems(state.manifest, config, store, plan, allowed)
-        raise_problems_on_all_ranks(ranks, "the run would not go on where it was saved", problems)
-    line = _line(verified, state.manifest, loss, ranks.size)
-    return Resumed(engine, state.manifest, line, seconds)
+        loss, problems = _compare_probe(engine, probe, manifest, config, verified, allowed)
+        problems += _compare_samples(manifest, prepared)
+        raise_problems_on_all_ranks(ranks, "the run would not continue from its saved state", problems)
+    event = {
+        "step": manifest.run.position.step,
+        "source": str(prepared.source),
+        "line": _line(verified, manifest, loss, ranks.size),
+        "seconds": seconds,
+        "world_before": manifest.world_size,
+        "world_size": ranks.size,
+    }
+    return engine, manifest, event
 
 
-def _probe(
+class RunningLoss:
+    """Mean training loss of the last steps, compared once with the saved mean after a resume."""
+
+    def __init__(self) -> None:
+        self.saved: float | None = None
+        self._losses: deque[float] = deque(maxlen=AVERAGED_STEPS)
+
+    @property
+    def mean(self) -> float | None:
+        """Mean loss of the last steps; None before the first."""
+        return sum(self._losses) / len(self._losses) if self._losses else None
+
+    def add(self, loss: float, step: int, log: RunLog) -> None:
+        """Add the loss of a step; log the comparison after enough steps."""
+        self._losses.append(loss)
+        if self.saved is None or len(self._losses) < AVERAGED_STEPS or self.mean is None:
+            return
+        jump = self.mean > JUMP * self.saved
+        log.event("loss_after_resume", step=step, running=self.mean, saved=self.saved, jump=jump)
+        log.say(
+            f"train loss over {AVERAGED_STEPS} steps after resuming {self.mean:.4f}, "
+            f"saved {self.saved:.4f}: {'WARNING: it has jumped' if jump else 'as expected'}"
+        )
+        self.saved = None
+
+
+def next_samples(
+    config: RunConfig, store: Store, plan: StepPlan, epoch: int, step_in_epoch: int
+) -> NextSamples | None:
+    """Return count and hash of the next step's samples, for any world size; None after the last step."""
+    if step_in_epoch >= plan.steps_per_epoch:
+        epoch, step_in_epoch = epoch + 1, 0
+    if epoch >= config.training.epochs:
+        return None
+    table = sample_table(config, store.times, "train")
+    places = plan.step_places(step_in_epoch)
+    samples = epoch_order(config.training.seed, epoch, len(table))[places.start : places.stop]
+    times, leads = table.lookup(samples)
+    digest = hashlib.sha256(times.astype("datetime64[h]").astype("<i8").tobytes())
+    digest.update(leads.astype("<i8").tobytes())
+    return NextSamples(epoch=epoch, step_in_epoch=step_in_epoch, count=len(places), sha256=digest.hexdigest())
+
+
+def _compare_probe(
     engine: Any, batch: Batch, manifest: Manifest, config: RunConfig, verified: Verified, allowed: Allowed
 ) -> tuple[float, list[str]]:
-    """The probe loss, and how it differs from the saved one, unless the model was changed on purpose."""
+    """Return the probe loss and its difference from the saved one, unless an allowed change affects it."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
     changed = any(allowed.changes_within(part) for part in CHANGE_PROBE)
     if saved is None or verified.fresh or changed:
         return loss, []
-    tolerance = TOLERANCE[config.deepspeed.precision] * abs(saved)
+    tolerance = PROBE_TOLERANCE[config.deepspeed.precision] * abs(saved)
     if abs(loss - saved) <= tolerance:
         return loss, []
     return loss, [f"probe loss {loss:.9g}, saved {saved:.9g} (tolerance {tolerance:.2g})"]
 
 
-def _sample_problems(
-    manifest: Manifest, config: RunConfig, store: Store, plan: StepPlan, allowed: Allowed
-) -> list[str]:
-    """Whether the next step takes the samples that were predicted when saving."""
+def _compare_samples(manifest: Manifest, prepared: Prepared) -> list[str]:
+    """Compare the next step's samples with those predicted when saving."""
     position = manifest.run.position
-    if position.next_samples is None or allowed.changes("data.store"):
+    if position.next_samples is None or prepared.options.allowed.changes("data.store"):
         return []
-    ours = next_samples(config, store, plan, position.epoch, position.step_in_epoch)
-    if ours == position.next_samples:
+    place = position.epoch, position.step_in_epoch
+    found = next_samples(prepared.config, prepared.store, prepared.plan, *place)
+    if found == position.next_samples:
         return []
-    return [f"the next samples are {ours}, predicted were {position.next_samples}"]
+    return [f"the next samples are {found}, predicted were {position.next_samples}"]
 
 
 def _line(verified: Verified, manifest: Manifest, loss: float, world: int) -> str:
-    """What a human greps for."""
+    """Format the verification line of the log."""
     count = f"{verified.parameters}/{verified.total}"
     fresh = f", {verified.fresh} fresh as allowed" if verified.fresh else ""
     rates = " ".join(f"{group}={lr:.6e}" for group, lr in verified.rates.items())
@@ -231,7 +186,7 @@ def _line(verified: Verified, manifest: Manifest, loss: float, world: int) -> st
 
 
 def model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ...]:
-    """The groups that the engine will have."""
+    """Return the optimizer groups of a model as a manifest lists them."""
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     return tuple(
         GroupInfo(
@@ -245,7 +200,7 @@ def model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ..
 
 
 def other_tensors(model: AirQualityViT) -> tuple[TensorInfo, ...]:
-    """Frozen parameters and persistent buffers."""
+    """Return the frozen parameters and persistent buffers of a model."""
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in every}

@@ -1,11 +1,10 @@
-"""The learning rate of each group as a pure function of the step.
+"""Learning rate of each group as a pure function of the step.
 
     warm-up, s < S:   lr = m base (s + 1) / S
     cosine:           lr = eta_min + (m base - eta_min) (1 + cos(pi t / T)) / 2
 
 with m the group's multiplier, S the warm-up steps and, by `schedule.interval`, t = s - S and T = total - S in
-steps, or t and T in epochs. Nothing is carried from step to step, so a resumed run cannot come back with
-another rate than it left with.
+steps, or t and T in epochs. There is no state, so a resumed run continues with the same rates.
 """
 
 import math
@@ -20,12 +19,12 @@ class Schedule:
     """Linear warm-up and cosine decay.
 
     Attributes:
-        peak_lrs: multiplier times base rate by group name.
-        eta_min: the rate at the end, the same for all groups.
-        warmup_steps: S.
+        peak_lrs: peak learning rate by group name.
+        eta_min: final learning rate of all groups.
+        warmup_steps: steps of linear warm-up.
         epochs: length of the run [epochs].
-        steps_per_epoch: optimizer updates an epoch.
-        interval: whether the cosine moves with each step or with each epoch.
+        steps_per_epoch: steps per epoch.
+        interval: unit in which the cosine advances.
     """
 
     peak_lrs: dict[str, float]
@@ -37,7 +36,7 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: RunConfig, steps_per_epoch: int) -> Self:
-        """Build the schedule of a run.
+        """Create the schedule of a run.
 
         Raises:
             ValueError: the warm-up is longer than the run.
@@ -62,22 +61,22 @@ class Schedule:
 
     @property
     def total_steps(self) -> int:
-        """Optimizer updates of the whole run."""
+        """Steps of the whole run."""
         return self.epochs * self.steps_per_epoch
 
     def lr(self, group: str, step: int) -> float:
-        """The rate of `group` for the update with index `step` (the first is 0)."""
+        """Return the learning rate of a group at a step, counted from 0."""
         peak = self.peak_lrs[group]
         if step < self.warmup_steps:
             return peak * (step + 1) / self.warmup_steps
         return self.eta_min + (peak - self.eta_min) * (1 + math.cos(math.pi * self._progress(step))) / 2
 
     def lrs(self, step: int) -> dict[str, float]:
-        """The rate of every group for the update with index `step`."""
+        """Return the learning rate of each group at a step, counted from 0."""
         return {group: self.lr(group, step) for group in self.peak_lrs}
 
     def _progress(self, step: int) -> float:
-        """How far the cosine has come, t / T: 0 at the end of the warm-up."""
+        """Return t / T, which is 0 at the end of the warm-up."""
         if self.interval == "epoch":
             return (step // self.steps_per_epoch) / self.epochs
         return (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)

@@ -7,11 +7,11 @@ from dataclasses import asdict, replace
 
 from aqtopo.data.stage import Copied, NodeCopy
 from aqtopo.data.store import Store
+from aqtopo.distributed.watchdog import Watchdog
 from aqtopo.refusal import UnreadableDataError
+from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training import distributed
 from aqtopo.training.prepare import Prepared
-from aqtopo.training.run_log import RunLog
-from aqtopo.training.watchdog import Watchdog
 
 _KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
 """What a copy may fail with, the narrower first: whether the job is queued again depends on it."""

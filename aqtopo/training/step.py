@@ -1,4 +1,13 @@
-"""One training step, whole: what every rank does between two optimizer updates."""
+"""One training step: forward, backward and update over all micro-steps and ranks.
+
+The loss is the mean squared error over the step's valid pixels, for any split into ranks and micro-steps:
+
+    L = sum over valid pixels of (prediction - target)^2 / number of valid pixels
+
+Targets are normalised, so all pollutants have equal weight. DeepSpeed averages gradients over the W ranks and
+adds those of the micro-steps, so `squared error x W / valid pixels of the step` on each rank has the gradient
+of L.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,29 +22,27 @@ from aqtopo.data.batch import Batch
 from aqtopo.model.dropout import sample_seed
 from aqtopo.training import distributed
 from aqtopo.training.engine import set_lrs
-from aqtopo.training.loss import squared_error
 from aqtopo.training.stopping import Stop
 
-DESCRIBED = 4
-"""Batches a rank, and ranks, that a message about a non-finite value describes."""
+MAX_DESCRIBED = 4
+"""Largest number of batches per rank, and of ranks, in a message about a non-finite value."""
 
 
 class NonFiniteLossError(FloatingPointError):
-    """A loss or its gradient is NaN or infinite; the weights have not been updated with it."""
+    """A loss or its gradient is NaN or infinite; the weights are not updated."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves for the log, equal on all ranks.
+    """Result of a step, equal on all ranks.
 
     Attributes:
         loss: mean squared error over the step's valid pixels, normalised units.
-        grad_norm: norm of the whole gradient before clipping; None where it overflowed in fp16, whose loss
-            scaler then skips the update.
-        samples: samples of weight 1.
-        filled: NaN inputs that were replaced by their channel's mean.
-        stop: what the ranks have agreed on, if any of them was asked to stop.
-        save_failed: whether any rank knows that the last saved state will not be committed.
+        grad_norm: gradient norm before clipping; None after an fp16 overflow, which skips the update.
+        samples: samples without padding.
+        filled: NaN inputs that were replaced by the mean of their channel.
+        stop: the ranks' common stop request.
+        save_failed: True if the last saved state cannot be committed on some rank.
     """
 
     loss: float
@@ -56,30 +63,30 @@ def train_step(
     stop: Stop,
     save_failed: bool,
 ) -> StepResult:
-    """Accumulate the gradient of the step's samples and update the weights once.
+    """Accumulate the gradients of all micro-batches and update the weights.
 
     Args:
         engine: the DeepSpeed engine.
-        micro_batches: this rank's share; every rank has the same number.
+        micro_batches: this rank's micro-batches; their number is equal on all ranks.
         config: the run.
-        epoch: the epoch, for the dropout masks.
-        step: number of this update, from 1, for messages.
-        lrs: rate by group for this update.
-        stop: what this rank was asked to do after this step.
-        save_failed: whether this rank knows that the last saved state will not be committed.
+        epoch: the epoch; it selects the dropout masks.
+        step: number of this step, from 1.
+        lrs: learning rate by group.
+        stop: this rank's stop request.
+        save_failed: True if the last saved state cannot be committed on this rank.
 
     Raises:
         NonFiniteLossError: on all ranks, before the update.
     """
     set_lrs(engine, lrs)
     device = engine.device
-    asked = [stop is Stop.RESTART, stop is Stop.END, save_failed]
-    facts = [[int(b.valid.sum()), b.samples, b.filled, *asked] for b in micro_batches]
-    sums = distributed.total(torch.tensor(facts, device=device).sum(0)).tolist()
+    requests = [stop is Stop.RESTART, stop is Stop.END, save_failed]
+    counts = [[int(b.valid.sum()), b.samples, b.filled, *requests] for b in micro_batches]
+    sums = distributed.total(torch.tensor(counts, device=device).sum(0)).tolist()
     pixels, samples, filled, restarts, ends, failures = sums
     if not pixels:
         raise ValueError(
-            f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Look at the times "
+            f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Check the times "
             f"{', '.join(str(time) for batch in micro_batches for time in batch.times)} in the store."
         )
     errors: list[Tensor] = []
@@ -95,7 +102,7 @@ def train_step(
         suspects = [not torch.isfinite(error) for error in errors]
         raise NonFiniteLossError(_describe("loss", loss, step, epoch, suspects, micro_batches, config))
     engine.step()
-    # DeepSpeed leaves the weights alone where a gradient is not finite; only fp16's loss scaler expects that.
+    # DeepSpeed skips the update if a gradient is not finite; only fp16's loss scaler expects that.
     applied, norm = engine.was_step_applied(), float(engine.get_global_grad_norm())
     if not applied and config.deepspeed.precision != "fp16":
         suspects = [True] * len(micro_batches)
@@ -104,8 +111,25 @@ def train_step(
     return StepResult(loss, norm if applied else None, samples, filled, agreed, failures > 0)
 
 
+def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Return the sum of squared errors over valid pixels.
+
+    Args:
+        prediction: (B, K, C, H, W), normalised, any float dtype.
+        target: (B, K, C, H, W), normalised; any value where it is not valid.
+        valid: (B, K, C, H, W), bool.
+
+    Returns:
+        A scalar in fp32 (fp64 for fp64 predictions).
+    """
+    dtype = torch.promote_types(prediction.dtype, torch.float32)
+    # Masked before the square: NaN x 0 is NaN, in the gradient too.
+    error = torch.where(valid, prediction.to(dtype) - target.to(dtype), 0)
+    return error.square().sum()
+
+
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:
-    """Sum of squared errors of one micro-batch; dropout masks depend on each sample's place in the epoch."""
+    """Return the squared error of a micro-batch; a sample's place in the epoch seeds its dropout."""
     seeds = [sample_seed(config.training.seed, epoch, place) for place in batch.places]
     prediction = engine(batch.inputs, batch.wind, batch.lead_hours, seeds)
     return squared_error(prediction, batch.targets, batch.valid)
@@ -120,17 +144,17 @@ def _describe(
     micro_batches: Sequence[Batch],
     config: RunConfig,
 ) -> str:
-    """Name the step and, from whichever ranks saw it first hand, some of the samples and their ranges."""
+    """Describe a non-finite value: the step and some of the samples of the ranks that have it."""
     own = [
         _describe_batch(batch, config)
         for suspect, batch in zip(suspects, micro_batches, strict=True)
         if suspect and batch.samples
     ]
-    everyones = [text for text in distributed.gather_texts("; ".join(own[:DESCRIBED])) if text]
-    more = f" (and on {len(everyones) - DESCRIBED} more ranks)" if len(everyones) > DESCRIBED else ""
+    texts = [text for text in distributed.gather_texts("; ".join(own[:MAX_DESCRIBED])) if text]
+    more = f" (and on {len(texts) - MAX_DESCRIBED} more ranks)" if len(texts) > MAX_DESCRIBED else ""
     return (
         f"the training {what} is {value} at step {step}, epoch {epoch}; the weights were not updated. "
-        f"Batches in question: {' | '.join(everyones[:DESCRIBED])}{more}. Look at these times in the store, "
+        f"Affected batches: {' | '.join(texts[:MAX_DESCRIBED])}{more}. Check these times in the store, "
         "lower optimizer.base_lr, lengthen schedule.warmup_steps or set deepspeed.gradient_clipping."
     )
 

@@ -1,4 +1,4 @@
-"""When to stop: a request that all ranks agree on, or a validation loss that no longer falls."""
+"""Stop requests by signal or file, and early stopping by validation loss."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -9,77 +9,77 @@ from types import FrameType
 
 import torch
 
-from aqtopo.checkpoint.log_file import RESTART_REASON
+from aqtopo.run_directory.run_state import RESTART_REASON
 from aqtopo.training import distributed
 
 
 class Stop(IntEnum):
-    """What a run is asked to do after its step; the larger wins where ranks were asked different things."""
+    """Request to end the run after the current step; the largest of all ranks is effective."""
 
     NO = 0
     RESTART = 1
-    """Save and end, to be started again: the time limit is near."""
+    """Save and exit; the batch job starts the run again."""
     END = 2
-    """Save and end for good."""
+    """Save and exit."""
 
     @property
     def reason(self) -> str:
-        """What the log says of it."""
+        """Text for the log."""
         return RESTART_REASON if self is Stop.RESTART else "asked to stop by a signal"
 
 
 class StopRequests:
-    """Remembers signals instead of dying of them, so that ranks can finish the same step.
+    """Stop requests of one rank, from signals and from a file of the batch job.
 
-    SIGUSR1, Slurm's warning before the time limit, asks for a restart; SIGINT and SIGTERM, which is what
-    `scancel` sends, for the end. The ranks agree on `wanted` in the reduction that every step does anyway.
+    SIGUSR1, Slurm's warning before the time limit, requests a restart; SIGINT and SIGTERM (`scancel`) request
+    the end. The all-reduce of each step combines the requests of all ranks.
 
     Args:
-        file_raised: whether a file asks for a restart. It stands for SIGUSR1 under launchers that die of that
-            signal; a rank that need not look passes nothing.
+        restart_requested: returns True if the batch job's file requests a restart, for launchers that do not
+            survive SIGUSR1.
     """
 
-    MEANINGS = {  # noqa: RUF012 - never written
+    REQUESTS = {  # noqa: RUF012 - constant
         signal.SIGUSR1: Stop.RESTART,
         signal.SIGINT: Stop.END,
         signal.SIGTERM: Stop.END,
     }
 
-    def __init__(self, file_raised: Callable[[], bool] = lambda: False) -> None:
-        self._file_raised = file_raised
+    def __init__(self, restart_requested: Callable[[], bool] = lambda: False) -> None:
+        self._restart_requested = restart_requested
         self._received = Stop.NO
 
     @property
-    def wanted(self) -> Stop:
-        """What this rank was asked to do."""
-        return max(self._received, Stop.RESTART if self._file_raised() else Stop.NO)
+    def requested(self) -> Stop:
+        """Request to this rank."""
+        return max(self._received, Stop.RESTART if self._restart_requested() else Stop.NO)
 
     def agreed(self, device: torch.device) -> Stop:
-        """What any rank was asked to do by now; all of them must ask."""
-        return Stop(distributed.largest(int(self.wanted), device))
+        """Return the request to any rank; a collective."""
+        return Stop(distributed.largest(int(self.requested), device))
 
     @contextmanager
-    def watching(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Remember these signals while active."""
-        previous = {number: signal.signal(number, self._remember) for number in numbers}
+    def recording(self, *numbers: signal.Signals) -> Iterator[None]:
+        """Record these signals instead of their default action."""
+        previous = {number: signal.signal(number, self._record) for number in numbers}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._received = max(self._received, self.MEANINGS[signal.Signals(number)])
+    def _record(self, number: int, _frame: FrameType | None) -> None:
+        self._received = max(self._received, self.REQUESTS[signal.Signals(number)])
 
 
 @dataclass
 class EarlyStopping:
-    """Counts validations without a new best.
+    """Early stopping: counts validations without a new best loss.
 
     Attributes:
-        patience: validations without a new best after which the run stops; None never stops.
-        best: lowest validation loss so far.
-        waited: validations since then.
+        patience: number of such validations after which the run stops; None disables it.
+        best: lowest validation loss.
+        waited: validations since the best.
     """
 
     patience: int | None
@@ -87,7 +87,7 @@ class EarlyStopping:
     waited: int = 0
 
     def update(self, val_loss: float) -> bool:
-        """Note a validation; whether it is the best so far."""
+        """Add a validation loss; return True if it is the lowest."""
         if val_loss < self.best:
             self.best, self.waited = val_loss, 0
             return True
@@ -96,10 +96,10 @@ class EarlyStopping:
 
     @property
     def best_so_far(self) -> float | None:
-        """The lowest validation loss; None before the first."""
+        """Lowest validation loss; None before the first."""
         return self.best if self.best < float("inf") else None
 
     @property
     def exhausted(self) -> bool:
-        """Whether patience has run out."""
+        """True if the run should stop."""
         return self.patience is not None and self.waited >= self.patience

@@ -1,30 +1,33 @@
-"""The validation loss: the training loss in evaluation mode over the validation years, all horizons."""
+"""Validation loss over the validation years, and probe loss on one fixed batch, in evaluation mode."""
 
 import math
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from aqtopo.data.batch import Batch
+from aqtopo.config import RunConfig
+from aqtopo.data.batch import Batch, BatchReader
+from aqtopo.data.samples import sample_table
+from aqtopo.data.store import Store
 from aqtopo.training import distributed
-from aqtopo.training.loss import squared_error
-from aqtopo.training.step import NonFiniteLossError
+from aqtopo.training.step import NonFiniteLossError, squared_error
 
-BATCHES_BETWEEN_LOOKS = 8
-"""Batches after which ranks ask each other whether to stop."""
+BATCHES_BETWEEN_STOP_CHECKS = 8
+"""Batches between two checks for a stop request."""
 
 
 class Batches(Protocol):
-    """A rank's share of the validation set."""
+    """Validation batches of one rank."""
 
     def __len__(self) -> int:
-        """How many there are; ranks may differ by one."""
+        """Return their number, which may differ by one between ranks."""
 
     def __iter__(self) -> Iterator[Batch]:
-        """One after the other."""
+        """Iterate over them."""
 
 
 @torch.no_grad()
@@ -32,25 +35,25 @@ def validation_loss(
     engine: Any,
     batches: Batches,
     limit: int | None = None,
-    asked_to_stop: Callable[[], bool] = lambda: False,
+    stop_requested: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """Mean squared error over the valid pixels of all ranks' batches, in normalised units.
+    """Return the mean squared error over the valid pixels of all ranks, in normalised units.
 
     Args:
-        engine: the DeepSpeed engine; put into evaluation mode and back.
-        batches: this rank's share of the validation set.
-        limit: batches to look at; None for all.
-        asked_to_stop: whether all ranks have agreed to stop; asked by all of them, equally often.
+        engine: the DeepSpeed engine; its mode is restored.
+        batches: this rank's validation batches.
+        limit: number of batches; None for all.
+        stop_requested: collective check for a stop request.
 
     Returns:
-        The loss; None where the ranks stopped on the way.
+        The loss; None if a stop request ended the validation.
 
     Raises:
-        ValueError: there is no valid pixel at all.
+        ValueError: there is no valid pixel.
         NonFiniteLossError: the loss is NaN or infinite.
     """
     engine.eval()
-    sums = _sums(engine, batches, limit, asked_to_stop)
+    sums = _sums(engine, batches, limit, stop_requested)
     engine.train()
     if sums is None:
         return None
@@ -62,26 +65,44 @@ def validation_loss(
         )
     if not math.isfinite(error):
         raise NonFiniteLossError(
-            f"the validation loss is {error / pixels}: the weights or the inputs have become useless. "
-            "Go back to an earlier saved state with a lower optimizer.base_lr."
+            f"the validation loss is {error / pixels}: weights or inputs are not finite. "
+            "Resume from an earlier saved state with a lower optimizer.base_lr."
         )
     return float(error / pixels)
 
 
 def _sums(
-    engine: Any, batches: Batches, limit: int | None, asked_to_stop: Callable[[], bool]
+    engine: Any, batches: Batches, limit: int | None, stop_requested: Callable[[], bool]
 ) -> Tensor | None:
-    """This rank's sum of squared errors and number of valid pixels, (2,) float64; None if stopped."""
-    own = iter(batches)
+    """Return this rank's squared error and valid pixels, (2,) float64; None after a stop request."""
+    iterator = iter(batches)
     most = distributed.largest(min(len(batches), limit or len(batches)), engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
-    for first in range(0, most, BATCHES_BETWEEN_LOOKS):
-        if asked_to_stop():
+    for first in range(0, most, BATCHES_BETWEEN_STOP_CHECKS):
+        if stop_requested():
             return None
-        for batch in islice(own, min(BATCHES_BETWEEN_LOOKS, most - first)):
+        for batch in islice(iterator, min(BATCHES_BETWEEN_STOP_CHECKS, most - first)):
             on_device = batch.to(engine.device)
-            # The module, not the engine: its forward would arm the hooks of a backward that never comes.
+            # The engine's forward would register hooks for a backward pass.
             prediction = engine.module(on_device.inputs, on_device.wind, on_device.lead_hours, None)
             sums[0] += squared_error(prediction, on_device.targets, on_device.valid)
             sums[1] += on_device.valid.sum()
     return sums
+
+
+def probe_batch(store: Store, config: RunConfig) -> Batch:
+    """Return the probe batch: one training sample, the same for all ranks and world sizes."""
+    table = sample_table(config, store.times, "train")
+    samples = np.array([len(table) // 2], dtype=np.int64)
+    return BatchReader(store, config).batch(*table.lookup(samples), np.zeros(1, dtype=np.int64))
+
+
+@torch.no_grad()
+def probe_loss(engine: Any, batch: Batch) -> float:
+    """Return the mean squared error on the probe batch in evaluation mode, equal on all ranks."""
+    engine.eval()
+    on_device = batch.to(engine.device)
+    prediction = engine.module(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+    error = squared_error(prediction, on_device.targets, on_device.valid)
+    engine.train()
+    return float(error / on_device.valid.sum().clamp(min=1))

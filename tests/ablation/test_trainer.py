@@ -14,7 +14,6 @@ from aqtopo.ablation.factors import parse_grid, variants
 from aqtopo.ablation.plan import Ablation, Trial, claim_folder, plan_ablation
 from aqtopo.ablation.starts import compare_starts
 from aqtopo.ablation.trainer import Scorer, format_tasks, is_done, is_scored, run_trials
-from aqtopo.checkpoint.log_file import METRICS_FILE
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.cli.main import app
 from aqtopo.config import load_config
@@ -23,6 +22,7 @@ from aqtopo.evaluation.evaluate import EvalOptions, EvaluatedSplit, evaluate
 from aqtopo.evaluation.results import read_table, write_results, write_tables
 from aqtopo.inference.load import load_run
 from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.log_file import METRICS_FILE
 from tests.conftest import TinyConfig
 from tests.events import events
 

@@ -29,11 +29,11 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.checkpoint.universal import open_universal, universal_folder
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
+from aqtopo.distributed.launch import read_launch
+from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
 from aqtopo.training import distributed
 from aqtopo.training.distributed import TorchRanks, connect
 from aqtopo.training.engine import set_lrs
-from aqtopo.training.job import JOB_DIR, BatchJob
-from aqtopo.training.launch import read_launch
 
 TOY_BATCH = 24
 """Samples a step over all ranks, for every world size of the tests."""

@@ -16,8 +16,8 @@ from aqtopo.data.batch import Batch
 from aqtopo.data.loader import training_steps
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
-from aqtopo.training.groups import group_parameters
-from aqtopo.training.loss import squared_error
+from aqtopo.training.engine import group_parameters
+from aqtopo.training.step import squared_error
 
 MICRO_STEPS = 173
 """In an epoch."""

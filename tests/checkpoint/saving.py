@@ -151,15 +151,15 @@ def save_under_signals(folder: str) -> None:
 
     def pester() -> None:
         while not over.wait(0.002):
-            for number in StopRequests.MEANINGS:
+            for number in StopRequests.REQUESTS:
                 os.kill(os.getpid(), number)
                 count[0] += 1
 
     stops = StopRequests()
-    with stops.watching(*StopRequests.MEANINGS):
+    with stops.recording(*StopRequests.REQUESTS):
         thread = threading.Thread(target=pester)
         thread.start()
-        while stops.wanted is Stop.NO:
+        while stops.requested is Stop.NO:
             time.sleep(0.001)
         saver.save(engine, Tag(0, 5, 5, None, losses[-1]), toy_facts(5))
         saver.finish()

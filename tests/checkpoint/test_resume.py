@@ -10,16 +10,15 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
-from aqtopo.checkpoint.locks import exclusive_lock
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, update_pointer
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
+from aqtopo.distributed.launch import read_launch
 from aqtopo.refusal import RefusedError
-from aqtopo.training.launch import read_launch
-from aqtopo.training.prepare import prepare, prepare_again
-from aqtopo.training.resume import ResumeOptions
+from aqtopo.run_directory.locks import exclusive_lock
+from aqtopo.training.prepare import ResumeOptions, prepare, prepare_again
 from tests.events import events
 
 from .conftest import Ended, Job, run_jobs_in
@@ -242,7 +241,7 @@ def test_second_run_in_a_locked_directory_is_refused(crossed: Path, tmp_path: Pa
         job = Job(2, "aqtopo", {"arguments": ["train", str(crossed / "2.json"), *where]})
         (ended,) = run_jobs_in(tmp_path / "jobs", [job])
     assert ended.codes == [3, 3], ended.output
-    assert f"another run is at work in {run_dir}" in ended.text
+    assert f"another run uses {run_dir}" in ended.text
     assert sorted(run_dir.rglob("*")) == before
 
 
@@ -285,7 +284,7 @@ def test_run_without_saved_states_may_start_again_from_the_same_source(crossed: 
     (tmp_path / "run" / "config.json").write_text(config.to_json())
     tag = list_tags(crossed / "run1")[-1].folder(crossed / "run1")
     assert prepare(config, read_launch({}), ResumeOptions(str(tag))).source == tag
-    with pytest.raises(ValueError, match="already used by this very configuration"):
+    with pytest.raises(ValueError, match="already used by the same configuration"):
         prepare(config, read_launch({}), ResumeOptions("never"))
 
 
@@ -315,10 +314,10 @@ def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
 
 
 def test_incomplete_last_metrics_line_is_removed(tmp_path: Path) -> None:
-    from aqtopo.training.run_directory import mend_metrics
+    from aqtopo.training.claim import truncate_metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event":"step"}\n{"event":"st')
-    mend_metrics(path)
+    truncate_metrics(path)
     assert path.read_text() == '{"event":"step"}\n'
-    mend_metrics(tmp_path / "absent.jsonl")
+    truncate_metrics(tmp_path / "absent.jsonl")

@@ -1,4 +1,4 @@
-"""Ranks that cannot write: all are told the same, and the states before it are untouched."""
+"""RankGroup that cannot write: all are told the same, and the states before it are untouched."""
 
 import json
 import os

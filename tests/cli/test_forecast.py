@@ -10,7 +10,7 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.data.shards import shard_path
-from aqtopo.training.job import JOB_DIR
+from aqtopo.run_directory.batch_job import JOB_DIR
 
 Command = Callable[..., Any]
 

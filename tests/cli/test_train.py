@@ -9,7 +9,7 @@ import xarray as xr
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
-from aqtopo.training.job import JOB_DIR
+from aqtopo.run_directory.batch_job import JOB_DIR
 
 TinyConfig = Callable[..., RunConfig]
 Refusal = Callable[..., str]
@@ -91,7 +91,7 @@ def test_run_directory_of_the_same_configuration(tiny_config: TinyConfig, refusa
     run_dir = Path(config.training.run_dir)
     run_dir.mkdir()
     (run_dir / "config.json").write_text(config.to_json())
-    assert "is already used by this very configuration" in refusal(config, "--resume", "never")
+    assert "is already used by the same configuration" in refusal(config, "--resume", "never")
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
 
 

@@ -145,13 +145,13 @@ LENGTHS_AND_NAMES: list[tuple[Any, ...]] = [
     (
         "optimizer.groups",
         [ONE_GROUP | {"name": "A"}],
-        "(what logs and checkpoints call the group: lower-case",
+        "(name in logs and checkpoints: lower-case",
         "optimizer.groups[0].name",
     ),
 ]
 
 MISSING_KEYS: list[tuple[Any, ...]] = [
-    ("data", MISSING, "missing, and required (which samples there are, and how they reach the model)"),
+    ("data", MISSING, "missing, and required (samples and their loading)"),
     ("data.store", MISSING, "missing, and required (path of the zarr store"),
     ("optimizer.base_lr", MISSING, "missing, and required (learning rate after warm-up"),
     ("training.run_dir", MISSING, "missing, and required (folder of this run's results"),

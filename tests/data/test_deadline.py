@@ -13,7 +13,7 @@ from aqtopo.data.deadline import within
 from aqtopo.data.inspection import inspect_store
 from aqtopo.data.statistics import compute_statistics
 from aqtopo.evaluation.baselines import fit_climatology, persistence
-from aqtopo.training.probe import probe_batch
+from aqtopo.training.validation import probe_batch
 
 SHARD = Path("fields", "c", "3", "0", "0", "0")
 """The shard of 2016-01-04, which holds the probe batch."""

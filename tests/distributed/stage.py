@@ -12,14 +12,13 @@ import numpy as np
 
 from aqtopo.config import load_config
 from aqtopo.data import open_store
+from aqtopo.distributed.launch import read_launch
+from aqtopo.distributed.watchdog import start_watchdog
 from aqtopo.refusal import retry_after
+from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training import distributed
-from aqtopo.training.launch import read_launch
-from aqtopo.training.prepare import Prepared, prepare
-from aqtopo.training.resume import NEVER, ResumeOptions
-from aqtopo.training.run_log import RunLog
+from aqtopo.training.prepare import NEVER, Prepared, ResumeOptions, prepare
 from aqtopo.training.staging import staged
-from aqtopo.training.watchdog import watch_together
 
 launch = read_launch()
 
@@ -31,7 +30,7 @@ def prepared(path: str) -> Prepared:
 def main() -> None:
     bad, good = map(prepared, sys.argv[1:])
     log, found = RunLog(None, 1), {}
-    with watch_together(launch, good.run_dir) as watchdog:
+    with start_watchdog(launch, good.run_dir) as watchdog:
         distributed.connect(launch)
         try:
             with staged(bad, watchdog, log):

@@ -1,4 +1,4 @@
-"""Ranks that stop, die, stay away or have other data: the others end soon, and say which rank it was."""
+"""RankGroup that stop, die, stay away or have other data: the others end soon, and say which rank it was."""
 
 import signal
 import socket
@@ -51,18 +51,18 @@ def test_a_stopped_rank_is_named_and_the_others_leave_their_stacks(
         said = " ".join(output.split())
         if stopped == 0:
             assert "past the deadline of the phase `" in said
-            assert "rank 0, which keeps the ranks' board, or its node does not answer" in said
+            assert "rank 0, which serves the heartbeat store, or its node does not answer" in said
         else:
             where = f"rank 2 (on {socket.gethostname()}, process {ranks[2].process.pid}, in `"
             assert f"does not answer: {where}" in said
         stacks = (Path(config.training.run_dir) / "stacks" / f"rank{rank:05d}.txt").read_text()
-        assert "aqtopo/training/loop.py" in stacks
+        assert "aqtopo/training/start.py" in stacks
 
 
 @pytest.mark.parametrize(
     ("accident", "verdict"),
     [
-        ("error", "because another rank did: failed: rank 1 (on"),
+        ("error", "because another rank failed: failed: rank 1 (on"),
         ("kill", "does not answer: rank 1 (on"),
     ],
 )

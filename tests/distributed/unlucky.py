@@ -1,7 +1,7 @@
 """`aqtopo` whose rank 1 has an accident in its first training forward: unlucky.py train CONFIG.
 
 The environment says which: ACCIDENT is `kill`, or `error`, after which the rank does not get away from its
-process group, as it may be on GPUs: nothing but the board tells the others.
+process group, as it may be on GPUs: the others learn of it by the heartbeat store only.
 """
 
 import os

@@ -9,7 +9,7 @@ from torch.nn import functional
 from aqtopo.config import ModelConfig, RunConfig
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.model.wind_order import WindOrder
-from aqtopo.training.groups import group_parameters
+from aqtopo.training.engine import group_parameters
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES
 
 from .conftest import (

@@ -17,10 +17,10 @@ import torch
 import torch.distributed as dist
 
 from aqtopo.config import load_config
+from aqtopo.distributed.launch import Launch
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
-from aqtopo.training.launch import Launch
 
 KINDS = {
     "all_reduce": "all-reduce",

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from aqtopo.config import load_config
+from aqtopo.distributed.launch import read_launch
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
-from aqtopo.training.launch import read_launch
 
 
 def _bytes(tensors: list[torch.Tensor]) -> int:

@@ -13,10 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from aqtopo.config import load_config
+from aqtopo.distributed.launch import read_launch
 from aqtopo.model import Terrain, build_model
 from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
-from aqtopo.training.launch import read_launch
 
 
 def permanent_bytes(zero: Any) -> int:

@@ -21,7 +21,7 @@ from deepspeed.accelerator import get_accelerator
 
 from aqtopo.cli.main import main
 from aqtopo.config import load_config
-from aqtopo.training import loop  # noqa: F401
+from aqtopo.training import start  # noqa: F401
 
 LIMIT_S = 240
 """A run that takes longer hangs."""

@@ -12,20 +12,20 @@ from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 )
 def test_signal_is_remembered_and_the_old_handler_comes_back(number: signal.Signals, meaning: Stop) -> None:
     before, stops = signal.getsignal(number), StopRequests()
-    with stops.watching(number):
-        assert stops.wanted is Stop.NO
+    with stops.recording(number):
+        assert stops.requested is Stop.NO
         os.kill(os.getpid(), number)
-        assert stops.wanted is meaning
+        assert stops.requested is meaning
     assert signal.getsignal(number) is before
 
 
 def test_whoever_cancels_wins_over_the_time_limit() -> None:
     stops = StopRequests(lambda: True)
-    assert stops.wanted is Stop.RESTART
-    with stops.watching(signal.SIGTERM, signal.SIGUSR1):
+    assert stops.requested is Stop.RESTART
+    with stops.recording(signal.SIGTERM, signal.SIGUSR1):
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert stops.wanted is Stop.END
+        assert stops.requested is Stop.END
 
 
 def test_patience_counts_validations_since_the_best() -> None:

@@ -1,0 +1,343 @@
+"""Sections of a run's configuration, with units and meanings."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from aqtopo.config.deepspeed import DeepSpeedConfig
+from aqtopo.config.strict import NonNegative, Pair, Positive, Probability, Strict
+from aqtopo.variables import HORIZONS_H, INPUT_VARIABLES, TARGET_VARIABLES
+
+Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Hours = Annotated[int, Field(ge=1, le=8759)]
+Year = Annotated[int, Field(ge=1900, le=2200)]
+Years = Annotated[tuple[Year, ...], Field(min_length=1, strict=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+FilePath = Annotated[str, Field(min_length=1)]
+# DeepSpeed's conversion to a universal checkpoint looks for files by glob: with a bracket in the path it
+# finds none, drops the optimizer's state and reports success.
+GlobSafePath = Annotated[str, Field(pattern=r"^[^*?\[\]]+$")]
+
+
+AttentionSetting = Literal["auto", "torch", "fused"]
+
+READ_DEADLINE_S = 300
+"""Default timeout of the file system [s]; a shard takes milliseconds."""
+
+
+class DataConfig(Strict):
+    """Samples and their loading."""
+
+    store: FilePath
+    """Path of the zarr store, relative to the working directory."""
+
+    grid: Pair = (128, 256)
+    """Cells of the store's grid, [rows (latitude), columns (longitude)]."""
+
+    variables: Names = INPUT_VARIABLES
+    """Input channels, in the order of the model's per-variable weights."""
+
+    targets: Names = TARGET_VARIABLES
+    """Pollutants that are forecast, in the order of the head's outputs."""
+
+    horizons: Annotated[tuple[Hours, ...], Field(min_length=1, strict=False)] = HORIZONS_H
+    """Lead times [h], ascending."""
+
+    train_years: Years
+    """Calendar years [UTC] for training and for the normalisation statistics, ascending."""
+
+    validation_years: Years
+    """Calendar years [UTC] for the choice of the best checkpoint, ascending."""
+
+    test_years: Years
+    """Calendar years [UTC] for the scores, ascending."""
+
+    time_stride_hours: Positive = 1
+    """Only every n-th hour of a year starts a training sample [h]."""
+
+    validation_stride_hours: Positive = 1
+    """Only every n-th hour of a year starts a validation sample [h]."""
+
+    test_stride_hours: Positive = 1
+    """Only every n-th hour of a year starts a test sample [h]."""
+
+    normalization: Literal["dataset", "topoflow"] = "dataset"
+    """Mean and standard deviation: of the training years, or the constants published with TopoFlow."""
+
+    workers: NonNegative = 2
+    """Loader processes a rank, for training and again for validation; 0 reads in the training process."""
+
+    worker_start: Literal["forkserver", "spawn"] = "forkserver"
+    """Start method of loader processes; fork is excluded because it copies the threads' locks."""
+
+    prefetch: Positive = 2
+    """Micro-batches that a worker reads ahead; more where a step has more."""
+
+    read_deadline_s: Positive = READ_DEADLINE_S
+    """Timeout of the file system [s]; then the run ends with a message."""
+
+    stage: Annotated[str, Field(pattern="^/")] | None = None
+    """Folder in a node's own memory or disk, such as /tmp, to copy the shards to at start; null for none."""
+
+
+class ModelConfig(Strict):
+    """The transformer."""
+
+    patch: Positive = 2
+    """Cells along each side of a square patch."""
+
+    dim: Positive = 768
+    """Width of a token."""
+
+    depth: Positive = 6
+    """Transformer blocks."""
+
+    heads: Positive = 8
+    """Attention heads a block."""
+
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Hidden width of a block's MLP, as a multiple of `dim`."""
+
+    decoder_depth: NonNegative = 2
+    """Linear-GELU pairs in the head before its last layer."""
+
+    dropout: Probability = 0.1
+    """Share of activations dropped in training: tokens, projections and MLP, never attention weights."""
+
+    drop_path: Probability = 0.1
+    """Share of samples whose residual branch is dropped in the last block; from 0 in the first, linearly."""
+
+    wind_order: bool = True
+    """Order the tokens along the wind inside each region; false keeps rows (the baseline)."""
+
+    regions: Pair = (32, 32)
+    """Regions along [latitude, longitude] that the patch grid is cut into; [1, 1] sorts the whole map."""
+
+    sectors: Annotated[int, Field(ge=2)] = 16
+    """Wind directions that are told apart, centred at multiples of 360 / `sectors` degrees."""
+
+    calm_below: float = Field(0.5, ge=0)
+    """Wind speed [m s-1] below which a region keeps raster order."""
+
+    elevation_bias: Literal["published", "uphill", False] = "published"
+    """Attention bias against keys on higher ground ("published") or on lower ground ("uphill"); false for
+    none."""
+
+    bias_blocks: Annotated[tuple[NonNegative, ...], Field(min_length=1, strict=False)] = (0,)
+    """Blocks that carry the attention biases, ascending, the first being 0."""
+
+    local_bias: Literal["near", "origin", False] = False
+    """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
+    from which its air has come in a time that it learns. Their attention is computed in float32."""
+
+    local_heads: Positive | None = None
+    """Number of heads of each biased block with the local bias; null for all."""
+
+    sector_embedding: bool = False
+    """Position embeddings belong to places on the map, and a learnt one for every wind sector and place along
+    the wind is added; false gives position embeddings to places along the wind alone."""
+
+    alpha: float = Field(2.0, ge=0)
+    """Initial barrier strength [km-1]; learnt."""
+
+    alpha_per_head: bool = False
+    """One barrier strength a head instead of one for all."""
+
+    attention: AttentionSetting = "auto"
+    """Blocks without elevation bias: by PyTorch's attention, by aqtopo_kernels', or by the better one."""
+
+    lead_time: Literal["encoder", "decoder"] = "encoder"
+    """Input of the horizon: with the tokens, one horizon per pass; or before the head, all at once."""
+
+    prediction: Literal["state", "tendency"] = "state"
+    """Output of the head: the pollutants, or their change since the start."""
+
+    gradient_checkpointing: bool = False
+    """Compute each block's activations again in the backward pass, to save memory."""
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.dim // self.heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Hidden width of a block's MLP."""
+        return round(self.dim * self.mlp_ratio)
+
+
+class ParameterGroup(Strict):
+    """Parameters that share a learning rate."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+    """Name in logs and checkpoints: lower-case letters, digits and underscore."""
+
+    lr_multiplier: float = Field(gt=0)
+    """The group's learning rate, as a multiple of `optimizer.base_lr`."""
+
+    parameters: Names
+    """Glob patterns over parameter names; all groups together must match each parameter exactly once."""
+
+
+DEFAULT_GROUPS = (
+    ParameterGroup(name="vit_blocks", lr_multiplier=0.1, parameters=("blocks.*",)),
+    ParameterGroup(name="wind_embedding", lr_multiplier=2.0, parameters=("token_embeds.*",)),
+    ParameterGroup(name="head", lr_multiplier=0.5, parameters=("head.*",)),
+    ParameterGroup(
+        name="others",
+        lr_multiplier=1.0,
+        parameters=("var_embed", "var_query", "pos_embed", "var_agg.*", "lead_time_embed.*", "norm.*"),
+    ),
+)
+"""The four groups of the reference run, in the order in which their learning rates are reported."""
+
+
+class OptimizerConfig(Strict):
+    """AdamW and its parameter groups."""
+
+    name: Literal["adamw"] = "adamw"
+    """The optimizer."""
+
+    implementation: Literal["torch", "cpu_adam", "fused_adam"] = "torch"
+    """PyTorch's AdamW, or DeepSpeed's compiled ones: for offloaded state on the CPU, or on the GPU."""
+
+    base_lr: float = Field(gt=0)
+    """Learning rate after warm-up for a group of multiplier 1."""
+
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled weight decay, a step and unit of learning rate."""
+
+    betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
+    """Decay of the first and second moments, a step."""
+
+    eps: float = Field(1e-8, gt=0)
+    """Added to the root of the second moment."""
+
+    groups: Annotated[tuple[ParameterGroup, ...], Field(min_length=1, strict=False)] = DEFAULT_GROUPS
+    """Parameter groups, in the order in which they are reported."""
+
+
+class ScheduleConfig(Strict):
+    """Linear warm-up, then a cosine to `eta_min` at the run's end: a pure function of the step."""
+
+    interval: Literal["epoch", "step"] = "epoch"
+    """Unit in which the learning rate changes: epoch or step."""
+
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up; must be 0 with interval epoch."""
+
+    eta_min: float = Field(0.0, ge=0)
+    """Learning rate at the end, the same for all groups."""
+
+
+class TrainingConfig(Strict):
+    """Run directory, length and ranks of the training."""
+
+    run_dir: GlobSafePath
+    """Folder of this run's results, relative to the working directory; without any of * ? [ ]."""
+
+    epochs: Positive
+    """Passes over the training samples."""
+
+    nodes: Positive
+    """Machines."""
+
+    ranks_per_node: Positive
+    """Processes a machine, one an accelerator."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of weights, sample order and dropout."""
+
+    validate_every: Positive = 100
+    """Micro-steps between validations, counted within the epoch."""
+
+    patience: Positive | None = None
+    """Stop after so many validations without a better loss; null for never."""
+
+    sanity_micro_batches: NonNegative = 2
+    """Validation micro-batches before the first step, to fail early."""
+
+    log_every: Positive = 1
+    """Steps between lines in the metrics."""
+
+
+class CheckpointConfig(Strict):
+    """Saving and retention of states."""
+
+    keep_best: Positive = 3
+    """Checkpoints kept by validation loss, beside the last one."""
+
+    every_steps: Positive | None = None
+    """Save every so many steps besides the validations; null for never."""
+
+    keep_every_steps: Positive | None = None
+    """Keep for good one state every so many steps, a multiple of `every_steps`; null for none."""
+
+
+class RunSections(Strict):
+    """All sections of a run and the sizes that follow from them."""
+
+    name: Name
+    """The run's name: letters, digits, dot, dash and underscore."""
+
+    description: str = ""
+    """Purpose of the run, in a sentence."""
+
+    data: DataConfig
+    """Samples and their loading."""
+
+    model: ModelConfig = ModelConfig()
+    """The transformer."""
+
+    optimizer: OptimizerConfig
+    """The optimizer and its parameter groups."""
+
+    schedule: ScheduleConfig = ScheduleConfig()
+    """The learning rate over time."""
+
+    training: TrainingConfig
+    """Run directory, length and ranks of the training."""
+
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Saving and retention of states."""
+
+    deepspeed: DeepSpeedConfig
+    """DeepSpeed's configuration, with batch, accumulation, clipping and precision."""
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the run as configured."""
+        return self.training.nodes * self.training.ranks_per_node
+
+    @property
+    def micro_batch(self) -> int:
+        """Samples a rank and micro-step."""
+        return self.deepspeed.train_micro_batch_size_per_gpu
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-steps a step, at the configured world size."""
+        return self.deepspeed.gradient_accumulation_steps
+
+    @property
+    def train_batch(self) -> int:
+        """Samples a step over all ranks: fixed for the life of the run."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def patch_grid(self) -> tuple[int, int]:
+        """Patches along (latitude, longitude)."""
+        rows, columns = self.data.grid
+        return rows // self.model.patch, columns // self.model.patch
+
+    @property
+    def tokens(self) -> int:
+        """Patches of the map: the length of the token sequence."""
+        rows, columns = self.patch_grid
+        return rows * columns
+
+    @property
+    def region_patches(self) -> tuple[int, int]:
+        """Patches of one region along (latitude, longitude)."""
+        rows, columns = self.patch_grid
+        return rows // self.model.regions[0], columns // self.model.regions[1]

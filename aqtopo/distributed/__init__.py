@@ -1,0 +1,1 @@
+"""Process group, launch, device, heartbeats, watchdog and deadlines of the ranks of a run."""

@@ -1,0 +1,1 @@
+"""Files of a run directory: run.json, metrics.jsonl and the locks, and the state read from them."""
