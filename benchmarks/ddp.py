@@ -134,16 +134,16 @@ def _rank(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
+    from aqtopo.distributed import process_group
     from aqtopo.distributed.launch import read_launch
-    from aqtopo.training import distributed
 
     config = _config(program, grid, shape)
-    where = distributed.connect(read_launch())
+    where = process_group.connect(read_launch())
     model = build_model(config, make_terrain(grid)).train()
     batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
     make_step = _ddp_step if program == "ddp" else _engine_step
     pipes[rank].send(peak_bytes(lambda: _serve(make_step(config, model, where, batch), pipes[rank])))
-    distributed.disconnect()
+    process_group.disconnect()
 
 
 def _config(program: str, grid: tuple[int, int], shape: dict[str, int]) -> RunConfig:

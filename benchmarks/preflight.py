@@ -26,8 +26,8 @@ import torch.distributed as dist
 
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.process_group import barrier
 from aqtopo.distributed.watchdog import start_watchdog
-from aqtopo.training.distributed import barrier
 from aqtopo.training.preflight import Finding, check_reduction, compare
 from benchmarks.measure import parse_arguments, report
 

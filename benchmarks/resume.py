@@ -31,8 +31,8 @@ RANKS = 2
 def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     """Measure on one rank; rank 0 writes the rows to `rows.json`."""
     from aqtopo.distributed.launch import Launch
+    from aqtopo.distributed.process_group import TorchRanks, connect
     from aqtopo.model import Terrain, build_model
-    from aqtopo.training.distributed import TorchRanks, connect
     from aqtopo.training.engine import build_engine
 
     config = load_config(CONFIG, SMALL if quick else [])

@@ -23,7 +23,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks, shard_by_size
+from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
 from aqtopo.refusal import RefusedError
 
 if TYPE_CHECKING:

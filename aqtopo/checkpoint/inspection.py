@@ -10,7 +10,6 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import check_files
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
-from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.shards import KINDS, MASTER, NamedTensors, ShardedState, same_bits
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
@@ -20,6 +19,7 @@ from aqtopo.checkpoint.tags import (
 )
 from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
 from aqtopo.checkpoint.weights import load_weights
+from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.refusal import raise_problems
 
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.engine_state import engine_groups, optimizer_step, owned_fragments, scaler_state
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, GroupInfo, Manifest
-from aqtopo.checkpoint.ranks import RankGroup, gather_mappings, raise_problems_on_all_ranks
 from aqtopo.checkpoint.shards import KINDS, MASTER, fragments, same_bits
 from aqtopo.checkpoint.universal import UniversalState
+from aqtopo.distributed.rank_group import RankGroup, gather_mappings, raise_problems_on_all_ranks
 
 SavedNames = Mapping[str, str | None]
 """Saved name by the run's name; None for a parameter that starts fresh."""

@@ -29,7 +29,6 @@ from safetensors import SafetensorError
 from aqtopo.checkpoint.engine_state import describe_engine, module_weights, write_shards
 from aqtopo.checkpoint.files import FileRecord, sync, sync_and_hash, write_tensors
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest, RunFacts, write_manifest
-from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.checkpoint.shards import SHARD_NAME, ShardedState
 from aqtopo.checkpoint.tags import (
     NAME_PATTERN,
@@ -42,6 +41,7 @@ from aqtopo.checkpoint.tags import (
     write_tag,
 )
 from aqtopo.config import CheckpointConfig
+from aqtopo.distributed.rank_group import RankGroup
 
 HASH_FILES = "hashes-*.json*"
 """Files with the hashes of each rank's files."""

@@ -27,15 +27,15 @@ from aqtopo.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from aqtopo.checkpoint.ranks import (
+from aqtopo.checkpoint.shards import KINDS, NamedTensors, ShardedState, same_bits
+from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
+from aqtopo.distributed.rank_group import (
     RankGroup,
     gather_mappings,
     raise_problems_on_all_ranks,
     shard,
     shard_by_size,
 )
-from aqtopo.checkpoint.shards import KINDS, NamedTensors, ShardedState, same_bits
-from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 

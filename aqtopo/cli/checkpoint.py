@@ -93,9 +93,9 @@ def convert(
     from aqtopo.checkpoint.files import check_files
     from aqtopo.checkpoint.inspection import find_state
     from aqtopo.checkpoint.manifest import read_manifest
-    from aqtopo.checkpoint.ranks import SINGLE_RANK
     from aqtopo.checkpoint.tags import read_lock
     from aqtopo.checkpoint.universal import convert as convert_state
+    from aqtopo.distributed.rank_group import SINGLE_RANK
 
     source = find_state(tag)
     manifest = read_manifest(source)
@@ -164,9 +164,9 @@ def import_lightning_command(
 ) -> None:
     """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
     from aqtopo.checkpoint.changes import Allowed
-    from aqtopo.checkpoint.lightning_match import ParameterOrder
     from aqtopo.config import load_config
-    from aqtopo.training.lightning_import import import_lightning
+    from aqtopo.lightning.importer import import_lightning
+    from aqtopo.lightning.match import ParameterOrder
 
     manifest = import_lightning(
         file,

@@ -25,9 +25,9 @@ def doctor(
     from rich.table import Table
 
     from aqtopo.config import load_config
+    from aqtopo.distributed import process_group
     from aqtopo.distributed.launch import read_launch
     from aqtopo.distributed.watchdog import start_watchdog
-    from aqtopo.training import distributed
     from aqtopo.training.preflight import check_up
     from aqtopo.training.prepare import AUTO, ResumeOptions, prepare
 
@@ -35,10 +35,10 @@ def doctor(
     prepared = prepare(load_config(config, overrides or []), launch, ResumeOptions(AUTO))
     with start_watchdog(launch, prepared.run_dir) as watchdog:
         watchdog.enter("connect")
-        device = distributed.connect(launch, watchdog.longest_s)
+        device = process_group.connect(launch, watchdog.longest_s)
         watchdog.enter("preflight")
         checkup = check_up(prepared, device, stage_too=True)
-        distributed.disconnect()
+        process_group.disconnect()
     if launch.is_main and as_json:
         typer.echo(json.dumps(asdict(checkup), indent=2))
     elif launch.is_main:

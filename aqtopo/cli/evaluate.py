@@ -67,6 +67,7 @@ def evaluate(
     # Some libraries log to stdout, which belongs to the result alone.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.data.walk import in_silence
+        from aqtopo.distributed.process_group import disconnect, join
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
         from aqtopo.evaluation.tables import (
@@ -77,7 +78,6 @@ def evaluate(
             table_width,
         )
         from aqtopo.inference.load import load_run
-        from aqtopo.training.distributed import disconnect, join
 
         run = load_run(run_dir, tag)
         options = _options(run, region or (), stations, against, every)

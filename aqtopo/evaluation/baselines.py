@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup, shard
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.walk import Report, in_silence, spans
+from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.inference.forecast import channel_indices
 
 

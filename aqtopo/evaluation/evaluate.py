@@ -11,13 +11,13 @@ import numpy as np
 import torch
 import xarray as xr
 
-from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.walk import Report, in_silence
+from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
 from aqtopo.evaluation.baselines import Climatology, fit_climatology, persistence
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores

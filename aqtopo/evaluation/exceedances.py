@@ -17,9 +17,9 @@ import xarray as xr
 from numpy.typing import NDArray
 from scores.categorical import BasicContingencyManager
 
-from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
+from aqtopo.distributed.rank_group import RankGroup
 from aqtopo.evaluation.points import ScoredBatch
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 

@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import RankGroup
+from aqtopo.distributed.rank_group import RankGroup
 from aqtopo.evaluation.baselines import HOURS_A_DAY, hour_of_day
 from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, FloatArray, ScoredBatch
 

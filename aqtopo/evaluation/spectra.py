@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
+from aqtopo.distributed.rank_group import RankGroup
 from aqtopo.evaluation.points import ScoredBatch
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 

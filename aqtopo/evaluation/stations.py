@@ -12,9 +12,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.checkpoint.ranks import RankGroup
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
+from aqtopo.distributed.rank_group import RankGroup
 from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
 from aqtopo.evaluation.scores import ERRORS, all_reduce, error_terms
 from aqtopo.variables import VARIABLES

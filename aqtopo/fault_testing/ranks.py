@@ -1,4 +1,4 @@
-"""RankGroup under test: their processes, the phase they are in, and the kill."""
+"""Ranks under test: their processes, the phase they are in, and the kill."""
 
 import random
 import time

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
+from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks
 from aqtopo.refusal import BusyError
 
 POLL_S = 0.5

@@ -19,11 +19,11 @@ import torch
 
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.data.stage import NodeCopy
+from aqtopo.distributed import process_group
 from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
-from aqtopo.training import distributed
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
 
@@ -101,14 +101,14 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
         problems += _stage_problems(prepared) if stage_too else []
     if launch.is_main:
         problems += _space_problems(prepared)
-    distributed.barrier()
+    process_group.barrier()
     common, problems = compare(Finding(socket.gethostname(), _facts(prepared, device), problems, time.time()))
     return Checkup(common, problems, time.monotonic() - began)
 
 
 def compare(own: Finding) -> tuple[dict[str, str], list[str]]:
     """Return the most common facts and all problems of all ranks; a collective."""
-    findings = [Finding(**json.loads(text)) for text in distributed.gather_texts(json.dumps(asdict(own)))]
+    findings = [Finding(**json.loads(text)) for text in process_group.gather_texts(json.dumps(asdict(own)))]
     common = {name: Counter(f.facts[name] for f in findings).most_common(1)[0][0] for name in own.facts}
     return common, _problems(findings, common)
 
@@ -153,13 +153,13 @@ def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
     for turn in (True, False):
         if first is turn:
             problems = [kernel_problem(model.heads, width, device) for width in kernel_head_widths(model)]
-        distributed.barrier()
+        process_group.barrier()
     return [problem for problem in problems if problem]
 
 
 def check_reduction(rank: int, size: int, device: torch.device) -> list[str]:
     """Check an all-reduce; a collective."""
-    found = int(distributed.total(torch.tensor([rank + 1], device=device)))
+    found = int(process_group.total(torch.tensor([rank + 1], device=device)))
     expected = size * (size + 1) // 2
     return [] if found == expected else [f"an all-reduce over all ranks gives {found} instead of {expected}"]
 

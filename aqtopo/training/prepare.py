@@ -8,7 +8,6 @@ import torch
 
 from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
-from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
 from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
 from aqtopo.checkpoint.universal import LATEST, folder_in
 from aqtopo.config import RunConfig
@@ -16,6 +15,7 @@ from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError, raise_problems
 from aqtopo.training.claim import check_run_directory

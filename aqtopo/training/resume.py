@@ -17,7 +17,6 @@ import torch
 from aqtopo.checkpoint.changes import Allowed, match_names
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, NextSamples, TensorInfo
-from aqtopo.checkpoint.ranks import RankGroup, raise_problems_on_all_ranks
 from aqtopo.checkpoint.restore import (
     Verified,
     load_module,
@@ -31,6 +30,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.samples import StepPlan, epoch_order, sample_table
 from aqtopo.data.store import Store
+from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks
 from aqtopo.model import AirQualityViT
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training.engine import build_engine, group_parameters, set_lrs

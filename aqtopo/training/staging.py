@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 
 from aqtopo.data.stage import Copied, NodeCopy
 from aqtopo.data.store import Store
+from aqtopo.distributed import process_group
 from aqtopo.distributed.watchdog import Watchdog
 from aqtopo.refusal import UnreadableDataError
 from aqtopo.run_directory.run_log import RunLog
-from aqtopo.training import distributed
 from aqtopo.training.prepare import Prepared
 
 _KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
@@ -70,7 +70,7 @@ def _agree(problem: Exception | None, made: Copied | None) -> list[Copied]:
         "kind": next((kind.__name__ for kind in _KINDS if isinstance(problem, kind)), ""),
         "made": None if made is None else asdict(made),
     }
-    everyones = [json.loads(text) for text in distributed.gather_texts(json.dumps(said))]
+    everyones = [json.loads(text) for text in process_group.gather_texts(json.dumps(said))]
     if problem is not None:
         raise problem
     for others in everyones:

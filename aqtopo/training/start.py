@@ -6,12 +6,12 @@ from dataclasses import replace
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import Launch
 from aqtopo.distributed.watchdog import Watchdog, start_watchdog
 from aqtopo.model import Terrain, build_model
 from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.run_log import RunLog
-from aqtopo.training import distributed
 from aqtopo.training.claim import (
     LOCK_TIMEOUT_S,
     claim_run_directory,
@@ -64,8 +64,8 @@ def _train_on_all_ranks(
     """Join the process group, train and leave it."""
     launch = prepared.launch
     watchdog.enter("connect")
-    device = distributed.connect(launch, watchdog.longest_s)
-    ranks = distributed.TorchRanks(launch.rank, launch.size, device)
+    device = process_group.connect(launch, watchdog.longest_s)
+    ranks = process_group.TorchRanks(launch.rank, launch.size, device)
     watchdog.enter("preflight")
     check_up(prepared, device).raise_problems(in_full=launch.is_main)
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
@@ -83,12 +83,12 @@ def _train_on_all_ranks(
                     trainer.run()
     finally:
         log.close()
-        distributed.disconnect()
+        process_group.disconnect()
 
 
 def _build_trainer(
     prepared: Prepared,
-    ranks: distributed.TorchRanks,
+    ranks: process_group.TorchRanks,
     log: RunLog,
     job: BatchJob,
     stops: StopRequests,

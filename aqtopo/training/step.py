@@ -19,8 +19,8 @@ from torch import Tensor
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
+from aqtopo.distributed import process_group
 from aqtopo.model.dropout import sample_seed
-from aqtopo.training import distributed
 from aqtopo.training.engine import set_lrs
 from aqtopo.training.stopping import Stop
 
@@ -82,7 +82,7 @@ def train_step(
     device = engine.device
     requests = [stop is Stop.RESTART, stop is Stop.END, save_failed]
     counts = [[int(b.valid.sum()), b.samples, b.filled, *requests] for b in micro_batches]
-    sums = distributed.total(torch.tensor(counts, device=device).sum(0)).tolist()
+    sums = process_group.total(torch.tensor(counts, device=device).sum(0)).tolist()
     pixels, samples, filled, restarts, ends, failures = sums
     if not pixels:
         raise ValueError(
@@ -97,7 +97,7 @@ def train_step(
         errors.append(error.detach())
         if index < len(micro_batches) - 1:
             engine.step()
-    loss = float(distributed.total(torch.stack(errors).sum())) / pixels
+    loss = float(process_group.total(torch.stack(errors).sum())) / pixels
     if not np.isfinite(loss):
         suspects = [not torch.isfinite(error) for error in errors]
         raise NonFiniteLossError(_describe("loss", loss, step, epoch, suspects, micro_batches, config))
@@ -150,7 +150,7 @@ def _describe(
         for suspect, batch in zip(suspects, micro_batches, strict=True)
         if suspect and batch.samples
     ]
-    texts = [text for text in distributed.gather_texts("; ".join(own[:MAX_DESCRIBED])) if text]
+    texts = [text for text in process_group.gather_texts("; ".join(own[:MAX_DESCRIBED])) if text]
     more = f" (and on {len(texts) - MAX_DESCRIBED} more ranks)" if len(texts) > MAX_DESCRIBED else ""
     return (
         f"the training {what} is {value} at step {step}, epoch {epoch}; the weights were not updated. "

@@ -9,8 +9,8 @@ from types import FrameType
 
 import torch
 
+from aqtopo.distributed import process_group
 from aqtopo.run_directory.run_state import RESTART_REASON
-from aqtopo.training import distributed
 
 
 class Stop(IntEnum):
@@ -56,7 +56,7 @@ class StopRequests:
 
     def agreed(self, device: torch.device) -> Stop:
         """Return the request to any rank; a collective."""
-        return Stop(distributed.largest(int(self.requested), device))
+        return Stop(process_group.largest(int(self.requested), device))
 
     @contextmanager
     def recording(self, *numbers: signal.Signals) -> Iterator[None]:

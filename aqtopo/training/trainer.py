@@ -10,10 +10,10 @@ from aqtopo.checkpoint.tags import Tag, val_loss_in
 from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
+from aqtopo.distributed import process_group
 from aqtopo.distributed.watchdog import Watchdog
 from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.run_log import RunLog, peak_memory_gib
-from aqtopo.training import distributed
 from aqtopo.training.engine import barrier_strengths, batch_fields, preferences
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.resume import RunningLoss, next_samples
@@ -41,7 +41,7 @@ class Trainer:
         self,
         prepared: Prepared,
         engine: Any,
-        ranks: distributed.TorchRanks,
+        ranks: process_group.TorchRanks,
         probe: Batch,
         log: RunLog,
         job: BatchJob,

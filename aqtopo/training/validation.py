@@ -13,7 +13,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch, BatchReader
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.training import distributed
+from aqtopo.distributed import process_group
 from aqtopo.training.step import NonFiniteLossError, squared_error
 
 BATCHES_BETWEEN_STOP_CHECKS = 8
@@ -57,7 +57,7 @@ def validation_loss(
     engine.train()
     if sums is None:
         return None
-    error, pixels = distributed.total(sums).tolist()
+    error, pixels = process_group.total(sums).tolist()
     if pixels == 0:
         raise ValueError(
             "the validation set has no valid pixel: every target is missing or masked. "
@@ -76,7 +76,7 @@ def _sums(
 ) -> Tensor | None:
     """Return this rank's squared error and valid pixels, (2,) float64; None after a stop request."""
     iterator = iter(batches)
-    most = distributed.largest(min(len(batches), limit or len(batches)), engine.device)
+    most = process_group.largest(min(len(batches), limit or len(batches)), engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for first in range(0, most, BATCHES_BETWEEN_STOP_CHECKS):
         if stop_requested():

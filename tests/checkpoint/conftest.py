@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import open_universal
+from aqtopo.distributed.rank_group import SINGLE_RANK
 
 HERE = Path(__file__).parent
 TIME_LIMIT_S = 560

@@ -29,10 +29,10 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.checkpoint.universal import open_universal, universal_folder
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import read_launch
+from aqtopo.distributed.process_group import TorchRanks, connect
 from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
-from aqtopo.training import distributed
-from aqtopo.training.distributed import TorchRanks, connect
 from aqtopo.training.engine import set_lrs
 
 TOY_BATCH = 24
@@ -212,7 +212,7 @@ def toy_steps(engine: Any, first: int, count: int, rank: int, world: int) -> lis
         loss = (engine(x[mine].to(dtype)).float() - y[mine]).square().mean()
         engine.backward(loss)
         engine.step()
-        losses.append(float(distributed.total(loss.detach().double().clone())) / world)
+        losses.append(float(process_group.total(loss.detach().double().clone())) / world)
     return losses
 
 

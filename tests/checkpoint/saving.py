@@ -21,7 +21,7 @@ from aqtopo.checkpoint import save
 from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import CheckpointConfig
-from aqtopo.training.distributed import TorchRanks
+from aqtopo.distributed.process_group import TorchRanks
 from aqtopo.training.stopping import Stop, StopRequests
 
 

@@ -14,9 +14,9 @@ from aqtopo.checkpoint import universal
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import open_universal, universal_folder
+from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 

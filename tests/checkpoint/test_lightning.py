@@ -10,11 +10,11 @@ import torch
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
-from aqtopo.checkpoint.lightning import read_lightning
-from aqtopo.checkpoint.lightning_match import ParameterOrder, rename
 from aqtopo.config import RunConfig
+from aqtopo.lightning.checkpoint import read_lightning
+from aqtopo.lightning.importer import import_lightning
+from aqtopo.lightning.match import ParameterOrder, rename
 from aqtopo.refusal import RefusedError
-from aqtopo.training.lightning_import import import_lightning
 from tests.events import events
 
 from .conftest import Job, run_jobs_in

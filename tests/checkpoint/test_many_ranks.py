@@ -11,11 +11,11 @@ from torch import Tensor
 
 from aqtopo.checkpoint.inspection import open_state
 from aqtopo.checkpoint.manifest import Manifest
-from aqtopo.checkpoint.ranks import SINGLE_RANK, SingleRank
 from aqtopo.checkpoint.restore import read_weights, restore_engine
 from aqtopo.checkpoint.shards import KINDS, fragments, part_size
 from aqtopo.checkpoint.universal import STEP, UniversalState, assigned_files, open_universal
 from aqtopo.config import load_config
+from aqtopo.distributed.rank_group import SINGLE_RANK, SingleRank
 from aqtopo.model import Terrain, build_model
 from aqtopo.training.resume import model_groups
 

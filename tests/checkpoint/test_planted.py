@@ -12,7 +12,6 @@ import torch
 
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS, POINTER, STATE_FILE, last_tag
 from aqtopo.checkpoint.universal import (
     LATEST,
@@ -24,6 +23,7 @@ from aqtopo.checkpoint.universal import (
 from aqtopo.checkpoint.weights import CONFIG_FILE
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
+from aqtopo.distributed.rank_group import SINGLE_RANK
 
 from .conftest import Ended, Job, run_jobs_in, tag_folder
 from .test_pickles import Payload

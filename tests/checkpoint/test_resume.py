@@ -11,11 +11,11 @@ import pytest
 
 from aqtopo.checkpoint.inspection import diff_states, open_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.ranks import SINGLE_RANK
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, update_pointer
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
 from aqtopo.distributed.launch import read_launch
+from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.locks import exclusive_lock
 from aqtopo.training.prepare import ResumeOptions, prepare, prepare_again

@@ -1,4 +1,4 @@
-"""RankGroup that cannot write: all are told the same, and the states before it are untouched."""
+"""Ranks that cannot write: all are told the same, and the states before it are untouched."""
 
 import json
 import os

@@ -12,11 +12,11 @@ import numpy as np
 
 from aqtopo.config import load_config
 from aqtopo.data import open_store
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import read_launch
 from aqtopo.distributed.watchdog import start_watchdog
 from aqtopo.refusal import retry_after
 from aqtopo.run_directory.run_log import RunLog
-from aqtopo.training import distributed
 from aqtopo.training.prepare import NEVER, Prepared, ResumeOptions, prepare
 from aqtopo.training.staging import staged
 
@@ -31,7 +31,7 @@ def main() -> None:
     bad, good = map(prepared, sys.argv[1:])
     log, found = RunLog(None, 1), {}
     with start_watchdog(launch, good.run_dir) as watchdog:
-        distributed.connect(launch)
+        process_group.connect(launch)
         try:
             with staged(bad, watchdog, log):
                 pass
@@ -42,11 +42,11 @@ def main() -> None:
             assert store.copy is not None
             found["shards"] = len(list(Path(store.copy).glob("fields/c/*/0/0/0")))
             found["equal"] = sum(np.array_equal(store.read(hour), there.read(hour)) for hour in range(480))
-            distributed.barrier()
-        distributed.barrier()
+            process_group.barrier()
+        process_group.barrier()
         found["left"] = Path(store.copy).exists()
         sys.stdout.write(f"{json.dumps(found)}\n")
-        distributed.disconnect()
+        process_group.disconnect()
 
 
 main()

@@ -1,4 +1,4 @@
-"""RankGroup that stop, die, stay away or have other data: the others end soon, and say which rank it was."""
+"""Ranks that stop, die, stay away or have other data: the others end soon, and say which rank it was."""
 
 import signal
 import socket

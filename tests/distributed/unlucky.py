@@ -10,9 +10,9 @@ import time
 from typing import Any
 
 from aqtopo.cli.main import main
+from aqtopo.distributed import process_group
 from aqtopo.model import AirQualityViT
 from aqtopo.refusal import RefusedError
-from aqtopo.training import distributed
 
 forward = AirQualityViT.forward
 
@@ -21,7 +21,7 @@ def unlucky_forward(self: AirQualityViT, *args: Any) -> Any:
     if self.training and os.environ["RANK"] == "1":
         if os.environ["ACCIDENT"] == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
-        distributed.disconnect = lambda: time.sleep(600)
+        process_group.disconnect = lambda: time.sleep(600)
         raise RefusedError("no memory for the attention")
     return forward(self, *args)
 

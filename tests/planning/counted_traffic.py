@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from aqtopo.config import load_config
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import Launch
 from aqtopo.model import Terrain, build_model
-from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
 
 KINDS = {
@@ -50,7 +50,7 @@ def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
     counted: Counter[str] = Counter()
     count_calls(counted)
     config = load_config(path)
-    device = distributed.connect(Launch("torch", rank, rank, world, world, "127.0.0.1", port))
+    device = process_group.connect(Launch("torch", rank, rank, world, world, "127.0.0.1", port))
     engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), world, device)
     rows, columns = config.data.grid
     counted.clear()
@@ -63,7 +63,7 @@ def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
         engine.step()
     if rank == 0:
         (folder / f"{world}.json").write_text(json.dumps(counted))
-    distributed.disconnect()
+    process_group.disconnect()
 
 
 def main() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from aqtopo.config import load_config
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import read_launch
 from aqtopo.model import Terrain, build_model
-from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
 
 
@@ -23,7 +23,7 @@ def _bytes(tensors: list[torch.Tensor]) -> int:
 def main() -> None:
     config = load_config(sys.argv[1])
     launch = read_launch()
-    device = distributed.connect(launch)
+    device = process_group.connect(launch)
     model = build_model(config, Terrain.flat(config.data.grid))
     engine = build_engine(config, model, launch.size, device)
     rows, columns = config.data.grid
@@ -44,7 +44,7 @@ def main() -> None:
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     held["moments"] = _bytes(moments)
     Path(sys.argv[2]).write_text(json.dumps(held))
-    distributed.disconnect()
+    process_group.disconnect()
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from aqtopo.config import load_config
+from aqtopo.distributed import process_group
 from aqtopo.distributed.launch import read_launch
 from aqtopo.model import Terrain, build_model
-from aqtopo.training import distributed
 from aqtopo.training.engine import build_engine
 
 
@@ -50,10 +50,10 @@ def peak_bytes(path: str, device: torch.device) -> int:
 
 
 def main() -> None:
-    device = distributed.connect(read_launch())
+    device = process_group.connect(read_launch())
     peaks = {path: peak_bytes(path, device) for path in sys.argv[2:]}
     Path(sys.argv[1]).write_text(json.dumps(peaks))
-    distributed.disconnect()
+    process_group.disconnect()
 
 
 if __name__ == "__main__":

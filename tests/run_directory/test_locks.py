@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.checkpoint.ranks import SINGLE_RANK, SingleRank
+from aqtopo.distributed.rank_group import SINGLE_RANK, SingleRank
 from aqtopo.refusal import BusyError
 from aqtopo.run_directory.locks import exclusive_lock, exclusive_lock_on_all_ranks, shared_lock
 

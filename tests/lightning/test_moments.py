@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aqtopo.checkpoint.lightning_proof import ambiguous_parameters, moments_fit
 from aqtopo.checkpoint.manifest import TensorInfo
+from aqtopo.lightning.moments import ambiguous_parameters, moments_fit
 
 PAIRS = ("norm1", "attn.qkv"), ("norm2", "mlp.fc1")
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from aqtopo.checkpoint.ranks import SINGLE_RANK, RankGroup
 from aqtopo.distributed.device import select_device
 from aqtopo.distributed.launch import Launch, export_launch, read_launch
+from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 
 COLLECTIVE_TIMEOUT_S = 1800.0
 """Default timeout of a collective [s]."""

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
-from aqtopo.checkpoint.lightning import collect, read_lightning, write_import
-from aqtopo.checkpoint.lightning_match import ParameterOrder, Rules
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
+from aqtopo.lightning.checkpoint import collect, read_lightning, write_import
+from aqtopo.lightning.match import ParameterOrder, Rules
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
 from aqtopo.training.resume import model_groups, next_samples, other_tensors

@@ -17,7 +17,11 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, load_torch, sync_and_hash, write_tensors
-from aqtopo.checkpoint.lightning_match import (
+from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
+from aqtopo.checkpoint.shards import MASTER
+from aqtopo.checkpoint.universal import write_universal
+from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.lightning.match import (
     NAMED_PARAMETERS,
     ParameterOrder,
     Rules,
@@ -25,11 +29,7 @@ from aqtopo.checkpoint.lightning_match import (
     match_parameters,
     rename,
 )
-from aqtopo.checkpoint.lightning_proof import ambiguous_parameters, contradicted, moments_fit
-from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
-from aqtopo.checkpoint.ranks import SINGLE_RANK
-from aqtopo.checkpoint.shards import MASTER
-from aqtopo.checkpoint.universal import write_universal
+from aqtopo.lightning.moments import ambiguous_parameters, contradicted, moments_fit
 from aqtopo.refusal import raise_problems
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from aqtopo.checkpoint.lightning_match import ParameterOrder, match_groups, match_parameters, rename
 from aqtopo.checkpoint.manifest import GroupInfo, TensorInfo
+from aqtopo.lightning.match import ParameterOrder, match_groups, match_parameters, rename
 from aqtopo.refusal import RefusedError
 
 

@@ -1,6 +1,6 @@
 """Interface to the processes of a run: their number, barriers and collectives.
 
-`aqtopo.training.distributed` implements it with torch.distributed; single-process commands use `SINGLE_RANK`.
+`process_group` implements it with torch.distributed; single-process commands use `SINGLE_RANK`.
 """
 
 import json

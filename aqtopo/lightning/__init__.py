@@ -1,0 +1,1 @@
+"""Import of checkpoints that PyTorch Lightning wrote."""
