@@ -20,6 +20,9 @@ DEADLINES_S: Mapping[str, float] = {
 }
 """Deadline by phase [s]; AQTOPO_DEADLINES="step=60,data=30" overrides some."""
 
+STACKS = "stacks"
+"""Folder of the run directory for the stack dumps of ranks that miss a deadline."""
+
 SCALE_WITH_WORK = ("data", "first step", "step", "validation")
 """Phases whose work per rank grows if the run has fewer ranks."""
 

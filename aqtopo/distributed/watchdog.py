@@ -22,15 +22,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, TypeVar
 
-from aqtopo.distributed.deadlines import read_deadlines
+from aqtopo.distributed.deadlines import STACKS, read_deadlines
 from aqtopo.distributed.heartbeat_store import HeartbeatStore, abridged, is_connection_error
 from aqtopo.distributed.launch import Launch, export_launch
 from aqtopo.refusal import LostRankError, RefusedError
 
 Result = TypeVar("Result")
-
-STACKS = "stacks"
-"""Folder of the run directory for the ranks' stack dumps."""
 
 MAX_POLL_S = 2.0
 """Longest time between two heartbeats of a rank [s]; with 400 ranks, rank 0 receives 200 a second."""

@@ -15,12 +15,6 @@ from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, raise_p
 
 METRICS_FILE = "metrics.jsonl"
 
-STACKS = "stacks"
-"""Folder of the run directory in which ranks write their stacks."""
-
-RESTART_REASON = "asked to stop and to be started again"
-"""Reason in the stop line of a run that is requeued."""
-
 ByName = dict[str, Annotated[list[float], Field(min_length=1)]]
 
 

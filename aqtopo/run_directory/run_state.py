@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from aqtopo.distributed.watchdog import STACKS
+from aqtopo.distributed.deadlines import STACKS
 from aqtopo.run_directory.log_file import (
     METRICS_FILE,
     Line,

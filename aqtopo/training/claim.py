@@ -14,9 +14,9 @@ from aqtopo.checkpoint.manifest import package_versions, source_commit
 from aqtopo.checkpoint.tags import UNFINISHED, list_tags, remove_stale, repair_pointer
 from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig
+from aqtopo.distributed.deadlines import STACKS
 from aqtopo.distributed.launch import Launch
 from aqtopo.distributed.rank_group import RankGroup
-from aqtopo.distributed.watchdog import STACKS
 from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import RUN_FILE, RunFile

@@ -17,7 +17,6 @@ from aqtopo.model import AirQualityViT
 from aqtopo.model.attention import ALPHA
 
 PREFERENCES: dict[str, tuple[str, Callable[[float], float]]] = {
-    ".attn.upwind": ("upwind", float),
     ".attn.locality.travel": ("travel [h]", lambda days: 24.0 * days),
     ".attn.locality.log_reach": ("width [patches]", math.exp),
 }

@@ -3,7 +3,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aqtopo.distributed.watchdog import STACKS, Heartbeat, _find_culprits
+from aqtopo.distributed.deadlines import STACKS
+from aqtopo.distributed.watchdog import Heartbeat, _find_culprits
 
 NO_CULPRIT = "no other rank is silent, behind or has failed"
 

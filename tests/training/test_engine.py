@@ -98,9 +98,7 @@ def test_wholly_frozen_group_is_named() -> None:
 
 
 def test_preferences_are_told_in_hours_and_patches_by_block() -> None:
-    config = ModelConfig(
-        patch=2, dim=16, depth=1, heads=2, regions=(1, 1), upwind_bias=True, local_bias="origin"
-    )
+    config = ModelConfig(patch=2, dim=16, depth=1, heads=2, regions=(1, 1), local_bias="origin")
     model = AirQualityViT(config, Terrain.flat((8, 8)), variables=3, targets=1)
     learnt = {
         name: weight.tolist()
@@ -108,7 +106,6 @@ def test_preferences_are_told_in_hours_and_patches_by_block() -> None:
         if name.endswith(tuple(PREFERENCES))
     }
     assert preferences_in_units(learnt) == {
-        "blocks.0 upwind": [1.0, 1.0],
         "blocks.0 travel [h]": [0.0, 24.0],
         "blocks.0 width [patches]": pytest.approx([0.75, 1.5]),
     }
