@@ -5,7 +5,7 @@ failures are shown elsewhere in this folder, or where a file is named:
 
 | without a word in DeepSpeed 0.19.8 | shown by |
 |---|---|
-| groups restored by position | test_engine_in_another_order_are_restored_by_name |
+| groups restored by position | test_groups_in_another_order_are_restored_by_name |
 | groups split or joined | test_changes: test_other_group_is_refused_until_allowed |
 | round_robin_gradients | test_engine_that_cannot_be_resumed_is_refused |
 | buffers and frozen parameters left out | test_buffers_and_frozen_parameters_are_restored |
@@ -170,7 +170,7 @@ def test_every_failure_is_shown_by_tests_that_exist() -> None:
     assert not {name for name in named - modules if f"def {name}(" not in text}
 
 
-def test_engine_in_another_order_are_restored_by_name(outcomes: dict[str, Outcome]) -> None:
+def test_groups_in_another_order_are_restored_by_name(outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes["reordered groups"]
     assert_same(outcome)
     assert outcome.resumed["losses"] == pytest.approx(outcome.truth["losses"], rel=1e-5)

@@ -1,4 +1,4 @@
-"""Runs the `triton.jit` functions in Triton's interpreter, in a process of its own.
+"""Runs the `triton.jit` functions in Triton's interpreter, in a separate process.
 
 Whether a kernel is interpreted or compiled is decided when its module is imported, so both need processes.
 What the kernels write into is poisoned with NaN and stands between guard bands: an element left out or one
@@ -41,7 +41,7 @@ def _start() -> None:
 
 
 def attend(dout: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
-    """(out, lse), and with dout also (dq, dk, dv, dalpha or an empty tensor)."""
+    """Return (out, lse), and with dout also (dq, dk, dv, dalpha or an empty tensor)."""
     from aqtopo_kernels.elevation_attention import launch
 
     with Poison():
@@ -63,7 +63,7 @@ def differentiate(
     order: Tensor,
     scale: float,
 ) -> tuple[tuple[Tensor, ...], list[str]]:
-    """(out, dq, dk, dv, dalpha) of what callers use, and which functions of `launch` computed them."""
+    """Return (out, dq, dk, dv, dalpha) of the operator, and the functions of `launch` that ran."""
     from aqtopo_kernels import elevation_attention
     from aqtopo_kernels.elevation_attention import launch
 
@@ -99,7 +99,7 @@ def check_operator(
     order: Tensor,
     scale: float,
 ) -> dict[str, str]:
-    """What `opcheck` finds."""
+    """Return the result of `opcheck`."""
     del dout, scale
     import aqtopo_kernels  # noqa: F401 - registers the operator
 
@@ -110,7 +110,7 @@ def check_operator(
 
 
 def move(x: Tensor, order: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
-    """wind_gather's result, and x scattered."""
+    """Return x gathered and x scattered."""
     from aqtopo_kernels.wind_gather import launch
 
     with Poison():
@@ -118,14 +118,14 @@ def move(x: Tensor, order: Tensor, add: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def is_interpreted() -> list[str]:
-    """What stands behind the kernels' names."""
+    """Return the types of the kernels."""
     from aqtopo_kernels.elevation_attention import kernel
 
     return [type(getattr(kernel, name)).__name__ for name in dir(kernel) if name.endswith("_kernel")]
 
 
 def to_bfloat16(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x rounded by bits, x cut by bits, and what of the cut is summed."""
+    """Return x rounded and truncated by bits, and the truncated values in float32."""
     from tests.kernels.bits_kernel import bits_kernel
 
     rounded, cut = torch.empty_like(x, dtype=torch.bfloat16), torch.empty_like(x, dtype=torch.bfloat16)
@@ -135,7 +135,7 @@ def to_bfloat16(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Poison:
-    """Within, `new_empty` returns NaN between guard bands; at the end the bands must be untouched."""
+    """Make `new_empty` return NaN between guard bands, and check at the end that the bands are unchanged."""
 
     def __enter__(self) -> None:
         torch.Tensor.new_empty = _poisoned  # type: ignore[method-assign, assignment]

@@ -1,4 +1,4 @@
-"""The gates on compiled kernels: they fail when a register, a spill or an opcode gets worse."""
+"""Tests of compiled kernels: they fail if registers, spills or opcodes regress."""
 
 import json
 import os
@@ -45,7 +45,7 @@ EFF1 = {
     ("dkdv", "bf16"): 0.78,
     ("dkdv_plain", "bf16"): 0.80,
 }
-"""What is reached on gfx90a, less a percent or two."""
+"""Lower limits on gfx90a: the measured value less one or two percent."""
 
 OPCODES: dict[tuple[str, str], Callable[[str], bool]] = {
     ("gfx90a", "fp32"): lambda name: name in ("v_mfma_f32_32x32x2f32", "v_mfma_f32_16x16x4f32"),
@@ -104,7 +104,7 @@ def test_on_gfx90a_nothing_spills_and_two_waves_fit(dtype: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_on_gfx90a_the_matrix_unit_is_kept_busy(dtype: str) -> None:
+def test_eff1_on_gfx90a_reaches_its_limits(dtype: str) -> None:
     for name, row in matrix_kernels("gfx90a", dtype).items():
         assert row["useful"] == 1.0, row
         if row["eff1"] is None:
@@ -114,7 +114,7 @@ def test_on_gfx90a_the_matrix_unit_is_kept_busy(dtype: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("arch", "dtype"), OPCODES)
-def test_products_use_the_instructions_of_their_type_and_spill_nothing(arch: str, dtype: str) -> None:
+def test_matrix_products_use_the_instructions_of_their_dtype_without_spills(arch: str, dtype: str) -> None:
     is_right = OPCODES[arch, dtype]
     for row in matrix_kernels(arch, dtype).values():
         assert row["matrix_instructions"], row
@@ -140,7 +140,7 @@ def test_wider_heads_fit_into_lds_and_spill_nothing_in_float32(width: int, least
 
 
 @pytest.mark.slow
-def test_a_node_that_starts_from_the_filled_cache_compiles_nothing(tmp_path: Path) -> None:
+def test_a_node_with_a_filled_cache_does_not_compile(tmp_path: Path) -> None:
     filled = tmp_path / "cache"
     command = ("-m", "aqtopo_kernels.aot", "--arch", "gfx90a", "--dtype", "bf16", "--out", str(filled))
     done = run(*command, cache_dir=tmp_path / "elsewhere")
@@ -159,9 +159,9 @@ for head_dim in (96, 48):
         launch_all(torch.bfloat16, batch=2, head_dim=head_dim, heads=4, tokens=16384)
     print(len(compilations), sum(not compilation.cached for compilation in compilations))
 """
-    told = run("-c", launch, cache_dir=filled)
-    assert told.returncode == 0, told.stderr
-    same, other = (tuple(map(int, line.split())) for line in told.stdout.splitlines())
+    result = run("-c", launch, cache_dir=filled)
+    assert result.returncode == 0, result.stderr
+    same, other = (tuple(map(int, line.split())) for line in result.stdout.splitlines())
     assert same == (14, 0)
     assert other[1] >= 10
 
@@ -169,11 +169,9 @@ for head_dim in (96, 48):
 @pytest.mark.parametrize(
     ("lds_bytes", "warps", "occupancy"), [(16384, 4, 3), (32768, 4, 2), (36864, 8, 2), (36864, 2, 1)]
 )
-def test_occupancy_is_by_registers_or_by_lds_and_that_of_the_simds_that_work(
-    lds_bytes: int, warps: int, occupancy: int
-) -> None:
-    told = {"vgpr_count": 150, "agpr_count": 0, "vgpr_spill_count": 0, "sgpr_spill_count": 0}
-    assembly = "; Occupancy: 3\n" + "\n".join(f".{name}: {value}" for name, value in told.items())
+def test_occupancy_is_limited_by_registers_or_lds(lds_bytes: int, warps: int, occupancy: int) -> None:
+    counts = {"vgpr_count": 150, "agpr_count": 0, "vgpr_spill_count": 0, "sgpr_spill_count": 0}
+    assembly = "; Occupancy: 3\n" + "\n".join(f".{name}: {value}" for name, value in counts.items())
     assert read_amd(assembly, lds_bytes, warps).occupancy == occupancy
 
 
@@ -185,23 +183,21 @@ def test_occupancy_is_by_registers_or_by_lds_and_that_of_the_simds_that_work(
         (["--heads", "-8"], "--heads -8: must be at least 1"),
         (["--out", __file__], f"{Path(__file__).name}: not a folder that can be written"),
         (["--out", "/proc/cache"], "/proc/cache: not a folder that can be written"),
-        (
-            ["--out", "/proc"],
-            "/proc: not a folder that can be written",
-        ),  # it is there, and root cannot write it
+        # It exists, and root cannot write it.
+        (["--out", "/proc"], "/proc: not a folder that can be written"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(
+def test_invalid_options_are_refused(
     options: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(options)
-    told = capsys.readouterr()
-    assert message in told.err
-    assert not told.out
+    result = capsys.readouterr()
+    assert message in result.err
+    assert not result.out
 
 
-def test_a_disk_that_fills_meanwhile_ends_in_one_message(
+def test_a_full_disk_gives_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))  # and put back what it was
@@ -212,13 +208,13 @@ def test_a_disk_that_fills_meanwhile_ends_in_one_message(
             main(["--arch", "gfx90a", "--dtype", "bf16", "--out", str(tmp_path)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    told = capsys.readouterr()
-    assert f"no room for what is compiled (File too large): it is written to {tmp_path}" in told.err
-    assert "Traceback" not in told.err
-    assert not told.out
+    result = capsys.readouterr()
+    assert f"no space for the compiled kernels (File too large); they are written to {tmp_path}" in result.err
+    assert "Traceback" not in result.err
+    assert not result.out
 
 
-def test_the_interpreter_which_compiles_nothing_is_refused(
+def test_the_interpreter_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")

@@ -26,7 +26,7 @@ def test_a_device_without_implementation_is_refused_by_name() -> None:
         backend_for("xpu")
 
 
-def test_missing_triton_is_said_and_nothing_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_triton_is_an_error_without_a_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr("aqtopo_kernels.backend.find_spec", lambda _: None)
     with pytest.raises(ValueError, match="wind_gather needs Triton"):
@@ -43,7 +43,7 @@ def test_triton_refuses_heads_it_has_no_kernels_for(
         elevation_attention(q, q, q, torch.zeros(1, 2), torch.zeros(1))
 
 
-def test_bfloat16_which_the_interpreter_gets_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_is_refused_in_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     q = torch.zeros(1, 1, 2, 16, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match=r"elevation_attention .* bfloat16 in Triton's interpreter"):
@@ -60,12 +60,12 @@ def test_a_kernel_is_launched_on_its_tensors_device() -> None:
     assert isinstance(current_device(torch.device("cpu")), nullcontext)
 
 
-def test_on_the_cpu_plain_attention_is_left_to_torch() -> None:
+def test_plain_attention_on_the_cpu_uses_pytorch() -> None:
     assert not better_than_torch("cpu", torch.float32, 96)
 
 
 @pytest.mark.parametrize(("arch", "expected"), [("gfx90a:sramecc+:xnack-", True), ("gfx942", False)])
-def test_where_torch_s_own_kernel_is_slow_plain_attention_is_fused(
+def test_plain_attention_uses_the_kernels_where_pytorch_is_slower(
     arch: str, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Properties:

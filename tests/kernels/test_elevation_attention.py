@@ -44,13 +44,13 @@ def test_equals_the_published_formula_token_by_token() -> None:
             torch.testing.assert_close(out[0, h, i], weights @ a["v"][0, h], rtol=1e-12, atol=1e-12)
 
 
-def test_flat_ground_is_plain_attention() -> None:
+def test_flat_terrain_is_plain_attention() -> None:
     a = make_arguments() | {"elevation": torch.full((2, 7), 4370.0, dtype=torch.float64)}
     plain = functional.scaled_dot_product_attention(a["q"], a["k"], a["v"])
     torch.testing.assert_close(elevation_attention(**a), plain, rtol=1e-12, atol=1e-12)
 
 
-def test_what_lies_higher_than_the_query_is_hindered_and_what_lies_lower_is_not() -> None:
+def test_the_bias_acts_on_higher_keys_and_not_on_lower_ones() -> None:
     a = make_arguments(batch=1, heads=1, tokens=2) | {"alpha": torch.tensor([2.0], dtype=torch.float64)}
     a["k"] = torch.zeros_like(a["k"])
     a["v"] = torch.eye(2, 4, dtype=torch.float64)[None, None]
@@ -138,7 +138,7 @@ def test_each_input_gets_its_gradient_alone(needed: str) -> None:
     assert_same(gradients[:1], gradients[1:], 1e-12)
 
 
-def test_strided_inputs_give_what_contiguous_ones_give() -> None:
+def test_strided_inputs_equal_contiguous_ones() -> None:
     a = make_arguments()
     strided = {name: x.transpose(1, 2).contiguous().transpose(1, 2) for name, x in a.items() if x.ndim == 4}
     assert not strided["q"].is_contiguous()
@@ -151,7 +151,7 @@ def random_orders(batch: int, tokens: int, seed: int = 0) -> Tensor:
 
 
 def differentiate(attend: Callable[..., Tensor], a: Arguments, order: Tensor | None = None) -> list[Tensor]:
-    """The result and the gradients of q, k, v and alpha."""
+    """Return the result and the gradients of q, k, v and alpha."""
     leaves = {name: a[name].detach().requires_grad_() for name in ("q", "k", "v", "alpha")}
     out = attend(**leaves, elevation=a["elevation"], order=order)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -173,7 +173,7 @@ TERRAINS: dict[str, Callable[[int, int], Tensor]] = {
 
 @pytest.mark.parametrize("terrain", TERRAINS)
 @pytest.mark.parametrize("tokens", [1, 2, 3, 37, 129, 257])
-def test_any_terrain_gives_what_the_formula_gives(terrain: str, tokens: int) -> None:
+def test_any_terrain_equals_the_formula(terrain: str, tokens: int) -> None:
     a = make_arguments(tokens=tokens, width=16) | {"elevation": TERRAINS[terrain](2, tokens).double()}
     order = random_orders(2, tokens)
     exact = differentiate(elevation_attention_reference, a, order)
@@ -182,7 +182,7 @@ def test_any_terrain_gives_what_the_formula_gives(terrain: str, tokens: int) -> 
 
 @pytest.mark.parametrize("tokens", [63, 64, 65, 128, 200])
 @pytest.mark.parametrize("shared", [True, False])
-def test_bands_and_groups_of_heads_are_put_together_seamlessly(
+def test_bands_and_head_groups_are_merged_exactly(
     tokens: int, shared: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu, "_BAND", 64)
@@ -204,7 +204,7 @@ def test_bands_and_groups_of_heads_are_put_together_seamlessly(
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=40, deadline=None)
-def test_any_shape_gives_what_the_formula_gives(
+def test_any_shape_equals_the_formula(
     batch: int, heads: int, tokens: int, width: int, alpha: float, scale: float | None, seed: int
 ) -> None:
     a = make_arguments(batch, heads, tokens, width, seed)
@@ -235,7 +235,7 @@ def test_errors_are_at_most_twice_those_of_the_dense_formula_in_the_same_dtype(
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor, order: None) -> Tensor:
-    """PyTorch's own attention, the bias as its mask."""
+    """Compute PyTorch's attention with the bias as its mask."""
     rise = (elevation[:, None, None, :] - elevation[:, None, :, None]).clamp_min(0.0) / 1000.0
     bias = (-alpha[:, None, None] * rise).to(q.dtype)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
@@ -250,7 +250,7 @@ def test_repeated_calls_agree_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("order", ["identity", "reverse"])
-def test_orders_that_are_easily_confused(order: str) -> None:
+def test_an_order_and_its_inverse_are_not_confused(order: str) -> None:
     a = make_arguments(tokens=40)
     rows = torch.arange(40).expand(2, -1)
     rows = rows if order == "identity" else rows.flip(1)
@@ -266,7 +266,7 @@ def test_without_elevation_it_is_plain_attention() -> None:
         torch.testing.assert_close(out[b], plain[b][:, order[b]], rtol=1e-12, atol=1e-12)
 
 
-def test_no_matrix_of_all_pairs_is_ever_made() -> None:
+def test_no_tensor_has_size_n_x_n() -> None:
     a = {name: x.float() for name, x in make_arguments(1, 1, 3000, 16).items()}
     largest = []
 
@@ -300,21 +300,21 @@ def test_compiles_into_one_graph() -> None:
     assert_same(differentiate(compiled, a, order), differentiate(elevation_attention, a, order), 1e-14)
 
 
-def test_a_shape_beyond_32_bits_goes_through_on_paper() -> None:
+def test_a_shape_beyond_32_bits_works_on_meta_tensors() -> None:
     shape = (4, 64, 2**17, 128)  # 2^32 elements, none of them there
     q, k, v = (torch.empty(shape, device="meta", dtype=torch.float16) for _ in range(3))
     out = elevation_attention(q, k, v, torch.empty(4, 2**17, device="meta"), torch.empty(1, device="meta"))
     assert out.shape == shape
 
 
-def test_debugging_leaves_an_order_without_values_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debugging_skips_meta_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AQTOPO_KERNELS_DEBUG", "1")
     q = torch.empty((2, 3, 7, 4), device="meta")
     order = torch.empty((2, 7), device="meta", dtype=torch.int64)
     assert elevation_attention(q, q, q, order=order).shape == q.shape
 
 
-def test_the_reference_runs_when_asked_for_and_no_other_stand_in() -> None:
+def test_only_the_reference_can_be_requested_on_every_device() -> None:
     a = make_arguments()
     asked = elevation_attention(**a, backend="reference")
     assert torch.equal(asked, elevation_attention_reference(**a))
@@ -357,7 +357,7 @@ BAD: list[tuple[str, Callable[[Arguments], Tensor | None], str]] = [
 
 
 @pytest.mark.parametrize(("name", "make_bad", "message"), BAD)
-def test_refuses_what_does_not_fit_and_names_it(
+def test_invalid_arguments_are_refused_by_name(
     name: str, make_bad: Callable[[Arguments], Tensor | None], message: str
 ) -> None:
     a = make_arguments()

@@ -53,7 +53,7 @@ def attend(interpreter: Interpreter, a: Arguments) -> dict[str, Tensor]:
 
 
 def reference(a: Arguments, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The formula and its gradients by autograd, everything computed and stored in dtype."""
+    """Return the formula's result and its autograd gradients, computed and stored in dtype."""
     q, k, v, alpha = (a[name].to(dtype).requires_grad_() for name in ("q", "k", "v", "alpha"))
     out = elevation_attention_reference(q, k, v, a["elevation"].to(dtype), alpha, a["order"], a["scale"])
     gradients = torch.autograd.grad(out, (q, k, v, alpha), a["dout"].to(dtype))
@@ -74,7 +74,7 @@ def assert_as_good_as_pytorch(a: Arguments, results: dict[str, Tensor], floor: f
         assert error <= 2 * max(allowed, floor), f"{name}: {error:.1e}, PyTorch's own {allowed:.1e}"
 
 
-def test_the_very_kernels_are_interpreted(interpreter: Interpreter) -> None:
+def test_the_kernels_run_in_the_interpreter(interpreter: Interpreter) -> None:
     assert interpreter.run(triton_side.is_interpreted) == ["InterpretedFunction"] * 4
 
 
@@ -123,14 +123,14 @@ def test_wide_heads_agree_with_the_formula(interpreter: Interpreter, width: int)
     assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
 
 
-def test_the_factor_on_q_k_need_not_be_that_of_the_width(interpreter: Interpreter) -> None:
+def test_the_scale_can_differ_from_that_of_the_width(interpreter: Interpreter) -> None:
     """A model with a local bias has wider heads, and keeps the factor of its own width."""
     a = make_arguments(tokens=40, width=32) | {"scale": 16**-0.5}
     assert_as_good_as_pytorch(a, attend(interpreter, a), floor=5e-7)
 
 
 @pytest.mark.parametrize("elevation", [0.0, 9000.0], ids=["sea level", "plateau"])
-def test_level_ground_is_plain_attention(interpreter: Interpreter, elevation: float) -> None:
+def test_flat_terrain_is_plain_attention(interpreter: Interpreter, elevation: float) -> None:
     a = make_arguments(tokens=65) | {"elevation": torch.full((1, 65), elevation)}
     level = attend(interpreter, a)
     plain = attend(interpreter, a | {"elevation": None, "alpha": None})
@@ -261,7 +261,7 @@ def test_the_operator_is_registered_in_full_for_these_kernels(interpreter: Inter
     assert set(found.values()) == {"SUCCESS"}
 
 
-def test_bits_round_to_the_nearest_and_cut_towards_zero(interpreter: Interpreter) -> None:
+def test_by_bits_rounds_to_nearest_and_truncates_towards_zero(interpreter: Interpreter) -> None:
     x = torch.rand(1024, generator=torch.Generator().manual_seed(0)) * 2.0 ** torch.arange(-60, 4).repeat(16)
     rounded, cut, summed = interpreter.run(triton_side.to_bfloat16, x)
     assert torch.equal(rounded, x.bfloat16())
@@ -270,7 +270,7 @@ def test_bits_round_to_the_nearest_and_cut_towards_zero(interpreter: Interpreter
     assert ((x - summed) <= x * 2.0**-7).all()
 
 
-def test_cut_weights_sum_to_one_as_exactly_as_rounded_ones() -> None:
+def test_truncated_weights_sum_to_one_as_exactly_as_rounded_ones() -> None:
     generator = torch.Generator().manual_seed(1)
     weights = torch.rand((256, 2048), generator=generator).mul(6).exp()
     values = torch.randn((2048, 16), generator=generator)

@@ -35,14 +35,14 @@ def test_row_r_is_token_order_r_and_scatter_puts_it_back(
 
 @given(**cases)
 @settings(max_examples=40, deadline=None)
-def test_the_inverse_order_says_where_a_token_went(batch: int, tokens: int, seed: int) -> None:
+def test_the_inverse_order_gives_the_position_of_each_token(batch: int, tokens: int, seed: int) -> None:
     _, order = random_case(batch, tokens, seed)
     inverse = invert_order(order.int())
     assert torch.equal(order.gather(1, inverse), torch.arange(tokens).expand(batch, tokens))
 
 
 @pytest.mark.parametrize("batch_of_add", [1, 2])
-def test_what_is_added_is_in_the_new_order(batch_of_add: int) -> None:
+def test_the_added_tensor_is_in_the_new_order(batch_of_add: int) -> None:
     x, order = random_case(2, 5, seed=1)
     add = torch.arange(batch_of_add * 15, dtype=torch.float64).view(batch_of_add, 5, 3)
     assert torch.equal(wind_gather(x, order, add), wind_gather(x, order) + add)
@@ -109,7 +109,7 @@ BAD: list[tuple[Callable[[Tensor, Tensor], Tensor], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)
-def test_refuses_what_does_not_fit_and_names_it(
+def test_invalid_arguments_are_refused_by_name(
     call: Callable[[Tensor, Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -7,7 +7,7 @@ from torch import Tensor
 from aqtopo_kernels import wind_order, wind_sector
 
 TABLE = torch.tensor([[0, 1, 2, 3], [2, 3, 0, 1], [3, 2, 1, 0], [1, 0, 3, 2], [0, 2, 1, 3]])
-"""Four sectors and calm, for regions of 2 x 2 patches: the rows need not make sense."""
+"""Arbitrary table of four sectors and calm, for regions of 2 x 2 patches."""
 
 
 def field(value: float, batch: int = 1) -> Tensor:
@@ -21,7 +21,7 @@ def order(u: Tensor, v: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("u", "v", "row"), [(5, 0, 0), (0, 5, 1), (-5, 0, 2), (0, -5, 3), (0.1, 0.1, 4), (float("nan"), 1, 4)]
 )
-def test_each_region_is_visited_as_its_row_of_the_table_says(u: float, v: float, row: int) -> None:
+def test_each_region_follows_its_row_of_the_table(u: float, v: float, row: int) -> None:
     found = order(field(u), field(v))[0].view(6, 4)
     corner = torch.tensor([0, 2, 4, 12, 14, 16])[:, None]
     inside = torch.tensor([0, 1, 6, 7])[TABLE[row]]
@@ -68,7 +68,7 @@ def test_compiles_into_one_graph() -> None:
         (field(0), (2, 3), TABLE.to("meta"), "device cpu, but got torch.int64 on meta"),
     ],
 )
-def test_refuses_what_does_not_fit_and_names_it(
+def test_invalid_arguments_are_refused_by_name(
     u: Tensor, regions: tuple[int, int], table: Tensor, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,5 +1,5 @@
-"""Compiles the kernels for GPUs that are not there, and reads what came out.
+"""Ahead-of-time compilation of the kernels without a GPU, and analysis of the machine code.
 
-`python -m aqtopo_kernels.aot` runs the ordinary launch functions on tensors without memory, under a stand-in
-for the driver: what is compiled is exactly what a node would compile, so its cache can be filled beforehand.
+`python -m aqtopo_kernels.aot` runs the launch functions on meta tensors with a stand-in for the GPU driver.
+It compiles exactly the kernels that a node compiles, so it can fill Triton's cache beforehand.
 """

@@ -1,4 +1,4 @@
-"""`python -m aqtopo_kernels.aot`: compile every kernel without a GPU, print what came out, fill a cache."""
+"""`python -m aqtopo_kernels.aot`: compile every kernel without a GPU, print an analysis, fill a cache."""
 
 # ruff: noqa: T201 - this is a command
 
@@ -34,7 +34,7 @@ _COLUMNS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; options that do not fit end it with code 2, as argparse does."""
+    """Run the command; invalid options exit with code 2, as argparse does."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if problem := _problem(options):
@@ -42,14 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         knobs.cache.dir = str(options.out)
     if find_llvm_mca() is None and any(arch.startswith("gfx") for arch in options.arch):
-        print("No llvm-mca (Debian: llvm-22): eff1 stays empty.", file=sys.stderr)
+        print("No llvm-mca (Debian: llvm-22): eff1 is left empty.", file=sys.stderr)
     try:
         rows = _compile(options)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = f"{knobs.cache.dir} and, for NVIDIA, to {gettempdir()}"
-        parser.error(f"no room for what is compiled ({error.strerror}): it is written to {where}")
+        parser.error(f"no space for the compiled kernels ({error.strerror}); they are written to {where}")
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
@@ -59,12 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-_ADVICE = """Set TRITON_CACHE_DIR to a copy of {out} on each node, and no rank compiles at the start of a job.
-The cache's keys hash Triton itself: fill it inside the container that will run.
-It serves counts of tokens that divide by 16 and by the kernels' blocks where {tokens} does."""
+_ADVICE = """Set TRITON_CACHE_DIR to a copy of {out} on each node; then no rank compiles at job start.
+The cache's keys include a hash of Triton: fill it inside the container of the job.
+It is valid for token counts that are multiples of 16 and of the kernels' blocks where {tokens} is."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""The disk is full, the user's share of it is, or a file may not get so long."""
+"""Errors of a full disk, an exceeded quota and an exceeded file size limit."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _problem(options: argparse.Namespace) -> str | None:
-    """What argparse cannot see by itself; None if all is well."""
+    """Return the problem with the options that argparse does not detect; None if there is none."""
     if knobs.runtime.interpret:
-        return "TRITON_INTERPRET is set, and the interpreter compiles nothing: unset it"
+        return "TRITON_INTERPRET is set, and the interpreter does not compile; unset it"
     for name in ("heads", "tokens"):
         if getattr(options, name) < 1:
             return f"argument --{name} {getattr(options, name)}: must be at least 1"
@@ -103,10 +103,12 @@ def _problem(options: argparse.Namespace) -> str | None:
 
 
 def _compile(options: argparse.Namespace) -> list[Row]:
-    """All rows, each announced on stderr: a kernel takes seconds the first time."""
+    """Return all rows; print progress to stderr, because compiling a kernel takes seconds."""
     rows = []
     sizes = {"head_dim": options.head_dim, "heads": options.heads, "tokens": options.tokens}
-    for row, compilation in survey(options.arch, options.dtype, **sizes, twins=options.out is not None):
+    for row, compilation in survey(
+        options.arch, options.dtype, **sizes, all_variants=options.out is not None
+    ):
         how = "cached" if compilation.cached else "compiled"
         print(f"{how} {row['kernel']} {row['dtype']} {row['arch']}", file=sys.stderr)
         rows.append(row)

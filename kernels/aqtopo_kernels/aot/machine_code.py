@@ -1,6 +1,6 @@
-"""Reads compiled kernels: registers, spills, the inner loop and its matrix instructions.
+"""Analysis of compiled kernels: registers, spills, the inner loop and its matrix instructions.
 
-AMD's assembly carries its own accounting; NVIDIA's is read from the cubin with the tools that Triton ships.
+AMD's assembly contains the register counts; NVIDIA's are read from the cubin with the tools in Triton.
 """
 
 import re
@@ -20,16 +20,16 @@ _LDS_BYTES = 65536
 
 @dataclass(frozen=True)
 class MachineCode:
-    """What a kernel needs, and what its inner loop does.
+    """Resources of a kernel, and the instructions of its inner loop.
 
     Attributes:
-        vgprs: vector registers a lane in all (AGPRs included), or registers a thread on NVIDIA.
-        agprs: those of them that only matrix instructions reach.
+        vgprs: vector registers per lane (AGPRs included), or registers per thread on NVIDIA.
+        agprs: those of them that only matrix instructions can use.
         vgpr_spills: vector registers written to memory; on NVIDIA, stores of spilled registers.
         sgpr_spills: scalar registers spilled.
-        occupancy: wavefronts a SIMD (warps a scheduler) that has any, by registers and by LDS, the smaller.
+        occupancy: wavefronts per busy SIMD (warps per scheduler), limited by registers and LDS.
         matrix_instructions: opcodes and counts in the whole kernel.
-        loop: the inner loop, an instruction a line, without labels, directives, branches and barriers.
+        loop: the inner loop, one instruction per line, without labels, directives, branches and barriers.
     """
 
     vgprs: int
@@ -42,14 +42,14 @@ class MachineCode:
 
 
 def read_amd(assembly: str, lds_bytes: int, warps: int) -> MachineCode:
-    """Reads the text of an `amdgcn` file; occupancy also goes by the LDS that Triton asks for at launch."""
+    """Analyse an `amdgcn` file; the LDS size at launch also limits the occupancy."""
 
     def number(pattern: str) -> int:
         match = re.search(pattern, assembly)
         assert match, f"no {pattern} in the assembly: the compiler's format has changed"
         return int(match[1])
 
-    # One program of two warps leaves SIMDs idle; those that work have a wavefront.
+    # A program of two warps leaves SIMDs idle; each busy SIMD has one wavefront.
     by_lds = max(_LDS_BYTES // max(lds_bytes, 1) * warps // 4, 1)
     return MachineCode(
         vgprs=number(r"\.vgpr_count:\s+(\d+)"),
@@ -63,13 +63,13 @@ def read_amd(assembly: str, lds_bytes: int, warps: int) -> MachineCode:
 
 
 def read_nvidia(cubin: Path, shared_bytes: int, shared_limit: int, warps: int) -> MachineCode:
-    """Reads a cubin by cuobjdump and nvdisasm; a multiprocessor's programs share shared_limit bytes."""
+    """Analyse a cubin with cuobjdump and nvdisasm; programs of a multiprocessor share shared_limit bytes."""
     usage = _tool("cuobjdump", "--dump-resource-usage", str(cubin))
     registers = re.search(r"REG:(\d+)", usage)
-    assert registers, "cuobjdump tells no registers: its format has changed"
+    assert registers, "no registers in the output of cuobjdump: its format has changed"
     text = _tool("nvdisasm", "--print-code", str(cubin))
     instructions = [re.sub(r"^\s*(/\*\w+\*/)?\s*", "", line) for line in text.splitlines()]
-    # Registers are handed out 256 a warp at a time.
+    # Registers are allocated in units of 256 per warp.
     per_warp = -(-int(registers[1]) * 32 // 256) * 256
     by_registers = 65536 // per_warp // warps
     by_shared = shared_limit // max(shared_bytes, 1)
@@ -85,7 +85,7 @@ def read_nvidia(cubin: Path, shared_bytes: int, shared_limit: int, warps: int) -
 
 
 def is_transcendental(instruction: str) -> bool:
-    """An AMD instruction at a quarter of the rate, which llvm-mca counts as one at full rate."""
+    """Return True for AMD instructions at a quarter of the rate, which llvm-mca counts at full rate."""
     return instruction.startswith(("v_exp_", "v_log_", "v_rcp_", "v_rsq_", "v_sqrt_", "v_sin_", "v_cos_"))
 
 
@@ -98,7 +98,7 @@ def _nvidia_weight(instruction: str) -> bool:
 
 
 def _loop(lines: list[str], label: str, branch: str, weight: Callable[[str], bool]) -> list[str]:
-    """What stands between a label and a branch back to it; of all loops the one with the most arithmetic."""
+    """Return the instructions of the loop (label to backward branch) with the most arithmetic."""
     starts: dict[str, int] = {}
     best: list[str] = []
     heaviest = 0

@@ -1,4 +1,4 @@
-"""A stand-in for the GPU driver: Triton compiles for its target, and launches do nothing."""
+"""Stand-in for the GPU driver: Triton compiles for its target, and launches do nothing."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 SHARED_BYTES = {"gfx90a": 65536, "gfx942": 65536, "sm_80": 166912, "sm_90": 232448}
-"""Shared memory (LDS) that one program may use, by architecture: what can be stood in for."""
+"""Shared memory (LDS) limit of one program [bytes], by supported architecture."""
 
 _devices = itertools.count(1000)
 
 
 @dataclass(frozen=True)
 class Compilation:
-    """One kernel that was compiled, or found in the cache.
+    """Kernel that was compiled or found in the cache.
 
     Attributes:
         function: name of the `triton.jit` function.
-        constants: its compile-time arguments by name.
-        metadata: Triton's, with num_warps, num_stages, shared (bytes of LDS) and every compiler option.
-        texts: files by kind: amdgcn, ptx, cubin and the intermediate forms.
-        cached: nothing was compiled.
+        constants: compile-time arguments by name.
+        metadata: Triton's metadata: num_warps, num_stages, shared (bytes of LDS) and all compiler options.
+        texts: files by type: amdgcn, ptx, cubin and intermediate representations.
+        cached: True if the kernel was found in the cache.
     """
 
     function: str
@@ -37,14 +37,14 @@ class Compilation:
 
 
 def target_of(arch: str) -> GPUTarget:
-    """Triton's target for gfx90a, gfx942, sm_80 or sm_90."""
+    """Return Triton's target for gfx90a, gfx942, sm_80 or sm_90."""
     if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
     return GPUTarget("hip", arch, 64)
 
 
 class StandIn:
-    """What Triton asks of a driver, answered for an architecture that is not there."""
+    """Driver interface of Triton for an architecture without a device."""
 
     def __init__(self, arch: str) -> None:
         self._arch = arch
@@ -52,43 +52,43 @@ class StandIn:
         self.utils = self
 
     def get_current_target(self) -> GPUTarget:
-        """The target to compile for."""
+        """Return the target to compile for."""
         return target_of(self._arch)
 
     def get_current_device(self) -> int:
-        """A number of its own: a jitted function keeps what it compiled by device."""
+        """Return a unique device number: a jitted function caches its compilations by device."""
         return self._device
 
     def get_current_stream(self, device: int) -> int:
-        """The default stream."""
+        """Return the default stream."""
         del device
         return 0
 
     def get_device_properties(self, device: int) -> dict[str, int]:
-        """What decides whether a kernel could be loaded."""
+        """Return the properties that Triton checks before it loads a kernel."""
         del device
         return {"max_shared_mem": SHARED_BYTES[self._arch]}
 
     def load_binary(self, *_: object) -> tuple[None, None, int, int, int]:
-        """Module, function, registers, spills and largest number of threads, of nothing."""
+        """Return placeholders for module, function, registers, spills and maximum number of threads."""
         return None, None, 0, 0, 1024
 
-    def launcher_cls(self, *_: object) -> "_Nowhere":
-        """Launches into nothing."""
-        return _Nowhere()
+    def launcher_cls(self, *_: object) -> "_NoOpLauncher":
+        """Return a launcher that does nothing."""
+        return _NoOpLauncher()
 
 
-class _Nowhere:
+class _NoOpLauncher:
     def __call__(self, *_: object) -> None:
-        """Does nothing: there is no device."""
+        """No-op: there is no device."""
 
 
 @contextmanager
 def standing_in(arch: str) -> Iterator[list[Compilation]]:
-    """Compiles what is launched within for an architecture, and lists it.
+    """Compile the kernels launched in this context for an architecture; yield the list of compilations.
 
     Raises:
-        ValueError: the architecture cannot be stood in for.
+        ValueError: the architecture is not supported.
     """
     if arch not in SHARED_BYTES:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Every kernel x dtype x architecture: launched under the stand-in, read, and listed as rows of a table."""
+"""Table of compiled kernels: one row per kernel, dtype and architecture."""
 
 import math
 import re
@@ -25,7 +25,7 @@ _NAMES = {
     "move_rows_kernel": "wind_gather",
 }
 _PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}
-"""Matrix products in the loop of each kernel, each of 2 BLOCK_M BLOCK_N D FLOP."""
+"""Number of matrix products in the inner loop of each kernel, each of 2 BLOCK_M BLOCK_N D FLOP."""
 
 _SHARED_A_MULTIPROCESSOR = {"sm_80": 167936, "sm_90": 233472}
 
@@ -37,17 +37,19 @@ def survey(
     head_dim: int,
     heads: int,
     tokens: int,
-    twins: bool = False,
+    all_variants: bool = False,
     only: str | None = None,
 ) -> Iterable[tuple[Row, Compilation]]:
-    """Compiles what a model launches, and reads it into the rows that the command prints as JSON.
+    """Compile the kernels that a model launches, and yield the rows that the command prints as JSON.
 
-    `only` names the one kernel whose code is read; all are compiled.
+    With `only`, all kernels are compiled but only the code of the named one is analysed.
     """
     for arch in archs:
         for dtype in dtypes:
             with standing_in(arch) as compilations:
-                launch_all(DTYPES[dtype], head_dim=head_dim, heads=heads, tokens=tokens, twins=twins)
+                launch_all(
+                    DTYPES[dtype], head_dim=head_dim, heads=heads, tokens=tokens, all_variants=all_variants
+                )
             for compilation in compilations:
                 name = _name(compilation)
                 products = _PRODUCTS.get(_NAMES[compilation.function])
@@ -56,12 +58,12 @@ def survey(
 
 
 def launch_all(
-    dtype: torch.dtype, *, head_dim: int, heads: int, tokens: int, batch: int = 1, twins: bool = True
+    dtype: torch.dtype, *, head_dim: int, heads: int, tokens: int, batch: int = 1, all_variants: bool = True
 ) -> None:
-    """Launches every kernel of a model on tensors without memory, in each of its variants.
+    """Launch every kernel of a model on meta tensors.
 
-    Twins are the kernels with a bias and no order, and the other way round: they differ by one load from
-    those with both and with neither, which block 0 and the others use by default.
+    By default block 0 uses the kernels with bias and order, and the other blocks those with neither.
+    `all_variants` adds the kernels with a bias and no order and with an order and no bias.
     """
     qkv = torch.empty((batch, tokens, 3 * heads * head_dim), dtype=dtype, device="meta")
     q, k, v = (x.view(batch, tokens, heads, head_dim).transpose(1, 2) for x in qkv.chunk(3, -1))
@@ -70,7 +72,7 @@ def launch_all(
     order = torch.empty((batch, tokens), dtype=torch.int32, device="meta")
     for some_order in (order, None):
         for height, strength in ((elevation, alpha), (None, None)):
-            if not twins and (some_order is None) != (height is None):
+            if not all_variants and (some_order is None) != (height is None):
                 continue
             out, lse = attention.forward(q, k, v, height, strength, some_order, 1.0)
             dout = torch.empty_like(out)
@@ -86,7 +88,7 @@ def _launch_gathers(tokens: Tensor, order: Tensor) -> None:
 
 
 def _name(compilation: Compilation) -> str:
-    """The kernel's name; `_plain` without a bias."""
+    """Return the kernel's name, with `_plain` if it has no bias."""
     plain = compilation.constants.get("BIAS") is False
     return _NAMES[compilation.function] + ("_plain" if plain else "")
 
@@ -94,10 +96,10 @@ def _name(compilation: Compilation) -> str:
 def row_of(
     compilation: Compilation, arch: str, dtype: str, head_dim: int, kernel: str, products: int | None
 ) -> Row:
-    """A compilation's row, under the kernel's name.
+    """Return a compilation's row.
 
-    `products` is how many matrix products of 2 BLOCK_M BLOCK_N D FLOP the result takes of an iteration of its
-    inner loop, which `useful` and `eff1` go by; None for a kernel without any.
+    `products` is the number of matrix products of 2 BLOCK_M BLOCK_N D FLOP per iteration of the inner loop,
+    for `useful` and `eff1`; None for a kernel without matrix products.
     """
     code = _read(compilation, arch)
     metadata, constants = compilation.metadata, compilation.constants
@@ -135,14 +137,14 @@ def _read(compilation: Compilation, arch: str) -> machine_code.MachineCode:
 
 
 def _config(compilation: Compilation) -> dict[str, Any]:
-    """What tells this compilation from others of the same kernel."""
+    """Return the constants and options that distinguish this compilation from others of the kernel."""
     constants = {name.lower(): value for name, value in compilation.constants.items() if value is not None}
     named = ("num_warps", "num_stages", "matrix_instr_nonkdim", "schedule_hint")
     return constants | {name: compilation.metadata[name] for name in named if name in compilation.metadata}
 
 
 def _matrix_flop(instruction: str) -> int:
-    """FLOP of an AMD instruction's M x N x K product, which its name tells; 0 if it is none."""
+    """Return the FLOP of an AMD matrix instruction, from M x N x K in its name; 0 for others."""
     shape = re.match(r"v_mfma_\w+?_(\d+)x(\d+)x(\d+)", instruction)
     return 2 * math.prod(map(int, shape.groups())) if shape else 0
 
