@@ -45,7 +45,7 @@ def assert_curve_goes_on(job: Job) -> None:
     assert not own_frames
 
 
-def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
+def test_losing_and_regaining_a_node_keeps_the_steps(
     slurm_cluster: SlurmCluster, tiny_config: TinyConfig
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config))
@@ -61,13 +61,13 @@ def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
     worlds = [(event["world_before"], event["world_size"]) for event in job.events("resume")]
     assert worlds == [(2, 1), (1, 2)]
     assert {event["train_batch_size"] for event in job.events("start")} == {4}
-    assert "ended by Slurm, which has queued the job again" in job.said()
-    assert job.said().count("cancelled; not queued again") == 1
+    assert "ended by Slurm, which has requeued the job" in job.said()
+    assert job.said().count("cancelled; not requeued") == 1
     assert_curve_goes_on(job)
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_a_warned_job_saves_is_queued_again_and_goes_on(
+def test_signalled_job_saves_and_resumes_after_the_requeue(
     launcher: str, slurm_cluster: SlurmCluster, tiny_config: TinyConfig
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config), AQTOPO_LAUNCH=launcher)
@@ -80,13 +80,15 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(
 
     assert job.last_saved_step() == job.events("step")[-1]["step"]
     assert [event["slurm"].get("restart_count") for event in job.events("start")] == [None, "1"]
-    assert "queued again (restarts so far: 0)" in job.said()
+    assert "requeued (restarts so far: 0)" in job.said()
     assert_curve_goes_on(job)
 
 
-def test_the_time_limit_itself_warns_the_job(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_job_saves_and_resumes_at_the_time_limit(
+    slurm_cluster: SlurmCluster, tiny_config: TinyConfig
+) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1), "--time=1", "--signal=B:USR1@30")
-    job.wait_for_restart(1, "TimeLimit=10")  # where starting takes a minute, it would never get far
+    job.wait_for_restart(1, "TimeLimit=10")  # one minute may not suffice for the start
     saved = job.last_saved_step()
     job.wait_for_steps(saved + 12)
     job.cancel()
@@ -94,7 +96,7 @@ def test_the_time_limit_itself_warns_the_job(slurm_cluster: SlurmCluster, tiny_c
     assert_curve_goes_on(job)
 
 
-def test_cancelling_in_mid_save_loses_nothing(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_cancelling_during_a_save_loses_no_step(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1))
     job.wait_for_steps(3)
     job.wait("a save", lambda: any((job.run_dir / "checkpoints").glob("*.tmp")))
@@ -109,14 +111,14 @@ def test_cancelling_in_mid_save_loses_nothing(slurm_cluster: SlurmCluster, tiny_
     assert "Traceback" not in job.said()
 
 
-def test_three_failures_in_a_row_end_the_chain(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_job_ends_after_three_failures_in_a_row(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
     config = tiny_config(optimizer={"base_lr": 1e30}, training={"validate_every": 12})
     job = submit(slurm_cluster, config)
     for number in (1, 2):
         job.wait_for_restart(number)
     job.wait_for_state("FAILED")
     assert job.field("Restarts") == "2"
-    assert "3 times in a row without a new saved state; not queued again" in job.said()
+    assert "3 times in a row without a new saved state; not requeued" in job.said()
     assert "weights were not updated" in " ".join(job.said().split())
 
 
@@ -128,7 +130,7 @@ def test_three_failures_in_a_row_end_the_chain(slurm_cluster: SlurmCluster, tiny
         pytest.param({"training": {"validate_every": 10_000}}, [], "would never be validated", id="config"),
     ],
 )
-def test_what_a_user_must_put_right_is_said_and_not_tried_again(
+def test_bad_input_gives_a_message_and_no_retry(
     changes: dict[str, Any],
     options: list[str],
     message: str,
@@ -142,7 +144,7 @@ def test_what_a_user_must_put_right_is_said_and_not_tried_again(
     assert "Traceback" not in job.said()
 
 
-def test_the_debug_script_is_never_queued_again(
+def test_debug_script_is_not_requeued(
     slurm_cluster: SlurmCluster, tiny_config: TinyConfig, tmp_path: Path
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1), script="debug")
