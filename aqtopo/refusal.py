@@ -1,59 +1,59 @@
-"""What ends a run, and whether starting it again could help.
+"""Errors that end a run, and the batch job's reaction to them.
 
-Errors of our own say so themselves, by their attribute `retry`; `retry_after` knows it of all others.
+The attribute `retry` of our own errors names the reaction; `retry_after` decides it for all other errors.
 """
 
 from collections.abc import Sequence
 from enum import StrEnum
 
 SHOWN = 12
-"""Reasons that a message spells out; further ones are counted."""
+"""Problems that a message lists; the others are only counted."""
 
 
 class Retry(StrEnum):
-    """What a batch job does after a failure; its value is the file by which slurm/job.sh is told."""
+    """Reaction of a batch job to a failure; the value is the name of the file that slurm/job.sh reads."""
 
     NEVER = "never"
-    """Ends: the next start would fail in the same way, until a user has put something right."""
+    """End: a user must correct something before the next start."""
     PERHAPS = "failed"
-    """Is queued again: disk, memory, node or network may be better then. Ends after a few such failures."""
+    """Requeue, up to a limit: the cause may be temporary, such as a disk, memory, node or network."""
 
 
 class RefusedError(Exception):
-    """A saved state is damaged, or continuing from it would not be the run that was asked for.
+    """Saved state that is damaged or does not fit the requested run.
 
-    `aqtopo` ends with exit code 3; nothing has been overwritten and no optimizer step was made.
+    `aqtopo` ends with exit code 3, before it overwrites a file or makes an optimizer step.
     """
 
     retry = Retry.NEVER
 
 
 class BusyError(RefusedError):
-    """Another process works on the same run or saved state, and still did when patience was at its end."""
+    """Run or saved state that another process still uses after the timeout."""
 
     retry = Retry.PERHAPS
 
 
 class UnreadableDataError(ValueError):
-    """Hours of the data store cannot be read now: damaged, or the disk or a loader process failed."""
+    """Hours of the data store that cannot be read: damage, or failure of the disk or of a loader process."""
 
     retry = Retry.PERHAPS
 
 
 class LostRankError(ConnectionError):
-    """Other ranks did not arrive, do not answer any more, or have failed; the message names them."""
+    """Ranks that did not arrive, do not answer, or have failed; the message names them."""
 
     retry = Retry.PERHAPS
 
 
 def retry_after(error: BaseException) -> Retry:
-    """Whether the same start may go well another time: the error's own word, if it has one.
+    """Return the reaction to an error: its attribute `retry`, if it has one.
 
-    Of the others, a ValueError is bad input; disks, memory and what else may fail are not always the same.
+    Otherwise a ValueError is bad input, and any other error, as of a disk or of memory, may be temporary.
     """
-    word = getattr(error, "retry", None)
-    if isinstance(word, Retry):
-        return word
+    retry = getattr(error, "retry", None)
+    if isinstance(retry, Retry):
+        return retry
     return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
 
 

@@ -1,7 +1,6 @@
-"""The variables of the data set: names, units, physical ranges and the published normalisation constants.
+"""Variables of the data set: names, units, physical ranges and the published normalisation constants.
 
-Everything that needs to know what a channel means asks here. The order of `INPUT_VARIABLES` is the order in
-which the model's per-variable weights are stored, so it must not change.
+The order of `INPUT_VARIABLES` must not change: the model's per-variable weights are stored in it.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ class Variable:
 
     Attributes:
         name: short name, as in CAQRA and the store.
-        long_name: what a reader should see.
+        long_name: name in tables, plots and files.
         standard_name: CF standard name, or None where CF has none.
         units: UDUNITS string; concentrations are in ug m-3, carbon monoxide too.
-        kind: `dynamic` fields change every hour, `static` ones do not.
-        valid_range: lowest and highest value that is physically believable, in `units`.
+        kind: `dynamic` for hourly fields, `static` for constant ones.
+        valid_range: lowest and highest physically plausible value, in `units`.
         topoflow_mean: mean published with TopoFlow, in `units`.
         topoflow_std: standard deviation published with TopoFlow, in `units`.
     """
@@ -109,19 +108,19 @@ VARIABLES = MappingProxyType({variable.name: variable for variable in _ALL})
 """Every variable by its short name."""
 
 INPUT_VARIABLES = tuple(VARIABLES)
-"""The model's input channels, in the order of its per-variable weights."""
+"""Input channels of the model, in the order of its per-variable weights."""
 
 DYNAMIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "dynamic")
-"""The hourly fields, in input order: the channels of the store's `fields` array."""
+"""Hourly fields, in input order: the channels of the store's `fields` array."""
 
 STATIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "static")
-"""The inputs that do not change with time, in input order."""
+"""Constant inputs, in input order."""
 
 STATIC_CHANNELS = ("elevation", "population", "lat2d", "lon2d", "mask")
-"""The channels of the store's `static` array; `mask` is 1 where the loss and the scores count."""
+"""Channels of the store's `static` array; `mask` is 1 on the cells of the loss and the scores."""
 
 TARGET_VARIABLES = ("pm25", "pm10", "so2", "no2", "co", "o3")
-"""The pollutants that are forecast, in the order of the head's outputs."""
+"""Forecast pollutants, in the order of the head's outputs."""
 
 HORIZONS_H = (12, 24, 48, 96)
 """Forecast horizons [h]."""

@@ -4,7 +4,7 @@
 
 For each run, on its validation samples: the loss, and its change when the attention of one block or of all
 blocks returns the mean over all tokens, and when alpha is set to other values. If neither changes the loss,
-no bias of the attention can.
+an attention bias cannot change it either.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from aqtopo.model import AirQualityViT
 from aqtopo.training.step import squared_error
 
 ALPHAS = (0.0, 1.0, 4.0, 8.0)
-"""[km-1]"""
+"""Values of alpha to test [km-1]."""
 
 
 @torch.no_grad()
 def loss(model: AirQualityViT, batches: Sequence[Batch]) -> float:
-    """Mean squared error over valid pixels."""
+    """Return the mean squared error over valid pixels."""
     error = pixels = 0.0
     for batch in batches:
         prediction = model(batch.inputs, batch.wind, batch.lead_hours, None)

@@ -1,9 +1,8 @@
-"""What `make demo` runs: the commands a newcomer would type, one after another, timed.
+"""Demo of `make demo`: all stages from simulation to report, with their times.
 
     python scripts/demo.py ds_configs/demo_cpu.json
 
-Everything is done by the `aqtopo` command and the `deepspeed` launcher; this file only calls them and says
-how long each took and how much memory its largest process had.
+It calls the `aqtopo` command and the `deepspeed` launcher, and prints the wall time and peak memory of each.
 """
 
 import os
@@ -24,7 +23,7 @@ from aqtopo.data import open_store
 
 INITIAL_TIME = "2018-01-15T00"
 FAULT_TEST_CONFIG = "ds_configs/fault_test_cpu.json"
-"""On the demo's own store."""
+"""Configuration of the fault test, on the store of the demo."""
 
 FAULT_TEST_DIR = "runs/demo_fault_test"
 console = Console(highlight=False)
@@ -39,16 +38,16 @@ class Stage:
 
 
 def stages(config_path: str, config: RunConfig) -> list[Stage]:
-    """The demo's commands, in order."""
+    """Return the commands of the demo, in order."""
     rows, columns = config.data.grid
     data, run_dir = config.data, config.training.run_dir
     years = [str(year) for year in (*data.train_years, *data.validation_years, *data.test_years)]
     train_years = [str(year) for year in data.train_years]
     ranks = str(config.training.ranks_per_node)
     synth = ["aqtopo", "synth", data.store, "--grid", f"{rows}x{columns}", "--years", *years]
-    # Two ranks, resumed by one, then by three.
+    # Start with two ranks, resume with one, then with three.
     fault_test = ["aqtopo", "fault-test", FAULT_TEST_CONFIG, "--kills", "2"]
-    # `deepspeed` as a module: its script does not start from a path with a space.
+    # Run deepspeed as a module: its script fails in a path with a space.
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner"]
     deepspeed = [*launcher, "--num_gpus", ranks, "--log_level", "warning"]
     return [
@@ -63,30 +62,32 @@ def stages(config_path: str, config: RunConfig) -> list[Stage]:
 
 
 def run(stage: Stage, environment: dict[str, str]) -> tuple[float, float]:
-    """Run one command; wall seconds, and the most memory any process so far has had [GiB].
+    """Run one command; return its wall time [s] and the peak memory of any process so far [GiB].
 
     Raises:
         SystemExit: the command failed.
     """
     console.rule(f"[bold]{stage.name}")
     console.print(f"$ {shlex.join(stage.command)}", style="cyan")
-    began = time.monotonic()
+    start = time.monotonic()
     code = subprocess.run(stage.command, env=environment, check=False).returncode
     if code:
-        raise SystemExit(f"demo: `{shlex.join(stage.command)}` ended with exit code {code}")
-    return time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        raise SystemExit(f"demo: `{shlex.join(stage.command)}` failed with exit code {code}")
+    return time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
 
 
 def remove_old_demo(config: RunConfig) -> None:
-    """Remove the store and the runs of an earlier demo, and nothing else.
+    """Remove the store and the runs of an earlier demo.
 
     Raises:
-        SystemExit: the store is not a simulated one.
+        SystemExit: the store holds data that are not simulated.
     """
     store, run_dir = Path(config.data.store), Path(config.training.run_dir)
     if store.exists():
         if not open_store(store).simulated:
-            raise SystemExit(f"demo: {store} holds no simulated data; it is not the demo's to replace")
+            raise SystemExit(
+                f"demo: {store} holds data that are not simulated, so it is not replaced. Change data.store."
+            )
         shutil.rmtree(store)
     for folder in (run_dir, Path(FAULT_TEST_DIR)):
         if folder.exists():
@@ -94,22 +95,22 @@ def remove_old_demo(config: RunConfig) -> None:
 
 
 def main(config_path: str) -> None:
-    """Run all stages from a clean slate and print what they took and where the results are."""
+    """Run all stages, and print times, peak memory and the paths of the results."""
     config = load_config(config_path)
     remove_old_demo(config)
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-    table = Table("stage", "seconds", "peak memory of a process so far [GiB]", title="the demo took")
+    table = Table("stage", "seconds", "peak memory of a process so far [GiB]", title="stages of the demo")
     total = 0.0
     for stage in stages(config_path, config):
-        alone = {} if stage.name in ("train", "fault test") else {"OMP_NUM_THREADS": str(os.cpu_count())}
-        seconds, memory = run(stage, environment | alone)
+        threads = {} if stage.name in ("train", "fault test") else {"OMP_NUM_THREADS": str(os.cpu_count())}
+        seconds, memory = run(stage, environment | threads)
         total += seconds
         table.add_row(stage.name, f"{seconds:.0f}", f"{memory:.1f}")
     table.add_row("all", f"{total:.0f}", "")
     console.print(table)
     run_dir = Path(config.training.run_dir)
-    for what, name in (("scores", "scores.json"), ("forecast", "forecast.nc"), ("report", "report.html")):
-        console.print(f"{what}: {run_dir / name}")
+    for result, name in (("scores", "scores.json"), ("forecast", "forecast.nc"), ("report", "report.html")):
+        console.print(f"{result}: {run_dir / name}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`aqtopo ablate`: does a setting of the model pay?"""
+"""`aqtopo ablate`: compare variants of a model."""
 
 import shlex
 import sys
@@ -8,48 +8,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.options import Json, Overrides
+
 if TYPE_CHECKING:
     from aqtopo.ablation.plan import Ablation
 
 
 def ablate(
-    config: Annotated[Path, typer.Argument(help="The run's JSON file, which is varied.")],
+    config: Annotated[Path, typer.Argument(help="The JSON file of the baseline.")],
     grid: Annotated[
         list[str],
         typer.Option(
             metavar="NAME,...|A.B=VALUE,VALUE",
-            help="What to vary: names of the model's settings, or a setting with its values, the baseline "
-            "last. May be given several times.",
+            help="Factors: names of the model's settings, or a setting with its values, the baseline's last; "
+            "repeatable.",
         ),
     ],
     also: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="'A=VALUE B=VALUE'", help="A variant beside the grid: what differs from the baseline."
+            metavar="'A=VALUE B=VALUE'",
+            help="A variant outside the grid, by its changes to the baseline; repeatable.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Trainings of each variant, with seeds that follow the run's.")
+        int, typer.Option(help="Trainings of each variant; their seeds count up from the run's.")
     ] = 3,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of trainings and results.", show_default="runs/ablate_NAME")
+        Path | None, typer.Option(help="Folder for trainings and results.", show_default="runs/ablate_NAME")
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="A.B=VALUE", help="Override a value for all variants."),
-    ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Trainings side by side on this machine.")] = 1,
-    block_days: Annotated[int, typer.Option(min=1, help="Days of a block of the bootstrap.")] = 10,
-    draws: Annotated[int, typer.Option(min=100, help="Resamplings of the days.")] = 2000,
+    overrides: Overrides = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Concurrent trainings on this machine.")] = 1,
+    block_days: Annotated[int, typer.Option(min=1, help="Days per block of the bootstrap.")] = 10,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
     slurm: Annotated[
         bool,
         typer.Option("--slurm", help="Write the configurations and print the job array to submit."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Train the variants of a run alike, and say which differences are shown and which are not.
+    """Train the variants of a run under equal conditions and test their differences for significance.
 
-    Give the same command again after a kill: what is trained stays, what is half done goes on.
+    After a kill, the same command resumes: finished trainings are kept, unfinished ones continue.
     """
     from rich.console import Console
 
@@ -64,8 +64,8 @@ def ablate(
     from aqtopo.data import open_store
 
     name = load_config(config, overrides or []).name
-    place = out or Path(f"runs/ablate_{name}")
-    plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, place, also or [])
+    folder = out or Path(f"runs/ablate_{name}")
+    plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, folder, also or [])
     store = open_store(plan.base.data.store)
     check_blocks(scored_days(plan.base, store), block_days)
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
@@ -86,24 +86,30 @@ def ablate(
     main_effects = sum(len(factor.levels) - 1 for factor in plan.factors)
     for table in result_tables(result)[: 2 + main_effects]:
         console.print(table.as_rich())
-    console.print(f"written to {written}, all pairs of all variants to results.md beside it", soft_wrap=True)
+    console.print(
+        f"written to {written}; results.md in the same folder has all pairs of variants", soft_wrap=True
+    )
 
 
 def _print_job_array(plan: "Ablation", known: Set[int]) -> None:
-    """The command that submits what is not trained yet.
+    """Print the command that submits the unfinished trainings.
 
     Args:
         plan: the ablation.
-        known: numbers of trainings that the folder held before.
+        known: numbers of the trainings that the folder already held.
     """
     from aqtopo.ablation.trainer import format_tasks, unfinished
 
     tasks = unfinished(plan)
     if not tasks:
-        _say(f"all {len(plan.trials)} trainings are done: give the same command without --slurm")
+        _say(
+            f"all {len(plan.trials)} trainings are done. To compare them, repeat the command without --slurm."
+        )
         return
     if before := [number for number in tasks if number in known]:
-        _say(f"tasks {format_tasks(before)} may be queued already, by an earlier array: leave those out")
+        _say(
+            f"tasks {format_tasks(before)} may already be queued by an earlier array. If so, leave them out."
+        )
     typer.echo(f"sbatch --array={format_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}")
 
 

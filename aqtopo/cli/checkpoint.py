@@ -1,4 +1,4 @@
-"""`aqtopo checkpoint`: list, look into, check, convert, compare and import saved states."""
+"""`aqtopo checkpoint`: list, inspect, verify, convert, export, compare and import saved states."""
 
 import json
 from dataclasses import asdict
@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from aqtopo.cli.options import Json
+
 app = typer.Typer(
     no_args_is_help=True, help="Saved states: list, inspect, verify, convert, export, compare, import."
 )
 
 Run = Annotated[Path, typer.Argument(help="A run directory.")]
-State = Annotated[Path, typer.Argument(help="The folder of a tag, of a universal checkpoint, or of a run.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+State = Annotated[Path, typer.Argument(help="Folder of a tag, of a universal checkpoint, or of a run.")]
 
 
 @app.command("ls")
@@ -26,7 +27,7 @@ def list_command(run: Run, as_json: Json = False) -> None:
         _print_json([asdict(row) for row in rows])
         return
     if not rows:
-        raise ValueError(f"{run} has no saved state yet.")
+        raise ValueError(f"{run} has no saved state.")
     _print_table(
         ("tag", "step", "val_loss", "MiB", "complete"),
         [
@@ -67,7 +68,7 @@ def inspect(state: State, as_json: Json = False) -> None:
 
 @app.command()
 def verify(state: State, as_json: Json = False) -> None:
-    """Check every file, tensor and number of a saved state; exit code 3 if anything is wrong."""
+    """Check every file, tensor and number of a saved state; exit code 3 if one is damaged."""
     from aqtopo.checkpoint.inspection import opened, verify_state
     from aqtopo.refusal import RefusedError
 
@@ -86,9 +87,7 @@ def verify(state: State, as_json: Json = False) -> None:
 
 
 @app.command()
-def convert(
-    tag: State, out: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.")]
-) -> None:
+def convert(tag: State, out: Annotated[Path, typer.Argument(help="New folder.")]) -> None:
     """Write a saved state by parameter name, as DeepSpeed's universal checkpoint."""
     from aqtopo.checkpoint.files import check_files
     from aqtopo.checkpoint.inspection import find_state
@@ -104,7 +103,7 @@ def convert(
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten. Name another folder.")
     if source.resolve() in out.resolve().parents:
-        raise ValueError(f"{out} lies in {source}, which is not written to. Name a folder elsewhere.")
+        raise ValueError(f"{out} is inside {source}, which must not change. Name a folder elsewhere.")
     with read_lock(source):
         check_files(source, manifest.files, SINGLE_RANK)
         convert_state(source, out / source.name, SINGLE_RANK)
@@ -114,9 +113,9 @@ def convert(
 @app.command()
 def export(
     tag: State,
-    out: Annotated[Path, typer.Argument(help="The safetensors file to make, which must not exist.")],
+    out: Annotated[Path, typer.Argument(help="New safetensors file.")],
 ) -> None:
-    """Write all fp32 weights by name into one safetensors file, for anything else than resuming."""
+    """Write all fp32 weights by name to one safetensors file, for uses other than resuming."""
     from aqtopo.inference.export import export_weights
 
     metadata = export_weights(tag, out)
@@ -135,34 +134,38 @@ def diff(one: State, other: State, as_json: Json = False) -> None:
     elif differences:
         _print_table(("name", "difference"), differences)
     else:
-        print("equal to the bit: all weights, moments, hyperparameters and the step")  # noqa: T201
+        print("bitwise equal: all weights, moments, hyperparameters and the step")  # noqa: T201
     if differences:
         raise typer.Exit(1)
 
 
 @app.command("import-lightning")
 def import_lightning_command(
-    file: Annotated[Path, typer.Argument(help="A checkpoint that Lightning saved, with optimizer states.")],
-    out: Annotated[Path, typer.Argument(help="The folder to make, which must not exist.")],
-    config: Annotated[Path, typer.Option(help="The configuration of the run that goes on from it.")],
+    file: Annotated[Path, typer.Argument(help="Lightning checkpoint with optimizer states.")],
+    out: Annotated[Path, typer.Argument(help="New folder.")],
+    config: Annotated[Path, typer.Option(help="Configuration of the run that resumes from it.")],
     rules: Annotated[
-        list[str] | None, typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rename tensors.")
+        list[str] | None,
+        typer.Option("--map", metavar="REGEX=REPLACEMENT", help="Rename tensors; repeatable."),
     ] = None,
     order: Annotated[
         str | None,
         typer.Option(
             metavar="named_parameters|FILE",
-            help="How the file's groups listed their parameters: as the model does, or as a file says.",
+            help="Order of the parameters in the file's groups: that of the model, or a file of names.",
         ),
     ] = None,
     allow_change: Annotated[
-        list[str] | None, typer.Option(metavar="A.B", help="What may differ: schedule, optimizer.eps, ...")
+        list[str] | None,
+        typer.Option(
+            metavar="A.B", help="Setting that may differ: schedule, optimizer.eps, ...; repeatable."
+        ),
     ] = None,
     allow_unexpected: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A tensor of the file that is left out.")
+        list[str] | None, typer.Option(metavar="NAME", help="Tensor of the file to leave out; repeatable.")
     ] = None,
 ) -> None:
-    """Turn a Lightning DDP checkpoint into one that `aqtopo train --resume OUT` goes on from."""
+    """Convert a Lightning DDP checkpoint for `aqtopo train --resume OUT`."""
     from aqtopo.checkpoint.changes import Allowed
     from aqtopo.config import load_config
     from aqtopo.lightning.importer import import_lightning

@@ -1,4 +1,4 @@
-"""`aqtopo config`: check, show and describe a run's configuration; never needs the data."""
+"""`aqtopo config`: check, show and describe a run's configuration, without its data."""
 
 import json
 from pathlib import Path
@@ -6,20 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.options import Overrides
+
 if TYPE_CHECKING:
     from aqtopo.config import RunConfig
 
 app = typer.Typer(no_args_is_help=True, help="Check, show and describe configurations.")
 
 File = Annotated[Path, typer.Argument(help="The run's JSON file.", metavar="FILE")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the file.")
-]
 
 
 @app.command()
 def validate(file: File, overrides: Overrides = None) -> None:
-    """Check a configuration, down to the parameters which its optimizer groups match."""
+    """Check a configuration, including the parameters that its optimizer groups match."""
     from aqtopo.config import load_config
 
     config = load_config(file, overrides or [])
@@ -43,9 +42,11 @@ def print_schema() -> None:
 def show(
     file: File,
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, defaults filled in.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print only JSON, with defaults filled in.")
+    ] = False,
 ) -> None:
-    """Show a configuration with its defaults and overrides, and what follows from it."""
+    """Show a configuration with defaults and overrides, and the values derived from it."""
     from aqtopo.config import load_config
 
     config = load_config(file, overrides or [])
@@ -56,7 +57,7 @@ def show(
 
 
 def _parameters_by_group(config: "RunConfig", file: Path) -> dict[str, list[str]]:
-    """The model's parameters by optimizer group, from a model without memory."""
+    """Return the parameter names by optimizer group, from a model on the meta device."""
     import torch
 
     from aqtopo.model import Terrain, build_model
@@ -71,7 +72,7 @@ def _parameters_by_group(config: "RunConfig", file: Path) -> dict[str, list[str]
 
 
 def _print_table(config: "RunConfig") -> None:
-    """Every value by its path, as it would be set, and below the line what is derived."""
+    """Print every value by its path for `--set`, then the derived values."""
     from rich.console import Console
     from rich.table import Table
 
@@ -92,7 +93,7 @@ def _leaves(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object
         if isinstance(value, dict):
             leaves += _leaves(value, f"{prefix}{key}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            leaves += _leaves({str(place): item for place, item in enumerate(value)}, f"{prefix}{key}.")
+            leaves += _leaves({str(index): item for index, item in enumerate(value)}, f"{prefix}{key}.")
         else:
             leaves.append((f"{prefix}{key}", value))
     return leaves

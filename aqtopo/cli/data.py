@@ -1,4 +1,4 @@
-"""`aqtopo data`: look into a data store, check it, and keep its statistics."""
+"""`aqtopo data`: summarise and check a data store, and compute its statistics."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.years import YearsCommand
+from aqtopo.cli.options import Json, YearsCommand
 from aqtopo.config import READ_DEADLINE_S
 
-app = typer.Typer(no_args_is_help=True, help="Look into a data store, check it, and keep its statistics.")
+app = typer.Typer(no_args_is_help=True, help="Summarise and check a data store, and compute its statistics.")
 
 StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
 
 Deadline = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="How long the file system may take to answer.")
+    float, typer.Option(min=0.1, metavar="SECONDS", help="Timeout for answers of the file system.")
 ]
 
 _GAPS_SHOWN = 10
@@ -24,9 +24,9 @@ _GAPS_SHOWN = 10
 def info(
     store: StorePath,
     deadline: Deadline = READ_DEADLINE_S,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Show what a store holds: grid, hours, gaps, channels with their statistics, and source."""
+    """Show the grid, hours, gaps, channels, statistics and source of a store."""
     from aqtopo.data.store import open_store
     from aqtopo.data.summary import summarize
 
@@ -40,16 +40,16 @@ def info(
 @app.command(cls=YearsCommand)
 def statistics(
     store: StorePath,
-    years: Annotated[list[int], typer.Option(help="The training years, one or several: 2013 2014.")],
+    years: Annotated[list[int], typer.Option(help="Training years, one or several: 2013 2014.")],
     deadline: Deadline = READ_DEADLINE_S,
 ) -> None:
-    """Compute mean and standard deviation of every channel over the training years and store them."""
+    """Compute the mean and standard deviation of every channel over the training years; save them."""
     from aqtopo.cli.progress import Progress
     from aqtopo.data.statistics import write_statistics
 
     written = write_statistics(store, years, Progress(), deadline)
     _print_channels(
-        f"Statistics over {', '.join(map(str, written.years))}, kept in {store}",
+        f"Statistics over {', '.join(map(str, written.years))}, saved in {store}",
         {name: (written.mean[name], written.std[name]) for name in written.mean},
     )
 
@@ -57,14 +57,14 @@ def statistics(
 @app.command()
 def check(
     store: StorePath,
-    strict: Annotated[bool, typer.Option("--strict", help="Notes count as faults.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Count notes as faults.")] = False,
     deadline: Deadline = READ_DEADLINE_S,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Look at every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
+    """Check every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
 
-    Exits with 1 if there is a fault. Gaps and a few missing values are notes: real data have them, and
-    samples that need a missing hour are left out.
+    The exit code is 1 if there is a fault. Gaps and a few missing values are notes: real data have them, and
+    training leaves out samples that need a missing hour.
     """
     from aqtopo.cli.progress import Progress
     from aqtopo.data.inspection import inspect_store, summary

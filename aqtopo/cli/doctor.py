@@ -1,22 +1,19 @@
-"""`aqtopo doctor`: would these ranks train together?"""
-
-from pathlib import Path
-from typing import Annotated
+"""`aqtopo doctor`: the preflight checks of a run, without training."""
 
 import typer
 
+from aqtopo.cli.options import ConfigFile, Json, Overrides
+
 
 def doctor(
-    config: Annotated[Path, typer.Argument(help="The run's JSON file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the config.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
+    config: ConfigFile,
+    overrides: Overrides = None,
+    as_json: Json = False,
 ) -> None:
-    """Compare versions, data, kernels, clocks and folders of all ranks, as `train` does first; then end.
+    """Compare versions, data, kernels, clocks and folders of all ranks, as `train` does at its start.
 
-    With `data.stage`, see too whether every node has room for its copy of the data.
-    Start it as the run will be started: `srun ... aqtopo doctor CONFIG`.
+    With `data.stage`, also check that every node has room for its copy of the data.
+    Start it in the same way as the run: `srun ... aqtopo doctor CONFIG`.
     """
     import json
     from dataclasses import asdict
@@ -43,7 +40,7 @@ def doctor(
         typer.echo(json.dumps(asdict(checkup), indent=2))
     elif launch.is_main:
         table = Table(title=f"{launch.size} rank(s), compared in {checkup.seconds:.1f} s")
-        table.add_column("what")
+        table.add_column("fact")
         table.add_column("on all ranks" if not checkup.problems else "on most ranks", overflow="fold")
         for name, value in checkup.facts.items():
             table.add_row(name, value)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.options import Json, RunDir, SavedTag
 from aqtopo.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -35,17 +36,17 @@ class Detail(StrEnum):
 
 
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
-    split: Annotated[Split, typer.Option(help="Which years to score.")] = Split.TEST,
-    detail: Annotated[list[Detail] | None, typer.Option(help="Print this table too; repeatable.")] = None,
+    run_dir: RunDir,
+    tag: SavedTag = "best",
+    split: Annotated[Split, typer.Option(help="Years to score.")] = Split.TEST,
+    detail: Annotated[list[Detail] | None, typer.Option(help="Also print this table; repeatable.")] = None,
     every: Annotated[
         int | None,
-        typer.Option(min=1, metavar="HOURS", help="Initial times so far apart; by default as configured."),
+        typer.Option(min=1, metavar="HOURS", help="Interval of initial times; default: the configured one."),
     ] = None,
     region: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=S:N,W:E", help="A box of latitudes and longitudes; repeatable."),
+        typer.Option(metavar="NAME=S:N,W:E", help="Box of latitudes and longitudes; repeatable."),
     ] = None,
     stations: Annotated[
         Path | None,
@@ -54,17 +55,17 @@ def evaluate(
     against: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another model's forecasts, .nc or .zarr.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the table.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Score a run beside persistence and climatology; write RUN/scores.json and RUN/scores.zarr.
+    """Score a run, persistence and climatology; write RUN/scores.json and RUN/scores.zarr.
 
-    Started by `torchrun`, `deepspeed` or `srun` on several processes, they share the work.
+    Several processes, started by `torchrun`, `deepspeed` or `srun`, share the work.
     """
     from rich.console import Console
 
     if Detail.STATION in (detail or ()) and stations is None:
-        raise ValueError("--detail station needs observations: give them with --stations CSV.")
-    # Some libraries log to stdout, which belongs to the result alone.
+        raise ValueError("--detail station needs observations. Add --stations CSV.")
+    # Some libraries log to stdout, which must hold only the result.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.data.walk import in_silence
         from aqtopo.distributed.process_group import disconnect, join
@@ -90,7 +91,7 @@ def evaluate(
     if as_json:
         typer.echo(written[0].read_text(encoding="utf-8"), nl=False)
         return
-    # On a narrower terminal lines wrap; rich would cut figures off instead.
+    # rich would truncate numbers on a narrower terminal; with this width the lines wrap.
     console = Console(width=max(Console().width, table_width(done.scores)), highlight=False)
     console.print(score_table(done.scores))
     for asked in detail or ():

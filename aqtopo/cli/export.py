@@ -1,17 +1,19 @@
-"""`aqtopo export`: a trained model to hand on."""
+"""`aqtopo export`: write a trained model for other users."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aqtopo.cli.options import RunDir, SavedTag
+
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to make, which must not exist.")],
-    tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
+    run_dir: RunDir,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    tag: SavedTag = "best",
 ) -> None:
-    """Write weights, terrain and a model card; `aqtopo forecast OUT` works from it without DeepSpeed."""
+    """Write weights, terrain and a model card; `aqtopo forecast OUT` uses them without DeepSpeed."""
     from aqtopo.evaluation.results import SCORES_FILE, read_score_file
     from aqtopo.inference.export import export_model
 

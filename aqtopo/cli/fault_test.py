@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.options import Json
+
 if TYPE_CHECKING:
     from aqtopo.fault_testing.result import FaultTestResult
 
@@ -16,11 +18,11 @@ def fault_test(
     config: Annotated[Path, typer.Argument(help="The run's JSON file; its store must exist.")],
     out: Annotated[Path, typer.Option(help="New folder for the runs.")] = Path("runs/fault_test"),
     kills: Annotated[int, typer.Option(min=1, help="Kills of a run that has a saved state.")] = 3,
-    worlds: Annotated[str, typer.Option(help="Numbers of ranks, used in turn.")] = "2,1,3",
+    worlds: Annotated[str, typer.Option(help="Numbers of ranks, used in rotation.")] = "2,1,3",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the run.")] = 30,
     every_steps: Annotated[int, typer.Option(min=1, help="Steps between saves.")] = 3,
     seed: Annotated[int, typer.Option(help="Seed of the kills.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON only.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Kill a run with SIGKILL and resume it, many times; compare it with an undisturbed run."""
     from aqtopo.fault_testing.fault_test import fault_test as run_fault_test

@@ -1,22 +1,24 @@
-"""`aqtopo forecast`: one forecast as a CF dataset."""
+"""`aqtopo forecast`: write one forecast as a CF dataset."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aqtopo.cli.options import SavedTag
+
 
 def forecast(
     run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN", help="A run directory, or what `aqtopo export` wrote.")
+        Path, typer.Argument(metavar="RUN", help="Run directory, or folder of `aqtopo export`.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="What to write: OUT.zarr or OUT.nc.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="New dataset: OUT.zarr or OUT.nc.")],
     init: Annotated[
         str, typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00.")
     ],
-    tag: Annotated[str, typer.Option(help="Which saved state: best, last or its name.")] = "best",
+    tag: SavedTag = "best",
     store: Annotated[
-        Path | None, typer.Option(help="Hours to start from, for an exported model; its own by default.")
+        Path | None, typer.Option(help="Store of the initial hour, for an exported model; default: its own.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older forecast.")] = False,
 ) -> None:
@@ -26,7 +28,7 @@ def forecast(
     from aqtopo.inference.forecast_file import check_output, write_forecast
     from aqtopo.inference.load import load_model
 
-    # What can be refused without loading the network is refused first.
+    # Check the input before the network is loaded.
     init_time = parse_init_time(init)
     check_output(output, overwrite)
     dataset = make_forecast(load_model(run_dir, tag, store), init_time)

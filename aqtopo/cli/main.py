@@ -1,4 +1,4 @@
-"""The `aqtopo` command: assembles the command groups and turns a user's error into one paragraph."""
+"""The `aqtopo` command: registers all commands and prints a user's error as one paragraph."""
 
 import os
 import sys
@@ -17,13 +17,13 @@ from aqtopo.cli.evaluate import evaluate
 from aqtopo.cli.export import export
 from aqtopo.cli.fault_test import fault_test
 from aqtopo.cli.forecast import forecast
+from aqtopo.cli.options import YearsCommand
 from aqtopo.cli.plan import plan
 from aqtopo.cli.prepare import app as prepare_app
 from aqtopo.cli.report import report
 from aqtopo.cli.synth import synth
 from aqtopo.cli.train import train
 from aqtopo.cli.watch import watch
-from aqtopo.cli.years import YearsCommand
 from aqtopo.refusal import RefusedError, Retry, retry_after
 from aqtopo.run_directory.batch_job import BatchJob
 
@@ -54,23 +54,23 @@ def options(
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Terrain- and wind-aware air-quality transformers, trained with DeepSpeed ZeRO-2."""
-    # The deepspeed launcher puts --local_rank=N in front of the arguments; LOCAL_RANK says the same.
+    # The deepspeed launcher puts --local_rank=N before the arguments. The value is also in LOCAL_RANK.
 
 
 def main() -> None:
-    """Run the command line; what a user can put right becomes a message on stderr, without a traceback."""
+    """Run the command line; errors that a user can correct are printed without a traceback."""
     try:
         app()
     except (ValueError, RefusedError, FloatingPointError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
-            raise  # a mistake in the code, whatever it calls itself
-        _complain(str(error))  # an OSError names the file and says why
+            raise  # a bug, not bad input
+        _print_error(str(error))
         BatchJob.from_environment().note_failure(retry_after(error), _code_of(error), str(error))
         sys.exit(_code_of(error))
     except SystemExit as end:
-        if end.code == EXIT_BAD_INPUT:  # Click's, which has shown what is wrong with the options
+        if end.code == EXIT_BAD_INPUT:  # click has printed the error in the options
             BatchJob.from_environment().note_failure(
-                Retry.NEVER, EXIT_BAD_INPUT, "the command line is mistaken"
+                Retry.NEVER, EXIT_BAD_INPUT, "the command line is invalid"
             )
         raise
 
@@ -82,15 +82,15 @@ def _code_of(error: Exception) -> int:
 
 
 def _raised_by_us(error: BaseException) -> bool:
-    """Whether a line of aqtopo said `raise`, rather than a library that was given nonsense by aqtopo."""
+    """Return True if aqtopo raised the error, and not a library that it called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith("aqtopo")
 
 
-def _complain(text: str) -> None:
+def _print_error(text: str) -> None:
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID")
-    speaker = "aqtopo" if rank is None else f"aqtopo [rank {rank}]"
-    for line in f"{speaker}: {text}".splitlines():
+    prefix = "aqtopo" if rank is None else f"aqtopo [rank {rank}]"
+    for line in f"{prefix}: {text}".splitlines():
         print(textwrap.fill(line, 100, break_long_words=False, break_on_hyphens=False), file=sys.stderr)  # noqa: T201
 
 

@@ -1,24 +1,24 @@
-"""`aqtopo plan`: what a run will do and need, without data, device or DeepSpeed."""
+"""`aqtopo plan`: predict steps, memory and time of a run, without data, device or DeepSpeed."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aqtopo.cli.options import ConfigFile, Json, Overrides
+
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="The run's JSON file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the config.")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     at_epoch: Annotated[
-        int, typer.Option(metavar="E", help="Give learning rates and validations for this epoch, from 0.")
+        int, typer.Option(metavar="E", help="Show learning rates and validations of this epoch, from 0.")
     ] = 0,
     nodes: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Plan for so many nodes instead of the config's.")
+        int | None, typer.Option(min=1, metavar="N", help="Number of nodes, instead of the configured one.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="mi250x|h100", help="Model step time and scaling on such nodes.")
+        str | None, typer.Option(metavar="mi250x|h100", help="Model step time and scaling on these nodes.")
     ] = None,
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that --gpu assumes.")
@@ -26,7 +26,7 @@ def plan(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the scaling that --gpu models (png, svg, pdf).")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Count parameters, samples, steps and bytes of a run before it starts; with --gpu, model its time."""
     import json
@@ -43,12 +43,12 @@ def plan(
     node_type, assumptions = find_node_type(gpu), Assumptions(utilization=utilization)
     if plot is not None and node_type is None:
         raise ValueError(
-            "--plot draws what --gpu models. Give both, such as --gpu mi250x --plot scaling.png."
+            "--plot needs --gpu, whose model it draws. Give both, such as --gpu mi250x --plot scaling.png."
         )
     if not made.calendar.from_store:
         typer.echo(
-            f"There is no store at {made.config.data.store}: a complete hourly calendar of the configured "
-            "years is counted.",
+            f"There is no store at {made.config.data.store}: the plan assumes a complete hourly calendar "
+            "of the configured years.",
             err=True,
         )
     if as_json:

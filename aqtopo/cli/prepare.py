@@ -1,4 +1,4 @@
-"""`aqtopo prepare`: make a data store from a data set as it is distributed."""
+"""`aqtopo prepare`: convert a published data set to a data store."""
 
 import json
 import os
@@ -8,18 +8,17 @@ from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
-from aqtopo.cli.years import YearsCommand
+from aqtopo.cli.options import CHINA_LAT, CHINA_LON, Json, Latitudes, Longitudes, YearsCommand
 
-app = typer.Typer(no_args_is_help=True, help="Make a data store from a data set as it is distributed.")
+app = typer.Typer(no_args_is_help=True, help="Convert a published data set to a data store.")
 
 _SHOWN = 5
 
 
 @app.callback()
 def group() -> None:
-    """Make a data store from a data set as it is distributed."""
-    # Without it, typer would take the only command for the whole group.
+    """Convert a published data set to a data store."""
+    # Without a callback, typer replaces the group by its only command.
 
 
 class Zone(StrEnum):
@@ -30,7 +29,7 @@ class Zone(StrEnum):
 
 
 class Frame(StrEnum):
-    """What the wind's components follow."""
+    """Axes of the wind components."""
 
     EARTH = "earth"
     GRID = "grid"
@@ -38,34 +37,34 @@ class Frame(StrEnum):
 
 @app.command(cls=YearsCommand)
 def caqra(
-    source: Annotated[Path, typer.Argument(help="The folder of the daily archives or files.", metavar="SRC")],
+    source: Annotated[Path, typer.Argument(help="Folder of the daily archives or files.", metavar="SRC")],
     out: Annotated[Path, typer.Argument(help="The zarr store to write.", metavar="OUT")],
-    years: Annotated[list[int], typer.Option(help="The years (UTC), one or several: 2013 2014.")],
-    time_zone: Annotated[Zone, typer.Option(help="Of the hours in the file names.")],
+    years: Annotated[list[int], typer.Option(help="Years (UTC), one or several: 2013 2014.")],
+    time_zone: Annotated[Zone, typer.Option(help="Time zone of the hours in the file names.")],
     population: Annotated[
-        str, typer.Option(help="NetCDF or GeoTIFF of inhabitants a km2, or `none`.", metavar="FILE|none")
+        str, typer.Option(help="NetCDF or GeoTIFF of inhabitants per km2, or `none`.", metavar="FILE|none")
     ],
     elevation: Annotated[
         Path | None,
-        typer.Option(help="NetCDF or GeoTIFF of heights [m].", show_default="pvlib's map, 5 arc minutes"),
+        typer.Option(help="NetCDF or GeoTIFF of elevations [m].", show_default="pvlib's map, 5 arc minutes"),
     ] = None,
     train_years: Annotated[
-        list[int] | None, typer.Option(help="The years of the statistics.", show_default="all years")
+        list[int] | None, typer.Option(help="Years of the statistics.", show_default="all years")
     ] = None,
     grid: Annotated[str, typer.Option(help="Latitudes x longitudes.", metavar="HxW")] = "128x256",
     lat: Latitudes = CHINA_LAT,
     lon: Longitudes = CHINA_LON,
     wind: Annotated[
-        Frame, typer.Option(help="Whether u, v are east and north or follow the grid.")
+        Frame, typer.Option(help="Axes of u and v: east and north, or those of the grid.")
     ] = Frame.EARTH,
-    workers: Annotated[int, typer.Option(min=1, help="Processes.", show_default="the processors")] = (
-        os.cpu_count() or 1
-    ),
-    as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Worker processes.", show_default="number of processors")
+    ] = (os.cpu_count() or 1),
+    as_json: Json = False,
 ) -> None:
     """Regrid the Chinese Air Quality Reanalysis (CAQRA) and write it as a store.
 
-    A command that was killed goes on where it was when it is started again.
+    After a kill, the same command resumes.
     """
     from aqtopo.cli.progress import Progress
     from aqtopo.data.grid import Grid, parse_grid
@@ -90,25 +89,25 @@ def caqra(
         _print(quality, recipe.report)
 
 
-def _print(quality: dict[str, Any], kept: Path) -> None:
+def _print(quality: dict[str, Any], report: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     hours, zone = quality["hours"], quality["time_zone"]
-    typer.echo(f"{quality['store']}: {hours['present']} of {hours['expected']} hours; report in {kept}")
+    typer.echo(f"{quality['store']}: {hours['present']} of {hours['expected']} hours; report in {report}")
     typer.echo(
-        f"missing {hours['missing']} h ({hours['unusable']} with a file that cannot be used), duplicated "
+        f"missing {hours['missing']} h ({hours['unusable']} with an unusable file), duplicated "
         f"{hours['duplicated']} h, damaged archives {len(quality['damaged_archives'])}, cells outside the "
         f"source grid {quality['cells_outside_source']}"
     )
     for hour, why in list(quality["unusable"].items())[:_SHOWN]:
         typer.echo(f"  {hour}: {why}")
-    for what, count in quality["converted_hours"].items():
-        typer.echo(f"converted {what} in {count} h")
+    for conversion, count in quality["converted_hours"].items():
+        typer.echo(f"converted {conversion} in {count} h")
     if zone["agrees"] is False:
         typer.echo(
-            f"WARNING: it is warmest at {zone['warmest_hour']:.1f} UTC, not near {zone['expected']:.1f}: "
-            f"is --time-zone {zone['given']} right?"
+            f"WARNING: the warmest hour is {zone['warmest_hour']:.1f} UTC, expected {zone['expected']:.1f}. "
+            f"Check --time-zone {zone['given']}."
         )
     months = quality["missing_share"]
     table = Table("channel", title="After regridding", title_justify="left")

@@ -1,4 +1,4 @@
-"""How far a command is: a bar on a terminal, a plain line now and then elsewhere; always on stderr."""
+"""Progress of a command on stderr: a bar on a terminal, otherwise plain lines."""
 
 import sys
 import time
@@ -10,10 +10,7 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Shows one count after another, with its rate and the time left.
-
-    Call it with what is counted, how many are done and how many there are; a new `what` begins a new count.
-    """
+    """Display of counts, one after another, with rate and time left."""
 
     def __init__(self) -> None:
         self._what: str | None = None
@@ -21,7 +18,7 @@ class Progress:
         self._first, self._started, self._last_line = 0, 0.0, 0.0
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` are done."""
+        """Show that `done` of `total` are done; a new `what` begins a new count."""
         if what != self._what:
             self._begin(what, done, total)
         if self._bar is not None:
@@ -34,7 +31,7 @@ class Progress:
             self._bar.close()
 
     def _pace(self, done: int, total: int, now: float) -> str:
-        """Rate since the first call and time left, once there is something to measure them by."""
+        """Return rate and time left; empty before the second update."""
         counted, seconds = done - self._first, now - self._started
         if not counted or not seconds:
             return ""

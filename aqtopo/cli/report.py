@@ -1,4 +1,4 @@
-"""`aqtopo report`: one page about a run or an ablation, for people."""
+"""`aqtopo report`: write a page about a run or an ablation."""
 
 import contextlib
 import sys
@@ -13,7 +13,7 @@ def report(
         Path,
         typer.Argument(
             metavar="RUN_OR_ABLATION",
-            help="The run directory, trained and evaluated, or the folder of a finished `aqtopo ablate`.",
+            help="Run directory, trained and evaluated, or folder of a finished `aqtopo ablate`.",
         ),
     ],
     init: Annotated[
@@ -21,19 +21,19 @@ def report(
         typer.Option(
             metavar="TIME",
             help="Initial time of the maps, UTC, such as 2018-01-15T00. "
-            "By default the most polluted start of the test period.",
+            "Default: the most polluted one of the test period.",
         ),
     ] = None,
     place: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=LAT,LON", help="Show what this place attends to as well; repeatable."),
+        typer.Option(metavar="NAME=LAT,LON", help="Also show the attention of this place; repeatable."),
     ] = None,
 ) -> None:
-    """Write report.html into the folder: scores, maps, learning curves, set-up; it loads no other file."""
+    """Write a self-contained report.html to the folder: scores, maps, learning curves, set-up."""
     _need_extra()
     if not folder.is_dir():
-        raise ValueError(f"there is no folder {folder}. Name the run directory, or an ablation's folder.")
-    # Some libraries log to stdout, which belongs to the result alone.
+        raise ValueError(f"there is no folder {folder}. Name a run directory, or an ablation's folder.")
+    # Some libraries log to stdout, which must hold only the result.
     with contextlib.redirect_stdout(sys.stderr):
         from aqtopo.ablation.results_file import is_ablation
         from aqtopo.inference.forecast import parse_init_time
@@ -43,7 +43,7 @@ def report(
             if init is not None or place:
                 option = "--place" if init is None else "--init"
                 raise ValueError(
-                    f"{option} is for maps, and the page of the ablation {folder} has none. Leave it out."
+                    f"{option} is for maps, and the page of the ablation {folder} has none. Remove {option}."
                 )
             page = write_ablation_report(folder)
         else:
@@ -53,7 +53,11 @@ def report(
 
 
 def _need_extra() -> None:
-    """Refuse before any work where the `report` extra is not installed."""
+    """Check that the `report` extra is installed.
+
+    Raises:
+        ValueError: a package is missing.
+    """
     from importlib.util import find_spec
 
     absent = [package for package in ("jinja2", "matplotlib") if find_spec(package) is None]

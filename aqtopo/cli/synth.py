@@ -1,4 +1,4 @@
-"""`aqtopo synth`: simulate air quality over real terrain and write it as a data store."""
+"""`aqtopo synth`: write a data store of simulated air quality over real terrain."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.domain import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
+from aqtopo.cli.options import CHINA_LAT, CHINA_LON, Latitudes, Longitudes
 from aqtopo.synthetic.config import SCENARIO_OPTIONS, Scenario
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 def synth(
-    out: Annotated[Path, typer.Argument(help="The zarr store to write.", metavar="OUT")],
-    years: Annotated[list[int], typer.Option(help="The years to simulate, ascending: 2016 2017 2018.")],
+    out: Annotated[Path, typer.Argument(help="New zarr store.", metavar="OUT")],
+    years: Annotated[list[int], typer.Option(help="Years to simulate, ascending: 2016 2017 2018.")],
     grid: Annotated[str, typer.Option(help="Latitudes x longitudes.", metavar="HxW")] = "32x64",
-    seed: Annotated[int, typer.Option(help="Draws the weather.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the weather.")] = 0,
     train_years: Annotated[
         list[int] | None,
-        typer.Option(help="The years of the statistics, one or several.", show_default="the first year"),
+        typer.Option(help="Years of the statistics, one or several.", show_default="the first year"),
     ] = None,
     lat: Latitudes = CHINA_LAT,
     lon: Longitudes = CHINA_LON,
@@ -30,15 +30,15 @@ def synth(
         Scenario,
         typer.Option(
             "--world",
-            help="real: as it is; ridges: strong winds, ridges that block; flat: neither heights nor wind; "
-            "inert: both, and pollution that stays where it is.",
+            help="real: real terrain; ridges: strong winds and blocking ridges; flat: no elevation, no wind; "
+            "inert: elevation and wind, but no transport of pollution.",
         ),
     ] = Scenario.REAL,
 ) -> None:
-    """Simulate hourly weather and air quality over real terrain, and the statistics of the training years.
+    """Simulate hourly weather and air quality over real terrain; add the statistics of the training years.
 
-    The result has the units and ranges of a reanalysis and is none: its attributes say that it is simulated.
-    The worlds other than `real` are for ablations: there it is known what a model should need.
+    The data have the units and ranges of a reanalysis; attributes of the store mark them as simulated.
+    The worlds other than `real` are for ablations with a known result.
     """
     from aqtopo.data.grid import parse_grid
     from aqtopo.data.statistics import write_statistics
@@ -53,8 +53,8 @@ def synth(
     missing = sorted(set(train_years) - set(years))
     if missing:
         raise ValueError(
-            f"--train-years names {', '.join(map(str, missing))}, which is not simulated by "
-            f"--years {' '.join(map(str, years))}: add it there or leave it out here"
+            f"--train-years has {', '.join(map(str, missing))}, but --years only has "
+            f"{' '.join(map(str, years))}. Add the years to --years, or remove them from --train-years."
         )
     write_store(with_progress(simulate(config), config), out)
     write_statistics(out, train_years)
@@ -63,7 +63,7 @@ def synth(
 
 
 def with_progress(blocks: "Iterator[xr.Dataset]", config: "SimulationConfig") -> "Iterator[xr.Dataset]":
-    """Pass the blocks on and show how many simulated days are written."""
+    """Yield the blocks and show the number of simulated days."""
     from aqtopo.cli.progress import Progress
 
     progress, days, total = Progress(), 0, config.days

@@ -1,16 +1,15 @@
-"""`aqtopo train`: one process of a run, whatever started it."""
+"""`aqtopo train`: one process of a training run."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from aqtopo.cli.options import ConfigFile, Overrides
+
 
 def train(
-    config: Annotated[Path, typer.Argument(help="The run's JSON file.")],
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the config.")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     stop_after: Annotated[
         int | None, typer.Option(min=1, help="Save and end after this many steps.", metavar="STEPS")
     ] = None,
@@ -18,24 +17,26 @@ def train(
         str,
         typer.Option(
             metavar="auto|never|TAG|PATH",
-            help="Go on from the last saved state if there is one; never; or from this one.",
+            help="Saved state to resume from: the last one, if there is one; none; or this one.",
         ),
     ] = "auto",
     allow_change: Annotated[
         list[str] | None,
-        typer.Option(metavar="A.B", help="A setting (or section) that may differ from the saved run's."),
+        typer.Option(
+            metavar="A.B", help="Setting or section that may differ from the saved run's; repeatable."
+        ),
     ] = None,
     allow_missing: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A parameter that starts fresh.")
+        list[str] | None, typer.Option(metavar="NAME", help="Parameter to initialise anew; repeatable.")
     ] = None,
     allow_unexpected: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A saved tensor that this run does not have.")
+        list[str] | None, typer.Option(metavar="NAME", help="Saved tensor to leave out; repeatable.")
     ] = None,
     rename: Annotated[
-        list[str] | None, typer.Option(metavar="OLD=NEW", help="A saved tensor that has another name now.")
+        list[str] | None, typer.Option(metavar="OLD=NEW", help="New name of a saved tensor; repeatable.")
     ] = None,
 ) -> None:
-    """Train a model; start it alone or under `deepspeed`, `torchrun` or `srun`. Resumes by itself."""
+    """Train a model in one process, or under `deepspeed`, `torchrun` or `srun`; resume if possible."""
     from aqtopo.checkpoint.changes import Allowed, parse_renames
     from aqtopo.config import load_config
     from aqtopo.distributed.launch import read_launch

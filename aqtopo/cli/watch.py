@@ -1,4 +1,4 @@
-"""`aqtopo watch`: a run at a glance."""
+"""`aqtopo watch`: show the state of a run."""
 
 import json
 import sys
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aqtopo.cli.options import RunDir
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -18,18 +20,20 @@ COLOURS = {"SUCCESS": "green", "FAILURE": "red", "UNDECIDED": "yellow"}
 
 
 def watch(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")],
-    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds between looks.")] = 5.0,
-    once: Annotated[bool, typer.Option("--once", help="Look once; so it is where no terminal is.")] = False,
+    run_dir: RunDir,
+    every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds between updates.")] = 5.0,
+    once: Annotated[
+        bool, typer.Option("--once", help="Show the state once; default without a terminal.")
+    ] = False,
     success_below: Annotated[
-        float, typer.Option(help="A resume whose first losses are below this is a SUCCESS.")
+        float, typer.Option(help="SUCCESS if the first losses after a resume are below this.")
     ] = 1.0,
     failure_above: Annotated[
-        float, typer.Option(help="A resume whose first losses are above this is a FAILURE: exit code 1.")
+        float, typer.Option(help="FAILURE (exit code 1) if the first losses after a resume are above this.")
     ] = 3.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Look once and print only JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Show the state once, as JSON only.")] = False,
 ) -> None:
-    """Show a run's state, losses, learning rates, pace, resume report and last error until it ends."""
+    """Show state, losses, learning rates, pace, resume and last error of a run until it ends."""
     from rich.console import Console
     from rich.live import Live
 
@@ -38,16 +42,15 @@ def watch(
 
     if failure_above < success_below:
         raise ValueError(
-            f"--failure-above {failure_above} is below --success-below {success_below}: no loss could be "
-            "undecided. Swap them."
+            f"--failure-above {failure_above} is below --success-below {success_below}. Swap them."
         )
 
-    def look() -> tuple["RunState", str | None, str | None]:
+    def read() -> tuple["RunState", str | None, str | None]:
         state = read_run_state(run_dir)
         tag = last_tag(run_dir)
         return state, None if tag is None else tag.name, state.verdict(success_below, failure_above)
 
-    state, saved, verdict = look()
+    state, saved, verdict = read()
     if as_json:
         typer.echo(json.dumps(asdict(state) | {"saved": saved, "verdict": verdict}, indent=2))
     elif once or not sys.stdout.isatty():
@@ -56,7 +59,7 @@ def watch(
         with Live(_table(run_dir, state, saved, verdict), auto_refresh=False) as live:
             while not state.state.startswith("ended"):
                 time.sleep(every)
-                state, saved, verdict = look()
+                state, saved, verdict = read()
                 live.update(_table(run_dir, state, saved, verdict), refresh=True)
     if verdict == "FAILURE":
         raise typer.Exit(1)
@@ -84,7 +87,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))  # brackets are no markup
+        table.add_row(Text(name), Text(value))  # Text, because brackets are not markup
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))
@@ -92,7 +95,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
 
 
 def _strengths(name: str, values: list[float]) -> str:
-    """Such as `blocks.0 2.013`, or the range over the heads."""
+    """Format strengths as `blocks.0 2.013`, or as a range over the heads."""
     ends = sorted({f"{value:.3f}" for value in (min(values), max(values))})
     return f"{name.removesuffix('.attn.alpha')} {' to '.join(ends)}"
 

@@ -16,34 +16,34 @@ COLLECTIVE_TIMEOUT_S = 1800.0
 """Default timeout of a collective [s]."""
 
 
-def connect(launch: Launch, longest_wait_s: float = COLLECTIVE_TIMEOUT_S) -> torch.device:
+def connect(launch: Launch, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> torch.device:
     """Join the process group and return this rank's device.
 
     Args:
         launch: this process.
-        longest_wait_s: timeout of collectives; the watchdog's deadlines are shorter.
+        timeout_s: timeout of collectives [s]; the watchdog's deadlines are shorter.
     """
     device = select_device(launch)
     export_launch(launch)
-    import deepspeed.ops  # after DS_ACCELERATOR is set: it decides at import
+    import deepspeed.ops  # after DS_ACCELERATOR is set, which is read at import
     from deepspeed import init_distributed
     from deepspeed.utils.logging import set_log_level_from_string
 
     set_log_level_from_string("warning")
-    # DeepSpeed 0.19 calls a deprecated name.
+    # DeepSpeed 0.19 calls a deprecated function.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
-    # On a CPU DeepSpeed compiles a shared-memory collective that only inference uses: up to a minute at the
-    # first start, and 66 MiB in /dev/shm for each rank of each run.
+    # On a CPU, DeepSpeed compiles a shared-memory collective for inference. It costs up to a minute at the
+    # first start, and 66 MiB in /dev/shm for each rank.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if device.type == "cuda" else "gloo"
-    init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=longest_wait_s))
-    # All ranks have only read so far; after this line rank 0 may write.
+    init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout_s))
+    # Before this barrier all ranks only read; after it, rank 0 may write.
     barrier()
     return device
 
 
 def join() -> RankGroup:
-    """Connect to the other processes of a command; a single process needs no process group."""
+    """Connect to the other processes of a command; a single process creates no process group."""
     launch = read_launch()
     if launch.size == 1:
         return SINGLE_RANK
@@ -76,12 +76,12 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TorchRanks:
-    """All ranks of the run, for the parts below that need collectives and may not import this module.
+    """`RankGroup` of all ranks, on the process group.
 
     Attributes:
-        rank: this process.
-        size: how many there are.
-        device: where collectives on tensors run.
+        rank: rank of this process.
+        size: number of ranks.
+        device: device of the tensors in collectives.
     """
 
     rank: int
@@ -93,22 +93,22 @@ class TorchRanks:
         barrier()
 
     def gather_texts(self, text: str) -> list[str]:
-        """Every rank's text, on every rank, in rank order."""
+        """Return the texts of all ranks, in rank order."""
         return gather_texts(text)
 
     def gather_parts(self, part: torch.Tensor) -> torch.Tensor:
-        """Every rank's equally long part, one after the other, in host memory on every rank."""
+        """Concatenate equally long parts of all ranks, in rank order; the result is in host memory."""
         whole = torch.empty(self.size * part.numel(), dtype=part.dtype, device=self.device)
         dist.all_gather_into_tensor(whole, part.to(self.device))
         return whole.cpu()
 
     def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        """The sum of every rank's values, element by element, in host memory on every rank."""
+        """Sum values over all ranks, element by element; the result is in host memory."""
         return total(values.to(self.device)).cpu()
 
 
 def gather_texts(text: str) -> list[str]:
-    """Every rank's text, on every rank, in rank order."""
+    """Return the texts of all ranks, in rank order."""
     texts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(texts, text)
     return [str(item) for item in texts]

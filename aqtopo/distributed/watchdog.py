@@ -35,7 +35,7 @@ MAX_POLL_S = 2.0
 STORE_TIMEOUT_S = 10.0
 """Timeout for a request to the heartbeat store and for writing the stack dump [s]."""
 
-RITES_S = 90.0
+CALLBACK_TIMEOUT_S = 90.0
 """Timeout for each callback before the process ends [s]."""
 
 EXIT_HUNG = 1
@@ -100,7 +100,7 @@ class Watchdog:
         self._abort_reason: str | None = None
         self._aborting = False
         self._diagnosis = ""
-        self._rites: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=self._exchange_heartbeats, name="heartbeat", daemon=True),
@@ -110,7 +110,7 @@ class Watchdog:
     @property
     def longest_s(self) -> float:
         """Timeout for collectives [s], longer than any deadline so that the watchdog acts first."""
-        return max(self._deadlines.values()) + RITES_S
+        return max(self._deadlines.values()) + CALLBACK_TIMEOUT_S
 
     def enter(self, phase: str, detail: str = "") -> None:
         """Start a phase and its deadline; the previous phase ends."""
@@ -118,9 +118,9 @@ class Watchdog:
         self._own = Heartbeat(self._own.host, self._own.process, shown, self._own.phase_count + 1)
         self._due = time.monotonic() + self._deadlines[phase]
 
-    def on_abort(self, rite: Callable[[], None]) -> None:
-        """Have something done before the watchdog ends the process, such as completing a saved state."""
-        self._rites.append(rite)
+    def on_abort(self, callback: Callable[[], None]) -> None:
+        """Add a callback that runs before the watchdog ends the process."""
+        self._callbacks.append(callback)
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
@@ -197,8 +197,8 @@ class Watchdog:
         print(text, file=sys.stderr, flush=True)  # noqa: T201
         # faulthandler reads no source files, which may be on the disk that hangs.
         self._write(f"rank {self._store.rank} on {self._own.host}: {reason}", faulthandler.dump_traceback)
-        for rite in self._rites:
-            _call_with_timeout(RITES_S, rite)
+        for callback in self._callbacks:
+            _call_with_timeout(CALLBACK_TIMEOUT_S, callback)
         self._request(self._store.mark_done)
         self._serve_until_done()
         os._exit(EXIT_HUNG)

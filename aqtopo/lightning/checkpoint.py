@@ -4,8 +4,8 @@ A Lightning file keys the optimizer's state by integers: the i-th parameter that
 are identified by name, else by the shapes of their parameters, else by learning rate. Within a group the
 order is given by the names in the file (`param_names`), else by the user (`--order`), else by the file's
 own state dict, in the order of `named_parameters()`. In the last case every moment must have its
-parameter's shape, and moments of equal shape must pass the gradient test of `lightning_proof`. An ambiguous
-match is refused with the candidates, because a wrong one assigns another tensor's moments.
+parameter's shape, and moments of equal shape must pass the gradient test of `aqtopo.lightning.moments`. An
+ambiguous match is refused with the candidates, because a wrong one assigns another tensor's moments.
 """
 
 from collections.abc import Callable, Mapping, Sequence

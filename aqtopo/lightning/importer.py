@@ -1,4 +1,4 @@
-"""`import-lightning`: what the file's tensors and counters mean for a run of this package."""
+"""Import of a Lightning checkpoint into a run: tensors, position, rates and hyperparameters."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from aqtopo.training.schedule import Schedule
 NOT_STATED = ParameterOrder()
 
 RATE_TOLERANCE = 1e-6
-"""Relative: Lightning's schedulers multiply rates step by step, ours are closed formulas."""
+"""Relative tolerance: Lightning's schedulers multiply rates at each step; ours are closed formulas."""
 
 
 def import_lightning(
@@ -36,11 +36,11 @@ def import_lightning(
 
     Args:
         path: the `.ckpt` file.
-        out: the folder to make.
-        config: the run that goes on from it.
+        out: the folder to create.
+        config: configuration of the run that resumes from it.
         rules: renaming rules, pattern and replacement.
-        order: what is known of the order in which the file's groups listed their parameters.
-        allowed: `changes` may hold `schedule` and `optimizer.*`, where the file's rates are not the run's;
+        order: the user's statement on the order of parameters in the file's groups.
+        allowed: `changes` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
             `unexpected` tensors of the file are left out.
 
     Raises:
@@ -100,16 +100,16 @@ def import_lightning(
 def _position(
     path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
 ) -> Position:
-    """Where in the run the file was saved.
+    """Return the position in the run at which the file was saved.
 
     Raises:
-        RefusedError: this run has no such place.
+        RefusedError: this run has no such position.
     """
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
         raise_problems(
-            f"{path}: its position is none of this run's",
+            f"{path}: its position does not exist in this run",
             [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
             "Use the data, batch and accumulation of the run that saved it.",
         )
@@ -124,7 +124,11 @@ def _position(
 def _check_hyperparameters(
     saved: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float], config: RunConfig, allowed: Allowed
 ) -> None:
-    """Compare the file's rates, weight decay, betas and eps with the run's; neither wins in silence."""
+    """Compare the file's rates, weight decay, betas and eps with the run's.
+
+    Raises:
+        RefusedError: some differ, and the difference is not allowed.
+    """
     optimizer = config.optimizer
     expected = {
         "weight_decay": optimizer.weight_decay,
@@ -144,7 +148,7 @@ def _check_hyperparameters(
         if abs(group["lr"] - rates[name]) > RATE_TOLERANCE * rates[name] and not allowed.changes("schedule")
     ]
     raise_problems(
-        "the file's optimizer is not this run's",
+        "the file's optimizer differs from this run's",
         problems,
         "Correct the configuration, or allow it: --allow-change schedule, optimizer.weight_decay, ...",
     )

@@ -1,6 +1,6 @@
 """Batch job of a run: the folder with the files by which slurm/job.sh and the ranks communicate.
 
-    stop     by the script: save, end, and be queued again
+    stop     by the script: save, end, and requeue the job
     again    by rank 0, after saving because of `stop` or SIGUSR1
     never    by a rank, after a failure that a retry cannot fix: exit code and reason
     failed   by a rank, after another failure: exit code and reason
@@ -59,13 +59,13 @@ class BatchJob:
         return note.is_file() and note.read_text() == f"{Path(run_dir).resolve()}\n"
 
     def request_restart(self, why: str) -> None:
-        """Request that the job is queued again."""
+        """Request a requeue of the job."""
         self._write("again", why)
 
     def note_failure(self, retry: Retry, code: int, why: str) -> None:
-        """Record a failure of this rank, unless another rank has; `never` takes precedence over `failed`."""
+        """Record a failure of this rank, unless another one of its kind is recorded."""
         if self.folder is not None:
-            # The disk may be full; then only the exit code remains.
+            # If the disk is full, only the exit code remains.
             with suppress(OSError), (self.folder / retry.value).open("x") as file:
                 file.write(f"{code} {why}\n")
 

@@ -66,14 +66,14 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
 
 
 def lock_run_directory(
-    run_dir: Path, ranks: RankGroup, patience_s: float = 0.0
+    run_dir: Path, ranks: RankGroup, timeout_s: float = 0.0
 ) -> AbstractContextManager[None]:
     """Lock a run directory while a run uses it.
 
     Args:
         run_dir: the run directory.
         ranks: all ranks of the run.
-        patience_s: time to wait for another run [s]; a message on stderr says so.
+        timeout_s: longest wait for another run to end [s]; a wait is announced on stderr.
 
     Raises:
         BusyError: on all ranks: another run uses the directory.
@@ -86,7 +86,7 @@ def lock_run_directory(
         ranks,
         f"another run uses {run_dir}",
         "Wait for its end, stop it, or choose another directory with --set training.run_dir=DIR.",
-        patience_s,
+        timeout_s,
     )
 
 

@@ -71,8 +71,8 @@ def _train_on_all_ranks(
     log = RunLog(prepared.run_dir if launch.is_main else None, prepared.schedule.total_steps)
     try:
         watchdog.enter("lock")
-        patience_s = LOCK_TIMEOUT_S if job.folder else 0.0
-        with watchdog.reporting(), lock_run_directory(prepared.run_dir, ranks, patience_s):
+        timeout_s = LOCK_TIMEOUT_S if job.folder else 0.0
+        with watchdog.reporting(), lock_run_directory(prepared.run_dir, ranks, timeout_s):
             prepared = prepare_again(prepared, ranks)
             with staged(prepared, watchdog, log) as store:
                 prepared = replace(prepared, store=store)

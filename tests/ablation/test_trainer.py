@@ -217,7 +217,7 @@ def test_task_numbers_are_stable_when_the_ablation_grows(config_path: Path) -> N
     assert before == {"0": "wind_order-true/seed0", "1": "wind_order-false/seed0"}
     said = array("--grid", "wind_order", "--also", "alpha=1.0", "--seeds", "2")
     assert f"sbatch --array=0-5 slurm/ablation.sbatch {out}" in said
-    assert "0-1 may be queued already" in said
+    assert "0-1 may already be queued" in said
     after = trained_by_task(out)
     assert before.items() <= after.items()
     assert len(set(after.values())) == len(after) == 6

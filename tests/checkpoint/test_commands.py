@@ -116,7 +116,7 @@ def test_convert_writes_a_bitwise_equal_copy(
     assert typed("verify", out)[0] == 0
     code, said, _ = typed("diff", tag_folder(run_dir), out)
     assert code == 0
-    assert "equal to the bit" in said
+    assert "bitwise equal" in said
     code, _, err = typed("convert", tag_folder(run_dir), out)
     assert code == 2
     assert "is not overwritten" in err

@@ -36,7 +36,7 @@ def test_validate_refuses_groups_that_miss_a_parameter() -> None:
         CliRunner().invoke(app, arguments, catch_exceptions=False)
 
 
-def test_a_bad_value_is_a_message_on_stderr_and_exit_code_2() -> None:
+def test_invalid_value_gives_a_message_and_exit_code_2() -> None:
     result = run("validate", DEMO, "--set", "deepspeed.zero_optimization.stage=3", "--set", "model.dept=3")
     assert result.returncode == 2
     assert result.stdout == ""
@@ -49,7 +49,7 @@ def test_a_bad_value_is_a_message_on_stderr_and_exit_code_2() -> None:
     assert "model.dept = 3: unknown key; did you mean depth?" in text
 
 
-def test_show_prints_only_json_when_asked() -> None:
+def test_show_prints_only_json_on_request() -> None:
     result = run("show", DEMO, "--set", "model.depth=2", "--json")
     assert result.returncode == 0, result.stderr
     shown = RunConfig.model_validate(json.loads(result.stdout))

@@ -29,7 +29,7 @@ def test_info_prints_grid_hours_gaps_and_source(tiny_store: Path) -> None:
     assert "Statistics over 2016" in result.stdout
 
 
-def test_info_as_json_is_only_json(tiny_store: Path) -> None:
+def test_info_prints_only_json_on_request(tiny_store: Path) -> None:
     result = runner.invoke(app, ["data", "info", str(tiny_store), "--json"])
     assert result.exit_code == 0
     assert json.loads(result.stdout)["digest"] == open_store(tiny_store).digest
@@ -49,7 +49,7 @@ def test_statistics_take_several_years_after_one_option(store: Path) -> None:
         (["statistics", "nowhere.zarr", "--years", "2016"], "There is no data store at nowhere.zarr"),
     ],
 )
-def test_a_missing_store_is_an_error_of_the_user(arguments: list[str], message: str) -> None:
+def test_missing_store_gives_exit_code_2(arguments: list[str], message: str) -> None:
     result = runner.invoke(app, ["data", *arguments])
     assert isinstance(result.exception, ValueError)
     assert message in str(result.exception)
@@ -63,9 +63,7 @@ def test_statistics_over_an_absent_year_are_refused(store: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["info"], ["check"], ["statistics", "--years", "2016"]])
-def test_a_store_that_does_not_answer_ends_each_command_at_its_deadline(
-    store: Path, command: list[str]
-) -> None:
+def test_unresponsive_store_ends_each_command_at_its_deadline(store: Path, command: list[str]) -> None:
     stalled = store / "static" / "zarr.json"
     stalled.unlink()
     os.mkfifo(stalled)  # opening it waits for a writer, who never comes
@@ -78,7 +76,7 @@ def test_a_store_that_does_not_answer_ends_each_command_at_its_deadline(
     assert "a longer `--deadline`" in str(result.exception)
 
 
-def test_check_ends_with_1_and_a_list_where_something_is_wrong(tiny_store: Path, store: Path) -> None:
+def test_check_lists_faults_and_gives_exit_code_1(tiny_store: Path, store: Path) -> None:
     good = runner.invoke(app, ["data", "check", str(tiny_store)])
     assert good.exit_code == 0
     assert "0 fault(s), 2 note(s)" in good.stdout

@@ -16,9 +16,7 @@ from aqtopo.inference.load import predict
 Command = Callable[..., Any]
 
 
-def test_it_prints_the_table_writes_the_scores_and_says_how_far_it_is(
-    aqtopo: Command, untrained_run: Path
-) -> None:
+def test_table_scores_and_progress(aqtopo: Command, untrained_run: Path) -> None:
     ended = aqtopo("evaluate", untrained_run)
     assert ended.code == 0
     assert "tiny (epoch00-step000007-val0.5000) on test 2018" in ended.out
@@ -31,7 +29,7 @@ def test_it_prints_the_table_writes_the_scores_and_says_how_far_it_is(
         assert line.endswith("/s, 00:00 left")
 
 
-def test_with_json_stdout_holds_the_file_and_nothing_else(aqtopo: Command, untrained_run: Path) -> None:
+def test_json_stdout_holds_only_the_score_file(aqtopo: Command, untrained_run: Path) -> None:
     ended = aqtopo("evaluate", untrained_run, "--json", "--split", "validation", "--tag", "last")
     content = json.loads(ended.out)
     assert content == json.loads((untrained_run / SCORES_FILE).read_text())
@@ -39,7 +37,7 @@ def test_with_json_stdout_holds_the_file_and_nothing_else(aqtopo: Command, untra
     assert len(content["scores"]) == content["summary"]["pairs"] == 24
 
 
-def test_what_libraries_print_does_not_reach_the_json(
+def test_output_of_libraries_stays_out_of_the_json(
     aqtopo: Command, untrained_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def chatty(*given: Any) -> Any:
@@ -63,14 +61,14 @@ def test_what_libraries_print_does_not_reach_the_json(
         (["--against", "gone.nc"], "cannot be read"),
     ],
 )
-def test_bad_options_are_refused_and_nothing_is_written(
+def test_bad_options_are_refused_before_writing(
     aqtopo: Command, untrained_run: Path, options: list[str], message: str
 ) -> None:
     assert message in aqtopo("evaluate", untrained_run, *options).complaint
     assert not (untrained_run / SCORES_FILE).exists()
 
 
-def test_details_are_printed_when_they_are_asked_for(aqtopo: Command, untrained_run: Path) -> None:
+def test_requested_details_are_printed(aqtopo: Command, untrained_run: Path) -> None:
     details = ("season", "hour", "area", "spectra", "exceedances")
     ended = aqtopo(
         "evaluate",
@@ -87,7 +85,7 @@ def test_details_are_printed_when_they_are_asked_for(aqtopo: Command, untrained_
     assert "No day has forecasts for 20 of its hours" in ended.out
 
 
-def test_stations_and_another_model_are_scored_in_one_go(
+def test_stations_and_another_model_are_scored_in_one_command(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     csv, other = tmp_path / "stations.csv", tmp_path / "cams.nc"
@@ -115,18 +113,18 @@ def test_stations_and_another_model_are_scored_in_one_go(
     assert lines[1].startswith("A,30.0,100.0,pm25,ug m-3,24,")
 
 
-def test_a_directory_that_is_no_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
+def test_directory_without_a_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
     assert "is not a run directory" in aqtopo("evaluate", tmp_path).complaint
 
 
-def test_a_store_that_has_gone_is_named(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+def test_removed_store_is_named(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
     config = json.loads((untrained_run / "config.json").read_text())
     config["data"]["store"] = str(tmp_path / "gone.zarr")
     (untrained_run / "config.json").write_text(json.dumps(config))
     assert "gone.zarr" in aqtopo("evaluate", untrained_run).complaint
 
 
-def test_weights_that_have_diverged_end_with_code_1(
+def test_diverged_weights_give_exit_code_1(
     aqtopo: Command, tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
 ) -> None:
     run = save_untrained(tiny_config(), factor=float("nan"))

@@ -62,7 +62,7 @@ def without_history(path: Path) -> xr.Dataset:
     return loaded
 
 
-def test_an_exported_model_forecasts_as_its_run(
+def test_exported_model_and_run_give_equal_forecasts(
     aqtopo: Command, untrained_run: Path, exported: Path, tmp_path: Path
 ) -> None:
     for source, name in ((untrained_run, "run.nc"), (exported, "model.nc")):
@@ -71,7 +71,7 @@ def test_an_exported_model_forecasts_as_its_run(
 
 
 @pytest.mark.slow
-def test_it_forecasts_where_deepspeed_is_not_installed(exported: Path, tmp_path: Path) -> None:
+def test_exported_model_forecasts_without_deepspeed(exported: Path, tmp_path: Path) -> None:
     arguments = ["forecast", str(exported), str(tmp_path / "out.zarr"), "--init", INIT]
     ended = subprocess.run(
         [sys.executable, "-c", WITHOUT_DEEPSPEED, *arguments], capture_output=True, text=True, check=False
@@ -91,7 +91,7 @@ def test_it_forecasts_where_deepspeed_is_not_installed(exported: Path, tmp_path:
     assert "deepspeed is not installed here" in blocked.stderr
 
 
-def test_nothing_in_it_is_a_pickle(exported: Path) -> None:
+def test_exported_files_contain_no_pickle(exported: Path) -> None:
     names = sorted(path.name for path in exported.iterdir())
     assert names == sorted([CARD_FILE, STATIC_FILE, WEIGHTS_FILE])
     for name in (STATIC_FILE, WEIGHTS_FILE):
@@ -99,7 +99,7 @@ def test_nothing_in_it_is_a_pickle(exported: Path) -> None:
         assert json.loads((exported / name).read_bytes()[8 : 8 + length])
 
 
-def test_the_card_says_what_the_model_is(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+def test_card_describes_the_model(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
     run = load_run(untrained_run)
     scores = write_made_scores(untrained_run, run.tag.name)
     ended = aqtopo("export", untrained_run, tmp_path / "model", "--tag", "last")
@@ -117,7 +117,7 @@ def test_the_card_says_what_the_model_is(aqtopo: Command, untrained_run: Path, t
     assert card["scores"] == scores
 
 
-def test_damaged_scores_are_named_and_nothing_is_exported(
+def test_damaged_scores_are_refused_before_the_export(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     content = write_made_scores(untrained_run, "any")
@@ -129,7 +129,9 @@ def test_damaged_scores_are_named_and_nothing_is_exported(
     assert not list(tmp_path.glob("model*"))
 
 
-def test_scores_of_another_state_stay_out(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+def test_scores_of_another_state_are_not_exported(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
     tag = load_run(untrained_run).tag.name
     assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "before").out
     write_made_scores(untrained_run, "epoch00-step000003")
@@ -139,7 +141,7 @@ def test_scores_of_another_state_stay_out(aqtopo: Command, untrained_run: Path, 
     assert read_card(tmp_path / "model").scores is None
 
 
-def test_hours_of_another_store_are_read_with_the_trainings_terrain_and_statistics(
+def test_hours_of_another_store_use_terrain_and_statistics_of_the_training(
     aqtopo: Command, exported: Path, tiny_dataset: xr.Dataset, tmp_path: Path
 ) -> None:
     later = tiny_dataset.assign_coords(time=tiny_dataset["time"] + np.timedelta64(3 * 365, "D"))
@@ -163,7 +165,7 @@ def test_a_store_on_another_grid_is_refused(
     assert "is on another grid than tiny was trained on: its lon" in ended.complaint
 
 
-def test_an_exported_model_has_no_other_state(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
+def test_exported_model_has_only_one_state(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     tag = read_card(exported).tag
     complaint = aqtopo(
         "forecast", exported, tmp_path / "o.nc", "--init", INIT, "--tag", "epoch00-step000003"
@@ -173,7 +175,7 @@ def test_an_exported_model_has_no_other_state(aqtopo: Command, exported: Path, t
     assert aqtopo("forecast", exported, tmp_path / "o.nc", "--init", INIT, "--tag", tag).code == 0
 
 
-def test_a_run_keeps_its_own_store(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+def test_run_accepts_no_other_store(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
     ended = aqtopo(
         "forecast", untrained_run, tmp_path / "o.nc", "--init", INIT, "--store", tmp_path / "x.zarr"
     )
@@ -190,16 +192,14 @@ def test_a_damaged_file_is_refused(aqtopo: Command, exported: Path, tmp_path: Pa
     assert name in ended.err
 
 
-def test_a_card_that_cannot_be_read_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
+def test_unreadable_card_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     (exported / CARD_FILE).write_text("{}")
     complaint = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
     assert f"{exported / CARD_FILE}: name: missing" in complaint
     assert "Export the model again" in complaint
 
 
-def test_a_card_of_settings_that_are_not_known_here_names_them(
-    aqtopo: Command, exported: Path, tmp_path: Path
-) -> None:
+def test_unknown_settings_in_a_card_are_named(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     card = json.loads((exported / CARD_FILE).read_text())
     card["config"]["model"]["sixth_sense"] = True
     (exported / CARD_FILE).write_text(json.dumps(card))
@@ -217,7 +217,7 @@ def test_damaged_facts_of_the_training_are_named(
     assert not list(tmp_path.glob("model*"))
 
 
-def test_nothing_is_written_over_and_nothing_is_left(
+def test_existing_folder_is_kept_and_failed_export_is_removed(
     aqtopo: Command,
     tiny_config: Callable[..., RunConfig],
     save_untrained: Callable[..., Path],

@@ -18,7 +18,7 @@ INIT = "2018-01-03T00"
 
 
 @pytest.mark.parametrize("suffix", [".zarr", ".nc"])
-def test_it_writes_what_the_suffix_says(
+def test_suffix_determines_the_format(
     aqtopo: Command, untrained_run: Path, tmp_path: Path, suffix: str
 ) -> None:
     output = tmp_path / f"out{suffix}"
@@ -32,7 +32,7 @@ def test_it_writes_what_the_suffix_says(
         assert dataset["pm25"].notnull().all()
 
 
-def test_an_older_forecast_is_replaced_only_when_asked(
+def test_existing_forecast_is_replaced_only_with_overwrite(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.nc"
@@ -55,7 +55,7 @@ def test_an_older_forecast_is_replaced_only_when_asked(
         ("out.nc", [], "--init"),
     ],
 )
-def test_bad_input_is_refused_and_nothing_is_written(
+def test_bad_input_is_refused_before_writing(
     aqtopo: Command, untrained_run: Path, tmp_path: Path, output: str, options: list[str], message: str
 ) -> None:
     before = sorted(tmp_path.rglob("*"))
@@ -63,12 +63,12 @@ def test_bad_input_is_refused_and_nothing_is_written(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_a_directory_that_is_no_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
+def test_directory_without_a_run_is_refused(aqtopo: Command, tmp_path: Path) -> None:
     ended = aqtopo("forecast", tmp_path, tmp_path / "out.nc", "--init", INIT)
     assert "is not a run directory" in ended.complaint
 
 
-def test_a_job_is_told_what_is_worth_another_try(
+def test_temporary_failures_are_recorded_for_a_requeue(
     aqtopo: Command,
     tiny_config: Callable[..., RunConfig],
     tiny_dataset: xr.Dataset,

@@ -1,4 +1,4 @@
-"""Modules that a command loads, each in a process of its own: tests in one process load what others need."""
+"""Modules that each command loads, in a separate process: in one process, tests load each other's modules."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def run_dir(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> Path:
 
 
 def loaded_by(folder: Path, *arguments: object) -> set[str]:
-    """Top-level packages that a command has loaded when it ends, after checking that it succeeded."""
+    """Run a command successfully and return the top-level packages that it has loaded."""
     path = folder / "modules.txt"
     command = [sys.executable, "-c", PROGRAM, str(path), *map(str, arguments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -45,20 +45,18 @@ def test_help_loads_neither_tensors_nor_data(tmp_path: Path, command: str) -> No
 
 
 @pytest.mark.parametrize("command", ["config show", "checkpoint ls", "watch --once"])
-def test_a_command_on_a_run_s_small_files_loads_neither_tensors_nor_data(
+def test_commands_on_small_files_load_neither_tensors_nor_data(
     tmp_path: Path, run_dir: Path, command: str
 ) -> None:
     place = run_dir / "config.json" if command == "config show" else run_dir
     assert not loaded_by(tmp_path, *command.split(), place) & (TENSORS | DATA)
 
 
-def test_a_look_into_a_store_loads_no_tensors(tmp_path: Path, tiny_store: Path) -> None:
+def test_data_info_loads_no_tensors(tmp_path: Path, tiny_store: Path) -> None:
     assert not loaded_by(tmp_path, "data", "info", tiny_store) & TENSORS
 
 
-def test_validation_of_a_config_loads_pytorch_without_its_compiler(
-    tmp_path: Path, tiny_config: TinyConfig
-) -> None:
+def test_config_validate_loads_pytorch_without_its_compiler(tmp_path: Path, tiny_config: TinyConfig) -> None:
     config = tmp_path / "config.json"
     config.write_text(tiny_config().to_json())
     loaded = loaded_by(tmp_path, "config", "validate", config)
@@ -67,7 +65,7 @@ def test_validation_of_a_config_loads_pytorch_without_its_compiler(
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_plan_loads_pytorch_alone_and_a_store_s_libraries_if_there_is_one(
+def test_plan_loads_pytorch_and_data_libraries_only_for_a_store(
     tmp_path: Path, tiny_config: TinyConfig, stored: bool
 ) -> None:
     settings = json.loads(tiny_config().to_json())

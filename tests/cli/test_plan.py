@@ -14,7 +14,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_json_is_all_that_stdout_holds() -> None:
+def test_stdout_holds_only_json() -> None:
     done = run(REFERENCE, "--at-epoch", "3", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
@@ -23,7 +23,7 @@ def test_json_is_all_that_stdout_holds() -> None:
     assert "complete hourly calendar" in done.stderr
 
 
-def test_a_wrong_epoch_is_one_paragraph_and_exit_code_2() -> None:
+def test_invalid_epoch_gives_one_paragraph_and_exit_code_2() -> None:
     done = run(REFERENCE, "--at-epoch", "10")
     assert done.returncode == 2
     assert done.stdout == ""

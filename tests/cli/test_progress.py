@@ -1,4 +1,4 @@
-"""Progress: a bar on a terminal, plain lines now and then elsewhere."""
+"""Progress: a bar on a terminal, otherwise plain lines."""
 
 import io
 
@@ -8,7 +8,7 @@ from aqtopo.cli.progress import Progress
 
 
 class Terminal(io.StringIO):
-    """A stream that claims to be a terminal."""
+    """A stream that reports that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that stands still until its only element is changed."""
+    """Clock whose time is the only element of the list."""
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return now
@@ -36,7 +36,7 @@ def test_plain_lines_come_every_five_seconds_and_at_the_end(
     ]
 
 
-def test_a_new_count_starts_its_own_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_new_count_restarts_the_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     show = Progress()
     show("hours", 0, 10)
     clock[0] += 10.0
@@ -50,7 +50,7 @@ def test_a_new_count_starts_its_own_rate(clock: list[float], capsys: pytest.Capt
     ]
 
 
-def test_a_terminal_gets_one_bar_a_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_shows_one_bar_per_count(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
     show = Progress()

@@ -11,7 +11,7 @@ from aqtopo.evaluation.results import write_scores
 from aqtopo.inference.load import load_run
 
 
-def test_the_command_names_the_page(untrained_run: Path) -> None:
+def test_path_of_the_page_is_printed(untrained_run: Path) -> None:
     write_scores(evaluate(load_run(untrained_run)).scores, untrained_run)
     lrs = '{"vit_blocks": 1e-4}'
     time = "2026-11-21T20:15:01+00:00"
@@ -26,29 +26,29 @@ def test_the_command_names_the_page(untrained_run: Path) -> None:
     assert "Lanzhou, 38.0°N 100.0°E" in (untrained_run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_run_without_scores_is_told_how_to_get_them(untrained_run: Path) -> None:
+def test_run_without_scores_is_refused_with_the_remedy(untrained_run: Path) -> None:
     with pytest.raises(ValueError, match="aqtopo evaluate"):
         CliRunner().invoke(app, ["report", str(untrained_run)], catch_exceptions=False)
 
 
-def test_a_folder_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no folder \S+absent\. Name the run directory"):
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no folder \S+absent\. Name a run directory"):
         CliRunner().invoke(app, ["report", str(tmp_path / "absent")], catch_exceptions=False)
 
 
-def test_an_unfinished_ablation_is_told_to_finish(tmp_path: Path) -> None:
+def test_unfinished_ablation_is_refused_with_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "ablation.json").write_text("{}")
     with pytest.raises(ValueError, match="Let `aqtopo ablate` finish"):
         CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
 
 
-def test_an_ablation_has_no_start_to_choose(tmp_path: Path) -> None:
+def test_initial_time_is_refused_for_an_ablation(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text("{}")
     with pytest.raises(ValueError, match="--init is for maps"):
         CliRunner().invoke(app, ["report", str(tmp_path), "--init", "2018-01-02T00"], catch_exceptions=False)
 
 
-def test_a_bad_start_is_refused(untrained_run: Path) -> None:
+def test_invalid_initial_time_is_refused(untrained_run: Path) -> None:
     with pytest.raises(ValueError, match="the initial time 'yesterday'"):
         CliRunner().invoke(app, ["report", str(untrained_run), "--init", "yesterday"], catch_exceptions=False)
 

@@ -30,7 +30,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return path, output
 
 
-def test_writes_a_store_that_opens_and_says_what_it_is(written: tuple[Path, str]) -> None:
+def test_store_opens_and_is_marked_as_simulated(written: tuple[Path, str]) -> None:
     path, output = written
     store = open_store(path)
     assert store.years == (2016, 2017)
@@ -41,13 +41,13 @@ def test_writes_a_store_that_opens_and_says_what_it_is(written: tuple[Path, str]
     assert store.lat.tolist() == [22.5, 27.5, 32.5, 37.5]
 
 
-def test_keeps_the_statistics_of_the_training_years(written: tuple[Path, str]) -> None:
+def test_statistics_of_the_training_years_are_saved(written: tuple[Path, str]) -> None:
     store = open_store(written[0])
     assert tuple(store.statistics_years) == (2017,)
     assert 0 < store.std["pm25"] < 200
 
 
-def test_shows_progress_up_to_the_last_day(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_up_to_the_last_day(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = [xr.Dataset(coords={"time": np.arange(24 * days)}) for days in (100, 266)]
     passed_on = list(with_progress(iter(blocks), SimulationConfig(years=(2016,))))
     assert passed_on == blocks
@@ -59,21 +59,19 @@ def test_shows_progress_up_to_the_last_day(capsys: pytest.CaptureFixture[str]) -
     [
         (["--grid", "32-64"], "'32-64' is not of the form"),
         (["--grid", "2x2"], "too small"),
-        (["--train-years", "2015"], "--train-years names 2015"),
+        (["--train-years", "2015"], "--train-years has 2015"),
         (["--lat", "40", "20"], "--lat 40 20"),
         (["--seed", "-1"], "seed = -1"),
     ],
 )
-def test_bad_input_is_named_and_nothing_is_written(
-    tmp_path: Path, arguments: list[str], message: str
-) -> None:
+def test_bad_input_is_refused_before_writing(tmp_path: Path, arguments: list[str], message: str) -> None:
     out = tmp_path / "out.zarr"
     with pytest.raises(ValueError, match=message):
         synth(str(out), "--years", "2016", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_store_is_refused_before_anything_is_simulated(tmp_path: Path) -> None:
+def test_existing_store_is_refused_before_the_simulation(tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     out.mkdir()
     with pytest.raises(ValueError, match=r"exists already"):

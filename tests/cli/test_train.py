@@ -133,7 +133,7 @@ def test_missing_config_file(
     assert "none.json" in capsys.readouterr().err
 
 
-def test_mistaken_option_tells_the_batch_job_not_to_try_again(
+def test_invalid_option_is_recorded_as_never_for_the_batch_job(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(JOB_DIR, str(tmp_path))
@@ -142,7 +142,7 @@ def test_mistaken_option_tells_the_batch_job_not_to_try_again(
         main()
     assert ending.value.code == 2
     assert "--stop-afterr" in capsys.readouterr().err
-    assert (tmp_path / "never").read_text() == "2 the command line is mistaken\n"
+    assert (tmp_path / "never").read_text() == "2 the command line is invalid\n"
 
 
 def test_validation_year_without_a_usable_time(tiny_config: TinyConfig, refusal: Refusal) -> None:
@@ -158,7 +158,7 @@ def test_group_pattern_that_matches_nothing(tiny_config: TinyConfig, refusal: Re
     assert nothing_written(config)
 
 
-def test_mistake_in_the_code_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def broken(*_: object) -> None:
         int("not a number")
 

@@ -36,7 +36,7 @@ def write_resumed_run(run_dir: Path, loss: float) -> Path:
     return run_dir
 
 
-def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
+def test_output_contains_the_documented_strings(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["watch", str(write_resumed_run(tmp_path / "run", 0.7))])
     assert result.exit_code == 0, result.output
     for text in ("ended: all epochs done", "7 of 100", "head 5.000e-05", "SUCCESS", "[91/91]"):
@@ -45,14 +45,14 @@ def test_one_look_says_what_people_grep_for(tmp_path: Path) -> None:
     assert re.search(r"blocks\.0 travel \[h\] .*0  21\.5", result.stdout)
 
 
-def test_an_edited_line_is_named(tmp_path: Path) -> None:
+def test_invalid_log_line_is_named(tmp_path: Path) -> None:
     path = write_resumed_run(tmp_path / "run", 0.7) / "metrics.jsonl"
     path.write_text(path.read_text().replace('"val_loss": 0.5', '"val_loss": "low"'))
     with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2: val_loss = "low"(.|\n)*Remove that line'):
         CliRunner().invoke(app, ["watch", str(path.parent)], catch_exceptions=False)
 
 
-def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:
+def test_failed_resume_gives_exit_code_1(tmp_path: Path) -> None:
     run = str(write_resumed_run(tmp_path / "run", 3.8))
     assert CliRunner().invoke(app, ["watch", run]).exit_code == 1
     result = CliRunner().invoke(app, ["watch", run, "--failure-above", "4", "--json"])
@@ -60,6 +60,6 @@ def test_a_failed_resume_is_an_exit_code(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["verdict"] == "UNDECIDED"
 
 
-def test_thresholds_the_wrong_way_round_are_refused(tmp_path: Path) -> None:
+def test_swapped_thresholds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--failure-above 0\.5 is below --success-below 1"):
         CliRunner().invoke(app, ["watch", str(tmp_path), "--failure-above", "0.5"], catch_exceptions=False)

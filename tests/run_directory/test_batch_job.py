@@ -4,7 +4,7 @@ from aqtopo.refusal import Retry
 from aqtopo.run_directory.batch_job import JOB_DIR, BatchJob
 
 
-def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
+def test_all_methods_are_no_ops_outside_a_job(tmp_path: Path) -> None:
     job = BatchJob.from_environment({})
     job.request_restart("why")
     job.note_failure(Retry.NEVER, 2, "why")
@@ -15,7 +15,7 @@ def test_outside_of_a_job_nothing_is_asked_or_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
+def test_script_and_ranks_communicate_through_files(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path), "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "2"})
     assert job.facts == {"job": "7", "restart_count": "2"}
     assert not job.stop_requested
@@ -27,23 +27,23 @@ def test_the_script_and_the_ranks_talk_through_files(tmp_path: Path) -> None:
     assert (tmp_path / "saved").read_text() == "epoch00-step000003\n"
 
 
-def test_later_starts_of_a_job_that_has_saved_go_on_from_there(tmp_path: Path) -> None:
+def test_saved_run_directory_is_known_after_a_restart(tmp_path: Path) -> None:
     first = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
     again = BatchJob.from_environment({JOB_DIR: str(tmp_path), "SLURM_RESTART_COUNT": "1"})
     assert not again.has_saved_in(tmp_path / "run")
     first.note_save("epoch00-step000003", tmp_path / "run")
     assert again.has_saved_in(tmp_path / "run")
     assert not again.has_saved_in(tmp_path / "other")
-    assert not first.has_saved_in(tmp_path / "run")  # it was asked for what its command line says
+    assert not first.has_saved_in(tmp_path / "run")  # the first start follows its command line
 
 
-def test_a_reason_that_cannot_be_written_does_not_take_the_failure_s_place(tmp_path: Path) -> None:
+def test_unwritable_failure_note_raises_no_error(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path / "removed")})
     job.note_failure(Retry.PERHAPS, 1, "no space left on the device")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_first_rank_to_fail_is_heard_and_one_that_may_never_start_again_beside_it(tmp_path: Path) -> None:
+def test_first_failure_of_each_kind_is_kept(tmp_path: Path) -> None:
     job = BatchJob.from_environment({JOB_DIR: str(tmp_path)})
     job.note_failure(Retry.PERHAPS, 1, "lost a rank")
     job.note_failure(Retry.NEVER, 3, "first")

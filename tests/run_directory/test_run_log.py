@@ -17,7 +17,7 @@ def test_events_are_json_lines_with_a_time(tmp_path: Path) -> None:
     assert all(record["time"].endswith("+00:00") for record in records)
 
 
-def test_plain_lines_tell_rate_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_lines_show_rate_and_time_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = RunLog(tmp_path, total_steps=2)
     log.progress(1, "loss 0.7")
     log.progress(2, "loss 0.6")
@@ -37,14 +37,14 @@ def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str]) -> None:
     assert (output.out, output.err) == ("", "")
 
 
-def test_peak_memory_of_a_cpu_process_counts_what_it_touched() -> None:
+def test_peak_memory_of_a_cpu_process_counts_touched_pages() -> None:
     before = peak_memory_gib(torch.device("cpu"))
     ballast = torch.ones(2**28)  # 1 GiB
     assert peak_memory_gib(torch.device("cpu")) >= max(before, 1.0)
     assert ballast[0] == 1
 
 
-def test_time_left_counts_steps_even_where_only_some_are_logged(
+def test_time_left_counts_steps_that_are_not_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter([0.0, 100.0])

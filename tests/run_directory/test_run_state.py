@@ -44,7 +44,7 @@ RESUME = {
 }
 
 
-def test_a_running_run_is_told_from_its_last_lines(tmp_path: Path) -> None:
+def test_state_of_a_running_run(tmp_path: Path) -> None:
     validation = {"event": "validation", "step": 1, "epoch": 0, "val_loss": 0.5}
     run = write_run(tmp_path / "run", START, step(1, 2.0), validation, step(2, 1.5), half_a_line='{"event":')
     state = read_run_state(run, BEGIN + timedelta(seconds=4))
@@ -55,14 +55,14 @@ def test_a_running_run_is_told_from_its_last_lines(tmp_path: Path) -> None:
     assert state.verdict(1.0, 3.0) is None
 
 
-def test_silence_and_the_end_are_told(tmp_path: Path) -> None:
+def test_states_silent_and_ended(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0))
     assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "silent for 3599 s"
     run = write_run(tmp_path / "run", START, step(1, 2.0), {"event": "stop", "reason": "all epochs done"})
     assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "ended: all epochs done"
 
 
-def test_a_run_that_stops_to_be_started_again_has_not_ended(tmp_path: Path) -> None:
+def test_run_that_stops_for_a_restart_has_not_ended(tmp_path: Path) -> None:
     stop = {"event": "stop", "reason": RESTART_REASON}
     run = write_run(tmp_path / "run", START, step(1, 2.0), stop)
     assert read_run_state(run, BEGIN + timedelta(hours=9)).state == "waiting for its next start"
@@ -70,22 +70,22 @@ def test_a_run_that_stops_to_be_started_again_has_not_ended(tmp_path: Path) -> N
     assert read_run_state(run, BEGIN + timedelta(seconds=5)).state == "running"
 
 
-def test_steps_that_an_edited_log_repeats_have_no_pace(tmp_path: Path) -> None:
+def test_repeated_steps_have_no_pace(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(2, 2.0), step(2, 2.0))
     assert read_run_state(run, BEGIN).left_s is None
 
 
-def test_times_that_go_back_have_no_pace(tmp_path: Path) -> None:
+def test_decreasing_times_have_no_pace(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0) | {"time": "2026-11-23T00:00:00"}, step(2, 2.0))
     assert read_run_state(run, BEGIN).left_s is None
 
 
-def test_a_start_without_a_length_leaves_the_time_open(tmp_path: Path) -> None:
+def test_time_left_is_unknown_without_total_steps(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", {"event": "start"}, step(1, 2.0), step(2, 2.0))
     assert read_run_state(run, BEGIN).left_s is None
 
 
-def test_a_run_that_logs_few_steps_comes_to_its_last_and_is_not_called_silent(tmp_path: Path) -> None:
+def test_run_that_logs_few_steps_is_not_silent(tmp_path: Path) -> None:
     few = [START, *(step(number, 2.0) | {"time": time} for number, time in ((40, "00:00"), (80, "05:00")))]
     for event in few[1:]:
         event["time"] = f"2026-11-22T00:{event['time']}+00:00"
@@ -96,7 +96,7 @@ def test_a_run_that_logs_few_steps_comes_to_its_last_and_is_not_called_silent(tm
     assert (state.step, state.left_s) == (100, 0.0)
 
 
-def test_a_run_that_compares_its_losses_is_running(tmp_path: Path) -> None:
+def test_run_is_running_after_the_loss_comparison(tmp_path: Path) -> None:
     compared = {"event": "loss_after_resume", "step": 3, "running": 1.0, "saved": 1.0, "jump": False}
     run = write_run(tmp_path / "run", START, RESUME, START, compared)
     assert read_run_state(run, BEGIN).state == "running"
@@ -107,7 +107,7 @@ def test_times_without_a_zone_are_utc(tmp_path: Path) -> None:
     assert read_run_state(run, BEGIN + timedelta(seconds=2)).state == "running"
 
 
-def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
+def test_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
     state = read_run_state(tmp_path)
     assert (state.state, state.step, state.train_loss, state.left_s) == ("not started", 0, None, None)
 
@@ -116,7 +116,9 @@ def test_a_directory_without_metrics_has_not_started(tmp_path: Path) -> None:
     ("losses", "verdict"),
     [([], "UNDECIDED"), ([0.7, 0.8], "SUCCESS"), ([3.8] * 4, "FAILURE"), ([1.5], "UNDECIDED")],
 )
-def test_a_resume_is_judged_by_its_first_losses(tmp_path: Path, losses: list[float], verdict: str) -> None:
+def test_verdict_depends_on_the_first_losses_after_a_resume(
+    tmp_path: Path, losses: list[float], verdict: str
+) -> None:
     before = [START, step(1, 5.0), step(2, 5.0), RESUME, START]
     later = [step(3 + i, loss) for i, loss in enumerate(losses)]
     state = read_run_state(write_run(tmp_path / "run", *before, *later), BEGIN)
@@ -124,7 +126,7 @@ def test_a_resume_is_judged_by_its_first_losses(tmp_path: Path, losses: list[flo
     assert state.verdict(1.0, 3.0) == verdict
 
 
-def test_only_an_error_since_the_last_start_counts(tmp_path: Path) -> None:
+def test_errors_before_the_last_start_are_ignored(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0))
     for rank, seconds in ((0, -10.0), (3, 10.0)):
         file = run / "stacks" / f"rank{rank:05d}.txt"
@@ -136,6 +138,6 @@ def test_only_an_error_since_the_last_start_counts(tmp_path: Path) -> None:
     assert read_run_state(run, BEGIN).error is None
 
 
-def test_a_wrong_directory_is_named(tmp_path: Path) -> None:
+def test_missing_directory_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no run directory .*nothing.*training\.run_dir"):
         read_run_state(tmp_path / "nothing")

@@ -1,4 +1,4 @@
-"""Jobs made of the very scripts of slurm/: submit one, follow it, signal it."""
+"""Jobs of the scripts in slurm/: submission, waiting, signals."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ from .cluster import SlurmCluster
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
 ON_A_SMALL_CLUSTER = ("--partition=all", "--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
-"""What replaces the scripts' defaults, which are LUMI's."""
+"""Options that override the scripts' defaults for LUMI."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,25 @@ class Job:
     log: Path
 
     def field(self, name: str) -> str:
-        """What `scontrol show job` says, such as JobState, Restarts, ExitCode."""
+        """Return a field of `scontrol show job`, such as JobState, Restarts, ExitCode."""
         shown = self.cluster.run("scontrol", "--oneliner", "show", "job", self.number)
         return dict(word.partition("=")[::2] for word in shown.split())[name]
 
     def wait(self, what: str, is_so: Callable[[], bool]) -> None:
-        """Wait until something is so; fail with the job's log if it never is."""
+        """Wait until a condition is true; after a timeout, fail with the job's log."""
         deadline = time.monotonic() + LIMIT_S
         while not is_so():
             assert time.monotonic() < deadline, (
-                f"{what} did not happen\n{self.said()}\n{self.cluster.log_tails()}"
+                f"{what} did not happen\n{self.log_text()}\n{self.cluster.log_tails()}"
             )
             time.sleep(0.2)
 
     def wait_for_steps(self, more_than: int) -> None:
-        """Wait until the run has logged more steps than these."""
+        """Wait until the run has logged more steps than a number."""
         self.wait(f"step {more_than + 1}", lambda: len(self.events("step")) > more_than)
 
     def wait_for_state(self, state: str) -> None:
-        """Wait until Slurm calls the job so."""
+        """Wait until the job has a state."""
         self.wait(state, lambda: self.field("JobState") == state)
 
     def wait_for_restart(self, number: int = 1, *changes: str) -> None:
@@ -72,24 +72,24 @@ class Job:
         self.wait(f"restart {number}", restarted)
 
     def signal_batch_shell(self, name: str) -> None:
-        """Send what `--signal=B:...` sends."""
+        """Send a signal as `--signal=B:...` does."""
         self.cluster.run("scancel", f"--signal={name}", "--batch", self.number)
 
     def cancel(self) -> None:
-        """`scancel`, and wait until nothing of the job runs."""
+        """Cancel the job and wait for its end."""
         self.cluster.run("scancel", self.number)
         self.wait_for_state("CANCELLED")
 
-    def said(self) -> str:
-        """The job's log so far."""
+    def log_text(self) -> str:
+        """Return the job's log."""
         return self.log.read_text() if self.log.exists() else ""
 
     def events(self, kind: str) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of one kind, without one that is being written."""
+        """Return the complete lines of one kind in metrics.jsonl."""
         return events(self.run_dir, kind)
 
     def last_saved_step(self) -> int:
-        """Step of the newest committed state."""
+        """Return the step of the newest committed state."""
         return list_tags(self.run_dir)[-1].step
 
 

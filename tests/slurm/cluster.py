@@ -65,7 +65,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def why_unavailable() -> str | None:
-    """What keeps a cluster from being started here, with the remedy; None if nothing does."""
+    """Return why no cluster can be started here, with the remedy; None if one can."""
     if os.geteuid() != 0:
         return "a Slurm cluster needs root, for slurmd becomes the user of each job"
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
@@ -93,7 +93,7 @@ class SlurmCluster:
         """Run a client, with environment variables of its own, and return its standard output.
 
         Raises:
-            RuntimeError: it failed, or `timeout_s` were over (code 124); says what it and the daemons wrote.
+            RuntimeError: it failed, or `timeout_s` were over (code 124).
         """
         words = ["timeout", "--kill-after=10", str(timeout_s), *map(str, command)]
         done = subprocess.run(
@@ -110,12 +110,12 @@ class SlurmCluster:
         return done.stdout
 
     def node_states(self) -> dict[str, str]:
-        """What `sinfo` says of every node: `idle`, `allocated`, `down*`, ..."""
+        """Return the state of every node from `sinfo`: `idle`, `allocated`, `down*`, ..."""
         rows = self.run("sinfo", "--noheader", "--Node", "--format=%N %T").splitlines()
         return dict(row.split() for row in rows)
 
     def log_tails(self, lines: int = 10) -> str:
-        """The last lines that each daemon wrote."""
+        """Return the last log lines of each daemon."""
         tails = []
         for path in sorted(self.directory.glob("*.log")):
             tail = path.read_text(errors="replace").splitlines()[-lines:]
@@ -126,7 +126,7 @@ class SlurmCluster:
         """Start all daemons and wait until every node takes jobs.
 
         Raises:
-            RuntimeError: a daemon ended or the nodes were not idle in time; says what the daemons wrote.
+            RuntimeError: a daemon ended or the nodes were not idle in time.
         """
         self._write_files()
         self._start_munged()
@@ -139,7 +139,7 @@ class SlurmCluster:
     def without_node(self, node: str) -> Iterator[None]:
         """End a node's slurmd, as if the node had died; afterwards the node is there again, and idle.
 
-        Slurm would notice by itself after SlurmdTimeout; it is told at once, with the same consequences.
+        Slurm would detect it after SlurmdTimeout; `scontrol update` has the same effect at once.
         """
         self.daemons[node].kill()
         self.daemons.pop(node).wait()
@@ -155,7 +155,7 @@ class SlurmCluster:
         self._wait("all nodes to be idle", lambda: self.node_states() == dict.fromkeys(NODES, "idle"))
 
     def stop(self) -> None:
-        """End the daemons, then whatever they have left behind."""
+        """End the daemons, then the remaining processes."""
         for daemon in reversed(self.daemons.values()):
             daemon.terminate()
         for daemon in reversed(self.daemons.values()):
@@ -195,7 +195,7 @@ class SlurmCluster:
         self._wait("munged's socket", (self.directory / "munge.socket").is_socket)
 
     def _start_daemon(self, name: str, *command: str) -> None:
-        """Start one in the foreground; it is told to end if this process should die without ending it."""
+        """Start a daemon in the foreground; it gets SIGTERM if this process dies."""
         with (self.directory / f"{name}.log").open("wb") as log:
             self.daemons[name] = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "TERM", *command],
@@ -218,7 +218,7 @@ class SlurmCluster:
 
 @contextmanager
 def running_cluster(directory: Path) -> Iterator[SlurmCluster]:
-    """A cluster in an empty directory; nothing of it runs afterwards, however the start or the use went."""
+    """Start a cluster in an empty directory; end all its processes afterwards, also after an error."""
     cluster = SlurmCluster(directory)
     try:
         cluster.start()
@@ -228,7 +228,7 @@ def running_cluster(directory: Path) -> Iterator[SlurmCluster]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
+    """Return different unused ports."""
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.socket()) for _ in range(count)]
         for probe in sockets:
@@ -237,7 +237,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _processes_with(variable: str) -> list[int]:
-    """Ids of the processes that were started with `NAME=value` in their environment."""
+    """Return the ids of processes that were started with `NAME=value` in their environment."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile

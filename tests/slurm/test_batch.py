@@ -30,7 +30,7 @@ def endless(tiny_config: TinyConfig, nodes: int = 2, **training: Any) -> RunConf
     )
 
 
-def assert_curve_goes_on(job: Job) -> None:
+def assert_steps_are_continuous(job: Job) -> None:
     """Each step was made once, in order, and resuming did not throw the loss back."""
     steps = [event["step"] for event in job.events("step")]
     assert steps == list(range(1, len(steps) + 1))
@@ -41,11 +41,11 @@ def assert_curve_goes_on(job: Job) -> None:
         )
         assert sum(after) / len(after) < 1.25 * sum(before) / len(before)
     # torchrun ends with a traceback of its own on SIGTERM, after its ranks have saved and ended.
-    own_frames = [line for line in job.said().splitlines() if f'File "{SOURCE}/' in line]
+    own_frames = [line for line in job.log_text().splitlines() if f'File "{SOURCE}/' in line]
     assert not own_frames
 
 
-def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
+def test_losing_and_regaining_a_node_keeps_the_steps(
     slurm_cluster: SlurmCluster, tiny_config: TinyConfig
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config))
@@ -61,13 +61,13 @@ def test_a_lost_node_and_its_return_leave_the_steps_as_they_were(
     worlds = [(event["world_before"], event["world_size"]) for event in job.events("resume")]
     assert worlds == [(2, 1), (1, 2)]
     assert {event["train_batch_size"] for event in job.events("start")} == {4}
-    assert "ended by Slurm, which has queued the job again" in job.said()
-    assert job.said().count("cancelled; not queued again") == 1
-    assert_curve_goes_on(job)
+    assert "ended by Slurm, which has requeued the job" in job.log_text()
+    assert job.log_text().count("cancelled; not requeued") == 1
+    assert_steps_are_continuous(job)
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-def test_a_warned_job_saves_is_queued_again_and_goes_on(
+def test_signalled_job_saves_and_resumes_after_the_requeue(
     launcher: str, slurm_cluster: SlurmCluster, tiny_config: TinyConfig
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config), AQTOPO_LAUNCH=launcher)
@@ -80,21 +80,23 @@ def test_a_warned_job_saves_is_queued_again_and_goes_on(
 
     assert job.last_saved_step() == job.events("step")[-1]["step"]
     assert [event["slurm"].get("restart_count") for event in job.events("start")] == [None, "1"]
-    assert "queued again (restarts so far: 0)" in job.said()
-    assert_curve_goes_on(job)
+    assert "requeued (restarts so far: 0)" in job.log_text()
+    assert_steps_are_continuous(job)
 
 
-def test_the_time_limit_itself_warns_the_job(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_job_saves_and_resumes_at_the_time_limit(
+    slurm_cluster: SlurmCluster, tiny_config: TinyConfig
+) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1), "--time=1", "--signal=B:USR1@30")
-    job.wait_for_restart(1, "TimeLimit=10")  # where starting takes a minute, it would never get far
+    job.wait_for_restart(1, "TimeLimit=10")  # one minute may not suffice for the start
     saved = job.last_saved_step()
     job.wait_for_steps(saved + 12)
     job.cancel()
-    assert "the time limit is near" in job.said()
-    assert_curve_goes_on(job)
+    assert "the time limit is near" in job.log_text()
+    assert_steps_are_continuous(job)
 
 
-def test_cancelling_in_mid_save_loses_nothing(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_cancelling_during_a_save_loses_no_step(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1))
     job.wait_for_steps(3)
     job.wait("a save", lambda: any((job.run_dir / "checkpoints").glob("*.tmp")))
@@ -106,18 +108,18 @@ def test_cancelling_in_mid_save_loses_nothing(slurm_cluster: SlurmCluster, tiny_
     assert tag is not None
     verify_state(open_state(tag.folder(job.run_dir)))
     assert not any((job.run_dir / "checkpoints").glob("*.tmp"))
-    assert "Traceback" not in job.said()
+    assert "Traceback" not in job.log_text()
 
 
-def test_three_failures_in_a_row_end_the_chain(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
+def test_job_ends_after_three_failures_in_a_row(slurm_cluster: SlurmCluster, tiny_config: TinyConfig) -> None:
     config = tiny_config(optimizer={"base_lr": 1e30}, training={"validate_every": 12})
     job = submit(slurm_cluster, config)
     for number in (1, 2):
         job.wait_for_restart(number)
     job.wait_for_state("FAILED")
     assert job.field("Restarts") == "2"
-    assert "3 times in a row without a new saved state; not queued again" in job.said()
-    assert "weights were not updated" in " ".join(job.said().split())
+    assert "3 times in a row without a new saved state; not requeued" in job.log_text()
+    assert "weights were not updated" in " ".join(job.log_text().split())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_three_failures_in_a_row_end_the_chain(slurm_cluster: SlurmCluster, tiny
         pytest.param({"training": {"validate_every": 10_000}}, [], "would never be validated", id="config"),
     ],
 )
-def test_what_a_user_must_put_right_is_said_and_not_tried_again(
+def test_bad_input_gives_a_message_and_no_retry(
     changes: dict[str, Any],
     options: list[str],
     message: str,
@@ -138,11 +140,11 @@ def test_what_a_user_must_put_right_is_said_and_not_tried_again(
     job = submit(slurm_cluster, tiny_config(**changes), *options)
     job.wait_for_state("FAILED")
     assert (job.field("Restarts"), job.field("ExitCode")) == ("0", "2:0")
-    assert message in " ".join(job.said().split())
-    assert "Traceback" not in job.said()
+    assert message in " ".join(job.log_text().split())
+    assert "Traceback" not in job.log_text()
 
 
-def test_the_debug_script_is_never_queued_again(
+def test_debug_script_is_not_requeued(
     slurm_cluster: SlurmCluster, tiny_config: TinyConfig, tmp_path: Path
 ) -> None:
     job = submit(slurm_cluster, endless(tiny_config, nodes=1), script="debug")

@@ -1,7 +1,4 @@
-"""What slurm/job.sh decides, with stand-ins for Slurm's commands and for `aqtopo`.
-
-That Slurm itself says and does so is shown in test_batch.py.
-"""
+"""Decisions of slurm/job.sh, with fakes of Slurm and `aqtopo`; test_batch.py uses a real Slurm."""
 
 import json
 import os
@@ -17,45 +14,45 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SRUN = 'while [[ $1 == --* ]]; do echo "$1" >>"$SAYS/srun"; shift; done; exec "$@"'
+SRUN = 'while [[ $1 == --* ]]; do echo "$1" >>"$FAKES/srun"; shift; done; exec "$@"'
 SQUEUE = (
-    'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$SAYS/restarts";; *%r*) cat "$SAYS/reason";; esac'
+    'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$FAKES/restarts";; *%r*) cat "$FAKES/reason";; esac'
 )
-NOTED = 'printf "%s\\n" "$(basename "$0")" "$@" >>"$SAYS/calls"; '
+RECORD = 'printf "%s\\n" "$(basename "$0")" "$@" >>"$FAKES/calls"; '
 COMMANDS = {
     "srun": SRUN,
     "squeue": SQUEUE,
-    "scontrol": NOTED,
-    "singularity": NOTED,
-    "aqtopo": NOTED + 'eval "$RANK_DOES"',
+    "scontrol": RECORD,
+    "singularity": RECORD,
+    "aqtopo": RECORD + 'eval "$RANK_DOES"',
 }
 
 
 @dataclass(frozen=True)
 class Script:
-    """A batch script that runs.
+    """Running batch script.
 
     Attributes:
         process: the shell.
-        says: what the stand-ins read and note, and the log.
+        fakes: folder with the inputs and the calls of the fake commands, and the log.
     """
 
     process: subprocess.Popen[bytes]
-    says: Path
+    fakes: Path
 
     def end(self) -> tuple[int, str]:
-        """Wait; exit code and log."""
+        """Wait for the end; return exit code and log."""
         code = self.process.wait(timeout=30)
-        return code, (self.says / "log").read_text()
+        return code, (self.fakes / "log").read_text()
 
     def calls(self) -> list[str]:
-        """Names and arguments of the commands that were called, one after the other."""
-        noted = self.says / "calls"
+        """Return names and arguments of the called commands, in order."""
+        noted = self.fakes / "calls"
         return noted.read_text().splitlines() if noted.exists() else []
 
     @property
-    def queued_again(self) -> bool:
-        """Whether it asked Slurm for that."""
+    def requeued(self) -> bool:
+        """True if it requested a requeue from Slurm."""
         return "requeue" in self.calls()
 
 
@@ -64,15 +61,15 @@ StartScript = Callable[..., Script]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[StartScript]:
-    """`start(rank_does, arguments, variables)`: job.sh on one node, whose `aqtopo train` does that."""
-    programs, says = tmp_path / "bin", tmp_path / "says"
-    for folder in (programs, says):
+    """Return a function that starts job.sh on one node; the fake `aqtopo` runs the commands `rank_does`."""
+    programs, fakes = tmp_path / "bin", tmp_path / "fakes"
+    for folder in (programs, fakes):
         folder.mkdir()
     for name, text in COMMANDS.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n")
         (programs / name).chmod(0o755)
-    (says / "reason").write_text("None\n")
-    (says / "restarts").write_text("0\n")
+    (fakes / "reason").write_text("None\n")
+    (fakes / "restarts").write_text("0\n")
     config = tmp_path / "run.json"
     config.touch()
     started: list[subprocess.Popen[bytes]] = []
@@ -80,7 +77,7 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
     def start(
         rank_does: str = "true", arguments: Sequence[str] = (), variables: Mapping[str, str] | None = None
     ) -> Script:
-        (says / "calls").unlink(missing_ok=True)
+        (fakes / "calls").unlink(missing_ok=True)
         environment = {
             "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
             "SLURM_JOB_ID": "33123",
@@ -89,9 +86,9 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
             "AQTOPO_JOBS": str(tmp_path / "jobs"),
             "TMPDIR": str(tmp_path),
             "RANK_DOES": rank_does,
-            "SAYS": str(says),
+            "FAKES": str(fakes),
         }
-        with (says / "log").open("wb") as log:
+        with (fakes / "log").open("wb") as log:
             process = subprocess.Popen(
                 ["bash", str(ROOT / "slurm" / "job.sh"), str(config), *arguments],
                 cwd=ROOT,
@@ -101,10 +98,10 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
                 start_new_session=True,
             )
         started.append(process)
-        return Script(process, says)
+        return Script(process, fakes)
 
     yield start
-    for process in started:  # and the ranks that a script has left
+    for process in started:  # with the remaining ranks
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -114,85 +111,83 @@ def fails(file: str, code: int = 1) -> str:
     return f'echo "{code} because of it" >"$AQTOPO_JOB_DIR/{file}"; exit {code}'
 
 
-def test_what_a_user_must_put_right_ends_the_chain_with_the_rank_s_code(start: StartScript) -> None:
+def test_permanent_failure_is_not_requeued_and_keeps_the_code_of_the_rank(start: StartScript) -> None:
     script = start(fails("never", 3))
     code, log = script.end()
     assert code == 3
-    assert "ended with code 3, and starting again would not help: because of it" in log
-    assert not script.queued_again
+    assert "ended with code 3, not requeued because a retry cannot help: because of it" in log
+    assert not script.requeued
 
 
-def test_what_may_pass_is_tried_three_times(start: StartScript) -> None:
+def test_temporary_failure_is_tried_three_times(start: StartScript) -> None:
     for number in (1, 2):
         script = start(fails("failed"))
         code, log = script.end()
-        assert (code, script.queued_again) == (0, True)
+        assert (code, script.requeued) == (0, True)
         assert f"failed with code 1: because of it\n{log.splitlines()[-1]}" in log
         assert f"({number} of 3 in a row without a new saved state)" in log
     script = start(fails("failed"))
     assert script.end()[0] == 1
-    assert not script.queued_again
+    assert not script.requeued
 
 
-def test_a_saved_state_between_failures_starts_the_count_anew(start: StartScript) -> None:
+def test_saved_state_resets_the_count_of_failures(start: StartScript) -> None:
     for _ in range(4):
         script = start('touch "$AQTOPO_JOB_DIR/saved"; ' + fails("failed"))
         assert "(1 of 3 in a row" in script.end()[1]
-        assert script.queued_again
+        assert script.requeued
 
 
-def test_failures_that_cannot_be_counted_end_the_chain(start: StartScript) -> None:
+def test_job_is_not_requeued_if_failures_cannot_be_counted(start: StartScript) -> None:
     script = start('ln -s /nowhere/failures "$AQTOPO_JOB_DIR/failures"; exit 7')
     code, log = script.end()
     assert "failures cannot be counted" in log
-    assert (code, script.queued_again) == (7, False)
+    assert (code, script.requeued) == (7, False)
 
 
-def test_a_full_disk_that_takes_no_reason_leaves_the_launcher_s_code(start: StartScript) -> None:
+def test_empty_failure_note_leaves_the_code_of_the_launcher(start: StartScript) -> None:
     assert start('touch "$AQTOPO_JOB_DIR/never"; exit 3').end()[0] == 3
 
 
-def test_of_an_array_only_this_task_is_queued_again(start: StartScript) -> None:
-    # Slurm gives the last task the id of the whole array.
+def test_only_this_task_of_an_array_is_requeued(start: StartScript) -> None:
+    # In Slurm, the last task has the id of the whole array.
     script = start("exit 1", variables={"SLURM_ARRAY_JOB_ID": "33123", "SLURM_ARRAY_TASK_ID": "4"})
     assert script.end()[0] == 0
     assert script.calls()[-3:] == ["scontrol", "requeue", "33123_4"]
 
 
-def test_a_controller_that_does_not_answer_at_once_does_not_end_the_chain(
-    start: StartScript, tmp_path: Path
-) -> None:
-    busy = '[[ -e $SAYS/asked ]] || { touch "$SAYS/asked"; echo "Socket timed out" >&2; exit 1; }'
-    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/bash\n{busy}\n{NOTED}\n")
+def test_requeue_is_retried_if_the_controller_is_busy(start: StartScript, tmp_path: Path) -> None:
+    busy = '[[ -e $FAKES/asked ]] || { touch "$FAKES/asked"; echo "Socket timed out" >&2; exit 1; }'
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/bash\n{busy}\n{RECORD}\n")
     script = start("exit 1")
-    assert (script.end()[0], script.queued_again) == (0, True)
+    assert (script.end()[0], script.requeued) == (0, True)
 
 
-def test_ranks_get_the_cores_that_the_job_has_for_each(start: StartScript) -> None:
+def test_ranks_get_the_cores_per_task_of_the_job(start: StartScript) -> None:
     script = start(variables={"SLURM_CPUS_PER_TASK": "7"})
     assert script.end()[0] == 0
-    assert "--cpus-per-task=7" in (script.says / "srun").read_text().splitlines()
+    assert "--cpus-per-task=7" in (script.fakes / "srun").read_text().splitlines()
 
 
-def test_a_node_without_room_for_caches_may_be_better_next_time(start: StartScript) -> None:
+def test_node_without_room_for_caches_is_a_temporary_failure(start: StartScript) -> None:
     script = start(variables={"TMPDIR": "/proc"})
     code, log = script.end()
-    assert "no caches could be made on some node" in log
-    assert (code, script.queued_again) == (0, True)
+    assert "the caches on a node could not be created" in log
+    assert (code, script.requeued) == (0, True)
     assert "train" not in script.calls()
 
 
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"AQTOPO_LAUNCH": "mpirun"}, "AQTOPO_LAUNCH=mpirun is none of srun, deepspeed, torchrun"),
+        ({"AQTOPO_LAUNCH": "mpirun"}, "AQTOPO_LAUNCH=mpirun is invalid. Use srun, deepspeed or torchrun"),
         ({"SLURM_NTASKS_PER_NODE": ""}, "Submit with --ntasks-per-node"),
         ({"AQTOPO_LAUNCH": "deepspeed", "AQTOPO_CONTAINER": "a.sif"}, "cannot start ranks in a container"),
-        ({"SLURM_JOB_ID": ""}, "this is no Slurm job"),
+        ({"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
         ({"AQTOPO_JOBS": "/proc/jobs"}, "Name a shared disk in AQTOPO_JOBS"),
     ],
 )
-def test_bad_input_of_the_script_is_said_and_not_tried_again(
+def test_bad_input_of_the_script_gives_a_message_and_no_retry(
     start: StartScript, variables: dict[str, str], message: str
 ) -> None:
     script = start(variables=variables)
@@ -202,51 +197,51 @@ def test_bad_input_of_the_script_is_said_and_not_tried_again(
     assert script.calls() == []
 
 
-def test_a_forgotten_environment_is_said_at_once(start: StartScript, tmp_path: Path) -> None:
+def test_missing_aqtopo_command_is_refused(start: StartScript, tmp_path: Path) -> None:
     (tmp_path / "bin" / "aqtopo").unlink()
     script = start(variables={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"})
     code, log = script.end()
     assert (code, script.calls()) == (2, [])
-    assert "there is no command aqtopo. Activate its environment before sbatch" in log
+    assert "the command aqtopo is not on PATH. Activate its environment before sbatch" in log
 
 
-WAITS = 'touch "$SAYS/started"; trap "" TERM; sleep 60'
-"""A rank that does not stop when it is told to."""
+WAITS = 'touch "$FAKES/started"; trap "" TERM; sleep 60'
+"""Command of a rank that ignores SIGTERM."""
 
 
 def interrupted(script: Script) -> tuple[int, str]:
-    """Slurm's SIGTERM to the batch shell while the ranks are at work, and the end."""
-    while not (script.says / "started").exists():
+    """Send SIGTERM to the batch shell while the ranks run; return exit code and log."""
+    while not (script.fakes / "started").exists():
         time.sleep(0.01)
     script.process.send_signal(signal.SIGTERM)
     return script.end()
 
 
-def test_ranks_that_are_too_slow_for_the_time_limit_do_not_end_the_chain(start: StartScript) -> None:
+def test_job_is_requeued_if_ranks_are_too_slow_for_the_time_limit(start: StartScript) -> None:
     script = start(f'touch "$AQTOPO_JOB_DIR/saved"; {WAITS} & wait', variables={"AQTOPO_LAST_WAIT_S": "0.2"})
-    (script.says / "reason").write_text("TimeLimit\n")
+    (script.fakes / "reason").write_text("TimeLimit\n")
     code, log = interrupted(script)
-    assert "the time limit came before all ranks had stopped; queued again" in log
-    assert (code, script.queued_again) == (0, True)
+    assert "the time limit came before all ranks had stopped; requeued" in log
+    assert (code, script.requeued) == (0, True)
 
 
-def test_a_job_that_slurm_has_queued_again_is_not_called_cancelled(start: StartScript) -> None:
-    script = start('touch "$SAYS/started"; sleep 0.3')
-    (script.says / "restarts").write_text("1\n")
+def test_job_requeued_by_slurm_is_not_reported_as_cancelled(start: StartScript) -> None:
+    script = start('touch "$FAKES/started"; sleep 0.3')
+    (script.fakes / "restarts").write_text("1\n")
     code, log = interrupted(script)
-    assert "Slurm, which has queued the job again" in log
+    assert "Slurm, which has requeued the job" in log
     assert "cancelled" not in log
-    assert (code, script.queued_again) == (0, False)
+    assert (code, script.requeued) == (0, False)
 
 
-def test_a_cancelled_job_stays_so_though_it_has_just_saved_for_the_time_limit(start: StartScript) -> None:
-    script = start('echo saved >"$AQTOPO_JOB_DIR/again"; touch "$SAYS/started"; sleep 0.3')
+def test_cancelled_job_is_not_requeued_after_a_save(start: StartScript) -> None:
+    script = start('echo saved >"$AQTOPO_JOB_DIR/again"; touch "$FAKES/started"; sleep 0.3')
     code, log = interrupted(script)
-    assert "cancelled; not queued again" in log
-    assert (code, script.queued_again) == (0, False)
+    assert "cancelled; not requeued" in log
+    assert (code, script.requeued) == (0, False)
 
 
-def test_arguments_reach_the_ranks_as_they_are(start: StartScript) -> None:
+def test_arguments_reach_the_ranks_unchanged(start: StartScript) -> None:
     run_dir = 'runs/Zhang\'s "first" \\ one'
     script = start(arguments=[run_dir, "--set", "optimizer.base_lr=2e-4", "--allow-change", "optimizer"])
     assert script.end()[0] == 0
@@ -262,14 +257,14 @@ def test_ranks_run_in_the_container(start: StartScript) -> None:
     assert script.calls()[:5] == ["singularity", "exec", "/images/a b.sif", "aqtopo", "train"]
 
 
-def test_a_killed_start_s_build_locks_are_removed_and_the_port_is_one_of_the_job_s_own(
+def test_old_build_locks_are_removed_and_the_port_is_not_ephemeral(
     start: StartScript, tmp_path: Path
 ) -> None:
     built = tmp_path / "aqtopo-33123" / "extensions" / "cpu_adam"
     built.mkdir(parents=True)
     for name in ("lock", "cpu_adam.so"):
         (built / name).touch()
-    script = start('echo "$MASTER_PORT" >"$SAYS/port"')
+    script = start('echo "$MASTER_PORT" >"$FAKES/port"')
     assert script.end()[0] == 0
     assert [path.name for path in built.iterdir()] == ["cpu_adam.so"]
-    assert int((script.says / "port").read_text()) < 32768
+    assert int((script.fakes / "port").read_text()) < 32768

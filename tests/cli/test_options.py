@@ -1,6 +1,6 @@
 import pytest
 
-from aqtopo.cli.years import repeat_option
+from aqtopo.cli.options import repeat_option
 
 
 @pytest.mark.parametrize(
@@ -18,5 +18,5 @@ from aqtopo.cli.years import repeat_option
         ("", ""),
     ],
 )
-def test_each_further_year_gets_its_option(given: str, expected: str) -> None:
+def test_option_is_repeated_before_each_further_year(given: str, expected: str) -> None:
     assert repeat_option(given.split()) == expected.split()
