@@ -27,8 +27,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")] = False,
 ) -> None:
     """Show what a store holds: grid, hours, gaps, channels with their statistics, and source."""
+    from aqtopo.data.inspection import summarize
     from aqtopo.data.store import open_store
-    from aqtopo.data.summary import summarize
 
     summary = summarize(open_store(store, deadline))
     if as_json:
