@@ -46,7 +46,7 @@ _MOST_HELD = 64
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A micro-batch to read: the numbers of its samples (B,), 0 for surplus, and their places (B,).
+    """A micro-batch to read: the numbers of its samples (B,), 0 for padding, and their places (B,).
 
     `slot` is where in the ring it goes; without one it comes in memory of its own.
     """

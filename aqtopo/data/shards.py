@@ -228,7 +228,7 @@ def kept_checksums(store: str | Path) -> NDArray[np.uint64]:
 
 
 def run_with_deadline(deadline_s: float, work: Callable[[], Result]) -> Result:
-    """Do something that may never end, in a thread that is left behind if it does not.
+    """Run `work` in a daemon thread, and abandon the thread after a deadline.
 
     Raises:
         TimeoutError: it took longer than `deadline_s`.
@@ -254,7 +254,7 @@ def run_with_deadline(deadline_s: float, work: Callable[[], Result]) -> Result:
 def read_with_deadline(
     store: object, what: str, work: Callable[[], Result], deadline_s: float = READ_DEADLINE_S
 ) -> Result:
-    """What `work` reads of a store.
+    """Read from a store with a deadline.
 
     Args:
         store: its path.

@@ -42,7 +42,7 @@ from aqtopo.data.shards import (
 )
 
 Report = Callable[[str, int, int], None]
-"""Told what is being counted, how many are done and how many there are."""
+"""Progress callback: the unit counted, the number done, the total."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,11 +281,11 @@ def _digest(dataset: xr.Dataset) -> str:
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """A `Report` that says nothing."""
+    """No-op `Report`."""
 
 
 def shard_ranges(store: Store, years: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of time indices that cover calendar years, none of them across two shards."""
+    """Ranges [first, last) of time indices that cover calendar years; no range crosses a shard."""
     for year in sorted(set(years)):
         start, end = np.searchsorted(
             store.times, np.array([f"{year}-01-01", f"{year + 1}-01-01"], "datetime64[h]")
