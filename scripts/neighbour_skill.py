@@ -18,7 +18,7 @@ from rich.table import Table
 from scipy.ndimage import map_coordinates
 
 from aqtopo.data import Store, open_store
-from aqtopo.data.walk import spans
+from aqtopo.data.store import shard_ranges
 from aqtopo.model.geometry import EARTH_RADIUS_KM
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
@@ -105,7 +105,7 @@ def samples(store: Store) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 def relative_errors(store: Store) -> Iterator[tuple[str, int, list[float]]]:
     """Yield name, number and error [%] by horizon and overall of each set of predictors."""
-    fields = np.concatenate([store.read_span(*span) for span in spans(store, store.years)])
+    fields = np.concatenate([store.read_span(*span) for span in shard_ranges(store, store.years)])
     pollutants = [store.channels.index(name) for name in TARGET_VARIABLES]
     winds = [store.channels.index(name) for name in ("u", "v")]
     mean, std = (

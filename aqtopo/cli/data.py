@@ -27,8 +27,8 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Show the grid, hours, gaps, channels, statistics and source of a store."""
+    from aqtopo.data.inspection import summarize
     from aqtopo.data.store import open_store
-    from aqtopo.data.summary import summarize
 
     summary = summarize(open_store(store, deadline))
     if as_json:

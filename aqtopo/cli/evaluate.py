@@ -67,7 +67,7 @@ def evaluate(
         raise ValueError("--detail station needs observations. Add --stations CSV.")
     # Some libraries log to stdout, which must hold only the result.
     with contextlib.redirect_stdout(sys.stderr):
-        from aqtopo.data.walk import in_silence
+        from aqtopo.data.store import no_progress
         from aqtopo.distributed.process_group import disconnect, join
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
@@ -83,7 +83,7 @@ def evaluate(
         run = load_run(run_dir, tag)
         options = _options(run, region or (), stations, against, every)
         ranks = join()
-        done = score(run, split.value, Progress() if ranks.rank == 0 else in_silence, ranks, options)
+        done = score(run, split.value, Progress() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
         if ranks.rank != 0:
             return

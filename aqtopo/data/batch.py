@@ -15,13 +15,13 @@ from torch.utils.data import get_worker_info
 
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
-from aqtopo.data.ring import Block
 from aqtopo.data.schema import Hours
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
+from aqtopo.data.workers import Block
 
-SURPLUS = -1
-"""The place of a sample of weight 0, there only to make up the number: zeros, nothing valid, nothing read."""
+PADDING = -1
+"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
 
 _TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
 
@@ -37,10 +37,10 @@ class Batch:
         wind: (B, 2, H, W) float32, eastward and northward wind in m/s, whatever the normalisation; finite.
         targets: (B, K, C, H, W) float32, normalised; 0 where there is no value.
         valid: (B, K, C, H, W) bool, where the loss and the scores count: the static mask is 1, the target has
-            a finite value, and the sample is no surplus.
+            a finite value, and the sample is not padding.
         lead_hours: (B, K) float32 [h].
-        places: each sample's place in the epoch's order, `SURPLUS` for those of weight 0.
-        times: (B,) datetime64[h], UTC; NaT for surplus.
+        places: each sample's place in the epoch's order, `PADDING` for those of weight 0.
+        times: (B,) datetime64[h], UTC; NaT for padding.
         filled: input values that were missing and became their channel's mean.
     """
 
@@ -61,7 +61,7 @@ class Batch:
     @property
     def samples(self) -> int:
         """Samples of weight 1."""
-        return sum(place != SURPLUS for place in self.places)
+        return sum(place != PADDING for place in self.places)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The batch on a device; from pinned memory the copy overlaps with what runs there."""
@@ -152,16 +152,16 @@ class BatchReader:
         """Read one micro-batch; each hour it needs is read once.
 
         Args:
-            times: (B,) start times; ignored for surplus.
+            times: (B,) start times; ignored for padding.
             lead_hours: (B, K) [h]. A target hour that is not stored is nowhere valid.
-            places: (B,) places in the epoch's order, `SURPLUS` for samples of weight 0.
+            places: (B,) places in the epoch's order, `PADDING` for samples of weight 0.
             into: at least `size` bytes to lay the tensors in; without it they get memory of their own.
 
         Raises:
             ValueError: a start time is not in the store, or a shard cannot be read.
             TimeoutError: the file system does not answer, and nobody else watches.
         """
-        real = np.flatnonzero(places != SURPLUS)
+        real = np.flatnonzero(places != PADDING)
         starts = times[real].astype("datetime64[h]")
         leads = lead_hours[real].astype("timedelta64[h]")
         ends = starts[:, None] + leads
@@ -179,12 +179,12 @@ class BatchReader:
             filled += self._put_hour(
                 int(index), batch, real[start_hours == number], (real[rows[takes]], lead_places[takes])
             )
-        surplus = places == SURPLUS
-        batch["lead_hours"].numpy()[:] = np.where(surplus[:, None], 0, lead_hours)
+        padding = places == PADDING
+        batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
             **batch,
             places=tuple(places.tolist()),
-            times=np.where(surplus, np.datetime64("NaT", "h"), times.astype("datetime64[h]")),
+            times=np.where(padding, np.datetime64("NaT", "h"), times.astype("datetime64[h]")),
             filled=filled,
         )
 
@@ -195,8 +195,8 @@ class BatchReader:
         absent: NDArray[np.int64],
         real: NDArray[np.int64],
     ) -> None:
-        """What is not read is zero and nowhere valid: surplus samples, and targets that are not stored."""
-        for unread in np.flatnonzero(places == SURPLUS):
+        """Zero padding samples and the targets that are not stored, and mark them invalid."""
+        for unread in np.flatnonzero(places == PADDING):
             for name in ("inputs", "wind", "targets", "valid"):
                 batch[name][unread] = 0
         for row, lead in absent:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from aqtopo.config import RunConfig
-from aqtopo.data.schema import LEAST_HIGHEST_METRES, PLAUSIBLE_LEVEL, refuse
+from aqtopo.data.schema import LEAST_HIGHEST_METRES, PLAUSIBLE_LEVEL, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
@@ -25,22 +25,24 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
     """
     rows, columns = config.data.grid
     if (store.lat.size, store.lon.size) != (rows, columns):
-        refuse(
+        raise_store_error(
             store.path,
             f"has {store.lat.size} x {store.lon.size} cells, and `data.grid` says {rows} x {columns}",
             f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose the store that was meant.",
         )
     for name in (*config.data.variables, *config.data.targets):
         if name not in store.channels and name not in store.static:
-            refuse(store.path, f"lacks the channel {name}", f"Leave {name} out of the run's variables.")
+            raise_store_error(
+                store.path, f"lacks the channel {name}", f"Leave {name} out of the run's variables."
+            )
     if not (store.static["mask"] > 0).any():
-        refuse(
+        raise_store_error(
             store.path,
             "has a mask without a single cell of value 1, so nothing would be learnt or scored",
             "Write the store again with a mask that is 1 where the loss and the scores count.",
         )
     for fault, remedy in unphysical(store):
-        refuse(store.path, fault, remedy)
+        raise_store_error(store.path, fault, remedy)
     return normalization_for(config, store)
 
 

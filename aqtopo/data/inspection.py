@@ -1,5 +1,6 @@
 """Looks at everything in a store and lists what is wrong with it, in one pass over its shards."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,13 +11,16 @@ from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.check import unphysical
-from aqtopo.data.deadline import answered
 from aqtopo.data.schema import HOURS_PER_SHARD
-from aqtopo.data.shards import DamagedShardError, kept_checksums, shard_checksum, shard_path
+from aqtopo.data.shards import (
+    DamagedShardError,
+    kept_checksums,
+    read_with_deadline,
+    shard_checksum,
+    shard_path,
+)
 from aqtopo.data.statistics import Moments
-from aqtopo.data.store import Store, open_store
-from aqtopo.data.summary import gaps
-from aqtopo.data.walk import Report, in_silence
+from aqtopo.data.store import Report, Store, no_progress, open_store
 from aqtopo.variables import VARIABLES
 
 Severity = Literal["fault", "note"]
@@ -47,7 +51,7 @@ class Finding:
 
 
 def inspect_store(
-    path: str | Path, report: Report = in_silence, deadline_s: float = READ_DEADLINE_S
+    path: str | Path, report: Report = no_progress, deadline_s: float = READ_DEADLINE_S
 ) -> list[Finding]:
     """Everything that is wrong or remarkable in a store; empty for a perfect one.
 
@@ -75,7 +79,9 @@ def inspect_store(
 
 def _shards(store: Store, report: Report) -> Iterator[Finding]:
     starts = range(0, store.times.size, HOURS_PER_SHARD)
-    kept = answered(store.path, "its checksums", lambda: kept_checksums(store.path), store.deadline_s)
+    kept = read_with_deadline(
+        store.path, "its checksums", lambda: kept_checksums(store.path), store.deadline_s
+    )
     if kept.size != len(starts):
         yield Finding(
             "fault",
@@ -104,7 +110,7 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
 
 def _checksum(store: Store, number: int) -> int:
     shard = shard_path(store.path, number * HOURS_PER_SHARD).relative_to(store.path)
-    return answered(
+    return read_with_deadline(
         store.path, f"the shard {shard}", lambda: shard_checksum(store.path, number), store.deadline_s
     )
 
@@ -201,3 +207,46 @@ def summary(findings: list[Finding]) -> dict[str, Any]:
         "notes": len(findings) - faults,
         "findings": [finding.as_json() for finding in findings],
     }
+
+
+def gaps(store: Store) -> list[tuple[np.datetime64, np.datetime64]]:
+    """First and last hour of every run of hours that are missing between the store's first and last."""
+    before = np.flatnonzero(np.diff(store.times) > _HOUR)
+    return list(zip(store.times[before] + _HOUR, store.times[before + 1] - _HOUR, strict=True))
+
+
+def summarize(store: Store) -> dict[str, Any]:
+    """Shape, times, gaps, channels with units and statistics, and source of a store, ready for JSON."""
+    by_year = store.times.astype("datetime64[Y]").astype(int) + 1970
+    return {
+        "path": store.path,
+        "source": store.source,
+        "simulated": store.simulated,
+        "grid": [store.lat.size, store.lon.size],
+        "latitude": [float(store.lat[0]), float(store.lat[-1])],
+        "longitude": [float(store.lon[0]), float(store.lon[-1])],
+        "hours": int(store.times.size),
+        "first": str(store.times[0]),
+        "last": str(store.times[-1]),
+        "hours_by_year": {str(year): int(np.count_nonzero(by_year == year)) for year in store.years},
+        "gaps": [
+            {"first": str(first), "last": str(last), "hours": int((last - first) // _HOUR) + 1}
+            for first, last in gaps(store)
+        ],
+        "channels": {
+            name: {
+                "units": VARIABLES[name].units if name in VARIABLES else "1",
+                "kind": "hourly" if name in store.channels else "static",
+                "mean": _number(store.mean.get(name)),
+                "std": _number(store.std.get(name)),
+            }
+            for name in (*store.channels, *store.static)
+        },
+        "statistics_years": list(store.statistics_years),
+        "digest": store.digest,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no NaN; an unknown value is null."""
+    return None if value is None or math.isnan(value) else value

@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import SURPLUS, Batch, BatchReader, Labels
-from aqtopo.data.deadline import Result, within
-from aqtopo.data.ring import Ring
+from aqtopo.data.batch import PADDING, Batch, BatchReader, Labels
 from aqtopo.data.samples import (
     SampleTable,
     Split,
@@ -33,9 +31,10 @@ from aqtopo.data.samples import (
     sample_table,
     share,
 )
-from aqtopo.data.schema import HOURS_PER_SHARD, Hours, unreadable
+from aqtopo.data.schema import HOURS_PER_SHARD, Hours, raise_unreadable
+from aqtopo.data.shards import Result, run_with_deadline
 from aqtopo.data.store import Store
-from aqtopo.data.workers import Workers, worker_context, worker_setup
+from aqtopo.data.workers import Ring, Workers, worker_context, worker_setup
 from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
@@ -47,7 +46,7 @@ _MOST_HELD = 64
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A micro-batch to read: the numbers of its samples (B,), 0 for surplus, and their places (B,).
+    """A micro-batch to read: the numbers of its samples (B,), 0 for padding, and their places (B,).
 
     `slot` is where in the ring it goes; without one it comes in memory of its own.
     """
@@ -222,7 +221,7 @@ class BatchLoader:
     def _answered(self, request: Request, work: Callable[[], Result]) -> Result:
         """What the loader processes give or do, up to the micro-batch of `request`."""
         try:
-            return within(self._deadline_s, work)
+            return run_with_deadline(self._deadline_s, work)
         except TimeoutError:
             # A process that hangs in the file system would keep this one from ending.
             self._workers.kill()
@@ -231,7 +230,7 @@ class BatchLoader:
             # DataLoader says RuntimeError; what fetches a batch's memory from a dead process, the others.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
-            unreadable(
+            raise_unreadable(
                 self._store.path,
                 f"could not be read further: a loader process ended unexpectedly ({error!r}) before the "
                 f"micro-batch of {self._described(request)} was there",
@@ -248,7 +247,7 @@ class BatchLoader:
 
     def _described(self, request: Request) -> str:
         """The hours that a micro-batch needs and the shards they lie in."""
-        real = request.places != SURPLUS
+        real = request.places != PADDING
         starts, leads = self._table.lookup(request.samples[real])
         hours = np.unique(
             np.concatenate([starts, (starts[:, None] + leads.astype("timedelta64[h]")).ravel()])
@@ -290,11 +289,11 @@ class TrainingLoader:
             for step in range(first_step, self._plan.steps_per_epoch)
         ]
         places = [
-            np.array([SURPLUS if place is None else place for place in micro_batch], dtype=np.int64)
+            np.array([PADDING if place is None else place for place in micro_batch], dtype=np.int64)
             for step in shares
             for micro_batch in step
         ]
-        requests = [Request(np.where(place != SURPLUS, order[place], 0), place) for place in places]
+        requests = [Request(np.where(place != PADDING, order[place], 0), place) for place in places]
         batches = self._batches.deliver(requests)
         return (list(islice(batches, len(step))) for step in shares)
 

@@ -118,13 +118,13 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
 
 
 MicroBatch = list[int | None]
-"""Places of one micro-batch; None is surplus, a sample of weight 0 without data."""
+"""Places of one micro-batch; None is padding, a sample of weight 0 without data."""
 
 
 def share(places: range, rank: int, world: int, micro_batch: int) -> list[MicroBatch]:
     """The part of a step that one of `world` ranks computes: `micro_batch` places for each micro-step.
 
-    All ranks get equally many micro-steps, the fewest that hold all places; the surplus lies at the end.
+    All ranks get equally many micro-steps, the fewest that hold all places; padding lies at the end.
     """
     assert 0 <= rank < world
     assert micro_batch > 0

@@ -42,12 +42,12 @@ Hours = NDArray[np.datetime64]
 """Times with the resolution of an hour, UTC (`datetime64[h]`)."""
 
 
-def refuse(store: object, what: str, remedy: str) -> NoReturn:
+def raise_store_error(store: object, what: str, remedy: str) -> NoReturn:
     """Raise the `ValueError` that tells a user which store is unusable, why, and what to do."""
     raise ValueError(f"The data store {store} {what}. {remedy}")
 
 
-def unreadable(store: object, what: str, remedy: str) -> NoReturn:
+def raise_unreadable(store: object, what: str, remedy: str) -> NoReturn:
     """Raise the error for hours that cannot be read now, and perhaps another time."""
     raise UnreadableDataError(f"The data store {store} {what}. {remedy}")
 
@@ -57,19 +57,19 @@ def check_names(store: object, array: str, found: Sequence[str], expected: Seque
     remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store anew with them."
     missing = [name for name in expected if name not in found]
     if missing:
-        refuse(store, f"lacks the channel {', '.join(missing)} in `{array}`", remedy)
+        raise_store_error(store, f"lacks the channel {', '.join(missing)} in `{array}`", remedy)
     unknown = sorted(set(found) - set(expected))
     if unknown:
-        refuse(store, f"has the unknown channel {', '.join(unknown)} in `{array}`", remedy)
+        raise_store_error(store, f"has the unknown channel {', '.join(unknown)} in `{array}`", remedy)
     if len(found) != len(expected):
-        refuse(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
+        raise_store_error(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
 
 
 def check_units(store: object, units: Mapping[str, str]) -> None:
     """Refuse units other than those of `aqtopo.variables`; a channel without units is not judged."""
     for name, found in units.items():
         if name in VARIABLES and found != VARIABLES[name].units:
-            refuse(
+            raise_store_error(
                 store,
                 f"gives the channel {name} in {found!r}",
                 f"It must be in {VARIABLES[name].units!r}: convert the values and write the store anew.",
@@ -80,12 +80,14 @@ def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
     """The time axis as `datetime64[h]`; refuses one that is empty, unsorted, repeated or between hours."""
     hours = times.astype("datetime64[h]")
     if hours.size == 0:
-        refuse(store, "holds no time", "Write at least one hour to it.")
+        raise_store_error(store, "holds no time", "Write at least one hour to it.")
     if np.isnat(times).any():
-        refuse(store, "has a missing value on its time axis", "Write it anew with a time for every field.")
+        raise_store_error(
+            store, "has a missing value on its time axis", "Write it anew with a time for every field."
+        )
     between = np.flatnonzero(hours != times)
     if between.size:
-        refuse(
+        raise_store_error(
             store,
             f"has the time {times[between[0]]}, which is not a whole hour",
             "Fields belong to whole hours UTC: correct the time axis and write the store anew.",
@@ -94,7 +96,7 @@ def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
     wrong = np.flatnonzero(steps <= np.timedelta64(0, "h"))
     if wrong.size:
         fault = "repeated" if steps[wrong[0]] == np.timedelta64(0, "h") else "out of order"
-        refuse(
+        raise_store_error(
             store,
             f"has the time {hours[wrong[0] + 1]} {fault} on its time axis",
             "Sort the hours, drop the repeated ones, and write the store anew.",
@@ -106,7 +108,7 @@ def check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
     """Refuse a latitude or longitude axis that is not strictly monotonic (either direction will do)."""
     steps = np.diff(values)
     if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
-        refuse(
+        raise_store_error(
             store,
             f"has a coordinate `{name}` that is not strictly monotonic",
             f"Sort the rows and columns by `{name}` and write the store anew.",
@@ -118,15 +120,17 @@ def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> No
     for name, values in static.items():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         if bad == values.size:
-            refuse(store, f"has no finite value in the static channel {name}", "Write it anew with data.")
+            raise_store_error(
+                store, f"has no finite value in the static channel {name}", "Write it anew with data."
+            )
         if bad:
-            refuse(
+            raise_store_error(
                 store,
                 f"has {bad} of {values.size} cells without a finite value in the static channel {name}",
                 "Nothing can stand in for a static field: fill them (0 m over sea) and write it anew.",
             )
     if not np.isin(static["mask"], (0.0, 1.0)).all():
-        refuse(
+        raise_store_error(
             store, "has a mask with values other than 0 and 1", "Write 1 where cells count and 0 elsewhere."
         )
 

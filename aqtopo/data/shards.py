@@ -11,11 +11,13 @@ Shapes: n hours, C channels, H x W grid.
 
 import hashlib
 import os
+import queue
 import struct
+import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import google_crc32c
 import numpy as np
@@ -23,6 +25,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
+from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import HOURS_PER_SHARD
 
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
@@ -37,6 +40,8 @@ _NO_CHUNK = 2**64 - 1
 _PIECE_BYTES = 2**22
 _OPEN_SHARDS = 64
 """Shards kept open by a process: a rank of 400 with several loader processes must stay below 1024 files."""
+
+Result = TypeVar("Result")
 
 
 class DamagedShardError(Exception):
@@ -220,3 +225,51 @@ def kept_checksums(store: str | Path) -> NDArray[np.uint64]:
     if CHECKSUMS not in group:
         return np.empty(0, np.uint64)
     return np.asarray(group[CHECKSUMS][:], dtype=np.uint64)  # type: ignore[index]
+
+
+def run_with_deadline(deadline_s: float, work: Callable[[], Result]) -> Result:
+    """Run `work` in a daemon thread, and abandon the thread after a deadline.
+
+    Raises:
+        TimeoutError: it took longer than `deadline_s`.
+    """
+    results: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
+
+    def run() -> None:
+        try:
+            results.put((work(), None))
+        except BaseException as error:  # noqa: BLE001  (raised again by who waits)
+            results.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        result, error = results.get(timeout=deadline_s)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return cast(Result, result)
+
+
+def read_with_deadline(
+    store: object, what: str, work: Callable[[], Result], deadline_s: float = READ_DEADLINE_S
+) -> Result:
+    """Read from a store with a deadline.
+
+    Args:
+        store: its path.
+        what: what is read, for the message.
+        work: reads it.
+        deadline_s: how long it may take [s].
+
+    Raises:
+        TimeoutError: it took longer; names the store and `what`.
+    """
+    try:
+        return run_with_deadline(deadline_s, work)
+    except TimeoutError:
+        raise TimeoutError(
+            f"The data store {store} did not answer for {deadline_s:g} s: {what} is still not read. See "
+            "whether the file system hangs; if it is only slow, raise `data.read_deadline_s` of the run, "
+            "or give `aqtopo data` a longer `--deadline`."
+        ) from None

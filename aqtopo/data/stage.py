@@ -29,13 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
-from aqtopo.data.deadline import answered
 from aqtopo.data.samples import Split, sample_table
-from aqtopo.data.schema import HOURS_PER_SHARD, refuse
+from aqtopo.data.schema import HOURS_PER_SHARD, raise_store_error
 from aqtopo.data.shards import (
     DamagedShardError,
     checksum_of,
     kept_checksums,
+    read_with_deadline,
     shard_bytes,
     shard_checksum,
     shard_path,
@@ -99,9 +99,11 @@ class NodeCopy:
         self._store, self._stage = store, Path(config.data.stage)
         self._deadline_s = config.data.read_deadline_s
         self._shards: list[int] = needed_shards(store, config).tolist()
-        kept = answered(store.path, "its checksums", lambda: kept_checksums(store.path), self._deadline_s)
+        kept = read_with_deadline(
+            store.path, "its checksums", lambda: kept_checksums(store.path), self._deadline_s
+        )
         if kept.size != -(-store.times.size // HOURS_PER_SHARD):
-            refuse(
+            raise_store_error(
                 store.path,
                 "has no checksums, so a copy of it could not be verified",
                 "Write it anew with this version, which keeps them, or set `data.stage` to null.",
@@ -142,7 +144,7 @@ class NodeCopy:
 
     def _refuse_damaged(self, shard: int) -> NoReturn:
         name = _copied(self.folder, shard).relative_to(self.folder)
-        refuse(
+        raise_store_error(
             self._store.path,
             f"has a copy {self.folder} on {socket.gethostname()} that another run uses, and whose shard "
             f"{name} is damaged or gone",
@@ -226,7 +228,7 @@ class NodeCopy:
                 leftover.unlink()
             lacking = self._lacking()
             self._check_room(lacking, shutil.disk_usage(self._stage).free)
-            answered(self._store.path, "its metadata", self._copy_metadata, self._deadline_s)
+            read_with_deadline(self._store.path, "its metadata", self._copy_metadata, self._deadline_s)
             with ThreadPoolExecutor(COPY_THREADS) as threads:
                 list(threads.map(self._copy, lacking))
         except BaseException:
@@ -255,7 +257,7 @@ class NodeCopy:
             target.write_bytes(Path(self._store.path, name).read_bytes())
 
     def _check_room(self, shards: Sequence[int], free: int) -> None:
-        needed = answered(
+        needed = read_with_deadline(
             self._store.path,
             "the size of its shards",
             lambda: sum(self._size(shard) for shard in shards),
@@ -278,7 +280,7 @@ class NodeCopy:
         first = shard * HOURS_PER_SHARD
         name = shard_path(self._store.path, first).relative_to(self._store.path)
         try:
-            answered(
+            read_with_deadline(
                 self._store.path,
                 f"the shard {name} of {self._store.times[first]}",
                 lambda: self._copy_now(shard),

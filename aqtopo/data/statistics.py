@@ -14,9 +14,8 @@ import zarr
 from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S, RunConfig
-from aqtopo.data.schema import refuse
-from aqtopo.data.store import Store, open_store
-from aqtopo.data.walk import Report, in_silence, spans
+from aqtopo.data.schema import raise_store_error
+from aqtopo.data.store import Report, Store, no_progress, open_store, shard_ranges
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
 Values = NDArray[np.float64]
@@ -59,7 +58,7 @@ class Moments:
         return Moments(count, self.mean + delta * share, squares)
 
 
-def compute_statistics(store: Store, years: Sequence[int], report: Report = in_silence) -> Statistics:
+def compute_statistics(store: Store, years: Sequence[int], report: Report = no_progress) -> Statistics:
     """Statistics over calendar years, one shard (a day) in memory at a time.
 
     Raises:
@@ -68,14 +67,14 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = in_s
     wanted = tuple(sorted(set(years)))
     absent = sorted(set(wanted) - set(store.years))
     if not wanted or absent:
-        refuse(
+        raise_store_error(
             store.path,
             f"has no hours in {absent[0]}" if absent else "was asked for statistics over no years",
             f"Choose from the years it holds: {', '.join(map(str, store.years))}.",
         )
     zero = np.zeros(len(store.channels))
     total = Moments(zero, zero, zero)
-    ranges = list(spans(store, wanted))
+    ranges = list(shard_ranges(store, wanted))
     for done, (first, last) in enumerate(ranges, start=1):
         total = total.merged(Moments.of(store.read_span(first, last)))
         report("days of statistics", done, len(ranges))
@@ -95,7 +94,7 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = in_s
 def write_statistics(
     path: str | Path,
     years: Sequence[int],
-    report: Report = in_silence,
+    report: Report = no_progress,
     deadline_s: float = READ_DEADLINE_S,
 ) -> Statistics:
     """Compute the statistics of a store over `years` and keep them in its attributes.
@@ -114,7 +113,7 @@ def write_statistics(
             }
         )
     except OSError as error:
-        refuse(
+        raise_store_error(
             path,
             f"cannot be written ({error})",
             "Statistics are kept in its attributes: allow writing there.",
@@ -173,15 +172,17 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     years = config.data.train_years
     command = f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, years))}`."
     if not store.statistics_years:
-        refuse(store.path, "has no statistics of its channels yet", command)
+        raise_store_error(store.path, "has no statistics of its channels yet", command)
     if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
         covered = ", ".join(map(str, store.statistics_years))
         trained = ", ".join(map(str, years))
-        refuse(store.path, f"has statistics over {covered}, and the run trains on {trained}", command)
+        raise_store_error(
+            store.path, f"has statistics over {covered}, and the run trains on {trained}", command
+        )
     for name in ("u", "v", *config.data.variables, *config.data.targets):
         if not math.isfinite(store.mean.get(name, math.nan)):
             covered = ", ".join(map(str, store.statistics_years))
-            refuse(
+            raise_store_error(
                 store.path,
                 f"has no finite value of the channel {name} in the years {covered}",
                 f"Write the store anew with values for it, or leave {name} out of the run's variables.",

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,7 +17,6 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S
-from aqtopo.data.deadline import answered
 from aqtopo.data.schema import (
     EXPECTED_CHANNELS,
     FIELDS_DIMS,
@@ -29,8 +28,8 @@ from aqtopo.data.schema import (
     check_names,
     check_static,
     check_units,
-    refuse,
-    unreadable,
+    raise_store_error,
+    raise_unreadable,
     whole_hours,
 )
 from aqtopo.data.shards import (
@@ -38,8 +37,12 @@ from aqtopo.data.shards import (
     DamagedShardError,
     FieldReader,
     field_reader,
+    read_with_deadline,
     shard_path,
 )
+
+Report = Callable[[str, int, int], None]
+"""Progress callback: the unit counted, the number done, the total."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +123,7 @@ class Store:
         absent = self.times[indices] != wanted
         if np.any(absent):
             first = wanted[absent].ravel()[0]
-            refuse(
+            raise_store_error(
                 self.path,
                 f"has no fields for {first}",
                 "Choose another time; `aqtopo data info` lists the gaps.",
@@ -145,7 +148,7 @@ class Store:
             TimeoutError: the file system did not answer for `deadline_s`.
         """
         shard = shard_path(self.path, first).relative_to(self.path)
-        return answered(
+        return read_with_deadline(
             self.path,
             f"the shard {shard} of {self.times[first]}",
             lambda: self.read_unwatched(first, last),
@@ -176,7 +179,7 @@ class Store:
         if copy:
             where, remedy = f" of its copy {copy}", "Remove that folder: the next start copies it anew."
         time = self.times[time_index]
-        unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
+        raise_unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
 
 
 def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
@@ -186,7 +189,7 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
         ValueError: there is no store, it cannot be read, or it does not fit `aqtopo.data.schema`.
         TimeoutError: the file system did not answer for `deadline_s`.
     """
-    dataset = answered(path, "its metadata", lambda: _open_dataset(Path(path)), deadline_s)
+    dataset = read_with_deadline(path, "its metadata", lambda: _open_dataset(Path(path)), deadline_s)
     _check_layout(path, dataset)
     static = {
         str(name): dataset["static"].values[i] for i, name in enumerate(dataset["static_channel"].values)
@@ -221,7 +224,7 @@ def _open_dataset(path: Path) -> xr.Dataset:
         dataset = xr.open_zarr(path, zarr_format=3, consolidated=False, chunks=None)
         return dataset.load() if "fields" not in dataset else _load_all_but_fields(dataset)
     except READ_ERRORS as error:
-        refuse(
+        raise_store_error(
             path,
             f"cannot be read as a zarr v3 group ({type(error).__name__}: {error})",
             "Check that it is a complete aqtopo store and that you may read it, or make it anew.",
@@ -235,24 +238,28 @@ def _load_all_but_fields(dataset: xr.Dataset) -> xr.Dataset:
 def _check_layout(path: str | Path, dataset: xr.Dataset) -> None:
     version = dataset.attrs.get("schema_version")
     if version != SCHEMA_VERSION:
-        refuse(
+        raise_store_error(
             path,
             f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
             "Make it anew with this version, or use the aqtopo that wrote it.",
         )
     for array, dims in (("fields", FIELDS_DIMS), ("static", STATIC_DIMS)):
         if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
-            refuse(path, f"lacks the float32 array `{array} {dims}`", "Make it anew with `write_store`.")
+            raise_store_error(
+                path, f"lacks the float32 array `{array} {dims}`", "Make it anew with `write_store`."
+            )
         absent = [dim for dim in dims if dim not in dataset.coords]
         if absent:
-            refuse(path, f"lacks the coordinate `{absent[0]}`", "Make it anew with `write_store`.")
+            raise_store_error(path, f"lacks the coordinate `{absent[0]}`", "Make it anew with `write_store`.")
         channel = dims[0] if array == "static" else dims[1]
         check_names(path, array, [str(name) for name in dataset[channel].values], EXPECTED_CHANNELS[array])
         check_units(path, dataset[array].attrs.get("channel_units", {}))
     for axis in ("lat", "lon"):
         check_axis(path, axis, dataset[axis].values)
     if not isinstance(dataset.attrs.get("source"), str):
-        refuse(path, "has no attribute `source`", "Set it to one string that says where the data come from.")
+        raise_store_error(
+            path, "has no attribute `source`", "Set it to one string that says where the data come from."
+        )
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
@@ -271,3 +278,17 @@ def _digest(dataset: xr.Dataset) -> str:
     for name in ("time", "lat", "lon", "static"):
         digest.update(np.ascontiguousarray(dataset[name].values).tobytes())
     return digest.hexdigest()
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """No-op `Report`."""
+
+
+def shard_ranges(store: Store, years: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Ranges [first, last) of time indices that cover calendar years; no range crosses a shard."""
+    for year in sorted(set(years)):
+        start, end = np.searchsorted(
+            store.times, np.array([f"{year}-01-01", f"{year + 1}-01-01"], "datetime64[h]")
+        )
+        cuts = range(int(start) // HOURS_PER_SHARD * HOURS_PER_SHARD, int(end), HOURS_PER_SHARD)
+        yield from ((max(cut, int(start)), min(cut + HOURS_PER_SHARD, int(end))) for cut in cuts)

@@ -34,7 +34,7 @@ from aqtopo.data.schema import (
     check_units,
     coordinate_attributes,
     describe_channels,
-    refuse,
+    raise_store_error,
     whole_hours,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
@@ -121,11 +121,15 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
 
 def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
     if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
-        refuse(name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array.")
+        raise_store_error(
+            name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array."
+        )
     fields = block["fields"]
     for coordinate in FIELDS_DIMS:
         if coordinate not in fields.coords:
-            refuse(name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset.")
+            raise_store_error(
+                name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset."
+            )
     check_names(name, "fields", fields["channel"].values.tolist(), EXPECTED_CHANNELS["fields"])
     check_units(name, fields.attrs.get("channel_units", {}))
     plain = fields.astype(np.float32).assign_attrs(describe_channels(fields["channel"].values.tolist()))
@@ -135,9 +139,11 @@ def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
 def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
     """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
     if not isinstance(block.attrs.get("source"), str):
-        refuse(name, "was given no attribute `source`", "Say in one string where the data come from.")
+        raise_store_error(
+            name, "was given no attribute `source`", "Say in one string where the data come from."
+        )
     if "static" not in block or block["static"].dims != STATIC_DIMS:
-        refuse(
+        raise_store_error(
             name, f"was given a first block without `static {STATIC_DIMS}`", "Give the dataset that array."
         )
     static = block["static"].astype(np.float32)

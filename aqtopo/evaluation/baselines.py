@@ -12,8 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqtopo.data.schema import Hours
-from aqtopo.data.store import Store
-from aqtopo.data.walk import Report, in_silence, spans
+from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.inference.forecast import channel_indices
 
@@ -92,7 +91,7 @@ def fit_climatology(
     store: Store,
     pollutants: Sequence[str],
     years: Sequence[int],
-    report: Report = in_silence,
+    report: Report = no_progress,
     ranks: RankGroup = SINGLE_RANK,
 ) -> Climatology:
     """Fit each pollutant over all hours of the calendar years.
@@ -104,7 +103,7 @@ def fit_climatology(
     Raises:
         ValueError: the store has no hour in the years, or a shard cannot be read.
     """
-    ranges = list(spans(store, years))
+    ranges = list(shard_ranges(store, years))
     if not ranges:
         raise ValueError(
             f"the store {store.path} has no hour in the training years {', '.join(map(str, years))}, so "

@@ -16,7 +16,7 @@ from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
-from aqtopo.data.walk import Report, in_silence
+from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
 from aqtopo.evaluation.baselines import Climatology, fit_climatology, persistence
@@ -99,7 +99,7 @@ class Evaluation:
 def evaluate(
     run: LoadedRun,
     split: EvaluatedSplit = "test",
-    report: Report = in_silence,
+    report: Report = no_progress,
     ranks: RankGroup = SINGLE_RANK,
     options: EvalOptions | None = None,
     climatology: Climatology | None = None,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
-from aqtopo.data.batch import SURPLUS, Batch, BatchReader
+from aqtopo.data.batch import PADDING, Batch, BatchReader
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 TinyConfig = Callable[..., RunConfig]
@@ -175,7 +175,7 @@ def hours_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
     tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
-    batch = read(tiny_store, tiny_config(), places=(SURPLUS, 3))
+    batch = read(tiny_store, tiny_config(), places=(PADDING, 3))
     assert sorted(hours_read) == [60, 72, 84, 108, 156]
     assert batch.samples == 1
     for tensor in (batch.inputs, batch.wind, batch.targets, batch.valid, batch.lead_hours):
@@ -189,7 +189,7 @@ def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
 def test_a_batch_of_surplus_only_reads_nothing(
     tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
-    batch = read(tiny_store, tiny_config(), places=(SURPLUS, SURPLUS))
+    batch = read(tiny_store, tiny_config(), places=(PADDING, PADDING))
     assert hours_read == []
     assert batch.samples == 0
     assert not batch.valid.any()

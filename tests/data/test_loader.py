@@ -13,7 +13,7 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.data.batch import SURPLUS, Batch
+from aqtopo.data.batch import PADDING, Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader, training_steps
 
 TinyConfig = Callable[..., RunConfig]
@@ -30,7 +30,7 @@ def samples(steps: list[list[Batch]]) -> list[list[Sample]]:
             (place, str(time), tuple(leads.tolist()))
             for batch in step
             for place, time, leads in zip(batch.places, batch.times, batch.lead_hours, strict=True)
-            if place != SURPLUS
+            if place != PADDING
         ]
         for step in steps
     ]
@@ -115,7 +115,7 @@ def test_evaluation_takes_each_time_once_with_all_horizons(
     year = 2017 if split == "validation" else 2018
     assert times == [f"{year}-01-0{day}T00" for day in range(1, 7)]
     assert all(batch.targets.shape[1] == 4 for batches in ranks for batch in batches)
-    assert all(SURPLUS not in batch.places for batches in ranks for batch in batches)
+    assert all(PADDING not in batch.places for batches in ranks for batch in batches)
 
 
 def test_a_rank_without_a_share_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:

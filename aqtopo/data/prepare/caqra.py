@@ -40,8 +40,7 @@ from aqtopo.data.prepare.rasters import elevation, population
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import FIELDS_DIMS, HOURS_PER_SHARD, STATIC_DIMS
 from aqtopo.data.statistics import write_statistics
-from aqtopo.data.store import Store, open_store
-from aqtopo.data.walk import Report, in_silence
+from aqtopo.data.store import Report, Store, no_progress, open_store
 from aqtopo.data.write import write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 
@@ -133,7 +132,7 @@ class Recipe:
         }
 
 
-def prepare(recipe: Recipe, report: Report = in_silence) -> dict[str, Any]:
+def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
     """Make the store, or resume a killed run; return the quality report, which is also written as JSON.
 
     Raises:

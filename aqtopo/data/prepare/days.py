@@ -25,7 +25,7 @@ from aqtopo.data.prepare.archives import Inventory
 from aqtopo.data.prepare.hourly import Fields, SourceGrid, UnusableFileError, read_hour, rotate_wind
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import Hours
-from aqtopo.data.walk import Report
+from aqtopo.data.store import Report
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 HOURS_PER_DAY = 24

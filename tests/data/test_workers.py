@@ -7,7 +7,7 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.loader import TrainingLoader
-from aqtopo.data.ring import Ring
+from aqtopo.data.workers import Ring
 
 TinyConfig = Callable[..., RunConfig]
 

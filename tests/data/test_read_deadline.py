@@ -9,8 +9,8 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, open_store
-from aqtopo.data.deadline import within
 from aqtopo.data.inspection import inspect_store
+from aqtopo.data.shards import run_with_deadline
 from aqtopo.data.statistics import compute_statistics
 from aqtopo.evaluation.baselines import fit_climatology, persistence
 from aqtopo.training.validation import probe_batch
@@ -35,16 +35,16 @@ def stall(damaged: Path) -> Iterator[Callable[[Path], None]]:
 
 
 def test_what_is_done_in_time_is_given_or_raised() -> None:
-    assert within(5, lambda: 7) == 7
+    assert run_with_deadline(5, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
-        within(5, lambda: 1 // 0)
+        run_with_deadline(5, lambda: 1 // 0)
 
 
 def test_what_is_not_done_in_time_is_left_behind() -> None:
     over = threading.Event()
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        within(0.05, over.wait)
+        run_with_deadline(0.05, over.wait)
     assert time.monotonic() - began < 5
     over.set()
 
