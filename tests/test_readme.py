@@ -37,6 +37,18 @@ def test_every_module_of_the_packages_is_on_the_map() -> None:
     assert modules <= mapped, f"missing from the README's file map: {sorted(modules - mapped)}"
 
 
+def test_every_file_of_a_part_is_in_the_table() -> None:
+    block = re.search(r"<!-- file table -->\n(.*?)<!-- end of file table -->", README, re.DOTALL)
+    assert block, "the README has lost its table of files"
+    rows = dict(re.findall(r"^\| `([\w/]+)` \| (.*) \|$", block[1], re.MULTILINE))
+    for part, text in rows.items():
+        names = {path.stem for path in (ROOT / "aqtopo" / part).glob("*.py")} - {"__init__"}
+        missing = {name for name in names if not re.search(rf"\b{name}\b", text)}
+        assert not missing, f"not in the README's table: {part}: {sorted(missing)}"
+    parts = {path.name for path in (ROOT / "aqtopo").iterdir() if (path / "__init__.py").exists()}
+    assert parts <= set(rows)
+
+
 def test_every_configuration_is_mentioned() -> None:
     names = {path.name for path in (ROOT / "ds_configs").glob("*.json")} - {"schema.json"}
     assert not [name for name in names if name not in README]

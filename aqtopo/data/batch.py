@@ -1,4 +1,4 @@
-"""What the model is given: samples read from the store, filled, normalised and masked.
+"""Model inputs: samples read from the store, filled, normalised and masked.
 
 Letters of shapes: B samples, V input variables, K lead times, C targets, H x W grid.
 """
@@ -77,7 +77,7 @@ class Batch:
 
 
 class Labels(NamedTuple):
-    """What a batch says of its tensors; see `Batch`."""
+    """Origin of a batch's samples; the fields are those of `Batch`."""
 
     places: tuple[int, ...]
     times: Hours
@@ -85,12 +85,12 @@ class Labels(NamedTuple):
 
 
 class BatchReader:
-    """Reads samples of one run; holds no open file, so that it may be sent to a loader process.
+    """Reader of a run's samples; it holds no open file and can be sent to a loader process.
 
     Args:
-        store: where from.
+        store: data store.
         config: the run.
-        watched: who asks for a batch waits no longer than a deadline; otherwise each hour has one.
+        watched: the caller has a deadline for each batch; otherwise each hour has one.
 
     Raises:
         ValueError: the store does not fit the run.

@@ -1,7 +1,6 @@
-"""Whether a store fits a run, and whether its terrain and statistics can be true.
+"""Checks that a store fits a run, and that its terrain and statistics are physically possible.
 
-What is wrong with a store as such is found by `open_store`; what is wrong with its hours, by
-`aqtopo.data.inspection`.
+`open_store` checks the layout of a store, and `aqtopo.data.inspection` its hours.
 """
 
 import math
@@ -47,9 +46,9 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
 
 
 def unphysical(store: Store) -> Iterator[tuple[str, str]]:
-    """What no terrain and no mean over years can be, with its remedy: most often a wrong unit.
+    """Yield impossible terrain and means over years, each with its remedy; most often a unit is wrong.
 
-    Reads nothing but what is in memory.
+    Only data in memory is checked.
     """
     for name in STATIC_VARIABLES:
         values, (low, high) = store.static[name], VARIABLES[name].valid_range

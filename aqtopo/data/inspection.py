@@ -1,4 +1,4 @@
-"""Looks at everything in a store and lists what is wrong with it, in one pass over its shards."""
+"""Inspection of a store: its summary, and its faults found in one pass over the shards."""
 
 import math
 from collections.abc import Iterator
@@ -154,11 +154,11 @@ class _Totals:
             self._moments = self._moments.merged(Moments.of(fields[trained]))
 
     def miss(self, first: int, last: int) -> None:
-        """Hours [first, last) cannot be read: without them no statistics can be compared."""
+        """Count hours [first, last) as unreadable; statistics cannot be compared without them."""
         self._unread += int(np.isin(self._years[first:last], self._store.statistics_years).sum())
 
     def findings(self) -> Iterator[Finding]:
-        """What the counts say."""
+        """Yield the findings that follow from the counts."""
         for name, missing, outside in zip(self._store.channels, self._missing, self._outside, strict=True):
             if missing:
                 share = missing / self._cells

@@ -1,11 +1,12 @@
-"""Delivers a run's micro-batches, in order, read ahead by loader processes.
+"""Loaders of a run's micro-batches, in order, read ahead by loader processes.
 
-A `TrainingLoader` gives one list of micro-batches a step, an `EvaluationLoader` a split once, all horizons.
-Which samples they hold is decided in `aqtopo.data.samples`, and is the same for any number of workers. Loader
-processes are started once and wait between epochs and validations; what is to be read is sent to them.
+A `TrainingLoader` yields one list of micro-batches per step; an `EvaluationLoader` yields one split with all
+horizons.
+`aqtopo.data.samples` chooses the samples; the choice does not depend on the number of workers. Loader
+processes start once and wait between epochs and validations for requests.
 
-Whatever happens to the data, the trainer gets its micro-batch, or an error that names store, shard and time:
-a file system that does not answer is given `data.read_deadline_s`.
+The trainer gets its micro-batch, or an error that names store, shard and time. A file system that does not
+answer within `data.read_deadline_s` is such an error.
 """
 
 import functools
@@ -95,7 +96,7 @@ class MicroBatches(Dataset[Answer]):
 
 
 class _Requests(Sampler[Request]):
-    """What the next pass is to deliver; the processes that read it know nothing of epochs."""
+    """Requests of the next pass, for loader processes that do not know epochs."""
 
     def __init__(self, ring: Ring | None) -> None:
         self.pending: Sequence[Request] = ()
@@ -219,7 +220,7 @@ class BatchLoader:
             return self._answered(requests[0], lambda: iter(loader))
 
     def _answered(self, request: Request, work: Callable[[], Result]) -> Result:
-        """What the loader processes give or do, up to the micro-batch of `request`."""
+        """Return the result of `work`, which waits for loader processes, or raise the error of `request`."""
         try:
             return run_with_deadline(self._deadline_s, work)
         except TimeoutError:

@@ -1,11 +1,11 @@
-"""Which samples a run takes, in which order, and which rank gets which: pure functions of a few integers.
+"""Choice and order of a run's samples, and their distribution over ranks: pure functions of integers.
 
-Nothing here touches a file or knows this process's rank. The unit is the step: step s of an epoch takes the
-same places of the epoch's order at every world size, so that 400 ranks, 392 after a lost node, or one laptop
-see the same steps.
+This module reads no file and does not know this process's rank. The unit is the step: step s of an epoch
+takes the same places of the epoch's order at every world size. So 400 ranks, 392 after a lost node, and one laptop
+make the same steps.
 
-Words: a *sample* is what the table numbers, a (time, horizon) pair or a time with all horizons; its *place*
-is its position in the epoch's order; a *share* is what one rank gets of a step.
+A *sample* is a row of the table: a (time, horizon) pair, or a time with all horizons. Its *place* is its
+position in the epoch's order. A *share* is one rank's part of a step.
 """
 
 import math
@@ -138,7 +138,7 @@ def share(places: range, rank: int, world: int, micro_batch: int) -> list[MicroB
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How the samples of an epoch fall into steps, at the configured world size.
+    """Partition of an epoch's samples into steps, at the configured world size.
 
     Attributes:
         samples: samples of an epoch.

@@ -1,4 +1,4 @@
-"""Reads the hourly fields from the shards of a store.
+"""Hourly fields, read from the shards of a store with a deadline.
 
 A shard is a file of the zarr v3 specification's sharding codec: the chunks of a day, each with its CRC-32C
 behind it, and at the end an index of their offsets and lengths with a CRC-32C of its own. As the chunks are

@@ -55,7 +55,7 @@ _SPLITS: tuple[Split, ...] = ("train", "validation")
 
 @dataclass(frozen=True)
 class Copied:
-    """What was done to have a copy.
+    """Result of staging.
 
     Attributes:
         folder: where it lies.
@@ -346,7 +346,7 @@ def _hold(held: int, folder: Path, mode: int) -> bool:
 
 
 def _unheld_bytes(folder: Path) -> int:
-    """What the removal of a copy would set free: 0 if a process holds it."""
+    """Return the bytes that removing a copy would free: 0 if a process holds it."""
     held = _lock(folder, fcntl.LOCK_EX)
     if held is None:
         return 0

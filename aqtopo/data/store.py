@@ -93,7 +93,7 @@ class Store:
 
     @property
     def simulated(self) -> bool:
-        """Whether the data says of itself that it is simulated: `yes` or `true` in its attributes."""
+        """True if the store's attribute `simulated` is `yes` or `true`."""
         return str(self.attributes.get("simulated", "no")).lower() in ("yes", "true")
 
     @property
@@ -102,7 +102,7 @@ class Store:
         return tuple(int(year) + 1970 for year in np.unique(self.times.astype("datetime64[Y]").astype(int)))
 
     def holds(self, times: Hours) -> NDArray[np.bool_]:
-        """Which of `times` are stored, in the shape of `times`."""
+        """Return True for each of `times` that is stored, in their shape."""
         wanted = np.asarray(times).astype("datetime64[h]")
         # A search in the axis, which is sorted: np.isin would sort all its hours again for each micro-batch.
         stored: NDArray[np.bool_] = self.times[self._nearest(wanted)] == wanted

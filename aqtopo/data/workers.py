@@ -1,8 +1,8 @@
-"""Loader processes: how they start, what they read with, and which signals they leave to the trainer.
+"""Loader processes: their start, their signal masks, and the shared memory for their micro-batches.
 
-Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer answers by finishing its step,
-for which it still needs its loader: so loader processes hold these signals off, and so does the fork server
-that starts them. They end with the trainer's iterator, or when the trainer itself terminates them.
+Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer finishes its step, for which
+it still needs its loader. So the loader processes and the fork server that starts them block these signals. They
+end with the trainer's iterator, or when the trainer terminates them.
 """
 
 import functools
@@ -76,7 +76,7 @@ class Workers:
 
 
 def worker_setup() -> Callable[[int], None]:
-    """What each loader process runs first; made in the trainer, whose process id it remembers."""
+    """Return the initializer of loader processes; it holds the process id of the caller, the trainer."""
     return functools.partial(_set_up, os.getpid())
 
 

@@ -58,7 +58,7 @@ def staged(prepared: Prepared, watchdog: Watchdog, log: RunLog) -> Iterator[Stor
 
 
 def _agree(problem: Exception | None, made: Copied | None) -> list[Copied]:
-    """What was copied on all nodes.
+    """Return the copies of all nodes.
 
     Raises:
         ValueError: a rank could not, for a reason that a user has to put right.
