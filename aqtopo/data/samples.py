@@ -1,8 +1,8 @@
 """Choice and order of a run's samples, and their distribution over ranks: pure functions of integers.
 
 This module reads no file and does not know this process's rank. The unit is the step: step s of an epoch
-takes the same places of the epoch's order at every world size. So 400 ranks, 392 after a lost node, and one laptop
-make the same steps.
+takes the same places of the epoch's order at every world size. So 400 ranks, 392 after a lost node, and one
+laptop make the same steps.
 
 A *sample* is a row of the table: a (time, horizon) pair, or a time with all horizons. Its *place* is its
 position in the epoch's order. A *share* is one rank's part of a step.

@@ -1,8 +1,8 @@
 """Loader processes: their start, their signal masks, and the shared memory for their micro-batches.
 
 Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer finishes its step, for which
-it still needs its loader. So the loader processes and the fork server that starts them block these signals. They
-end with the trainer's iterator, or when the trainer terminates them.
+it still needs its loader. So the loader processes and the fork server that starts them block these signals.
+They end with the trainer's iterator, or when the trainer terminates them.
 """
 
 import functools
