@@ -14,7 +14,7 @@ from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training.prepare import Prepared
 
 _KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
-"""What a copy may fail with, the narrower first: whether the job is queued again depends on it."""
+"""What a copy may fail with, the narrower first; the kind decides whether the job is requeued."""
 
 
 @contextmanager
