@@ -126,7 +126,7 @@ def test_convert_into_the_state_itself_is_refused(run_dir: Path, typed: Type) ->
     tag = tag_folder(run_dir)
     code, _, err = typed("convert", tag, tag / "universal")
     assert code == 2
-    assert f"lies in {tag}" in err
+    assert f"is inside {tag}" in err
     assert not (tag / "universal").exists()
 
 
