@@ -67,7 +67,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 def why_unavailable() -> str | None:
     """Return why no cluster can be started here, with the remedy; None if one can."""
     if os.geteuid() != 0:
-        return "a Slurm cluster needs root, for slurmd becomes the user of each job"
+        return "a Slurm cluster needs root, for slurmd becomes the user of each job; run make test as root"
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
         return f"{', '.join(missing)} not found; run scripts/install_debian_packages.sh as root"
