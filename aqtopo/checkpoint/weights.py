@@ -43,13 +43,13 @@ def read_run_config(run_dir: Path) -> RunConfig:
 def scaling_digest(config: RunConfig, store: Store) -> str:
     """Return the SHA-256 of what determines the model's inputs: normalisation, terrain, latitudes.
 
-    Longitudes are included only with a local bias, which computes distances from them.
+    Longitudes are included only where something is computed from them: distances of the local bias, forcings.
     """
     normalization = normalization_for(config, store)
     digest = hashlib.sha256()
     for names in (config.data.variables, config.data.targets):
         digest.update(normalization.means(names).tobytes() + normalization.stds(names).tobytes())
     digest.update(store.static["elevation"].tobytes() + store.lat.tobytes())
-    if config.model.local_bias:
+    if config.model.local_bias or config.data.forcings:
         digest.update(store.lon.tobytes())
     return digest.hexdigest()

@@ -3,14 +3,25 @@
 from collections.abc import Iterator, Sequence
 from itertools import combinations, pairwise
 
-from aqtopo.config.sections import RunSections
+from aqtopo.config.sections import LOCAL_PATH_CELLS, RunSections
 from aqtopo.config.strict import Path, Problem
-from aqtopo.variables import TARGET_VARIABLES, VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 
 def contradictions(config: RunSections) -> Iterator[Problem]:
     """Yield the contradictions between values that are valid on their own."""
-    checks = (_channels, _times, _shapes, _biases, _groups, _learning_rate, _optimizer, _batch, _saving)
+    checks = (
+        _channels,
+        _inputs,
+        _times,
+        _shapes,
+        _biases,
+        _groups,
+        _learning_rate,
+        _optimizer,
+        _batch,
+        _saving,
+    )
     for check in checks:
         yield from check(config)
 
@@ -32,6 +43,21 @@ def _channels(config: RunSections) -> Iterator[Problem]:
     if model.prediction == "tendency" and absent:
         allowed = f'must be "state": a tendency starts from {", ".join(absent)}, not in data.variables'
         yield Problem(("model", "prediction"), model.prediction, allowed)
+
+
+def _inputs(config: RunSections) -> Iterator[Problem]:
+    data = config.data
+    for place, name in enumerate(data.forcings):
+        if name in data.forcings[:place]:
+            yield Problem(("data", "forcings", place), name, "must be named once")
+    if any(later <= earlier for earlier, later in pairwise(data.history_hours)):
+        yield Problem(("data", "history_hours"), data.history_hours, "must be ascending, without repetition")
+    if data.history_variables is not None:
+        dynamic = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
+        yield from _known(("data", "history_variables"), data.history_variables, dynamic)
+        if not data.history_hours:
+            allowed = "must be null without data.history_hours"
+            yield Problem(("data", "history_variables"), data.history_variables, allowed)
 
 
 def _known(path: Path, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
@@ -66,6 +92,13 @@ def _shapes(config: RunSections) -> Iterator[Problem]:
         elif (cells // model.patch) % regions:
             patches = cells // model.patch
             yield Problem(("model", "regions", axis), regions, f"must divide the {patches} {name} of patches")
+    if model.local_path and min(config.data.grid) < LOCAL_PATH_CELLS:
+        yield Problem(
+            ("model", "local_path"),
+            True,
+            f"must be false on a grid of {config.data.grid[0]} x {config.data.grid[1]}: the convolutions see "
+            f"{LOCAL_PATH_CELLS} x {LOCAL_PATH_CELLS} cells",
+        )
     for divisor, meaning in ((model.heads, "model.heads"), (4, "the position embedding's sines and cosines")):
         if model.dim % divisor:
             allowed = f"must be a multiple of {divisor} ({meaning})"
@@ -108,7 +141,7 @@ def _learning_rate(config: RunSections) -> Iterator[Problem]:
             schedule.warmup_steps,
             'must be 0 with schedule.interval = "epoch"; warm up with interval "step"',
         )
-    lowest = min(optimizer.groups, key=lambda group: group.lr_multiplier)
+    lowest = min(config.parameter_groups, key=lambda group: group.lr_multiplier)
     if schedule.eta_min > lowest.lr_multiplier * optimizer.base_lr:
         start = lowest.lr_multiplier * optimizer.base_lr
         yield Problem(

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.strict import NonNegative, Pair, Positive, Probability, Strict
-from aqtopo.variables import HORIZONS_H, INPUT_VARIABLES, TARGET_VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, INPUT_VARIABLES, TARGET_VARIABLES
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Hours = Annotated[int, Field(ge=1, le=8759)]
@@ -19,10 +19,18 @@ FilePath = Annotated[str, Field(min_length=1)]
 GlobSafePath = Annotated[str, Field(pattern=r"^[^*?\[\]]+$")]
 
 
+Forcing = Literal["cos_local_time", "sin_local_time", "cos_julian_day", "sin_julian_day", "insolation"]
 AttentionSetting = Literal["auto", "torch", "fused"]
 
 READ_DEADLINE_S = 300
 """Default timeout of the file system [s]; a shard takes milliseconds."""
+
+
+LOCAL_PATH_DILATIONS = (1, 2, 4)
+"""Dilations of the local path's 3 x 3 convolutions [cells]."""
+
+LOCAL_PATH_CELLS = 1 + 2 * sum(LOCAL_PATH_DILATIONS)
+"""Side of the square of cells that one cell of the local path depends on."""
 
 
 class DataConfig(Strict):
@@ -36,6 +44,16 @@ class DataConfig(Strict):
 
     variables: Names = INPUT_VARIABLES
     """Input channels, in the order of the model's per-variable weights."""
+
+    forcings: Annotated[tuple[Forcing, ...], Field(strict=False)] = ()
+    """Inputs computed from time and place, not scaled. `insolation` is the cosine of the solar zenith angle,
+    0 at night."""
+
+    history_hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
+    """Earlier fields as further inputs: hours before the start, ascending, such as [6, 12, 24]."""
+
+    history_variables: Names | None = None
+    """Channels of the earlier fields; null for all of `variables` that vary in time."""
 
     targets: Names = TARGET_VARIABLES
     """Pollutants that are forecast, in the order of the head's outputs."""
@@ -78,6 +96,22 @@ class DataConfig(Strict):
 
     stage: Annotated[str, Field(pattern="^/")] | None = None
     """Folder in a node's own memory or disk, such as /tmp, to copy the shards to at start; null for none."""
+
+    @property
+    def history(self) -> tuple[tuple[str, int], ...]:
+        """Variable and hours before the start of each earlier field, in input order."""
+        dynamic = tuple(name for name in self.variables if name in DYNAMIC_VARIABLES)
+        names = dynamic if self.history_variables is None else self.history_variables
+        return tuple((name, hours) for hours in self.history_hours for name in names)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all input channels in the order of the model's per-variable weights.
+
+        First `variables`, then `forcings`, then the earlier fields, such as `pm25_6h_before`.
+        """
+        earlier = (f"{name}_{hours}h_before" for name, hours in self.history)
+        return (*self.variables, *self.forcings, *earlier)
 
 
 class ModelConfig(Strict):
@@ -149,6 +183,13 @@ class ModelConfig(Strict):
     lead_time: Literal["encoder", "decoder"] = "encoder"
     """Input of the horizon: with the tokens, one horizon per pass; or before the head, all at once."""
 
+    local_path: bool = False
+    """Add the output of convolutions on the full grid to the head's, since tokens are too narrow for every
+    cell's own values."""
+
+    local_width: Positive = 64
+    """Channels of the local path's convolutions."""
+
     prediction: Literal["state", "tendency"] = "state"
     """Output of the head: the pollutants, or their change since the start."""
 
@@ -191,6 +232,9 @@ DEFAULT_GROUPS = (
 )
 """The four groups of the reference run, in the order in which their learning rates are reported."""
 
+LOCAL_PATH_GROUP = ParameterGroup(name="local_path", lr_multiplier=1.0, parameters=("local_path.*",))
+"""The group that a run with `model.local_path` has in addition, unless it names a group local_path itself."""
+
 
 class OptimizerConfig(Strict):
     """AdamW and its parameter groups."""
@@ -199,7 +243,7 @@ class OptimizerConfig(Strict):
     """The optimizer."""
 
     implementation: Literal["torch", "cpu_adam", "fused_adam"] = "torch"
-    """PyTorch's AdamW, or DeepSpeed's compiled ones: for offloaded state on the CPU, or on the GPU."""
+    """PyTorch's fused AdamW, or DeepSpeed's compiled ones: for offloaded state on the CPU, or on the GPU."""
 
     base_lr: float = Field(gt=0)
     """Learning rate after warm-up for a group of multiplier 1."""
@@ -323,6 +367,13 @@ class RunSections(Strict):
     def train_batch(self) -> int:
         """Samples a step over all ranks: fixed for the life of the run."""
         return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def parameter_groups(self) -> tuple[ParameterGroup, ...]:
+        """The optimizer's groups, and that of the local path where the run has one and names none itself."""
+        groups = self.optimizer.groups
+        named = any(group.name == LOCAL_PATH_GROUP.name for group in groups)
+        return groups if named or not self.model.local_path else (*groups, LOCAL_PATH_GROUP)
 
     @property
     def patch_grid(self) -> tuple[int, int]:

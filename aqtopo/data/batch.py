@@ -4,6 +4,7 @@ Letters of shapes: B samples, V input variables, K lead times, C targets, H x W 
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
+from aqtopo.data.forcings import forcing
 from aqtopo.data.schema import Hours
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
@@ -33,7 +35,8 @@ class Batch:
     """A micro-batch.
 
     Attributes:
-        inputs: (B, V, H, W) float32, normalised, finite.
+        inputs: (B, V, H, W) float32, finite, in the order of `data.inputs`; forcings as they are, the others
+            normalised.
         wind: (B, 2, H, W) float32, eastward and northward wind in m/s, whatever the normalisation; finite.
         targets: (B, K, C, H, W) float32, normalised; 0 where there is no value.
         valid: (B, K, C, H, W) bool, where the loss and the scores count: the static mask is 1, the target has
@@ -101,11 +104,23 @@ class BatchReader:
         self._normalization = check_store(store, config)
         self._mask = store.static["mask"] > 0
         variables = config.data.variables
-        self._variables = len(variables)
+        self._inputs = len(config.data.inputs)
+        self._lat, self._lon = store.lat, store.lon
+        self._forcings = [(len(variables) + place, name) for place, name in enumerate(config.data.forcings)]
         self._dynamic = [
             _Channel.of(place, store.channels.index(name), name, self._normalization)
             for place, name in enumerate(variables)
             if name in store.channels
+        ]
+        first = len(variables) + len(config.data.forcings)
+        self._history_hours = np.array(config.data.history_hours, dtype="timedelta64[h]")
+        self._history = [
+            [
+                _Channel.of(first + place, store.channels.index(name), name, self._normalization)
+                for place, (name, before) in enumerate(config.data.history)
+                if before == hours
+            ]
+            for hours in config.data.history_hours
         ]
         self._wind = [
             _Channel.of(place, store.channels.index(name), name, self._normalization)
@@ -126,7 +141,7 @@ class BatchReader:
         """Shapes of a batch's tensors: B samples with K lead times each."""
         targets = (samples, leads, len(self._target), *self._mask.shape)
         return {
-            "inputs": (samples, self._variables, *self._mask.shape),
+            "inputs": (samples, self._inputs, *self._mask.shape),
             "wind": (samples, 2, *self._mask.shape),
             "targets": targets,
             "lead_hours": (samples, leads),
@@ -158,7 +173,7 @@ class BatchReader:
             into: at least `size` bytes to lay the tensors in; without it they get memory of their own.
 
         Raises:
-            ValueError: a start time is not in the store, or a shard cannot be read.
+            ValueError: a start time or its history is not in the store, or a shard cannot be read.
             TimeoutError: the file system does not answer, and nobody else watches.
         """
         real = np.flatnonzero(places != PADDING)
@@ -166,19 +181,25 @@ class BatchReader:
         leads = lead_hours[real].astype("timedelta64[h]")
         ends = starts[:, None] + leads
         stored = self._store.holds(ends)
-        hours, where = np.unique(np.concatenate([starts, ends[stored]]), return_inverse=True)
+        # (1 + number of history hours, samples): the fields of the start, then the earlier ones.
+        sources = np.concatenate([starts[None], starts - self._history_hours[:, None]])
+        hours, where = np.unique(np.concatenate([sources.ravel(), ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
         batch = _views(self.shapes(*lead_hours.shape), into)
         self._blank(batch, places, np.argwhere(~stored), real)
-        # Which hour (its number) goes to which sample's inputs and to which of its lead times.
-        start_hours, end_hours = where[: real.size], where[real.size :]
+        # Which hour (its number) goes to which inputs of which sample, and to which of its lead times.
+        input_hours, end_hours = where[: sources.size].reshape(sources.shape), where[sources.size :]
         rows, lead_places = np.nonzero(stored)
         filled = 0
         for number, index in enumerate(indices):
             takes = end_hours == number
+            kinds, samples = np.nonzero(input_hours == number)
             filled += self._put_hour(
-                int(index), batch, real[start_hours == number], (real[rows[takes]], lead_places[takes])
+                int(index), batch, (kinds, real[samples]), (real[rows[takes]], lead_places[takes])
             )
+        for sample, start in zip(real, starts, strict=True):
+            for place, name in self._forcings:
+                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, start, self._lat, self._lon))
         padding = places == PADDING
         batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
@@ -207,10 +228,11 @@ class BatchReader:
         self,
         index: int,
         batch: dict[str, Tensor],
-        samples: NDArray[np.int64],
+        inputs: tuple[NDArray[np.int64], NDArray[np.int64]],
         ends: tuple[NDArray[np.int64], NDArray[np.int64]],
     ) -> int:
-        """Read an hour into the inputs of `samples` and the targets of `ends` (samples, lead places).
+        """Read an hour into `inputs` (0 for the start or the number of the history hour from 1, samples) and
+        into the targets of `ends` (samples, lead places).
 
         Only one hour is held at a time: its memory serves for the next, without a page fault.
 
@@ -220,25 +242,18 @@ class BatchReader:
         read = self._store.read_unwatched if self._watched else self._store.read_span
         hour = _Hour.of(read(index, index + 1)[0])
         filled = 0
-        for sample in samples:
-            filled += self._put_inputs(hour, batch["inputs"][sample].numpy())
+        for kind, sample in zip(*(each.tolist() for each in inputs), strict=True):
+            into = batch["inputs"][sample].numpy()
+            if kind:
+                filled += _put_channels(hour, self._history[kind - 1], into)
+                continue
+            for place, still in self._still:
+                into[place] = still
+            filled += _put_channels(hour, self._dynamic, into)
             self._put_wind(hour, batch["wind"][sample].numpy())
-        for place in zip(*ends, strict=True):
-            self._put_targets(hour, batch["targets"][place].numpy(), batch["valid"][place].numpy())
+        for end in zip(*ends, strict=True):
+            self._put_targets(hour, batch["targets"][end].numpy(), batch["valid"][end].numpy())
         return filled
-
-    def _put_inputs(self, hour: "_Hour", into: Fields) -> int:
-        """Normalised inputs (V, H, W), 0 for missing values, which is their channel's mean; how many."""
-        for place, still in self._still:
-            into[place] = still
-        missing = 0
-        for channel in self._dynamic:
-            channel.normalize(hour.fields, into[channel.place])
-            if not hour.complete:
-                gaps = ~np.isfinite(hour.fields[channel.stored])
-                into[channel.place][gaps] = 0.0
-                missing += int(np.count_nonzero(gaps))
-        return missing
 
     def _put_wind(self, hour: "_Hour", into: Fields) -> None:
         """Wind (2, H, W) [m/s], the channel's mean for missing values."""
@@ -257,6 +272,18 @@ class BatchReader:
                 finite = np.isfinite(hour.fields[channel.stored])
                 into[channel.place][~finite] = 0.0
                 valid[channel.place] &= finite
+
+
+def _put_channels(hour: "_Hour", channels: Sequence["_Channel"], into: Fields) -> int:
+    """Put normalised channels into inputs (V, H, W), 0 for missing values, which is their mean; how many."""
+    missing = 0
+    for channel in channels:
+        channel.normalize(hour.fields, into[channel.place])
+        if not hour.complete:
+            gaps = ~np.isfinite(hour.fields[channel.stored])
+            into[channel.place][gaps] = 0.0
+            missing += int(np.count_nonzero(gaps))
+    return missing
 
 
 def _widths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:

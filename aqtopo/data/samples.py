@@ -32,7 +32,13 @@ def calendar_times(years: Sequence[int]) -> Hours:
     return np.concatenate(spans) if spans else np.empty(0, "datetime64[h]")
 
 
-def usable_times(times: Hours, years: Sequence[int], horizons: Sequence[int], stride_hours: int = 1) -> Hours:
+def usable_times(
+    times: Hours,
+    years: Sequence[int],
+    horizons: Sequence[int],
+    stride_hours: int = 1,
+    history_hours: Sequence[int] = (),
+) -> Hours:
     """The times in `years` whose targets lie in the same calendar year and are present.
 
     Args:
@@ -40,6 +46,7 @@ def usable_times(times: Hours, years: Sequence[int], horizons: Sequence[int], st
         years: calendar years of the split.
         horizons: lead times [h]; every one of them must have its target.
         stride_hours: keep only times whose index from the start of their year is a multiple of it.
+        history_hours: hours before the start whose fields must be present; they may lie in the year before.
 
     Returns:
         (n,) a subset of `times`, ascending.
@@ -51,6 +58,8 @@ def usable_times(times: Hours, years: Sequence[int], horizons: Sequence[int], st
     for horizon in horizons:
         target = times + horizon * _HOUR
         usable &= (target.astype("datetime64[Y]") == year) & np.isin(target, times)
+    for hours in history_hours:
+        usable &= np.isin(times - hours * _HOUR, times)
     kept: Hours = times[usable]
     return kept
 
@@ -96,14 +105,19 @@ def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
         "validation": (data.validation_years, data.validation_stride_hours),
         "test": (data.test_years, data.test_stride_hours),
     }[split]
-    usable = usable_times(times, years, data.horizons, stride)
+    usable = usable_times(times, years, data.horizons, stride, data.history_hours)
     if not usable.size:
+        before = f" and fields {_listed(data.history_hours)} h before" if data.history_hours else ""
         raise ValueError(
-            f"No time of `data.{split}_years` ({', '.join(map(str, years))}) can be used: none in the "
-            f"store {data.store} has targets {', '.join(map(str, data.horizons))} h ahead in the same year. "
-            "Choose years that the store holds (`aqtopo data info` lists them) or shorter horizons."
+            f"No time of `data.{split}_years` ({_listed(years)}) can be used: none in the store {data.store} "
+            f"has targets {_listed(data.horizons)} h ahead in the same year{before}. Choose years that the "
+            "store holds (`aqtopo data info` lists them), shorter horizons or a shorter history."
         )
     return SampleTable(usable, data.horizons, split == "train" and config.model.lead_time == "encoder")
+
+
+def _listed(values: Sequence[int]) -> str:
+    return ", ".join(map(str, values))
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:

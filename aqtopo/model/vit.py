@@ -28,6 +28,7 @@ from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
 from aqtopo.model.geometry import RASTER_ORDER, PatchCentres, Terrain, TokenGeometry, patch_mean_wind
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
+from aqtopo.model.local_path import LocalPath
 from aqtopo.model.transformer_block import make_block
 from aqtopo.model.wind_order import WindOrder
 from aqtopo_kernels import wind_scatter
@@ -90,6 +91,7 @@ class AirQualityViT(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
+        self.local_path = LocalPath(config, self.grid, variables, targets) if config.local_path else None
         self._initialise(seed)
 
     def forward(self, inputs: Tensor, wind: Tensor, lead_hours: Tensor, seeds: Seeds = None) -> Tensor:
@@ -122,6 +124,8 @@ class AirQualityViT(nn.Module):
             encoded_BND = self.encode(x_BND, seeds, order_BN, geometry)
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
         forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
+        if self.local_path is not None:
+            forecast = forecast + self.local_path(inputs, lead_hours / HOURS_PER_LEAD_UNIT)
         if self.config.prediction == "tendency":
             forecast = forecast + inputs[:, None, self.present].to(forecast.dtype)
         return forecast
@@ -223,6 +227,8 @@ class AirQualityViT(nn.Module):
         if self.pos_embed.is_meta:
             return  # there are no values, and PyTorch loads its compiler (1 s) for many operations on meta
         initialise_modules(self, self.head[-1], seed)
+        if self.local_path is not None:
+            self.local_path.initialise(seed)
         self.var_embed.copy_(torch.as_tensor(sincos_1d(self.config.dim, np.arange(self.variables))))
         position_ND = torch.as_tensor(sincos_2d(self.config.dim, self.patch_grid))
         if self.wind_order is not None and not self.config.sector_embedding:
@@ -242,14 +248,14 @@ def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
             f"data.grid is {config.data.grid[0]} x {config.data.grid[1]}, but the terrain has {rows} x "
             f"{columns} cells; set data.grid to the store's grid."
         )
-    variables, targets = config.data.variables, config.data.targets
+    inputs, targets = config.data.inputs, config.data.targets
     tendency = config.model.prediction == "tendency"
     return AirQualityViT(
         config.model,
         terrain,
-        variables=len(variables),
+        variables=len(inputs),
         targets=len(targets),
-        present=[variables.index(name) for name in targets] if tendency else (),
+        present=[inputs.index(name) for name in targets] if tendency else (),
         seed=config.training.seed,
     )
 

@@ -79,7 +79,7 @@ def _forward(model: AirQualityViT, config: RunConfig, dtype: torch.dtype) -> Non
     batch, (rows, columns) = config.micro_batch, config.data.grid
     leads = 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
     with torch.device("meta"), _FlashAttention():
-        inputs = torch.empty(batch, len(config.data.variables), rows, columns, dtype=dtype)
+        inputs = torch.empty(batch, len(config.data.inputs), rows, columns, dtype=dtype)
         model.eval()(inputs, torch.empty(batch, 2, rows, columns), torch.empty(batch, leads), None)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -76,12 +77,12 @@ def group_parameters(names: Iterable[str], config: RunConfig) -> dict[str, list[
         ValueError: a parameter matches no group or several, or a pattern or a group matches nothing.
     """
     names = list(names)
-    groups: dict[str, list[str]] = {group.name: [] for group in config.optimizer.groups}
+    groups: dict[str, list[str]] = {group.name: [] for group in config.parameter_groups}
     problems = _unmatched_patterns(names, config)
     for name in names:
         owners = [
             group.name
-            for group in config.optimizer.groups
+            for group in config.parameter_groups
             if any(fnmatchcase(name, pattern) for pattern in group.parameters)
         ]
         if len(owners) == 1:
@@ -102,7 +103,7 @@ def _unmatched_patterns(names: list[str], config: RunConfig) -> list[str]:
     """Return a message for each pattern that matches no parameter, such as a typo."""
     return [
         f"optimizer.groups[{index}].parameters: {pattern!r} ({group.name}) matches no parameter"
-        for index, group in enumerate(config.optimizer.groups)
+        for index, group in enumerate(config.parameter_groups)
         for pattern in group.parameters
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
@@ -137,9 +138,9 @@ def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, devic
 
 
 def _optimizer_class(config: RunConfig) -> Callable[..., torch.optim.Optimizer]:
-    """Return PyTorch's AdamW, or one that DeepSpeed compiles at its first use."""
+    """Return PyTorch's fused AdamW, or one that DeepSpeed compiles at its first use."""
     if config.optimizer.implementation == "torch":
-        return torch.optim.AdamW
+        return partial(torch.optim.AdamW, fused=True)
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     return DeepSpeedCPUAdam if config.optimizer.implementation == "cpu_adam" else FusedAdam  # type: ignore[no-any-return]

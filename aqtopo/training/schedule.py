@@ -50,7 +50,7 @@ class Schedule:
         return cls(
             peak_lrs={
                 group.name: group.lr_multiplier * config.optimizer.base_lr
-                for group in config.optimizer.groups
+                for group in config.parameter_groups
             },
             eta_min=config.schedule.eta_min,
             warmup_steps=config.schedule.warmup_steps,

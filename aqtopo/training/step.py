@@ -163,6 +163,6 @@ def _describe_batch(batch: Batch, config: RunConfig) -> str:
     times = ", ".join(str(time) for time in batch.times)
     ranges = ", ".join(
         f"{name} {values.min():.3g}..{values.max():.3g}"
-        for name, values in zip(config.data.variables, batch.inputs.transpose(0, 1), strict=True)
+        for name, values in zip(config.data.inputs, batch.inputs.transpose(0, 1), strict=True)
     )
     return f"times {times}; normalised ranges {ranges}"

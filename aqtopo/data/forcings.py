@@ -1,0 +1,67 @@
+"""Forcings: inputs computed from time and place."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+HOURS_A_DAY = 24
+DAYS_A_YEAR = 365.2425
+DEGREES_AN_HOUR = 15.0
+
+Values = NDArray[np.float64]
+
+
+def forcing(name: str, time: np.datetime64, lat: Values, lon: Values) -> NDArray[np.float32]:
+    """Return one forcing on the grid, not scaled.
+
+    Args:
+        name: one of `FORCINGS`.
+        time: UTC.
+        lat: (H,) degrees north.
+        lon: (W,) degrees east, in any convention.
+
+    Returns:
+        (H, W), within -1 to 1.
+    """
+    values = FORCINGS[name](time.astype("datetime64[h]"), lat[:, None], lon[None, :])
+    return np.broadcast_to(values, (lat.size, lon.size)).astype(np.float32)
+
+
+def _local_time(time: np.datetime64, lon: Values) -> Values:
+    """Return the mean solar time as an angle [radians], 0 at midnight."""
+    hour = time.astype(np.int64) % HOURS_A_DAY + lon / DEGREES_AN_HOUR
+    return 2.0 * np.pi * hour / HOURS_A_DAY
+
+
+def _time_of_year(time: np.datetime64) -> Values:
+    """Return the time of the mean tropical year as an angle [radians], 0 at the start of 1970."""
+    return np.array([[2.0 * np.pi * time.astype(np.int64) / HOURS_A_DAY / DAYS_A_YEAR]])
+
+
+def _insolation(time: np.datetime64, lat: Values, lon: Values) -> Values:
+    """Return the cosine of the solar zenith angle, 0 at night."""
+    import pandas as pd
+    from pvlib.solarposition import (
+        declination_spencer71,
+        equation_of_time_spencer71,
+        hour_angle,
+        solar_zenith_analytical,
+    )
+
+    moment = pd.DatetimeIndex([pd.Timestamp(time, tz="UTC")])
+    day = moment.dayofyear.to_numpy()
+    angle = np.deg2rad(np.array([hour_angle(moment, x, equation_of_time_spencer71(day))[0] for x in lon[0]]))
+    zenith = solar_zenith_analytical(np.deg2rad(lat), angle[None, :], declination_spencer71(day))
+    insolation: Values = np.maximum(np.cos(zenith), 0.0)
+    return insolation
+
+
+FORCINGS: dict[str, Callable[[np.datetime64, Values, Values], Values]] = {
+    "cos_local_time": lambda time, _lat, lon: np.cos(_local_time(time, lon)),
+    "sin_local_time": lambda time, _lat, lon: np.sin(_local_time(time, lon)),
+    "cos_julian_day": lambda time, _lat, _lon: np.cos(_time_of_year(time)),
+    "sin_julian_day": lambda time, _lat, _lon: np.sin(_time_of_year(time)),
+    "insolation": _insolation,
+}
+"""Each forcing by name, as functions of time [UTC], latitude (H, 1) and longitude (1, W) [degrees]."""
