@@ -1,0 +1,236 @@
+"""Linear baselines: a ridge regression for each cell, from the fields at the cell and the time.
+
+Predictors of a cell, normalised: a constant, the fields of the initial time, two harmonics of the day, one of
+the year, the first day harmonic times each field and, as far as given, earlier fields. A missing input counts
+as its channel's mean; a time that lacks any target of a cell is left out for that cell.
+
+Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cells, H x W grid.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
+
+from aqtopo.checkpoint.files import write_tensors
+from aqtopo.config import DataConfig
+from aqtopo.data.samples import usable_times
+from aqtopo.data.schema import HOURS_PER_SHARD, Hours
+from aqtopo.data.statistics import Normalization
+from aqtopo.data.store import Report, Store, no_progress
+from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.variables import DYNAMIC_VARIABLES
+
+HOURS_A_DAY = 24
+DAYS_A_YEAR = 365.2425
+PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Candidates for the ridge penalty, as a multiple of the number of times."""
+
+HOURS_PER_PREDICTOR = 3
+"""Fewest initial times of the fit for each predictor."""
+
+MAX_SUM_BYTES = 2**29
+"""Memory of the sums of one pass; a larger grid is fitted in several passes, rows by rows."""
+
+CACHED_SHARDS = 16
+"""Days of fields in memory: those of an initial time's history and horizons."""
+
+FloatArray = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """Fields that a regression uses at a cell.
+
+    Attributes:
+        variables: of the initial time.
+        history: variables with their hours before the initial time.
+    """
+
+    variables: tuple[str, ...]
+    history: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of_run(cls, data: DataConfig) -> "Predictors":
+        """The fields that a run itself reads."""
+        return cls(tuple(name for name in data.variables if name in DYNAMIC_VARIABLES), data.history)
+
+    def __len__(self) -> int:
+        """Number of predictors P."""
+        return 1 + 6 + 3 * len(self.variables) + len(self.history)
+
+
+OWN_FIELDS = Predictors(DYNAMIC_VARIABLES)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear:
+    """A fitted regression.
+
+    Attributes:
+        predictors: its inputs.
+        coefficients: (P, J, H, W), 0 in cells without a time to fit to.
+        penalty: chosen ridge penalty.
+        times: number of initial times of the fit.
+    """
+
+    predictors: Predictors
+    coefficients: FloatArray
+    penalty: float
+    times: int
+
+
+class LinearBaseline:
+    """A regression with the store that it reads.
+
+    Args:
+        store: data store.
+        data: targets, horizons and years.
+        predictors: inputs.
+    """
+
+    def __init__(self, store: Store, data: DataConfig, predictors: Predictors) -> None:
+        self._store, self._data, self.predictors = store, data, predictors
+        self._normalization = Normalization.from_statistics(store.mean, store.std)
+        self._day = functools.lru_cache(CACHED_SHARDS)(self._read_day)
+        self._shape = (store.lat.size, store.lon.size)
+
+    def fit(self, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
+        """Fit to the training years and choose the penalties on the validation years.
+
+        The ranks share the days. Sums are in float64, so the result does not depend on their number beyond
+        rounding.
+
+        Raises:
+            ValueError: there are too few training times, or a shard cannot be read.
+        """
+        data = self._data
+        train = self._initial_times(data.train_years, data.time_stride_hours)
+        validation = self._initial_times(data.validation_years, data.validation_stride_hours)
+        if train.size < HOURS_PER_PREDICTOR * len(self.predictors):
+            raise ValueError(
+                f"a linear regression with {len(self.predictors)} predictors needs at least "
+                f"{HOURS_PER_PREDICTOR * len(self.predictors)} training times, and the store "
+                f"{self._store.path} has {train.size} with all fields and targets. Add training years, lower "
+                "`data.time_stride_hours`, or evaluate with `--no-linear`."
+            )
+        found, errors = [], np.zeros(len(PENALTIES))
+        for rows in self._row_blocks():
+            train_sums, validation_sums = (
+                self._sums(times, rows, report, ranks) for times in (train, validation)
+            )
+            candidates = _solve(train_sums, len(self.predictors))
+            errors += [_squared_error(candidate, validation_sums) for candidate in candidates]
+            found.append(np.stack([candidate.permute(1, 2, 0).float().numpy() for candidate in candidates]))
+        best = int(errors.argmin())
+        coefficients = np.concatenate([candidates[best] for candidates in found], axis=2)
+        shape = (*coefficients.shape[:2], *self._shape)
+        return Linear(self.predictors, coefficients.reshape(shape), PENALTIES[best], train.size)
+
+    def forecast(self, fitted: Linear, times: Hours) -> FloatArray:
+        """Return the forecasts (T, K, C, H, W) from initial times (T,), in physical units."""
+        data = self._data
+        inputs = self._inputs(times, slice(None))
+        values = torch.einsum("mtp,pjm->tjm", inputs, torch.from_numpy(fitted.coefficients).double().flatten(2))
+        shape = (len(times), len(data.horizons), len(data.targets), *self._shape)
+        return self._normalization.denormalize(values.float().numpy().reshape(shape), data.targets)
+
+    def _initial_times(self, years: Sequence[int], stride_hours: int) -> Hours:
+        hours = sorted({hours for _, hours in self.predictors.history})
+        return usable_times(self._store.times, years, self._data.horizons, stride_hours, hours)
+
+    def _row_blocks(self) -> Iterator[slice]:
+        predictors, outputs = len(self.predictors), len(self._data.horizons) * len(self._data.targets)
+        row_bytes = 8 * self._shape[1] * predictors * (predictors + outputs)
+        rows = max(1, MAX_SUM_BYTES // row_bytes)
+        for first in range(0, self._shape[0], rows):
+            yield slice(first, first + rows)
+
+    def _sums(self, times: Hours, rows: slice, report: Report, ranks: RankGroup) -> Tensor:
+        """Return the sums of products (M, P + J, P + J) of predictors and outputs over all ranks."""
+        days = [np.array(list(own)) for _, own in groupby(times, lambda time: time.astype("datetime64[D]"))]
+        own_days = shard(days, ranks)
+        total: Tensor | None = None
+        for done, day in enumerate(own_days):
+            report("days of regression", done, len(own_days))
+            inputs, targets = self._inputs(day, rows), self._targets(day, rows)
+            both = torch.cat([inputs, targets], dim=2)
+            both[~torch.isfinite(targets).all(2)] = 0.0
+            products = both.mT @ both
+            total = products if total is None else total.add_(products)
+        if total is None:
+            total = self._no_sums(rows)
+        return ranks.all_reduce_sum(total)
+
+    def _no_sums(self, rows: slice) -> Tensor:
+        size = len(self.predictors) + len(self._data.horizons) * len(self._data.targets)
+        cells = len(range(self._shape[0])[rows]) * self._shape[1]
+        return torch.zeros(cells, size, size, dtype=torch.float64)
+
+    def _inputs(self, times: Hours, rows: slice) -> Tensor:
+        """Return the predictors (M, T, P), float64; 0, a channel's mean, for missing values."""
+        fields = self._fields(times, self.predictors.variables)[..., rows, :]
+        earlier = [
+            self._fields(times - np.timedelta64(hours, "h"), [name])[..., rows, :]
+            for name, hours in self.predictors.history
+        ]
+        hour = times.astype("datetime64[h]").astype(np.int64)
+        day, year = 2 * np.pi * hour / HOURS_A_DAY, 2 * np.pi * hour / HOURS_A_DAY / DAYS_A_YEAR
+        waves = [wave(angle) for angle in (day, 2 * day, year) for wave in (np.cos, np.sin)]
+        common = np.stack([np.ones_like(day), *waves], axis=1)[:, :, None, None]
+        shape = (*common.shape[:2], *fields.shape[2:])
+        parts = [np.broadcast_to(common, shape), fields, fields * common[:, 1:2], fields * common[:, 2:3]]
+        values = np.nan_to_num(np.concatenate([*parts, *earlier], axis=1), nan=0.0)
+        return torch.from_numpy(values).double().flatten(2).permute(2, 0, 1).contiguous()
+
+    def _targets(self, times: Hours, rows: slice) -> Tensor:
+        """Return the outputs (M, T, J), float64, NaN for missing values and masked cells."""
+        leads = [np.timedelta64(hours, "h") for hours in self._data.horizons]
+        values = np.concatenate([self._fields(times + lead, self._data.targets) for lead in leads], axis=1)
+        values = np.where(self._store.static["mask"] > 0, values, np.nan)[..., rows, :]
+        return torch.from_numpy(values).double().flatten(2).permute(2, 0, 1).contiguous()
+
+    def _fields(self, times: Hours, names: Sequence[str]) -> FloatArray:
+        """Return normalised fields (T, C, H, W), NaN where missing."""
+        channels = [self._store.channels.index(name) for name in names]
+        fields = [
+            self._day(index // HOURS_PER_SHARD)[index % HOURS_PER_SHARD, channels]
+            for index in self._store.locate(times).tolist()
+        ]
+        return self._normalization.normalize(np.stack(fields), names)
+
+    def _read_day(self, number: int) -> FloatArray:
+        first = number * HOURS_PER_SHARD
+        return self._store.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
+
+
+def _solve(sums: Tensor, predictors: int) -> list[Tensor]:
+    """Return the coefficients (M, P, J) for each of `PENALTIES`."""
+    gram, products = sums[:, :predictors, :predictors], sums[:, :predictors, predictors:]
+    # The first predictor is 1, so its sum of squares is the number of times. It has no penalty.
+    count = gram[:, 0, 0]
+    unit = torch.eye(predictors, dtype=gram.dtype)
+    unit[0, 0] = 0.0
+    candidates = []
+    for penalty in PENALTIES:
+        matrix = gram + penalty * count.clamp(min=1.0)[:, None, None] * unit
+        matrix[count == 0, 0, 0] = 1.0  # a cell without a time: all coefficients become 0
+        candidates.append(torch.linalg.solve(matrix, products))
+    return candidates
+
+
+def _squared_error(coefficients: Tensor, sums: Tensor) -> float:
+    """Return the squared error over outputs, cells and the times of the sums, which it follows from."""
+    predictors = coefficients.shape[1]
+    gram, products = sums[:, :predictors, :predictors], sums[:, :predictors, predictors:]
+    squares = sums[:, predictors:, predictors:].diagonal(dim1=1, dim2=2)
+    return float(squares.sum() + ((gram @ coefficients - 2 * products) * coefficients).sum())
