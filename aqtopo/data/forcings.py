@@ -42,17 +42,14 @@ def _time_of_year(time: np.datetime64) -> Values:
 def _insolation(time: np.datetime64, lat: Values, lon: Values) -> Values:
     """Return the cosine of the solar zenith angle, 0 at night."""
     import pandas as pd
-    from pvlib.solarposition import (
-        declination_spencer71,
-        equation_of_time_spencer71,
-        hour_angle,
-        solar_zenith_analytical,
-    )
+    from pvlib import solarposition
 
     moment = pd.DatetimeIndex([pd.Timestamp(time, tz="UTC")])
-    day = moment.dayofyear.to_numpy()
-    angle = np.deg2rad(np.array([hour_angle(moment, x, equation_of_time_spencer71(day))[0] for x in lon[0]]))
-    zenith = solar_zenith_analytical(np.deg2rad(lat), angle[None, :], declination_spencer71(day))
+    day = moment.day_of_year.to_numpy()
+    # The hour angle of longitude 0 [degrees] plus the longitude.
+    angle = solarposition.hour_angle(moment, 0.0, solarposition.equation_of_time_spencer71(day)) + lon
+    declination = solarposition.declination_spencer71(day)
+    zenith = solarposition.solar_zenith_analytical(np.deg2rad(lat), np.deg2rad(angle), declination)
     insolation: Values = np.maximum(np.cos(zenith), 0.0)
     return insolation
 

@@ -8,20 +8,14 @@ Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cell
 """
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from itertools import groupby
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor
 
-from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
@@ -32,11 +26,14 @@ from aqtopo.variables import DYNAMIC_VARIABLES
 
 HOURS_A_DAY = 24
 DAYS_A_YEAR = 365.2425
-PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Candidates for the ridge penalty, as a multiple of the number of times."""
 
 HOURS_PER_PREDICTOR = 3
 """Fewest initial times of the fit for each predictor."""
+
+TIMES_PER_BLOCK = 64
+"""Times of one product of matrices; part of the result's last digits."""
 
 MAX_SUM_BYTES = 2**29
 """Memory of the sums of one pass; a larger grid is fitted in several passes, rows by rows."""
@@ -107,8 +104,7 @@ class LinearBaseline:
     def fit(self, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
         """Fit to the training years and choose the penalties on the validation years.
 
-        The ranks share the days. Sums are in float64, so the result does not depend on their number beyond
-        rounding.
+        The ranks share the times.
 
         Raises:
             ValueError: there are too few training times, or a shard cannot be read.
@@ -128,8 +124,8 @@ class LinearBaseline:
             train_sums, validation_sums = (
                 self._sums(times, rows, report, ranks) for times in (train, validation)
             )
-            candidates = _solve(train_sums, len(self.predictors))
-            errors += [_squared_error(candidate, validation_sums) for candidate in candidates]
+            candidates = train_sums.solve()
+            errors += [validation_sums.squared_error(candidate) for candidate in candidates]
             found.append(np.stack([candidate.permute(1, 2, 0).float().numpy() for candidate in candidates]))
         best = int(errors.argmin())
         coefficients = np.concatenate([candidates[best] for candidates in found], axis=2)
@@ -139,10 +135,10 @@ class LinearBaseline:
     def forecast(self, fitted: Linear, times: Hours) -> FloatArray:
         """Return the forecasts (T, K, C, H, W) from initial times (T,), in physical units."""
         data = self._data
-        inputs = self._inputs(times, slice(None))
-        values = torch.einsum("mtp,pjm->tjm", inputs, torch.from_numpy(fitted.coefficients).double().flatten(2))
+        coefficients = torch.from_numpy(fitted.coefficients).flatten(2)
+        values = torch.einsum("mtp,pjm->tjm", self._inputs(times, slice(None)), coefficients)
         shape = (len(times), len(data.horizons), len(data.targets), *self._shape)
-        return self._normalization.denormalize(values.float().numpy().reshape(shape), data.targets)
+        return self._normalization.denormalize(values.numpy().reshape(shape), data.targets)
 
     def _initial_times(self, years: Sequence[int], stride_hours: int) -> Hours:
         hours = sorted({hours for _, hours in self.predictors.history})
@@ -155,29 +151,27 @@ class LinearBaseline:
         for first in range(0, self._shape[0], rows):
             yield slice(first, first + rows)
 
-    def _sums(self, times: Hours, rows: slice, report: Report, ranks: RankGroup) -> Tensor:
-        """Return the sums of products (M, P + J, P + J) of predictors and outputs over all ranks."""
-        days = [np.array(list(own)) for _, own in groupby(times, lambda time: time.astype("datetime64[D]"))]
-        own_days = shard(days, ranks)
-        total: Tensor | None = None
-        for done, day in enumerate(own_days):
-            report("days of regression", done, len(own_days))
-            inputs, targets = self._inputs(day, rows), self._targets(day, rows)
-            both = torch.cat([inputs, targets], dim=2)
-            both[~torch.isfinite(targets).all(2)] = 0.0
-            products = both.mT @ both
-            total = products if total is None else total.add_(products)
-        if total is None:
-            total = self._no_sums(rows)
-        return ranks.all_reduce_sum(total)
+    def _sums(self, times: Hours, rows: slice, report: Report, ranks: RankGroup) -> "_Sums":
+        """Return the sums of products over the times, from all ranks.
 
-    def _no_sums(self, rows: slice) -> Tensor:
-        size = len(self.predictors) + len(self._data.horizons) * len(self._data.targets)
+        The ranks share blocks of times, which are the same at any number of ranks.
+        """
+        blocks = [times[first : first + TIMES_PER_BLOCK] for first in range(0, times.size, TIMES_PER_BLOCK)]
+        own = shard(blocks, ranks)
         cells = len(range(self._shape[0])[rows]) * self._shape[1]
-        return torch.zeros(cells, size, size, dtype=torch.float64)
+        outputs = len(self._data.horizons) * len(self._data.targets)
+        sums = _Sums.zeros(cells, len(self.predictors), outputs)
+        for done, block in enumerate(own):
+            report("blocks of a regression", done, len(own))
+            inputs, targets = self._inputs(block, rows), self._targets(block, rows)
+            missing = ~torch.isfinite(targets).all(2)
+            inputs[missing], targets[missing] = 0.0, 0.0
+            sums.products.add_(inputs.mT @ torch.cat([inputs, targets], dim=2))
+            sums.squares.add_(targets.square().sum(1))
+        return _Sums(ranks.all_reduce_sum(sums.products), ranks.all_reduce_sum(sums.squares))
 
     def _inputs(self, times: Hours, rows: slice) -> Tensor:
-        """Return the predictors (M, T, P), float64; 0, a channel's mean, for missing values."""
+        """Return the predictors (M, T, P); 0, a channel's mean, for missing values."""
         fields = self._fields(times, self.predictors.variables)[..., rows, :]
         earlier = [
             self._fields(times - np.timedelta64(hours, "h"), [name])[..., rows, :]
@@ -186,18 +180,18 @@ class LinearBaseline:
         hour = times.astype("datetime64[h]").astype(np.int64)
         day, year = 2 * np.pi * hour / HOURS_A_DAY, 2 * np.pi * hour / HOURS_A_DAY / DAYS_A_YEAR
         waves = [wave(angle) for angle in (day, 2 * day, year) for wave in (np.cos, np.sin)]
-        common = np.stack([np.ones_like(day), *waves], axis=1)[:, :, None, None]
+        common = np.stack([np.ones(day.shape), *waves], axis=1).astype(np.float32)[:, :, None, None]
         shape = (*common.shape[:2], *fields.shape[2:])
         parts = [np.broadcast_to(common, shape), fields, fields * common[:, 1:2], fields * common[:, 2:3]]
         values = np.nan_to_num(np.concatenate([*parts, *earlier], axis=1), nan=0.0)
-        return torch.from_numpy(values).double().flatten(2).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(values).flatten(2).permute(2, 0, 1).contiguous()
 
     def _targets(self, times: Hours, rows: slice) -> Tensor:
-        """Return the outputs (M, T, J), float64, NaN for missing values and masked cells."""
+        """Return the outputs (M, T, J), NaN for missing values and masked cells."""
         leads = [np.timedelta64(hours, "h") for hours in self._data.horizons]
         values = np.concatenate([self._fields(times + lead, self._data.targets) for lead in leads], axis=1)
         values = np.where(self._store.static["mask"] > 0, values, np.nan)[..., rows, :]
-        return torch.from_numpy(values).double().flatten(2).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(values).flatten(2).permute(2, 0, 1).contiguous()
 
     def _fields(self, times: Hours, names: Sequence[str]) -> FloatArray:
         """Return normalised fields (T, C, H, W), NaN where missing."""
@@ -213,24 +207,47 @@ class LinearBaseline:
         return self._store.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
 
 
-def _solve(sums: Tensor, predictors: int) -> list[Tensor]:
-    """Return the coefficients (M, P, J) for each of `PENALTIES`."""
-    gram, products = sums[:, :predictors, :predictors], sums[:, :predictors, predictors:]
-    # The first predictor is 1, so its sum of squares is the number of times. It has no penalty.
-    count = gram[:, 0, 0]
-    unit = torch.eye(predictors, dtype=gram.dtype)
-    unit[0, 0] = 0.0
-    candidates = []
-    for penalty in PENALTIES:
-        matrix = gram + penalty * count.clamp(min=1.0)[:, None, None] * unit
-        matrix[count == 0, 0, 0] = 1.0  # a cell without a time: all coefficients become 0
-        candidates.append(torch.linalg.solve(matrix, products))
-    return candidates
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Sums over times, float64. Products of a block of times are in float32.
 
+    Attributes:
+        products: (M, P, P + J), predictors times predictors and outputs.
+        squares: (M, J), squared outputs.
+    """
 
-def _squared_error(coefficients: Tensor, sums: Tensor) -> float:
-    """Return the squared error over outputs, cells and the times of the sums, which it follows from."""
-    predictors = coefficients.shape[1]
-    gram, products = sums[:, :predictors, :predictors], sums[:, :predictors, predictors:]
-    squares = sums[:, predictors:, predictors:].diagonal(dim1=1, dim2=2)
-    return float(squares.sum() + ((gram @ coefficients - 2 * products) * coefficients).sum())
+    products: Tensor
+    squares: Tensor
+
+    @classmethod
+    def zeros(cls, cells: int, predictors: int, outputs: int) -> "_Sums":
+        """No times."""
+        return cls(
+            torch.zeros(cells, predictors, predictors + outputs, dtype=torch.float64),
+            torch.zeros(cells, outputs, dtype=torch.float64),
+        )
+
+    @property
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Predictors times predictors (M, P, P), and times outputs (M, P, J)."""
+        predictors = self.products.shape[1]
+        return self.products[..., :predictors], self.products[..., predictors:]
+
+    def solve(self) -> list[Tensor]:
+        """Return the coefficients (M, P, J) for each of `PENALTIES`."""
+        gram, products = self.split
+        # The first predictor is 1, so its sum of squares is the number of times. It has no penalty.
+        count = gram[:, 0, 0]
+        unit = torch.eye(gram.shape[1], dtype=gram.dtype)
+        unit[0, 0] = 0.0
+        candidates = []
+        for penalty in PENALTIES:
+            matrix = gram + penalty * count.clamp(min=1.0)[:, None, None] * unit
+            matrix[count == 0, 0, 0] = 1.0  # a cell without a time: all coefficients become 0
+            candidates.append(torch.linalg.solve(matrix, products))
+        return candidates
+
+    def squared_error(self, coefficients: Tensor) -> float:
+        """Return the squared error of coefficients over cells, outputs and these times."""
+        gram, products = self.split
+        return float(self.squares.sum() + ((gram @ coefficients - 2 * products) * coefficients).sum())

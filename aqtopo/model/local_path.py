@@ -13,7 +13,6 @@ from torch.nn import functional
 from aqtopo.config import ModelConfig
 from aqtopo.config.sections import LOCAL_PATH_DILATIONS
 
-
 LEAD_FUNCTIONS = 8
 """Learnt functions of the lead time that weight the last layer."""
 
@@ -63,7 +62,8 @@ class LocalPath(nn.Module):
         bias_BKC = functions_BKR @ self.bias
         products_BJN = weight_BKCL.flatten(1, 2) @ features_BLYX.flatten(2)
         shape = (*bias_BKC.shape, *features_BLYX.shape[2:])
-        return products_BJN.view(shape) + bias_BKC[..., None, None]
+        forecast: Tensor = products_BJN.view(shape) + bias_BKC[..., None, None]
+        return forecast
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

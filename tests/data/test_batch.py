@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
 from aqtopo.data.batch import PADDING, Batch, BatchReader
+from aqtopo.data.forcings import forcing
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 TinyConfig = Callable[..., RunConfig]
@@ -72,6 +73,55 @@ def test_inputs_are_the_normalised_fields_in_the_order_of_the_variables(
             else (VARIABLES[name].topoflow_mean, VARIABLES[name].topoflow_std)
         )
         np.testing.assert_allclose(batch.inputs[1, place], (truth - mean) / std, rtol=1e-4, atol=1e-4)
+
+
+HISTORY = {
+    "forcings": ["cos_local_time", "insolation"],
+    "history_hours": [6, 24],
+    "history_variables": ["o3", "pm25"],
+}
+
+
+def test_further_inputs_are_forcings_then_earlier_fields(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    config = tiny_config(data=HISTORY)
+    assert config.data.inputs[15:] == (
+        *HISTORY["forcings"],
+        "o3_6h_before",
+        "pm25_6h_before",
+        "o3_24h_before",
+        "pm25_24h_before",
+    )
+    batch, plain = read(tiny_store, config), read(tiny_store, tiny_config())
+    store = open_store(tiny_store)
+    np.testing.assert_array_equal(batch.inputs[:, :15], plain.inputs)
+    np.testing.assert_array_equal(batch.targets, plain.targets)
+    for sample, time in enumerate(TIMES):
+        for place, name in enumerate(HISTORY["forcings"]):
+            np.testing.assert_array_equal(
+                batch.inputs[sample, 15 + place], forcing(name, time, store.lat, store.lon)
+            )
+        for place, (name, hours) in enumerate(config.data.history):
+            earlier = read(tiny_store, tiny_config(), np.array([time - hours]), LEADS[:1], (0,))
+            expected = earlier.inputs[0, INPUT_VARIABLES.index(name)]
+            np.testing.assert_array_equal(batch.inputs[sample, 17 + place], expected)
+
+
+def test_gaps_in_earlier_fields_are_filled_and_counted(
+    tiny_dataset: xr.Dataset, tmp_path: Path, tiny_config: TinyConfig
+) -> None:
+    tiny_dataset["fields"].loc[{"time": TIMES[0] - 6, "channel": "o3", "lon": tiny_dataset["lon"][3]}] = (
+        np.nan
+    )
+    config = tiny_config(data=HISTORY)
+    batch = read(rewritten(tiny_dataset, tmp_path / "gap.zarr"), config)
+    assert batch.filled == tiny_dataset["lat"].size
+    assert (batch.inputs[0, config.data.inputs.index("o3_6h_before"), :, 3] == 0).all()
+
+
+def test_a_start_without_its_history_is_refused(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    first = open_store(tiny_store).times[:1]
+    with pytest.raises(ValueError, match=f"has no fields for {first[0] - 24}"):
+        read(tiny_store, tiny_config(data=HISTORY), first, LEADS[:1], (0,))
 
 
 def test_targets_are_the_normalised_fields_at_the_lead_times(

@@ -87,6 +87,17 @@ def test_targets_do_not_cross_into_another_year_even_of_the_same_split() -> None
     assert np.datetime64("2016-12-31T12", "h") not in times
 
 
+def test_history_may_lie_in_the_year_before_and_must_be_present() -> None:
+    times = np.arange("2015-12-31T12", "2016-01-10T00", dtype="datetime64[h]")
+    usable = usable_times(times, [2016], [12], history_hours=[6, 24])
+    assert usable[0] == np.datetime64("2016-01-01T12")
+    assert usable_times(times, [2016], [12], history_hours=[6])[0] == np.datetime64("2016-01-01T00")
+    missing = np.datetime64("2016-01-05T00")
+    kept = usable_times(times[times != missing], [2016], [12], history_hours=[6, 24])
+    lost = {missing, missing + 6, missing + 24, missing - 12}
+    assert set(usable.tolist()) - set(kept.tolist()) == {time.astype(object) for time in lost}
+
+
 def test_pairs_are_numbered_by_time_then_horizon() -> None:
     times = np.array(["2016-01-01T00", "2016-01-01T06"], "datetime64[h]")
     starts, leads = SampleTable(times, (12, 24), paired=True).lookup(np.array([0, 1, 3]))
