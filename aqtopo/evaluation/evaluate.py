@@ -1,4 +1,4 @@
-"""Scoring of a trained run over one split of its data, beside persistence and climatology."""
+"""Scoring of a trained run over one split of its data, beside the baselines."""
 
 import importlib.metadata
 import platform
@@ -12,25 +12,23 @@ import torch
 import xarray as xr
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
-from aqtopo.evaluation.baselines import Climatology, fit_climatology, persistence
+from aqtopo.evaluation.baselines import Climatology, baseline_forecasts, fit_climatology
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
-    CLIMATOLOGY,
     FORECASTS,
     MODEL,
-    PERSISTENCE,
     Areas,
     Region,
     ScoredBatch,
     areas_of,
     make_scored_batch,
+    valid_times,
 )
 from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall, scores_from_sums, stratified_scores
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
@@ -104,7 +102,7 @@ def evaluate(
     options: EvalOptions | None = None,
     climatology: Climatology | None = None,
 ) -> Evaluation:
-    """Score the model, persistence and climatology over all initial times of a split.
+    """Score the model and the baselines over all initial times of a split.
 
     All are scored at the same points: inside the store's mask, where the truth and all baselines are finite.
     Every cell has the same weight. The climatology is fitted to the training years.
@@ -127,16 +125,24 @@ def evaluate(
     config = _with_stride(run.config, split, options.every_hours)
     init_times = _init_times(run, config, split, against)
     if options.stations is not None:
-        check_observed(options.stations, _valid_times(init_times, data.horizons))
+        check_observed(options.stations, valid_times(init_times, data.horizons))
     areas = areas_of(run.store, options.regions)
     if climatology is None:
         climatology = fit_climatology(run.store, data.targets, data.train_years, report, ranks)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
-    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times)
+    others = dict(baseline_forecasts(run.store, data, climatology))
+    if against is not None:
+        others[against.name] = against.at
+    batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
+    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, batch_size, init_times)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
-        scored = _scored_batch(run, batch, climatology, against)
+        forecasts = {MODEL: predict(run, batch)}
+        forecasts |= {name: forecast(batch.times) for name, forecast in others.items()}
+        truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
+        valid = batch.valid.numpy()
+        scored = make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, valid)
         for accumulator in accumulators:
             accumulator.add(scored)
         done, filled = done + len(batch.times), filled + batch.filled
@@ -195,32 +201,6 @@ def _accumulators(
     if options.stations is not None:
         accumulators.append(StationSums(options.stations, run.store, forecasts, data.horizons))
     return accumulators
-
-
-def _batch_size(run: LoadedRun) -> int:
-    return max(1, TOKENS_PER_BATCH // run.config.tokens)
-
-
-def _valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
-    """Return the (B, K) valid times."""
-    valid_times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return valid_times
-
-
-def _scored_batch(
-    run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None
-) -> ScoredBatch:
-    data = run.config.data
-    valid_times = _valid_times(batch.times, data.horizons)
-    forecasts = {
-        MODEL: predict(run, batch),
-        PERSISTENCE: persistence(run.store, data.targets, batch.times, len(data.horizons)),
-        CLIMATOLOGY: climatology.at(valid_times),
-    }
-    if against is not None:
-        forecasts[against.name] = against.at(batch.times)
-    truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
-    return make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, batch.valid.numpy())
 
 
 def _evaluation(tables: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Evaluation:

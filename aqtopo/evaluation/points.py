@@ -6,6 +6,8 @@ missing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,16 @@ BoolArray = npt.NDArray[np.bool_]
 MODEL = "model"
 PERSISTENCE = "persistence"
 CLIMATOLOGY = "climatology"
-REFERENCES = (PERSISTENCE, CLIMATOLOGY)
-FORECASTS = (MODEL, *REFERENCES)
-"""Forecasts that are always scored, in the order of every table: the model, then its baselines."""
+BASELINES = MappingProxyType(
+    {
+        PERSISTENCE: "the initial fields",
+        CLIMATOLOGY: "the training years' mean in the cell at that hour of the day and time of the year",
+    }
+)
+"""Description of each baseline by name, in the order of every table, file and page."""
+
+FORECASTS = (MODEL, *BASELINES)
+"""Forecasts that are always scored: the model, then its baselines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +91,14 @@ def make_scored_batch(
     scored = due.copy()
     for values in forecasts.values():
         scored &= np.isfinite(values)
-    valid_times = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return ScoredBatch(init_times, valid_times, forecasts, truth, scored, due & ~scored)
+    valid = valid_times(init_times, horizons_h)
+    return ScoredBatch(init_times, valid, forecasts, truth, scored, due & ~scored)
+
+
+def valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
+    """Return the valid times (B, K) of forecasts from initial times (B,)."""
+    times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
+    return times
 
 
 WHOLE = "all"
@@ -182,6 +197,17 @@ class Areas:
     kinds: tuple[str, ...]
     cells: NDArray[np.bool_]
     empty: tuple[str, ...] = ()
+
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights (H W, A) of the cells in the sums over areas: 1 inside the area, 0 outside."""
+        return self.cells.reshape(len(self.names), -1).T.astype(np.float64)
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the weighted sums (..., A) of values (..., H, W) over the cells of each area."""
+        flat = values.reshape(*values.shape[:-2], len(self.weights))
+        sums: NDArray[np.float64] = flat.astype(np.float64, copy=False) @ self.weights
+        return sums
 
 
 def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:

@@ -8,7 +8,8 @@ table of sums. Scores against another model go to `scores_against_NAME` and leav
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +21,7 @@ from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import NonNegative, Positive, Problem, raise_problems
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.points import FORECASTS, REFERENCES, WHOLE
+from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
@@ -50,16 +51,20 @@ class Measures(Record):
 
 
 class Skill(Record):
-    """1 - RMSE of the model / RMSE of each reference; null if undefined."""
+    """1 - RMSE of the model / RMSE of each baseline, by the baseline's name; null if undefined."""
 
-    persistence: float | None
-    """Against persistence."""
-    climatology: float | None
-    """Against climatology."""
+    __pydantic_extra__: dict[str, float | None]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        raise_problems("skill", _absent(BASELINES, self.__pydantic_extra__))
+        return self
 
 
 class PairScores(Record):
-    """Scores of one pollutant at one horizon."""
+    """Scores of one pollutant at one horizon; each forecast has `Measures` under its name."""
+
+    __pydantic_extra__: dict[str, Measures]
 
     pollutant: Pollutant
     """Its short name."""
@@ -71,14 +76,17 @@ class PairScores(Record):
     """Scored points."""
     left_out: NonNegative
     """Points with a truth where a baseline has no value."""
-    model: Measures
-    """The model's scores."""
-    persistence: Measures
-    """Scores of persistence."""
-    climatology: Measures
-    """Scores of climatology."""
     skill: Skill
-    """Skill of the model against both."""
+    """Skill of the model against each baseline."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        raise_problems("scores", _absent(FORECASTS, self.__pydantic_extra__))
+        return self
+
+
+def _absent(names: Iterable[str], given: Mapping[str, object]) -> Iterator[Problem]:
+    return (Problem((name,), None, "must be given") for name in names if name not in given)
 
 
 class Exceedance(Record):
@@ -254,33 +262,27 @@ def scores_from_record(content: ScoreRecord) -> xr.Dataset:
     entries = {(entry.pollutant, entry.horizon_h): entry for entry in content.scores}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
 
-    def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
-        rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
-        return np.array(rows, dtype=dtype)
+    def array(path: str, dtype: type = float) -> np.ndarray[Any, Any]:
+        value = attrgetter(path)
+        rows = [[value(entries[pollutant, horizon]) for horizon in horizons] for pollutant in pollutants]
+        return np.array(rows, dtype=dtype)  # NaN for None
 
     per_pair = ("pollutant", "horizon")
     return xr.Dataset(
         {
-            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
-            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
-            **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
+            **{m: (("forecast", *per_pair), [array(f"{name}.{m}") for name in FORECASTS]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array(f"skill.{name}") for name in BASELINES]),
+            **{name: (per_pair, array(name, int)) for name in _COUNTS},
         },
         coords={
             "forecast": list(FORECASTS),
-            "reference": list(REFERENCES),
+            "reference": list(BASELINES),
             "pollutant": pollutants,
             "units": ("pollutant", [entries[name, horizons[0]].units for name in pollutants]),
             "horizon": ("horizon", horizons, {"units": "hours"}),
         },
         attrs=content.model_dump(mode="json", exclude=_NOT_ATTRIBUTES),
     )
-
-
-def _dig(entry: PairScores, keys: tuple[str, ...]) -> float:
-    value: Any = entry
-    for key in keys:
-        value = getattr(value, key)
-    return math.nan if value is None else value
 
 
 def write_scores(
@@ -295,15 +297,6 @@ def write_scores(
     content = scores_to_json(scores, strata, others)
     write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
-
-
-def read_scores(run_dir: Path) -> xr.Dataset:
-    """Read a run's scores over the whole split.
-
-    Raises:
-        ValueError: as `read_score_file`.
-    """
-    return scores_from_record(read_score_file(run_dir))
 
 
 def read_score_file(run_dir: Path) -> ScoreRecord:

@@ -51,7 +51,6 @@ class ErrorSums:
 
     def __init__(self, axes: ScoreAxes) -> None:
         self._axes = axes
-        self._weights = axes.areas.cells.reshape(len(axes.areas.names), -1).T.astype(np.float64)
         self._by_day = self._empty(axes.days.size)
         self._by_hour = self._empty(HOURS_A_DAY)
 
@@ -77,20 +76,12 @@ class ErrorSums:
     def _summed(self, batch: ScoredBatch) -> dict[str, Values]:
         """Return sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
         parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
-        usual = batch.forecasts[CLIMATOLOGY]
+        areas, climatology = self._axes.areas, batch.forecasts[CLIMATOLOGY]
         for name in self._axes.forecasts:
-            for term, values in error_terms(batch.forecasts[name], batch.truth, usual, batch.scored):
-                parts[term].append(self._over_areas(values))
+            for term, values in error_terms(batch.forecasts[name], batch.truth, climatology, batch.scored):
+                parts[term].append(areas.sums(values))
         summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
-        return summed | {
-            "count": self._over_areas(batch.scored.astype(np.float64)),
-            "left_out": self._over_areas(batch.left_out.astype(np.float64)),
-        }
-
-    def _over_areas(self, values: Values) -> Values:
-        """Sum (B, K, C, H, W) over areas to (B, K, C, A)."""
-        sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
-        return sums
+        return summed | {"count": areas.sums(batch.scored), "left_out": areas.sums(batch.left_out)}
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Sum over all processes."""

@@ -16,7 +16,7 @@ from aqtopo.checkpoint.files import write_durably
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.evaluation.points import REFERENCES
+from aqtopo.evaluation.points import BASELINES
 from aqtopo.evaluation.results import ScoreRecord, read_score_file, scores_from_record
 from aqtopo.evaluation.tables import summary
 from aqtopo.inference.load import LoadedRun, load_run
@@ -135,7 +135,7 @@ def render(
         "station_pollutants": _labels(stations.pollutants) if stations else [],
         "skill_scale": SKILL_SCALE,
         "breakdowns": breakdown_tables(content.strata),
-        "references": REFERENCES,
+        "baselines": BASELINES,
         "exceedances": exceedance_rows(content.exceedances),
         "no_exceedances": no_exceedances(content.exceedances),
         "sharpness": sharpness_rows(content.spectra),

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
-from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES
+from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL
 from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
@@ -125,7 +125,7 @@ class ScoreTable:
         others = ", ".join(
             f"{name} {value}"
             for name, value in zip(
-                REFERENCES, round_together([cell.rmse[name] for name in REFERENCES]), strict=True
+                BASELINES, round_together([cell.rmse[name] for name in BASELINES]), strict=True
             )
         )
         verdicts = {
@@ -165,7 +165,7 @@ def make_score_table(scores: xr.Dataset) -> ScoreTable:
 def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
     column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
     rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
-    best_reference = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
+    best_reference = min(BASELINES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
     skill = 1.0 - rmse[MODEL] / rmse[best_reference] if rmse[best_reference] > 0.0 else float("nan")
     return SkillCell(skill, rmse, best_reference)
 
@@ -226,7 +226,7 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
 
 def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
     rows = [entry for entry in entries if entry.pollutant == pollutant]
-    skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
+    skills = [getattr(entry.skill, name) for entry in rows for name in BASELINES]
     return StratumRow(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
 
 
