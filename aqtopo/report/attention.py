@@ -222,7 +222,17 @@ def draw_attention(
         assert spot is not None, "the token is on the grid"
         loses = weakened_tokens(attention, token, rows[token])
         without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
-        maps = _maps(canvas, scale, difference, shares[token], name)
+
+        def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
+            alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
+            return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
+
+        even, uneven = shares[token]
+        maps = (
+            map_of("Without the bias", scale, even),
+            map_of("With the bias", scale, uneven),
+            map_of("With minus without", difference, uneven - even),
+        )
         return AttentionMap(name, place_text(lat, lon), spot, maps, (without, biased))
 
     return AttentionMaps(
@@ -277,18 +287,3 @@ def _in_words(settings: ModelConfig) -> str:
     if settings.local_bias:
         return "places that the bias weakens"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
-
-
-def _maps(
-    canvas: Canvas, scale: Scale, difference: Scale, shares: tuple[FloatArray, FloatArray], name: str
-) -> tuple[MapImage, MapImage, MapImage]:
-    def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
-        alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
-        return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
-
-    without, biased = shares
-    return (
-        map_of("Without the bias", scale, without),
-        map_of("With the bias", scale, biased),
-        map_of("With minus without", difference, biased - without),
-    )

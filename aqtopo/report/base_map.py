@@ -11,6 +11,7 @@ from matplotlib.colors import LightSource
 from PIL import Image
 
 from aqtopo.report.images import png_uri
+from aqtopo.report.text import degrees_text
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -138,13 +139,14 @@ def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> 
     """
     elevation = canvas.north_up(np.nan_to_num(elevation_m))
     places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
+    meridians, parallels = _degree_labels(canvas)
     return BaseMap(
         shade=png_uri(_hillshade(canvas, elevation)),
         contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
         coast=_outline(canvas, canvas.north_up(mask) > 0),
         cities=tuple(MapLabel(*place, name) for name, place in places if place is not None),
-        meridians=_meridians(canvas),
-        parallels=_parallels(canvas),
+        meridians=meridians,
+        parallels=parallels,
     )
 
 
@@ -168,7 +170,9 @@ def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
 
 def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
     lines = contour_generator(canvas.x, canvas.y, field).lines(level)
-    return "".join(_polyline(np.asarray(line)) for line in lines if len(line) > 3)
+    return "".join(
+        "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(line)) for line in lines if len(line) > 3
+    )
 
 
 def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
@@ -193,27 +197,14 @@ def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     return list(zip((rows + 1).tolist(), starts.tolist(), ends.tolist(), strict=True))
 
 
-def _polyline(points: FloatArray) -> str:
-    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _meridians(canvas: Canvas) -> tuple[MapLabel, ...]:
-    middle = float(np.mean(canvas.lat))
-    places = [(degrees, canvas.place(middle, degrees)) for degrees in _round_degrees(canvas.lon)]
-    return tuple(
-        MapLabel(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
-        for degrees, place in places
-        if place is not None
-    )
-
-
-def _parallels(canvas: Canvas) -> tuple[MapLabel, ...]:
-    middle = float(np.mean(canvas.lon))
-    places = [(degrees, canvas.place(degrees, middle)) for degrees in _round_degrees(canvas.lat)]
-    return tuple(
-        MapLabel(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
-        for degrees, place in places
-        if place is not None
+def _degree_labels(canvas: Canvas) -> tuple[tuple[MapLabel, ...], tuple[MapLabel, ...]]:
+    """Return labels of round degrees along the lower edge and along the left edge."""
+    lat, lon = float(np.mean(canvas.lat)), float(np.mean(canvas.lon))
+    meridians = ((degrees, canvas.place(lat, degrees)) for degrees in _round_degrees(canvas.lon))
+    parallels = ((degrees, canvas.place(degrees, lon)) for degrees in _round_degrees(canvas.lat))
+    return (
+        tuple(MapLabel(at[0], canvas.height, degrees_text(east, "EW")) for east, at in meridians if at),
+        tuple(MapLabel(0.0, at[1], degrees_text(north, "NS")) for north, at in parallels if at),
     )
 
 

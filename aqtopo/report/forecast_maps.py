@@ -196,54 +196,39 @@ def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
     # The forecast does not affect the scale, so extreme forecasts stay visible.
     scale = concentration_scale([case.initial[c], *case.truth[:, c]])
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
+
+    def picture(title: str, field: FloatArray, colours: Scale, alt: str) -> MapImage:
+        note = _mean_note(field, variable.units, signed=colours is difference)
+        return MapImage(title, note, colours.layer(canvas.north_up(field)), alt)
+
+    def verify(horizon: int, forecast: FloatArray, truth: FloatArray) -> Verification:
+        what = f"{variable.long_name}, {horizon} h ahead"
+        error = f"Map of forecast minus truth for {what}: red too high, blue too low."
+        model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
+        return Verification(
+            horizon,
+            time_text(case.init_time + np.timedelta64(horizon, "h")),
+            (
+                picture(f"Forecast, +{horizon} h", forecast, scale, f"Map of the forecast of {what}."),
+                picture("Truth", truth, scale, f"Map of the truth for {what}."),
+                picture("Forecast minus truth", forecast - truth, difference, error),
+            ),
+            (model, persistence),
+        )
+
     return PollutantMaps(
         variable.name,
         capitalised(variable.long_name),
         pretty_units(variable.units),
         scale,
         difference,
-        MapImage(
+        picture(
             f"At the start, {time_text(case.init_time)}",
-            _mean_note(case.initial[c], variable.units),
-            scale.layer(canvas.north_up(case.initial[c])),
+            case.initial[c],
+            scale,
             f"Map of {variable.long_name} at the initial time, with wind arrows.",
         ),
-        tuple(_verify(case, canvas, c, k, scale, difference) for k in range(len(case.horizons_h))),
-    )
-
-
-def _verify(
-    case: ForecastCase, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale
-) -> Verification:
-    forecast, truth = case.forecast[k, c], case.truth[k, c]
-    horizon = case.horizons_h[k]
-    variable = VARIABLES[case.pollutants[c]]
-    what = f"{variable.long_name}, {horizon} h ahead"
-    model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
-    return Verification(
-        horizon,
-        time_text(case.init_time + np.timedelta64(horizon, "h")),
-        (
-            MapImage(
-                f"Forecast, +{horizon} h",
-                _mean_note(forecast, variable.units),
-                scale.layer(canvas.north_up(forecast)),
-                f"Map of the forecast of {what}.",
-            ),
-            MapImage(
-                "Truth",
-                _mean_note(truth, variable.units),
-                scale.layer(canvas.north_up(truth)),
-                f"Map of the truth for {what}.",
-            ),
-            MapImage(
-                "Forecast minus truth",
-                _mean_note(forecast - truth, variable.units, signed=True),
-                difference.layer(canvas.north_up(forecast - truth)),
-                f"Map of forecast minus truth for {what}: red too high, blue too low.",
-            ),
-        ),
-        (model, persistence),
+        tuple(map(verify, case.horizons_h, case.forecast[:, c], case.truth[:, c])),
     )
 
 
@@ -254,10 +239,9 @@ def _rmse(forecast: FloatArray, truth: FloatArray) -> float:
     return float(np.sqrt(known.mean())) if known.size else float("nan")
 
 
-def _mean_note(field: FloatArray, units: str, signed: bool = False) -> str:
+def _mean_note(field: FloatArray, units: str, signed: bool) -> str:
     known = field[np.isfinite(field)]
     if not known.size:
         return "no data"
-    mean = float(known.mean(dtype=np.float64))
-    text = round_together((mean,))[0]
-    return f"mean {plus(text) if signed else text} {pretty_units(units)}"
+    (mean,) = round_together([float(known.mean(dtype=np.float64))])
+    return f"mean {plus(mean) if signed else mean} {pretty_units(units)}"

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
@@ -124,8 +125,6 @@ def indexed_png_uri(indices: UInt8Array, palette: UInt8Array, transparent: int) 
 
 def svg_uri(figure: Any) -> str:
     """Encode a matplotlib figure as an SVG data URI; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "aqtopo", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

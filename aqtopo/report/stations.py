@@ -33,12 +33,8 @@ _TABLE = "stations"
 _SHADES = 11
 
 
-@dataclass(frozen=True)
-class DotPath:
-    """SVG path of the stations of one colour."""
-
-    colour: str
-    path: str
+DotPaths = tuple[tuple[str, str], ...]
+"""Colour and SVG path of the stations of each colour."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +50,8 @@ class StationHorizon:
 
     horizon_h: int
     sentence: str
-    skill: tuple[DotPath, ...]
-    bias: tuple[DotPath, ...]
+    skill: DotPaths
+    bias: DotPaths
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,8 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
     """
     if not (run_dir / f"{SCORES}.zarr" / _TABLE).is_dir():
         return None
-    scores = scores_from_sums(read_table(run_dir, _TABLE))
+    sums = read_table(run_dir, _TABLE)
+    scores = scores_from_sums(sums)
     scores = scores.assign(
         skill=100.0 * scores["skill"].min("reference"),
         rmse=scores["rmse"].sel(forecast=MODEL),
@@ -123,7 +120,7 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
     known = [name for name in names if (scores["count"].sel(pollutant=name) > 0).any()]
     return StationScores(
         scores.sizes["station"],
-        _left_out(read_table(run_dir, _TABLE).attrs),
+        _left_out(sums.attrs),
         tuple(_pollutant(scores.sel(pollutant=name), name, canvas) for name in known),
     )
 
@@ -184,16 +181,14 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
     )
 
 
-def _dots(
-    places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale
-) -> tuple[DotPath, ...]:
+def _dots(places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale) -> DotPaths:
     """Return one path per colour, which keeps hundreds of stations small."""
     shades = scale.shades(values, _SHADES)
     paths: dict[str, list[str]] = {}
     for place, shade in zip(places, shades, strict=True):
         if place is not None and shade is not None:
             paths.setdefault(shade, []).append(f"M{place[0]:.1f},{place[1]:.1f}h.1")
-    return tuple(DotPath(colour, "".join(points)) for colour, points in paths.items())
+    return tuple((colour, "".join(points)) for colour, points in paths.items())
 
 
 def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
@@ -204,14 +199,12 @@ def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
 
 
 def _row(station: xr.Dataset) -> StationRow:
-    columns = zip(*(station[key].values.tolist() for key in ("skill", "rmse", "bias")), strict=True)
+    cells = []
+    for skill, rmse, bias in zip(*(station[key].values for key in ("skill", "rmse", "bias")), strict=True):
+        rmse_text, bias_text = round_together((rmse, bias))
+        cells.append((ShadedSkill(float(skill) / 100.0), rmse_text, plus(bias_text)))
     return StationRow(
         str(station["station"].values),
         place_text(float(station["lat"]), float(station["lon"])),
-        tuple(_cell(*column) for column in columns),
+        tuple(cells),
     )
-
-
-def _cell(skill: float, rmse: float, bias: float) -> tuple[ShadedSkill, str, str]:
-    rmse_text, bias_text = round_together((rmse, bias))
-    return ShadedSkill(skill / 100.0), rmse_text, plus(bias_text)
