@@ -20,12 +20,7 @@ VARIABLE_SECTIONS = ("model", "optimizer")
 
 @dataclass(frozen=True)
 class Factor:
-    """Setting and its levels.
-
-    Attributes:
-        path: setting as in `--set`: `model.wind_order`.
-        levels: values; the last one is the baseline.
-    """
+    """Path of a setting, as in `--set`, and its levels; the last one is the baseline."""
 
     path: str
     levels: tuple[object, ...]

@@ -27,14 +27,7 @@ from aqtopo.config.record import Record, Time, read_record
 
 @dataclass(frozen=True)
 class Trial:
-    """One training.
-
-    Attributes:
-        number: number of its configuration and of its job-array task; it never changes.
-        variant: its variant.
-        seed: seed of weights, sample order and dropout.
-        config: complete configuration.
-    """
+    """One training. The number of its configuration and of its job-array task never changes."""
 
     number: int
     variant: Variant

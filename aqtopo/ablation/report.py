@@ -36,13 +36,7 @@ from aqtopo.inference.forecast_file import write_forecast
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Table independent of its output format.
-
-    Attributes:
-        title: title.
-        head: names of the columns.
-        rows: a text per column.
-    """
+    """Table independent of its output format: names of the columns, and rows with a text per column."""
 
     title: str
     head: tuple[str, ...]

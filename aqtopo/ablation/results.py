@@ -24,12 +24,7 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Contrast:
-    """Pairs of variants that differ in one setting.
-
-    Attributes:
-        label: readable name.
-        pairs: (treated, baseline).
-    """
+    """Pairs of variants (treated, baseline) that differ in one setting."""
 
     label: str
     pairs: tuple[tuple[Variant, Variant], ...]

@@ -109,12 +109,7 @@ class Scorer:
 
 
 def run_trials(ablation: Ablation, jobs: int, log: Log) -> None:
-    """Train and score every unfinished trial; a partial training resumes.
-
-    Args:
-        ablation: ablation whose folder is claimed.
-        jobs: number of concurrent trainings.
-        log: logger.
+    """Train and score every unfinished trial, `jobs` at a time; a partial training resumes.
 
     Raises:
         ValueError: the run needs several nodes.

@@ -108,12 +108,7 @@ Attention = SelfAttention | ElevationAttention
 
 @dataclass(frozen=True)
 class AttentionInput:
-    """Input of an attention layer in a forecast.
-
-    Attributes:
-        tokens: (N, D) in raster order.
-        geometry: geometry of the tokens relative to the wind.
-    """
+    """Tokens (N, D) in raster order that an attention layer reads in a forecast, and their geometry."""
 
     tokens: Tensor
     geometry: TokenGeometry
@@ -121,14 +116,10 @@ class AttentionInput:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Maps of the attention of one token.
+    """Maps of the attention of the token at a place: without bias, with bias, difference.
 
-    Attributes:
-        name: name of the place.
-        place: its coordinates as text.
-        spot: its drawing position, x and y.
-        maps: without bias, with bias, and the difference.
-        weakened: share of the attention to `weakened_tokens`, without and with the bias, as text.
+    `spot` is its drawing position; `weakened` is the share of attention to `weakened_tokens`, without and
+    with the bias.
     """
 
     name: str
@@ -140,14 +131,10 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps of several tokens, on two common scales.
+    """Attention maps of several places on two common scales, relative to equal shares; means of `heads`
+    heads.
 
-    Attributes:
-        places: one per place, the most polluted first.
-        heads: number of heads in the mean.
-        scale: colours of attention, relative to equal shares.
-        difference: colours of with minus without.
-        destination: description of `weakened_tokens`.
+    `destination` describes `weakened_tokens`.
     """
 
     places: tuple[AttentionMap, ...]
@@ -158,13 +145,7 @@ class AttentionMaps:
 
 
 def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
-    """Return the attention (2, H, N) of `token` to each token: without the bias, and with it.
-
-    Args:
-        attention: of block 0.
-        seen: its input.
-        token: raster index of the query.
-    """
+    """Return the attention (2, H, N) of a token to all tokens: without the bias, and with it."""
     with torch.no_grad():
         q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
         q_HE = q_ND[token].view(attention.heads, -1)

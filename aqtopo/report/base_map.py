@@ -110,15 +110,10 @@ class MapLabel:
 
 @dataclass(frozen=True)
 class BaseMap:
-    """Layers of one grid that all maps share.
+    """Layers that all maps of a grid share.
 
-    Attributes:
-        shade: data URI of the shaded relief, grey, to be multiplied with the colours.
-        contours: SVG path of the elevation contours at `CONTOUR_LEVELS_M`.
-        coast: SVG path of the border of the scored area; empty if the whole grid is scored.
-        cities: cities inside the grid.
-        meridians: degree labels along the lower edge.
-        parallels: degree labels along the left edge.
+    `shade`, data URI of the relief, to multiply with the colours; `contours` and `coast`, SVG paths of
+    elevations and of the border of the scored area (empty without one); labels.
     """
 
     shade: str
@@ -130,13 +125,7 @@ class BaseMap:
 
 
 def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> BaseMap:
-    """Draw the base map.
-
-    Args:
-        canvas: the grid.
-        elevation_m: (H, W) elevation [m].
-        mask: (H, W), 1 in the scored area.
-    """
+    """Draw the base map from elevation [m] and mask (1 in the scored area), each (H, W)."""
     elevation = canvas.north_up(np.nan_to_num(elevation_m))
     places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
     meridians, parallels = _degree_labels(canvas)
@@ -222,11 +211,8 @@ _HEAD = 13.0
 
 @dataclass(frozen=True)
 class WindArrows:
-    """Wind arrows, which point downwind.
-
-    Attributes:
-        paths: an SVG path per time; empty without wind data.
-        ten_metres_per_second: length of 10 m/s in drawing units, equal at all times.
+    """Wind arrows, which point downwind: an SVG path per time (empty without wind), and the length of 10
+    m/s.
     """
 
     paths: tuple[str, ...]
@@ -234,12 +220,7 @@ class WindArrows:
 
 
 def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
-    """Draw block means of the wind.
-
-    Args:
-        canvas: the grid.
-        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where missing.
-    """
+    """Draw block means of the eastward and northward wind (T, 2, H, W) [m/s], NaN where missing."""
     block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
     means = [
         tuple(_block_means(canvas.north_up(component), block) for component in wind_2HW)

@@ -111,15 +111,7 @@ def lr_curve(history: History) -> Curve:
 
 
 def thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Average neighbours until at most `MAX_POINTS` points remain.
-
-    Args:
-        steps: (S,) increasing.
-        values: (S,).
-
-    Returns:
-        Mean step and mean value of each run of neighbours.
-    """
+    """Average runs of neighbouring steps (S,) and values (S,) until at most `MAX_POINTS` remain."""
     if len(steps) <= MAX_POINTS:
         return steps, values
     pieces = np.array_split(np.arange(len(steps)), MAX_POINTS)

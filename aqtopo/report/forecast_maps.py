@@ -84,11 +84,7 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
 
 
 def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> ForecastCase:
-    """Forecast from one initial time and read the truth.
-
-    Args:
-        run: a trained run.
-        init_time: initial time, UTC; None for the most polluted one of the test period.
+    """Forecast from an initial time, or from the most polluted one of the test period, and read the truth.
 
     Raises:
         ValueError: the store has no fields at the initial time, or none at the valid times.
@@ -148,14 +144,7 @@ class MapImage:
 
 @dataclass(frozen=True)
 class Verification:
-    """Forecast and truth of one pollutant at one horizon.
-
-    Attributes:
-        horizon_h: lead time [h].
-        valid_time: valid time as text.
-        maps: forecast, truth, difference.
-        errors: RMSE of this map as text, of the model and of persistence.
-    """
+    """Maps (forecast, truth, difference) and RMSE (model, persistence) of a pollutant at a horizon."""
 
     horizon_h: int
     valid_time: str
@@ -165,17 +154,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class PollutantMaps:
-    """All maps of one pollutant, on two common scales.
-
-    Attributes:
-        name: short name.
-        label: long name.
-        units: formatted units.
-        scale: colours of concentrations.
-        difference: colours of forecast minus truth.
-        initial: the map at the initial time.
-        verifications: one per horizon.
-    """
+    """All maps of one pollutant, with the colours of concentrations and of forecast minus truth."""
 
     name: str
     label: str

@@ -126,12 +126,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Alphas:
-    """Alpha of a run over the steps.
-
-    Attributes:
-        steps: (S,) steps, the first 0.
-        by_block: (S, n) values [km-1] by block; n is 1 if the heads share one.
-    """
+    """Alpha [km-1] by block, (S, n) at S steps, the first of which is 0; n is 1 if the heads share one."""
 
     steps: tuple[int, ...]
     by_block: dict[str, FloatArray]

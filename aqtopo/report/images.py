@@ -98,24 +98,14 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 def png_uri(pixels: UInt8Array) -> str:
-    """Encode pixels as a PNG data URI.
-
-    Args:
-        pixels: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, the first row on top.
-    """
+    """Encode (H, W) grey or (H, W, 3) RGB pixels, the first row on top, as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return _data_uri("image/png", buffer.getvalue())
 
 
 def indexed_png_uri(indices: UInt8Array, palette: UInt8Array, transparent: int) -> str:
-    """Encode colour indices as a palette PNG data URI, a third of the size of the same picture in RGBA.
-
-    Args:
-        indices: (H, W) rows into `palette`, the first row on top.
-        palette: (n, 3) RGB, at most 256 rows.
-        transparent: the index that is not drawn.
-    """
+    """Encode (H, W) indices of palette rows (n, 3) RGB as a PNG data URI, a third of its size in RGBA."""
     image = Image.fromarray(indices, mode="L")
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()

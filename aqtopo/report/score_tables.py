@@ -18,11 +18,7 @@ LEVEL_SKILL = 0.01
 
 @dataclass(frozen=True)
 class ShadedSkill:
-    """A skill and its colour.
-
-    Attributes:
-        skill: 1 - model / reference, of the RMSE; above 0 the model is better. NaN without scored points.
-    """
+    """A skill, 1 - RMSE of the model / RMSE of the baseline, and its colour; NaN without scored points."""
 
     skill: float
 
@@ -55,12 +51,7 @@ class ShadedSkill:
 
 @dataclass(frozen=True)
 class SkillCell(ShadedSkill):
-    """Skill of the model against the better of its references for one pollutant at one horizon.
-
-    Attributes:
-        rmse: root mean squared error by forecast, in the pollutant's units.
-        best_reference: the reference with the smaller error.
-    """
+    """Skill against the better baseline; `rmse` by forecast, in the pollutant's units."""
 
     rmse: dict[str, float]
     best_reference: str
@@ -102,13 +93,7 @@ class ScoreLine:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """All scores of a run.
-
-    Attributes:
-        horizons_h: the columns [h].
-        rows: one per pollutant.
-        lines: the full table.
-    """
+    """All scores of a run: a row per pollutant, a column per horizon [h], and the lines of the full table."""
 
     horizons_h: tuple[int, ...]
     rows: tuple[PollutantRow, ...]
@@ -140,11 +125,7 @@ class ScoreTable:
 
 
 def make_score_table(scores: xr.Dataset) -> ScoreTable:
-    """Arrange scores for the page.
-
-    Args:
-        scores: `rmse`, `mae`, `bias` (forecast, pollutant, horizon) and `count` (pollutant, horizon).
-    """
+    """Arrange the scores of `overall` for the page."""
     pollutants = [str(name) for name in scores["pollutant"].values]
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
     rows = tuple(
@@ -191,23 +172,14 @@ class StratumRow:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Skill of one pollutant by area and season.
-
-    Attributes:
-        label: name of the pollutant.
-        groups: rows by stratum, areas before seasons.
-    """
+    """Skill of one pollutant: rows by area, then by season."""
 
     label: str
     groups: tuple[tuple[StratumRow, ...], ...]
 
 
 def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
-    """Return a table for every pollutant; none without strata.
-
-    Args:
-        strata: as in `scores.json`: by stratum and label, an entry per pollutant and horizon.
-    """
+    """Return a table for every pollutant from `strata` of `scores.json`; none without strata."""
     known = [strata[name] for name in STRATA if strata.get(name)]
     if not known:
         return ()
@@ -232,14 +204,8 @@ def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> S
 
 @dataclass(frozen=True)
 class ExceedanceRow:
-    """The model's counts of days and cells above a limit, and the CSI of each forecast.
-
-    Attributes:
-        label: the pollutant with its limit [ug m-3].
-        horizon_h: lead time [h].
-        numbers: hits, misses, false alarms of the model.
-        csi: critical success index of every forecast, as text.
-        best: True if the model has the highest.
+    """The model's counts for a limit [ug m-3], and the CSI of all forecasts; `best` if the model's is
+    highest.
     """
 
     label: str

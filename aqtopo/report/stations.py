@@ -39,14 +39,7 @@ DotPaths = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class StationHorizon:
-    """One pollutant at one horizon.
-
-    Attributes:
-        horizon_h: lead time [h].
-        sentence: number of stations at which the model is better, median RMSE and bias.
-        skill: dots coloured by skill against the better reference.
-        bias: dots coloured by bias.
-    """
+    """One pollutant at one horizon: a sentence, and dots coloured by skill and by bias."""
 
     horizon_h: int
     sentence: str
@@ -65,16 +58,8 @@ class StationRow:
 
 @dataclass(frozen=True)
 class StationPollutant:
-    """Maps and table of one pollutant, on one scale of bias.
-
-    Attributes:
-        name: short name.
-        label: long name.
-        units: formatted units.
-        bias_scale: colours of bias.
-        horizons: one per horizon.
-        groups: all stations, or the best and the worst.
-        rows_of: number of stations that the rows are chosen from.
+    """Maps and table of one pollutant. The groups are all stations, or the best and the worst of
+    `rows_of`.
     """
 
     name: str
@@ -88,13 +73,7 @@ class StationPollutant:
 
 @dataclass(frozen=True)
 class StationScores:
-    """Scores at stations.
-
-    Attributes:
-        stations: number of scored stations.
-        left_out: number of other stations by reason, as text; empty if none.
-        pollutants: those with an observation.
-    """
+    """Scores at stations; `left_out` counts the other stations by reason, as text."""
 
     stations: int
     left_out: str
