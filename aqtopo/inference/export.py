@@ -42,10 +42,7 @@ def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] |
         ValueError: as `load_run`, or `out` exists or its parent is missing.
         RefusedError: the state's files have changed since they were saved.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists. Name a new folder.")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    _check_new(out, "folder")
     run = load_run(run_dir, tag)
     temporary = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -61,6 +58,13 @@ def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] |
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return card
+
+
+def _check_new(out: Path, kind: str) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists. Name a new {kind}.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
 
 
 def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
@@ -134,10 +138,7 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
         ValueError: there is no state, or `out` exists or its parent is missing.
         RefusedError: the state's files have changed since they were saved.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists. Name a new file.")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    _check_new(out, "file")
     temporary = out.with_name(out.name + UNFINISHED)
     with opened(path) as (state,):
         check_files(state.folder, state.manifest.files, SINGLE_RANK)
