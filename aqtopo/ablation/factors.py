@@ -38,12 +38,9 @@ class Factor:
 
 @dataclass(frozen=True)
 class Variant:
-    """One level of each factor, or an extra variant outside the grid with settings of its own.
+    """One level of each factor, or an extra variant outside the grid.
 
-    Attributes:
-        factors: in the order of the grid.
-        levels: one per factor; all baselines in an extra variant.
-        also: path and value of the settings of an extra variant; empty in the grid.
+    An extra variant has the baseline's levels and settings of its own, `also` (path and value).
     """
 
     factors: tuple[Factor, ...]

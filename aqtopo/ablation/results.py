@@ -157,13 +157,7 @@ def _drawn(sums: xr.Dataset, weights: Floats) -> xr.DataArray:
 
 
 def _change(contrast: Contrast, exact: xr.DataArray, drawn: xr.DataArray | None) -> xr.Dataset:
-    """Return one contrast's change of each score [%] with its intervals.
-
-    Args:
-        contrast: pairs of variants.
-        exact: (variant, seed, score) scores.
-        drawn: (variant, seed, draw, score) scores of resampled days; None if there are no days.
-    """
+    """Return one contrast's change of each score [%] with its intervals; `drawn` is None without days."""
     by_seed = _percent(contrast, exact).transpose("seed", "score")
     seeds = over_seeds(by_seed.values)
     if drawn is None:

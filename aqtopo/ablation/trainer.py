@@ -150,11 +150,7 @@ def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Sco
 
 
 def _train(trial: Trial, ablation: Ablation, children: "_Children") -> None:
-    """Train one trial in child processes.
-
-    Raises:
-        RefusedError: it failed or stopped before its end.
-    """
+    """Train one trial in child processes; raise RefusedError if it fails or stops before its end."""
     log_file = ablation.out / LOGS / f"{trial.variant.slug}-seed{trial.seed}.log"
     codes = children.run(trial.config, log_file)
     if any(codes) or not is_trained(trial):
