@@ -81,9 +81,9 @@ class Evaluation:
 
     Attributes:
         scores: from `overall`.
-        strata: by season, hour and area, see `stratified_scores`; by station where stations were given.
-        exceedances: days above the limits, see `exceedance_scores`.
-        spectra: power by wavelength, see `spectral_scores`.
+        strata: from `stratified_scores`; also by station where stations were given.
+        exceedances: from `exceedance_scores`.
+        spectra: from `spectral_scores`.
         tables: the sums that all scores are computed from, by the name of the table.
     """
 

@@ -130,15 +130,7 @@ above 3000 m.
 
 @dataclass(frozen=True)
 class Region:
-    """Cells whose centres lie in a box, its edges included.
-
-    Attributes:
-        name: label in tables.
-        south: lowest latitude [degrees north].
-        north: highest latitude.
-        west: lowest longitude [degrees east], in the store's convention.
-        east: highest longitude.
-    """
+    """Cells whose centres lie in a box [degrees north, degrees east], its edges included."""
 
     name: str
     south: float
@@ -164,7 +156,7 @@ REGIONS = (
 
 
 def parse_region(text: str) -> Region:
-    """Parse a region such as `Sichuan=28.5:31.5,103.5:107` (`NAME=SOUTH:NORTH,WEST:EAST` in degrees).
+    """Parse `NAME=SOUTH:NORTH,WEST:EAST` in degrees, such as `Sichuan=28.5:31.5,103.5:107`.
 
     Raises:
         ValueError: the text has another form, or the box is empty.
@@ -211,11 +203,7 @@ class Areas:
 
 
 def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
-    """Return the whole domain, the elevation bands and the regions of a store.
-
-    Args:
-        store: provides elevation, mask and coordinates.
-        regions: requested boxes; None for those of `REGIONS` that lie in the domain.
+    """Return the whole domain, the elevation bands, and the requested regions or those of `REGIONS`.
 
     Raises:
         ValueError: a requested region has no cell inside the mask, or two have the same name.

@@ -315,10 +315,7 @@ SCORES = "scores"
 
 
 def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
-    """Write scores, sums and stations, each by atomic rename.
-
-    Returns:
-        The paths written, `.json` first.
+    """Write scores, sums and stations, each by atomic rename; return their paths, `.json` first.
 
     Raises:
         ValueError: the run directory cannot be written.
@@ -366,12 +363,7 @@ def _without_fixed_text(table: xr.Dataset) -> xr.Dataset:
 
 
 def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
-    """Read one table of sums.
-
-    Args:
-        run_dir: the run directory.
-        table: name such as `by_day`, see `aqtopo.evaluation.evaluate.Evaluation.tables`.
-        stem: the file's name without its suffix.
+    """Read one of `Evaluation.tables` from `STEM.zarr`.
 
     Raises:
         ValueError: the table is missing or damaged.

@@ -29,15 +29,7 @@ _COUNTS = ("count", "left_out")
 
 @dataclass(frozen=True, eq=False)
 class ScoreAxes:
-    """Axes of the sums.
-
-    Attributes:
-        forecasts: names, the model first.
-        pollutants: short names.
-        horizons_h: lead times [h].
-        days: (D,) initial days, ascending.
-        areas: areas that are scored.
-    """
+    """Axes of the sums: forecasts (the model first), pollutants, lead times [h], initial days (D,), areas."""
 
     forecasts: tuple[str, ...]
     pollutants: tuple[str, ...]
@@ -189,11 +181,8 @@ def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
 def skill_against(rmse: xr.DataArray) -> xr.DataArray:
     """Compute the skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference.
 
-    Args:
-        rmse: (forecast, ...) with the model and its references.
-
     Returns:
-        (reference, ...), NaN without a scored point or if the reference has no error.
+        (reference, ...) from rmse (forecast, ...); NaN without a scored point or an error of the reference.
     """
     model = rmse.sel(forecast=MODEL, drop=True)
     reference = rmse.drop_sel(forecast=MODEL).rename(forecast="reference")
@@ -226,12 +215,8 @@ def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.D
 
 @dataclass(frozen=True)
 class Wins:
-    """Number of pollutant-horizon pairs in which the model has the lower RMSE.
-
-    Attributes:
-        pairs: pairs with a scored point.
-        over: pairs in which the model is strictly better, by reference.
-        over_all: pairs in which the model is better than every reference.
+    """Number of pollutant-horizon pairs with a scored point, and of those in which the model has the lower
+    RMSE.
     """
 
     pairs: int

@@ -22,11 +22,7 @@ def table_width(scores: xr.Dataset) -> int:
 
 
 def score_table(scores: xr.Dataset) -> Table:
-    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias.
-
-    Args:
-        scores: from `aqtopo.evaluation.evaluate`.
-    """
+    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias."""
     attrs = scores.attrs
     forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
@@ -123,17 +119,14 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
         for label in scores[stratum].values:
             here = scores.sel({"pollutant": pollutant, stratum: label})
-            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
+            rmse, skill = here["rmse"].sel(forecast=MODEL), here["skill"].min("reference")
+            figures = []
+            for horizon in here["horizon"].values:
+                figures.append(number_text(float(rmse.sel(horizon=horizon)), ".2f"))
+                figures.append(number_text(float(skill.sel(horizon=horizon)), "+.3f"))
             table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
         table.add_section()
     return table
-
-
-def _figures(pair: xr.Dataset) -> tuple[str, str]:
-    return (
-        number_text(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
-        number_text(float(pair["skill"].min("reference")), "+.3f"),
-    )
 
 
 def stations_left_out(done: Evaluation) -> str:
