@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -51,16 +50,6 @@ _SEEN = {
     "validation": "which was used for choosing the weights, so the scores are optimistic",
 }
 """Use of a split before it was scored."""
-
-
-@dataclass(frozen=True)
-class SplitRow:
-    """One split: its years, usable initial times and samples."""
-
-    name: str
-    years: str
-    times: int
-    samples: int
 
 
 def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Sequence[Place] = ()) -> Path:
@@ -194,16 +183,15 @@ def _learning(history: History) -> str:
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
 
 
-def _splits(config: RunConfig, store: Store) -> list[SplitRow]:
+def _splits(config: RunConfig, store: Store) -> list[tuple[str, str, int, int]]:
+    """Return name, years, usable initial times and samples of each split."""
     years = {
         "train": config.data.train_years,
         "validation": config.data.validation_years,
         "test": config.data.test_years,
     }
     tables = {name: sample_table(config, store.times, name) for name in years}
-    return [
-        SplitRow(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()
-    ]
+    return [(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()]
 
 
 def _sample_rule(config: RunConfig) -> str:

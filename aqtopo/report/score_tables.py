@@ -107,12 +107,8 @@ class ScoreTable:
         if not cell.known:
             return f"{row.label} at {horizon} h has no scored point."
         (model,) = round_together([cell.rmse[MODEL]])
-        others = ", ".join(
-            f"{name} {value}"
-            for name, value in zip(
-                BASELINES, round_together([cell.rmse[name] for name in BASELINES]), strict=True
-            )
-        )
+        errors = round_together([cell.rmse[name] for name in BASELINES])
+        others = ", ".join(f"{name} {error}" for name, error in zip(BASELINES, errors, strict=True))
         verdicts = {
             "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the better baseline",
             "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the better baseline",
@@ -126,36 +122,26 @@ class ScoreTable:
 
 def make_score_table(scores: xr.Dataset) -> ScoreTable:
     """Arrange the scores of `overall` for the page."""
-    pollutants = [str(name) for name in scores["pollutant"].values]
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
-    rows = tuple(
-        PollutantRow(
-            name,
-            capitalised(VARIABLES[name].long_name),
-            pretty_units(VARIABLES[name].units),
-            tuple(_cell(scores, name, h) for h in horizons),
-        )
-        for name in pollutants
-    )
-    lines = tuple(
-        _line(scores, name, h, method) for name in pollutants for h in horizons for method in FORECASTS
-    )
-    return ScoreTable(horizons, rows, lines)
+    rows, lines = [], []
+    for name in scores["pollutant"].values.tolist():
+        label, units = capitalised(VARIABLES[name].long_name), pretty_units(VARIABLES[name].units)
+        pairs = [scores.sel(pollutant=name, horizon=horizon) for horizon in horizons]
+        rows.append(PollutantRow(name, label, units, tuple(map(_cell, pairs))))
+        for horizon, pair in zip(horizons, pairs, strict=True):
+            for forecast in FORECASTS:
+                rmse, mae, bias = (
+                    float(pair[score].sel(forecast=forecast)) for score in ("rmse", "mae", "bias")
+                )
+                lines.append(ScoreLine(label, horizon, forecast, rmse, mae, bias, int(pair["count"])))
+    return ScoreTable(horizons, tuple(rows), tuple(lines))
 
 
-def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
-    column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
-    rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
+def _cell(pair: xr.Dataset) -> SkillCell:
+    rmse = {name: float(pair["rmse"].sel(forecast=name)) for name in FORECASTS}
     best_reference = min(BASELINES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
     skill = 1.0 - rmse[MODEL] / rmse[best_reference] if rmse[best_reference] > 0.0 else float("nan")
     return SkillCell(skill, rmse, best_reference)
-
-
-def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> ScoreLine:
-    picked = scores.sel(pollutant=pollutant, horizon=horizon_h)
-    rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
-    label = capitalised(VARIABLES[pollutant].long_name)
-    return ScoreLine(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
 
 
 STRATA = ("area", "season")
@@ -183,23 +169,20 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
     known = [strata[name] for name in STRATA if strata.get(name)]
     if not known:
         return ()
-    entries = next(iter(known[0].values()))
-    pollutants = dict.fromkeys(entry.pollutant for entry in entries)
+
+    def row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
+        own = [entry for entry in entries if entry.pollutant == pollutant]
+        skills = [getattr(entry.skill, name) for entry in own for name in BASELINES]
+        return StratumRow(label, tuple(ShadedSkill(np.nan if skill is None else skill) for skill in skills))
+
+    pollutants = dict.fromkeys(entry.pollutant for entry in next(iter(known[0].values())))
     return tuple(
         Breakdown(
             capitalised(VARIABLES[pollutant].long_name),
-            tuple(
-                tuple(_stratum_row(label, rows, pollutant) for label, rows in each.items()) for each in known
-            ),
+            tuple(tuple(row(*labelled, pollutant) for labelled in each.items()) for each in known),
         )
         for pollutant in pollutants
     )
-
-
-def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
-    rows = [entry for entry in entries if entry.pollutant == pollutant]
-    skills = [getattr(entry.skill, name) for entry in rows for name in BASELINES]
-    return StratumRow(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
 
 
 @dataclass(frozen=True)
