@@ -32,11 +32,8 @@ from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
     """Write a trained model into a new folder, by atomic rename.
 
-    Args:
-        run_dir: the run directory.
-        tag: `best`, `last` or a tag's name.
-        out: the new folder.
-        scores: content of `scores.json`, if the run has been evaluated; ignored if it scores another state.
+    `scores` is the content of `scores.json`, if the run has been evaluated; it is ignored if it scores
+    another state.
 
     Raises:
         ValueError: as `load_run`, or `out` exists or its parent is missing.
@@ -97,11 +94,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
 
 
 def _trained_with(run_dir: Path) -> dict[str, Any]:
-    """Return the content of `run.json`; empty if the run has none.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """Return the content of `run.json`, empty if the run has none; raise ValueError if it is damaged."""
     if not (run_dir / RUN_FILE).exists():
         return {}
     return read_run_file(run_dir).model_dump(mode="json", exclude_unset=True)

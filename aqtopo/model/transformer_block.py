@@ -80,13 +80,10 @@ class Block(nn.Module):
 def make_block(
     config: ModelConfig, index: int, height_m: npt.NDArray[np.float32], centres: PatchCentres | None
 ) -> Block:
-    """Build block `index`. The drop-path rate grows linearly with depth.
+    """Build block `index`, from 0. The drop-path rate grows linearly with depth.
 
-    Args:
-        config: of the model.
-        index: of the block, from 0; blocks in `model.bias_blocks` get the attention biases.
-        height_m: (N,) elevation of each patch [m], in raster order.
-        centres: of the patches; None without a local bias.
+    Blocks in `model.bias_blocks` get the attention biases: `height_m` (N,) is the elevation of each patch [m]
+    in raster order, `centres` is None without a local bias.
     """
     layer = f"blocks.{index}"
     biased = index in config.bias_blocks

@@ -36,7 +36,7 @@ class Simulator:
     transport: Transport
 
     def day(self, first_hour: int, state: Array) -> tuple[Array, Array]:
-        """Simulate 24 hours from `first_hour` [h since 1970-01-01T00 UTC].
+        """Simulate 24 hours from midnight of `first_hour` [h since 1970-01-01T00 UTC].
 
         Args:
             first_hour: midnight.
@@ -68,11 +68,7 @@ class Simulator:
 
 
 def build_simulator(config: SimulationConfig) -> Simulator:
-    """Build everything that does not change with time.
-
-    Raises:
-        ValueError: the altitude map is not installed.
-    """
+    """Build the time-independent parts; raise ValueError if the altitude map is not installed."""
     grid, topography = config.domain, load_topography(config.domain)
     if config.flat:
         topography = topography.flattened()
@@ -86,10 +82,7 @@ def build_simulator(config: SimulationConfig) -> Simulator:
 
 
 def simulate(config: SimulationConfig) -> Iterator[xr.Dataset]:
-    """Simulate all years in chunks of consecutive whole days.
-
-    Yields:
-        Datasets for `aqtopo.data.write.write_store`, each at most a month long.
+    """Simulate all years in chunks of whole days, each at most a month long, for `write_store`.
 
     Raises:
         ValueError: the altitude map is not installed.
