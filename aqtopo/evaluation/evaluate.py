@@ -122,7 +122,8 @@ def evaluate(
     """
     options = options or EvalOptions()
     data, against = run.config.data, options.against
-    config = _with_stride(run.config, split, options.every_hours)
+    stride = {} if options.every_hours is None else {f"{split}_stride_hours": options.every_hours}
+    config = run.config.model_copy(update={"data": data.model_copy(update=stride)})
     init_times = _init_times(run, config, split, against)
     if options.stations is not None:
         check_observed(options.stations, valid_times(init_times, data.horizons))
@@ -153,14 +154,6 @@ def evaluate(
     tables = {name: table for accumulator in accumulators for name, table in accumulator.tables().items()}
     provenance = _provenance(run, split, init_times, climatology, areas)
     return _evaluation(tables, provenance | {"inputs_filled": filled})
-
-
-def _with_stride(config: RunConfig, split: EvaluatedSplit, every_hours: int | None) -> RunConfig:
-    """Return the configuration with another stride of initial times."""
-    if every_hours is None:
-        return config
-    data = config.data.model_copy(update={f"{split}_stride_hours": every_hours})
-    return config.model_copy(update={"data": data})
 
 
 def _init_times(

@@ -215,7 +215,9 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
     for region in REGIONS if regions is None else regions:
         if region.name in found:
             raise ValueError(f"two regions are called {region.name}. Give each a unique name.")
-        found[region.name] = ("region", _box(store, region))
+        rows = (store.lat >= region.south) & (store.lat <= region.north)
+        columns = (store.lon >= region.west) & (store.lon <= region.east)
+        found[region.name] = ("region", rows[:, None] & columns)
         if regions is not None and not (found[region.name][1] & mask).any():
             (south, north), (west, east) = ((axis.min(), axis.max()) for axis in (store.lat, store.lon))
             raise ValueError(
@@ -231,10 +233,3 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
         cells=np.stack([whole, *(cells for _, cells in kept.values())]),
         empty=empty,
     )
-
-
-def _box(store: Store, region: Region) -> NDArray[np.bool_]:
-    rows = (store.lat >= region.south) & (store.lat <= region.north)
-    columns = (store.lon >= region.west) & (store.lon <= region.east)
-    box: NDArray[np.bool_] = rows[:, None] & columns
-    return box

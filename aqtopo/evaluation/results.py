@@ -349,17 +349,14 @@ def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SC
     Raises:
         ValueError: the run directory cannot be written.
     """
-    path = run_dir / f"{stem}.zarr"
-    tree = xr.DataTree.from_dict({key: _without_fixed_text(table) for key, table in tables.items()})
+    path, tree = run_dir / f"{stem}.zarr", {}
+    for key, table in tables.items():
+        # Variable-length text, because zarr v3 has no standard for numpy's fixed-length text.
+        texts = {name: axis.astype(object) for name, axis in table.coords.items() if axis.dtype.kind == "U"}
+        tree[key] = table.assign_coords(texts)
     layout: dict[str, Any] = {"mode": "w-", "zarr_format": 3, "consolidated": False}
-    write_atomically(path, lambda aside: tree.to_zarr(aside, **layout))
+    write_atomically(path, lambda aside: xr.DataTree.from_dict(tree).to_zarr(aside, **layout))
     return path
-
-
-def _without_fixed_text(table: xr.Dataset) -> xr.Dataset:
-    """Convert names to variable-length text: zarr v3 has no standard for numpy's fixed-length text."""
-    fixed = {key: axis.astype(object) for key, axis in table.coords.items() if axis.dtype.kind == "U"}
-    return table.assign_coords(fixed)
 
 
 def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.inference.load import LoadedRun, predict
@@ -103,15 +104,19 @@ def read_truth(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
         As `forecast`; NaN where a value, or the whole hour, is missing.
     """
     data, store = run.config.data, run.store
-    channels = channel_indices(store, data.targets)
-    shape = (len(data.horizons), len(channels), len(store.lat), len(store.lon))
-    values = np.full(shape, np.nan, dtype=np.float32)
-    valid_times = init_time + np.array(data.horizons, dtype="timedelta64[h]")
-    for lead in np.flatnonzero(np.isin(valid_times, store.times)):
-        values[lead] = store.read(int(store.locate(valid_times[lead])))[channels]
+    values = read_hours(store, data.targets, init_time + np.array(data.horizons, dtype="timedelta64[h]"))
     return _dataset(run, init_time, values).assign_attrs(
         title=f"{run.config.name}: truth for the forecast from {init_time} UTC", source=store.source
     )
+
+
+def read_hours(store: Store, names: Sequence[str], times: Hours) -> NDArray[np.float32]:
+    """Return the fields (T, C, H, W) of `names` at times (T,); NaN for hours that are not in the store."""
+    channels = channel_indices(store, names)
+    values = np.full((len(times), len(channels), len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
+    for place in np.flatnonzero(np.isin(times, store.times)):
+        values[place] = store.read(int(store.locate(times[place])))[channels]
+    return values
 
 
 def _model_values(run: LoadedRun, init_time: np.datetime64) -> tuple[NDArray[np.float32], int]:

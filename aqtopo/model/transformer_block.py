@@ -87,7 +87,10 @@ def make_block(
     """
     layer = f"blocks.{index}"
     biased = index in config.bias_blocks
-    locality = _make_locality(config, centres) if biased else None
+    locality = None
+    if biased and centres is not None:
+        heads, upwind = config.local_heads or config.heads, config.local_bias == "origin"
+        locality = LocalityBias(heads, config.heads - heads, centres, upwind=upwind)
     attention: SelfAttention | ElevationAttention
     if biased and config.elevation_bias:
         attention = ElevationAttention(
@@ -113,13 +116,6 @@ def make_block(
     return Block(
         config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer
     )
-
-
-def _make_locality(config: ModelConfig, centres: PatchCentres | None) -> LocalityBias | None:
-    if centres is None:
-        return None
-    heads = config.local_heads or config.heads
-    return LocalityBias(heads, config.heads - heads, centres, upwind=config.local_bias == "origin")
 
 
 def kernel_head_widths(config: ModelConfig) -> tuple[int, ...]:

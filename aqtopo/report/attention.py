@@ -193,7 +193,9 @@ def draw_attention(
     seen = _attention_input(attention, run, case.init_time)
     tokens = tokens_at(run, case, canvas, wanted)
     rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
-    shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
+    columns = len(run.store.lon) // run.config.model.patch
+    # Relative to equal shares, (2, Y, X): without and with the bias.
+    shares = {token: (pair * pair.shape[1]).reshape(2, -1, columns) for token, pair in rows.items()}
     scale = concentration_scale([field for pair in shares.values() for field in pair])
     difference = difference_scale([biased - without for without, biased in shares.values()])
 
@@ -236,13 +238,6 @@ def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetim
     x_BND, _, _, geometry = seen[0]
     assert geometry.raster_index is None, "block 0 reads its tokens in raster order"
     return AttentionInput(x_BND[0], geometry)
-
-
-def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
-    """Return the attention (Y, X) without and with the bias, relative to equal shares."""
-    grid = -1, len(run.store.lon) // run.config.model.patch
-    without, biased = rows_2N * rows_2N.shape[1]
-    return without.reshape(grid), biased.reshape(grid)
 
 
 def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:

@@ -10,9 +10,8 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
-from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.inference.forecast import channel_indices, forecast, read_truth
+from aqtopo.inference.forecast import forecast, read_hours, read_truth
 from aqtopo.inference.load import LoadedRun
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import Scale, concentration_scale, difference_scale
@@ -103,8 +102,8 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
             f"the forecast cannot be verified. The store covers {run.store.times[0]} to "
             f"{run.store.times[-1]}."
         )
-    fields = run.store.read(int(run.store.locate(np.array(init_time))))
-    initial = fields[channel_indices(run.store, pollutants)]
+    times = init_time + np.array([0, *horizons], dtype="timedelta64[h]")
+    (initial,) = read_hours(run.store, pollutants, times[:1])
     return ForecastCase(
         init_time,
         reason,
@@ -113,17 +112,8 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
         np.where(scored, initial, np.nan),
         _stacked(forecasts, pollutants, scored),
         truth,
-        _wind_at(run.store, init_time + np.array([0, *horizons], dtype="timedelta64[h]")),
+        read_hours(run.store, ("u", "v"), times),
     )
-
-
-def _wind_at(store: Store, times: Hours) -> FloatArray:
-    """Return the wind (T, 2, H, W) [m/s]; NaN for hours that are not in the store."""
-    wind = np.full((len(times), 2, len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
-    channels = channel_indices(store, ("u", "v"))
-    for place in np.flatnonzero(np.isin(times, store.times)):
-        wind[place] = store.read(int(store.locate(times[place])))[channels]
-    return wind
 
 
 def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:

@@ -153,12 +153,11 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
     if steps[0] > 0:  # the initial value was not logged
         points[0] = {name: np.full_like(points[steps[0]][name], config.model.alpha) for name in names}
         steps = [0, *steps]
-    by_block = {_spelled(name): np.stack([points[step][name] for step in steps]) for name in names}
+    by_block = {
+        name.removesuffix(ALPHA).replace("blocks.", "block "): np.stack([points[s][name] for s in steps])
+        for name in names
+    }
     return Alphas(tuple(steps), by_block)
-
-
-def _spelled(name: str) -> str:
-    return name.removesuffix(ALPHA).replace("blocks.", "block ")
 
 
 def _read_state(folder: Path) -> dict[str, FloatArray]:
