@@ -23,6 +23,7 @@ from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
     FORECASTS,
     MODEL,
+    WEIGHTING,
     Areas,
     Region,
     ScoredBatch,
@@ -226,7 +227,7 @@ def _provenance(
         "years": list(data.test_years if split == "test" else data.validation_years),
         "climatology": climatology.described,
         "climatology_years": list(climatology.years),
-        "weighting": "none: every cell inside the mask has the same weight",
+        "weighting": WEIGHTING,
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -104,6 +104,9 @@ def valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
 WHOLE = "all"
 """Name of the area that holds every cell."""
 
+WEIGHTING = "none: every cell inside the mask has the same weight"
+"""Description of `Areas.weights` for readers of the scores."""
+
 
 @dataclass(frozen=True)
 class Band:

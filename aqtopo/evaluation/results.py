@@ -320,8 +320,8 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     Raises:
         ValueError: the run directory cannot be written.
     """
-    rivals = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
-    stem = "_against_".join([SCORES, *rivals])
+    against = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
+    stem = "_against_".join([SCORES, *against])
     by_station = done.strata.get("station")
     strata = {name: scores for name, scores in done.strata.items() if name != "station"}
     others = {
@@ -332,7 +332,9 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(run_dir / f"{stem}_stations.csv")
-        write_atomically(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
+        write_atomically(
+            written[-1], lambda temporary: station_frame(by_station).to_csv(temporary, index=False)
+        )
     return written
 
 
@@ -355,7 +357,7 @@ def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SC
         texts = {name: axis.astype(object) for name, axis in table.coords.items() if axis.dtype.kind == "U"}
         tree[key] = table.assign_coords(texts)
     layout: dict[str, Any] = {"mode": "w-", "zarr_format": 3, "consolidated": False}
-    write_atomically(path, lambda aside: xr.DataTree.from_dict(tree).to_zarr(aside, **layout))
+    write_atomically(path, lambda temporary: xr.DataTree.from_dict(tree).to_zarr(temporary, **layout))
     return path
 
 

@@ -90,8 +90,8 @@ def read_history(path: Path) -> History:
             alphas[line.step] = line.alpha
         if line.step is not None and line.preferences:
             preferences[line.step] = line.preferences
-        if told := _event_text(line):
-            events.append(RunEvent(line.time[:19].replace("T", " "), line.step, told))
+        if text := _event_text(line):
+            events.append(RunEvent(line.time[:19].replace("T", " "), line.step, text))
     if not steps:
         raise ValueError(f"{path} has no training step yet. Wait for the run's first step.")
     return History(

@@ -57,10 +57,10 @@ def even_steps(path: Sequence[str], n: int) -> FloatArray:
     """Return (n, 3) sRGB in [0, 1] in equal steps from the first to the last colour, through the others."""
     chosen = np.array([[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in path])
     fine = np.linspace(0.0, 1.0, 2001) * (len(chosen) - 1)
-    way = np.stack([np.interp(fine, np.arange(len(chosen)), channel) for channel in chosen.T], axis=1)
-    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(oklab(way), axis=0), axis=1))])
-    wanted = np.linspace(0.0, walked[-1], n)
-    steps: FloatArray = np.stack([np.interp(wanted, walked, channel) for channel in way.T], axis=1)
+    points = np.stack([np.interp(fine, np.arange(len(chosen)), channel) for channel in chosen.T], axis=1)
+    distance = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(oklab(points), axis=0), axis=1))])
+    wanted = np.linspace(0.0, distance[-1], n)
+    steps: FloatArray = np.stack([np.interp(wanted, distance, channel) for channel in points.T], axis=1)
     return steps
 
 
