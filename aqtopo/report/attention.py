@@ -131,10 +131,9 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps of several places on two common scales, relative to equal shares; means of `heads`
-    heads.
+    """Attention maps of several places, relative to equal shares, on two common scales.
 
-    `destination` describes `weakened_tokens`.
+    They show the mean of `heads` heads. `destination` describes `weakened_tokens`.
     """
 
     places: tuple[AttentionMap, ...]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from contourpy import contour_generator
 from matplotlib.colors import LightSource
 from PIL import Image
@@ -211,8 +212,8 @@ _HEAD = 13.0
 
 @dataclass(frozen=True)
 class WindArrows:
-    """Wind arrows, which point downwind: an SVG path per time (empty without wind), and the length of 10
-    m/s.
+    """Wind arrows, which point downwind: an SVG path per time, empty without wind, and the length of a
+    wind.
     """
 
     paths: tuple[str, ...]
@@ -222,16 +223,17 @@ class WindArrows:
 def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
     """Draw block means of the eastward and northward wind (T, 2, H, W) [m/s], NaN where missing."""
     block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
-    means = [
-        tuple(_block_means(canvas.north_up(component), block) for component in wind_2HW)
-        for wind_2HW in wind_T2HW
-    ]
-    speeds = np.concatenate([np.hypot(u, v).ravel() for u, v in means])
+    north_up = np.array([[canvas.north_up(field) for field in wind] for wind in wind_T2HW], np.float64)
+    wind = xr.DataArray(north_up, {"y": canvas.y, "x": canvas.x}, ("time", "component", "y", "x"))
+    means = wind.coarsen(y=block, x=block, boundary="trim").reduce(np.mean)
+    u, v = means.transpose("component", ...).values
+    speeds = np.hypot(u, v)
     known = speeds[np.isfinite(speeds)]
     typical = float(np.percentile(known, 95)) if known.size else 0.0
     scale = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
-    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
-    return WindArrows(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
+    x, y = means["x"].values, means["y"].values
+    paths = tuple(_arrows(x, y, dx, dy) for dx, dy in zip(scale * u, -scale * v, strict=True))
+    return WindArrows(paths, ten_metres_per_second=10.0 * scale)
 
 
 def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str:
@@ -254,16 +256,3 @@ def _arrow(x: float, y: float, dx: float, dy: float) -> str:
         f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
         f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
     )
-
-
-def _block_means(field: FloatArray, block: int) -> FloatArray:
-    rows, columns = (size // block for size in field.shape)
-    whole = field[: rows * block, : columns * block].astype(np.float64)
-    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
-    return means
-
-
-def _block_centres(positions: FloatArray, block: int) -> FloatArray:
-    whole = positions[: len(positions) // block * block]
-    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
-    return centres

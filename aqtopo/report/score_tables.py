@@ -29,7 +29,7 @@ class ShadedSkill:
 
     @property
     def verdict(self) -> str:
-        """`better`, `level` or `worse` than the reference, or `unknown`."""
+        """`better`, `level` or `worse` than the baseline, or `unknown`."""
         if not self.known:
             return "unknown"
         if abs(self.skill) < LEVEL_SKILL:
@@ -58,7 +58,7 @@ class SkillCell(ShadedSkill):
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """RMSE of the model and of the better reference, as text."""
+        """RMSE of the model and of the better baseline, as text."""
         return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
 
 
@@ -150,7 +150,7 @@ STRATA = ("area", "season")
 
 @dataclass(frozen=True)
 class StratumRow:
-    """Skill in one area or season at every horizon against every reference."""
+    """Skill in one area or season at every horizon against every baseline."""
 
     label: str
     skills: tuple[ShadedSkill, ...]
@@ -187,7 +187,7 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
 
 @dataclass(frozen=True)
 class ExceedanceRow:
-    """The model's counts for a limit [ug m-3], and the CSI of all forecasts; `best` if the model's is
+    """The model's counts for a limit [ug m-3] and the CSI of all forecasts; `best` if its CSI is the
     highest.
     """
 

@@ -58,8 +58,9 @@ class StationRow:
 
 @dataclass(frozen=True)
 class StationPollutant:
-    """Maps and table of one pollutant. The groups are all stations, or the best and the worst of
-    `rows_of`.
+    """Maps and table of one pollutant, with one scale of bias.
+
+    The groups of rows are all stations, or the best and the worst of `rows_of` stations.
     """
 
     name: str
