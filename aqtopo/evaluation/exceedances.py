@@ -98,9 +98,8 @@ class Exceedances:
         enough = day.hours >= MIN_HOURS
         above = day.values / np.maximum(day.hours, 1.0) > self._limits
         forecast, truth = above[:-1], above[-1]
-        outcomes = (forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth)
-        for counts, outcome in zip(self._counts, outcomes, strict=True):
-            counts[:, key[0]] += self._axes.areas.sums(outcome & enough)
+        outcomes = np.stack([forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth])
+        self._counts[:, :, key[0]] += self._axes.areas.sums(outcomes & enough)
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Complete the days that several processes share, then sum the counts over all processes."""
