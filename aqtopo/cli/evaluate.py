@@ -57,7 +57,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run, persistence and climatology; write RUN/scores.json and RUN/scores.zarr.
+    """Score a run beside its baselines; write RUN/scores.json and RUN/scores.zarr.
 
     Several processes, started by `torchrun`, `deepspeed` or `srun`, share the work.
     """

@@ -4,8 +4,10 @@ Shapes: B initial time, K horizon, C pollutant, H x W grid, N annual harmonics. 
 NaN where missing.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,20 +17,78 @@ from aqtopo.config import DataConfig
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
-from aqtopo.evaluation.points import BASELINES, CLIMATOLOGY, PERSISTENCE, FloatArray, valid_times
+from aqtopo.evaluation.linear import OWN_FIELDS, Linear, LinearBaseline, Predictors
+from aqtopo.evaluation.points import (
+    BASELINES,
+    CLIMATOLOGY,
+    LINEAR,
+    LINEAR_SAME,
+    PERSISTENCE,
+    FloatArray,
+    valid_times,
+)
 from aqtopo.inference.forecast import channel_indices
 
 BaselineForecast = Callable[[Hours], FloatArray]
 """Forecasts (B, K, C, H, W) from initial times (B,)."""
 
 
-def baseline_forecasts(
-    store: Store, data: DataConfig, climatology: "Climatology"
-) -> Mapping[str, BaselineForecast]:
+@dataclass(frozen=True)
+class Fits:
+    """Everything that is fitted to the training years.
+
+    Attributes:
+        climatology: mean by hour and season.
+        linear: regression on the fields that every store holds.
+        linear_same: regression on the fields that the run reads.
+    """
+
+    climatology: "Climatology"
+    linear: Linear
+    linear_same: Linear
+
+
+def fit_baselines(
+    store: Store,
+    data: DataConfig,
+    run_dir: Path,
+    report: Report = no_progress,
+    ranks: RankGroup = SINGLE_RANK,
+    climatology: "Climatology | None" = None,
+) -> Fits:
+    """Fit the baselines to the training years of a run.
+
+    Args:
+        store: data store.
+        data: the run's variables, targets, horizons and years.
+        run_dir: keeps the regressions if the store's folder cannot be written.
+        report: receives the progress.
+        ranks: processes that share the work.
+        climatology: if it is known already.
+
+    Raises:
+        ValueError: the training years have too few hours, or a shard cannot be read.
+    """
+    if climatology is None:
+        climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
+    linear, linear_same = (
+        LinearBaseline(store, data, predictors).fit_once(run_dir, report, ranks)
+        for predictors in (OWN_FIELDS, Predictors.of_run(data))
+    )
+    return Fits(climatology, linear, linear_same)
+
+
+def baseline_forecasts(store: Store, data: DataConfig, fits: Fits) -> Mapping[str, BaselineForecast]:
     """Return the forecast of each baseline by name, for the pollutants and horizons of a run."""
+
+    def regression(fitted: Linear) -> BaselineForecast:
+        return functools.partial(LinearBaseline(store, data, fitted.predictors).forecast, fitted)
+
     forecasts: dict[str, BaselineForecast] = {
         PERSISTENCE: lambda times: persistence(store, data.targets, times, len(data.horizons)),
-        CLIMATOLOGY: lambda times: climatology.at(valid_times(times, data.horizons)),
+        CLIMATOLOGY: lambda times: fits.climatology.at(valid_times(times, data.horizons)),
+        LINEAR: regression(fits.linear),
+        LINEAR_SAME: regression(fits.linear_same),
     }
     assert tuple(forecasts) == tuple(BASELINES), "one forecast for each baseline, in the order of the tables"
     return forecasts

@@ -18,7 +18,7 @@ from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
-from aqtopo.evaluation.baselines import Climatology, baseline_forecasts, fit_climatology
+from aqtopo.evaluation.baselines import Climatology, Fits, baseline_forecasts, fit_baselines
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
     FORECASTS,
@@ -106,7 +106,7 @@ def evaluate(
     """Score the model and the baselines over all initial times of a split.
 
     All are scored at the same points: inside the store's mask, where the truth and all baselines are finite.
-    Every cell has the same weight. The climatology is fitted to the training years.
+    Every cell has the same weight. Climatology and regressions are fitted to the training years.
 
     Args:
         run: from `aqtopo.inference.load.load_run`; its model moves to the GPU if there is one.
@@ -129,10 +129,9 @@ def evaluate(
     if options.stations is not None:
         check_observed(options.stations, valid_times(init_times, data.horizons))
     areas = areas_of(run.store, options.regions)
-    if climatology is None:
-        climatology = fit_climatology(run.store, data.targets, data.train_years, report, ranks)
+    fits = fit_baselines(run.store, data, run.run_dir, report, ranks, climatology)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
-    others = dict(baseline_forecasts(run.store, data, climatology))
+    others = dict(baseline_forecasts(run.store, data, fits))
     if against is not None:
         others[against.name] = against.at
     batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
@@ -153,7 +152,7 @@ def evaluate(
         accumulator.all_reduce(ranks)
     filled = int(ranks.all_reduce_sum(torch.tensor(filled)))
     tables = {name: table for accumulator in accumulators for name, table in accumulator.tables().items()}
-    provenance = _provenance(run, split, init_times, climatology, areas)
+    provenance = _provenance(run, split, init_times, fits, areas)
     return _evaluation(tables, provenance | {"inputs_filled": filled})
 
 
@@ -215,7 +214,7 @@ def _evaluation(tables: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Evaluat
 
 
 def _provenance(
-    run: LoadedRun, split: EvaluatedSplit, init_times: Hours, climatology: Climatology, areas: Areas
+    run: LoadedRun, split: EvaluatedSplit, init_times: Hours, fits: Fits, areas: Areas
 ) -> dict[str, Any]:
     """Return the attributes that identify run, state, data and versions."""
     data = run.config.data
@@ -225,8 +224,10 @@ def _provenance(
         "config_digest": run.config.digest,
         "split": split,
         "years": list(data.test_years if split == "test" else data.validation_years),
-        "climatology": climatology.described,
-        "climatology_years": list(climatology.years),
+        "climatology": fits.climatology.described,
+        "climatology_years": list(fits.climatology.years),
+        "linear": fits.linear.described,
+        "linear_same": fits.linear_same.described,
         "weighting": WEIGHTING,
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,

@@ -8,14 +8,20 @@ Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cell
 """
 
 import functools
+import hashlib
+import json
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
@@ -85,6 +91,14 @@ class Linear:
     penalty: float
     times: int
 
+    @property
+    def described(self) -> str:
+        """Description for readers of the scores."""
+        return (
+            f"ridge regression for each cell with {len(self.predictors)} predictors, fitted to {self.times} "
+            f"hours of the training years; penalty {self.penalty:g}, chosen on the validation years"
+        )
+
 
 class LinearBaseline:
     """A regression with the store that it reads.
@@ -101,6 +115,38 @@ class LinearBaseline:
         self._day = functools.lru_cache(CACHED_SHARDS)(self._read_day)
         self._shape = (store.lat.size, store.lon.size)
 
+    def fit_once(self, run_dir: Path, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
+        """Return the fit, from a file beside the store or in the run directory if it was made before.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        digest, path = self._digest(), Path(self._store.path)
+        folders = (path.with_name(f"{path.name}.baselines"), run_dir / "baselines")
+        files = [folder / f"linear-{digest[:16]}.safetensors" for folder in folders]
+        for file in files:
+            # Rank 0 decides, since a file may appear between the looks of two ranks.
+            if int(ranks.all_reduce_sum(torch.tensor(int(ranks.rank == 0 and file.is_file())))):
+                return _read(file, self.predictors)
+        fitted = self.fit(report, ranks)
+        if ranks.rank == 0:
+            _write(fitted, files)
+        return fitted
+
+    def _digest(self) -> str:
+        """Return the SHA-256 of what determines the fit."""
+        data = self._data
+        settings = {
+            "version": 1,
+            "store": self._store.digest,
+            "predictors": asdict(self.predictors),
+            "targets": data.targets,
+            "horizons": data.horizons,
+            "years": [data.train_years, data.validation_years],
+            "penalties": PENALTIES,
+        }
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
     def fit(self, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
         """Fit to the training years and choose the penalties on the validation years.
 
@@ -110,14 +156,15 @@ class LinearBaseline:
             ValueError: there are too few training times, or a shard cannot be read.
         """
         data = self._data
-        train = self._initial_times(data.train_years, data.time_stride_hours)
-        validation = self._initial_times(data.validation_years, data.validation_stride_hours)
+        train, validation = (
+            self._initial_times(years) for years in (data.train_years, data.validation_years)
+        )
         if train.size < HOURS_PER_PREDICTOR * len(self.predictors):
             raise ValueError(
                 f"a linear regression with {len(self.predictors)} predictors needs at least "
-                f"{HOURS_PER_PREDICTOR * len(self.predictors)} training times, and the store "
-                f"{self._store.path} has {train.size} with all fields and targets. Add training years, lower "
-                "`data.time_stride_hours`, or evaluate with `--no-linear`."
+                f"{HOURS_PER_PREDICTOR * len(self.predictors)} hours, and the training years "
+                f"{', '.join(map(str, data.train_years))} have {train.size} in {self._store.path} with all "
+                "fields and targets. Score the run on a store with more hours of its training years."
             )
         found, errors = [], np.zeros(len(PENALTIES))
         for rows in self._row_blocks():
@@ -140,9 +187,9 @@ class LinearBaseline:
         shape = (len(times), len(data.horizons), len(data.targets), *self._shape)
         return self._normalization.denormalize(values.numpy().reshape(shape), data.targets)
 
-    def _initial_times(self, years: Sequence[int], stride_hours: int) -> Hours:
-        hours = sorted({hours for _, hours in self.predictors.history})
-        return usable_times(self._store.times, years, self._data.horizons, stride_hours, hours)
+    def _initial_times(self, years: Sequence[int]) -> Hours:
+        earlier = sorted({hours for _, hours in self.predictors.history})
+        return usable_times(self._store.times, years, self._data.horizons, history_hours=earlier)
 
     def _row_blocks(self) -> Iterator[slice]:
         predictors, outputs = len(self.predictors), len(self._data.horizons) * len(self._data.targets)
@@ -205,6 +252,40 @@ class LinearBaseline:
     def _read_day(self, number: int) -> FloatArray:
         first = number * HOURS_PER_SHARD
         return self._store.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
+
+
+def _write(fitted: Linear, files: Sequence[Path]) -> None:
+    """Write a fit to the first of the files whose folder can be written."""
+    metadata = {"penalty": repr(fitted.penalty), "times": str(fitted.times)}
+    for file in files:
+        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(exist_ok=True)
+            write_tensors(
+                temporary,
+                {"coefficients": torch.from_numpy(np.ascontiguousarray(fitted.coefficients))},
+                metadata,
+            )
+            temporary.replace(file)
+            return
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+
+def _read(file: Path, predictors: Predictors) -> Linear:
+    """Read a fit.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    try:
+        with safe_open(file, "numpy") as opened:
+            metadata, coefficients = opened.metadata(), opened.get_tensor("coefficients")
+        return Linear(predictors, coefficients, float(metadata["penalty"]), int(metadata["times"]))
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the regression in {file} is damaged ({error}). Remove it; it is fitted anew."
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,10 +23,14 @@ BoolArray = npt.NDArray[np.bool_]
 MODEL = "model"
 PERSISTENCE = "persistence"
 CLIMATOLOGY = "climatology"
+LINEAR = "linear"
+LINEAR_SAME = "linear_same"
 BASELINES = MappingProxyType(
     {
         PERSISTENCE: "the initial fields",
         CLIMATOLOGY: "the training years' mean in the cell at that hour of the day and time of the year",
+        LINEAR: "a regression for each cell on its fields, the hour and the season",
+        LINEAR_SAME: "the same regression on all fields that the run reads in the cell",
     }
 )
 """Description of each baseline by name, in the order of every table, file and page."""
