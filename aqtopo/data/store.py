@@ -65,7 +65,7 @@ class Store:
         attributes: every attribute of the group.
         digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
             equal on two processes exactly when they see the same store, up to the hourly values.
-        copy: folder from which hours are read, on this node (`aqtopo.data.stage`); None for `path`.
+        copy: folder from which hours are read, on this node (`aqtopo.training.staging`); None for `path`.
         deadline_s: how long the file system may take to answer [s].
     """
 
@@ -177,7 +177,7 @@ class Store:
         shard = shard_path(self.path, time_index).relative_to(self.path)
         where, remedy = "", "Copy the shard or the store again from its source, or write it anew."
         if copy:
-            where, remedy = f" of its copy {copy}", "Remove that folder: the next start copies it anew."
+            where, remedy = f" of its copy {copy}", "Start the run again: each start makes a new copy."
         time = self.times[time_index]
         raise_unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from aqtopo.checkpoint.manifest import package_versions
-from aqtopo.data.stage import NodeCopy
 from aqtopo.distributed import process_group
 from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
@@ -26,6 +25,7 @@ from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
+from aqtopo.training.staging import check_stage
 
 CLOCK_TOLERANCE_S = 10.0
 """Largest accepted difference of a clock from the median; larger ones make logs misleading."""
@@ -199,7 +199,7 @@ def _stage_problems(prepared: Prepared) -> list[str]:
     if prepared.config.data.stage is None:
         return []
     try:
-        NodeCopy(prepared.store, prepared.config).demand_room()
+        check_stage(prepared.store, prepared.config)
     except (ValueError, OSError) as error:
         return [str(error)]
     return []

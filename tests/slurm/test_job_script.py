@@ -257,6 +257,19 @@ def test_ranks_run_in_the_container(start: StartScript) -> None:
     assert script.calls()[:5] == ["singularity", "exec", "/images/a b.sif", "aqtopo", "train"]
 
 
+LEAVES_COPY = 'mkdir "$TMPDIR/aqtopo-copy.partial"; echo "$TMPDIR/aqtopo-copy" >"$AQTOPO_JOB_DIR/copy"; '
+
+
+def test_the_copy_of_a_killed_run_is_removed(start: StartScript, tmp_path: Path) -> None:
+    assert start(f"{LEAVES_COPY} exit 1").end()[0] == 0
+    assert list(tmp_path.glob("aqtopo-copy*")) == []
+    script = start(f'{LEAVES_COPY} touch "$FAKES/started"; sleep 0.3')
+    interrupted(script)
+    assert (tmp_path / "aqtopo-copy.partial").exists()
+    script = start('[[ ! -e "$TMPDIR/aqtopo-copy.partial" ]]')
+    assert script.end()[0] == 0
+
+
 def test_old_build_locks_are_removed_and_the_port_is_not_ephemeral(
     start: StartScript, tmp_path: Path
 ) -> None:
