@@ -1,11 +1,12 @@
-"""Model inputs: samples read from the store, filled, normalised and masked.
+"""Micro-batches: samples read from the store, filled, normalised and masked.
 
-Letters of shapes: B samples, V input variables, K lead times, C targets, H x W grid.
+Shapes: B samples, V input variables, K lead times, C targets, H x W grid.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +17,8 @@ from torch.utils.data import get_worker_info
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.schema import Hours
-from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
-from aqtopo.data.workers import Block
+from aqtopo.data.workers import ByteBuffer, shared_buffer
 
 PADDING = -1
 """Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
@@ -26,22 +26,24 @@ PADDING = -1
 _TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
 
 Fields = NDArray[np.float32]
+Missing = NDArray[np.bool_] | None
+"""Mask (C, H, W) of the missing values of an hour; None if it is complete, as usual."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A micro-batch.
+    """Micro-batch.
 
     Attributes:
         inputs: (B, V, H, W) float32, normalised, finite.
-        wind: (B, 2, H, W) float32, eastward and northward wind in m/s, whatever the normalisation; finite.
-        targets: (B, K, C, H, W) float32, normalised; 0 where there is no value.
-        valid: (B, K, C, H, W) bool, where the loss and the scores count: the static mask is 1, the target has
-            a finite value, and the sample is not padding.
+        wind: (B, 2, H, W) float32, eastward and northward wind [m/s], never normalised; finite.
+        targets: (B, K, C, H, W) float32, normalised; 0 for missing values.
+        valid: (B, K, C, H, W) bool, True for the loss and the scores: the static mask is 1, the target is
+            finite, and the sample is not padding.
         lead_hours: (B, K) float32 [h].
-        places: each sample's place in the epoch's order, `PADDING` for those of weight 0.
+        places: each sample's place in the epoch's order, or `PADDING`.
         times: (B,) datetime64[h], UTC; NaT for padding.
-        filled: input values that were missing and became their channel's mean.
+        filled: number of missing input values, replaced by their channel's mean.
     """
 
     inputs: Tensor
@@ -54,30 +56,30 @@ class Batch:
     filled: int
 
     @property
-    def labels(self) -> "Labels":
-        """The batch without its tensors."""
-        return Labels(self.places, self.times, self.filled)
+    def info(self) -> "BatchInfo":
+        """Values of the batch other than its tensors."""
+        return BatchInfo(self.places, self.times, self.filled)
 
     @property
     def samples(self) -> int:
-        """Samples of weight 1."""
+        """Number of samples without padding."""
         return sum(place != PADDING for place in self.places)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; from pinned memory the copy overlaps with what runs there."""
+        """Return the batch on a device; a copy from pinned memory overlaps with kernels."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies by itself."""
+        """Return the batch in page-locked memory, which a GPU copies asynchronously."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def clone(self) -> "Batch":
-        """A copy in this process's own memory."""
+        """Return a copy in this process's own memory."""
         return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
 
 
-class Labels(NamedTuple):
-    """Origin of a batch's samples; the fields are those of `Batch`."""
+class BatchInfo(NamedTuple):
+    """Values of a batch other than its tensors; see `Batch`."""
 
     places: tuple[int, ...]
     times: Hours
@@ -85,12 +87,12 @@ class Labels(NamedTuple):
 
 
 class BatchReader:
-    """Reader of a run's samples; it holds no open file and can be sent to a loader process.
+    """Reader of the samples of one run; it has no open file, so it can be sent to a loader process.
 
     Args:
-        store: data store.
+        store: the data.
         config: the run.
-        watched: the caller has a deadline for each batch; otherwise each hour has one.
+        watched: the caller has a deadline for each batch; if False, each hour has one.
 
     Raises:
         ValueError: the store does not fit the run.
@@ -101,32 +103,29 @@ class BatchReader:
         self._normalization = check_store(store, config)
         self._mask = store.static["mask"] > 0
         variables = config.data.variables
-        self._variables = len(variables)
-        self._dynamic = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(variables)
-            if name in store.channels
-        ]
-        self._wind = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(("u", "v"))
-        ]
-        self._target = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(config.data.targets)
-        ]
-        # Normalised once: they are the same in every sample.
-        self._still = [
+
+        def channels(names: Sequence[str]) -> list[_Channel]:
+            mean, std = self._normalization.mean, self._normalization.std
+            return [
+                _Channel(place, store.channels.index(name), np.float32(mean[name]), np.float32(std[name]))
+                for place, name in enumerate(names)
+                if name in store.channels
+            ]
+
+        self._dynamic, self._wind = channels(variables), channels(("u", "v"))
+        self._target = channels(config.data.targets)
+        # Static channels are the same in every sample, so they are normalised once.
+        self._static = [
             (place, self._normalization.normalize(store.static[name][None], [name])[0])
             for place, name in enumerate(variables)
             if name not in store.channels
         ]
 
     def shapes(self, samples: int, leads: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of a batch's tensors: B samples with K lead times each."""
+        """Return the shapes of the tensors of a batch of B samples with K lead times."""
         targets = (samples, leads, len(self._target), *self._mask.shape)
         return {
-            "inputs": (samples, self._variables, *self._mask.shape),
+            "inputs": (samples, len(self._dynamic) + len(self._static), *self._mask.shape),
             "wind": (samples, 2, *self._mask.shape),
             "targets": targets,
             "lead_hours": (samples, leads),
@@ -134,32 +133,32 @@ class BatchReader:
         }
 
     def size(self, samples: int, leads: int) -> int:
-        """Bytes that a batch's tensors take."""
+        """Return the bytes of a batch's tensors."""
         return sum(_widths(self.shapes(samples, leads)).values())
 
-    def labelled(self, samples: int, leads: int, block: Block, labels: "Labels") -> Batch:
-        """The batch that lies in a block of memory, which `batch` filled in another process."""
-        places, times, filled = labels
-        return Batch(**_views(self.shapes(samples, leads), block), places=places, times=times, filled=filled)
+    def view(self, leads: int, buffer: ByteBuffer, info: "BatchInfo") -> Batch:
+        """Return the batch in a buffer that `batch` filled in another process."""
+        tensors = _views(self.shapes(len(info.places), leads), buffer)
+        return Batch(**tensors, places=info.places, times=info.times, filled=info.filled)
 
     def batch(
         self,
         times: Hours,
         lead_hours: NDArray[np.int64],
         places: NDArray[np.int64],
-        into: Block | None = None,
+        into: ByteBuffer | None = None,
     ) -> Batch:
-        """Read one micro-batch; each hour it needs is read once.
+        """Read one micro-batch; read each hour once.
 
         Args:
             times: (B,) start times; ignored for padding.
-            lead_hours: (B, K) [h]. A target hour that is not stored is nowhere valid.
-            places: (B,) places in the epoch's order, `PADDING` for samples of weight 0.
-            into: at least `size` bytes to lay the tensors in; without it they get memory of their own.
+            lead_hours: (B, K) [h]. A target hour that is not stored is invalid in all cells.
+            places: (B,) places in the epoch's order, or `PADDING`.
+            into: buffer of at least `size` bytes for the tensors; None allocates one.
 
         Raises:
             ValueError: a start time is not in the store, or a shard cannot be read.
-            TimeoutError: the file system does not answer, and nobody else watches.
+            TimeoutError: the file system does not answer; only if not `watched`.
         """
         real = np.flatnonzero(places != PADDING)
         starts = times[real].astype("datetime64[h]")
@@ -169,8 +168,13 @@ class BatchReader:
         hours, where = np.unique(np.concatenate([starts, ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
         batch = _views(self.shapes(*lead_hours.shape), into)
-        self._blank(batch, places, np.argwhere(~stored), real)
-        # Which hour (its number) goes to which sample's inputs and to which of its lead times.
+        padding = places == PADDING
+        for name in ("inputs", "wind", "targets", "valid"):
+            batch[name].numpy()[padding] = 0
+        rows, lead_places = np.nonzero(~stored)
+        for name in ("targets", "valid"):
+            batch[name].numpy()[real[rows], lead_places] = 0
+        # Number of the hour of each sample's inputs, and of each stored lead time.
         start_hours, end_hours = where[: real.size], where[real.size :]
         rows, lead_places = np.nonzero(stored)
         filled = 0
@@ -179,7 +183,6 @@ class BatchReader:
             filled += self._put_hour(
                 int(index), batch, real[start_hours == number], (real[rows[takes]], lead_places[takes])
             )
-        padding = places == PADDING
         batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
             **batch,
@@ -188,21 +191,6 @@ class BatchReader:
             filled=filled,
         )
 
-    def _blank(
-        self,
-        batch: dict[str, Tensor],
-        places: NDArray[np.int64],
-        absent: NDArray[np.int64],
-        real: NDArray[np.int64],
-    ) -> None:
-        """Zero padding samples and the targets that are not stored, and mark them invalid."""
-        for unread in np.flatnonzero(places == PADDING):
-            for name in ("inputs", "wind", "targets", "valid"):
-                batch[name][unread] = 0
-        for row, lead in absent:
-            for name in ("targets", "valid"):
-                batch[name][real[row], lead] = 0
-
     def _put_hour(
         self,
         index: int,
@@ -210,105 +198,82 @@ class BatchReader:
         samples: NDArray[np.int64],
         ends: tuple[NDArray[np.int64], NDArray[np.int64]],
     ) -> int:
-        """Read an hour into the inputs of `samples` and the targets of `ends` (samples, lead places).
+        """Read an hour into the inputs of `samples` and the targets of `ends` (samples, lead indices).
 
-        Only one hour is held at a time: its memory serves for the next, without a page fault.
+        Only one hour is in memory at a time, so the next one reuses its pages without page faults.
 
         Returns:
-            Missing input values.
+            The number of missing input values.
         """
-        read = self._store.read_unwatched if self._watched else self._store.read_span
-        hour = _Hour.of(read(index, index + 1)[0])
-        filled = 0
+        read = self._store.read_without_deadline if self._watched else self._store.read_span
+        fields = read(index, index + 1)[0]
+        finite = np.isfinite(fields)
+        missing = None if finite.all() else ~finite
         for sample in samples:
-            filled += self._put_inputs(hour, batch["inputs"][sample].numpy())
-            self._put_wind(hour, batch["wind"][sample].numpy())
+            self._put_inputs(fields, missing, batch["inputs"][sample].numpy(), batch["wind"][sample].numpy())
         for place in zip(*ends, strict=True):
-            self._put_targets(hour, batch["targets"][place].numpy(), batch["valid"][place].numpy())
-        return filled
+            self._put_targets(fields, missing, batch["targets"][place].numpy(), batch["valid"][place].numpy())
+        if missing is None:
+            return 0
+        return len(samples) * int(np.count_nonzero(missing[[channel.stored for channel in self._dynamic]]))
 
-    def _put_inputs(self, hour: "_Hour", into: Fields) -> int:
-        """Normalised inputs (V, H, W), 0 for missing values, which is their channel's mean; how many."""
-        for place, still in self._still:
-            into[place] = still
-        missing = 0
+    def _put_inputs(self, fields: Fields, missing: Missing, inputs: Fields, wind: Fields) -> None:
+        """Write normalised inputs (V, H, W) and the wind (2, H, W) [m/s]; the mean for missing values."""
+        for place, static in self._static:
+            inputs[place] = static
         for channel in self._dynamic:
-            channel.normalize(hour.fields, into[channel.place])
-            if not hour.complete:
-                gaps = ~np.isfinite(hour.fields[channel.stored])
-                into[channel.place][gaps] = 0.0
-                missing += int(np.count_nonzero(gaps))
-        return missing
-
-    def _put_wind(self, hour: "_Hour", into: Fields) -> None:
-        """Wind (2, H, W) [m/s], the channel's mean for missing values."""
+            channel.normalize(fields, missing, inputs[channel.place])
         for channel in self._wind:
-            values = hour.fields[channel.stored]
-            into[channel.place] = values
-            if not hour.complete:
-                into[channel.place][~np.isfinite(values)] = channel.mean
+            wind[channel.place] = fields[channel.stored]
+            if missing is not None:
+                wind[channel.place][missing[channel.stored]] = channel.mean
 
-    def _put_targets(self, hour: "_Hour", into: Fields, valid: NDArray[np.bool_]) -> None:
-        """Normalised targets (C, H, W), 0 for missing values, and where they count."""
+    def _put_targets(
+        self, fields: Fields, missing: Missing, targets: Fields, valid: NDArray[np.bool_]
+    ) -> None:
+        """Write normalised targets (C, H, W), 0 for missing values, and their validity."""
         valid[:] = self._mask
         for channel in self._target:
-            channel.normalize(hour.fields, into[channel.place])
-            if not hour.complete:
-                finite = np.isfinite(hour.fields[channel.stored])
-                into[channel.place][~finite] = 0.0
-                valid[channel.place] &= finite
+            channel.normalize(fields, missing, targets[channel.place])
+            if missing is not None:
+                valid[channel.place] &= ~missing[channel.stored]
 
 
 def _widths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Bytes of each tensor; `valid` is bool, the others float32."""
-    assert list(shapes)[-1] == "valid"  # single bytes at the end, so that the floats before them stay aligned
+    """Return the bytes of each tensor; `valid` is bool, the others float32."""
+    assert list(shapes)[-1] == "valid"  # bool last, so that the floats before it are aligned
     return {name: math.prod(shape) * (1 if name == "valid" else 4) for name, shape in shapes.items()}
 
 
-def _views(shapes: dict[str, tuple[int, ...]], into: Block | None) -> dict[str, Tensor]:
-    """Tensors of a batch, not filled, one behind the other in one block of memory."""
+def _views(shapes: dict[str, tuple[int, ...]], into: ByteBuffer | None) -> dict[str, Tensor]:
+    """Return the uninitialised tensors of a batch, contiguous in one buffer."""
     widths = _widths(shapes)
-    block = torch.from_numpy(into) if into is not None else _new_block(sum(widths.values()))
+    if into is not None:
+        buffer = torch.from_numpy(into)
+    elif get_worker_info() is None:
+        buffer = torch.empty(sum(widths.values()), dtype=torch.uint8)
+    else:  # shared from the start, so that the trainer receives it without a copy
+        buffer = shared_buffer(sum(widths.values()))
     views: dict[str, Tensor] = {}
     start = 0
     for name, shape in shapes.items():
         kind = torch.bool if name == "valid" else torch.float32
-        views[name] = block[start : start + widths[name]].view(kind).view(shape)
+        views[name] = buffer[start : start + widths[name]].view(kind).view(shape)
         start += widths[name]
     return views
 
 
-def _new_block(size: int) -> Tensor:
-    """Memory, in a loader process shared from the start: nothing is copied to hand it over."""
-    untyped: Any = torch.UntypedStorage
-    storage = untyped._new_shared(size) if get_worker_info() is not None else untyped(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
-
-
 class _Channel(NamedTuple):
-    """A variable: where it goes, where it is stored, and how it is normalised."""
+    """Variable: its index in the tensor and in the store, and its normalisation."""
 
     place: int
     stored: int
     mean: np.float32
     std: np.float32
 
-    @classmethod
-    def of(cls, place: int, stored: int, name: str, normalization: Normalization) -> "_Channel":
-        return cls(place, stored, np.float32(normalization.mean[name]), np.float32(normalization.std[name]))
-
-    def normalize(self, fields: Fields, into: Fields) -> None:
-        """As `Normalization.normalize` does, written where it belongs: a batch is made of few copies."""
+    def normalize(self, fields: Fields, missing: Missing, into: Fields) -> None:
+        """Write the normalised channel, 0 (the mean) for missing values, without a temporary array."""
         np.subtract(fields[self.stored], self.mean, out=into)
         np.divide(into, self.std, out=into)
-
-
-class _Hour(NamedTuple):
-    """The fields of an hour (C, H, W), and whether all their values are finite, as nearly always."""
-
-    fields: Fields
-    complete: bool
-
-    @classmethod
-    def of(cls, fields: Fields) -> "_Hour":
-        return cls(fields, bool(np.isfinite(fields).all()))
+        if missing is not None:
+            into[missing[self.stored]] = 0.0

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 
 from aqtopo.config import RunConfig
-from aqtopo.data.schema import LEAST_HIGHEST_METRES, PLAUSIBLE_LEVEL, raise_store_error
+from aqtopo.data.schema import MIN_PEAK_M, PLAUSIBLE_LEVEL, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
@@ -59,7 +59,7 @@ def unphysical(store: Store) -> Iterator[tuple[str, str]]:
                 f"Write it anew with {name} in {VARIABLES[name].units}.",
             )
     highest = float(store.static["elevation"].max())
-    if 0 < highest < LEAST_HIGHEST_METRES:
+    if 0 < highest < MIN_PEAK_M:
         yield (
             f"has no point higher than {highest:g} m: its elevation is probably in kilometres",
             "Write it anew with elevation in metres; the barrier of the attention is per kilometre of it.",

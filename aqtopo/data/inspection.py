@@ -14,10 +14,10 @@ from aqtopo.data.check import unphysical
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import (
     DamagedShardError,
-    kept_checksums,
     read_with_deadline,
     shard_checksum,
     shard_path,
+    stored_checksums,
 )
 from aqtopo.data.statistics import Moments
 from aqtopo.data.store import Report, Store, no_progress, open_store
@@ -80,7 +80,7 @@ def inspect_store(
 def _shards(store: Store, report: Report) -> Iterator[Finding]:
     starts = range(0, store.times.size, HOURS_PER_SHARD)
     kept = read_with_deadline(
-        store.path, "its checksums", lambda: kept_checksums(store.path), store.deadline_s
+        store.path, "its checksums", lambda: stored_checksums(store.path), store.deadline_s
     )
     if kept.size != len(starts):
         yield Finding(

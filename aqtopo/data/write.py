@@ -1,13 +1,13 @@
-"""Writes a store, from one dataset or from blocks that follow each other.
+"""Writer of a store, from one dataset or from consecutive blocks.
 
-Three choices of storage:
+Storage format:
 
 * Chunks of an hour, not compressed, each with its CRC-32C, in shards of a day: a flipped byte becomes an
   error instead of a plausible number, and `aqtopo.data.shards` reads an hour with one system call. Zstandard
   saves an eighth of the space and takes 2.5 to 3 times as long (`benchmarks/encodings.py`). Empty (all-NaN)
-  hours are written too, so that a chunk that is not there can only be a lost one.
-* 64 bits of BLAKE2b of every shard's file in `shard_blake2b`, with which `aqtopo data check` compares it.
-* No consolidated metadata: the zarr v3 specification does not define it yet, and a store has eight arrays.
+  hours are written too, so a missing chunk is always a lost one.
+* 64 bits of BLAKE2b of each shard's file in `shard_blake2b`, which `aqtopo data check` compares.
+* No consolidated metadata: the zarr v3 specification does not define it, and a store has only eight arrays.
 """
 
 import math
@@ -32,26 +32,26 @@ from aqtopo.data.schema import (
     check_names,
     check_static,
     check_units,
+    checked_times,
     coordinate_attributes,
     describe_channels,
     raise_store_error,
-    whole_hours,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
 
 _TIME_CHUNK = 2**16
-"""Hours in one chunk of the time axis: 7 years, so that opening a store reads one or two small files."""
+"""Hours in one chunk of the time axis: 7 years, so opening a store reads one or two small files."""
 
 
 def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
-    """Write a new store from one dataset, or from several that follow each other in time.
+    """Write a new store from one dataset, or from several in order of time.
 
-    Each block has `fields (time, channel, lat, lon)`; the first also `static (static_channel, lat, lon)` and,
-    among its attributes, `source`. All but the last hold a multiple of 24 h: no shard is written twice.
-    The store is written aside, as `<path>.partial`, and takes its name when it is complete.
+    Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
+    and the attribute `source`. All blocks except the last have a multiple of 24 h, so no shard is written
+    twice. The store is written to `<path>.partial` and renamed when it is complete.
 
     Raises:
-        ValueError: `path` exists already or cannot be written, or a block does not fit `aqtopo.data.schema`.
+        ValueError: `path` exists already or cannot be written, or a block violates `aqtopo.data.schema`.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -59,8 +59,8 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
         raise ValueError(f"{final} exists already and is not overwritten. Remove it or choose another name.")
     if partial.exists():
         raise ValueError(
-            f"{partial} is there: another process is writing {final}, or one was killed while it did. "
-            "Remove it when nobody is writing."
+            f"{partial} exists: another process is writing {final}, or was killed while writing. "
+            "Remove it if no process is writing."
         )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -85,19 +85,21 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
     for block in blocks:
         if hours % HOURS_PER_SHARD:
             raise ValueError(
-                f"A block of {name} ends after {hours} h and another follows. All blocks but the last must "
-                f"hold a multiple of {HOURS_PER_SHARD} h."
+                f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
+                f"must have a multiple of {HOURS_PER_SHARD} h."
             )
         fields = _checked_fields(block, name)
         joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
-        whole_hours(name, joined)
+        checked_times(name, joined)
         if last_time is None:
             channels = tuple(fields["channel"].values.tolist())
             attributes = _create(block, fields, partial, name)
         else:
             if tuple(fields["channel"].values.tolist()) != channels:
-                raise ValueError(f"A block of {name} has its channels in another order than the first block.")
-            # Appending replaces the group's attributes by those of the block.
+                raise ValueError(
+                    f"A block of {name} has its channels in another order than the first block. Reorder them."
+                )
+            # An append replaces the group's attributes by those of the block.
             more = (
                 fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
             )
@@ -105,24 +107,24 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
                 partial, zarr_format=3, consolidated=False, append_dim="time", write_empty_chunks=True
             )
         last_time, hours = fields["time"].values[-1:], hours + fields.sizes["time"]
-        # At once, while the system still has the files in memory.
+        # Hash now, while the files are in the page cache.
         shards = range(len(checksums), math.ceil(hours / HOURS_PER_SHARD))
         checksums += [shard_checksum(partial, shard) for shard in shards]
     if last_time is None:
-        raise ValueError(f"There is nothing to write to {name}: no block was given.")
-    kept = zarr.create_array(
+        raise ValueError(f"There is nothing to write to {name}: no block was given. Pass at least one.")
+    stored = zarr.create_array(
         partial / CHECKSUMS,
         data=np.array(checksums, dtype=np.uint64),
         dimension_names=["shard"],
         attributes={"long_name": "first 64 bits of BLAKE2b of the file of each shard of `fields`"},
     )
-    assert kept.shape == (math.ceil(hours / HOURS_PER_SHARD),)
+    assert stored.shape == (math.ceil(hours / HOURS_PER_SHARD),)
 
 
 def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
     if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
         raise_store_error(
-            name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array."
+            name, f"was given a block without `fields {FIELDS_DIMS}`", "Add the array to the dataset."
         )
     fields = block["fields"]
     for coordinate in FIELDS_DIMS:
@@ -137,14 +139,14 @@ def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
 
 
 def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
-    """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
+    """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
     if not isinstance(block.attrs.get("source"), str):
         raise_store_error(
-            name, "was given no attribute `source`", "Say in one string where the data come from."
+            name, "was given no attribute `source`", "Set it to a string that names the origin of the data."
         )
     if "static" not in block or block["static"].dims != STATIC_DIMS:
         raise_store_error(
-            name, f"was given a first block without `static {STATIC_DIMS}`", "Give the dataset that array."
+            name, f"was given a first block without `static {STATIC_DIMS}`", "Add the array to the dataset."
         )
     static = block["static"].astype(np.float32)
     names = static["static_channel"].values.tolist()
@@ -160,7 +162,7 @@ def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) 
     )
     for coordinate, attributes in coordinate_attributes().items():
         dataset[coordinate].attrs = attributes
-    # zarr v3 specifies strings of variable length only; numpy's fixed-length ones would be an extension.
+    # zarr v3 specifies only strings of variable length; numpy's fixed-length strings are an extension.
     dataset = dataset.assign_coords(
         channel=dataset["channel"].astype(object), static_channel=dataset["static_channel"].astype(object)
     )

@@ -25,15 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
-from aqtopo.data.samples import Split, sample_table
+from aqtopo.data.samples import sample_table
 from aqtopo.data.schema import HOURS_PER_SHARD, raise_store_error
 from aqtopo.data.shards import (
     DamagedShardError,
     checksum_of,
-    kept_checksums,
     read_with_deadline,
     shard_bytes,
     shard_path,
+    stored_checksums,
 )
 from aqtopo.data.store import Store
 from aqtopo.distributed import process_group
@@ -47,19 +47,15 @@ COPY_THREADS = 8
 """Shards copied in parallel: a parallel file system has a high latency for each request."""
 
 _METADATA = ("zarr.json", "fields/zarr.json")
-_SPLITS: tuple[Split, ...] = ("train", "validation")
 _KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
 """Errors of a copy, the narrower first. The kind decides if the job is requeued."""
 
 
 def needed_shards(store: Store, config: RunConfig) -> list[int]:
     """Return the numbers of the shards that training and validation read, ascending."""
-    hours = []
-    for split in _SPLITS:
-        table = sample_table(config, store.times, split)
-        starts, leads = table.lookup(np.arange(len(table)))
-        hours += [starts, (starts[:, None] + leads.astype("timedelta64[h]")).ravel()]
-    shards: list[int] = np.unique(store.locate(np.unique(np.concatenate(hours))) // HOURS_PER_SHARD).tolist()
+    tables = [sample_table(config, store.times, split) for split in ("train", "validation")]
+    hours = np.concatenate([table.hours(np.arange(len(table))) for table in tables])
+    shards: list[int] = np.unique(store.locate(hours) // HOURS_PER_SHARD).tolist()
     return shards
 
 
@@ -72,7 +68,7 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
     """
     assert config.data.stage is not None
     host, shards, deadline_s = socket.gethostname(), needed_shards(store, config), config.data.read_deadline_s
-    kept = read_with_deadline(store.path, "its checksums", lambda: kept_checksums(store.path), deadline_s)
+    kept = read_with_deadline(store.path, "its checksums", lambda: stored_checksums(store.path), deadline_s)
     if kept.size != -(-store.times.size // HOURS_PER_SHARD):
         raise_store_error(
             store.path,
@@ -99,7 +95,7 @@ def _size(store: Store, shard: int) -> int:
     try:
         return shard_path(store.path, first).stat().st_size
     except FileNotFoundError:
-        store.lose(first, DamagedShardError("is gone"))
+        store.raise_damaged(first, DamagedShardError("is gone"))
 
 
 def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:
@@ -122,7 +118,7 @@ def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:
                 store.path, what, lambda: _copy_shard(store, shard, target, int(kept[shard])), deadline_s
             )
         except DamagedShardError as error:
-            store.lose(first, error)
+            store.raise_damaged(first, error)
 
     metadata = read_with_deadline(
         store.path,

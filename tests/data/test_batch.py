@@ -162,13 +162,13 @@ def test_a_start_time_that_is_not_stored_is_refused(tiny_store: Path, tiny_confi
 def hours_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Indices of the hours that are read, in order."""
     hours: list[int] = []
-    reading = Store.read_unwatched
+    reading = Store.read_without_deadline
 
-    def read_unwatched(store: Store, first: int, last: int) -> Any:
+    def read_without_deadline(store: Store, first: int, last: int) -> Any:
         hours.extend(range(first, last))
         return reading(store, first, last)
 
-    monkeypatch.setattr(Store, "read_unwatched", read_unwatched)
+    monkeypatch.setattr(Store, "read_without_deadline", read_without_deadline)
     return hours
 
 

@@ -14,14 +14,14 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.batch import PADDING, Batch
-from aqtopo.data.loader import EvaluationLoader, TrainingLoader, training_steps
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 
 TinyConfig = Callable[..., RunConfig]
 Sample = tuple[int, str, tuple[float, ...]]
 
 
 def epoch(store: Path, config: RunConfig, rank: int = 0, world: int = 1, first: int = 0) -> list[list[Batch]]:
-    return list(training_steps(open_store(store), config, 0, first, rank, world))
+    return list(TrainingLoader(open_store(store), config, rank, world).steps(0, first))
 
 
 def samples(steps: list[list[Batch]]) -> list[list[Sample]]:
@@ -91,7 +91,7 @@ def test_epochs_and_seeds_have_their_own_order(tiny_store: Path, tiny_config: Ti
 
     def starts(seed: int, number: int) -> list[str]:
         config = tiny_config(training={"seed": seed})
-        return [str(time) for time in next(training_steps(store, config, number, 0, 0, 1))[0].times]
+        return [str(time) for time in next(TrainingLoader(store, config, 0, 1).steps(number))[0].times]
 
     orders = {tuple(starts(seed, number)) for seed in (0, 1) for number in (0, 1)}
     assert len(orders) == 4
@@ -130,7 +130,7 @@ def test_too_few_samples_are_refused_before_anything_is_read(
         data={"time_stride_hours": 24}, training={"nodes": 50, "run_dir": "run", "epochs": 1}
     )
     with pytest.raises(ValueError, match=r"give 24 samples, fewer .*2 on each of 50 ranks = 100"):
-        training_steps(open_store(tiny_store), config, 0, 0, 0, 50)
+        TrainingLoader(open_store(tiny_store), config, 0, 50).steps(0)
 
 
 def test_a_store_that_does_not_fit_is_refused_before_anything_is_read(
@@ -288,7 +288,7 @@ def test_loader_processes_outlive_signals_meant_for_the_trainer(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     others = set(multiprocessing.active_children())
-    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 0, 0, 1)
+    steps = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 1).steps(0)
     next(steps)
     workers = [process for process in multiprocessing.active_children() if process not in others]
     assert len(workers) == 2
@@ -336,7 +336,7 @@ def test_a_loader_process_that_is_killed_ends_with_a_message(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     others = set(multiprocessing.active_children())
-    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 0, 0, 1)
+    steps = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1).steps(0)
     next(steps)
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
     assert worker.pid is not None

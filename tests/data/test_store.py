@@ -122,7 +122,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "schema version": (
         lambda p: set_attribute(p, "schema_version", 99),
-        r"has the schema version 99, and this aqtopo reads version 1\. Make it anew",
+        r"has the schema version 99, and this aqtopo reads version 1\. Write it anew",
     ),
     "no schema version": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=3)),
@@ -143,7 +143,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: set_value(p, "time", 10, 403233),
         r"has the time 2016-01-01T09 repeated on its time axis",
     ),
-    "half hours": (count_time_in_minutes, r"which is not a whole hour\. Fields belong to whole hours"),
+    "half hours": (count_time_in_minutes, r"which is not a whole hour\. Times must be whole hours"),
     "latitude not monotonic": (
         lambda p: set_value(p, "lat", 3, 10.0),
         r"has a coordinate `lat` that is not strictly monotonic",

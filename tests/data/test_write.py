@@ -82,7 +82,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: d.assign_coords(time=d["time"].values + np.timedelta64(30, "m")),
         r"not a whole hour",
     ),
-    "no time": (lambda d: d.isel(time=slice(0, 0)), r"holds no time"),
+    "no time": (lambda d: d.isel(time=slice(0, 0)), r"has an empty time axis"),
     "NaN in static": (
         lambda d: d.assign(static=d["static"].where(d["lat"] > 21)),
         r"static channel elevation",
