@@ -15,7 +15,7 @@ A failed check raises a `ValueError` of one paragraph: the store, the fault and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,16 +154,14 @@ def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def coordinate_attributes() -> dict[str, dict[str, Any]]:
-    """Return the CF attributes by coordinate."""
-    return {
-        "time": {"standard_name": "time", "long_name": "time (UTC)", "axis": "T"},
-        "lat": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
-        "lon": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
-        "channel": {"long_name": "hourly variable"},
-        "static_channel": {"long_name": "variable that does not change with time"},
-    }
-
+COORDINATE_ATTRIBUTES = {
+    "time": {"standard_name": "time", "long_name": "time (UTC)", "axis": "T"},
+    "lat": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    "lon": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+    "channel": {"long_name": "hourly variable"},
+    "static_channel": {"long_name": "variable that does not change with time"},
+}
+"""CF attributes by coordinate."""
 
 EXPECTED_CHANNELS = {"fields": DYNAMIC_VARIABLES, "static": STATIC_CHANNELS}
 """Channels of each array, in the usual order."""

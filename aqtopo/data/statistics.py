@@ -49,6 +49,12 @@ class Moments:
         deviations = np.where(finite, wide - mean[:, None, None], 0.0)
         return cls(count, mean, (deviations**2).sum(axis=axes))
 
+    @property
+    def std(self) -> Values:
+        """Population standard deviation (C,); 0 without a value."""
+        deviations: Values = np.sqrt(self.squares / np.maximum(self.count, 1.0))
+        return deviations
+
     def merged(self, other: "Moments") -> "Moments":
         """Return the moments of both sets together (Chan, Golub and LeVeque 1983, pairwise Welford)."""
         count = self.count + other.count
@@ -79,16 +85,12 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
         total = total.merged(Moments.of(store.read_span(first, last)))
         report("days of statistics", done, len(ranges))
     known = total.count > 0
-    mean = np.where(known, total.mean, np.nan)
-    std = np.where(known, np.sqrt(total.squares / np.maximum(total.count, 1.0)), np.nan)
-    static = {name: store.static[name].astype(np.float64) for name in STATIC_VARIABLES}
-    return Statistics(
-        mean=dict(zip(store.channels, mean.tolist(), strict=True))
-        | {name: float(values.mean()) for name, values in static.items()},
-        std=dict(zip(store.channels, std.tolist(), strict=True))
-        | {name: float(values.std()) for name, values in static.items()},
-        years=wanted,
-    )
+    mean = dict(zip(store.channels, np.where(known, total.mean, np.nan).tolist(), strict=True))
+    std = dict(zip(store.channels, np.where(known, total.std, np.nan).tolist(), strict=True))
+    for name in STATIC_VARIABLES:
+        values = store.static[name].astype(np.float64)
+        mean[name], std[name] = float(values.mean()), float(values.std())
+    return Statistics(mean, std, wanted)
 
 
 def write_statistics(
@@ -138,11 +140,6 @@ class Normalization:
     mean: Mapping[str, float]
     std: Mapping[str, float]
 
-    @classmethod
-    def from_statistics(cls, mean: Mapping[str, float], std: Mapping[str, float]) -> "Normalization":
-        """Return the normalisation with 1 for each standard deviation of 0: a constant channel becomes 0."""
-        return cls(dict(mean), {name: value if value > 0 else 1.0 for name, value in std.items()})
-
     def means(self, names: Sequence[str]) -> NDArray[np.float32]:
         """Return the means of `names`, (C, 1, 1), to broadcast over the grid."""
         return np.array([self.mean[name] for name in names], dtype=np.float32)[:, None, None]
@@ -191,4 +188,5 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
             {name: variable.topoflow_mean for name, variable in VARIABLES.items()},
             {name: variable.topoflow_std for name, variable in VARIABLES.items()},
         )
-    return Normalization.from_statistics(store.mean, store.std)
+    # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
+    return Normalization(store.mean, {name: std if std > 0 else 1.0 for name, std in store.std.items()})

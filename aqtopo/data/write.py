@@ -22,6 +22,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from aqtopo.data.schema import (
+    COORDINATE_ATTRIBUTES,
     EXPECTED_CHANNELS,
     FIELDS_DIMS,
     HOURS_PER_SHARD,
@@ -33,7 +34,6 @@ from aqtopo.data.schema import (
     check_static,
     check_units,
     checked_times,
-    coordinate_attributes,
     describe_channels,
     raise_store_error,
 )
@@ -160,7 +160,7 @@ def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) 
         {"fields": fields, "static": static.reset_coords(drop=True).assign_attrs(describe_channels(names))},
         attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},
     )
-    for coordinate, attributes in coordinate_attributes().items():
+    for coordinate, attributes in COORDINATE_ATTRIBUTES.items():
         dataset[coordinate].attrs = attributes
     # zarr v3 specifies only strings of variable length; numpy's fixed-length strings are an extension.
     dataset = dataset.assign_coords(

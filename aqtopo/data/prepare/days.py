@@ -90,13 +90,12 @@ class DayMaker:
         report.missing = {hour: why for hour, why in report.missing.items() if int(hour) not in fields}
         if fields:
             _write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
-        _write_atomically(_report_path(self.parts, day), report)
+        _write_atomically(self.parts / f"{day}.json", report)
         return report
 
     def is_due(self, day: np.datetime64) -> bool:
         """Return true if the day is unfinished and any file may hold its hours."""
-        sources = self.inventory.sources(self._stamps(day))
-        return bool(sources.files or sources.archives) and report_of(self.parts, day) is None
+        return bool(self.inventory.paths(self._stamps(day))) and report_of(self.parts, day) is None
 
     def _stamps(self, day: np.datetime64) -> Hours:
         return hours_of(day) + self.hours_ahead * _HOUR
@@ -105,7 +104,7 @@ class DayMaker:
         stamps = self._stamps(day)
         out_of_range, missing_cells, converted = Counter[str](), Counter[str](), Counter[str]()
         covered = self.regridder.covered
-        for file in self.inventory.sources(stamps).read(stamps):
+        for file in self.inventory.read(stamps):
             if np.isnat(file.stamp):
                 report.damaged.append(f"{file.where} {file.problem}")
                 continue
@@ -145,13 +144,9 @@ def part_path(parts: Path, day: np.datetime64) -> Path:
     return parts / f"{day}.npy"
 
 
-def _report_path(parts: Path, day: np.datetime64) -> Path:
-    return parts / f"{day}.json"
-
-
 def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
     """Return the report of a finished day; None for others."""
-    path = _report_path(parts, day)
+    path = parts / f"{day}.json"
     return DayReport(**json.loads(path.read_text())) if path.exists() else None
 
 
