@@ -16,12 +16,10 @@ from torch.utils.data import get_worker_info
 
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
+from aqtopo.data.samples import PADDING
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.workers import ByteBuffer, shared_buffer
-
-PADDING = -1
-"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
 
 _TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
 
@@ -56,11 +54,6 @@ class Batch:
     filled: int
 
     @property
-    def info(self) -> "BatchInfo":
-        """Values of the batch other than its tensors."""
-        return BatchInfo(self.places, self.times, self.filled)
-
-    @property
     def samples(self) -> int:
         """Number of samples without padding."""
         return sum(place != PADDING for place in self.places)
@@ -76,14 +69,6 @@ class Batch:
     def clone(self) -> "Batch":
         """Return a copy in this process's own memory."""
         return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
-
-
-class BatchInfo(NamedTuple):
-    """Values of a batch other than its tensors; see `Batch`."""
-
-    places: tuple[int, ...]
-    times: Hours
-    filled: int
 
 
 class BatchReader:
@@ -124,7 +109,7 @@ class BatchReader:
     def shapes(self, samples: int, leads: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors of a batch of B samples with K lead times."""
         targets = (samples, leads, len(self._target), *self._mask.shape)
-        return {
+        return {  # bool last, so that the floats before it are aligned
             "inputs": (samples, len(self._dynamic) + len(self._static), *self._mask.shape),
             "wind": (samples, 2, *self._mask.shape),
             "targets": targets,
@@ -134,12 +119,23 @@ class BatchReader:
 
     def size(self, samples: int, leads: int) -> int:
         """Return the bytes of a batch's tensors."""
-        return sum(_widths(self.shapes(samples, leads)).values())
+        return sum(_bytes(name, shape) for name, shape in self.shapes(samples, leads).items())
 
-    def view(self, leads: int, buffer: ByteBuffer, info: "BatchInfo") -> Batch:
-        """Return the batch in a buffer that `batch` filled in another process."""
-        tensors = _views(self.shapes(len(info.places), leads), buffer)
-        return Batch(**tensors, places=info.places, times=info.times, filled=info.filled)
+    def tensors(self, samples: int, leads: int, buffer: ByteBuffer | None) -> dict[str, Tensor]:
+        """Return the tensors of a batch, contiguous in a buffer; None allocates an uninitialised one."""
+        if buffer is not None:
+            memory = torch.from_numpy(buffer)
+        elif get_worker_info() is None:
+            memory = torch.empty(self.size(samples, leads), dtype=torch.uint8)
+        else:  # shared from the start, so that the trainer receives it without a copy
+            memory = shared_buffer(self.size(samples, leads))
+        tensors: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in self.shapes(samples, leads).items():
+            end = start + _bytes(name, shape)
+            tensors[name] = memory[start:end].view(_dtype(name)).view(shape)
+            start = end
+        return tensors
 
     def batch(
         self,
@@ -167,7 +163,7 @@ class BatchReader:
         stored = self._store.holds(ends)
         hours, where = np.unique(np.concatenate([starts, ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
-        batch = _views(self.shapes(*lead_hours.shape), into)
+        batch = self.tensors(len(places), lead_hours.shape[1], into)
         padding = places == PADDING
         for name in ("inputs", "wind", "targets", "valid"):
             batch[name].numpy()[padding] = 0
@@ -239,28 +235,12 @@ class BatchReader:
                 valid[channel.place] &= ~missing[channel.stored]
 
 
-def _widths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the bytes of each tensor; `valid` is bool, the others float32."""
-    assert list(shapes)[-1] == "valid"  # bool last, so that the floats before it are aligned
-    return {name: math.prod(shape) * (1 if name == "valid" else 4) for name, shape in shapes.items()}
+def _dtype(name: str) -> torch.dtype:
+    return torch.bool if name == "valid" else torch.float32
 
 
-def _views(shapes: dict[str, tuple[int, ...]], into: ByteBuffer | None) -> dict[str, Tensor]:
-    """Return the uninitialised tensors of a batch, contiguous in one buffer."""
-    widths = _widths(shapes)
-    if into is not None:
-        buffer = torch.from_numpy(into)
-    elif get_worker_info() is None:
-        buffer = torch.empty(sum(widths.values()), dtype=torch.uint8)
-    else:  # shared from the start, so that the trainer receives it without a copy
-        buffer = shared_buffer(sum(widths.values()))
-    views: dict[str, Tensor] = {}
-    start = 0
-    for name, shape in shapes.items():
-        kind = torch.bool if name == "valid" else torch.float32
-        views[name] = buffer[start : start + widths[name]].view(kind).view(shape)
-        start += widths[name]
-    return views
+def _bytes(name: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _dtype(name).itemsize
 
 
 class _Channel(NamedTuple):

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import PADDING, Batch, BatchInfo, BatchReader
+from aqtopo.data.batch import Batch, BatchReader
 from aqtopo.data.samples import (
+    PADDING,
     SampleTable,
     Split,
     StepPlan,
@@ -61,8 +62,9 @@ class FilledSlot:
     """Micro-batch in a slot of the pool; only this record is sent between processes."""
 
     slot: int
-    leads: int
-    info: BatchInfo
+    places: tuple[int, ...]
+    times: Hours
+    filled: int
 
 
 WorkerResult = Batch | FilledSlot | UnreadableDataError
@@ -84,7 +86,7 @@ class MicroBatches(Dataset[WorkerResult]):
             batch = self._reader.batch(times, leads, request.places, into)
         except ValueError as error:
             return UnreadableDataError(str(error))  # raised by the trainer, without the worker's traceback
-        return batch if slot is None else FilledSlot(slot, leads.shape[1], batch.info)
+        return batch if slot is None else FilledSlot(slot, batch.places, batch.times, batch.filled)
 
 
 class _Requests(Sampler[Request]):
@@ -183,14 +185,15 @@ class BatchLoader:
             batch = result
         else:
             assert self._pool is not None
-            batch = self._reader.view(result.leads, self._pool.hand_over(result.slot), result.info)
+            buffer = self._pool.hand_over(result.slot)
+            tensors = self._reader.tensors(len(result.places), self._table.leads, buffer)
+            batch = Batch(**tensors, places=result.places, times=result.times, filled=result.filled)
         if self._pin:
             return batch.pin_memory()
         return batch.clone() if self._copy else batch
 
     def _new_pool(self, slots: int, size: int) -> SlotPool:
-        leads = self._table.lookup(np.zeros(1, dtype=np.int64))[1].shape[1]
-        slot_bytes = self._reader.size(size, leads)
+        slot_bytes = self._reader.size(size, self._table.leads)
         try:
             return SlotPool(slots, slot_bytes)
         except RuntimeError as error:
@@ -274,19 +277,17 @@ class TrainingLoader:
             TimeoutError: the file system does not answer.
         """
         order = epoch_order(self._config.training.seed, epoch, len(self._table))
-        micro_batch = self._config.micro_batch
-        shares = [
-            share(self._plan.step_places(step), self._rank, self._world, micro_batch)
+        steps = [
+            share(self._plan.step_places(step), self._rank, self._world, self._config.micro_batch)
             for step in range(first_step, self._plan.steps_per_epoch)
         ]
-        places = [
-            np.array([PADDING if place is None else place for place in micro_batch], dtype=np.int64)
-            for step in shares
-            for micro_batch in step
+        requests = [
+            Request(np.where(places != PADDING, order[places], 0), places)
+            for step in steps
+            for places in step
         ]
-        requests = [Request(np.where(place != PADDING, order[place], 0), place) for place in places]
         batches = self._batches.deliver(requests)
-        return (list(islice(batches, len(step))) for step in shares)
+        return (list(islice(batches, len(step))) for step in steps)
 
 
 class EvaluationLoader:

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data.schema import Hours
 
+PADDING = -1
+"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
+
 _HOUR = np.timedelta64(1, "h")
 
 Split = str
@@ -71,6 +74,11 @@ class SampleTable:
     def __len__(self) -> int:
         return self.times.size * (len(self.horizons) if self.paired else 1)
 
+    @property
+    def leads(self) -> int:
+        """K, the number of lead times of a sample."""
+        return 1 if self.paired else len(self.horizons)
+
     def lookup(self, samples: NDArray[np.int64]) -> tuple[Hours, NDArray[np.int64]]:
         """Return start times (B,) and lead times (B, K) [h] of the sample numbers `samples` (B,)."""
         horizons = np.array(self.horizons, dtype=np.int64)
@@ -121,23 +129,16 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
-MicroBatch = list[int | None]
-"""Places of one micro-batch; None is padding, a sample of weight 0 without data."""
+def share(places: range, rank: int, world: int, micro_batch: int) -> NDArray[np.int64]:
+    """Return the places of one rank's micro-batches of a step, (micro-steps, `micro_batch`).
 
-
-def share(places: range, rank: int, world: int, micro_batch: int) -> list[MicroBatch]:
-    """Return one rank's micro-batches of a step, each of `micro_batch` places.
-
-    All ranks get equally many micro-steps, the fewest for all places; the padding is at the end.
+    All ranks get equally many micro-steps, the fewest for all places; the `PADDING` is at the end.
     """
     assert 0 <= rank < world
-    assert micro_batch > 0
     micro_steps = math.ceil(len(places) / (world * micro_batch))
-    starts = ((micro_step * world + rank) * micro_batch for micro_step in range(micro_steps))
-    return [
-        [places[i] if i < len(places) else None for i in range(start, start + micro_batch)]
-        for start in starts
-    ]
+    padded = np.full(micro_steps * world * micro_batch, PADDING, dtype=np.int64)
+    padded[: len(places)] = places
+    return padded.reshape(micro_steps, world, micro_batch)[:, rank]
 
 
 @dataclass(frozen=True)

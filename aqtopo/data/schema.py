@@ -15,13 +15,16 @@ A failed check raises a `ValueError` of one paragraph: the store, the fault and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.refusal import UnreadableDataError
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 SCHEMA_VERSION = 1
 """Layout version; incremented when a store of the old layout could be misread."""
@@ -31,6 +34,9 @@ HOURS_PER_SHARD = 24
 
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
+
+_ARRAYS = {"fields": (FIELDS_DIMS, DYNAMIC_VARIABLES), "static": (STATIC_DIMS, STATIC_CHANNELS)}
+"""Dimensions and channels of each array."""
 
 PLAUSIBLE_LEVEL = {"co": (20.0, 2e4)}
 """Range of the mean or median over a large area, in the store's units, for variables whose `valid_range` does
@@ -53,7 +59,35 @@ def raise_unreadable(store: object, what: str, remedy: str) -> NoReturn:
     raise UnreadableDataError(f"The data store {store} {what}. {remedy}")
 
 
-def check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
+def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> None:
+    """Check the arrays, coordinates, channels, units and source of a data set.
+
+    Args:
+        store: path of the store, for the message.
+        dataset: content of a store or a block of it.
+        first: False for a block that is appended, which needs only `fields`.
+    """
+    for array, (dims, channels) in _ARRAYS.items():
+        if array == "static" and not first:
+            continue
+        if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
+            remedy = "Write it from a dataset with that array."
+            raise_store_error(store, f"lacks the float32 array `{array} {dims}`", remedy)
+        absent = [dim for dim in dims if dim not in dataset.coords]
+        if absent:
+            remedy = "Write it from a dataset with that coordinate."
+            raise_store_error(store, f"lacks the coordinate `{absent[0]}`", remedy)
+        names = dataset["channel" if array == "fields" else "static_channel"].values
+        _check_names(store, array, [str(name) for name in names], channels)
+        _check_units(store, dataset[array].attrs.get("channel_units", {}))
+    for axis in ("lat", "lon"):
+        _check_axis(store, axis, dataset[axis].values)
+    if first and not isinstance(dataset.attrs.get("source"), str):
+        remedy = "Set it to a string that names the origin of the data."
+        raise_store_error(store, "has no attribute `source`", remedy)
+
+
+def _check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
     """Check that the channels of an array are `expected`, each once, in any order."""
     remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store anew with them."
     missing = [name for name in expected if name not in found]
@@ -66,7 +100,7 @@ def check_names(store: object, array: str, found: Sequence[str], expected: Seque
         raise_store_error(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
 
 
-def check_units(store: object, units: Mapping[str, str]) -> None:
+def _check_units(store: object, units: Mapping[str, str]) -> None:
     """Check that units are those of `aqtopo.variables`; a channel without units is accepted."""
     for name, found in units.items():
         if name in VARIABLES and found != VARIABLES[name].units:
@@ -105,7 +139,7 @@ def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
     return hours
 
 
-def check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
+def _check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
     """Check that a latitude or longitude axis is strictly monotonic, ascending or descending."""
     steps = np.diff(values)
     if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
@@ -162,6 +196,3 @@ COORDINATE_ATTRIBUTES = {
     "static_channel": {"long_name": "variable that does not change with time"},
 }
 """CF attributes by coordinate."""
-
-EXPECTED_CHANNELS = {"fields": DYNAMIC_VARIABLES, "static": STATIC_CHANNELS}
-"""Channels of each array, in the usual order."""

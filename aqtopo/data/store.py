@@ -18,16 +18,11 @@ from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import (
-    EXPECTED_CHANNELS,
-    FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
-    STATIC_DIMS,
     Hours,
-    check_axis,
-    check_names,
+    check_layout,
     check_static,
-    check_units,
     checked_times,
     raise_store_error,
     raise_unreadable,
@@ -191,7 +186,14 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
         TimeoutError: the file system did not answer for `deadline_s`.
     """
     dataset = read_with_deadline(path, "its metadata", lambda: _open_dataset(Path(path)), deadline_s)
-    _check_layout(path, dataset)
+    version = dataset.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise_store_error(
+            path,
+            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
+            "Write it anew with this version, or use the aqtopo version that wrote it.",
+        )
+    check_layout(path, dataset)
     static = {
         str(name): dataset["static"].values[i] for i, name in enumerate(dataset["static_channel"].values)
     }
@@ -230,35 +232,6 @@ def _open_dataset(path: Path) -> xr.Dataset:
             path,
             f"cannot be read as a zarr v3 group ({type(error).__name__}: {error})",
             "Check that it is a complete aqtopo store and that you may read it, or write it anew.",
-        )
-
-
-def _check_layout(path: str | Path, dataset: xr.Dataset) -> None:
-    version = dataset.attrs.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise_store_error(
-            path,
-            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
-            "Write it anew with this version, or use the aqtopo version that wrote it.",
-        )
-    for array, dims in (("fields", FIELDS_DIMS), ("static", STATIC_DIMS)):
-        if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
-            raise_store_error(
-                path, f"lacks the float32 array `{array} {dims}`", "Write it anew with `write_store`."
-            )
-        absent = [dim for dim in dims if dim not in dataset.coords]
-        if absent:
-            raise_store_error(
-                path, f"lacks the coordinate `{absent[0]}`", "Write it anew with `write_store`."
-            )
-        channel = dims[0] if array == "static" else dims[1]
-        check_names(path, array, [str(name) for name in dataset[channel].values], EXPECTED_CHANNELS[array])
-        check_units(path, dataset[array].attrs.get("channel_units", {}))
-    for axis in ("lat", "lon"):
-        check_axis(path, axis, dataset[axis].values)
-    if not isinstance(dataset.attrs.get("source"), str):
-        raise_store_error(
-            path, "has no attribute `source`", "Set it to a string that names the origin of the data."
         )
 
 

@@ -23,19 +23,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from aqtopo.data.schema import (
     COORDINATE_ATTRIBUTES,
-    EXPECTED_CHANNELS,
-    FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
-    STATIC_DIMS,
     Hours,
-    check_axis,
-    check_names,
+    check_layout,
     check_static,
-    check_units,
     checked_times,
     describe_channels,
-    raise_store_error,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
 
@@ -88,7 +82,14 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
                 f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
                 f"must have a multiple of {HOURS_PER_SHARD} h."
             )
-        fields = _checked_fields(block, name)
+        # float64 is accepted, and stored as float32.
+        block = block.assign(
+            {array: block[array].astype(np.float32) for array in ("fields", "static") if array in block}
+        )
+        check_layout(name, block, first=last_time is None)
+        fields = block["fields"].reset_coords(drop=True)
+        fields = fields.assign_coords(time=fields["time"].astype("datetime64[ns]"))
+        fields = fields.assign_attrs(describe_channels(fields["channel"].values.tolist()))
         joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
         checked_times(name, joined)
         if last_time is None:
@@ -112,52 +113,21 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
         checksums += [shard_checksum(partial, shard) for shard in shards]
     if last_time is None:
         raise ValueError(f"There is nothing to write to {name}: no block was given. Pass at least one.")
-    stored = zarr.create_array(
+    zarr.create_array(
         partial / CHECKSUMS,
         data=np.array(checksums, dtype=np.uint64),
         dimension_names=["shard"],
         attributes={"long_name": "first 64 bits of BLAKE2b of the file of each shard of `fields`"},
     )
-    assert stored.shape == (math.ceil(hours / HOURS_PER_SHARD),)
-
-
-def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
-    if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
-        raise_store_error(
-            name, f"was given a block without `fields {FIELDS_DIMS}`", "Add the array to the dataset."
-        )
-    fields = block["fields"]
-    for coordinate in FIELDS_DIMS:
-        if coordinate not in fields.coords:
-            raise_store_error(
-                name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset."
-            )
-    check_names(name, "fields", fields["channel"].values.tolist(), EXPECTED_CHANNELS["fields"])
-    check_units(name, fields.attrs.get("channel_units", {}))
-    plain = fields.astype(np.float32).assign_attrs(describe_channels(fields["channel"].values.tolist()))
-    return plain.reset_coords(drop=True).assign_coords(time=plain["time"].astype("datetime64[ns]"))
 
 
 def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
     """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
-    if not isinstance(block.attrs.get("source"), str):
-        raise_store_error(
-            name, "was given no attribute `source`", "Set it to a string that names the origin of the data."
-        )
-    if "static" not in block or block["static"].dims != STATIC_DIMS:
-        raise_store_error(
-            name, f"was given a first block without `static {STATIC_DIMS}`", "Add the array to the dataset."
-        )
-    static = block["static"].astype(np.float32)
-    names = static["static_channel"].values.tolist()
-    check_names(name, "static", names, EXPECTED_CHANNELS["static"])
-    check_units(name, static.attrs.get("channel_units", {}))
-    check_static(name, {channel: static.sel(static_channel=channel).values for channel in names})
-    for axis in ("lat", "lon"):
-        check_axis(name, axis, fields[axis].values)
-
+    names = block["static_channel"].values.tolist()
+    static = block["static"].reset_coords(drop=True).assign_attrs(describe_channels(names))
+    check_static(name, dict(zip(names, static.values, strict=True)))
     dataset = xr.Dataset(
-        {"fields": fields, "static": static.reset_coords(drop=True).assign_attrs(describe_channels(names))},
+        {"fields": fields, "static": static},
         attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},
     )
     for coordinate, attributes in COORDINATE_ATTRIBUTES.items():
@@ -166,20 +136,8 @@ def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) 
     dataset = dataset.assign_coords(
         channel=dataset["channel"].astype(object), static_channel=dataset["static_channel"].astype(object)
     )
-    dataset.to_zarr(
-        partial,
-        mode="w-",
-        zarr_format=3,
-        consolidated=False,
-        write_empty_chunks=True,
-        encoding=_encoding(fields, static),
-    )
-    return {str(key): value for key, value in dataset.attrs.items()}
-
-
-def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str, Any]]:
     hour = fields.shape[1:]
-    return {
+    encoding: dict[str, dict[str, Any]] = {
         "fields": {
             "chunks": (1, *hour),
             "shards": (HOURS_PER_SHARD, *hour),
@@ -188,3 +146,7 @@ def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str,
         "static": {"chunks": static.shape, "compressors": [ZstdCodec(level=3, checksum=True)]},
         "time": {"chunks": (_TIME_CHUNK,), "units": "hours since 1970-01-01", "dtype": "int64"},
     }
+    dataset.to_zarr(
+        partial, mode="w-", zarr_format=3, consolidated=False, write_empty_chunks=True, encoding=encoding
+    )
+    return {str(key): value for key, value in dataset.attrs.items()}

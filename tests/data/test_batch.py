@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
-from aqtopo.data.batch import PADDING, Batch, BatchReader
+from aqtopo.data.batch import Batch, BatchReader
+from aqtopo.data.samples import PADDING
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 TinyConfig = Callable[..., RunConfig]

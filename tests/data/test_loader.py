@@ -13,8 +13,9 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.data.batch import PADDING, Batch
+from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
+from aqtopo.data.samples import PADDING
 
 TinyConfig = Callable[..., RunConfig]
 Sample = tuple[int, str, tuple[float, ...]]

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import (
+    PADDING,
     SampleTable,
     StepPlan,
     calendar_times,
@@ -166,7 +167,7 @@ def test_shares_of_any_world_hold_each_place_of_the_step_once(
 ) -> None:
     places = plan.step_places(data.draw(st.integers(0, plan.steps_per_epoch - 1)))
     shares = [share(places, rank, world, micro_batch) for rank in range(world)]
-    held = [place for mine in shares for batch in mine for place in batch if place is not None]
+    held = [place for mine in shares for batch in mine for place in batch if place != PADDING]
     assert sorted(held) == list(places)
     micro_steps = math.ceil(len(places) / (world * micro_batch))
     assert all(len(mine) == micro_steps for mine in shares)
@@ -177,7 +178,7 @@ def test_shares_of_any_world_hold_each_place_of_the_step_once(
 def test_the_configured_world_has_no_surplus(plan: StepPlan) -> None:
     for rank in range(plan.world):
         mine = share(plan.step_places(plan.steps_per_epoch - 1), rank, plan.world, plan.micro_batch)
-        assert None not in [place for batch in mine for place in batch]
+        assert PADDING not in mine
 
 
 @given(samples=st.integers(0, 100), world=st.integers(1, 12))

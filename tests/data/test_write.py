@@ -63,10 +63,13 @@ def swap_channels(dataset: xr.Dataset) -> xr.Dataset:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "no source": (lambda d: d.drop_attrs(), r"no attribute `source`"),
-    "no fields": (lambda d: d.drop_vars("fields"), r"without `fields"),
-    "no static": (lambda d: d.drop_vars("static"), r"without `static"),
-    "dimensions in another order": (lambda d: d.transpose("channel", ...), r"without `fields"),
-    "no longitude": (lambda d: d.drop_vars("lon"), r"without the coordinate `lon`"),
+    "no fields": (lambda d: d.drop_vars("fields"), "lacks the float32 array `fields"),
+    "no static": (lambda d: d.drop_vars("static"), r"lacks the float32 array `static"),
+    "dimensions in another order": (
+        lambda d: d.transpose("channel", ...),
+        r"lacks the float32 array `fields",
+    ),
+    "no longitude": (lambda d: d.drop_vars("lon"), r"lacks the coordinate `lon`"),
     "missing channel": (lambda d: d.isel(channel=slice(1, None)), r"lacks the channel u in `fields`"),
     "unknown channel": (
         lambda d: d.isel(channel=[*range(11), 0]).assign_coords(channel=[*DYNAMIC_VARIABLES, "ch4"]),

@@ -51,7 +51,7 @@ HOURS_AHEAD: dict[TimeZone, int] = {"UTC": 0, "Beijing": 8}
 SOURCE = "Chinese Air Quality Reanalysis (CAQRA; Kong et al. 2021, doi:10.5194/essd-13-529-2021)"
 
 _CHUNK_DAYS = 4
-_WEIGHTS_FILE, _GRID_FILE, _RECIPE_FILE, _LOCK_FILE = "weights.npz", "grid.npz", "recipe.json", "lock"
+_RECIPE_FILE, _LOCK_FILE = "recipe.json", "lock"
 _MAX_PROBES = 48
 """Number of files tried as source grid before giving up: two days."""
 
@@ -201,19 +201,8 @@ def _check_part_settings(recipe: Recipe) -> None:
 def _day_maker(recipe: Recipe) -> DayMaker:
     inventory = Inventory.of(recipe.source)
     hours_ahead = HOURS_AHEAD[recipe.time_zone]
-    grid_file, weights_file = recipe.parts / _GRID_FILE, recipe.parts / _WEIGHTS_FILE
-    if grid_file.exists() and weights_file.exists():
-        with np.load(grid_file) as kept:
-            grid = SourceGrid(kept["lat"], kept["lon"])
-        regridder = Regridder.load(weights_file, recipe.grid.shape)
-    else:
-        grid = _find_grid(inventory, recipe, hours_ahead)
-        regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
-        temporary = recipe.parts / "temporary.npz"
-        np.savez(temporary, lat=grid.lat, lon=grid.lon)
-        temporary.rename(grid_file)
-        regridder.save(temporary)
-        temporary.rename(weights_file)
+    grid = _find_grid(inventory, recipe, hours_ahead)
+    regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
     return DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
 
 
