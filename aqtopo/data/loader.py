@@ -13,7 +13,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,24 +146,21 @@ class BatchLoader:
         self._pool = self._new_pool(workers * ahead + held + 1, size) if workers else None
         self._requests = _Requests(self._pool)
         self._micro_batches = MicroBatches(self._reader, table, self._pool)
-        self._loader = self._data_loader(workers, ahead, data.worker_start) if workers else None
-
-    def _data_loader(
-        self, workers: int, ahead: int, start: Literal["forkserver", "spawn"]
-    ) -> DataLoader[WorkerResult]:
-        return DataLoader(
-            self._micro_batches,
-            batch_size=None,
-            sampler=self._requests,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            multiprocessing_context=worker_context(start),
-            worker_init_fn=worker_setup(),
-            prefetch_factor=ahead,
-            persistent_workers=True,
-            # Seeds the workers without a draw from the global generator, which initialises weights.
-            generator=torch.Generator().manual_seed(0),
-        )
+        self._loader: DataLoader[WorkerResult] | None = None
+        if workers:
+            self._loader = DataLoader(
+                self._micro_batches,
+                batch_size=None,
+                sampler=self._requests,
+                collate_fn=_unchanged,
+                num_workers=workers,
+                multiprocessing_context=worker_context(data.worker_start),
+                worker_init_fn=worker_setup(),
+                prefetch_factor=ahead,
+                persistent_workers=True,
+                # Seeds the workers without a draw from the global generator, which initialises weights.
+                generator=torch.Generator().manual_seed(0),
+            )
 
     def deliver(self, requests: Sequence[Request]) -> Iterator[Batch]:
         """Yield the micro-batches of `requests`, in order.

@@ -7,6 +7,7 @@ checksum, renames the folder, and removes it when the run ends. The job's folder
 removes the copy of a run that was killed.
 """
 
+import functools
 import json
 import os
 import secrets
@@ -67,9 +68,10 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
         TimeoutError: the store does not answer.
     """
     assert config.data.stage is not None
-    host, shards, deadline_s = socket.gethostname(), needed_shards(store, config), config.data.read_deadline_s
-    kept = read_with_deadline(store.path, "its checksums", lambda: stored_checksums(store.path), deadline_s)
-    if kept.size != -(-store.times.size // HOURS_PER_SHARD):
+    host, shards = socket.gethostname(), needed_shards(store, config)
+    read = functools.partial(read_with_deadline, store.path, deadline_s=config.data.read_deadline_s)
+    checksums = read("its checksums", lambda: stored_checksums(store.path))
+    if checksums.size != -(-store.times.size // HOURS_PER_SHARD):
         raise_store_error(
             store.path,
             "has no checksums, so a copy of it cannot be verified",
@@ -77,9 +79,7 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
         )
     if not Path(config.data.stage).is_dir():
         raise ValueError(f"There is no folder {config.data.stage} on {host}. Choose another `data.stage`.")
-    needed = read_with_deadline(
-        store.path, "the size of its shards", lambda: sum(_size(store, shard) for shard in shards), deadline_s
-    )
+    needed = read("the size of its shards", lambda: sum(_size(store, shard) for shard in shards))
     free = shutil.disk_usage(config.data.stage).free
     if needed > free:
         raise ValueError(
@@ -87,7 +87,7 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
             f"store {store.path} need {needed} bytes there. Free some space, choose another folder for "
             "`data.stage`, or set it to null to read the store directly."
         )
-    return kept
+    return checksums
 
 
 def _size(store: Store, shard: int) -> int:
@@ -105,7 +105,8 @@ def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:
         ValueError: as `check_stage`, or a shard is damaged.
         OSError: the copy cannot be written, or (TimeoutError) the store does not answer.
     """
-    kept, deadline_s = check_stage(store, config), config.data.read_deadline_s
+    checksums = check_stage(store, config)
+    read = functools.partial(read_with_deadline, store.path, deadline_s=config.data.read_deadline_s)
     partial = folder.with_name(f"{folder.name}.partial")
 
     def copy(shard: int) -> None:
@@ -114,18 +115,11 @@ def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:
         target.parent.mkdir(parents=True)
         what = f"the shard {target.relative_to(partial)} of {store.times[first]}"
         try:
-            read_with_deadline(
-                store.path, what, lambda: _copy_shard(store, shard, target, int(kept[shard])), deadline_s
-            )
+            read(what, lambda: _copy_shard(store, shard, target, int(checksums[shard])))
         except DamagedShardError as error:
             store.raise_damaged(first, error)
 
-    metadata = read_with_deadline(
-        store.path,
-        "its metadata",
-        lambda: [Path(store.path, name).read_bytes() for name in _METADATA],
-        deadline_s,
-    )
+    metadata = read("its metadata", lambda: [Path(store.path, name).read_bytes() for name in _METADATA])
     try:
         partial.mkdir(mode=0o700)  # fails if the name exists, even as a link
         try:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -53,9 +53,9 @@ class DayReport:
     missing: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     duplicated: list[int] = field(default_factory=list)
-    missing_cells: dict[str, int] = field(default_factory=dict)
-    out_of_range: dict[str, int] = field(default_factory=dict)
-    converted: dict[str, int] = field(default_factory=dict)
+    missing_cells: Counter[str] = field(default_factory=Counter)
+    out_of_range: Counter[str] = field(default_factory=Counter)
+    converted: Counter[str] = field(default_factory=Counter)
     temperature: list[float | None] = field(default_factory=lambda: [None] * HOURS_PER_DAY)
 
 
@@ -101,9 +101,7 @@ class DayMaker:
         return hours_of(day) + self.hours_ahead * _HOUR
 
     def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
-        stamps = self._stamps(day)
-        out_of_range, missing_cells, converted = Counter[str](), Counter[str](), Counter[str]()
-        covered = self.regridder.covered
+        stamps, covered = self._stamps(day), self.regridder.covered
         for file in self.inventory.read(stamps):
             if np.isnat(file.stamp):
                 report.damaged.append(f"{file.where} {file.problem}")
@@ -123,14 +121,12 @@ class DayMaker:
                 rotate_wind(found.fields, self.grid.angle) if self.turn_wind else found.fields
             )
             fields[hour] = regridded
-            out_of_range.update(found.out_of_range)
-            converted.update(f"{name}: {units}" for name, units in found.converted.items())
+            # += drops zeros.
+            report.out_of_range += Counter(found.out_of_range)
+            report.converted += Counter(f"{name}: {units}" for name, units in found.converted.items())
             empty = (~np.isfinite(regridded) & covered).sum(axis=(1, 2))
-            missing_cells.update(dict(zip(DYNAMIC_VARIABLES, empty.tolist(), strict=True)))
+            report.missing_cells += Counter(dict(zip(DYNAMIC_VARIABLES, empty.tolist(), strict=True)))
             report.temperature[hour] = _mean(regridded[DYNAMIC_VARIABLES.index("temp")])
-        # Unary plus drops zeros; a plain dict because asdict cannot copy a Counter.
-        report.out_of_range, report.converted = dict(+out_of_range), dict(converted)
-        report.missing_cells = dict(+missing_cells)
 
 
 def hours_of(day: np.datetime64) -> Hours:
@@ -155,7 +151,7 @@ def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> N
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         if isinstance(content, DayReport):
-            file.write(json.dumps(asdict(content)).encode())
+            file.write(json.dumps(vars(content)).encode())
         else:
             np.save(file, content)
         file.flush()
