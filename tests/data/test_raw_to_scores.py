@@ -70,7 +70,7 @@ def run_config(store: Path, run_dir: Path, stage: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_raw_archives_become_scores_though_preparing_is_killed_three_times(tmp_path: Path) -> None:
+def test_archives_to_scores_with_three_killed_preparations(tmp_path: Path) -> None:
     raw, store, run_dir = tmp_path / "raw", tmp_path / "caqra.zarr", tmp_path / "run"
     make_raw(raw)
     prepare = ["prepare", "caqra", raw, store, "--years", *YEARS, "--train-years", 2013, "--time-zone", "UTC"]

@@ -61,7 +61,7 @@ def test_reclaiming_frees_what_was_reserved_but_not_what_is_in_use() -> None:
 
 
 @pytest.mark.slow
-def test_batches_that_are_kept_stay_as_they_were(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_kept_batches_are_not_overwritten(tiny_store: Path, tiny_config: TinyConfig) -> None:
     store = open_store(tiny_store)
     here = TrainingLoader(store, tiny_config(), 0, 1)
     there = TrainingLoader(store, tiny_config(data={"workers": 2}), 0, 1)
@@ -78,7 +78,7 @@ def test_batches_that_are_kept_stay_as_they_were(tiny_store: Path, tiny_config: 
 
 
 @pytest.mark.slow
-def test_too_little_shared_memory_is_said(
+def test_too_little_shared_memory_is_reported(
     tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The width of a slot is no part of what is tested; 2**50 bytes are more than any machine shares.

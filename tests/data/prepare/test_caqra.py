@@ -54,7 +54,7 @@ def test_hours_have_their_time_and_units(prepared: Prepared) -> None:
     assert store.static["elevation"].max() > 1000
 
 
-def test_faults_of_the_files_are_in_the_report(prepared: Prepared) -> None:
+def test_faults_of_files_are_in_the_quality_report(prepared: Prepared) -> None:
     store, quality = prepared
     hours = quality["hours"]
     # Missing on the first day: no file (05), truncated (06), no value (10).
