@@ -92,14 +92,11 @@ class MicroBatches(Dataset[WorkerResult]):
 class _Requests(Sampler[Request]):
     """Sampler of the requests of the next pass."""
 
-    def __init__(self, pool: SlotPool | None) -> None:
+    def __init__(self, pool: SlotPool) -> None:
         self.pending: Sequence[Request] = ()
         self._pool = pool
 
     def __iter__(self) -> Iterator[Request]:
-        if self._pool is None:
-            yield from self.pending
-            return
         # Every process has ended the pass before, so its reserved slots are unused.
         self._pool.reclaim()
         for request in self.pending:
@@ -144,10 +141,10 @@ class BatchLoader:
         # The caller may keep the step before while the next is collected.
         held = 1 if self._copy or self._pin else 2 * held
         self._pool = self._new_pool(workers * ahead + held + 1, size) if workers else None
-        self._requests = _Requests(self._pool)
         self._micro_batches = MicroBatches(self._reader, table, self._pool)
         self._loader: DataLoader[WorkerResult] | None = None
-        if workers:
+        if self._pool is not None:
+            self._requests = _Requests(self._pool)
             self._loader = DataLoader(
                 self._micro_batches,
                 batch_size=None,

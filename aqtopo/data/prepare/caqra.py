@@ -145,8 +145,11 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
         raise ValueError(f"{recipe.out} exists already. Choose another name.")
     with _locked(recipe):
         if not recipe.out.exists():
-            maker = _day_maker(recipe)
-            static = _static(recipe, maker.regridder)
+            inventory, hours_ahead = Inventory.of(recipe.source), HOURS_AHEAD[recipe.time_zone]
+            grid = _find_grid(inventory, recipe, hours_ahead)
+            regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
+            static = _static(recipe, regridder)
+            maker = DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
             _check_free_space(recipe, maker)
             make_days(maker, recipe.days, recipe.workers, report)
             reports = _reports(recipe)
@@ -196,14 +199,6 @@ def _check_part_settings(recipe: Recipe) -> None:
             )
     else:
         path.write_text(json.dumps(recipe.part_settings))
-
-
-def _day_maker(recipe: Recipe) -> DayMaker:
-    inventory = Inventory.of(recipe.source)
-    hours_ahead = HOURS_AHEAD[recipe.time_zone]
-    grid = _find_grid(inventory, recipe, hours_ahead)
-    regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
-    return DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
 
 
 def _find_grid(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> SourceGrid:
