@@ -18,8 +18,8 @@ FAULT_TEST_CONFIG := ds_configs/fault_test_cpu.json
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make quick  lint, types, layers and the quick tests"
 	@echo "make fresh  both commands as on a new machine: a fresh clone, an empty HOME; before a release"
-	@echo "make quick  the same without the slow tests"
 	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
 	@echo "make fault-test  kill a run 60 times and compare it with an undisturbed one"
 
@@ -28,7 +28,8 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "aqtopo needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "$(PYTHON) -m venv failed; on Debian, as root: apt-get install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install -qq --constraint constraints.txt torch
 	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,triton,report,prepare,dev]'
 	touch $@

@@ -2,7 +2,8 @@
 # Runs the quick tests in environments that differ as users' machines do; prints a line for each and exits with 1
 # if one failed. Arguments go to pytest: scripts/environments.sh tests/kernels
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 1
+export TORCH_EXTENSIONS_DIR=$PWD/.cache/torch_extensions MPLCONFIGDIR=$PWD/.cache/matplotlib
 
 environments=(
     "ATEN_CPU_CAPABILITY=default"
@@ -20,16 +21,21 @@ else
 fi
 
 failed=0
-log=$(mktemp)
+logs=$(mktemp -d)
 for environment in "${environments[@]}"; do
+    log=$logs/${environment//[^A-Za-z0-9]/_}
     # shellcheck disable=SC2086 - an environment may be several words
     if env $environment OMP_NUM_THREADS=1 .venv/bin/pytest -q -m 'not slow' -n 2 --dist loadgroup "$@" >"$log" 2>&1; then
         outcome=passed
     else
         outcome=FAILED failed=1
-        grep -E '^(FAILED|ERROR|E  )' "$log"
+        grep -E '^(FAILED|ERROR|E  )' "$log" || tail -n 20 "$log"
     fi
     echo "environments: $environment: $outcome: $(tail -n 1 "$log")"
 done
-rm -f "$log"
+if [[ $failed == 1 ]]; then
+    echo "environments: the whole logs are in $logs" >&2
+else
+    rm -rf "$logs"
+fi
 exit $failed

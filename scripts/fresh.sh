@@ -22,13 +22,22 @@ if [[ ${THROWAWAY:-} == yes ]]; then
     rm -rf /var/lib/apt/lists/*
 fi
 
-place=$(mktemp -d)
-mkdir "$place/home"
+# Not /tmp, which may be a small memory file system: the environment alone needs 3 GB.
+place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
+mkdir "$place/home" "$place/tmp"
 git clone --quiet . "$place/aqtopo"
 # The program itself, not a shim or a virtual environment that may need the old HOME.
 python=$("${PYTHON:-python3}" -c 'import os, sys; print(os.path.realpath(sys.executable))')
-empty=(env -u PYTHONPATH -u VIRTUAL_ENV -u XDG_CACHE_HOME -u XDG_CONFIG_HOME -u TRITON_CACHE_DIR
-    HOME="$place/home" PIP_CACHE_DIR="$place/pip")
+# Nothing of the caller's environment but what finds programs and the package index.
+empty=(env -i PATH="$PATH" LANG="${LANG:-C.UTF-8}" HOME="$place/home" TMPDIR="$place/tmp" PIP_CACHE_DIR="$place/pip")
+for name in $(compgen -e); do
+    case $name in
+        PIP_CACHE_DIR | PIP_REQUIRE_VIRTUALENV | PIP_TARGET | PIP_USER | PIP_PREFIX) ;;
+        PIP_* | *_proxy | *_PROXY | SSL_CERT_* | REQUESTS_CA_BUNDLE | OPENBLAS_CORETYPE | OPENBLAS_L2_SIZE)
+            empty+=("$name=${!name}")
+            ;;
+    esac
+done
 for target in demo test; do
     echo "fresh: make $target in $place/aqtopo"
     "${empty[@]}" make -C "$place/aqtopo" "PYTHON=$python" "$target"

@@ -9,6 +9,8 @@
 # skipped and exits 0, so that `make test` works everywhere. A failing installation exits 1. No service is
 # started: the tests run a Slurm cluster of their own under a temporary directory.
 set -euo pipefail
+# A plain `su` leaves out the folders of dpkg's and Slurm's programs.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 packages=(slurmctld slurmd slurm-client munge chromium llvm-22)
 if [[ ${1:-} == --list ]]; then
@@ -63,8 +65,22 @@ fail() {
     exit 1
 }
 export DEBIAN_FRONTEND=noninteractive
-# First the lists: on a new machine they are empty, and apt-cache then knows no package at all.
-apt-get update --quiet >"$log" 2>&1 </dev/null || fail
+
+# Waits up to two minutes where another process holds the lock of apt's lists; apt-get itself waits only for dpkg's.
+update_lists() {
+    local pause
+    for pause in 5 15 40 60 0; do
+        apt-get update --quiet -o APT::Update::Error-Mode=any >"$log" 2>&1 </dev/null && return
+        grep --quiet "lists/lock" "$log" || return
+        sleep "$pause"
+    done
+    return 1
+}
+# On a new machine the lists are empty, and apt-cache then knows no package at all.
+if ! update_lists; then
+    compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || fail
+    say "apt-get update failed ($(tail -n 1 "$log")); using the package lists of an earlier update."
+fi
 available=()
 for package in "${missing[@]}"; do
     if apt-cache show "$package" >/dev/null 2>&1; then
@@ -74,6 +90,7 @@ for package in "${missing[@]}"; do
     fi
 done
 if [[ ${#available[@]} -eq 0 ]]; then
+    rm -f "$log"
     exit 0
 fi
 forbid_service_starts

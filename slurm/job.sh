@@ -48,6 +48,8 @@ check_input() {
     fi
     [[ -n ${AQTOPO_CONTAINER:-} ]] || command -v aqtopo >/dev/null ||
         bad_input "the command aqtopo is not on PATH. Activate its environment before sbatch."
+    [[ $launch != deepspeed || -x $(dirname "$(command -v aqtopo)")/python ]] ||
+        bad_input "no python lies beside $(command -v aqtopo), and the deepspeed launcher needs it. Install aqtopo in a virtual environment, or use AQTOPO_LAUNCH=srun."
 }
 
 # Print a line of text as a JSON string.
@@ -86,7 +88,7 @@ start() {
             scontrol show hostnames "$SLURM_JOB_NODELIST" | sed "s/\$/ slots=$ranks_per_node/" >"$job/hostfile"
             # With this launcher, deepspeed ignores --module, so pass the installed script; and it calls srun without
             # options. Run deepspeed as a module: its script fails in a path with a space.
-            python -m deepspeed.launcher.runner --launcher slurm --hostfile "$job/hostfile" --force_multi --no_ssh_check \
+            "$(dirname "$(command -v aqtopo)")/python" -m deepspeed.launcher.runner --launcher slurm --hostfile "$job/hostfile" --force_multi --no_ssh_check \
                 --master_addr "$MASTER_ADDR" --master_port "$MASTER_PORT" \
                 --launcher_args "${step[*]:1} --ntasks-per-node=$ranks_per_node ${cpu_binding[*]}" \
                 "$(command -v aqtopo)" train "$@"

@@ -1,6 +1,9 @@
 """Shared fixtures: a store of three short years on an 8 x 16 grid, and a run on it."""
 
 import json
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,9 +160,14 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
 
 @pytest.fixture(scope="session")
 def cpp_extensions() -> None:
-    """Skip where PyTorch cannot link C++ extensions: it passes its own path to the linker without quotes."""
-    if " " in torch.__file__:
+    """Skip where PyTorch cannot compile C++ extensions."""
+    if " " in torch.__file__:  # PyTorch passes its own path to the linker without quotes
         pytest.skip(f"PyTorch links no extension in {Path(torch.__file__).parent}: use a path without spaces")
+    compiler, header = os.environ.get("CXX", "c++"), Path(sysconfig.get_path("include")) / "Python.h"
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no C++ compiler {compiler}; on Debian, as root: apt-get install g++")
+    if not header.exists():
+        pytest.skip(f"there is no {header}; on Debian, as root: apt-get install python3-dev")
 
 
 SaveUntrained = Callable[..., Path]

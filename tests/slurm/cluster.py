@@ -20,7 +20,19 @@ PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo", "setpriv", "timeou
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 POLL_S = 0.1
-INHERITED = ("PATH", "PYTHONPATH", "HOME", "LANG", "TMPDIR", "TORCH_EXTENSIONS_DIR")
+PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+"""A plain `su` leaves out the folders of the daemons."""
+INHERITED = (
+    "PATH",
+    "PYTHONPATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "TMPDIR",
+    "TORCH_EXTENSIONS_DIR",
+    "MPLCONFIGDIR",
+)
 """What daemons and jobs see of the caller's environment: no traces of a launcher (RANK, SLURM_*, ...)."""
 
 SLURM_CONF = """\
@@ -68,7 +80,7 @@ def why_unavailable() -> str | None:
     """Return why no cluster can be started here, with the remedy; None if one can."""
     if os.geteuid() != 0:
         return "a Slurm cluster needs root, for slurmd becomes the user of each job; run make test as root"
-    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    missing = [program for program in PROGRAMS if shutil.which(program, path=PATH) is None]
     if missing:
         return f"{', '.join(missing)} not found; run scripts/install_debian_packages.sh as root"
     return None
@@ -86,6 +98,7 @@ class SlurmCluster:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
+        self.environment["PATH"] = PATH
         self.environment["SLURM_CONF"] = str(directory / "slurm.conf")
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -1,5 +1,6 @@
 """The batch scripts on a real Slurm: time limits, requeues, cancelling, lost nodes, hopeless jobs."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 import aqtopo
+import aqtopo_kernels
 from aqtopo.checkpoint.inspection import open_state, verify_state
 from aqtopo.checkpoint.tags import last_tag
 from aqtopo.config import RunConfig
@@ -17,8 +19,25 @@ from .cluster import SlurmCluster
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 TinyConfig = Callable[..., RunConfig]
-SOURCE = Path(aqtopo.__file__).parent
-"""The package itself: the clone may be called aqtopo too, with the libraries' files below it."""
+SOURCES = [Path(package.__file__).resolve().parent for package in (aqtopo, aqtopo_kernels)]
+"""The packages themselves: the clone may be called aqtopo too, with the libraries' files below it."""
+
+
+def own_frames(log: str) -> list[str]:
+    """Return the files of this project that tracebacks in a log name."""
+    files = re.findall(r'File "([^"]+)", line \d+', log)
+    return [file for file in files if any(Path(file).resolve().is_relative_to(source) for source in SOURCES)]
+
+
+def test_frames_are_told_apart_by_package(tmp_path: Path) -> None:
+    library = SOURCES[0].parent / ".venv/lib/python3.11/site-packages/torch/distributed/run.py"
+    link = tmp_path / "link"
+    link.symlink_to(SOURCES[0])
+    log = "".join(
+        f'  File "{file}", line 7, in main\n'
+        for file in (library, link / "refusal.py", SOURCES[1] / "launch.py", "<string>")
+    )
+    assert own_frames(log) == [f"{link}/refusal.py", f"{SOURCES[1]}/launch.py"]
 
 
 def endless(tiny_config: TinyConfig, nodes: int = 2, **training: Any) -> RunConfig:
@@ -41,8 +60,7 @@ def assert_steps_are_continuous(job: Job) -> None:
         )
         assert sum(after) / len(after) < 1.25 * sum(before) / len(before)
     # torchrun ends with a traceback of its own on SIGTERM, after its ranks have saved and ended.
-    own_frames = [line for line in job.log_text().splitlines() if f'File "{SOURCE}/' in line]
-    assert not own_frames
+    assert not own_frames(job.log_text())
 
 
 def test_losing_and_regaining_a_node_keeps_the_steps(
