@@ -215,9 +215,9 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
         calendar,
         state_bytes(elements, config),
         reduction_bytes(sum(elements.values()), config),
-        activation_bytes(model, config),
+        activation_bytes(config),
         workspace_bytes(config),
-        count_flop(model, config),
+        count_flop(config),
     )
 
 
