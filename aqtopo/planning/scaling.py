@@ -96,7 +96,7 @@ class StepTime:
         hidden_s: part of the reduction that overlaps the backward pass.
         gather_s: all-gather of the weights.
         optimizer_s: update.
-        loader_rate: rate at which a node must read [bytes/s].
+        node_bytes: data that a node reads [bytes].
         samples: samples per step.
     """
 
@@ -107,7 +107,7 @@ class StepTime:
     hidden_s: float
     gather_s: float
     optimizer_s: float
-    loader_rate: float
+    node_bytes: int
     samples: int
 
     @property
@@ -119,6 +119,11 @@ class StepTime:
     def samples_per_s(self) -> float:
         """Training samples per second of all ranks."""
         return self.samples / self.seconds
+
+    @property
+    def loader_rate(self) -> float:
+        """Rate at which a node must read [bytes/s]."""
+        return self.node_bytes / self.seconds
 
 
 def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumptions) -> StepTime:
@@ -139,29 +144,23 @@ def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumpti
     rates = [assumptions.utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
     backward_s = config.accumulation * flop.backward_s(*rates)
     compute_s = config.accumulation * flop.forward_s(*rates) + backward_s
-    reduce_s = _duration(gradients, world, nodes, node_type, assumptions)
+    bandwidth = assumptions.network_share * node_type.ring_bandwidth(nodes)
+    reduce_s, gather_s = (
+        collective.sent(world) / bandwidth + collective.hops(world) * assumptions.hop_s
+        for collective in (gradients, weights)
+    )
     shard = sum(elements.values()) / world
-    time = StepTime(
+    return StepTime(
         nodes=nodes,
         world=world,
         compute_s=compute_s,
         reduce_s=reduce_s,
         hidden_s=_hidden(reduce_s, gradients, backward_s, config),
-        gather_s=_duration(weights, world, nodes, node_type, assumptions),
+        gather_s=gather_s,
         optimizer_s=OPTIMIZER_PASSES * 4 * shard / node_type.memory_rate,
-        loader_rate=0.0,
+        node_bytes=config.train_batch // nodes * sample_bytes(config),
         samples=config.train_batch,
     )
-    read = config.micro_batch * config.accumulation * node_type.ranks_per_node * sample_bytes(config)
-    return StepTime(**{**time.__dict__, "loader_rate": read / time.seconds})
-
-
-def _duration(
-    collective: Collective, world: int, nodes: int, node_type: NodeType, assumptions: Assumptions
-) -> float:
-    """Return the duration in a ring: transfer at its bandwidth plus consecutive hops."""
-    transfer_s = collective.sent(world) / (assumptions.network_share * node_type.ring_bandwidth(nodes))
-    return transfer_s + collective.hops(world) * assumptions.hop_s
 
 
 def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: RunConfig) -> float:

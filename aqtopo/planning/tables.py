@@ -1,8 +1,7 @@
-"""Tables, rows and a plot of a plan and of its scaling."""
+"""Tables and rows of a plan and of its scaling."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -207,30 +206,7 @@ def as_rows(rows: Sequence[StepTime]) -> list[dict[str, Any]]:
     assert rows[0].nodes == 1
     return [
         asdict(row)
-        | {"seconds": row.seconds, "samples_per_s": row.samples_per_s, "efficiency": efficiency(row, rows[0])}
+        | {"seconds": row.seconds, "samples_per_s": row.samples_per_s, "loader_rate": row.loader_rate}
+        | {"efficiency": efficiency(row, rows[0])}
         for row in rows
     ]
-
-
-def draw_scaling(rows: Sequence[StepTime], node_type: NodeType, path: Path) -> None:
-    """Plot efficiency and samples/s over the number of nodes.
-
-    Raises:
-        ValueError: matplotlib is missing or does not support the file type.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("--plot needs matplotlib. Install with `pip install 'aqtopo[report]'`.") from error
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    nodes = [row.nodes for row in rows]
-    left, right = figure.subplots(1, 2)
-    left.semilogx(nodes, [100 * efficiency(row, rows[0]) for row in rows], "o-", base=2)
-    left.set(xlabel="nodes", ylabel="efficiency [%]", ylim=(0, 105), title=f"model, {node_type.name}")
-    right.loglog(nodes, [row.samples_per_s for row in rows], "o-", label="model")
-    right.loglog(nodes, [rows[0].samples_per_s * count for count in nodes], "--", label="ideal")
-    right.set(xlabel="nodes", ylabel="samples/s")
-    right.legend()
-    if path.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"--plot {path} has an unsupported type. Choose .png, .svg or .pdf.")
-    figure.savefig(path)

@@ -1,5 +1,4 @@
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,7 +14,7 @@ from aqtopo.planning.scaling import (
     scaling,
     step_time,
 )
-from aqtopo.planning.tables import as_rows, draw_scaling, scaling_tables
+from aqtopo.planning.tables import as_rows, scaling_tables
 
 IN_BF16 = ["model.local_bias=near", "deepspeed.bf16.enabled=true"]
 MI250X = NODE_TYPES["mi250x"]
@@ -81,14 +80,6 @@ def test_the_loader_reads_all_channels(plan: Plan) -> None:
     assert sample_bytes(plan.config) == 2 * 11 * 128 * 256 * 4
     step = step_time(plan, MI250X, 50, Assumptions())
     assert step.loader_rate == pytest.approx(8 * 2 * 2 * sample_bytes(plan.config) / step.seconds)
-
-
-def test_scaling_is_plotted(plan: Plan, tmp_path: Path) -> None:
-    rows = scaling(plan, MI250X, Assumptions())
-    draw_scaling(rows, MI250X, tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"has an unsupported type\. Choose \.png"):
-        draw_scaling(rows, MI250X, tmp_path / "scaling.doc")
 
 
 def test_an_unknown_accelerator_is_refused() -> None:
