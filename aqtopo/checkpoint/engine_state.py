@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.files import FileRecord, loadable_torch_files
+from aqtopo.checkpoint.files import loadable_torch_files
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, RunFacts, TensorInfo, package_versions
 from aqtopo.refusal import raise_problems
 
@@ -30,8 +30,8 @@ def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tupl
     )
 
 
-def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, FileRecord]) -> Manifest:
-    """Return the manifest of the engine's current state."""
+def describe_engine(engine: Any, tag: str, facts: RunFacts) -> Manifest:
+    """Return the manifest of the engine's current state, without the records of its files."""
     zero = engine.optimizer
     groups = engine_groups(engine, facts.next_lrs)
     trained = {tensor.name for group in groups for tensor in group.parameters}
@@ -56,7 +56,6 @@ def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, Fil
         skipped_steps=engine.skipped_steps,
         loss_scaler=scaler_state(engine) if facts.precision == "fp16" else None,
         versions=package_versions(),
-        files=files,
     )
 
 

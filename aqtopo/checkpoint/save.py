@@ -103,7 +103,7 @@ class Saver:
         temporary = self._temporary(tag)
         self._write(engine, tag, temporary)
         # Describe the engine now: when the background thread commits, it will be steps ahead.
-        manifest = describe_engine(engine, tag.name, facts, {})
+        manifest = describe_engine(engine, tag.name, facts)
         self._pending = PendingCommit(
             temporary,
             list(_own_files(temporary, self._ranks.rank)),

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
 from aqtopo.checkpoint.shards import KINDS
 from aqtopo.checkpoint.tags import Tag, check_pointer, list_tags
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
@@ -149,7 +150,7 @@ def compare_states(one: Path, other: Path) -> tuple[int, float, list[str]]:
 def _distance(ours: SavedState, theirs: SavedState, kind: str) -> float:
     difference = total = 0.0
     for name in ours.manifest.parameters:
-        one, other = (state.tensors.tensor(name, kind).double() for state in (ours, theirs))
+        one, other = (state.tensor(name, kind).double() for state in (ours, theirs))
         difference += float((one - other).square().sum())
         total += float(one.square().sum())
     return float((difference / total) ** 0.5)
