@@ -22,7 +22,7 @@ def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tupl
     return tuple(
         GroupInfo(
             name=group["name"],
-            hyperparameters={k: _plain(v) for k, v in group.items() if k not in _NOT_HYPERPARAMETERS},
+            hyperparameters={k: as_json(v) for k, v in group.items() if k not in _NOT_HYPERPARAMETERS},
             next_lr=None if next_lrs is None else next_lrs.get(group["name"]),
             parameters=tuple(_tensor_info(zero.param_names[p], p) for p in parameters),
         )
@@ -125,7 +125,7 @@ def _tensor_info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a hyperparameter as JSON stores it: tuples as lists, tensors as numbers."""
     if isinstance(value, Tensor):
         return value.item()

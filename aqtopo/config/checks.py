@@ -10,7 +10,7 @@ from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
 def contradictions(config: RunSections) -> Iterator[Problem]:
     """Yield the contradictions between values that are valid on their own."""
-    checks = (_channels, _times, _shapes, _biases, _groups, _learning_rate, _optimizer, _batch, _saving)
+    checks = (_channels, _times, _shapes, _biases, _groups, _learning_rate, _deepspeed, _batch, _saving)
     for check in checks:
         yield from check(config)
 
@@ -118,7 +118,9 @@ def _learning_rate(config: RunSections) -> Iterator[Problem]:
         )
 
 
-def _optimizer(config: RunSections) -> Iterator[Problem]:
+def _deepspeed(config: RunSections) -> Iterator[Problem]:
+    if config.deepspeed.bf16.enabled and config.deepspeed.fp16.enabled:
+        yield Problem(("deepspeed", "fp16", "enabled"), True, "must be false, since bf16 is enabled")
     offload = config.deepspeed.zero_optimization.offload_optimizer
     if offload is None or offload.device == "none":
         return

@@ -6,12 +6,11 @@ Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, 
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from aqtopo.config.strict import Elements, NonNegative, Positive, Problem, Strict, raise_problems
+from aqtopo.config.strict import Elements, NonNegative, Positive, Strict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -124,24 +123,11 @@ class DataTypes(Strict):
     """Type in which gradients are accumulated; null for the model's."""
 
 
-class TensorBoard(Strict):
-    """DeepSpeed's TensorBoard monitor."""
+class FileMonitor(Strict):
+    """DeepSpeed's TensorBoard or CSV monitor."""
 
     enabled: bool = False
-    """Write event files."""
-
-    output_path: str = ""
-    """Folder, relative to the working directory."""
-
-    job_name: str = "DeepSpeedJobName"
-    """Folder below `output_path`."""
-
-
-class CsvMonitor(Strict):
-    """DeepSpeed's CSV monitor."""
-
-    enabled: bool = False
-    """Write one CSV file a metric."""
+    """Write event files, or one CSV file a metric."""
 
     output_path: str = ""
     """Folder, relative to the working directory."""
@@ -288,10 +274,10 @@ class DeepSpeedConfig(Strict):
     dump_state: bool = False
     """Print DeepSpeed's resolved configuration at start."""
 
-    tensorboard: TensorBoard = TensorBoard()
+    tensorboard: FileMonitor = FileMonitor()
     """TensorBoard monitor."""
 
-    csv_monitor: CsvMonitor = CsvMonitor()
+    csv_monitor: FileMonitor = FileMonitor()
     """CSV monitor."""
 
     wandb: Wandb = Wandb()
@@ -319,14 +305,3 @@ class DeepSpeedConfig(Strict):
     def verbatim(self) -> dict[str, Any]:
         """Return only the keys that were set, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        raise_problems("deepspeed", _contradictions(self))
-        return self
-
-
-def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
-    """Yield pairs of keys that DeepSpeed rejects or ignores only after the start of all ranks."""
-    if config.bf16.enabled and config.fp16.enabled:
-        yield Problem(("fp16", "enabled"), True, "must be false, since bf16 is enabled")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
 from aqtopo.checkpoint.shards import KINDS
-from aqtopo.checkpoint.tags import Tag, check_pointer, list_tags
+from aqtopo.checkpoint.tags import Tag, check_pointer, kept_tags, list_tags
 from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
@@ -113,13 +113,9 @@ def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> 
 
 def missing_tags(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
     """Yield the missing states that the retention policy keeps."""
-    every = sorted({*known, *left}, key=lambda tag: (tag.step, tag.take))
-    validated = [tag for tag in every if tag.val_loss is not None]
-    best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
+    kept = kept_tags(sorted({*known, *left}, key=lambda tag: (tag.step, tag.take)), policy)
     for tag in known:
-        kept_every = policy.keep_every_steps
-        periodic = kept_every is not None and tag.step % kept_every == 0
-        if tag not in left and (tag == every[-1] or tag in best or periodic):
+        if tag in kept and tag not in left:
             yield f"{tag.name}: committed, but missing after a kill"
 
 

@@ -115,9 +115,7 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
         samples_per_s=None if update is None else update.samples_per_s,
         left_s=max(total - summary.step, 0) * pace.step_s if pace and total else None,
         resume=None if summary.resume is None else summary.resume.line,
-        resumed_loss=statistics.fmean(losses)
-        if summary.resume and (losses := summary.first_losses)
-        else None,
+        resumed_loss=summary.resumed_loss,
         error=_last_error(run_dir, None if start is None else _time(start)),
     )
 
