@@ -27,9 +27,9 @@ from aqtopo.checkpoint.shards import KINDS, MASTER, fragments, same_bits
 from aqtopo.checkpoint.universal import UniversalState
 from aqtopo.distributed.rank_group import (
     RankGroup,
-    errors_on_all_ranks,
     gather_mappings,
     raise_problems_on_all_ranks,
+    refusals_on_all_ranks,
 )
 
 SavedNames = Mapping[str, str | None]
@@ -60,7 +60,7 @@ def read_weights(folder: Path, ranks: RankGroup) -> dict[str, Tensor]:
         data = file.read(length)
     part[: len(data)] = np.frombuffer(data, np.uint8)
     whole = ranks.gather_parts(torch.from_numpy(part))[:size]
-    with errors_on_all_ranks(ranks, f"{path} cannot be read", (SafetensorError,)):
+    with refusals_on_all_ranks(ranks, f"{path} cannot be read", (SafetensorError,)):
         return load(whole.numpy().tobytes())
 
 

@@ -38,8 +38,8 @@ from aqtopo.checkpoint.shards import (
 from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
 from aqtopo.distributed.rank_group import (
     RankGroup,
-    errors_on_all_ranks,
     gather_mappings,
+    refusals_on_all_ranks,
     shard,
     shard_by_size,
 )
@@ -176,7 +176,7 @@ def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: RankGroup)
     if ranks.gather_texts(str(target.parent.exists()))[0] != str(True):
         return False
     try:
-        with errors_on_all_ranks(ranks, f"{target} cannot be used"):
+        with refusals_on_all_ranks(ranks, f"{target} cannot be used"):
             found = read_manifest(target)
             if (found.layout, found.run, found.groups) != ("universal", manifest.run, manifest.groups):
                 raise RefusedError(f"{target} is the universal form of another state")
@@ -191,7 +191,7 @@ def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: RankGroup)
 def _open_checked(folder: Path, ranks: RankGroup) -> UniversalState:
     """Open a universal state with correct hashes and compare its counters and steps with its manifest."""
     state = UniversalState(folder)
-    with errors_on_all_ranks(ranks, f"{folder} cannot be used"):
+    with refusals_on_all_ranks(ranks, f"{folder} cannot be used"):
         state.check(ranks)
     return state
 
@@ -208,7 +208,7 @@ def convert(source: Path, target: Path, ranks: RankGroup) -> None:
         RefusedError: on all ranks: a shard is damaged, or a written file differs when it is read back.
     """
     manifest = read_manifest(source)
-    with errors_on_all_ranks(ranks, f"{source} cannot be converted"):
+    with refusals_on_all_ranks(ranks, f"{source} cannot be converted"):
         shards = ShardedState(source, manifest)
         shards.check(ranks)
     write_universal(manifest, shards, lambda path: _link_weights(source, manifest, path), target, ranks)
@@ -241,7 +241,7 @@ def write_universal(
             (folder / ZERO / name).mkdir(parents=True)
     ranks.barrier()
     written = []
-    with errors_on_all_ranks(ranks, f"{target} cannot be written"):
+    with refusals_on_all_ranks(ranks, f"{target} cannot be written"):
         for name, kind in assigned_files(manifest, ranks):
             written.append(tensor_file(name, kind))
             _write_file(manifest, state, name, kind, folder / written[-1])

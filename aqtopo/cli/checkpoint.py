@@ -7,27 +7,26 @@ from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.options import Json
+from aqtopo.cli.options import Json, RunDir
 
 app = typer.Typer(
     no_args_is_help=True, help="Saved states: list, inspect, verify, convert, export, compare, import."
 )
 
-Run = Annotated[Path, typer.Argument(help="A run directory.")]
 State = Annotated[Path, typer.Argument(help="Folder of a tag, of a universal checkpoint, or of a run.")]
 
 
 @app.command("ls")
-def list_command(run: Run, as_json: Json = False) -> None:
+def list_command(run_dir: RunDir, as_json: Json = False) -> None:
     """List the saved states of a run."""
     from aqtopo.checkpoint.listing import list_folders
 
-    rows = list_folders(run)
+    rows = list_folders(run_dir)
     if as_json:
         _print_json([asdict(row) for row in rows])
         return
     if not rows:
-        raise ValueError(f"{run} has no saved state.")
+        raise ValueError(f"{run_dir} has no saved state.")
     _print_table(
         ("tag", "step", "val_loss", "MiB", "complete"),
         [
@@ -60,7 +59,7 @@ def inspect(state: State, as_json: Json = False) -> None:
         for row in rows
     ]
     _print_table(("group", "parameter", "shape", "|weight|", "|exp_avg|", "|exp_avg_sq|"), table)
-    print(  # noqa: T201
+    typer.echo(
         f"{manifest.tag}: {manifest.layout}, {manifest.optimizer}, {manifest.run.precision}, step "
         f"{manifest.run.position.step}, saved by {manifest.world_size} rank(s)"
     )
@@ -83,7 +82,7 @@ def verify(state: State, as_json: Json = False) -> None:
         files = len(saved.manifest.files)
         _print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
     else:
-        print(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")  # noqa: T201
+        typer.echo(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")
 
 
 @app.command()
@@ -107,19 +106,16 @@ def convert(tag: State, out: Annotated[Path, typer.Argument(help="New folder.")]
     with read_lock(source):
         check_files(source, manifest.files, SINGLE_RANK)
         convert_state(source, out / source.name, SINGLE_RANK)
-    print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
+    typer.echo(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")
 
 
 @app.command()
-def export(
-    tag: State,
-    out: Annotated[Path, typer.Argument(help="New safetensors file.")],
-) -> None:
+def export(tag: State, out: Annotated[Path, typer.Argument(help="New safetensors file.")]) -> None:
     """Write all fp32 weights by name to one safetensors file, for uses other than resuming."""
     from aqtopo.inference.export import export_weights
 
     metadata = export_weights(tag, out)
-    print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))  # noqa: T201
+    typer.echo(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))
 
 
 @app.command()
@@ -134,7 +130,7 @@ def diff(one: State, other: State, as_json: Json = False) -> None:
     elif differences:
         _print_table(("name", "difference"), differences)
     else:
-        print("bitwise equal: all weights, moments, hyperparameters and the step")  # noqa: T201
+        typer.echo("bitwise equal: all weights, moments, hyperparameters and the step")
     if differences:
         raise typer.Exit(1)
 
@@ -180,7 +176,7 @@ def import_lightning_command(
         Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)
-    print(  # noqa: T201
+    typer.echo(
         f"{out}: {len(manifest.parameters)} parameters with both moments ({groups}), "
         f"epoch {manifest.run.position.epoch}, step {manifest.run.position.step}"
     )
@@ -194,7 +190,7 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))  # noqa: T201
+    typer.echo(json.dumps(value, indent=2))
 
 
 def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:

@@ -21,11 +21,7 @@ _GAPS_SHOWN = 10
 
 
 @app.command()
-def info(
-    store: StorePath,
-    deadline: Deadline = READ_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+def info(store: StorePath, deadline: Deadline = READ_DEADLINE_S, as_json: Json = False) -> None:
     """Show the grid, hours, gaps, channels, statistics and source of a store."""
     from aqtopo.data.inspection import summarize
     from aqtopo.data.store import open_store

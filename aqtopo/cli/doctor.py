@@ -5,11 +5,7 @@ import typer
 from aqtopo.cli.options import ConfigFile, Json, Overrides
 
 
-def doctor(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    as_json: Json = False,
-) -> None:
+def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Compare versions, data, kernels, clocks and folders of all ranks, as `train` does at its start.
 
     With `data.stage`, also check that every node has room for its copy of the data.

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aqtopo.config.errors import describe
+from aqtopo.config.errors import describe, lower_first
 from aqtopo.config.overrides import apply_override, parse_override
 from aqtopo.config.paths import spell
 from aqtopo.config.run import RunConfig
@@ -67,7 +67,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; a configuration is JSON text.") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{path}: {place}: not JSON: {_first_lower(error.msg)}.") from None
+        raise ValueError(f"{path}: {place}: not JSON: {lower_first(error.msg)}.") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must hold one JSON object, and holds a {type(document).__name__}.")
     repeated = [f"{path}: {spell(place)}: stands twice; keep one" for place in _repeated(document)]
@@ -85,7 +85,3 @@ def _repeated(value: object, path: JsonPath = ()) -> Iterator[JsonPath]:
     elif isinstance(value, list):
         for place, item in enumerate(value):
             yield from _repeated(item, (*path, place))
-
-
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

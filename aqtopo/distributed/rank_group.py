@@ -84,7 +84,7 @@ def raise_problems_on_all_ranks(
 
 
 @contextmanager
-def errors_on_all_ranks(
+def refusals_on_all_ranks(
     ranks: RankGroup, summary: str, errors: tuple[type[Exception], ...] = (RefusedError,)
 ) -> Iterator[None]:
     """Raise the errors of a block on every rank at its end, so that no rank skips a collective.
