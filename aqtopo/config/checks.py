@@ -88,7 +88,7 @@ def _biases(config: RunSections) -> Iterator[Problem]:
             ("model", "local_heads"), model.local_heads, f"must be at most model.heads = {model.heads}"
         )
     if model.sector_embedding and not model.wind_order:
-        allowed = "must be false without model.wind_order, which tells the sectors apart"
+        allowed = "must be false without model.wind_order, which defines the sectors"
         yield Problem(("model", "sector_embedding"), True, allowed)
 
 
@@ -149,5 +149,5 @@ def _saving(config: RunSections) -> Iterator[Problem]:
     if kept is not None and (every is None or kept % every):
         allowed = f"must be a multiple of checkpoint.every_steps = {every}"
         if every is None:
-            allowed = "must be null without checkpoint.every_steps, which decides what is saved"
+            allowed = "must be null without checkpoint.every_steps"
         yield Problem(("checkpoint", "keep_every_steps"), kept, allowed)

@@ -23,7 +23,7 @@ class OffloadOptimizer(Strict):
     """`cpu` keeps moments and master weights in host memory; NVMe needs stage 3."""
 
     pin_memory: bool = True
-    """Page-locked host memory: faster transfers; turn off where `ulimit -l` is tight."""
+    """Page-locked host memory, for faster transfers; turn it off if `ulimit -l` is low."""
 
 
 class ZeroOptimization(Strict):
@@ -33,19 +33,19 @@ class ZeroOptimization(Strict):
     """Must be 2: saving, resuming and the memory plan are made for it."""
 
     contiguous_gradients: bool = True
-    """Copy gradients to one buffer as they are produced, against fragmentation."""
+    """Copy gradients to one buffer as they are produced, to avoid fragmentation."""
 
     reduce_scatter: bool = True
     """Average gradients by reduce-scatter instead of all-reduce."""
 
     reduce_bucket_size: Elements = 500_000_000
-    """Elements reduced at a time."""
+    """Elements per reduction."""
 
     allgather_partitions: bool = True
     """Collect the updated parameters by all-gather instead of broadcasts."""
 
     allgather_bucket_size: Elements = 500_000_000
-    """Elements gathered at a time."""
+    """Elements per all-gather."""
 
     overlap_comm: bool | None = None
     """Overlap gradient reduction with the backward pass; null lets DeepSpeed choose (off at stage 2)."""
@@ -57,19 +57,19 @@ class ZeroOptimization(Strict):
     """Keep the optimizer's state in host memory."""
 
     load_from_fp32_weights: bool = True
-    """Start the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
+    """Initialise the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
 
     ignore_unused_parameters: bool = True
-    """Go on when a parameter received no gradient."""
+    """Continue if a parameter received no gradient."""
 
     enable_sanity_checks: bool = False
     """DeepSpeed's internal checks, for debugging."""
 
     round_robin_gradients: Literal[False] = False
-    """Must be false: it reorders the flat buffers, and a restored tensor would be another one's."""
+    """Must be false: it reorders the flat buffers, so tensors would be restored under wrong names."""
 
     elastic_checkpoint: Literal[False] = False
-    """Must be false: a legacy format; other world sizes are served by the universal checkpoint."""
+    """Must be false: a legacy format; the universal checkpoint supports other world sizes."""
 
     compute_grad_norm: Literal[True] = True
     """Must be true: every step logs the norm of the gradient."""
@@ -127,7 +127,7 @@ class FileMonitor(Strict):
     """DeepSpeed's TensorBoard or CSV monitor."""
 
     enabled: bool = False
-    """Write event files, or one CSV file a metric."""
+    """Write event files, or one CSV file per metric."""
 
     output_path: str = ""
     """Folder, relative to the working directory."""
@@ -187,7 +187,7 @@ class FlopsProfiler(Strict):
     """Depth of the printed module tree; -1 for all of it."""
 
     top_modules: Positive = 1
-    """Modules printed a level."""
+    """Modules printed per level."""
 
     detailed: bool = True
     """Print every module."""
@@ -200,10 +200,10 @@ class ThroughputTimer(Strict):
     """DeepSpeed's throughput timer."""
 
     enabled: bool = True
-    """Measure samples a second."""
+    """Measure samples per second."""
 
     synchronized: bool = True
-    """Wait for the device at each reading: exact, and slower."""
+    """Synchronise the device at each measurement: exact, but slower."""
 
 
 class Timers(Strict):
@@ -221,16 +221,16 @@ class TagCheckpoint(Strict):
 
 
 class DeepSpeedConfig(Strict):
-    """The block that goes to `deepspeed.initialize`; `verbatim` gives it exactly as it was written."""
+    """Argument of `deepspeed.initialize`; `verbatim` returns it as written."""
 
     train_micro_batch_size_per_gpu: Positive
-    """Samples a rank handles in one micro-step."""
+    """Samples per rank and micro-step."""
 
     gradient_accumulation_steps: Positive = 1
-    """Micro-steps a step, at the configured world size."""
+    """Micro-steps per step, at the configured world size."""
 
     train_batch_size: Positive | None = None
-    """Samples a step over all ranks; if given, must be micro-batch x accumulation x world size."""
+    """Samples per step over all ranks; if given, it must be micro-batch x accumulation x world size."""
 
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off, and DeepSpeed's own default is 1."""
@@ -254,16 +254,16 @@ class DeepSpeedConfig(Strict):
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
 
     zero_force_ds_cpu_optimizer: bool = True
-    """Insist on DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
+    """Require DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
 
     steps_per_print: Positive | None = None
-    """DeepSpeed prints its own progress every so many steps; null for never."""
+    """Steps between DeepSpeed's own progress messages; null for none."""
 
     disable_python_gc: bool = False
-    """Keep Python's garbage collector out of the training loop."""
+    """Disable Python's garbage collector in the training loop."""
 
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
-    """Least serious message that DeepSpeed logs; null leaves its logger alone."""
+    """Level of DeepSpeed's logger; null leaves it unchanged."""
 
     wall_clock_breakdown: bool = False
     """Time forward, backward and step; synchronises the device."""
