@@ -130,13 +130,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def match_names(
     manifest: Manifest, groups: tuple[GroupInfo, ...], others: tuple[TensorInfo, ...], allowed: Allowed
 ) -> dict[str, str | None]:
-    """Match every tensor of the run with a saved tensor, by name.
-
-    Args:
-        manifest: of the saved state.
-        groups: the run's optimizer groups.
-        others: the run's frozen parameters and buffers.
-        allowed: renames, and tensors that may have no match.
+    """Match every tensor of the run (groups, and frozen parameters and buffers) with a saved one, by name.
 
     Returns:
         Saved name by the run's name; None for a tensor that starts fresh.

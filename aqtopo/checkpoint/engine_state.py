@@ -148,12 +148,8 @@ def module_weights(engine: Any) -> dict[str, Tensor]:
 def write_shards(engine: Any, folder: Path) -> None:
     """Write this rank's shard with DeepSpeed, and on rank 0 the counters, without fsync.
 
-    DeepSpeed's ranks wait for each other between and after their files, so an error is raised only after
-    the last barrier.
-
-    Args:
-        engine: the DeepSpeed engine, at an accumulation boundary.
-        folder: the existing folder.
+    The engine is at an accumulation boundary. DeepSpeed's ranks wait for each other between and after their
+    files, so an error is raised only after the last barrier.
 
     Raises:
         OSError: a file could not be written.

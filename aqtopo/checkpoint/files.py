@@ -38,12 +38,7 @@ _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeEr
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Expected size and hashes of a file.
-
-    Attributes:
-        size: bytes.
-        sha256: hash of each block, in order.
-    """
+    """Expected size of a file [bytes], and the hash of each block, in order."""
 
     size: int
     sha256: tuple[str, ...]

@@ -81,10 +81,7 @@ def load_module(module: nn.Module, weights: Mapping[str, Tensor], names: SavedNa
 def restore_engine(engine: Any, state: UniversalState, names: SavedNames) -> None:
     """Fill this rank's part of every group (weights, moments, step count) and the engine's counters.
 
-    Args:
-        engine: fresh, around a module that holds the saved weights.
-        state: the saved state.
-        names: from `match_names`.
+    The engine is fresh, around a module that holds the saved weights.
     """
     zero, manifest = engine.optimizer, state.manifest
     for index, group in enumerate(engine_groups(engine)):

@@ -71,10 +71,7 @@ def part_size(elements: int, world: int) -> int:
 def fragments(elements: Mapping[str, int], world: int, rank: int) -> Iterator[Fragment]:
     """Yield the fragments of a group that `rank` of `world` owns.
 
-    Args:
-        elements: number of elements by parameter name, in the group's order.
-        world: number of ranks.
-        rank: one of them.
+    `elements` are the numbers of elements by parameter name, in the group's order.
     """
     size = part_size(sum(elements.values()), world)
     first, end, position = rank * size, (rank + 1) * size, 0
@@ -102,10 +99,6 @@ def owners(elements: Mapping[str, int], world: int, name: str) -> Iterator[tuple
 
 class ShardedState:
     """A saved state in ZeRO-2's layout.
-
-    Args:
-        folder: the tag's folder.
-        manifest: its manifest.
 
     Raises:
         RefusedError: the manifest does not list exactly the shards of ranks 0 to W - 1.

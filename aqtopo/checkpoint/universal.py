@@ -81,10 +81,7 @@ def tensor_file(name: str, kind: str) -> str:
 
 
 class UniversalState:
-    """A saved state in the universal layout; tensors are memory-mapped.
-
-    Args:
-        folder: the inner folder, with the manifest.
+    """A saved state in the universal layout, from its inner folder; tensors are memory-mapped.
 
     Raises:
         RefusedError: the manifest cannot be read or describes another layout.
@@ -148,10 +145,6 @@ SavedState = ShardedState | UniversalState
 def open_universal(source: Path, ranks: RankGroup) -> UniversalState:
     """Open the universal form of a saved state after checking all files; convert if it is missing or damaged.
 
-    Args:
-        source: the folder of a tag, or of a universal state.
-        ranks: all processes that resume.
-
     Raises:
         RefusedError: on all ranks: the state's own files are damaged or contradict its manifest.
         BusyError: on all ranks: another run is still converting the state.
@@ -197,12 +190,7 @@ def _open_checked(folder: Path, ranks: RankGroup) -> UniversalState:
 
 
 def convert(source: Path, target: Path, ranks: RankGroup) -> None:
-    """Convert a sharded tag to the universal layout, on all ranks.
-
-    Args:
-        source: the tag's folder; its files are already checked.
-        target: the inner folder to write; an existing one is replaced.
-        ranks: all processes that take part.
+    """Convert a sharded tag, whose files are checked, to a universal inner folder, which is replaced.
 
     Raises:
         RefusedError: on all ranks: a shard is damaged, or a written file differs when it is read back.
@@ -266,11 +254,7 @@ def assigned_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]
 
 
 def _write_file(manifest: Manifest, state: NamedTensors, name: str, kind: str, path: Path) -> None:
-    """Write one tensor or step count; read a tensor back and compare.
-
-    Raises:
-        RefusedError: the tensor cannot be read, or differs when it is read back.
-    """
+    """Write one tensor or step count; read a tensor back and compare."""
     if kind == STEP:
         save_torch(torch.tensor(manifest.step_of(name), dtype=torch.float32), path)
         return

@@ -36,13 +36,7 @@ _ALLOWED = {
 
 
 class Override(NamedTuple):
-    """One `--set path=value`.
-
-    Attributes:
-        text: as typed, `model.depth=2`.
-        path: path of the value.
-        value: the new value.
-    """
+    """One `--set path=value`: the text as typed, the path and the new value."""
 
     text: str
     path: Path
@@ -56,14 +50,7 @@ class Override(NamedTuple):
 def describe(
     error: ValidationError, root: type[Strict], file: str, overrides: Sequence[Override] = ()
 ) -> str:
-    """Return one line per error, in the order of the models' fields.
-
-    Args:
-        error: the validation error.
-        root: the validated model.
-        file: name of the file.
-        overrides: the `--set` options.
-    """
+    """Return one line per error, in the order of the fields of the validated model `root`."""
     lines = []
     for detail in error.errors(include_url=False):
         if _is_echo(detail):

@@ -15,11 +15,7 @@ from aqtopo.config.strict import Path as JsonPath
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read and check the configuration of a run.
-
-    Args:
-        path: the JSON file.
-        overrides: `a.b=value` texts, applied in order before the check.
+    """Read a JSON file, apply overrides `a.b=value` in order, and check the configuration of the run.
 
     Raises:
         ValueError: the file is unreadable, not JSON or invalid; one line per error with file, path, value and

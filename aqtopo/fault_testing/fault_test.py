@@ -107,35 +107,20 @@ def _test_config(config_path: Path, run_dir: Path, world: int, every_steps: int)
 
 @dataclass
 class _VictimRun:
-    """The run that is killed, over all its starts.
-
-    Attributes:
-        config: the run.
-        steps: its length.
-        every_steps: steps between saves.
-        turns: numbers of ranks.
-        rng: random source of the kills.
-        starting_s: duration of a start [s].
-        step_s: duration of a step [s].
-        kills: all kills.
-        counted: kills of a run that trains and has a saved state.
-        unverified: starts that continued from a saved state without a verified resume.
-        lost: problems of the saved states after a kill.
-        wait_for_phases: False after a kill that waited for a phase that did not come.
-    """
+    """The run that is killed, over all its starts."""
 
     config: RunConfig
     steps: int
     every_steps: int
-    turns: Iterator[int]
+    turns: Iterator[int]  # numbers of ranks
     rng: random.Random
-    starting_s: float
-    step_s: float
+    starting_s: float  # duration of a start
+    step_s: float  # duration of a step
     kills: list[Kill] = field(default_factory=list)
-    counted: int = 0
-    unverified: int = 0
-    lost: list[str] = field(default_factory=list)
-    wait_for_phases: bool = True
+    counted: int = 0  # kills of a run that trains and has a saved state
+    unverified: int = 0  # starts that continued from a saved state without a verified resume
+    lost: list[str] = field(default_factory=list)  # problems of the saved states after a kill
+    wait_for_phases: bool = True  # False after a kill that waited for a phase that did not come
     starts: Iterator[int] = field(default_factory=itertools.count)
 
     @property

@@ -24,26 +24,14 @@ FILE_PHASES = ("converting", "committing", "saving", "pruning")
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL.
-
-    Attributes:
-        phase: phase of the run.
-        rank: the rank that was killed first.
-    """
+    """One SIGKILL: the phase of the run, and the rank that was killed first."""
 
     phase: str
     rank: int
 
 
 class RanksUnderTest:
-    """The processes of one start of a run.
-
-    Args:
-        config: the run.
-        world: number of ranks.
-        steps: length of the run.
-        log: file for their output.
-    """
+    """The processes of one start of a run, on `world` ranks; their output goes to a log."""
 
     def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
         self.log = log

@@ -33,19 +33,15 @@ class FaultTestResult:
         wanted: requested kills of a run that has a saved state and has finished its resume; a verified resume
             must follow each of them.
         kills: all kills, including those of runs that were still starting.
-        phases: kills by phase.
         ranks: kills by the rank that was killed first.
-        world_sizes: tested numbers of ranks.
         resumes: verified resumes.
         unverified: starts that continued from a saved state without a verified resume.
         lost_tags: committed tags that were missing or damaged after a kill, and invalid pointers.
-        steps: compared steps.
         missing_steps: steps of the reference that no other run made.
         worst_loss: largest relative difference of a training loss from the reference.
         different_tensors: weights and moments of the last state that are not bitwise equal.
         worst_state: largest relative difference in norm of all weights or all moments of a kind.
         other_differences: differing names, groups, hyperparameters or steps of the last state.
-        seconds: wall time.
     """
 
     wanted: int
@@ -94,13 +90,7 @@ class FaultTestResult:
 
 
 def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
-    """Yield the problems of a run's saved states after a kill.
-
-    Args:
-        run_dir: the run directory; no process uses it.
-        known: the states that were committed before the kill.
-        policy: the retention policy.
-    """
+    """Yield the problems of a run's saved states after a kill; `known` were committed before it."""
     left = list_tags(run_dir)
     yield from missing_tags(known, left, policy)
     try:

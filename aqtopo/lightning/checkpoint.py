@@ -143,11 +143,7 @@ def _match(
 def _check_order(
     matched: Sequence[MatchedGroup], weights: Mapping[str, Tensor], exp_avg: Mapping[str, Tensor]
 ) -> None:
-    """Check that no match depends on the position in the state dict alone.
-
-    Raises:
-        RefusedError: a match is ambiguous; the message shows the candidates.
-    """
+    """Refuse matches that depend on the position in the state dict alone."""
     fits = moments_fit(weights, exp_avg)
     problems = []
     for own in matched:
@@ -173,11 +169,7 @@ def _check_order(
 
 
 def _step(group: GroupInfo, states: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the step count of a group.
-
-    Raises:
-        RefusedError: its parameters have different step counts.
-    """
+    """Return the step count of a group, which all its parameters must share."""
     counted = {float(states[name]["step"]) for name in group.elements}
     different = [f"{group.name}: steps {sorted(counted)}"] if len(counted) > 1 else []
     raise_problems("parameters of one group have different step counts", different)

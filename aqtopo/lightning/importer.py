@@ -38,7 +38,7 @@ def import_lightning(
         config: configuration of the run that resumes from it.
         rules: renaming rules, pattern and replacement.
         order: the user's statement on the order of parameters in the file's groups.
-        allowed: `changes` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
+        allowed: `settings` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
             `unexpected` tensors of the file are left out.
 
     Raises:
@@ -98,11 +98,7 @@ def import_lightning(
 def _position(
     path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
 ) -> Position:
-    """Return the position in the run at which the file was saved.
-
-    Raises:
-        RefusedError: this run has no such position.
-    """
+    """Return the position in the run at which the file was saved; the run must have it."""
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
@@ -122,11 +118,7 @@ def _position(
 def _check_hyperparameters(
     saved: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float], config: RunConfig, allowed: Allowed
 ) -> None:
-    """Compare the file's rates, weight decay, betas and eps with the run's.
-
-    Raises:
-        RefusedError: some differ, and the difference is not allowed.
-    """
+    """Refuse differences between the file's rates, weight decay, betas and eps and the run's."""
     optimizer = config.optimizer
     expected = {
         "weight_decay": optimizer.weight_decay,

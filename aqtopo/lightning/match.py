@@ -57,12 +57,7 @@ class ParameterOrder:
         return cls(True, tuple(names))
 
     def positions(self, listed: Sequence[str], groups: Sequence[GroupInfo], rules: Rules) -> dict[str, int]:
-        """Return the position of every trained parameter in the order.
-
-        Args:
-            listed: names of the state dict, already renamed.
-            groups: groups of the run.
-            rules: renaming rules for names of the file.
+        """Return the position of every trained parameter in the order; `listed` is the renamed state dict's.
 
         Raises:
             RefusedError: the user's order lacks parameters, or has unknown ones.

@@ -134,12 +134,7 @@ def _attention_bytes(config: RunConfig, index: int) -> int:
 
 
 def _local_bias_bytes(config: RunConfig, ordered_queries: bool) -> int:
-    """Return the bytes of the local bias and of the wider q, k, v and output.
-
-    Args:
-        config: run with a local bias.
-        ordered_queries: the bias gathers its columns in wind order.
-    """
+    """Return the bytes of the local bias and of the wider q, k, v and output."""
     model, T, N = config.model, _samples_tokens(config), config.tokens
     biased_heads = model.local_heads or model.heads
     total = 4 * T * (model.dim + EXTRA_COLUMNS * model.heads)  # q, k, v, output
@@ -152,7 +147,8 @@ def _local_bias_bytes(config: RunConfig, ordered_queries: bool) -> int:
         total += BIAS_COLUMNS * N * biased_heads  # columns of the queries, the same for all samples
         rows = N
     if ordered_queries:
-        total += BIAS_COLUMNS * rows * model.heads  # columns with zeros for heads without the bias
+        # The gather saves its input: columns, with zeros for heads without the bias.
+        total += BIAS_COLUMNS * rows * model.heads
     return FLOAT * total
 
 

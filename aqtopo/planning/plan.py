@@ -22,8 +22,6 @@ class Calendar:
     Attributes:
         from_store: the hours are those of the store; otherwise all hours of the years are assumed.
         tables: samples of `train`, `validation` and `test`.
-        steps: division of an epoch's samples into steps.
-        epochs: number of epochs.
         validate_every: micro-steps between validations.
     """
 
@@ -59,15 +57,10 @@ class Plan:
     """Plan of a run.
 
     Attributes:
-        config: the run.
         epoch: epoch of the learning rates and validations, from 0.
         groups: by name, in the configured order.
-        calendar: samples, steps and validations.
-        state: permanent bytes of a rank.
         reduction: bytes of a rank's reduction buffers in the backward pass.
-        activations: estimated activations of a micro-step on a rank.
         workspace: estimated further bytes of the backward pass.
-        flop: FLOP of a micro-step.
     """
 
     config: RunConfig
@@ -178,11 +171,7 @@ def make_calendar(config: RunConfig) -> Calendar:
 
 
 def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
-    """Plan a run; no data and no device are needed.
-
-    Args:
-        config: the run.
-        epoch: epoch of the learning rates and validations, from 0.
+    """Plan a run, with learning rates and validations of an epoch, from 0; needs no data and no device.
 
     Raises:
         ValueError: the run has no such epoch, the schedule does not fit, or the store is unusable.

@@ -20,7 +20,6 @@ class NodeType:
     """Type of node, from data sheets; per rank unless stated otherwise.
 
     Attributes:
-        name: name of the accelerator.
         ranks_per_node: accelerators per node.
         memory: device memory [bytes].
         flops: peak of the matrix units by precision [FLOP/s].
@@ -89,15 +88,12 @@ class StepTime:
     """Duration of a step by part, at one number of nodes.
 
     Attributes:
-        nodes: number of nodes.
         world: number of ranks.
         compute_s: forward and backward passes of all micro-steps.
         reduce_s: reduction of the gradients.
         hidden_s: part of the reduction that overlaps the backward pass.
         gather_s: all-gather of the weights.
-        optimizer_s: update.
         node_bytes: data that a node reads [bytes].
-        samples: samples per step.
     """
 
     nodes: int
@@ -127,14 +123,7 @@ class StepTime:
 
 
 def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumptions) -> StepTime:
-    """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes.
-
-    Args:
-        plan: the run.
-        node_type: type of the nodes.
-        nodes: number of nodes.
-        assumptions: see `Assumptions`.
-    """
+    """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes."""
     config, world = plan.config, nodes * node_type.ranks_per_node
     training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": node_type.ranks_per_node})
     config = config.model_copy(update={"training": training})

@@ -104,15 +104,7 @@ def _memory(plan: Plan) -> Table:
 def scaling_tables(
     plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepTime, rows: Sequence[StepTime]
 ) -> Iterator[Table]:
-    """Yield the tables of the scaling model, in reading order.
-
-    Args:
-        plan: the run.
-        node_type: type of the nodes.
-        assumptions: see `Assumptions`.
-        here: step at the run's own number of nodes.
-        rows: steps at other numbers of nodes, starting with one node.
-    """
+    """Yield the tables of the scaling model: FLOP, the step `here` at the run's nodes, and other nodes."""
     yield _flop(plan)
     yield _step(plan, node_type, assumptions, here)
     yield _scaling(rows, node_type)
