@@ -1,13 +1,12 @@
 """`aqtopo checkpoint`: list, inspect, verify, convert, export, compare and import saved states."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.options import Json, RunDir
+from aqtopo.cli.options import AllowChange, AllowUnexpected, Json, RunDir, print_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Saved states: list, inspect, verify, convert, export, compare, import."
@@ -23,7 +22,7 @@ def list_command(run_dir: RunDir, as_json: Json = False) -> None:
 
     rows = list_folders(run_dir)
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     if not rows:
         raise ValueError(f"{run_dir} has no saved state.")
@@ -52,7 +51,7 @@ def inspect(state: State, as_json: Json = False) -> None:
     manifest = saved.manifest
     if as_json:
         summary = manifest.model_dump(mode="json", by_alias=True, exclude={"files"})
-        _print_json(summary | {"tensors": [asdict(row) for row in rows]})
+        print_json(summary | {"tensors": [asdict(row) for row in rows]})
         return
     table = [
         (row.group, row.name, "x".join(map(str, row.shape)), *(f"{norm:.4g}" for norm in row.norms.values()))
@@ -76,11 +75,11 @@ def verify(state: State, as_json: Json = False) -> None:
             count = verify_state(saved)
     except RefusedError as refusal:
         if as_json:
-            _print_json({"sound": False, "problems": str(refusal).splitlines()})
+            print_json({"sound": False, "problems": str(refusal).splitlines()})
         raise
     if as_json:
         files = len(saved.manifest.files)
-        _print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
+        print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
     else:
         typer.echo(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")
 
@@ -126,7 +125,7 @@ def diff(one: State, other: State, as_json: Json = False) -> None:
     with opened(one, other) as (saved, other_saved):
         differences = list(diff_states(saved, other_saved))
     if as_json:
-        _print_json([{"name": name, "difference": text} for name, text in differences])
+        print_json([{"name": name, "difference": text} for name, text in differences])
     elif differences:
         _print_table(("name", "difference"), differences)
     else:
@@ -151,15 +150,8 @@ def import_lightning_command(
             help="Order of the parameters in the file's groups: that of the model, or a file of names.",
         ),
     ] = None,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A.B", help="Setting that may differ: schedule, optimizer.eps, ...; repeatable."
-        ),
-    ] = None,
-    allow_unexpected: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Tensor of the file to leave out; repeatable.")
-    ] = None,
+    allow_change: AllowChange = None,
+    allow_unexpected: AllowUnexpected = None,
 ) -> None:
     """Convert a Lightning DDP checkpoint for `aqtopo train --resume OUT`."""
     from aqtopo.checkpoint.changes import Allowed
@@ -187,10 +179,6 @@ def _rule(text: str) -> tuple[str, str]:
     if not pattern or not separator:
         raise ValueError(f"--map {text}: write REGEX=REPLACEMENT.")
     return pattern, replacement
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:

@@ -1,8 +1,6 @@
 """`aqtopo doctor`: the preflight checks of a run, without training."""
 
-import typer
-
-from aqtopo.cli.options import ConfigFile, Json, Overrides
+from aqtopo.cli.options import ConfigFile, Json, Overrides, print_json
 
 
 def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
@@ -11,7 +9,6 @@ def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
     With `data.stage`, also check that every node has room for its copy of the data.
     Start it in the same way as the run: `srun ... aqtopo doctor CONFIG`.
     """
-    import json
     from dataclasses import asdict
 
     from rich.console import Console
@@ -33,7 +30,7 @@ def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
         checkup = check_up(prepared, device, stage_too=True)
         process_group.disconnect()
     if launch.is_main and as_json:
-        typer.echo(json.dumps(asdict(checkup), indent=2))
+        print_json(asdict(checkup))
     elif launch.is_main:
         table = Table(title=f"{launch.size} rank(s), compared in {checkup.seconds:.1f} s")
         table.add_column("fact")

@@ -1,6 +1,5 @@
 """`aqtopo fault-test`: kill and resume a run many times."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import Json
+from aqtopo.cli.options import Json, print_json
 
 if TYPE_CHECKING:
     from aqtopo.fault_testing.result import FaultTestResult
@@ -32,7 +31,7 @@ def fault_test(
     result = run_fault_test(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
         verdict = {"passed": result.passed, "problems": result.problems}
-        typer.echo(json.dumps(asdict(result) | verdict, indent=2))
+        print_json(asdict(result) | verdict)
     else:
         _print(result)
     if not result.passed:

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aqtopo.cli.options import ConfigFile, Json, Overrides
+from aqtopo.cli.options import ConfigFile, Json, Overrides, print_json
 
 
 def plan(
@@ -25,8 +25,6 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Count parameters, samples, steps and bytes of a run before it starts; with --gpu, model its time."""
-    import json
-
     from rich.console import Console
 
     from aqtopo.config import load_config
@@ -45,7 +43,7 @@ def plan(
         )
     rows = [] if node_type is None else scaling(made, node_type, assumptions)
     if as_json:
-        typer.echo(json.dumps(made.as_json() | ({"scaling": as_rows(rows)} if rows else {}), indent=2))
+        print_json(made.as_json() | ({"scaling": as_rows(rows)} if rows else {}))
         return
     console = Console()
     for table in plan_tables(made):
