@@ -66,7 +66,9 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {place}: not JSON: {lower_first(error.msg)}.") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must hold one JSON object, and holds a {type(document).__name__}.")
-    repeated = [f"{path}: {spell(place)}: stands twice; keep one" for place in _repeated(document)]
+    repeated = [
+        f"{path}: {spell(place)}: is a duplicate key; keep one of them" for place in _repeated(document)
+    ]
     if repeated:
         raise ValueError("\n".join(repeated))
     return document

@@ -17,7 +17,7 @@ from pathlib import Path
 from aqtopo.checkpoint.tags import Tag, list_tags
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
-from aqtopo.fault_testing.ranks import FILE_PHASES, Kill, RanksUnderTest
+from aqtopo.fault_testing.ranks import FILE_PHASES, POLL_S, Kill, RanksUnderTest, file_phase, logged_steps
 from aqtopo.fault_testing.result import FaultTestResult, compare_losses, compare_states, lost_tags
 from aqtopo.run_directory.log_file import METRICS_FILE, ResumeLine, StepLine, of_kind, read_log
 
@@ -52,7 +52,7 @@ def fault_test(
     reference = out / "reference"
     config = _test_config(config_path, reference, worlds[0], every_steps)
     ranks = RanksUnderTest(config, worlds[0], steps, out / "reference.log")
-    ranks.wait_for_step(reference, 0)
+    ranks.wait_until(lambda: logged_steps(reference) > 0)
     starting_s = time.monotonic() - began
     ranks.wait()
     step_s = (time.monotonic() - began - starting_s) / steps
@@ -88,7 +88,7 @@ def _test_config(config_path: Path, run_dir: Path, world: int, every_steps: int)
     config = load_config(config_path)
     batch = config.train_batch
     if batch % world:
-        raise ValueError(f"{batch} samples a step cannot be divided among {world} ranks. Choose --worlds.")
+        raise ValueError(f"{batch} samples per step cannot be divided among {world} ranks. Choose --worlds.")
     overrides = [
         f"training.run_dir={json.dumps(str(run_dir))}",
         f"training.validate_every={every_steps + 1}",
@@ -174,14 +174,16 @@ class _VictimRun:
     def _wait_for_kill(self, ranks: RanksUnderTest, before: Tag | None, seen: int) -> None:
         """Wait until the time of the kill."""
         if not self.kills:  # the first kill needs a state to resume from
-            ranks.wait_for_state(self.run_dir)
+            ranks.wait_until(lambda: bool(list_tags(self.run_dir)))
         elif self.wait_for_phases and self.rng.random() < PHASE_SHARE:
-            ranks.wait_for_phase(self.run_dir, self._least_hit_phase(before))
+            phase = self._least_hit_phase(before)
+            ranks.wait_until(lambda: file_phase(self.run_dir) == phase, POLL_S)
         elif self.rng.random() < STARTING_SHARE:
             time.sleep(self.rng.uniform(0.0, self.starting_s))
         else:
             # Counted in steps: the pace of a busy machine varies, and a time could outlast the run.
-            ranks.wait_for_step(self.run_dir, seen + self.rng.randrange(2 * self.every_steps))
+            steps = seen + self.rng.randrange(2 * self.every_steps)
+            ranks.wait_until(lambda: logged_steps(self.run_dir) > steps)
             time.sleep(self.rng.uniform(0.0, 2.0 * self.step_s))
 
     def _least_hit_phase(self, before: Tag | None) -> str:

@@ -4,9 +4,10 @@ Each term stands for tensors that autograd saves, or for a matrix product. `test
 with real passes on the CPU. Temporaries, allocator rounding and the backward pass's own results are not
 counted.
 
-Fused attention counts as a flash kernel on any device: it saves query, key, value, output and log-sum-exp,
-and computes 4 N^2 D a sample forward and 2.5 times that backward, which recomputes the scores. With the local
-bias D is that of the wider heads, in float32. Matrix products cost twice their forward pass backward.
+Fused attention counts as a flash kernel on any device: it saves query, key, value, output and log-sum-exp. It
+computes 4 N^2 D per sample forward and 2.5 times that backward, because it recomputes the scores. With the
+local bias D is that of the wider heads, in float32. The backward pass of a matrix product costs twice its
+forward pass.
 
 Sizes: B batch, N tokens, T = B N, D width, H heads, V variables, Q pixels of a patch and a constant.
 """
@@ -106,9 +107,8 @@ def _block_bytes(config: RunConfig, index: int) -> int:
     model, T = config.model, _samples_tokens(config)
     tokens, hidden = _token_bytes(config), T * model.hidden_dim
     element = ELEMENT_BYTES[config.deepspeed.precision]
-    total = 2 * _norm_bytes(config)
+    total = 2 * _norm_bytes(config) + _attention_bytes(config, index)
     total += 2 * tokens  # inputs of qkv and fc1
-    total += _attention_bytes(config, index)
     total += 2 * hidden * element  # inputs of GELU and fc2
     if model.dropout:
         total += MASK * (2 * T * model.dim + hidden)  # after proj, fc2 and fc1
@@ -121,19 +121,20 @@ def _attention_bytes(config: RunConfig, index: int) -> int:
     """Return the bytes that the attention of a block saves, between the layers qkv and proj."""
     model, T, tokens = config.model, _samples_tokens(config), _token_bytes(config)
     biased = index in model.bias_blocks
+    elevation_bias = biased and bool(model.elevation_bias)
     total = FLOAT * T * model.heads  # log-sum-exp
-    # PyTorch's attention does not reorder, so block 0 saves a second, reordered query.
-    reorders = model.wind_order and index == 0
-    by_torch = not (biased and model.elevation_bias) and model.attention != "fused"
-    if biased and model.elevation_bias and model.wind_order and index:
-        total += FLOAT * T  # elevation in wind order; block 0 reads the raster's
+    if elevation_bias and model.wind_order and index > 0:
+        total += FLOAT * T  # elevation in wind order; block 0 reads it in raster order
+    # In block 0 the kernels reorder the rows themselves; PyTorch's attention gets a reordered query.
+    by_kernels = elevation_bias or model.attention == "fused"
+    reordered_query = model.wind_order and index == 0 and not by_kernels
     if not (biased and model.local_bias):
-        return total + 4 * tokens + (tokens if reorders and by_torch else 0)  # q, k, v, output
-    ordered_queries = model.wind_order and (index > 0 or by_torch)
-    return total + tokens + _local_bias_bytes(config, ordered_queries)  # input of proj
+        return total + (5 if reordered_query else 4) * tokens  # q, k, v, output, reordered q
+    ordered_columns = reordered_query or (model.wind_order and index > 0)
+    return total + tokens + _local_bias_bytes(config, ordered_columns)  # input of proj
 
 
-def _local_bias_bytes(config: RunConfig, ordered_queries: bool) -> int:
+def _local_bias_bytes(config: RunConfig, ordered_columns: bool) -> int:
     """Return the bytes of the local bias and of the wider q, k, v and output."""
     model, T, N = config.model, _samples_tokens(config), config.tokens
     biased_heads = model.local_heads or model.heads
@@ -146,7 +147,7 @@ def _local_bias_bytes(config: RunConfig, ordered_queries: bool) -> int:
     else:
         total += BIAS_COLUMNS * N * biased_heads  # columns of the queries, the same for all samples
         rows = N
-    if ordered_queries:
+    if ordered_columns:
         # The gather saves its input: columns, with zeros for heads without the bias.
         total += BIAS_COLUMNS * rows * model.heads
     return FLOAT * total
@@ -204,7 +205,7 @@ def count_flop(config: RunConfig) -> MicroStepFlop:
     attention = scores * model.dim * (model.depth - local) + in_float32
     # Multiplications and additions: qkv and proj; fc1 and fc2.
     block = 2 * T * (4 * model.dim**2 + 2 * model.dim * model.hidden_dim)
-    # Wind times axes, a product of (2,) and (2, 3) a token.
+    # Wind times axes, a product of (2,) and (2, 3) per token.
     velocity = 2 * T * 2 * 3 * local if model.local_bias == "origin" else 0
     outputs = len(config.data.targets) * model.patch**2
     head = 2 * T * _horizons_at_head(config) * model.dim * (model.decoder_depth * model.dim + outputs)
