@@ -29,19 +29,19 @@ def plan(
 
     from aqtopo.config import load_config
     from aqtopo.planning import make_plan
-    from aqtopo.planning.scaling import Assumptions, find_node_type, scaling, step_time
+    from aqtopo.planning.scaling import find_node_type, scaling, step_time
     from aqtopo.planning.tables import as_rows, plan_tables, scaling_tables
 
     changes = [*(overrides or []), *([] if nodes is None else [f"training.nodes={nodes}"])]
     made = make_plan(load_config(config, changes), at_epoch)
-    node_type, assumptions = find_node_type(gpu), Assumptions(utilization=utilization)
+    node_type = find_node_type(gpu)
     if not made.calendar.from_store:
         typer.echo(
             f"There is no store at {made.config.data.store}: the plan assumes a complete hourly calendar "
             "of the configured years.",
             err=True,
         )
-    rows = [] if node_type is None else scaling(made, node_type, assumptions)
+    rows = [] if node_type is None else scaling(made, node_type, utilization)
     if as_json:
         print_json(made.as_json() | ({"scaling": as_rows(rows)} if rows else {}))
         return
@@ -49,6 +49,6 @@ def plan(
     for table in plan_tables(made):
         console.print(table)
     if node_type is not None:
-        here = step_time(made, node_type, made.config.training.nodes, assumptions)
-        for table in scaling_tables(made, node_type, assumptions, here, rows):
+        here = step_time(made, node_type, made.config.training.nodes, utilization)
+        for table in scaling_tables(made, node_type, utilization, here, rows):
             console.print(table)

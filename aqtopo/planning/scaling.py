@@ -1,6 +1,5 @@
 """Model of the duration of a step on a machine, and its scaling with the number of nodes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
@@ -13,6 +12,16 @@ NODES = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512, 1024)
 
 OPTIMIZER_PASSES = 10
 """fp32 reads and writes of a shard by AdamW with clipping: gradient 3, weights 3, moments 4."""
+
+
+UTILIZATION = 0.4
+"""Assumed share of the matrix units' peak in a forward and backward pass."""
+
+NETWORK_SHARE = 0.8
+"""Assumed share of a network's bandwidth in a large collective."""
+
+HOP_S = 3e-6
+"""Assumed latency of a message between ranks [s]."""
 
 
 @dataclass(frozen=True)
@@ -69,21 +78,6 @@ def find_node_type(name: str | None) -> NodeType | None:
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """Assumptions of the model, which the tables state.
-
-    Attributes:
-        utilization: share of the matrix units' peak in a forward and backward pass.
-        network_share: share of a network's bandwidth in a large collective.
-        hop_s: latency of a message between ranks [s].
-    """
-
-    utilization: float = 0.4
-    network_share: float = 0.8
-    hop_s: float = 3e-6
-
-
-@dataclass(frozen=True)
 class StepTime:
     """Duration of a step by part, at one number of nodes.
 
@@ -122,7 +116,7 @@ class StepTime:
         return self.node_bytes / self.seconds
 
 
-def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumptions) -> StepTime:
+def step_time(plan: Plan, node_type: NodeType, nodes: int, utilization: float = UTILIZATION) -> StepTime:
     """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes."""
     config, world = plan.config, nodes * node_type.ranks_per_node
     training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": node_type.ranks_per_node})
@@ -130,12 +124,12 @@ def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumpti
     elements = {name: group.parameters for name, group in plan.groups.items()}
     gradients, weights = step_collectives(elements, config, config.accumulation)
     flop = plan.flop
-    rates = [assumptions.utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
+    rates = [utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
     backward_s = config.accumulation * flop.backward_s(*rates)
     compute_s = config.accumulation * flop.forward_s(*rates) + backward_s
-    bandwidth = assumptions.network_share * node_type.ring_bandwidth(nodes)
+    bandwidth = NETWORK_SHARE * node_type.ring_bandwidth(nodes)
     reduce_s, gather_s = (
-        collective.sent(world) / bandwidth + collective.hops(world) * assumptions.hop_s
+        collective.sent(world) / bandwidth + collective.hops(world) * HOP_S
         for collective in (gradients, weights)
     )
     shard = sum(elements.values()) / world
@@ -167,11 +161,9 @@ def sample_bytes(config: RunConfig) -> int:
     return 4 * len(DYNAMIC_VARIABLES) * rows * columns * hours
 
 
-def scaling(
-    plan: Plan, node_type: NodeType, assumptions: Assumptions, nodes: Sequence[int] = NODES
-) -> list[StepTime]:
+def scaling(plan: Plan, node_type: NodeType, utilization: float = UTILIZATION) -> list[StepTime]:
     """Return the step at each number of nodes."""
-    return [step_time(plan, node_type, count, assumptions) for count in nodes]
+    return [step_time(plan, node_type, nodes, utilization) for nodes in NODES]
 
 
 def efficiency(time: StepTime, one_node: StepTime) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from aqtopo.planning.plan import Plan
-from aqtopo.planning.scaling import Assumptions, NodeType, StepTime, efficiency
+from aqtopo.planning.scaling import NETWORK_SHARE, NodeType, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives
 
 
@@ -102,11 +102,11 @@ def _memory(plan: Plan) -> Table:
 
 
 def scaling_tables(
-    plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepTime, rows: Sequence[StepTime]
+    plan: Plan, node_type: NodeType, utilization: float, here: StepTime, rows: Sequence[StepTime]
 ) -> Iterator[Table]:
     """Yield the tables of the scaling model: FLOP, the step `here` at the run's nodes, and other nodes."""
     yield _flop(plan)
-    yield _step(plan, node_type, assumptions, here)
+    yield _step(plan, node_type, utilization, here)
     yield _scaling(rows, node_type)
 
 
@@ -125,8 +125,8 @@ def _flop(plan: Plan) -> Table:
     return table
 
 
-def _step(plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepTime) -> Table:
-    config, share = plan.config, assumptions.network_share
+def _step(plan: Plan, node_type: NodeType, utilization: float, here: StepTime) -> Table:
+    config = plan.config
     elements = {name: group.parameters for name, group in plan.groups.items()}
     network = node_type.ring_bandwidth(here.nodes)
     precision = config.deepspeed.precision
@@ -143,8 +143,8 @@ def _step(plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepT
     if plan.flop.float32_attention:
         peak += f", in float32 of {node_type.flops['fp32'] / 1e12:.4g}"
     for name, seconds, source in (
-        ("forward and backward", here.compute_s, f"{assumptions.utilization:.0%} of {peak}"),
-        ("reducing gradients", here.reduce_s, f"{share:.0%} of {network / 1e9:.0f} GB/s assumed"),
+        ("forward and backward", here.compute_s, f"{utilization:.0%} of {peak}"),
+        ("reducing gradients", here.reduce_s, f"{NETWORK_SHARE:.0%} of {network / 1e9:.0f} GB/s assumed"),
         ("overlapped part", 0.0 - here.hidden_s, _overlap(plan)),
         ("gathering weights", here.gather_s, "as above"),
         ("AdamW", here.optimizer_s, f"{node_type.memory_rate / 1e12:.4g} TB/s of memory assumed"),
