@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.files import loadable_torch_files
+from aqtopo.checkpoint.files import first_line, loadable_torch_files
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, RunFacts, TensorInfo, package_versions
 from aqtopo.refusal import raise_problems
 
@@ -195,4 +195,4 @@ def _write_error(path: Path, error: Exception) -> str:
             os.fsync(file.fileno())
     except OSError as reason:
         return str(reason)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -114,9 +114,8 @@ def _flop(plan: Plan) -> Table:
     flop = plan.flop
     title = f"FLOP of a micro-step of {plan.config.micro_batch} sample(s) on one rank"
     table = _table(title, "part", "TFLOP forward", "source")
-    for name, count in flop.products.items():
+    for name, count in {**flop.products, "attention": flop.attention}.items():
         table.add_row(name, f"{count / 1e12:.4g}", "formula")
-    table.add_row("attention", f"{flop.attention / 1e12:.4g}", "formula")
     if flop.float32_attention:
         table.add_row("in float32", f"{flop.float32_attention / 1e12:.4g}", "formula: local bias")
     table.add_section()
