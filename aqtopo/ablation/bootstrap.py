@@ -69,11 +69,7 @@ def resampled_rmse(squared: Floats, count: Floats, weights: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class Interval:
-    """Confidence interval of coverage `LEVEL`; NaN if unknown.
-
-    Attributes:
-        low, high: (...).
-    """
+    """Confidence interval of coverage `LEVEL`, (...); NaN if unknown."""
 
     low: Floats
     high: Floats

@@ -20,12 +20,7 @@ VARIABLE_SECTIONS = ("model", "optimizer")
 
 @dataclass(frozen=True)
 class Factor:
-    """Setting and its levels.
-
-    Attributes:
-        path: setting as in `--set`: `model.wind_order`.
-        levels: values; the last one is the baseline.
-    """
+    """Path of a setting, as in `--set`, and its levels; the last one is the baseline."""
 
     path: str
     levels: tuple[object, ...]
@@ -43,12 +38,9 @@ class Factor:
 
 @dataclass(frozen=True)
 class Variant:
-    """One level of each factor, or an extra variant outside the grid with settings of its own.
+    """One level of each factor, or an extra variant outside the grid.
 
-    Attributes:
-        factors: in the order of the grid.
-        levels: one per factor; all baselines in an extra variant.
-        also: path and value of the settings of an extra variant; empty in the grid.
+    An extra variant has the baseline's levels and settings of its own, `also` (path and value).
     """
 
     factors: tuple[Factor, ...]

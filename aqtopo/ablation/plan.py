@@ -27,14 +27,7 @@ from aqtopo.config.record import Record, Time, read_record
 
 @dataclass(frozen=True)
 class Trial:
-    """One training.
-
-    Attributes:
-        number: number of its configuration and of its job-array task; it never changes.
-        variant: its variant.
-        seed: seed of weights, sample order and dropout.
-        config: complete configuration.
-    """
+    """One training. The number of its configuration and of its job-array task never changes."""
 
     number: int
     variant: Variant
@@ -54,13 +47,8 @@ class Trial:
 class Ablation:
     """All variants of one run, with all seeds.
 
-    Attributes:
-        out: folder of the ablation.
-        base: varied run, with the changes of `--set`.
-        factors: the grid.
-        variants: extra variants, then every combination of levels, the baseline last.
-        seeds: ascending.
-        trials: variants x seeds, seed by seed, so that early results are comparable.
+    `variants` are extra variants, then every combination of levels, the baseline last. `trials` are ordered
+    seed by seed, so that early results are comparable.
     """
 
     out: Path
@@ -118,11 +106,7 @@ def plan_ablation(
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Refuse variants of one seed with equal settings or equal run directories.
-
-    Raises:
-        ValueError: two variants are equal or share a run directory.
-    """
+    """Raise ValueError if two variants of one seed have equal settings or equal run directories."""
     for one, other in itertools.combinations(trials, 2):
         if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
             first, second = (
@@ -161,11 +145,7 @@ def claim_folder(ablation: Ablation) -> None:
 
 
 def _check_run_dir(trial: Trial) -> None:
-    """Check that a run directory belongs to this variant and seed.
-
-    Raises:
-        ValueError: it belongs to another variant of the same name.
-    """
+    """Raise ValueError if a run directory belongs to another variant of the same name."""
     if not (trial.run_dir / CONFIG_FILE).is_file():
         return
     found, wanted = read_run_config(trial.run_dir), trial.config
@@ -205,10 +185,8 @@ def _description(ablation: Ablation) -> Description:
 
 
 def _check_same(path: Path, ablation: Ablation) -> None:
-    """Check that a folder's description has this configuration and these factors.
-
-    Raises:
-        ValueError: it differs or is damaged.
+    """Raise ValueError if a folder's description is damaged, or has another configuration or other
+    factors.
     """
     before = read_record(path, Description, f"Choose another --out, or remove {path.parent}.")
     try:

@@ -6,6 +6,7 @@ Rich tables for the terminal; results.json and results.nc for programs, results.
 import math
 import os
 import platform
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,13 +37,7 @@ from aqtopo.inference.forecast_file import write_forecast
 
 @dataclass(frozen=True)
 class ResultTable:
-    """Table independent of its output format.
-
-    Attributes:
-        title: title.
-        head: names of the columns.
-        rows: a text per column.
-    """
+    """Table independent of its output format: names of the columns, and rows with a text per column."""
 
     title: str
     head: tuple[str, ...]
@@ -64,19 +59,26 @@ class ResultTable:
         return f"{self.title}\n\n{table}\n"
 
 
+_CHANGE = ("score", "change", "95% over days", "95% over seeds", "verdict")
+"""Columns of a table of changes."""
+
+
 def result_tables(result: xr.Dataset) -> list[ResultTable]:
     """Return the tables of variants, of overall changes, and of all pairs of each contrast."""
-    return [_variants(result), _overall(result), *(_pairs(result, label) for label in _contrasts(result))]
-
-
-def _contrasts(result: xr.Dataset) -> list[str]:
-    return [str(label) for label in result["contrast"].values]
-
-
-def _scores(result: xr.Dataset, *, summary: bool) -> list[str]:
-    """Return the names of the overall scores, or of those of one pollutant and horizon."""
-    names = [str(name) for name in result["score"].values]
-    return [name for name in names if is_summary(name) == summary]
+    labels, scores = (result[name].values.tolist() for name in ("contrast", "score"))
+    by_label = {label: result.sel(contrast=label) for label in labels}
+    summaries = [name for name in scores if is_summary(name)]
+    pairs = [name for name in scores if not is_summary(name)]
+    overall = tuple((label, *row) for label, one in by_label.items() for row in _changes(one, summaries))
+    tables = [
+        _variants(result),
+        ResultTable("Change relative to the baseline; negative is better", ("contrast", *_CHANGE), overall),
+    ]
+    for label, one in by_label.items():
+        shown = int(one["shown"].sel(score=pairs).sum())
+        title = f"{label}: RMSE of each pollutant and horizon, {shown} of {len(pairs)} shown"
+        tables.append(ResultTable(title, _CHANGE, tuple(_changes(one, pairs))))
+    return tables
 
 
 def _variants(result: xr.Dataset) -> ResultTable:
@@ -96,31 +98,13 @@ def _spread(values: NDArray[np.floating]) -> str:
     return f"{np.mean(values):.4f} ({np.min(values):.4f} - {np.max(values):.4f})"
 
 
-def _overall(result: xr.Dataset) -> ResultTable:
-    """Return the table of each contrast's change of the overall scores and the validation loss."""
-    rows = []
-    for label in _contrasts(result):
-        one = result.sel(contrast=label)
-        rows += [(label, score, *_cells(one.sel(score=score))) for score in _scores(result, summary=True)]
-    head = ("contrast", "score", "change", "95% over days", "95% over seeds", "verdict")
-    return ResultTable("ScoreChange relative to the baseline; negative is better", head, tuple(rows))
-
-
-def _pairs(result: xr.Dataset, label: str) -> ResultTable:
-    """Return the table of one contrast's change of each pollutant and horizon."""
-    one = result.sel(contrast=label)
-    scores = _scores(result, summary=False)
-    rows = tuple((name, *_cells(one.sel(score=name))) for name in scores)
-    shown = int(one["shown"].sel(score=scores).sum())
-    title = f"{label}: RMSE of each pollutant and horizon, {shown} of {len(scores)} shown"
-    return ResultTable(title, ("score", "change", "95% over days", "95% over seeds", "verdict"), rows)
-
-
-def _cells(one: xr.Dataset) -> tuple[str, str, str, str]:
-    """Return change, intervals and verdict of one score."""
-    change = float(one["change"])
-    days, seeds = (_interval(float(one[f"{n}_low"]), float(one[f"{n}_high"])) for n in ("days", "seeds"))
-    return f"{change:+.2f}%", days, seeds, verdict(change, bool(one["shown"]))
+def _changes(contrast: xr.Dataset, scores: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Yield name, change, intervals and verdict of each score."""
+    for name in scores:
+        one = contrast.sel(score=name)
+        change = float(one["change"])
+        days, seeds = (_interval(float(one[f"{n}_low"]), float(one[f"{n}_high"])) for n in ("days", "seeds"))
+        yield name, f"{change:+.2f}%", days, seeds, verdict(change, bool(one["shown"]))
 
 
 def _interval(low: float, high: float) -> str:

@@ -24,12 +24,7 @@ BOOTSTRAP_SEED = 0
 
 @dataclass(frozen=True)
 class Contrast:
-    """Pairs of variants that differ in one setting.
-
-    Attributes:
-        label: readable name.
-        pairs: (treated, baseline).
-    """
+    """Pairs of variants (treated, baseline) that differ in one setting."""
 
     label: str
     pairs: tuple[tuple[Variant, Variant], ...]
@@ -162,13 +157,7 @@ def _drawn(sums: xr.Dataset, weights: Floats) -> xr.DataArray:
 
 
 def _change(contrast: Contrast, exact: xr.DataArray, drawn: xr.DataArray | None) -> xr.Dataset:
-    """Return one contrast's change of each score [%] with its intervals.
-
-    Args:
-        contrast: pairs of variants.
-        exact: (variant, seed, score) scores.
-        drawn: (variant, seed, draw, score) scores of resampled days; None if there are no days.
-    """
+    """Return one contrast's change of each score [%] with its intervals; `drawn` is None without days."""
     by_seed = _percent(contrast, exact).transpose("seed", "score")
     seeds = over_seeds(by_seed.values)
     if drawn is None:

@@ -46,12 +46,9 @@ def compare_starts(configs: Sequence[RunConfig], store: Store) -> StartCompariso
     terrain = Terrain(store.static["elevation"], store.lat, store.lon)
     all_digests = [weight_digests(build_model(config, terrain)) for config in configs]
     names = dict.fromkeys(name for digests in all_digests for name in digests)
-    shared = [
-        name
-        for name in names
-        if all(name in digests for digests in all_digests)
-        and len({digests[name][0] for digests in all_digests}) == 1
-    ]
+    # A missing tensor has the shape None.
+    shapes = {name: {digests.get(name, (None,))[0] for digests in all_digests} for name in names}
+    shared = [name for name in names if len(shapes[name]) == 1]
     different = tuple(name for name in shared if len({digests[name][1] for digests in all_digests}) > 1)
     orders = [_order(config, store) for config in configs]
     return StartComparison(

@@ -9,7 +9,6 @@ from multiprocessing import connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from types import FrameType
-from typing import Self
 
 import numpy as np
 
@@ -108,70 +107,8 @@ class Scorer:
             write_results(evaluate(run, climatology=self._climatology), trial.run_dir)
 
 
-def run_trials(ablation: Ablation, jobs: int, log: Log) -> None:
-    """Train and score every unfinished trial; a partial training resumes.
-
-    Args:
-        ablation: ablation whose folder is claimed.
-        jobs: number of concurrent trainings.
-        log: logger.
-
-    Raises:
-        ValueError: the run needs several nodes.
-        RefusedError: a training failed; the others save and stop.
-    """
-    if ablation.base.training.nodes > 1:
-        raise ValueError(
-            f"{ablation.base.name} needs {ablation.base.training.nodes} nodes. Train with --slurm, then "
-            "repeat the command without it."
-        )
-    todo = [trial for trial in ablation.trials if not is_done(trial)]
-    log(f"{len(ablation.trials)} trainings, {len(ablation.trials) - len(todo)} done")
-    (ablation.out / LOGS).mkdir(exist_ok=True)
-    with _Children() as children, ThreadPoolExecutor(jobs) as pool:
-        scorer = Scorer()
-        futures = [pool.submit(_finish, trial, ablation, children, scorer, log) for trial in todo]
-        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        failures = [failure for future in finished if (failure := future.exception())]
-        if children.stopped:
-            raise SystemExit("stopped by a signal; repeat the command to resume")
-        if failures:
-            children.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise failures[0]
-
-
-def _finish(trial: Trial, ablation: Ablation, children: "_Children", scorer: Scorer, log: Log) -> None:
-    """Train and score one trial, unless the children were stopped."""
-    if children.stopped:
-        return
-    position = f"{ablation.trials.index(trial) + 1}/{len(ablation.trials)}"
-    if not is_trained(trial):
-        resumes = " resumes" if (trial.run_dir / METRICS_FILE).is_file() else ""
-        log(f"{position} {trial}{resumes}")
-        _train(trial, ablation, children)
-    scorer.score(trial)
-    log(f"{position} {trial}: val_loss {read_run_state(trial.run_dir).best_val_loss:.4f}")
-
-
-def _train(trial: Trial, ablation: Ablation, children: "_Children") -> None:
-    """Train one trial in child processes.
-
-    Raises:
-        RefusedError: it failed or stopped before its end.
-    """
-    log_file = ablation.out / LOGS / f"{trial.variant.slug}-seed{trial.seed}.log"
-    codes = children.run(trial.config, log_file)
-    if any(codes) or not is_trained(trial):
-        lines = log_file.read_text(errors="replace").splitlines() if log_file.is_file() else []
-        tail = "\n".join(lines[-LOG_LINES:])
-        raise RefusedError(
-            f"The training of {trial} ended early with exit codes {codes} ({log_file}):\n{tail}"
-        )
-
-
 class _Children:
-    """Running trainings; as a context manager, stops them with this process."""
+    """Running trainings."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -203,25 +140,72 @@ class _Children:
             for rank in self._running:
                 rank.terminate()
 
-    def __enter__(self) -> Self:
-        self._exit = self._on_signals()
-        self._exit.__enter__()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        self._exit.__exit__(None, None, None)
+@contextmanager
+def _children() -> Iterator[_Children]:
+    """Stop all trainings at the end, and on SIGTERM or SIGINT, so that they save before this process ends."""
+    children = _Children()
 
-    @contextmanager
-    def _on_signals(self) -> Iterator[None]:
-        """Forward SIGTERM and SIGINT, so that trainings save before this process ends."""
+    def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        children.stop()
 
-        def stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-            self.stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield children
+    finally:
+        children.stop()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+
+def run_trials(ablation: Ablation, jobs: int, log: Log) -> None:
+    """Train and score every unfinished trial, `jobs` at a time; a partial training resumes.
+
+    Raises:
+        ValueError: the run needs several nodes.
+        RefusedError: a training failed; the others save and stop.
+    """
+    if ablation.base.training.nodes > 1:
+        raise ValueError(
+            f"{ablation.base.name} needs {ablation.base.training.nodes} nodes. Train with --slurm, then "
+            "repeat the command without it."
+        )
+    todo = [trial for trial in ablation.trials if not is_done(trial)]
+    log(f"{len(ablation.trials)} trainings, {len(ablation.trials) - len(todo)} done")
+    (ablation.out / LOGS).mkdir(exist_ok=True)
+    with _children() as children, ThreadPoolExecutor(jobs) as pool:
+        scorer = Scorer()
+        futures = [pool.submit(_finish, trial, ablation, children, scorer, log) for trial in todo]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        failures = [failure for future in finished if (failure := future.exception())]
+        if children.stopped:
+            raise SystemExit("stopped by a signal; repeat the command to resume")
+        if failures:
+            children.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise failures[0]
+
+
+def _finish(trial: Trial, ablation: Ablation, children: _Children, scorer: Scorer, log: Log) -> None:
+    """Train and score one trial, unless the children were stopped."""
+    if children.stopped:
+        return
+    position = f"{ablation.trials.index(trial) + 1}/{len(ablation.trials)}"
+    if not is_trained(trial):
+        resumes = " resumes" if (trial.run_dir / METRICS_FILE).is_file() else ""
+        log(f"{position} {trial}{resumes}")
+        _train(trial, ablation, children)
+    scorer.score(trial)
+    log(f"{position} {trial}: val_loss {read_run_state(trial.run_dir).best_val_loss:.4f}")
+
+
+def _train(trial: Trial, ablation: Ablation, children: _Children) -> None:
+    """Train one trial in child processes; raise RefusedError if it fails or stops before its end."""
+    log_file = ablation.out / LOGS / f"{trial.variant.slug}-seed{trial.seed}.log"
+    codes = children.run(trial.config, log_file)
+    if any(codes) or not is_trained(trial):
+        lines = log_file.read_text(errors="replace").splitlines() if log_file.is_file() else []
+        tail = "\n".join(lines[-LOG_LINES:])
+        raise RefusedError(
+            f"The training of {trial} ended early with exit codes {codes} ({log_file}):\n{tail}"
+        )

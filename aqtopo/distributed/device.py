@@ -2,7 +2,6 @@
 
 import os
 import socket
-from collections.abc import Mapping
 
 import torch
 
@@ -32,7 +31,7 @@ def select_device(launch: Launch) -> torch.device:
         )
     kind = os.environ.setdefault("DS_ACCELERATOR", "cuda" if visible else "cpu")
     if kind == "cuda":  # also for ROCm
-        index = _gpu_of(launch, visible, os.environ)
+        index = _gpu_of(launch, visible)
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     if kind != "cpu":
@@ -42,13 +41,9 @@ def select_device(launch: Launch) -> torch.device:
     return torch.device("cpu")
 
 
-def _gpu_of(launch: Launch, visible: int, environ: Mapping[str, str]) -> int:
-    """Return the index of this rank's GPU.
-
-    Raises:
-        ValueError: there are fewer GPUs than ranks on this node.
-    """
-    if visible == 1 and GPU_MASKS & environ.keys():
+def _gpu_of(launch: Launch, visible: int) -> int:
+    """Return the index of this rank's GPU; raise ValueError if the node has fewer GPUs than ranks."""
+    if visible == 1 and GPU_MASKS & os.environ.keys():
         return 0  # a wrapper masks all GPUs but the rank's own
     if visible < launch.local_size:
         raise ValueError(

@@ -100,11 +100,7 @@ def _read_torch_launch(environ: Mapping[str, str]) -> Launch:
 
 
 def _integer(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    """Return a variable as a number.
-
-    Raises:
-        ValueError: it is not a number, or it is missing and has no default.
-    """
+    """Return a variable as a number; raise ValueError if it is not one, or is missing without a default."""
     text = environ.get(name, "" if default is None else str(default))
     if not text.isdigit():
         raise ValueError(

@@ -19,9 +19,7 @@ COLLECTIVE_TIMEOUT_S = 1800.0
 def connect(launch: Launch, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> torch.device:
     """Join the process group and return this rank's device.
 
-    Args:
-        launch: this process.
-        timeout_s: timeout of collectives [s]; the watchdog's deadlines are shorter.
+    The watchdog's deadlines are shorter than `timeout_s`, the timeout of collectives [s].
     """
     device = select_device(launch)
     export_launch(launch)
@@ -76,13 +74,7 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class TorchRanks:
-    """`RankGroup` of all ranks, on the process group.
-
-    Attributes:
-        rank: rank of this process.
-        size: number of ranks.
-        device: device of the tensors in collectives.
-    """
+    """`RankGroup` of all ranks, on the process group; `device` holds the tensors in collectives."""
 
     rank: int
     size: int

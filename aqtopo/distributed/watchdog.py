@@ -44,12 +44,7 @@ COLLECTIVE_ERRORS = (RefusedError, FloatingPointError)
 
 
 def start_watchdog(launch: Launch, run_dir: Path, work: float = 1.0) -> "Watchdog":
-    """Wait for all ranks and return this rank's watchdog.
-
-    Args:
-        launch: this process.
-        run_dir: the run directory.
-        work: a rank's work per step relative to the configured world size.
+    """Wait for all ranks and return this rank's watchdog; for `work`, see `read_deadlines`.
 
     Raises:
         ValueError: AQTOPO_DEADLINES is invalid.
@@ -84,10 +79,7 @@ class Heartbeat:
 class Watchdog:
     """Watchdog of one rank; a context manager around all collective work.
 
-    Args:
-        store: heartbeats of all ranks.
-        run_dir: the run directory; stack dumps are written to its folder `stacks`.
-        deadlines: seconds by phase.
+    Stack dumps are written to the folder `stacks` of the run directory; deadlines [s] are by phase.
     """
 
     def __init__(self, store: HeartbeatStore, run_dir: Path, deadlines: Mapping[str, float]) -> None:

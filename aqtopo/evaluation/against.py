@@ -29,7 +29,7 @@ class OtherForecasts:
 
     Attributes:
         name: file name without its suffix.
-        fields: a dataset of pollutants (init_time, lead_time, lat, lon), cells in the store's order.
+        fields: pollutants (init_time, lead_time, lat, lon), cells in the store's order.
         init_times: (T,) UTC, in the order of `fields`.
     """
 
@@ -115,9 +115,9 @@ def _check_variables(path: Path, dataset: xr.Dataset, pollutants: Sequence[str])
 
 
 def _check_dimensions(path: Path, fields: xr.Dataset) -> None:
-    absent = [name for name in DIMENSIONS if name not in fields.dims]
-    if absent:
-        _fail(path, f"has no dimension {absent[0]}")
+    for axis in DIMENSIONS:
+        if axis not in fields.dims:
+            _fail(path, f"has no dimension {axis}")
     more = [str(name) for name in fields.dims if name not in DIMENSIONS]
     if more:
         _fail(path, f"has the further dimension {', '.join(more)}; select one value or take a mean")

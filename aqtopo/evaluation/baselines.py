@@ -1,20 +1,37 @@
-"""Baselines: persistence and climatology.
+"""Baselines that every score is compared with; `points.BASELINES` lists them.
 
 Shapes: B initial time, K horizon, C pollutant, H x W grid, N annual harmonics. Values are in physical units,
 NaN where missing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from aqtopo.config import DataConfig
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.evaluation.points import BASELINES, CLIMATOLOGY, PERSISTENCE, FloatArray, valid_times
 from aqtopo.inference.forecast import channel_indices
+
+BaselineForecast = Callable[[Hours], FloatArray]
+"""Forecasts (B, K, C, H, W) from initial times (B,)."""
+
+
+def baseline_forecasts(
+    store: Store, data: DataConfig, climatology: "Climatology"
+) -> Mapping[str, BaselineForecast]:
+    """Return the forecast of each baseline by name, for the pollutants and horizons of a run."""
+    forecasts: dict[str, BaselineForecast] = {
+        PERSISTENCE: lambda times: persistence(store, data.targets, times, len(data.horizons)),
+        CLIMATOLOGY: lambda times: climatology.at(valid_times(times, data.horizons)),
+    }
+    assert tuple(forecasts) == tuple(BASELINES), "one forecast for each baseline, in the order of the tables"
+    return forecasts
 
 
 def persistence(

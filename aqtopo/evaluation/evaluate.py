@@ -1,4 +1,4 @@
-"""Scoring of a trained run over one split of its data, beside persistence and climatology."""
+"""Scoring of a trained run over one split of its data, beside the baselines."""
 
 import importlib.metadata
 import platform
@@ -12,25 +12,24 @@ import torch
 import xarray as xr
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
-from aqtopo.evaluation.baselines import Climatology, fit_climatology, persistence
+from aqtopo.evaluation.baselines import Climatology, baseline_forecasts, fit_climatology
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
-    CLIMATOLOGY,
     FORECASTS,
     MODEL,
-    PERSISTENCE,
+    WEIGHTING,
     Areas,
     Region,
     ScoredBatch,
     areas_of,
     make_scored_batch,
+    valid_times,
 )
 from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall, scores_from_sums, stratified_scores
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
@@ -83,9 +82,9 @@ class Evaluation:
 
     Attributes:
         scores: from `overall`.
-        strata: by season, hour and area, see `stratified_scores`; by station where stations were given.
-        exceedances: days above the limits, see `exceedance_scores`.
-        spectra: power by wavelength, see `spectral_scores`.
+        strata: from `stratified_scores`; also by station where stations were given.
+        exceedances: from `exceedance_scores`.
+        spectra: from `spectral_scores`.
         tables: the sums that all scores are computed from, by the name of the table.
     """
 
@@ -104,7 +103,7 @@ def evaluate(
     options: EvalOptions | None = None,
     climatology: Climatology | None = None,
 ) -> Evaluation:
-    """Score the model, persistence and climatology over all initial times of a split.
+    """Score the model and the baselines over all initial times of a split.
 
     All are scored at the same points: inside the store's mask, where the truth and all baselines are finite.
     Every cell has the same weight. The climatology is fitted to the training years.
@@ -124,19 +123,28 @@ def evaluate(
     """
     options = options or EvalOptions()
     data, against = run.config.data, options.against
-    config = _with_stride(run.config, split, options.every_hours)
+    stride = {} if options.every_hours is None else {f"{split}_stride_hours": options.every_hours}
+    config = run.config.model_copy(update={"data": data.model_copy(update=stride)})
     init_times = _init_times(run, config, split, against)
     if options.stations is not None:
-        check_observed(options.stations, _valid_times(init_times, data.horizons))
+        check_observed(options.stations, valid_times(init_times, data.horizons))
     areas = areas_of(run.store, options.regions)
     if climatology is None:
         climatology = fit_climatology(run.store, data.targets, data.train_years, report, ranks)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
-    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, _batch_size(run), init_times)
+    others = dict(baseline_forecasts(run.store, data, climatology))
+    if against is not None:
+        others[against.name] = against.at
+    batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
+    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, batch_size, init_times)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
-        scored = _scored_batch(run, batch, climatology, against)
+        forecasts = {MODEL: predict(run, batch)}
+        forecasts |= {name: forecast(batch.times) for name, forecast in others.items()}
+        truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
+        valid = batch.valid.numpy()
+        scored = make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, valid)
         for accumulator in accumulators:
             accumulator.add(scored)
         done, filled = done + len(batch.times), filled + batch.filled
@@ -147,14 +155,6 @@ def evaluate(
     tables = {name: table for accumulator in accumulators for name, table in accumulator.tables().items()}
     provenance = _provenance(run, split, init_times, climatology, areas)
     return _evaluation(tables, provenance | {"inputs_filled": filled})
-
-
-def _with_stride(config: RunConfig, split: EvaluatedSplit, every_hours: int | None) -> RunConfig:
-    """Return the configuration with another stride of initial times."""
-    if every_hours is None:
-        return config
-    data = config.data.model_copy(update={f"{split}_stride_hours": every_hours})
-    return config.model_copy(update={"data": data})
 
 
 def _init_times(
@@ -197,32 +197,6 @@ def _accumulators(
     return accumulators
 
 
-def _batch_size(run: LoadedRun) -> int:
-    return max(1, TOKENS_PER_BATCH // run.config.tokens)
-
-
-def _valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
-    """Return the (B, K) valid times."""
-    valid_times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return valid_times
-
-
-def _scored_batch(
-    run: LoadedRun, batch: Batch, climatology: Climatology, against: OtherForecasts | None
-) -> ScoredBatch:
-    data = run.config.data
-    valid_times = _valid_times(batch.times, data.horizons)
-    forecasts = {
-        MODEL: predict(run, batch),
-        PERSISTENCE: persistence(run.store, data.targets, batch.times, len(data.horizons)),
-        CLIMATOLOGY: climatology.at(valid_times),
-    }
-    if against is not None:
-        forecasts[against.name] = against.at(batch.times)
-    truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
-    return make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, batch.valid.numpy())
-
-
 def _evaluation(tables: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Evaluation:
     def with_units(dataset: xr.Dataset) -> xr.Dataset:
         units = [VARIABLES[str(name)].units for name in dataset["pollutant"].values]
@@ -253,7 +227,7 @@ def _provenance(
         "years": list(data.test_years if split == "test" else data.validation_years),
         "climatology": climatology.described,
         "climatology_years": list(climatology.years),
-        "weighting": "none: every cell inside the mask has the same weight",
+        "weighting": WEIGHTING,
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,12 +15,11 @@ from types import MappingProxyType
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scores.categorical import BasicContingencyManager
 
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
 from aqtopo.distributed.rank_group import RankGroup
-from aqtopo.evaluation.points import ScoredBatch
+from aqtopo.evaluation.points import ScoredBatch, valid_times
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 
 LIMITS = MappingProxyType({"pm25": 75.0, "pm10": 150.0, "so2": 150.0, "no2": 80.0, "co": 4000.0})
@@ -64,7 +63,6 @@ class Exceedances:
         self._pollutants = [axes.pollutants[c] for c in self._channels]
         self._limits = np.array([LIMITS[name] for name in self._pollutants])[:, None, None]
         names, grid = axes.areas.names, axes.areas.cells.shape[1:]
-        self._weights = axes.areas.cells.reshape(len(names), -1).T.astype(np.float64)
         per_pair = (len(axes.horizons_h), len(self._channels))
         self._counts = np.zeros((len(_OUTCOMES), len(axes.forecasts), *per_pair, len(names)))
         self._blank = (len(self._channels), *grid)
@@ -88,9 +86,11 @@ class Exceedances:
         if (lead, day) not in self._open:
             for key in [key for key in self._open if key[0] == lead and key not in self._split]:
                 self._close(key)
-            shape = (len(self._axes.forecasts) + 1, *self._blank)
-            self._open[lead, day] = _DaySum(np.zeros(shape), np.zeros(self._blank))
+            self._open[lead, day] = self._empty_day()
         return self._open[lead, day]
+
+    def _empty_day(self) -> _DaySum:
+        return _DaySum(np.zeros((len(self._axes.forecasts) + 1, *self._blank)), np.zeros(self._blank))
 
     def _close(self, key: tuple[int, int]) -> None:
         """Count the cells of a complete day by outcome."""
@@ -98,16 +98,13 @@ class Exceedances:
         enough = day.hours >= MIN_HOURS
         above = day.values / np.maximum(day.hours, 1.0) > self._limits
         forecast, truth = above[:-1], above[-1]
-        outcomes = (forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth)
-        for counts, outcome in zip(self._counts, outcomes, strict=True):
-            cells = (outcome & enough).reshape(*outcome.shape[:2], len(self._weights)).astype(np.float64)
-            counts[:, key[0]] += cells @ self._weights
+        outcomes = np.stack([forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth])
+        self._counts[:, :, key[0]] += self._axes.areas.sums(outcomes & enough)
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Complete the days that several processes share, then sum the counts over all processes."""
-        shape = (len(self._axes.forecasts) + 1, *self._blank)
         for key in sorted(self._split):
-            day = self._open.setdefault(key, _DaySum(np.zeros(shape), np.zeros(self._blank)))
+            day = self._open.setdefault(key, self._empty_day())
             all_reduce((day.values, day.hours), ranks)
             if ranks.rank == 0:
                 self._close(key)
@@ -142,20 +139,11 @@ def exceedance_scores(counts: xr.Dataset) -> xr.Dataset:
         false alarms / (hits + false alarms), and `csi` (critical success index), hits / (hits + misses +
         false alarms); NaN if the denominator is 0.
     """
-    hits, misses, false_alarms, negatives = (counts[name].astype(np.float64) for name in _OUTCOMES)
-    contingency = BasicContingencyManager(
-        {
-            "tp_count": hits,
-            "fn_count": misses,
-            "fp_count": false_alarms,
-            "tn_count": negatives,
-            "total_count": hits + misses + false_alarms + negatives,
-        }
-    )
+    hits, misses, false_alarms = (counts[name].astype(np.float64) for name in _OUTCOMES[:3])
     return counts.assign(
-        pod=contingency.probability_of_detection(),
-        far=contingency.false_alarm_ratio(),
-        csi=contingency.critical_success_index(),
+        pod=hits / (hits + misses),
+        far=false_alarms / (hits + false_alarms),
+        csi=hits / (hits + misses + false_alarms),
     )
 
 
@@ -170,5 +158,5 @@ def _split_days(init_times: Hours, horizons_h: Sequence[int], ranks: int) -> set
         return set()
     shares = [evaluation_share(init_times.size, rank, ranks) for rank in range(ranks)]
     ends = init_times[[end for share in shares if share.size for end in (share[0], share[-1])]]
-    valid = ends[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return {(k, int(day)) for days in _natural_day(valid) for k, day in enumerate(days)}
+    days_by_end = _natural_day(valid_times(ends, horizons_h))
+    return {(k, int(day)) for days in days_by_end for k, day in enumerate(days)}

@@ -6,6 +6,8 @@ missing.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,9 +23,16 @@ BoolArray = npt.NDArray[np.bool_]
 MODEL = "model"
 PERSISTENCE = "persistence"
 CLIMATOLOGY = "climatology"
-REFERENCES = (PERSISTENCE, CLIMATOLOGY)
-FORECASTS = (MODEL, *REFERENCES)
-"""Forecasts that are always scored, in the order of every table: the model, then its baselines."""
+BASELINES = MappingProxyType(
+    {
+        PERSISTENCE: "the initial fields",
+        CLIMATOLOGY: "the training years' mean in the cell at that hour of the day and time of the year",
+    }
+)
+"""Description of each baseline by name, in the order of every table, file and page."""
+
+FORECASTS = (MODEL, *BASELINES)
+"""Forecasts that are always scored: the model, then its baselines."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,12 +91,21 @@ def make_scored_batch(
     scored = due.copy()
     for values in forecasts.values():
         scored &= np.isfinite(values)
-    valid_times = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
-    return ScoredBatch(init_times, valid_times, forecasts, truth, scored, due & ~scored)
+    valid = valid_times(init_times, horizons_h)
+    return ScoredBatch(init_times, valid, forecasts, truth, scored, due & ~scored)
+
+
+def valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
+    """Return the valid times (B, K) of forecasts from initial times (B,)."""
+    times: Hours = init_times[:, None] + np.array(horizons_h, dtype="timedelta64[h]")
+    return times
 
 
 WHOLE = "all"
 """Name of the area that holds every cell."""
+
+WEIGHTING = "none: every cell inside the mask has the same weight"
+"""Description of `Areas.weights` for readers of the scores."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +133,7 @@ above 3000 m.
 
 @dataclass(frozen=True)
 class Region:
-    """Cells whose centres lie in a box, its edges included.
-
-    Attributes:
-        name: label in tables.
-        south: lowest latitude [degrees north].
-        north: highest latitude.
-        west: lowest longitude [degrees east], in the store's convention.
-        east: highest longitude.
-    """
+    """Cells whose centres lie in a box [degrees north, degrees east], its edges included."""
 
     name: str
     south: float
@@ -149,7 +159,7 @@ REGIONS = (
 
 
 def parse_region(text: str) -> Region:
-    """Parse a region such as `Sichuan=28.5:31.5,103.5:107` (`NAME=SOUTH:NORTH,WEST:EAST` in degrees).
+    """Parse `NAME=SOUTH:NORTH,WEST:EAST` in degrees, such as `Sichuan=28.5:31.5,103.5:107`.
 
     Raises:
         ValueError: the text has another form, or the box is empty.
@@ -183,13 +193,20 @@ class Areas:
     cells: NDArray[np.bool_]
     empty: tuple[str, ...] = ()
 
+    @cached_property
+    def weights(self) -> NDArray[np.float64]:
+        """Weights (H W, A) of the cells in the sums over areas: 1 inside the area, 0 outside."""
+        return self.cells.reshape(len(self.names), -1).T.astype(np.float64)
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the weighted sums (..., A) of values (..., H, W) over the cells of each area."""
+        flat = values.reshape(*values.shape[:-2], len(self.weights))
+        sums: NDArray[np.float64] = flat.astype(np.float64, copy=False) @ self.weights
+        return sums
+
 
 def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
-    """Return the whole domain, the elevation bands and the regions of a store.
-
-    Args:
-        store: provides elevation, mask and coordinates.
-        regions: requested boxes; None for those of `REGIONS` that lie in the domain.
+    """Return the whole domain, the elevation bands, and the requested regions or those of `REGIONS`.
 
     Raises:
         ValueError: a requested region has no cell inside the mask, or two have the same name.
@@ -201,7 +218,9 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
     for region in REGIONS if regions is None else regions:
         if region.name in found:
             raise ValueError(f"two regions are called {region.name}. Give each a unique name.")
-        found[region.name] = ("region", _box(store, region))
+        rows = (store.lat >= region.south) & (store.lat <= region.north)
+        columns = (store.lon >= region.west) & (store.lon <= region.east)
+        found[region.name] = ("region", rows[:, None] & columns)
         if regions is not None and not (found[region.name][1] & mask).any():
             (south, north), (west, east) = ((axis.min(), axis.max()) for axis in (store.lat, store.lon))
             raise ValueError(
@@ -217,10 +236,3 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
         cells=np.stack([whole, *(cells for _, cells in kept.values())]),
         empty=empty,
     )
-
-
-def _box(store: Store, region: Region) -> NDArray[np.bool_]:
-    rows = (store.lat >= region.south) & (store.lat <= region.north)
-    columns = (store.lon >= region.west) & (store.lon <= region.east)
-    box: NDArray[np.bool_] = rows[:, None] & columns
-    return box

@@ -8,7 +8,8 @@ table of sums. Scores against another model go to `scores_against_NAME` and leav
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -20,7 +21,7 @@ from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import NonNegative, Positive, Problem, raise_problems
 from aqtopo.evaluation.evaluate import Evaluation
-from aqtopo.evaluation.points import FORECASTS, REFERENCES, WHOLE
+from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
 from aqtopo.evaluation.scores import count_wins
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
@@ -50,16 +51,20 @@ class Measures(Record):
 
 
 class Skill(Record):
-    """1 - RMSE of the model / RMSE of each reference; null if undefined."""
+    """1 - RMSE of the model / RMSE of each baseline, by the baseline's name; null if undefined."""
 
-    persistence: float | None
-    """Against persistence."""
-    climatology: float | None
-    """Against climatology."""
+    __pydantic_extra__: dict[str, float | None]
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        raise_problems("skill", _absent(BASELINES, self.__pydantic_extra__))
+        return self
 
 
 class PairScores(Record):
-    """Scores of one pollutant at one horizon."""
+    """Scores of one pollutant at one horizon; each forecast has `Measures` under its name."""
+
+    __pydantic_extra__: dict[str, Measures]
 
     pollutant: Pollutant
     """Its short name."""
@@ -71,14 +76,17 @@ class PairScores(Record):
     """Scored points."""
     left_out: NonNegative
     """Points with a truth where a baseline has no value."""
-    model: Measures
-    """The model's scores."""
-    persistence: Measures
-    """Scores of persistence."""
-    climatology: Measures
-    """Scores of climatology."""
     skill: Skill
-    """Skill of the model against both."""
+    """Skill of the model against each baseline."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        raise_problems("scores", _absent(FORECASTS, self.__pydantic_extra__))
+        return self
+
+
+def _absent(names: Iterable[str], given: Mapping[str, object]) -> Iterator[Problem]:
+    return (Problem((name,), None, "must be given") for name in names if name not in given)
 
 
 class Exceedance(Record):
@@ -254,33 +262,27 @@ def scores_from_record(content: ScoreRecord) -> xr.Dataset:
     entries = {(entry.pollutant, entry.horizon_h): entry for entry in content.scores}
     pollutants, horizons = (list(dict.fromkeys(keys)) for keys in zip(*entries, strict=True))
 
-    def array(*keys: str, dtype: type = float) -> np.ndarray[Any, Any]:
-        rows = [[_dig(entries[pollutant, horizon], keys) for horizon in horizons] for pollutant in pollutants]
-        return np.array(rows, dtype=dtype)
+    def array(path: str, dtype: type = float) -> np.ndarray[Any, Any]:
+        value = attrgetter(path)
+        rows = [[value(entries[pollutant, horizon]) for horizon in horizons] for pollutant in pollutants]
+        return np.array(rows, dtype=dtype)  # NaN for None
 
     per_pair = ("pollutant", "horizon")
     return xr.Dataset(
         {
-            **{m: (("forecast", *per_pair), [array(name, m) for name in FORECASTS]) for m in _MEASURES},
-            "skill": (("reference", *per_pair), [array("skill", name) for name in REFERENCES]),
-            **{name: (per_pair, array(name, dtype=int)) for name in _COUNTS},
+            **{m: (("forecast", *per_pair), [array(f"{name}.{m}") for name in FORECASTS]) for m in _MEASURES},
+            "skill": (("reference", *per_pair), [array(f"skill.{name}") for name in BASELINES]),
+            **{name: (per_pair, array(name, int)) for name in _COUNTS},
         },
         coords={
             "forecast": list(FORECASTS),
-            "reference": list(REFERENCES),
+            "reference": list(BASELINES),
             "pollutant": pollutants,
             "units": ("pollutant", [entries[name, horizons[0]].units for name in pollutants]),
             "horizon": ("horizon", horizons, {"units": "hours"}),
         },
         attrs=content.model_dump(mode="json", exclude=_NOT_ATTRIBUTES),
     )
-
-
-def _dig(entry: PairScores, keys: tuple[str, ...]) -> float:
-    value: Any = entry
-    for key in keys:
-        value = getattr(value, key)
-    return math.nan if value is None else value
 
 
 def write_scores(
@@ -295,15 +297,6 @@ def write_scores(
     content = scores_to_json(scores, strata, others)
     write_durably(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
-
-
-def read_scores(run_dir: Path) -> xr.Dataset:
-    """Read a run's scores over the whole split.
-
-    Raises:
-        ValueError: as `read_score_file`.
-    """
-    return scores_from_record(read_score_file(run_dir))
 
 
 def read_score_file(run_dir: Path) -> ScoreRecord:
@@ -322,16 +315,13 @@ SCORES = "scores"
 
 
 def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
-    """Write scores, sums and stations, each by atomic rename.
-
-    Returns:
-        The paths written, `.json` first.
+    """Write scores, sums and stations, each by atomic rename; return their paths, `.json` first.
 
     Raises:
         ValueError: the run directory cannot be written.
     """
-    rivals = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
-    stem = "_against_".join([SCORES, *rivals])
+    against = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
+    stem = "_against_".join([SCORES, *against])
     by_station = done.strata.get("station")
     strata = {name: scores for name, scores in done.strata.items() if name != "station"}
     others = {
@@ -342,7 +332,9 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(run_dir / f"{stem}_stations.csv")
-        write_atomically(written[-1], lambda aside: station_frame(by_station).to_csv(aside, index=False))
+        write_atomically(
+            written[-1], lambda temporary: station_frame(by_station).to_csv(temporary, index=False)
+        )
     return written
 
 
@@ -359,26 +351,18 @@ def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SC
     Raises:
         ValueError: the run directory cannot be written.
     """
-    path = run_dir / f"{stem}.zarr"
-    tree = xr.DataTree.from_dict({key: _without_fixed_text(table) for key, table in tables.items()})
+    path, tree = run_dir / f"{stem}.zarr", {}
+    for key, table in tables.items():
+        # Variable-length text, because zarr v3 has no standard for numpy's fixed-length text.
+        texts = {name: axis.astype(object) for name, axis in table.coords.items() if axis.dtype.kind == "U"}
+        tree[key] = table.assign_coords(texts)
     layout: dict[str, Any] = {"mode": "w-", "zarr_format": 3, "consolidated": False}
-    write_atomically(path, lambda aside: tree.to_zarr(aside, **layout))
+    write_atomically(path, lambda temporary: xr.DataTree.from_dict(tree).to_zarr(temporary, **layout))
     return path
 
 
-def _without_fixed_text(table: xr.Dataset) -> xr.Dataset:
-    """Convert names to variable-length text: zarr v3 has no standard for numpy's fixed-length text."""
-    fixed = {key: axis.astype(object) for key, axis in table.coords.items() if axis.dtype.kind == "U"}
-    return table.assign_coords(fixed)
-
-
 def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
-    """Read one table of sums.
-
-    Args:
-        run_dir: the run directory.
-        table: name such as `by_day`, see `aqtopo.evaluation.evaluate.Evaluation.tables`.
-        stem: the file's name without its suffix.
+    """Read one of `Evaluation.tables` from `STEM.zarr`.
 
     Raises:
         ValueError: the table is missing or damaged.

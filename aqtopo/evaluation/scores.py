@@ -29,15 +29,7 @@ _COUNTS = ("count", "left_out")
 
 @dataclass(frozen=True, eq=False)
 class ScoreAxes:
-    """Axes of the sums.
-
-    Attributes:
-        forecasts: names, the model first.
-        pollutants: short names.
-        horizons_h: lead times [h].
-        days: (D,) initial days, ascending.
-        areas: areas that are scored.
-    """
+    """Axes of the sums: forecasts (the model first), pollutants, lead times [h], initial days (D,), areas."""
 
     forecasts: tuple[str, ...]
     pollutants: tuple[str, ...]
@@ -51,7 +43,6 @@ class ErrorSums:
 
     def __init__(self, axes: ScoreAxes) -> None:
         self._axes = axes
-        self._weights = axes.areas.cells.reshape(len(axes.areas.names), -1).T.astype(np.float64)
         self._by_day = self._empty(axes.days.size)
         self._by_hour = self._empty(HOURS_A_DAY)
 
@@ -77,20 +68,12 @@ class ErrorSums:
     def _summed(self, batch: ScoredBatch) -> dict[str, Values]:
         """Return sums over the cells of every area: errors (B, F, K, C, A), counts (B, K, C, A)."""
         parts: dict[str, list[Values]] = {name: [] for name in ERRORS}
-        usual = batch.forecasts[CLIMATOLOGY]
+        areas, climatology = self._axes.areas, batch.forecasts[CLIMATOLOGY]
         for name in self._axes.forecasts:
-            for term, values in error_terms(batch.forecasts[name], batch.truth, usual, batch.scored):
-                parts[term].append(self._over_areas(values))
+            for term, values in error_terms(batch.forecasts[name], batch.truth, climatology, batch.scored):
+                parts[term].append(areas.sums(values))
         summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
-        return summed | {
-            "count": self._over_areas(batch.scored.astype(np.float64)),
-            "left_out": self._over_areas(batch.left_out.astype(np.float64)),
-        }
-
-    def _over_areas(self, values: Values) -> Values:
-        """Sum (B, K, C, H, W) over areas to (B, K, C, A)."""
-        sums: Values = values.reshape(*values.shape[:3], -1) @ self._weights
-        return sums
+        return summed | {"count": areas.sums(batch.scored), "left_out": areas.sums(batch.left_out)}
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Sum over all processes."""
@@ -198,11 +181,8 @@ def anomaly_correlation(sums: xr.Dataset) -> xr.DataArray:
 def skill_against(rmse: xr.DataArray) -> xr.DataArray:
     """Compute the skill 1 - rmse / rmse of the reference: 1 is perfect, 0 as good as the reference.
 
-    Args:
-        rmse: (forecast, ...) with the model and its references.
-
     Returns:
-        (reference, ...), NaN without a scored point or if the reference has no error.
+        (reference, ...) from rmse (forecast, ...); NaN without a scored point or an error of the reference.
     """
     model = rmse.sel(forecast=MODEL, drop=True)
     reference = rmse.drop_sel(forecast=MODEL).rename(forecast="reference")
@@ -235,12 +215,8 @@ def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.D
 
 @dataclass(frozen=True)
 class Wins:
-    """Number of pollutant-horizon pairs in which the model has the lower RMSE.
-
-    Attributes:
-        pairs: pairs with a scored point.
-        over: pairs in which the model is strictly better, by reference.
-        over_all: pairs in which the model is better than every reference.
+    """Number of pollutant-horizon pairs with a scored point, and of those in which the model has the lower
+    RMSE.
     """
 
     pairs: int

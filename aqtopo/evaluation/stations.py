@@ -122,11 +122,7 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
 
 
 def _check_whole(path: Path, table: pd.DataFrame) -> None:
-    """Check that every line is complete, except for its value, which may be missing.
-
-    Raises:
-        ValueError: a line has no id, place, time or pollutant.
-    """
+    """Raise ValueError for a line without id, place, time or pollutant; its value may be missing."""
     for name in COLUMNS[:-1]:
         if table[name].isna().any():
             line = int(np.flatnonzero(table[name].isna())[0]) + 2  # line 1 is the header
@@ -142,25 +138,17 @@ def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
             f"{path} has more than one value of {first['pollutant']} at the station {first['id']} for "
             f"{first['time']}. Keep one."
         )
-    places = table.groupby("id")[["lat", "lon"]].agg(["min", "max"])
-    moved = [
-        str(name)
-        for name, row in places.iterrows()
-        if row.iloc[0] != row.iloc[1] or row.iloc[2] != row.iloc[3]
-    ]
-    if moved:
+    by_id = table.groupby("id")[["lat", "lon"]]
+    moved = (by_id.nunique() > 1).any(axis=1)
+    if moved.any():
         raise ValueError(
-            f"{path} has several positions for the station {moved[0]}. Give each position a unique id."
+            f"{path} has several positions for the station {moved.idxmax()}. Give each position a unique id."
         )
-    return table.groupby("id")[["lat", "lon"]].first()
+    return by_id.first()
 
 
 def _check_level(path: Path, values: xr.DataArray) -> None:
-    """Check that values have the expected units and that missing ones are not coded as numbers.
-
-    Raises:
-        ValueError: a value or the median is implausible.
-    """
+    """Raise ValueError for a value or median that suggests other units or a number for missing values."""
     for name in values["pollutant"].values:
         given = values.sel(pollutant=name).values
         wrong = given[(given < LOWEST_OBSERVED) | (given > VARIABLES[name].valid_range[1])]
@@ -180,10 +168,10 @@ def _check_level(path: Path, values: xr.DataArray) -> None:
 
 
 def check_observed(stations: Stations, valid_times: Hours) -> None:
-    """Check that an observation exists at a forecast time.
+    """Check that an observation exists at one of the valid times, of any shape.
 
     Raises:
-        ValueError: no observation is at one of `valid_times`, of any shape.
+        ValueError: there is none.
     """
     observed = stations.observed["time"].values
     if not np.isin(observed, valid_times.astype("datetime64[ns]")).any():

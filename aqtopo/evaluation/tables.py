@@ -1,5 +1,7 @@
 """Score tables for the terminal."""
 
+from collections.abc import Sequence
+
 import rich.box
 import xarray as xr
 from rich.table import Table
@@ -20,33 +22,37 @@ def table_width(scores: xr.Dataset) -> int:
 
 
 def score_table(scores: xr.Dataset) -> Table:
-    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias.
-
-    Args:
-        scores: from `aqtopo.evaluation.evaluate`.
-    """
+    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias."""
     attrs = scores.attrs
     forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
-    table = Table(
+    table = _table(
+        ("pollutant",),
+        (
+            "lead",
+            *(f"RMSE\n{name}" for name in scores["forecast"].values),
+            *(f"skill vs\n{name}" for name in scores["reference"].values),
+            *(f"{measure}\n{MODEL}" for measure in ("ACC", "MAE", "bias")),
+        ),
         title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
         f"{forecasts}",
         caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
         "positive is better; ACC = correlation of anomalies from climatology",
-        box=rich.box.SIMPLE_HEAD,
     )
-    table.add_column("pollutant", no_wrap=True)
-    table.add_column("lead", justify="right", no_wrap=True)
-    for name in scores["forecast"].values:
-        table.add_column(f"RMSE\n{name}", justify="right", no_wrap=True)
-    for name in scores["reference"].values:
-        table.add_column(f"skill vs\n{name}", justify="right", no_wrap=True)
-    for measure in ("ACC", "MAE", "bias"):
-        table.add_column(f"{measure}\n{MODEL}", justify="right", no_wrap=True)
     for pollutant in scores["pollutant"].values:
         for horizon in scores["horizon"].values:
             table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
         table.add_section()
+    return table
+
+
+def _table(texts: Sequence[str], numbers: Sequence[str], title: str, caption: str | None = None) -> Table:
+    """Return an empty table with columns of text, then of right-aligned numbers."""
+    table = Table(title=title, caption=caption, box=rich.box.SIMPLE_HEAD)
+    for name in texts:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -106,30 +112,21 @@ def detail_table(done: Evaluation, name: str) -> Table | str:
 def stratum_table(done: Evaluation, stratum: str) -> Table:
     """Table of the model's RMSE and skill against the better reference, by season, hour, area or station."""
     scores = done.strata[stratum]
-    table = Table(
-        title=f"RMSE of the model by {stratum}, and skill against the better reference",
-        box=rich.box.SIMPLE_HEAD,
-    )
-    table.add_column("pollutant", no_wrap=True)
-    table.add_column(stratum, no_wrap=True)
-    for horizon in scores["horizon"].values:
-        table.add_column(f"RMSE\n{horizon} h", justify="right", no_wrap=True)
-        table.add_column("skill", justify="right", no_wrap=True)
+    columns = [name for h in scores["horizon"].values for name in (f"RMSE\n{h} h", "skill")]
+    title = f"RMSE of the model by {stratum}, and skill against the better reference"
+    table = _table(("pollutant", stratum), columns, title)
     # Most stations observe some of the pollutants.
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
         for label in scores[stratum].values:
             here = scores.sel({"pollutant": pollutant, stratum: label})
-            figures = [text for h in here["horizon"].values for text in _figures(here.sel(horizon=h))]
+            rmse, skill = here["rmse"].sel(forecast=MODEL), here["skill"].min("reference")
+            figures = []
+            for horizon in here["horizon"].values:
+                figures.append(number_text(float(rmse.sel(horizon=horizon)), ".2f"))
+                figures.append(number_text(float(skill.sel(horizon=horizon)), "+.3f"))
             table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
         table.add_section()
     return table
-
-
-def _figures(pair: xr.Dataset) -> tuple[str, str]:
-    return (
-        number_text(float(pair["rmse"].sel(forecast=MODEL)), ".2f"),
-        number_text(float(pair["skill"].min("reference")), "+.3f"),
-    )
 
 
 def stations_left_out(done: Evaluation) -> str:
@@ -151,17 +148,14 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
         return NO_DAILY_MEANS
     any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
     quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
-    table = Table(
+    table = _table(
+        ("pollutant", "forecast"),
+        ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)),
         title="days and cells whose 24-hour mean exceeds the limit (GB 3095-2012, grade II)",
         caption="POD = hits / (hits + misses); FAR = false alarms / (hits + false alarms); "
         "CSI = hits / (hits + misses + false alarms)"
         + (f"; no event and no alarm: {quiet}" if quiet else ""),
-        box=rich.box.SIMPLE_HEAD,
     )
-    for column in ("pollutant", "forecast"):
-        table.add_column(column, no_wrap=True)
-    for column in ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)):
-        table.add_column(column, justify="right", no_wrap=True)
     for pollutant in whole["pollutant"][any_at_all].values:
         for horizon in whole["horizon"].values:
             pair = whole.sel(pollutant=pollutant, horizon=horizon)
@@ -185,16 +179,13 @@ def _exceedance_row(case: xr.Dataset) -> list[str]:
 def spectra_table(spectra: xr.Dataset) -> Table:
     """Table of the shortest resolved wavelength and of the relative power at the shortest wavelengths."""
     model = spectra[["resolved_km", "short_waves"]].sel(forecast=MODEL)
-    table = Table(
+    table = _table(
+        ("pollutant",),
+        [name for horizon in model["horizon"].values for name in (f"km\n{horizon} h", "short")],
         title="smoothness: power of the model relative to the truth's",
         caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
         "short: its power over the shortest third of the wavelengths, divided by the truth's",
-        box=rich.box.SIMPLE_HEAD,
     )
-    table.add_column("pollutant", no_wrap=True)
-    for horizon in model["horizon"].values:
-        table.add_column(f"km\n{horizon} h", justify="right", no_wrap=True)
-        table.add_column("short", justify="right", no_wrap=True)
     for pollutant in model["pollutant"].values:
         pairs = [model.sel(pollutant=pollutant, horizon=horizon) for horizon in model["horizon"].values]
         forms = (("resolved_km", ".0f"), ("short_waves", ".2f"))

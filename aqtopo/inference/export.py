@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, check_files, sync, sync_and_hash, write_durably, write_tensors
-from aqtopo.checkpoint.inspection import SavedState, opened
+from aqtopo.checkpoint.inspection import opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.checkpoint.weights import load_weights
-from aqtopo.config import RunConfig
 from aqtopo.data.store import Store
 from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
@@ -32,20 +32,14 @@ from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
     """Write a trained model into a new folder, by atomic rename.
 
-    Args:
-        run_dir: the run directory.
-        tag: `best`, `last` or a tag's name.
-        out: the new folder.
-        scores: content of `scores.json`, if the run has been evaluated; ignored if it scores another state.
+    `scores` is the content of `scores.json`, if the run has been evaluated; it is ignored if it scores
+    another state.
 
     Raises:
         ValueError: as `load_run`, or `out` exists or its parent is missing.
         RefusedError: the state's files have changed since they were saved.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists. Name a new folder.")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    _check_new(out, "folder")
     run = load_run(run_dir, tag)
     temporary = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -63,57 +57,51 @@ def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] |
     return card
 
 
+def _check_new(out: Path, kind: str) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists. Name a new {kind}.")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+
+
 def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
     fields = {**store.static, "lat": store.lat, "lon": store.lon}
     return {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in fields.items()}
 
 
 def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, FileRecord]) -> Card:
+    config, store = run.config, run.store
     own = scores is not None and scores.get("tag") == run.tag.name
+    facts = read_run_file(run.run_dir) if (run.run_dir / RUN_FILE).exists() else None
     return Card(
-        name=run.config.name,
-        description=run.config.description,
+        name=config.name,
+        description=config.description,
         exported=datetime.now(UTC).isoformat(timespec="seconds"),
         state=run.tag,
         tag=run.tag.name,
-        data=_data_facts(run.config, run.store),
+        data=DataFacts(
+            source=store.source,
+            simulated=store.simulated,
+            digest=store.digest,
+            train_years=config.data.train_years,
+            validation_years=config.data.validation_years,
+            test_years=config.data.test_years,
+            cells=(store.lat.size, store.lon.size),
+            lat_range=(float(store.lat.min()), float(store.lat.max())),
+            lon_range=(float(store.lon.min()), float(store.lon.max())),
+        ),
         normalization=NormalizationFacts(
-            kind=run.config.data.normalization,
-            statistics_years=run.store.statistics_years,
-            mean={name: value for name, value in run.store.mean.items() if math.isfinite(value)},
-            std={name: value for name, value in run.store.std.items() if math.isfinite(value)},
+            kind=config.data.normalization,
+            statistics_years=store.statistics_years,
+            mean={name: value for name, value in store.mean.items() if math.isfinite(value)},
+            std={name: value for name, value in store.std.items() if math.isfinite(value)},
         ),
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
-        config=json.loads(run.config.to_json()),
-        config_digest=run.config.digest,
-        trained_with=_trained_with(run.run_dir),
+        config=json.loads(config.to_json()),
+        config_digest=config.digest,
+        trained_with=facts.model_dump(mode="json", exclude_unset=True) if facts else {},
         exported_with={"commit": source_commit(), **package_versions()},
         files=files,
-    )
-
-
-def _trained_with(run_dir: Path) -> dict[str, Any]:
-    """Return the content of `run.json`; empty if the run has none.
-
-    Raises:
-        ValueError: it is damaged.
-    """
-    if not (run_dir / RUN_FILE).exists():
-        return {}
-    return read_run_file(run_dir).model_dump(mode="json", exclude_unset=True)
-
-
-def _data_facts(config: RunConfig, store: Store) -> DataFacts:
-    return DataFacts(
-        source=store.source,
-        simulated=store.simulated,
-        digest=store.digest,
-        train_years=config.data.train_years,
-        validation_years=config.data.validation_years,
-        test_years=config.data.test_years,
-        cells=(store.lat.size, store.lon.size),
-        lat_range=(float(store.lat.min()), float(store.lat.max())),
-        lon_range=(float(store.lon.min()), float(store.lon.max())),
     )
 
 
@@ -134,10 +122,7 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
         ValueError: there is no state, or `out` exists or its parent is missing.
         RefusedError: the state's files have changed since they were saved.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists. Name a new file.")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+    _check_new(out, "file")
     temporary = out.with_name(out.name + UNFINISHED)
     with opened(path) as (state,):
         check_files(state.folder, state.manifest.files, SINGLE_RANK)
@@ -154,7 +139,7 @@ def _weights(state: SavedState) -> dict[str, Tensor]:
     weights = load_weights(state.folder / WEIGHTS_FILE)
     weights = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
     for name in state.manifest.parameters:
-        weights[name] = state.tensors.tensor(name, MASTER)
+        weights[name] = state.tensor(name, MASTER)
     for alias, name in state.manifest.tied.items():
         weights[alias] = weights[name].clone()
     return weights

@@ -3,7 +3,6 @@
 import importlib.metadata
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.inference.load import LoadedRun, predict
@@ -78,13 +78,22 @@ def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
     values, filled = _model_values(run, init_time)
     dataset = _dataset(run, init_time, values)
     for name in data.targets:
-        dataset[name].attrs["comment"] = _negative_comment(dataset[name])
+        negative, size = int((dataset[name] < 0).sum()), dataset[name].size
+        dataset[name].attrs["comment"] = (
+            f"network output, not clipped: {negative} of {size} values are negative"
+        )
     return dataset.assign_attrs(
         title=f"{run.config.name}: air-quality forecast from {init_time} UTC",
         source=f"neural network (aqtopo), trained on and started from: {run.store.source}",
         init_time_split=_split_of(run.config, init_time),
         inputs_filled=filled,
-        **_origin(run),
+        history=f"{datetime.now(UTC).isoformat(timespec='seconds')} made by aqtopo "
+        f"{importlib.metadata.version('aqtopo')} from the run {run.config.name}, tag {run.tag.name}",
+        run=run.config.name,
+        tag=run.tag.name,
+        config_digest=run.config.digest,
+        weights_step=run.tag.step,
+        simulated="yes" if run.store.simulated else "no",
     )
 
 
@@ -95,15 +104,19 @@ def read_truth(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
         As `forecast`; NaN where a value, or the whole hour, is missing.
     """
     data, store = run.config.data, run.store
-    channels = channel_indices(store, data.targets)
-    shape = (len(data.horizons), len(channels), len(store.lat), len(store.lon))
-    values = np.full(shape, np.nan, dtype=np.float32)
-    valid_times = init_time + np.array(data.horizons, dtype="timedelta64[h]")
-    for lead in np.flatnonzero(np.isin(valid_times, store.times)):
-        values[lead] = store.read(int(store.locate(valid_times[lead])))[channels]
+    values = read_hours(store, data.targets, init_time + np.array(data.horizons, dtype="timedelta64[h]"))
     return _dataset(run, init_time, values).assign_attrs(
         title=f"{run.config.name}: truth for the forecast from {init_time} UTC", source=store.source
     )
+
+
+def read_hours(store: Store, names: Sequence[str], times: Hours) -> NDArray[np.float32]:
+    """Return the fields (T, C, H, W) of `names` at times (T,); NaN for hours that are not in the store."""
+    channels = channel_indices(store, names)
+    values = np.full((len(times), len(channels), len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
+    for place in np.flatnonzero(np.isin(times, store.times)):
+        values[place] = store.read(int(store.locate(times[place])))[channels]
+    return values
 
 
 def _model_values(run: LoadedRun, init_time: np.datetime64) -> tuple[NDArray[np.float32], int]:
@@ -132,11 +145,6 @@ def _dataset(run: LoadedRun, init_time: np.datetime64, values: NDArray[np.float3
     )
 
 
-def _negative_comment(values: xr.DataArray) -> str:
-    negative = int((values < 0).sum())
-    return f"network output, not clipped: {negative} of {values.size} values are negative"
-
-
 def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
     """Return the split that contains the year of the initial time."""
     year = int(str(init_time)[:4])
@@ -146,17 +154,3 @@ def _split_of(config: RunConfig, init_time: np.datetime64) -> str:
         "test": config.data.test_years,
     }
     return next((name for name, years in splits.items() if year in years), "none")
-
-
-def _origin(run: LoadedRun) -> dict[str, Any]:
-    """Return the attributes that identify the run."""
-    version = importlib.metadata.version("aqtopo")
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {
-        "history": f"{now} made by aqtopo {version} from the run {run.config.name}, tag {run.tag.name}",
-        "run": run.config.name,
-        "tag": run.tag.name,
-        "config_digest": run.config.digest,
-        "weights_step": run.tag.step,
-        "simulated": "yes" if run.store.simulated else "no",
-    }

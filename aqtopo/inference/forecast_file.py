@@ -42,12 +42,20 @@ def lead_time_dataset(
         `lead_time` [h] and `time`, the valid time.
     """
     assert values.shape == (len(horizons_h), len(pollutants), len(lat), len(lon)), "(K, C, H, W)"
+    start, hours = init_time.astype("datetime64[ns]"), np.asarray(horizons_h, dtype=np.int64)
     dataset = xr.Dataset(
         {
             name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(name))
             for c, name in enumerate(pollutants)
         },
-        coords=_coordinates(init_time, horizons_h, lat, lon),
+        coords={
+            "init_time": ((), start, _COORDINATES["init_time"]),
+            # A number of hours, which every CF reader understands, not a timedelta.
+            "lead_time": ("lead_time", hours, _COORDINATES["lead_time"]),
+            "time": ("lead_time", start + hours.astype("timedelta64[h]"), _COORDINATES["time"]),
+            "lat": ("lat", lat, _COORDINATES["lat"]),
+            "lon": ("lon", lon, _COORDINATES["lon"]),
+        },
         attrs={"Conventions": CONVENTIONS},
     )
     for name in ("init_time", "time"):
@@ -64,46 +72,21 @@ def _describe(name: str) -> dict[str, str]:
     return described | ({"standard_name": variable.standard_name} if variable.standard_name else {})
 
 
-def _coordinates(
-    init_time: np.datetime64,
-    horizons_h: Sequence[int],
-    lat: npt.NDArray[np.floating[Any]],
-    lon: npt.NDArray[np.floating[Any]],
-) -> dict[str, xr.Variable]:
-    start = init_time.astype("datetime64[ns]")
-    hours = np.asarray(horizons_h, dtype=np.int64)
-    return {
-        "init_time": xr.Variable(
-            (),
-            start,
-            {"standard_name": "forecast_reference_time", "long_name": "initial time of the forecast (UTC)"},
-        ),
-        # A number of hours, which every CF reader understands, not a timedelta.
-        "lead_time": xr.Variable(
-            "lead_time",
-            hours,
-            {
-                "standard_name": "forecast_period",
-                "long_name": "time since the initial time",
-                "units": "hours",
-            },
-        ),
-        "time": xr.Variable(
-            "lead_time",
-            start + hours.astype("timedelta64[h]"),
-            {"standard_name": "time", "long_name": "valid time (UTC)"},
-        ),
-        "lat": xr.Variable(
-            "lat",
-            lat,
-            {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
-        ),
-        "lon": xr.Variable(
-            "lon",
-            lon,
-            {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
-        ),
-    }
+_COORDINATES: dict[str, dict[str, str]] = {
+    "init_time": {
+        "standard_name": "forecast_reference_time",
+        "long_name": "initial time of the forecast (UTC)",
+    },
+    "lead_time": {
+        "standard_name": "forecast_period",
+        "long_name": "time since the initial time",
+        "units": "hours",
+    },
+    "time": {"standard_name": "time", "long_name": "valid time (UTC)"},
+    "lat": {"standard_name": "latitude", "long_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    "lon": {"standard_name": "longitude", "long_name": "longitude", "units": "degrees_east", "axis": "X"},
+}
+"""CF attributes of the coordinates."""
 
 
 SUFFIXES = (".zarr", ".nc")

@@ -46,11 +46,7 @@ class LoadedRun:
 
 
 def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
-    """Load a trained run.
-
-    Args:
-        run_dir: the run directory.
-        tag: `best`, `last` or a tag's name.
+    """Load the saved state `tag` of a run: `best`, `last` or a tag's name.
 
     Raises:
         ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
@@ -73,11 +69,7 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
 
 
 def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:
-    """Check that the store has the normalisation and terrain of the training.
-
-    Raises:
-        ValueError: normalisation or terrain differ.
-    """
+    """Raise ValueError if the store has another normalisation or terrain than in the training."""
     if run.data_digest in (None, store.digest):
         return
     if run.scaling_digest != scaling_digest(config, store):
@@ -134,11 +126,7 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
 
 
 def _config_in(card: Card, folder: Path) -> RunConfig:
-    """Return the configuration that the model was trained with.
-
-    Raises:
-        ValueError: this version does not support it.
-    """
+    """Return the configuration of the training; raise ValueError if this version does not support it."""
     try:
         return RunConfig.model_validate(card.config)
     except ValidationError as error:
@@ -148,11 +136,7 @@ def _config_in(card: Card, folder: Path) -> RunConfig:
 
 
 def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
-    """Return the store with the static fields and the statistics of the training.
-
-    Raises:
-        ValueError: its grid differs.
-    """
+    """Return the store with the training's fields and statistics; raise ValueError for another grid."""
     axes = {"lat": store.lat, "lon": store.lon}
     for name, axis in axes.items():
         expected = static.pop(name)

@@ -96,16 +96,11 @@ class ElevationAttention(nn.Module):
 
     score_ij = q_i k_j / sqrt(E) - alpha max(0, z_j - z_i) / 1000, with elevations z in metres.
 
-    Args:
-        dim: D.
-        heads: H.
+    Arguments that `SelfAttention` does not have:
         height_m: (N,) float32, elevation of each token [m] in raster order. Negated elevations turn the bias
             against keys that lie lower.
         alpha: initial barrier strength [1/km].
         per_head: learn one strength per head.
-        locality: Gaussian locality bias; None for none.
-        dropout: rate of dropout on the outputs of the projection.
-        layer: name of this layer in the seeds of its masks.
     """
 
     height_bits: Tensor  # (N,) int32

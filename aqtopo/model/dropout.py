@@ -26,10 +26,7 @@ def _hash63(*parts: int | str) -> int:
 def sample_seed(run_seed: int, epoch: int, position: int) -> int:
     """Return the 63-bit seed of one sample's masks.
 
-    Args:
-        run_seed: the run's `training.seed`.
-        epoch: epoch, from 0.
-        position: of the sample in that epoch's order; -1 for padding, which has weight 0 in the loss.
+    `position` is the sample's in that epoch's order; -1 for padding, which has weight 0 in the loss.
     """
     return _hash63(run_seed, epoch, position)
 

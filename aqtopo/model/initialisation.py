@@ -19,12 +19,8 @@ _LAST_LAYER_STD = 0.02
 
 
 def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> None:
-    """Initialise every Linear, LayerNorm, patch projection and aggregation of the model.
-
-    Args:
-        model: the model; its modules are initialised in the order of `model.modules()`.
-        last_layer: last Linear of the head.
-        seed: of the random generator.
+    """Initialise every Linear, LayerNorm, patch projection and aggregation; `last_layer` is that of the
+    head.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
@@ -47,11 +43,7 @@ def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> No
 
 
 def sincos_1d(dim: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """Return sines, then cosines, of each position at dim / 2 frequencies from 1 down to 1/10000.
-
-    Returns:
-        (positions, dim).
-    """
+    """Return sines, then cosines (positions, dim) of positions at dim / 2 frequencies from 1 to 1/10000."""
     assert dim % 2 == 0, dim
     frequency = 10000.0 ** (-np.arange(dim // 2, dtype=np.float64) / (dim / 2))
     angle = np.asarray(positions, np.float64).ravel()[:, None] * frequency
@@ -59,10 +51,9 @@ def sincos_1d(dim: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:
 
 
 def sincos_2d(dim: int, grid: tuple[int, int]) -> npt.NDArray[np.float64]:
-    """Return the position embedding of a grid: columns in the first half, rows in the second, as in ClimaX.
+    """Return the position embedding (rows x columns, dim) of a grid in raster order.
 
-    Returns:
-        (rows x columns, dim), in raster order.
+    Columns are in the first half of the dimensions and rows in the second, as in ClimaX.
     """
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     return np.concatenate([sincos_1d(dim // 2, columns), sincos_1d(dim // 2, rows)], axis=1)

@@ -80,17 +80,17 @@ class Block(nn.Module):
 def make_block(
     config: ModelConfig, index: int, height_m: npt.NDArray[np.float32], centres: PatchCentres | None
 ) -> Block:
-    """Build block `index`. The drop-path rate grows linearly with depth.
+    """Build block `index`, from 0. The drop-path rate grows linearly with depth.
 
-    Args:
-        config: of the model.
-        index: of the block, from 0; blocks in `model.bias_blocks` get the attention biases.
-        height_m: (N,) elevation of each patch [m], in raster order.
-        centres: of the patches; None without a local bias.
+    Blocks in `model.bias_blocks` get the attention biases: `height_m` (N,) is the elevation of each patch [m]
+    in raster order, `centres` is None without a local bias.
     """
     layer = f"blocks.{index}"
     biased = index in config.bias_blocks
-    locality = _make_locality(config, centres) if biased else None
+    locality = None
+    if biased and centres is not None:
+        heads, upwind = config.local_heads or config.heads, config.local_bias == "origin"
+        locality = LocalityBias(heads, config.heads - heads, centres, upwind=upwind)
     attention: SelfAttention | ElevationAttention
     if biased and config.elevation_bias:
         attention = ElevationAttention(
@@ -116,13 +116,6 @@ def make_block(
     return Block(
         config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer
     )
-
-
-def _make_locality(config: ModelConfig, centres: PatchCentres | None) -> LocalityBias | None:
-    if centres is None:
-        return None
-    heads = config.local_heads or config.heads
-    return LocalityBias(heads, config.heads - heads, centres, upwind=config.local_bias == "origin")
 
 
 def kernel_head_widths(config: ModelConfig) -> tuple[int, ...]:

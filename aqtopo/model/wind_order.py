@@ -48,11 +48,12 @@ def sector_order_table(
 class WindOrder(nn.Module):
     """Maps a wind field to the scan order of its tokens.
 
+    Regions stay in raster order; the patches within a region are sorted from upwind to downwind.
+
     Args:
         patch: cells along each side of a patch.
         patch_grid: patches along (latitude, longitude).
-        regions: regions along (latitude, longitude). Regions stay in raster order; patches within a region
-            are sorted.
+        regions: regions along (latitude, longitude).
         sectors: number of wind directions.
         calm_below: mean wind speed [m s-1] below which a region keeps raster order.
         latitude_ascending: True if row 0 is the southernmost.
@@ -86,23 +87,12 @@ class WindOrder(nn.Module):
         self.register_buffer("table", torch.as_tensor(table), persistent=False)
 
     def sector(self, wind_B2YX: Tensor) -> Tensor:
-        """Return the sector of each region's vector-mean wind, (B, R), int64; S if calm or NaN.
-
-        Args:
-            wind_B2YX: eastward and northward wind [m s-1].
-        """
+        """Return the sector (B, R) int64 of each region's vector-mean wind [m s-1]; S if calm or NaN."""
         u, v = wind_B2YX.unbind(1)
         return wind_sector(u, v, regions=self.regions, sectors=self.sectors, calm_below=self.calm_below)
 
     def forward(self, wind_B2YX: Tensor) -> Tensor:
-        """Return the raster index of the token at each scan position, (B, N), int64.
-
-        Args:
-            wind_B2YX: eastward and northward wind [m s-1] on the grid.
-
-        Returns:
-            A permutation per sample.
-        """
+        """Return the raster index (B, N) int64 of the token at each scan position; wind in [m s-1]."""
         u, v = wind_B2YX.unbind(1)
         return wind_order(
             u, v, self.table, regions=self.regions, patch=self.patch, calm_below=self.calm_below

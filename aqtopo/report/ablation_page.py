@@ -17,13 +17,7 @@ from aqtopo.run_directory.log_file import METRICS_FILE
 
 
 def write_ablation_report(folder: Path) -> Path:
-    """Write an ablation's report page.
-
-    Args:
-        folder: folder of a finished `aqtopo ablate`.
-
-    Returns:
-        Path of the page: `report.html` in the folder.
+    """Write `report.html` into the folder of a finished `aqtopo ablate`; return its path.
 
     Raises:
         ValueError: results or a training's log are missing or damaged.

@@ -38,15 +38,9 @@ class IntervalBar:
 
 @dataclass(frozen=True)
 class ChangeRow:
-    """Change of one score.
+    """Change of one score in percent of the baseline; negative is better.
 
-    Attributes:
-        score: label.
-        percent: change in percent of the baseline, as text; negative is better.
-        position: position on the drawing [percent from the left]; zero is in the middle.
-        days: interval over days, if known.
-        seeds: interval over seeds, None for a single seed.
-        verdict: `better`, `worse` or `NOT_SHOWN`.
+    The position and the intervals are on the drawing [percent from the left, zero in the middle].
     """
 
     score: str
@@ -61,14 +55,8 @@ class ChangeRow:
 class ContrastTable:
     """One comparison.
 
-    Attributes:
-        label: the compared variants.
-        ticks: positions [percent from the left] and texts of the axis of `overall`.
-        overall: changes over all pollutants and horizons, over areas, and of the validation loss.
-        horizons: columns of `pairs`.
-        pairs: a row per pollutant: label, and a change per horizon.
-        shown: number of shown `pairs`.
-        total: number of `pairs`.
+    `overall` has the changes over all pollutants and horizons, over areas, and of the validation loss;
+    `pairs` has a row of changes by horizon for each pollutant. `shown` of `total` pairs are shown.
     """
 
     label: str
@@ -82,12 +70,7 @@ class ContrastTable:
 
 @dataclass(frozen=True)
 class Overview:
-    """Change of the test RMSE over all pollutants and horizons in every comparison, on one axis.
-
-    Attributes:
-        ticks: positions and texts of the axis.
-        changes: label and change of each comparison.
-    """
+    """Change of the test RMSE over all pollutants and horizons in every comparison, on one axis."""
 
     ticks: Ticks
     changes: tuple[tuple[str, ChangeRow], ...]

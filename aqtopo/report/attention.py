@@ -108,12 +108,7 @@ Attention = SelfAttention | ElevationAttention
 
 @dataclass(frozen=True)
 class AttentionInput:
-    """Input of an attention layer in a forecast.
-
-    Attributes:
-        tokens: (N, D) in raster order.
-        geometry: geometry of the tokens relative to the wind.
-    """
+    """Tokens (N, D) in raster order that an attention layer reads in a forecast, and their geometry."""
 
     tokens: Tensor
     geometry: TokenGeometry
@@ -121,14 +116,10 @@ class AttentionInput:
 
 @dataclass(frozen=True)
 class AttentionMap:
-    """Maps of the attention of one token.
+    """Maps of the attention of the token at a place: without bias, with bias, difference.
 
-    Attributes:
-        name: name of the place.
-        place: its coordinates as text.
-        spot: its drawing position, x and y.
-        maps: without bias, with bias, and the difference.
-        weakened: share of the attention to `weakened_tokens`, without and with the bias, as text.
+    `spot` is its drawing position; `weakened` is the share of attention to `weakened_tokens`, without and
+    with the bias.
     """
 
     name: str
@@ -140,14 +131,9 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps of several tokens, on two common scales.
+    """Attention maps of several places, relative to equal shares, on two common scales.
 
-    Attributes:
-        places: one per place, the most polluted first.
-        heads: number of heads in the mean.
-        scale: colours of attention, relative to equal shares.
-        difference: colours of with minus without.
-        destination: description of `weakened_tokens`.
+    They show the mean of `heads` heads. `destination` describes `weakened_tokens`.
     """
 
     places: tuple[AttentionMap, ...]
@@ -158,13 +144,7 @@ class AttentionMaps:
 
 
 def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
-    """Return the attention (2, H, N) of `token` to each token: without the bias, and with it.
-
-    Args:
-        attention: of block 0.
-        seen: its input.
-        token: raster index of the query.
-    """
+    """Return the attention (2, H, N) of a token to all tokens: without the bias, and with it."""
     with torch.no_grad():
         q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
         q_HE = q_ND[token].view(attention.heads, -1)
@@ -212,7 +192,9 @@ def draw_attention(
     seen = _attention_input(attention, run, case.init_time)
     tokens = tokens_at(run, case, canvas, wanted)
     rows = {token: attention_row(attention, seen, token).mean(1).cpu().numpy() for token in tokens.values()}
-    shares = {token: _even_shares(pair, run) for token, pair in rows.items()}
+    columns = len(run.store.lon) // run.config.model.patch
+    # Relative to equal shares, (2, Y, X): without and with the bias.
+    shares = {token: (pair * pair.shape[1]).reshape(2, -1, columns) for token, pair in rows.items()}
     scale = concentration_scale([field for pair in shares.values() for field in pair])
     difference = difference_scale([biased - without for without, biased in shares.values()])
 
@@ -222,7 +204,17 @@ def draw_attention(
         assert spot is not None, "the token is on the grid"
         loses = weakened_tokens(attention, token, rows[token])
         without, biased = (f"{100 * row[loses].sum():.0f} %" for row in rows[token])
-        maps = _maps(canvas, scale, difference, shares[token], name)
+
+        def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
+            alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
+            return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
+
+        even, uneven = shares[token]
+        maps = (
+            map_of("Without the bias", scale, even),
+            map_of("With the bias", scale, uneven),
+            map_of("With minus without", difference, uneven - even),
+        )
         return AttentionMap(name, place_text(lat, lon), spot, maps, (without, biased))
 
     return AttentionMaps(
@@ -245,13 +237,6 @@ def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetim
     x_BND, _, _, geometry = seen[0]
     assert geometry.raster_index is None, "block 0 reads its tokens in raster order"
     return AttentionInput(x_BND[0], geometry)
-
-
-def _even_shares(rows_2N: FloatArray, run: LoadedRun) -> tuple[FloatArray, FloatArray]:
-    """Return the attention (Y, X) without and with the bias, relative to equal shares."""
-    grid = -1, len(run.store.lon) // run.config.model.patch
-    without, biased = rows_2N * rows_2N.shape[1]
-    return without.reshape(grid), biased.reshape(grid)
 
 
 def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
@@ -277,18 +262,3 @@ def _in_words(settings: ModelConfig) -> str:
     if settings.local_bias:
         return "places that the bias weakens"
     return "lower ground" if settings.elevation_bias == "uphill" else "higher ground"
-
-
-def _maps(
-    canvas: Canvas, scale: Scale, difference: Scale, shares: tuple[FloatArray, FloatArray], name: str
-) -> tuple[MapImage, MapImage, MapImage]:
-    def map_of(title: str, colours: Scale, field: FloatArray) -> MapImage:
-        alt = f"Map of the attention of the chosen place ({name}): {title.lower()}."
-        return MapImage(title, "", colours.layer(canvas.north_up(field)), alt)
-
-    without, biased = shares
-    return (
-        map_of("Without the bias", scale, without),
-        map_of("With the bias", scale, biased),
-        map_of("With minus without", difference, biased - without),
-    )

@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import xarray as xr
 from contourpy import contour_generator
 from matplotlib.colors import LightSource
 from PIL import Image
 
 from aqtopo.report.images import png_uri
+from aqtopo.report.text import degrees_text
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -109,15 +111,10 @@ class MapLabel:
 
 @dataclass(frozen=True)
 class BaseMap:
-    """Layers of one grid that all maps share.
+    """Layers that all maps of a grid share.
 
-    Attributes:
-        shade: data URI of the shaded relief, grey, to be multiplied with the colours.
-        contours: SVG path of the elevation contours at `CONTOUR_LEVELS_M`.
-        coast: SVG path of the border of the scored area; empty if the whole grid is scored.
-        cities: cities inside the grid.
-        meridians: degree labels along the lower edge.
-        parallels: degree labels along the left edge.
+    `shade`, data URI of the relief, to multiply with the colours; `contours` and `coast`, SVG paths of
+    elevations and of the border of the scored area (empty without one); labels.
     """
 
     shade: str
@@ -129,22 +126,17 @@ class BaseMap:
 
 
 def draw_base_map(canvas: Canvas, elevation_m: FloatArray, mask: FloatArray) -> BaseMap:
-    """Draw the base map.
-
-    Args:
-        canvas: the grid.
-        elevation_m: (H, W) elevation [m].
-        mask: (H, W), 1 in the scored area.
-    """
+    """Draw the base map from elevation [m] and mask (1 in the scored area), each (H, W)."""
     elevation = canvas.north_up(np.nan_to_num(elevation_m))
     places = [(name, canvas.place(lat, lon)) for name, lat, lon in CITIES]
+    meridians, parallels = _degree_labels(canvas)
     return BaseMap(
         shade=png_uri(_hillshade(canvas, elevation)),
         contours="".join(_contour_path(canvas, elevation, level) for level in CONTOUR_LEVELS_M),
         coast=_outline(canvas, canvas.north_up(mask) > 0),
         cities=tuple(MapLabel(*place, name) for name, place in places if place is not None),
-        meridians=_meridians(canvas),
-        parallels=_parallels(canvas),
+        meridians=meridians,
+        parallels=parallels,
     )
 
 
@@ -168,7 +160,9 @@ def _hillshade(canvas: Canvas, elevation: FloatArray) -> npt.NDArray[np.uint8]:
 
 def _contour_path(canvas: Canvas, field: FloatArray, level: float) -> str:
     lines = contour_generator(canvas.x, canvas.y, field).lines(level)
-    return "".join(_polyline(np.asarray(line)) for line in lines if len(line) > 3)
+    return "".join(
+        "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in np.asarray(line)) for line in lines if len(line) > 3
+    )
 
 
 def _outline(canvas: Canvas, inside: npt.NDArray[np.bool_]) -> str:
@@ -193,27 +187,14 @@ def _stretches(border: npt.NDArray[np.bool_]) -> list[tuple[int, int, int]]:
     return list(zip((rows + 1).tolist(), starts.tolist(), ends.tolist(), strict=True))
 
 
-def _polyline(points: FloatArray) -> str:
-    return "M" + "L".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _meridians(canvas: Canvas) -> tuple[MapLabel, ...]:
-    middle = float(np.mean(canvas.lat))
-    places = [(degrees, canvas.place(middle, degrees)) for degrees in _round_degrees(canvas.lon)]
-    return tuple(
-        MapLabel(place[0], canvas.height, f"{abs(degrees)}°{'E' if degrees >= 0 else 'W'}")
-        for degrees, place in places
-        if place is not None
-    )
-
-
-def _parallels(canvas: Canvas) -> tuple[MapLabel, ...]:
-    middle = float(np.mean(canvas.lon))
-    places = [(degrees, canvas.place(degrees, middle)) for degrees in _round_degrees(canvas.lat)]
-    return tuple(
-        MapLabel(0.0, place[1], f"{abs(degrees)}°{'N' if degrees >= 0 else 'S'}")
-        for degrees, place in places
-        if place is not None
+def _degree_labels(canvas: Canvas) -> tuple[tuple[MapLabel, ...], tuple[MapLabel, ...]]:
+    """Return labels of round degrees along the lower edge and along the left edge."""
+    lat, lon = float(np.mean(canvas.lat)), float(np.mean(canvas.lon))
+    meridians = ((degrees, canvas.place(lat, degrees)) for degrees in _round_degrees(canvas.lon))
+    parallels = ((degrees, canvas.place(degrees, lon)) for degrees in _round_degrees(canvas.lat))
+    return (
+        tuple(MapLabel(at[0], canvas.height, degrees_text(east, "EW")) for east, at in meridians if at),
+        tuple(MapLabel(0.0, at[1], degrees_text(north, "NS")) for north, at in parallels if at),
     )
 
 
@@ -231,11 +212,8 @@ _HEAD = 13.0
 
 @dataclass(frozen=True)
 class WindArrows:
-    """Wind arrows, which point downwind.
-
-    Attributes:
-        paths: an SVG path per time; empty without wind data.
-        ten_metres_per_second: length of 10 m/s in drawing units, equal at all times.
+    """Wind arrows, which point downwind: an SVG path per time, empty without wind, and the length of a
+    wind.
     """
 
     paths: tuple[str, ...]
@@ -243,23 +221,19 @@ class WindArrows:
 
 
 def draw_wind_arrows(canvas: Canvas, wind_T2HW: FloatArray) -> WindArrows:
-    """Draw block means of the wind.
-
-    Args:
-        canvas: the grid.
-        wind_T2HW: (T, 2, H, W) eastward and northward wind [m/s], NaN where missing.
-    """
+    """Draw block means of the eastward and northward wind (T, 2, H, W) [m/s], NaN where missing."""
     block = max(1, round(len(canvas.lon) / _ARROWS_ACROSS))
-    means = [
-        tuple(_block_means(canvas.north_up(component), block) for component in wind_2HW)
-        for wind_2HW in wind_T2HW
-    ]
-    speeds = np.concatenate([np.hypot(u, v).ravel() for u, v in means])
+    north_up = np.array([[canvas.north_up(field) for field in wind] for wind in wind_T2HW], np.float64)
+    wind = xr.DataArray(north_up, {"y": canvas.y, "x": canvas.x}, ("time", "component", "y", "x"))
+    means = wind.coarsen(y=block, x=block, boundary="trim").reduce(np.mean)
+    u, v = means.transpose("component", ...).values
+    speeds = np.hypot(u, v)
     known = speeds[np.isfinite(speeds)]
     typical = float(np.percentile(known, 95)) if known.size else 0.0
     scale = 0.9 * block * WIDTH / len(canvas.lon) / max(typical, 1.0)
-    x, y = (_block_centres(positions, block) for positions in (canvas.x, canvas.y))
-    return WindArrows(tuple(_arrows(x, y, scale * u, -scale * v) for u, v in means), 10.0 * scale)
+    x, y = means["x"].values, means["y"].values
+    paths = tuple(_arrows(x, y, dx, dy) for dx, dy in zip(scale * u, -scale * v, strict=True))
+    return WindArrows(paths, ten_metres_per_second=10.0 * scale)
 
 
 def _arrows(x: FloatArray, y: FloatArray, dx: FloatArray, dy: FloatArray) -> str:
@@ -282,16 +256,3 @@ def _arrow(x: float, y: float, dx: float, dy: float) -> str:
         f"M{x - dx / 2:.1f},{y - dy / 2:.1f}L{tip_x:.1f},{tip_y:.1f}"
         f"M{left[0]:.1f},{left[1]:.1f}L{tip_x:.1f},{tip_y:.1f}L{right[0]:.1f},{right[1]:.1f}"
     )
-
-
-def _block_means(field: FloatArray, block: int) -> FloatArray:
-    rows, columns = (size // block for size in field.shape)
-    whole = field[: rows * block, : columns * block].astype(np.float64)
-    means: FloatArray = whole.reshape(rows, block, columns, block).mean(axis=(1, 3))
-    return means
-
-
-def _block_centres(positions: FloatArray, block: int) -> FloatArray:
-    whole = positions[: len(positions) // block * block]
-    centres: FloatArray = whole.reshape(-1, block).mean(axis=1)
-    return centres

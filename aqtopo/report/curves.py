@@ -6,6 +6,7 @@ They do not use pyplot, which needs global state.
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
-from aqtopo.report.history import Alphas, History, LoggedStep, alpha_sentence
+from aqtopo.report.history import Alphas, History, alpha_sentence
 from aqtopo.report.images import svg_uri
+from aqtopo.run_directory.log_file import StepLine, ValidationLine
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -57,19 +59,19 @@ def loss_curve(history: History) -> Curve:
     """Draw training and validation loss, the best validation marked."""
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("loss (normalised units squared)")
-        steps, losses = thinned(_step_numbers(history.steps), np.array([s.train_loss for s in history.steps]))
-        axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.9, label="training")
-        if history.validations:
+        losses = _plot_losses(axes, history, {"linewidth": 0.9}, {"linewidth": 1.8, "markersize": 4})
+        if best := history.best:
             axes.plot(
-                [v.step for v in history.validations],
-                [v.val_loss for v in history.validations],
-                color=VALIDATION_COLOUR,
-                linewidth=1.8,
-                marker="o",
-                markersize=4,
-                label="validation",
+                [best.step],
+                [best.val_loss],
+                linestyle="none",
+                marker="*",
+                markersize=15,
+                color="#d55e00",
+                markeredgecolor="white",
+                zorder=5,
+                label=f"best: {best.val_loss:.4g} at step {best.step}",
             )
-        _mark_best(axes, history)
         if losses.min() > 0:
             log_axis(axes)
         # Above the axes, where no curve is.
@@ -77,33 +79,39 @@ def loss_curve(history: History) -> Curve:
         return Curve(svg_uri(figure), _loss_alt(history))
 
 
+def _plot_losses(axes: Axes, history: History, train: Any, validation: Any) -> FloatArray:
+    """Plot the losses over the steps in these styles; return the plotted training losses."""
+    steps, losses = thinned(_column(history.steps, "step"), _column(history.steps, "train_loss"))
+    axes.plot(steps, losses, color=TRAIN_COLOUR, label="training", **train)
+    if history.validations:
+        steps, val_losses = (_column(history.validations, name) for name in ("step", "val_loss"))
+        axes.plot(steps, val_losses, color=VALIDATION_COLOUR, marker="o", label="validation", **validation)
+    return losses
+
+
+def _column(lines: Sequence[StepLine] | Sequence[ValidationLine], name: str) -> FloatArray:
+    return np.array([getattr(line, name) for line in lines], dtype=np.float64)
+
+
 def lr_curve(history: History) -> Curve:
     """Draw each group's learning rate on a logarithmic axis."""
-    groups = list(history.steps[-1].lrs)
+    groups = list(history.steps[-1].lr)
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("learning rate")
-        for group, colour in zip(groups, cycled(GROUP_COLOURS, len(groups)), strict=True):
-            rates = np.array([step.lrs[group] for step in history.steps])
-            axes.plot(_step_numbers(history.steps), rates, color=colour, linewidth=1.8, label=group)
+        for group, colour in zip(groups, cycle(GROUP_COLOURS), strict=False):
+            rates = np.array([step.lr[group] for step in history.steps])
+            axes.plot(_column(history.steps, "step"), rates, color=colour, linewidth=1.8, label=group)
         axes.set_yscale("log")
         low, high = axes.get_ylim()
         axes.set_ylim(low, high * 12)  # room for the legend above the highest curve
         axes.legend(frameon=False, ncols=2, loc="upper center")
-        first, last = history.steps[0].lrs, history.steps[-1].lrs
+        first, last = history.steps[0].lr, history.steps[-1].lr
         changes = "; ".join(f"{group} from {first[group]:.2e} to {last[group]:.2e}" for group in groups)
         return Curve(svg_uri(figure), f"Learning rate by group over the steps: {changes}.")
 
 
 def thinned(steps: FloatArray, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Average neighbours until at most `MAX_POINTS` points remain.
-
-    Args:
-        steps: (S,) increasing.
-        values: (S,).
-
-    Returns:
-        Mean step and mean value of each run of neighbours.
-    """
+    """Average runs of neighbouring steps (S,) and values (S,) until at most `MAX_POINTS` remain."""
     if len(steps) <= MAX_POINTS:
         return steps, values
     pieces = np.array_split(np.arange(len(steps)), MAX_POINTS)
@@ -131,23 +139,6 @@ def log_axis(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _mark_best(axes: Axes, history: History) -> None:
-    best = history.best
-    if best is None:
-        return
-    axes.plot(
-        [best.step],
-        [best.val_loss],
-        linestyle="none",
-        marker="*",
-        markersize=15,
-        color="#d55e00",
-        markeredgecolor="white",
-        zorder=5,
-        label=f"best: {best.val_loss:.4g} at step {best.step}",
-    )
-
-
 def _loss_alt(history: History) -> str:
     first, last = history.steps[0], history.steps[-1]
     text = (
@@ -162,22 +153,12 @@ def _loss_alt(history: History) -> str:
     )
 
 
-def _step_numbers(steps: Sequence[LoggedStep]) -> FloatArray:
-    return np.array([step.step for step in steps], dtype=np.float64)
-
-
-def cycled(colours: Sequence[str], n: int) -> list[str]:
-    """Return `n` colours, repeated if there are too few."""
-    return [colours[index % len(colours)] for index in range(n)]
-
-
 def alpha_curve(alphas: Alphas) -> Curve:
     """Draw alpha over the steps, a colour per block; dotted: initial value."""
     with rc_context(CURVE_STYLE):
         figure, axes = new_figure("alpha (1/km)")
-        colours = cycled(GROUP_COLOURS, len(alphas.by_block))
         marker = "o" if len(alphas.steps) <= _MAX_MARKERS else None
-        for (block, values), colour in zip(alphas.by_block.items(), colours, strict=True):
+        for (block, values), colour in zip(alphas.by_block.items(), cycle(GROUP_COLOURS), strict=False):
             heads = values.shape[1]
             label = block if heads == 1 else f"{block}, {heads} heads"
             lines = axes.plot(alphas.steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4)
@@ -204,20 +185,8 @@ def variant_curves(histories: dict[str, list[History]]) -> Curve:
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (name, seeds) in zip(panels, histories.items(), strict=False):
             for history in seeds:
-                steps, losses = thinned(
-                    np.array([float(step.step) for step in history.steps]),
-                    np.array([step.train_loss for step in history.steps]),
-                )
-                axes.plot(steps, losses, color=TRAIN_COLOUR, linewidth=0.6, alpha=0.6)
-                validations = history.validations
-                axes.plot(
-                    [validation.step for validation in validations],
-                    [validation.val_loss for validation in validations],
-                    color=VALIDATION_COLOUR,
-                    linewidth=1.6,
-                    marker="o",
-                    markersize=3,
-                )
+                train, validation = {"linewidth": 0.6, "alpha": 0.6}, {"linewidth": 1.6, "markersize": 3}
+                _plot_losses(axes, history, train, validation)
             axes.set_title(textwrap.fill(name, _TITLE_CHARACTERS), fontsize=9)
             log_axis(axes)
         for axes in panels[len(histories) :]:
@@ -239,10 +208,7 @@ def mean_validation_curve(histories: dict[str, list[History]]) -> Curve | None:
         axes = figure.subplots()
         # Decreasing widths keep coinciding lines visible.
         looks = zip(
-            cycled(GROUP_COLOURS, len(means)),
-            cycled(_LINE_STYLES, len(means)),
-            np.linspace(4.0, 1.2, len(means)),
-            strict=True,
+            cycle(GROUP_COLOURS), cycle(_LINE_STYLES), np.linspace(4.0, 1.2, len(means)), strict=False
         )
         for (name, mean), (colour, style, width) in zip(means.items(), looks, strict=True):
             steps, losses = list(mean), list(mean.values())

@@ -10,9 +10,8 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import usable_times
-from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.inference.forecast import channel_indices, forecast, read_truth
+from aqtopo.inference.forecast import forecast, read_hours, read_truth
 from aqtopo.inference.load import LoadedRun
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import Scale, concentration_scale, difference_scale
@@ -84,11 +83,7 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
 
 
 def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> ForecastCase:
-    """Forecast from one initial time and read the truth.
-
-    Args:
-        run: a trained run.
-        init_time: initial time, UTC; None for the most polluted one of the test period.
+    """Forecast from an initial time, or from the most polluted one of the test period, and read the truth.
 
     Raises:
         ValueError: the store has no fields at the initial time, or none at the valid times.
@@ -107,8 +102,8 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
             f"the forecast cannot be verified. The store covers {run.store.times[0]} to "
             f"{run.store.times[-1]}."
         )
-    fields = run.store.read(int(run.store.locate(np.array(init_time))))
-    initial = fields[channel_indices(run.store, pollutants)]
+    times = init_time + np.array([0, *horizons], dtype="timedelta64[h]")
+    (initial,) = read_hours(run.store, pollutants, times[:1])
     return ForecastCase(
         init_time,
         reason,
@@ -117,17 +112,8 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
         np.where(scored, initial, np.nan),
         _stacked(forecasts, pollutants, scored),
         truth,
-        _wind_at(run.store, init_time + np.array([0, *horizons], dtype="timedelta64[h]")),
+        read_hours(run.store, ("u", "v"), times),
     )
-
-
-def _wind_at(store: Store, times: Hours) -> FloatArray:
-    """Return the wind (T, 2, H, W) [m/s]; NaN for hours that are not in the store."""
-    wind = np.full((len(times), 2, len(store.lat), len(store.lon)), np.nan, dtype=np.float32)
-    channels = channel_indices(store, ("u", "v"))
-    for place in np.flatnonzero(np.isin(times, store.times)):
-        wind[place] = store.read(int(store.locate(times[place])))[channels]
-    return wind
 
 
 def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:
@@ -148,14 +134,7 @@ class MapImage:
 
 @dataclass(frozen=True)
 class Verification:
-    """Forecast and truth of one pollutant at one horizon.
-
-    Attributes:
-        horizon_h: lead time [h].
-        valid_time: valid time as text.
-        maps: forecast, truth, difference.
-        errors: RMSE of this map as text, of the model and of persistence.
-    """
+    """Maps (forecast, truth, difference) and RMSE (model, persistence) of a pollutant at a horizon."""
 
     horizon_h: int
     valid_time: str
@@ -165,17 +144,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class PollutantMaps:
-    """All maps of one pollutant, on two common scales.
-
-    Attributes:
-        name: short name.
-        label: long name.
-        units: formatted units.
-        scale: colours of concentrations.
-        difference: colours of forecast minus truth.
-        initial: the map at the initial time.
-        verifications: one per horizon.
-    """
+    """All maps of one pollutant, with the colours of concentrations and of forecast minus truth."""
 
     name: str
     label: str
@@ -196,54 +165,39 @@ def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
     # The forecast does not affect the scale, so extreme forecasts stay visible.
     scale = concentration_scale([case.initial[c], *case.truth[:, c]])
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
+
+    def picture(title: str, field: FloatArray, colours: Scale, alt: str) -> MapImage:
+        note = _mean_note(field, variable.units, signed=colours is difference)
+        return MapImage(title, note, colours.layer(canvas.north_up(field)), alt)
+
+    def verify(horizon: int, forecast: FloatArray, truth: FloatArray) -> Verification:
+        what = f"{variable.long_name}, {horizon} h ahead"
+        error = f"Map of forecast minus truth for {what}: red too high, blue too low."
+        model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
+        return Verification(
+            horizon,
+            time_text(case.init_time + np.timedelta64(horizon, "h")),
+            (
+                picture(f"Forecast, +{horizon} h", forecast, scale, f"Map of the forecast of {what}."),
+                picture("Truth", truth, scale, f"Map of the truth for {what}."),
+                picture("Forecast minus truth", forecast - truth, difference, error),
+            ),
+            (model, persistence),
+        )
+
     return PollutantMaps(
         variable.name,
         capitalised(variable.long_name),
         pretty_units(variable.units),
         scale,
         difference,
-        MapImage(
+        picture(
             f"At the start, {time_text(case.init_time)}",
-            _mean_note(case.initial[c], variable.units),
-            scale.layer(canvas.north_up(case.initial[c])),
+            case.initial[c],
+            scale,
             f"Map of {variable.long_name} at the initial time, with wind arrows.",
         ),
-        tuple(_verify(case, canvas, c, k, scale, difference) for k in range(len(case.horizons_h))),
-    )
-
-
-def _verify(
-    case: ForecastCase, canvas: Canvas, c: int, k: int, scale: Scale, difference: Scale
-) -> Verification:
-    forecast, truth = case.forecast[k, c], case.truth[k, c]
-    horizon = case.horizons_h[k]
-    variable = VARIABLES[case.pollutants[c]]
-    what = f"{variable.long_name}, {horizon} h ahead"
-    model, persistence = round_together((_rmse(forecast, truth), _rmse(case.initial[c], truth)))
-    return Verification(
-        horizon,
-        time_text(case.init_time + np.timedelta64(horizon, "h")),
-        (
-            MapImage(
-                f"Forecast, +{horizon} h",
-                _mean_note(forecast, variable.units),
-                scale.layer(canvas.north_up(forecast)),
-                f"Map of the forecast of {what}.",
-            ),
-            MapImage(
-                "Truth",
-                _mean_note(truth, variable.units),
-                scale.layer(canvas.north_up(truth)),
-                f"Map of the truth for {what}.",
-            ),
-            MapImage(
-                "Forecast minus truth",
-                _mean_note(forecast - truth, variable.units, signed=True),
-                difference.layer(canvas.north_up(forecast - truth)),
-                f"Map of forecast minus truth for {what}: red too high, blue too low.",
-            ),
-        ),
-        (model, persistence),
+        tuple(map(verify, case.horizons_h, case.forecast[:, c], case.truth[:, c])),
     )
 
 
@@ -254,10 +208,9 @@ def _rmse(forecast: FloatArray, truth: FloatArray) -> float:
     return float(np.sqrt(known.mean())) if known.size else float("nan")
 
 
-def _mean_note(field: FloatArray, units: str, signed: bool = False) -> str:
+def _mean_note(field: FloatArray, units: str, signed: bool) -> str:
     known = field[np.isfinite(field)]
     if not known.size:
         return "no data"
-    mean = float(known.mean(dtype=np.float64))
-    text = round_together((mean,))[0]
-    return f"mean {plus(text) if signed else text} {pretty_units(units)}"
+    (mean,) = round_together([float(known.mean(dtype=np.float64))])
+    return f"mean {plus(mean) if signed else mean} {pretty_units(units)}"

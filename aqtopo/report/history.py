@@ -29,34 +29,6 @@ from aqtopo.run_directory.log_file import (
 
 
 @dataclass(frozen=True)
-class LoggedStep:
-    """One optimizer update.
-
-    Attributes:
-        step: number of updates, including this one.
-        epoch: epoch, from 0.
-        train_loss: masked mean squared error on normalised targets.
-        lrs: learning rate by group.
-        samples_per_s: training samples per second over all ranks, if logged.
-    """
-
-    step: int
-    epoch: int
-    train_loss: float
-    lrs: dict[str, float]
-    samples_per_s: float | None
-
-
-@dataclass(frozen=True)
-class LoggedValidation:
-    """One validation: its loss, and the step and epoch before it."""
-
-    step: int
-    epoch: int
-    val_loss: float
-
-
-@dataclass(frozen=True)
 class RunEvent:
     """A start, a resume, the losses after it, or an end: time [UTC], step and text."""
 
@@ -78,15 +50,15 @@ class History:
         preferences: logged parameters of the local bias by step, and by block and quantity.
     """
 
-    steps: tuple[LoggedStep, ...]
-    validations: tuple[LoggedValidation, ...]
+    steps: tuple[StepLine, ...]
+    validations: tuple[ValidationLine, ...]
     starts: int
     events: tuple[RunEvent, ...] = ()
     alphas: dict[int, dict[str, list[float]]] = field(default_factory=dict)
     preferences: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
     @property
-    def best(self) -> LoggedValidation | None:
+    def best(self) -> ValidationLine | None:
         """Validation with the lowest loss, the earliest of equals; None without a validation."""
         return min(self.validations, key=lambda validation: validation.val_loss, default=None)
 
@@ -102,24 +74,24 @@ def read_history(path: Path) -> History:
             f"{path} is missing, so no learning curves can be drawn. "
             "Give the directory that `aqtopo train` wrote."
         )
-    steps: dict[int, LoggedStep] = {}
-    validations: dict[int, LoggedValidation] = {}
+    steps: dict[int, StepLine] = {}
+    validations: dict[int, ValidationLine] = {}
     starts = 0
     events: list[RunEvent] = []
     alphas: dict[int, dict[str, list[float]]] = {}
     preferences: dict[int, dict[str, list[float]]] = {}
     for line in read_log(path):
         if isinstance(line, StepLine):
-            steps[line.step] = LoggedStep(line.step, line.epoch, line.train_loss, line.lr, line.samples_per_s)
+            steps[line.step] = line
         elif isinstance(line, ValidationLine):
-            validations[line.step] = LoggedValidation(line.step, line.epoch, line.val_loss)
+            validations[line.step] = line
         starts += isinstance(line, StartLine)
         if line.step is not None and line.alpha:
             alphas[line.step] = line.alpha
         if line.step is not None and line.preferences:
             preferences[line.step] = line.preferences
-        if told := _event_text(line):
-            events.append(RunEvent(_time_text(line.time), line.step, told))
+        if text := _event_text(line):
+            events.append(RunEvent(line.time[:19].replace("T", " "), line.step, text))
     if not steps:
         raise ValueError(f"{path} has no training step yet. Wait for the run's first step.")
     return History(
@@ -149,21 +121,12 @@ def _event_text(line: Line) -> str | None:
     return None
 
 
-def _time_text(time: str) -> str:
-    return time[:19].replace("T", " ")
-
-
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Alphas:
-    """Alpha of a run over the steps.
-
-    Attributes:
-        steps: (S,) steps, the first 0.
-        by_block: (S, n) values [km-1] by block; n is 1 if the heads share one.
-    """
+    """Alpha [km-1] by block, (S, n) at S steps, the first of which is 0; n is 1 if the heads share one."""
 
     steps: tuple[int, ...]
     by_block: dict[str, FloatArray]
@@ -190,12 +153,11 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
     if steps[0] > 0:  # the initial value was not logged
         points[0] = {name: np.full_like(points[steps[0]][name], config.model.alpha) for name in names}
         steps = [0, *steps]
-    by_block = {_spelled(name): np.stack([points[step][name] for step in steps]) for name in names}
+    by_block = {
+        name.removesuffix(ALPHA).replace("blocks.", "block "): np.stack([points[s][name] for s in steps])
+        for name in names
+    }
     return Alphas(tuple(steps), by_block)
-
-
-def _spelled(name: str) -> str:
-    return name.removesuffix(ALPHA).replace("blocks.", "block ")
 
 
 def _read_state(folder: Path) -> dict[str, FloatArray]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
@@ -52,69 +53,47 @@ def oklab(rgb: FloatArray) -> FloatArray:
     return lab
 
 
-@functools.cache
-def concentration_colours() -> npt.NDArray[np.uint8]:
-    """Colours (LEVELS, 3) from pale (clean air) to dark (haze).
-
-    Lightness falls steadily, so the order is visible in greyscale and with any colour vision.
-    """
-    return _as_bytes(even_steps(_HAZE, LEVELS))
-
-
-@functools.cache
-def difference_colours() -> npt.NDArray[np.uint8]:
-    """Colours (LEVELS, 3): blue for negative, almost white at zero, red for positive."""
-    return _from_the_middle(_TOO_LOW, _TOO_HIGH)
-
-
-@functools.cache
-def skill_colours() -> npt.NDArray[np.uint8]:
-    """Colours (LEVELS, 3): brown if the model is worse than its reference, green if better."""
-    return _from_the_middle(_WORSE, _BETTER)
-
-
-def even_steps(colours: Sequence[str], n: int) -> FloatArray:
+def even_steps(path: Sequence[str], n: int) -> FloatArray:
     """Return (n, 3) sRGB in [0, 1] in equal steps from the first to the last colour, through the others."""
-    chosen = np.array([[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in colours])
+    chosen = np.array([[int(text[at : at + 2], 16) / 255 for at in (1, 3, 5)] for text in path])
     fine = np.linspace(0.0, 1.0, 2001) * (len(chosen) - 1)
-    way = np.stack([np.interp(fine, np.arange(len(chosen)), channel) for channel in chosen.T], axis=1)
-    walked = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(oklab(way), axis=0), axis=1))])
-    wanted = np.linspace(0.0, walked[-1], n)
-    steps: FloatArray = np.stack([np.interp(wanted, walked, channel) for channel in way.T], axis=1)
+    points = np.stack([np.interp(fine, np.arange(len(chosen)), channel) for channel in chosen.T], axis=1)
+    distance = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(oklab(points), axis=0), axis=1))])
+    wanted = np.linspace(0.0, distance[-1], n)
+    steps: FloatArray = np.stack([np.interp(wanted, distance, channel) for channel in points.T], axis=1)
     return steps
 
 
-def _from_the_middle(below: Sequence[str], above: Sequence[str]) -> npt.NDArray[np.uint8]:
-    low, high = (even_steps(colours, LEVELS // 2) for colours in (below, above))
-    return _as_bytes(np.concatenate([low[::-1], high]))
-
-
-def _as_bytes(rgb: FloatArray) -> npt.NDArray[np.uint8]:
-    return np.round(rgb * 255).astype(np.uint8)
-
-
 UInt8Array = npt.NDArray[np.uint8]
+Kind = Literal["concentration", "difference", "skill"]
+
+
+@functools.cache
+def colours(kind: Kind) -> UInt8Array:
+    """Return the colours (LEVELS, 3) of a kind of values.
+
+    Concentrations go from pale (clean air) to dark (haze); lightness falls steadily, so the order is visible
+    in greyscale and with any colour vision. Differences are blue if negative and red if positive. Skill is
+    brown if the model is worse and green if it is better. Both are almost white at zero.
+    """
+    if kind == "concentration":
+        steps = even_steps(_HAZE, LEVELS)
+    else:
+        sides = (_TOO_LOW, _TOO_HIGH) if kind == "difference" else (_WORSE, _BETTER)
+        below, above = (even_steps(side, LEVELS // 2) for side in sides)
+        steps = np.concatenate([below[::-1], above])
+    return np.round(steps * 255).astype(np.uint8)
 
 
 def png_uri(pixels: UInt8Array) -> str:
-    """Encode pixels as a PNG data URI.
-
-    Args:
-        pixels: (H, W) grey, (H, W, 3) RGB or (H, W, 4) RGBA, the first row on top.
-    """
+    """Encode (H, W) grey or (H, W, 3) RGB pixels, the first row on top, as a PNG data URI."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     return _data_uri("image/png", buffer.getvalue())
 
 
 def indexed_png_uri(indices: UInt8Array, palette: UInt8Array, transparent: int) -> str:
-    """Encode colour indices as a palette PNG data URI, a third of the size of the same picture in RGBA.
-
-    Args:
-        indices: (H, W) rows into `palette`, the first row on top.
-        palette: (n, 3) RGB, at most 256 rows.
-        transparent: the index that is not drawn.
-    """
+    """Encode (H, W) indices of palette rows (n, 3) RGB as a PNG data URI, a third of its size in RGBA."""
     image = Image.fromarray(indices, mode="L")
     image.putpalette(palette.tobytes())
     buffer = io.BytesIO()
@@ -124,8 +103,6 @@ def indexed_png_uri(indices: UInt8Array, palette: UInt8Array, transparent: int) 
 
 def svg_uri(figure: Any) -> str:
     """Encode a matplotlib figure as an SVG data URI; the same figure gives the same bytes."""
-    import matplotlib as mpl
-
     buffer = io.BytesIO()
     with mpl.rc_context({"svg.hashsalt": "aqtopo", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -136,13 +113,6 @@ def _data_uri(media_type: str, content: bytes) -> str:
     return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-Kind = Literal["concentration", "difference", "skill"]
-
-_COLOURS = {
-    "concentration": concentration_colours,
-    "difference": difference_colours,
-    "skill": skill_colours,
-}
 _NOT_DRAWN = 255
 
 
@@ -164,7 +134,7 @@ class Scale:
     def palette(self) -> UInt8Array:
         """(256, 3) RGB; the last rows are unused."""
         rgb = np.zeros((256, 3), dtype=np.uint8)
-        rgb[:LEVELS] = _COLOURS[self.kind]()
+        rgb[:LEVELS] = colours(self.kind)
         return rgb
 
     @property

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +15,7 @@ from aqtopo.checkpoint.files import write_durably
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
-from aqtopo.evaluation.points import REFERENCES
+from aqtopo.evaluation.points import BASELINES
 from aqtopo.evaluation.results import ScoreRecord, read_score_file, scores_from_record
 from aqtopo.evaluation.tables import summary
 from aqtopo.inference.load import LoadedRun, load_run
@@ -53,120 +52,83 @@ _SEEN = {
 """Use of a split before it was scored."""
 
 
-@dataclass(frozen=True)
-class SplitRow:
-    """One split: its years, usable initial times and samples."""
-
-    name: str
-    years: str
-    times: int
-    samples: int
-
-
 def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Sequence[Place] = ()) -> Path:
-    """Write a run's report page.
+    """Write a run's report page; return its path, `report.html` in the run directory.
 
     Args:
         run_dir: the run directory, trained and evaluated.
         init: initial time of the maps, UTC; None for the most polluted one of the test period.
         places: further places for the attention maps.
 
-    Returns:
-        Path of the page: `report.html` in the run directory.
-
     Raises:
         ValueError: the run lacks an input of the page (the message names the command that makes it), `init`
             cannot be forecast from and verified, or a place is not on the grid.
     """
-    scores = read_score_file(run_dir)
+    content = read_score_file(run_dir)
     history = read_history(run_dir / METRICS_FILE)
-    run = load_run(run_dir, scores.tag)
-    facts = read_run_file(run_dir)
-    html = render(run, scores, history, load_case(run, init), facts, places)
+    run, facts = load_run(run_dir, content.tag), read_run_file(run_dir)
+    html = _render(run, content, history, load_case(run, init), facts, places)
     page = run_dir / REPORT_FILE
     write_durably(page, html)
     return page
 
 
-def render(
+def _render(
     run: LoadedRun,
     content: ScoreRecord,
     history: History,
     case: ForecastCase,
     facts: RunFile,
-    places: Sequence[Place] = (),
+    places: Sequence[Place],
 ) -> str:
-    """Return the page as HTML.
-
-    Args:
-        run: the trained run.
-        content: content of its `scores.json`.
-        history: its training history.
-        case: the forecast on the maps.
-        facts: content of `run.json`.
-        places: further places for the attention maps.
-    """
     store, canvas = run.store, Canvas(run.store.lat, run.store.lon)
     scores = scores_from_record(content)
     score_table = make_score_table(scores)
     pollutants, attention = draw_pollutant_maps(case, canvas), draw_attention(run, case, canvas, places)
     stations = station_scores(run.run_dir, canvas)
-    parts = {
-        "config": run.config,
-        "source": store.source,
-        "simulated": store.simulated,
-        "score_table": score_table,
-        "summary": summary(scores),
-        "scored_on": f"the {content.split} period {_listed(content.years)}",
-        "seen": _SEEN[content.split],
-        "starts": _starts(content),
-        "numbers": _numbers(run, score_table, history),
-        "canvas": canvas,
-        "base_map": draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
-        "wind": draw_wind_arrows(canvas, case.wind),
-        "contour_levels": _listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
-        "init_time": time_text(case.init_time),
-        "reason": case.reason,
-        "pollutants": pollutants,
-        "pollutant_names": _labels(pollutants),
-        "attention": attention,
-        "place_names": list(enumerate((shown.name for shown in attention.places), 1)) if attention else [],
-        "stations": stations,
-        "station_pollutants": _labels(stations.pollutants) if stations else [],
-        "skill_scale": SKILL_SCALE,
-        "breakdowns": breakdown_tables(content.strata),
-        "references": REFERENCES,
-        "exceedances": exceedance_rows(content.exceedances),
-        "no_exceedances": no_exceedances(content.exceedances),
-        "sharpness": sharpness_rows(content.spectra),
-        "version": importlib.metadata.version("aqtopo"),
-        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    return template("page.html.jinja").render(parts | _of_learning(run, history) | _of_setup(run, facts))
-
-
-def _of_learning(run: LoadedRun, history: History) -> dict[str, Any]:
-    """Context of the section on learning."""
     alphas = read_alphas(run.run_dir, run.config, history)
-    return {
-        "loss": loss_curve(history),
-        "lr": lr_curve(history),
-        "alpha": None if alphas is None else alpha_curve(alphas),
-        "alpha_says": "" if alphas is None else alpha_sentence(alphas),
-        "preferences": preference_rows(history),
-        "events": history.events,
-        "learning": _learning(history),
-    }
-
-
-def _of_setup(run: LoadedRun, facts: RunFile) -> dict[str, Any]:
-    """Context of the section on data and set-up."""
-    return {
-        "splits": _splits(run.config, run.store),
-        "sample_rule": _sample_rule(run.config),
-        "facts": _run_facts(run, facts),
-        "versions": [(name, version or "not installed") for name, version in facts.versions.items()],
-    }
+    return template("page.html.jinja").render(
+        config=run.config,
+        source=store.source,
+        simulated=store.simulated,
+        score_table=score_table,
+        summary=summary(scores),
+        scored_on=f"the {content.split} period {_listed(content.years)}",
+        seen=_SEEN[content.split],
+        starts=_starts(content),
+        numbers=_numbers(run, score_table, history),
+        canvas=canvas,
+        base_map=draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
+        wind=draw_wind_arrows(canvas, case.wind),
+        contour_levels=_listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
+        init_time=time_text(case.init_time),
+        reason=case.reason,
+        pollutants=pollutants,
+        pollutant_names=_labels(pollutants),
+        attention=attention,
+        place_names=list(enumerate((shown.name for shown in attention.places), 1)) if attention else [],
+        stations=stations,
+        station_pollutants=_labels(stations.pollutants) if stations else [],
+        skill_scale=SKILL_SCALE,
+        breakdowns=breakdown_tables(content.strata),
+        baselines=BASELINES,
+        exceedances=exceedance_rows(content.exceedances),
+        no_exceedances=no_exceedances(content.exceedances),
+        sharpness=sharpness_rows(content.spectra),
+        loss=loss_curve(history),
+        lr=lr_curve(history),
+        alpha=None if alphas is None else alpha_curve(alphas),
+        alpha_says="" if alphas is None else alpha_sentence(alphas),
+        preferences=preference_rows(history),
+        events=history.events,
+        learning=_learning(history),
+        splits=_splits(run.config, store),
+        sample_rule=_sample_rule(run.config),
+        facts=_run_facts(run, facts),
+        versions=[(name, version or "not installed") for name, version in facts.versions.items()],
+        version=importlib.metadata.version("aqtopo"),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
 
 
 def template(name: str) -> jinja2.Template:
@@ -221,16 +183,15 @@ def _learning(history: History) -> str:
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
 
 
-def _splits(config: RunConfig, store: Store) -> list[SplitRow]:
+def _splits(config: RunConfig, store: Store) -> list[tuple[str, str, int, int]]:
+    """Return name, years, usable initial times and samples of each split."""
     years = {
         "train": config.data.train_years,
         "validation": config.data.validation_years,
         "test": config.data.test_years,
     }
     tables = {name: sample_table(config, store.times, name) for name in years}
-    return [
-        SplitRow(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()
-    ]
+    return [(name, _listed(years[name]), len(table.times), len(table)) for name, table in tables.items()]
 
 
 def _sample_rule(config: RunConfig) -> str:

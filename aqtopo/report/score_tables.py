@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
-from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES
+from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL
 from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
@@ -18,11 +18,7 @@ LEVEL_SKILL = 0.01
 
 @dataclass(frozen=True)
 class ShadedSkill:
-    """A skill and its colour.
-
-    Attributes:
-        skill: 1 - model / reference, of the RMSE; above 0 the model is better. NaN without scored points.
-    """
+    """A skill, 1 - RMSE of the model / RMSE of the baseline, and its colour; NaN without scored points."""
 
     skill: float
 
@@ -33,7 +29,7 @@ class ShadedSkill:
 
     @property
     def verdict(self) -> str:
-        """`better`, `level` or `worse` than the reference, or `unknown`."""
+        """`better`, `level` or `worse` than the baseline, or `unknown`."""
         if not self.known:
             return "unknown"
         if abs(self.skill) < LEVEL_SKILL:
@@ -55,19 +51,14 @@ class ShadedSkill:
 
 @dataclass(frozen=True)
 class SkillCell(ShadedSkill):
-    """Skill of the model against the better of its references for one pollutant at one horizon.
-
-    Attributes:
-        rmse: root mean squared error by forecast, in the pollutant's units.
-        best_reference: the reference with the smaller error.
-    """
+    """Skill against the better baseline; `rmse` by forecast, in the pollutant's units."""
 
     rmse: dict[str, float]
     best_reference: str
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """RMSE of the model and of the better reference, as text."""
+        """RMSE of the model and of the better baseline, as text."""
         return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
 
 
@@ -102,13 +93,7 @@ class ScoreLine:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """All scores of a run.
-
-    Attributes:
-        horizons_h: the columns [h].
-        rows: one per pollutant.
-        lines: the full table.
-    """
+    """All scores of a run: a row per pollutant, a column per horizon [h], and the lines of the full table."""
 
     horizons_h: tuple[int, ...]
     rows: tuple[PollutantRow, ...]
@@ -122,12 +107,8 @@ class ScoreTable:
         if not cell.known:
             return f"{row.label} at {horizon} h has no scored point."
         (model,) = round_together([cell.rmse[MODEL]])
-        others = ", ".join(
-            f"{name} {value}"
-            for name, value in zip(
-                REFERENCES, round_together([cell.rmse[name] for name in REFERENCES]), strict=True
-            )
-        )
+        errors = round_together([cell.rmse[name] for name in BASELINES])
+        others = ", ".join(f"{name} {error}" for name, error in zip(BASELINES, errors, strict=True))
         verdicts = {
             "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the better baseline",
             "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the better baseline",
@@ -140,41 +121,27 @@ class ScoreTable:
 
 
 def make_score_table(scores: xr.Dataset) -> ScoreTable:
-    """Arrange scores for the page.
-
-    Args:
-        scores: `rmse`, `mae`, `bias` (forecast, pollutant, horizon) and `count` (pollutant, horizon).
-    """
-    pollutants = [str(name) for name in scores["pollutant"].values]
+    """Arrange the scores of `overall` for the page."""
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
-    rows = tuple(
-        PollutantRow(
-            name,
-            capitalised(VARIABLES[name].long_name),
-            pretty_units(VARIABLES[name].units),
-            tuple(_cell(scores, name, h) for h in horizons),
-        )
-        for name in pollutants
-    )
-    lines = tuple(
-        _line(scores, name, h, method) for name in pollutants for h in horizons for method in FORECASTS
-    )
-    return ScoreTable(horizons, rows, lines)
+    rows, lines = [], []
+    for name in scores["pollutant"].values.tolist():
+        label, units = capitalised(VARIABLES[name].long_name), pretty_units(VARIABLES[name].units)
+        pairs = [scores.sel(pollutant=name, horizon=horizon) for horizon in horizons]
+        rows.append(PollutantRow(name, label, units, tuple(map(_cell, pairs))))
+        for horizon, pair in zip(horizons, pairs, strict=True):
+            for forecast in FORECASTS:
+                rmse, mae, bias = (
+                    float(pair[score].sel(forecast=forecast)) for score in ("rmse", "mae", "bias")
+                )
+                lines.append(ScoreLine(label, horizon, forecast, rmse, mae, bias, int(pair["count"])))
+    return ScoreTable(horizons, tuple(rows), tuple(lines))
 
 
-def _cell(scores: xr.Dataset, pollutant: str, horizon_h: int) -> SkillCell:
-    column = scores["rmse"].sel(pollutant=pollutant, horizon=horizon_h)
-    rmse = {method: float(column.sel(forecast=method)) for method in FORECASTS}
-    best_reference = min(REFERENCES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
+def _cell(pair: xr.Dataset) -> SkillCell:
+    rmse = {name: float(pair["rmse"].sel(forecast=name)) for name in FORECASTS}
+    best_reference = min(BASELINES, key=lambda name: rmse[name] if np.isfinite(rmse[name]) else np.inf)
     skill = 1.0 - rmse[MODEL] / rmse[best_reference] if rmse[best_reference] > 0.0 else float("nan")
     return SkillCell(skill, rmse, best_reference)
-
-
-def _line(scores: xr.Dataset, pollutant: str, horizon_h: int, method: str) -> ScoreLine:
-    picked = scores.sel(pollutant=pollutant, horizon=horizon_h)
-    rmse, mae, bias = (float(picked[name].sel(forecast=method)) for name in ("rmse", "mae", "bias"))
-    label = capitalised(VARIABLES[pollutant].long_name)
-    return ScoreLine(label, horizon_h, method, rmse, mae, bias, int(picked["count"]))
 
 
 STRATA = ("area", "season")
@@ -183,7 +150,7 @@ STRATA = ("area", "season")
 
 @dataclass(frozen=True)
 class StratumRow:
-    """Skill in one area or season at every horizon against every reference."""
+    """Skill in one area or season at every horizon against every baseline."""
 
     label: str
     skills: tuple[ShadedSkill, ...]
@@ -191,55 +158,37 @@ class StratumRow:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """Skill of one pollutant by area and season.
-
-    Attributes:
-        label: name of the pollutant.
-        groups: rows by stratum, areas before seasons.
-    """
+    """Skill of one pollutant: rows by area, then by season."""
 
     label: str
     groups: tuple[tuple[StratumRow, ...], ...]
 
 
 def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
-    """Return a table for every pollutant; none without strata.
-
-    Args:
-        strata: as in `scores.json`: by stratum and label, an entry per pollutant and horizon.
-    """
+    """Return a table for every pollutant from `strata` of `scores.json`; none without strata."""
     known = [strata[name] for name in STRATA if strata.get(name)]
     if not known:
         return ()
-    entries = next(iter(known[0].values()))
-    pollutants = dict.fromkeys(entry.pollutant for entry in entries)
+
+    def row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
+        own = [entry for entry in entries if entry.pollutant == pollutant]
+        skills = [getattr(entry.skill, name) for entry in own for name in BASELINES]
+        return StratumRow(label, tuple(ShadedSkill(np.nan if skill is None else skill) for skill in skills))
+
+    pollutants = dict.fromkeys(entry.pollutant for entry in next(iter(known[0].values())))
     return tuple(
         Breakdown(
             capitalised(VARIABLES[pollutant].long_name),
-            tuple(
-                tuple(_stratum_row(label, rows, pollutant) for label, rows in each.items()) for each in known
-            ),
+            tuple(tuple(row(*labelled, pollutant) for labelled in each.items()) for each in known),
         )
         for pollutant in pollutants
     )
 
 
-def _stratum_row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
-    rows = [entry for entry in entries if entry.pollutant == pollutant]
-    skills = [getattr(entry.skill, name) for entry in rows for name in REFERENCES]
-    return StratumRow(label, tuple(ShadedSkill(float("nan") if skill is None else skill) for skill in skills))
-
-
 @dataclass(frozen=True)
 class ExceedanceRow:
-    """The model's counts of days and cells above a limit, and the CSI of each forecast.
-
-    Attributes:
-        label: the pollutant with its limit [ug m-3].
-        horizon_h: lead time [h].
-        numbers: hits, misses, false alarms of the model.
-        csi: critical success index of every forecast, as text.
-        best: True if the model has the highest.
+    """The model's counts for a limit [ug m-3] and the CSI of all forecasts; `best` if its CSI is the
+    highest.
     """
 
     label: str

@@ -33,29 +33,18 @@ _TABLE = "stations"
 _SHADES = 11
 
 
-@dataclass(frozen=True)
-class DotPath:
-    """SVG path of the stations of one colour."""
-
-    colour: str
-    path: str
+DotPaths = tuple[tuple[str, str], ...]
+"""Colour and SVG path of the stations of each colour."""
 
 
 @dataclass(frozen=True)
 class StationHorizon:
-    """One pollutant at one horizon.
-
-    Attributes:
-        horizon_h: lead time [h].
-        sentence: number of stations at which the model is better, median RMSE and bias.
-        skill: dots coloured by skill against the better reference.
-        bias: dots coloured by bias.
-    """
+    """One pollutant at one horizon: a sentence, and dots coloured by skill and by bias."""
 
     horizon_h: int
     sentence: str
-    skill: tuple[DotPath, ...]
-    bias: tuple[DotPath, ...]
+    skill: DotPaths
+    bias: DotPaths
 
 
 @dataclass(frozen=True)
@@ -69,16 +58,9 @@ class StationRow:
 
 @dataclass(frozen=True)
 class StationPollutant:
-    """Maps and table of one pollutant, on one scale of bias.
+    """Maps and table of one pollutant, with one scale of bias.
 
-    Attributes:
-        name: short name.
-        label: long name.
-        units: formatted units.
-        bias_scale: colours of bias.
-        horizons: one per horizon.
-        groups: all stations, or the best and the worst.
-        rows_of: number of stations that the rows are chosen from.
+    The groups of rows are all stations, or the best and the worst of `rows_of` stations.
     """
 
     name: str
@@ -92,13 +74,7 @@ class StationPollutant:
 
 @dataclass(frozen=True)
 class StationScores:
-    """Scores at stations.
-
-    Attributes:
-        stations: number of scored stations.
-        left_out: number of other stations by reason, as text; empty if none.
-        pollutants: those with an observation.
-    """
+    """Scores at stations; `left_out` counts the other stations by reason, as text."""
 
     stations: int
     left_out: str
@@ -113,7 +89,8 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
     """
     if not (run_dir / f"{SCORES}.zarr" / _TABLE).is_dir():
         return None
-    scores = scores_from_sums(read_table(run_dir, _TABLE))
+    sums = read_table(run_dir, _TABLE)
+    scores = scores_from_sums(sums)
     scores = scores.assign(
         skill=100.0 * scores["skill"].min("reference"),
         rmse=scores["rmse"].sel(forecast=MODEL),
@@ -123,7 +100,7 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
     known = [name for name in names if (scores["count"].sel(pollutant=name) > 0).any()]
     return StationScores(
         scores.sizes["station"],
-        _left_out(read_table(run_dir, _TABLE).attrs),
+        _left_out(sums.attrs),
         tuple(_pollutant(scores.sel(pollutant=name), name, canvas) for name in known),
     )
 
@@ -184,16 +161,14 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
     )
 
 
-def _dots(
-    places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale
-) -> tuple[DotPath, ...]:
+def _dots(places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale) -> DotPaths:
     """Return one path per colour, which keeps hundreds of stations small."""
     shades = scale.shades(values, _SHADES)
     paths: dict[str, list[str]] = {}
     for place, shade in zip(places, shades, strict=True):
         if place is not None and shade is not None:
             paths.setdefault(shade, []).append(f"M{place[0]:.1f},{place[1]:.1f}h.1")
-    return tuple(DotPath(colour, "".join(points)) for colour, points in paths.items())
+    return tuple((colour, "".join(points)) for colour, points in paths.items())
 
 
 def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
@@ -204,14 +179,12 @@ def _rows(scores: xr.Dataset) -> tuple[StationRow, ...]:
 
 
 def _row(station: xr.Dataset) -> StationRow:
-    columns = zip(*(station[key].values.tolist() for key in ("skill", "rmse", "bias")), strict=True)
+    cells = []
+    for skill, rmse, bias in zip(*(station[key].values for key in ("skill", "rmse", "bias")), strict=True):
+        rmse_text, bias_text = round_together((rmse, bias))
+        cells.append((ShadedSkill(float(skill) / 100.0), rmse_text, plus(bias_text)))
     return StationRow(
         str(station["station"].values),
         place_text(float(station["lat"]), float(station["lon"])),
-        tuple(_cell(*column) for column in columns),
+        tuple(cells),
     )
-
-
-def _cell(skill: float, rmse: float, bias: float) -> tuple[ShadedSkill, str, str]:
-    rmse_text, bias_text = round_together((rmse, bias))
-    return ShadedSkill(skill / 100.0), rmse_text, plus(bias_text)

@@ -37,9 +37,14 @@ def plus(text: str) -> str:
     return f"+{text}" if text.strip("0.")[:1].isdigit() else text
 
 
+def degrees_text(degrees: float, letters: str, decimals: int = 0) -> str:
+    """Format degrees with the first letter if they are positive, or with the second: `39°N`."""
+    return f"{abs(degrees):.{decimals}f}°{letters[degrees < 0]}"
+
+
 def place_text(lat: float, lon: float) -> str:
     """Format degrees north and east as `39.9°N 116.4°E`."""
-    return f"{abs(lat):.1f}°{'N' if lat >= 0 else 'S'} {abs(lon):.1f}°{'E' if lon >= 0 else 'W'}"
+    return f"{degrees_text(lat, 'NS', 1)} {degrees_text(lon, 'EW', 1)}"
 
 
 def time_text(time: np.datetime64) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 
 import numpy as np
 import xarray as xr
@@ -36,7 +37,7 @@ class Simulator:
     transport: Transport
 
     def day(self, first_hour: int, state: Array) -> tuple[Array, Array]:
-        """Simulate 24 hours from `first_hour` [h since 1970-01-01T00 UTC].
+        """Simulate 24 hours from midnight of `first_hour` [h since 1970-01-01T00 UTC].
 
         Args:
             first_hour: midnight.
@@ -68,11 +69,7 @@ class Simulator:
 
 
 def build_simulator(config: SimulationConfig) -> Simulator:
-    """Build everything that does not change with time.
-
-    Raises:
-        ValueError: the altitude map is not installed.
-    """
+    """Build the time-independent parts; raise ValueError if the altitude map is not installed."""
     grid, topography = config.domain, load_topography(config.domain)
     if config.flat:
         topography = topography.flattened()
@@ -86,10 +83,7 @@ def build_simulator(config: SimulationConfig) -> Simulator:
 
 
 def simulate(config: SimulationConfig) -> Iterator[xr.Dataset]:
-    """Simulate all years in chunks of consecutive whole days.
-
-    Yields:
-        Datasets for `aqtopo.data.write.write_store`, each at most a month long.
+    """Simulate all years in chunks of whole days, each at most a month long, for `write_store`.
 
     Raises:
         ValueError: the altitude map is not installed.
@@ -113,15 +107,11 @@ def simulate(config: SimulationConfig) -> Iterator[xr.Dataset]:
         previous = year
 
 
-def _hours_since_epoch(date: str) -> int:
-    return int(np.datetime64(date, "h").astype(np.int64))
-
-
 def _spin_up(simulator: Simulator, year: int) -> Array:
     """Return the state (S, H, W) at the first hour of a year that has no simulated predecessor."""
     shape = (len(Species), *simulator.config.grid)
     state = np.broadcast_to(BACKGROUND, shape).astype(np.float32)
-    first = _hours_since_epoch(f"{year}-01-01")
+    first = int(np.datetime64(f"{year}-01-01", "h").astype(np.int64))
     for day in range(-SPIN_UP_DAYS, 0):
         _, state = simulator.day(first + day * HOURS_PER_DAY, state)
     return state
@@ -132,10 +122,9 @@ def _chunks(config: SimulationConfig, year: int) -> Iterator[tuple[int, int]]:
     height, width = config.grid
     bytes_per_day = HOURS_PER_DAY * len(DYNAMIC_VARIABLES) * height * width * 4
     longest = max(1, CHUNK_BYTES // bytes_per_day)
-    for month in range(12):
-        start, end = (np.datetime64(f"{year}-01", "M") + month + step for step in (0, 1))
-        days = int((end.astype("datetime64[D]") - start.astype("datetime64[D]")).astype(np.int64))
-        first = _hours_since_epoch(str(start))
+    months = np.arange(f"{year}-01", f"{year + 1}-02", dtype="datetime64[M]").astype("datetime64[h]")
+    for first, end in pairwise(months.astype(np.int64).tolist()):
+        days = (end - first) // HOURS_PER_DAY
         for offset in range(0, days, longest):
             yield first + offset * HOURS_PER_DAY, min(longest, days - offset)
 

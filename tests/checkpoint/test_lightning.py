@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from aqtopo.checkpoint.changes import Allowed
-from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import RunConfig
 from aqtopo.lightning.checkpoint import read_lightning
 from aqtopo.lightning.importer import import_lightning
@@ -115,7 +116,7 @@ def test_every_moment_belongs_to_its_parameter(published: tuple[Path, RunConfig]
         names = [name for name in listed if name in group.elements]
         for number, name in zip(numbers, names, strict=True):
             for kind in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(state.tensors.tensor(name, kind), optimizer["state"][number][kind])
+                assert torch.equal(state.tensor(name, kind), optimizer["state"][number][kind])
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.evaluation import evaluate
-from aqtopo.evaluation.results import SCORES_FILE, read_scores
+from aqtopo.evaluation.results import SCORES_FILE, read_score_file
 from aqtopo.inference.load import predict
 
 Command = Callable[..., Any]
@@ -23,7 +23,7 @@ def test_table_scores_and_progress(aqtopo: Command, untrained_run: Path) -> None
     assert sum(" h " in line for line in ended.out.splitlines()) == 24
     assert "Of 24 pollutant-horizon pairs the model has a lower RMSE than persistence in" in ended.out
     assert str(untrained_run / SCORES_FILE) in ended.out
-    assert read_scores(untrained_run).attrs["split"] == "test"
+    assert read_score_file(untrained_run).split == "test"
     for what in ("240/240 hours of climatology, ", "6/6 forecasts, "):
         (line,) = [line for line in ended.err.splitlines() if line.startswith(what)]
         assert line.endswith("/s, 00:00 left")

@@ -66,9 +66,9 @@ def test_the_schema_is_strict_and_describes_every_key() -> None:
         ),
         ("", "run.json: line 1, column 1: not JSON: expecting value."),
         ("[1, 2]", "run.json: must hold one JSON object, and holds a list."),
-        ('{"name": "x", "name": "y"}', "run.json: name: stands twice; keep one"),
-        ('{"model": {"dim": 1, "dim": 2}}', "run.json: model.dim: stands twice; keep one"),
-        ('{"a": [{"b": 1, "b": 2}]}', "run.json: a[0].b: stands twice; keep one"),
+        ('{"name": "x", "name": "y"}', "run.json: name: is a duplicate key; keep one of them"),
+        ('{"model": {"dim": 1, "dim": 2}}', "run.json: model.dim: is a duplicate key; keep one of them"),
+        ('{"a": [{"b": 1, "b": 2}]}', "run.json: a[0].b: is a duplicate key; keep one of them"),
     ],
 )
 def test_text_that_is_no_configuration(write: Write, text: str, message: str) -> None:

@@ -9,7 +9,14 @@ import pytest
 import xarray as xr
 
 from aqtopo.evaluation.points import FORECASTS
-from aqtopo.evaluation.results import SCORES_FILE, read_scores, read_table, write_scores, write_tables
+from aqtopo.evaluation.results import (
+    SCORES_FILE,
+    read_score_file,
+    read_table,
+    scores_from_record,
+    write_scores,
+    write_tables,
+)
 
 from .made import scores_of_batches
 
@@ -36,7 +43,7 @@ def scores() -> xr.Dataset:
 
 def test_what_is_written_is_read_back(scores: xr.Dataset, tmp_path: Path) -> None:
     write_scores(scores, tmp_path)
-    read = read_scores(tmp_path)
+    read = scores_from_record(read_score_file(tmp_path))
     xr.testing.assert_allclose(read, scores, rtol=1e-15)
     assert read.attrs == scores.attrs
     assert [path.name for path in tmp_path.iterdir()] == [SCORES_FILE]
@@ -102,7 +109,7 @@ def damaged(content: Content, path: str, value: object = None) -> str:
         (lambda content: damaged(content, "tag"), "tag: missing"),
         (lambda content: damaged(content, "last_init", "once"), 'last_init = "once": must be a time'),
         (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": is an unknown pollutant'),
-        (lambda content: damaged(content, "scores.0.model"), "scores[0].model: missing"),
+        (lambda content: damaged(content, "scores.0.model"), "scores[0].model = null: must be given"),
         (lambda content: damaged(content, "scores.0.model.rmse", "5"), 'scores[0].model.rmse = "5": must be'),
         (lambda content: damaged(content, "scores.0.skill", [1]), "scores[0].skill = [1]: must be an object"),
         (lambda content: damaged(content, "scores.0"), "scores = 3: must have every pollutant at every"),
@@ -116,7 +123,7 @@ def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
     path = write_scores(scores, tmp_path, {"season": scores.expand_dims(season=["DJF"])})
     path.write_text(damage(json.loads(path.read_text())))
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
-        read_scores(tmp_path)
+        scores_from_record(read_score_file(tmp_path))
     assert str(caught.value).endswith(f"Score the run again with `aqtopo evaluate {tmp_path}`.")
 
 
@@ -129,12 +136,12 @@ def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tm
     with pytest.raises(
         ValueError, match="exceedances = 1: must have each of model, persistence, climatology"
     ):
-        read_scores(tmp_path)
+        scores_from_record(read_score_file(tmp_path))
 
 
 def test_a_missing_file_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"scores\.json is missing\. Score the run with `aqtopo evaluate"):
-        read_scores(tmp_path)
+        scores_from_record(read_score_file(tmp_path))
 
 
 TABLE = xr.Dataset({"squared": (("day", "area"), np.arange(600.0).reshape(20, 30))})

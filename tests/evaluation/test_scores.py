@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scores import continuous
 
-from aqtopo.evaluation.points import FORECASTS, MODEL, REFERENCES, BoolArray, FloatArray
+from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL, BoolArray, FloatArray
 from aqtopo.evaluation.scores import overall, skill_against, stratified_scores
 
 from .made import Batch, init_times, summed
@@ -27,7 +27,7 @@ def sample(seed: int, holes: float = 0.2) -> tuple[dict[str, FloatArray], FloatA
     def with_holes(values: FloatArray) -> FloatArray:
         return np.where(generator.random(SHAPE) < holes, np.float32(np.nan), values)
 
-    forecasts = {MODEL: field()} | {name: with_holes(field()) for name in REFERENCES}
+    forecasts = {MODEL: field()} | {name: with_holes(field()) for name in BASELINES}
     return forecasts, with_holes(field()), generator.random(SHAPE) < 0.8
 
 

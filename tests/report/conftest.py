@@ -15,6 +15,7 @@ from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_scores
 from aqtopo.inference.load import load_run
+from aqtopo.run_directory.log_file import ValidationLine
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 RUN_FACTS = {
@@ -43,6 +44,10 @@ def step_line(step: int, loss: float, epoch: int = 0) -> dict[str, Any]:
 
 def validation_line(step: int, loss: float, epoch: int = 0) -> dict[str, Any]:
     return {"event": "validation", "step": step, "epoch": epoch, "val_loss": loss, "best": True}
+
+
+def logged_validation(step: int, loss: float) -> ValidationLine:
+    return ValidationLine.model_construct(step=step, epoch=0, val_loss=loss)
 
 
 def write_metrics(path: Path, events: list[dict[str, Any]]) -> None:

@@ -9,8 +9,9 @@ from aqtopo.report import write_ablation_report
 from aqtopo.report.ablation_page import read_histories
 from aqtopo.report.ablation_tables import contrast_tables, overview, variant_rows
 from aqtopo.report.curves import mean_validation_curve
-from aqtopo.report.history import History, LoggedValidation
+from aqtopo.report.history import History
 
+from .conftest import logged_validation
 from .test_run_page import Page
 
 
@@ -41,7 +42,7 @@ def test_the_overview_has_one_scale_with_round_values(ablation: Path) -> None:
 
 def test_losses_are_compared_where_every_seed_has_one() -> None:
     seeds = [
-        History((), tuple(LoggedValidation(step, 0, loss) for step, loss in losses.items()), 1)
+        History((), tuple(logged_validation(step, loss) for step, loss in losses.items()), 1)
         for losses in ({2: 0.4, 4: 0.2}, {2: 0.6})
     ]
     curve = mean_validation_curve({"wind_order-true": seeds})

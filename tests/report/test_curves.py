@@ -4,16 +4,22 @@ import numpy as np
 import pytest
 
 from aqtopo.report.curves import MAX_POINTS, loss_curve, lr_curve, thinned
-from aqtopo.report.history import History, LoggedStep, LoggedValidation
+from aqtopo.report.history import History
+from aqtopo.run_directory.log_file import StepLine, ValidationLine
+
+from .conftest import logged_validation
 
 
-def history(steps: int = 20, validations: tuple[LoggedValidation, ...] = ()) -> History:
-    entries = [LoggedStep(s, 0, 2.0 / s, {"a": 1e-3 / s, "b": 1e-4 / s}, None) for s in range(1, steps + 1)]
+def history(steps: int = 20, validations: tuple[ValidationLine, ...] = ()) -> History:
+    entries = [
+        StepLine.model_construct(step=s, epoch=0, train_loss=2.0 / s, lr={"a": 1e-3 / s, "b": 1e-4 / s})
+        for s in range(1, steps + 1)
+    ]
     return History(tuple(entries), validations, 1)
 
 
 def test_curves_are_svg_and_described_in_words() -> None:
-    curve = loss_curve(history(20, (LoggedValidation(10, 0, 0.7), LoggedValidation(20, 0, 0.4))))
+    curve = loss_curve(history(20, (logged_validation(10, 0.7), logged_validation(20, 0.4))))
     svg = base64.b64decode(curve.uri.removeprefix("data:image/svg+xml;base64,")).decode()
     assert "<svg" in svg
     assert curve.alt == (

@@ -12,26 +12,24 @@ from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import (
     LEVELS,
     Scale,
-    concentration_colours,
+    colours,
     concentration_scale,
-    difference_colours,
     difference_scale,
     even_steps,
     oklab,
-    skill_colours,
 )
 
 Colours = NDArray[np.uint8]
 
 
-def steps(colours: Colours) -> NDArray[np.floating]:
+def steps(shades: Colours) -> NDArray[np.floating]:
     """How far apart colours look that are ten levels from each other; over fewer, whole bytes would show."""
-    lab = oklab(colours / 255)
+    lab = oklab(shades / 255)
     return np.linalg.norm(lab[10::10] - lab[:-10:10], axis=1)
 
 
-def halves(colours: Colours) -> tuple[Colours, Colours]:
-    return colours[: LEVELS // 2], colours[LEVELS // 2 :]
+def halves(shades: Colours) -> tuple[Colours, Colours]:
+    return shades[: LEVELS // 2], shades[LEVELS // 2 :]
 
 
 def test_lightness_of_known_colours() -> None:
@@ -40,18 +38,18 @@ def test_lightness_of_known_colours() -> None:
 
 
 @pytest.mark.parametrize(
-    "colours", [concentration_colours(), *halves(difference_colours()), *halves(skill_colours())]
+    "shades", [colours("concentration"), *halves(colours("difference")), *halves(colours("skill"))]
 )
-def test_equal_steps_of_a_value_look_equal(colours: Colours) -> None:
-    lengths = steps(colours)
+def test_equal_steps_of_a_value_look_equal(shades: Colours) -> None:
+    lengths = steps(shades)
     assert lengths.max() < 1.25 * lengths.min()
-    lightness = oklab(colours / 255)[:, 0]
+    lightness = oklab(shades / 255)[:, 0]
     assert (np.diff(lightness) < 0.003).all() or (np.diff(lightness) > -0.003).all()
 
 
-@pytest.mark.parametrize("colours", [difference_colours(), skill_colours()])
-def test_both_sides_of_zero_weigh_the_same(colours: Colours) -> None:
-    low, high = (oklab(half / 255)[:, 0] for half in halves(colours))
+@pytest.mark.parametrize("shades", [colours("difference"), colours("skill")])
+def test_both_sides_of_zero_weigh_the_same(shades: Colours) -> None:
+    low, high = (oklab(half / 255)[:, 0] for half in halves(shades))
     np.testing.assert_allclose(low[::-1], high, atol=0.04)
     assert high[0] > 0.95
 

@@ -29,7 +29,7 @@ def test_observed_pollutants_have_maps_and_a_table_from_best_to_worst(tmp_path: 
     assert float(rmse) > 0
     assert bias[0] in "+\N{MINUS SIGN}"
     first = pm25.horizons[0]
-    assert sum(dots.path.count("M") for dots in first.skill) == 5
+    assert sum(path.count("M") for _, path in first.skill) == 5
     better = sum(skill > 0 for skill in skills)
     assert first.sentence.startswith(
         f"12 h ahead the model is better than both references at {better} of 5 stat"
@@ -54,7 +54,7 @@ def test_a_station_that_observed_nothing_at_a_horizon_has_no_dot_there(tmp_path:
     scores = station_scores(tmp_path, CHINA)
     assert scores is not None
     at_12_h, at_24_h, *_ = scores.pollutants[0].horizons
-    assert [sum(dots.path.count("M") for dots in each.bias) for each in (at_12_h, at_24_h)] == [3, 2]
+    assert [sum(path.count("M") for _, path in each.bias) for each in (at_12_h, at_24_h)] == [3, 2]
 
 
 def test_where_no_station_was_asked_for_there_are_none(tmp_path: Path) -> None:
