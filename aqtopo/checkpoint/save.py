@@ -272,7 +272,7 @@ class PendingCommit:
                 if self._abandoned.wait(pause):
                     raise OSError(f"rank {rank} did not finish its files")
                 pause = min(2 * pause, LONGEST_POLL_S)
-            found: Mapping[str, Any] = json.loads(self._hash_file(rank).read_text())
+            found: Mapping[str, Any] = json.loads(self._hash_file(rank).read_text(encoding="utf-8"))
             for name, (size, hashes) in found.items():
                 yield name, FileRecord(size, tuple(hashes))
 

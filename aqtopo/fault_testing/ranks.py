@@ -81,7 +81,9 @@ class RanksUnderTest:
         codes = [process.exitcode for process in self.processes]
         self._kill_all()
         if any(codes) or None in codes:
-            raise RefusedError(f"the run ended with exit codes {codes}:\n{self.log.read_text()[-3000:]}")
+            raise RefusedError(
+                f"the run ended with exit codes {codes}:\n{self.log.read_text(encoding='utf-8')[-3000:]}"
+            )
 
 
 def logged_steps(run_dir: Path) -> int:

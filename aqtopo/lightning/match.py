@@ -48,7 +48,7 @@ class ParameterOrder:
         """
         if text is None or text == NAMED_PARAMETERS:
             return cls(stated=text is not None)
-        names = Path(text).read_text().split() if Path(text).is_file() else []
+        names = Path(text).read_text(encoding="utf-8").split() if Path(text).is_file() else []
         if not names:
             raise ValueError(
                 f"--order {text}: there is no such file, or it is empty. Name a file with one parameter "

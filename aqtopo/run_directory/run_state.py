@@ -196,4 +196,4 @@ def _last_error(run_dir: Path, since: datetime | None) -> str | None:
     files = sorted((run_dir / STACKS).glob("rank*.txt"), key=lambda path: path.stat().st_mtime)
     if not files or (since is not None and files[-1].stat().st_mtime < since.timestamp()):
         return None
-    return files[-1].read_text().partition("\n")[0]
+    return files[-1].read_text(encoding="utf-8").partition("\n")[0]

@@ -141,7 +141,7 @@ def _driver(device: torch.device) -> str:
         return "none"
     for path in (Path("/sys/module/amdgpu/version"), Path("/proc/driver/nvidia/version")):
         if path.exists():
-            return path.read_text().splitlines()[0]
+            return path.read_text(encoding="utf-8").splitlines()[0]
     return f"runtime {torch.version.hip or torch.version.cuda}"
 
 
@@ -172,7 +172,7 @@ def _folder_problems(run_dir: Path) -> list[str]:
             source, target = Path(trial) / "written", Path(trial) / "renamed"
             source.write_text("committed")
             source.rename(target)
-            if source.exists() or target.read_text() != "committed":
+            if source.exists() or target.read_text(encoding="utf-8") != "committed":
                 return [f"{folder}: a renamed file is missing. Choose another training.run_dir."]
     except OSError as error:
         return [

@@ -108,4 +108,4 @@ def train(config_path: str, out: str, save_at: int, more: int) -> None:
     )
     run = Published(config, Path(out), save_at)
     trainer.fit(run)
-    Path(out, "losses.json").write_text(json.dumps(run.losses[save_at : save_at + more]))
+    Path(out, "losses.json").write_text(json.dumps(run.losses[save_at : save_at + more]), encoding="utf-8")

@@ -123,7 +123,7 @@ def test_every_moment_belongs_to_its_parameter(published: tuple[Path, RunConfig]
 @pytest.mark.parametrize("world", [1, 2])
 def test_losses_equal_those_of_lightning(published: tuple[Path, RunConfig], world: int) -> None:
     folder = published[0]
-    expected = json.loads((folder / "losses.json").read_text())
+    expected = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
     losses = [step["train_loss"] for step in events(folder / f"resumed{world}", "step")]
     assert len(losses) == MORE
     assert losses == pytest.approx(expected, rel=1e-5)

@@ -36,7 +36,7 @@ def loaded_by(folder: Path, *arguments: object) -> set[str]:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout
-    return set(path.read_text().split())
+    return set(path.read_text(encoding="utf-8").split())
 
 
 @pytest.mark.parametrize("command", ["", "train", "plan", "evaluate", "checkpoint ls", "data info", "synth"])

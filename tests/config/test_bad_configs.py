@@ -277,7 +277,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=4,
 )
-DEMO = json.loads(Path("ds_configs/demo_cpu.json").read_text())
+DEMO = json.loads(Path("ds_configs/demo_cpu.json").read_text(encoding="utf-8"))
 PLACES = [(block,) for block in DEMO] + [
     (block, key) for block, values in DEMO.items() if isinstance(values, dict) for key in (*values, "new")
 ]

@@ -64,10 +64,10 @@ def test_written_statistics_are_read_back(damaged: Path) -> None:
     ("years", "message"), [([2016, 2020], "has no hours in 2020"), ([], "over no years")]
 )
 def test_years_that_are_not_stored_are_refused(damaged: Path, years: list[int], message: str) -> None:
-    before = (damaged / "zarr.json").read_text()
+    before = (damaged / "zarr.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{message}.*2016, 2017, 2018"):
         write_statistics(damaged, years)
-    assert (damaged / "zarr.json").read_text() == before
+    assert (damaged / "zarr.json").read_text(encoding="utf-8") == before
 
 
 def test_a_store_that_may_not_be_written_is_named(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:

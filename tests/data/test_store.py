@@ -99,14 +99,14 @@ def shuffle_hours(path: Path) -> None:
 
 def change_units(path: Path) -> None:
     metadata = path / "fields" / "zarr.json"
-    described = json.loads(metadata.read_text())
+    described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["channel_units"]["co"] = "mg m-3"
     metadata.write_text(json.dumps(described))
 
 
 def count_time_in_minutes(path: Path) -> None:
     metadata = path / "time" / "zarr.json"
-    described = json.loads(metadata.read_text())
+    described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["units"] = "minutes since 2016-01-01"
     metadata.write_text(json.dumps(described))
 

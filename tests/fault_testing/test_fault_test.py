@@ -31,5 +31,5 @@ def test_killed_run_equals_the_undisturbed_run(tiny_config: TinyConfig, tmp_path
     assert result.kills >= result.resumes == 2
     assert result.steps >= 12
     assert sum(result.phases.values()) == sum(result.ranks.values()) == result.kills
-    kept = json.loads((tmp_path / "out" / "victim" / "config.json").read_text())["checkpoint"]
+    kept = json.loads((tmp_path / "out" / "victim" / "config.json").read_text(encoding="utf-8"))["checkpoint"]
     assert kept["keep_best"] == 1  # so that states are pruned

@@ -75,7 +75,10 @@ def run_all(configs: dict[str, RunConfig], folder: Path) -> dict[str, tuple[str,
     program = Path(__file__).with_name("faulty_runs.py")
     subprocess.run([sys.executable, program, *files.values()], check=True, timeout=1500)
     return {
-        name: (path.with_suffix(".code").read_text(), " ".join(path.with_suffix(".out").read_text().split()))
+        name: (
+            path.with_suffix(".code").read_text(encoding="utf-8"),
+            " ".join(path.with_suffix(".out").read_text(encoding="utf-8").split()),
+        )
         for name, path in files.items()
     }
 

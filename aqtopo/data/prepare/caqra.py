@@ -190,7 +190,7 @@ def _check_part_settings(recipe: Recipe) -> None:
     """Write the settings of the part files, or refuse to resume with other ones."""
     path = recipe.parts / _RECIPE_FILE
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name, value in recipe.part_settings.items() if before.get(name) != value]
         if changed:
             raise ValueError(

@@ -143,7 +143,7 @@ def part_path(parts: Path, day: np.datetime64) -> Path:
 def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
     """Return the report of a finished day; None for others."""
     path = parts / f"{day}.json"
-    return DayReport(**json.loads(path.read_text())) if path.exists() else None
+    return DayReport(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> None:

@@ -38,7 +38,7 @@ def expected(store: Store, hour_utc: int) -> np.ndarray:
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     made = make_recipe(raw, tmp_path_factory.mktemp("prepared") / "caqra.zarr")
     quality = prepare(made)
-    assert json.loads(made.report.read_text()) == quality
+    assert json.loads(made.report.read_text(encoding="utf-8")) == quality
     assert not made.parts.exists()
     return open_store(made.out), quality
 
@@ -168,7 +168,7 @@ def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, par
         made.parts.mkdir()
     with pytest.raises(ValueError, match=r"exists already\. Choose another name"):
         prepare(made)
-    assert made.report.read_text() == "what was found"
+    assert made.report.read_text(encoding="utf-8") == "what was found"
     assert list(made.parts.glob("*")) == []
 
 
