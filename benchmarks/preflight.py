@@ -80,7 +80,7 @@ def measure(world: int) -> dict[str, Any]:
             child.join()
         if codes := [child.exitcode for child in children if child.exitcode]:
             raise RuntimeError(f"{len(codes)} of {world} ranks failed with exit codes {set(codes)}")
-        ranks = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+        ranks = [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
     parts = "meet", "connect", "compare"
     seconds = {f"{part}_seconds": max(rank[part] for rank in ranks) for part in parts}
     cpu = [rank["cpu"] for rank in ranks]

@@ -161,7 +161,7 @@ def main() -> None:
             process.join()
         if any(process.exitcode for process in processes):
             raise SystemExit(1)
-        report("resume", json.loads((Path(folder) / "rows.json").read_text()), options)
+        report("resume", json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8")), options)
     finally:
         shutil.rmtree(folder)
 

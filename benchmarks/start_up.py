@@ -94,7 +94,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int, steps: int) -> None
     ]
     launch = Launch("torch", rank, rank, world, world, "127.0.0.1", port)
     train(load_config(CONFIG, overrides), launch, steps, ResumeOptions(AUTO))
-    own = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    own = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     private_kib = sum(int(line.split()[1]) for line in own if line.startswith("Private_"))
     found = {"private_mib": private_kib / 1024, **{f"opened_in_{name}": opened[name] for name in shared}}
     (folder / f"{world}-{steps}-{rank}.json").write_text(json.dumps(found))
@@ -120,7 +120,10 @@ def start(folder: Path, world: int, steps: int) -> dict[str, Any]:
     codes = [child.exitcode for child in children]
     if any(codes):
         raise RuntimeError(f"The {world} ranks ended with exit codes {codes}")
-    ranks = [json.loads((folder / f"{world}-{steps}-{rank}.json").read_text()) for rank in range(world)]
+    ranks = [
+        json.loads((folder / f"{world}-{steps}-{rank}.json").read_text(encoding="utf-8"))
+        for rank in range(world)
+    ]
     started = of_kind(read_log(folder / f"run{world}" / METRICS_FILE), StartLine)[-1].time
     return {
         "seconds": np.datetime64(started.removesuffix("+00:00")).astype("datetime64[ms]").astype(int) / 1e3

@@ -70,7 +70,7 @@ def main() -> None:
     given = sys.argv[1:]
     first = next((i for i, argument in enumerate(given) if argument.startswith("-")), len(given))
     for name in given[:first] or NAMES:
-        text = README.read_text()
+        text = README.read_text(encoding="utf-8")
         new = f"<!-- {name} -->\n{section(run(name, given[first:]))}\n<!-- end of {name} -->"
         pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
         text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)

@@ -52,7 +52,7 @@ def load(source: Path) -> tuple[ModuleType, ModuleType, str]:
     """
     folder = source / "flash_attn" / PACKAGE
     try:
-        about = (source / "flash_attn" / "__init__.py").read_text()
+        about = (source / "flash_attn" / "__init__.py").read_text(encoding="utf-8")
         spec = spec_from_file_location(
             PACKAGE, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )

@@ -11,7 +11,8 @@
 #
 # Files in the job's folder: `stop`, written here near the time limit; `again`, by rank 0 after saving because of
 # `stop`; `never`, by a rank after a failure that a retry cannot fix; `failed`, after any other; `saved`, at each
-# save. `run` (the run directory) and `failures` (failures in a row) are kept over restarts.
+# save. `run` (the run directory), `copy` (the folder of the data's copy on every node) and `failures` (failures in a
+# row) are kept over restarts.
 set -uo pipefail
 
 readonly MOST_FAILURES=3
@@ -113,6 +114,16 @@ attempt() {
     wait "$launcher"
 }
 
+# Remove the copy of the data on every node, which killed ranks leave. Near the time limit, the next start does it:
+# Slurm starts no more job steps.
+remove_copies() {
+    [[ -e $job/copy && $ended == no ]] || return 0
+    local copy
+    copy=$(<"$job/copy")
+    timeout 30 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
+        rm -rf -- "$copy" "$copy.partial" && rm -f "$job/copy"
+}
+
 # Test if Slurm ends the job for a reason, such as TimeLimit. A job cancelled by a user has no reason.
 why_ended() { [[ $(squeue --noheader --states=all --job "$this" --format=%r) == "$1" ]]; }
 
@@ -202,6 +213,7 @@ if [[ $# -ge 1 ]]; then
 fi
 say "start $((restarts + 1)) of $config on $SLURM_JOB_NUM_NODES node(s), by $launch, restart count $restarts"
 code=0
+remove_copies # of a start that was killed
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
     bash -c 'source slurm/node_env.sh && make_node_caches' || code=$?
 if [[ $code != 0 ]]; then
@@ -209,5 +221,6 @@ if [[ $code != 0 ]]; then
 else
     attempt "${arguments[@]}"
     code=$?
+    remove_copies
 fi
 conclude "$code"

@@ -59,7 +59,7 @@ def test_a_section_has_a_table_for_each_set_of_columns() -> None:
 
 
 def test_every_benchmark_has_a_section_in_the_readme() -> None:
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     for name in (*NAMES, "vendor_kernels"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
 

@@ -16,7 +16,9 @@ from tests.events import events
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = re.search(
-    r"<!-- example -->\n```python\n(.*?)```", (ROOT / "docs" / "data.md").read_text(), re.DOTALL
+    r"<!-- example -->\n```python\n(.*?)```",
+    (ROOT / "docs" / "data.md").read_text(encoding="utf-8"),
+    re.DOTALL,
 )
 LEVELS = {
     "u10": 3.0, "v10": 1.0, "t2m": 283.0, "sp": 9.8e4, "r2": 70.0, "pm2p5": 12e-9, "pm10": 20e-9,

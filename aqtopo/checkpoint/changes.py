@@ -130,13 +130,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def match_names(
     manifest: Manifest, groups: tuple[GroupInfo, ...], others: tuple[TensorInfo, ...], allowed: Allowed
 ) -> dict[str, str | None]:
-    """Match every tensor of the run with a saved tensor, by name.
-
-    Args:
-        manifest: of the saved state.
-        groups: the run's optimizer groups.
-        others: the run's frozen parameters and buffers.
-        allowed: renames, and tensors that may have no match.
+    """Match every tensor of the run (groups, and frozen parameters and buffers) with a saved one, by name.
 
     Returns:
         Saved name by the run's name; None for a tensor that starts fresh.
@@ -145,32 +139,25 @@ def match_names(
         RefusedError: a tensor has no match, or the match has another shape, group or role.
     """
     renamed = {new: old for old, new in allowed.renames.items()}
-    now = {tensor.name: (group.name, tensor) for group in groups for tensor in group.parameters}
-    now |= {tensor.name: ("", tensor) for tensor in others}
-    then = {tensor.name: (group.name, tensor) for group in manifest.groups for tensor in group.parameters}
-    then |= {tensor.name: ("", tensor) for tensor in manifest.other_tensors}
-    names: dict[str, str | None] = {}
-    problems = [
-        f"--rename {old}={new}: {problem}"
-        for old, new in allowed.renames.items()
-        for problem in _rename_problems(old, new, then, now)
-    ]
-    for name, (group, tensor) in now.items():
-        saved = renamed.get(name, name)
-        if saved not in then:
-            names[name] = None
-            if not _matches(name, allowed.missing):
-                problems.append(
-                    f"{name} {list(tensor.shape)}: not in the saved state (--allow-missing {name})"
-                )
-            continue
-        names[name] = saved
-        problems += _match_problems(name, tensor, group, saved, then[saved][1], then[saved][0], allowed)
-    used = {saved for saved in names.values() if saved is not None}
+    now, then = _by_name(groups, others), _by_name(manifest.groups, manifest.other_tensors)
+    problems = []
+    for old, new in allowed.renames.items():
+        if old not in then:
+            problems.append(f"--rename {old}={new}: the saved state has no {old}")
+        if new not in now:
+            problems.append(f"--rename {old}={new}: this run has no {new}")
+    wanted = {name: renamed.get(name, name) for name in now}
+    names = {name: saved if saved in then else None for name, saved in wanted.items()}
+    for name, saved in names.items():
+        if saved is not None:
+            problems += _match_problems(name, now[name], saved, then[saved], allowed)
+        elif not _matches(name, allowed.missing):
+            shape = list(now[name][1].shape)
+            problems.append(f"{name} {shape}: not in the saved state (--allow-missing {name})")
     problems += [
         f"{name} {list(tensor.shape)}: saved, but not in this run (--allow-unexpected {name})"
         for name, (_, tensor) in then.items()
-        if name not in used and not allowed.drops(name)
+        if name not in names.values() and not allowed.drops(name)
     ]
     raise_problems(
         "the saved state does not fit this model",
@@ -180,22 +167,16 @@ def match_names(
     return names
 
 
-def _rename_problems(old: str, new: str, then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    if old not in then:
-        yield f"the saved state has no {old}"
-    if new not in now:
-        yield f"this run has no {new}"
+def _by_name(groups: Iterable[GroupInfo], others: Iterable[TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
+    """Return the group, empty for an untrained tensor, and the tensor by name."""
+    trained = {tensor.name: (group.name, tensor) for group in groups for tensor in group.parameters}
+    return trained | {tensor.name: ("", tensor) for tensor in others}
 
 
 def _match_problems(
-    name: str,
-    tensor: TensorInfo,
-    group: str,
-    saved: str,
-    other: TensorInfo,
-    other_group: str,
-    allowed: Allowed,
+    name: str, now: tuple[str, TensorInfo], saved: str, then: tuple[str, TensorInfo], allowed: Allowed
 ) -> Iterator[str]:
+    (group, tensor), (other_group, other) = now, then
     if tensor.shape != other.shape:
         yield f"{name}: shape {list(tensor.shape)}, saved {saved} has {list(other.shape)}"
     roles = ["trained" if owner else "frozen or a buffer" for owner in (group, other_group)]

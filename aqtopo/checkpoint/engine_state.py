@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.files import FileRecord, loadable_torch_files
+from aqtopo.checkpoint.files import first_line, loadable_torch_files
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, RunFacts, TensorInfo, package_versions
 from aqtopo.refusal import raise_problems
 
@@ -22,7 +22,7 @@ def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tupl
     return tuple(
         GroupInfo(
             name=group["name"],
-            hyperparameters={k: _plain(v) for k, v in group.items() if k not in _NOT_HYPERPARAMETERS},
+            hyperparameters={k: as_json(v) for k, v in group.items() if k not in _NOT_HYPERPARAMETERS},
             next_lr=None if next_lrs is None else next_lrs.get(group["name"]),
             parameters=tuple(_tensor_info(zero.param_names[p], p) for p in parameters),
         )
@@ -30,8 +30,8 @@ def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tupl
     )
 
 
-def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, FileRecord]) -> Manifest:
-    """Return the manifest of the engine's current state."""
+def describe_engine(engine: Any, tag: str, facts: RunFacts) -> Manifest:
+    """Return the manifest of the engine's current state, without the records of its files."""
     zero = engine.optimizer
     groups = engine_groups(engine, facts.next_lrs)
     trained = {tensor.name for group in groups for tensor in group.parameters}
@@ -56,7 +56,6 @@ def describe_engine(engine: Any, tag: str, facts: RunFacts, files: dict[str, Fil
         skipped_steps=engine.skipped_steps,
         loss_scaler=scaler_state(engine) if facts.precision == "fp16" else None,
         versions=package_versions(),
-        files=files,
     )
 
 
@@ -126,7 +125,7 @@ def _tensor_info(name: str, tensor: Tensor) -> TensorInfo:
     return TensorInfo(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """Return a hyperparameter as JSON stores it: tuples as lists, tensors as numbers."""
     if isinstance(value, Tensor):
         return value.item()
@@ -149,12 +148,8 @@ def module_weights(engine: Any) -> dict[str, Tensor]:
 def write_shards(engine: Any, folder: Path) -> None:
     """Write this rank's shard with DeepSpeed, and on rank 0 the counters, without fsync.
 
-    DeepSpeed's ranks wait for each other between and after their files, so an error is raised only after
-    the last barrier.
-
-    Args:
-        engine: the DeepSpeed engine, at an accumulation boundary.
-        folder: the existing folder.
+    The engine is at an accumulation boundary. DeepSpeed's ranks wait for each other between and after their
+    files, so an error is raised only after the last barrier.
 
     Raises:
         OSError: a file could not be written.
@@ -200,4 +195,4 @@ def _write_error(path: Path, error: Exception) -> str:
             os.fsync(file.fileno())
     except OSError as reason:
         return str(reason)
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return first_line(error)

@@ -38,12 +38,7 @@ _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeEr
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Expected size and hashes of a file.
-
-    Attributes:
-        size: bytes.
-        sha256: hash of each block, in order.
-    """
+    """Expected size of a file [bytes], and the hash of each block, in order."""
 
     size: int
     sha256: tuple[str, ...]
@@ -171,10 +166,10 @@ def load_torch(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise RefusedError(
-            f"{path} holds more than data, or is damaged, and was not loaded: {_first_line(error)}"
+            f"{path} holds more than data, or is damaged, and was not loaded: {first_line(error)}"
         ) from error
     except _READ_ERRORS as error:
-        raise RefusedError(f"{path} cannot be read: {_first_line(error)}") from error
+        raise RefusedError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def save_torch(data: Any, path: Path) -> None:
@@ -218,5 +213,6 @@ def _deepspeed_classes() -> list[Any]:
     return [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; its class if it has no text."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -10,32 +10,12 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import check_files
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
-from aqtopo.checkpoint.shards import KINDS, MASTER, NamedTensors, ShardedState, same_bits
-from aqtopo.checkpoint.tags import (
-    CHECKPOINTS,
-    STATE_FILE,
-    last_tag,
-    read_lock,
-)
-from aqtopo.checkpoint.universal import LATEST, MODEL_STATES, UniversalState, check_counters, folder_in
+from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState, same_bits
+from aqtopo.checkpoint.tags import CHECKPOINTS, STATE_FILE, last_tag, read_lock
+from aqtopo.checkpoint.universal import LATEST, SavedState, UniversalState, folder_in
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.refusal import raise_problems
-
-
-@dataclass(frozen=True)
-class SavedState:
-    """A saved state of either layout.
-
-    Attributes:
-        folder: the folder with the manifest.
-        manifest: its manifest.
-        tensors: weights and moments by name.
-    """
-
-    folder: Path
-    manifest: Manifest
-    tensors: NamedTensors
 
 
 @dataclass(frozen=True)
@@ -88,17 +68,14 @@ def open_state(path: Path) -> SavedState:
     """
     folder = find_state(path)
     manifest = read_manifest(folder)
-    tensors: NamedTensors = (
-        UniversalState(folder) if manifest.layout == "universal" else ShardedState(folder, manifest)
-    )
-    return SavedState(folder, manifest, tensors)
+    return UniversalState(folder) if manifest.layout == "universal" else ShardedState(folder, manifest)
 
 
 def inspect_state(state: SavedState) -> Iterator[TensorRow]:
     """Yield every trained parameter with its norms, groups in order."""
     for group in state.manifest.groups:
         for info in group.parameters:
-            norms = {kind: float(state.tensors.tensor(info.name, kind).double().norm()) for kind in KINDS}
+            norms = {kind: float(state.tensor(info.name, kind).double().norm()) for kind in KINDS}
             yield TensorRow(group.name, info.name, info.shape, norms)
 
 
@@ -116,26 +93,19 @@ def verify_state(state: SavedState) -> int:
     listed = {path.relative_to(state.folder).as_posix() for path in state.folder.rglob("*") if path.is_file()}
     extra = listed - manifest.files.keys() - {MANIFEST_FILE}
     problems = [f"{name}: not in the manifest" for name in sorted(extra)]
-    if isinstance(state.tensors, ShardedState):
-        state.tensors.check_steps(SINGLE_RANK)
-        check_counters(state.folder / MODEL_STATES, manifest)
-    elif isinstance(state.tensors, UniversalState):
-        state.tensors.check(list(manifest.parameters))
+    state.check(SINGLE_RANK)
     weights = load_weights(state.folder / WEIGHTS_FILE)
     problems += _weight_problems(weights, manifest)
     count = len(weights)
     for name, info in manifest.parameters.items():
         for kind in KINDS:
-            tensor = state.tensors.tensor(name, kind)
+            tensor = state.tensor(name, kind)
             count += 1
             problems += [f"{name} {kind}: {problem}" for problem in _value_problems(tensor, kind)]
-            if kind == MASTER and manifest.run.precision == "fp32" and name in weights:
-                trained = weights[name].reshape(info.shape)
-                problems += (
-                    []
-                    if same_bits(trained, tensor)
-                    else [f"{name}: differs from the weight in {WEIGHTS_FILE}"]
-                )
+        if manifest.run.precision == "fp32" and name in weights:
+            trained = weights[name].reshape(info.shape)
+            if not same_bits(trained, state.tensor(name, MASTER)):
+                problems.append(f"{name}: differs from the weight in {WEIGHTS_FILE}")
     raise_problems(f"{state.folder} is damaged", problems, "Resume from another tag.")
     return count
 
@@ -182,12 +152,10 @@ def _group_differences(one: Manifest, other: Manifest) -> Iterator[tuple[str, st
 
 def _tensor_differences(name: str, one: SavedState, other: SavedState) -> Iterator[tuple[str, str]]:
     for kind in KINDS:
-        ours, theirs = one.tensors.tensor(name, kind), other.tensors.tensor(name, kind)
+        ours, theirs = one.tensor(name, kind), other.tensor(name, kind)
         if ours.shape != theirs.shape:
             yield f"{name} {kind}", f"shapes {list(ours.shape)} and {list(theirs.shape)}"
         elif not same_bits(ours, theirs):
             largest = float((ours.double() - theirs.double()).abs().max())
-            yield (
-                f"{name} {kind}",
-                f"{int((ours != theirs).sum())} of {ours.numel()} differ, by up to {largest:.3g}",
-            )
+            count = int((ours != theirs).sum())
+            yield f"{name} {kind}", f"{count} of {ours.numel()} differ, by up to {largest:.3g}"

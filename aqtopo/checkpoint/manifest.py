@@ -128,11 +128,25 @@ class Manifest(_Part):
         return {tensor.name: tensor for group in self.groups for tensor in group.parameters}
 
     @property
+    def counters(self) -> dict[str, int]:
+        """The engine's counters by their names in DeepSpeed."""
+        return {
+            "global_steps": self.run.position.step,
+            "global_samples": self.global_samples,
+            "skipped_steps": self.skipped_steps,
+        }
+
+    @property
     def module_tensors(self) -> dict[str, TensorInfo]:
         """Tensors of the weights file by name: trained, tied, frozen, buffers."""
         parameters = self.parameters
         aliases = {alias: parameters[name] for alias, name in self.tied.items() if name in parameters}
         return parameters | aliases | {tensor.name: tensor for tensor in self.other_tensors}
+
+    def step_of(self, name: str) -> float:
+        """Return the optimizer's step count of a parameter."""
+        (step,) = (self.optimizer_steps[group.name] for group in self.groups if name in group.elements)
+        return step
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

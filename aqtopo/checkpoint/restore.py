@@ -25,7 +25,12 @@ from aqtopo.checkpoint.engine_state import engine_groups, optimizer_step, owned_
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, GroupInfo, Manifest
 from aqtopo.checkpoint.shards import KINDS, MASTER, fragments, same_bits
 from aqtopo.checkpoint.universal import UniversalState
-from aqtopo.distributed.rank_group import RankGroup, gather_mappings, raise_problems_on_all_ranks
+from aqtopo.distributed.rank_group import (
+    RankGroup,
+    gather_mappings,
+    raise_problems_on_all_ranks,
+    refusals_on_all_ranks,
+)
 
 SavedNames = Mapping[str, str | None]
 """Saved name by the run's name; None for a parameter that starts fresh."""
@@ -55,13 +60,8 @@ def read_weights(folder: Path, ranks: RankGroup) -> dict[str, Tensor]:
         data = file.read(length)
     part[: len(data)] = np.frombuffer(data, np.uint8)
     whole = ranks.gather_parts(torch.from_numpy(part))[:size]
-    problems, weights = [], {}
-    try:
-        weights = load(whole.numpy().tobytes())
-    except SafetensorError as error:
-        problems = [f"{path}: {error}"]
-    raise_problems_on_all_ranks(ranks, "the weights cannot be read", problems)
-    return weights
+    with refusals_on_all_ranks(ranks, f"{path} cannot be read", (SafetensorError,)):
+        return load(whole.numpy().tobytes())
 
 
 def load_module(module: nn.Module, weights: Mapping[str, Tensor], names: SavedNames) -> None:
@@ -81,10 +81,7 @@ def load_module(module: nn.Module, weights: Mapping[str, Tensor], names: SavedNa
 def restore_engine(engine: Any, state: UniversalState, names: SavedNames) -> None:
     """Fill this rank's part of every group (weights, moments, step count) and the engine's counters.
 
-    Args:
-        engine: fresh, around a module that holds the saved weights.
-        state: the saved state.
-        names: from `match_names`.
+    The engine is fresh, around a module that holds the saved weights.
     """
     zero, manifest = engine.optimizer, state.manifest
     for index, group in enumerate(engine_groups(engine)):
@@ -103,9 +100,8 @@ def restore_engine(engine: Any, state: UniversalState, names: SavedNames) -> Non
     # DeepSpeed may already have linked parameters to the previous moments.
     zero._hp_optimizer_states_linked = False
     zero.update_lp_params()
-    engine.global_steps = manifest.run.position.step
-    engine.global_samples = manifest.global_samples
-    engine.skipped_steps = manifest.skipped_steps
+    for name, value in manifest.counters.items():
+        setattr(engine, name, value)
 
 
 def restore_loss_scaler(engine: Any, manifest: Manifest) -> None:
@@ -270,11 +266,7 @@ def _group_problems(
 
 
 def _counter_problems(engine: Any, state: UniversalState) -> Iterator[str]:
-    for name, expected in (
-        ("global_steps", state.manifest.run.position.step),
-        ("global_samples", state.manifest.global_samples),
-        ("skipped_steps", state.manifest.skipped_steps),
-    ):
+    for name, expected in state.manifest.counters.items():
         if getattr(engine, name) != expected:
             yield f"{name}: {getattr(engine, name)} instead of {expected}"
 

@@ -87,10 +87,7 @@ class Saver:
     def save(self, engine: Any, tag: Tag, facts: RunFacts) -> Tag:
         """Write the state of all ranks; `finish` or the next `save` waits for its commit.
 
-        Args:
-            engine: the DeepSpeed engine, at an accumulation boundary.
-            tag: the state.
-            facts: what the engine does not know.
+        The engine is at an accumulation boundary; `facts` are those that it does not know.
 
         Returns:
             The tag with its number and its final name: with another `take` if the name was used before.
@@ -103,7 +100,7 @@ class Saver:
         temporary = self._temporary(tag)
         self._write(engine, tag, temporary)
         # Describe the engine now: when the background thread commits, it will be steps ahead.
-        manifest = describe_engine(engine, tag.name, facts, {})
+        manifest = describe_engine(engine, tag.name, facts)
         self._pending = PendingCommit(
             temporary,
             list(_own_files(temporary, self._ranks.rank)),
@@ -275,7 +272,7 @@ class PendingCommit:
                 if self._abandoned.wait(pause):
                     raise OSError(f"rank {rank} did not finish its files")
                 pause = min(2 * pause, LONGEST_POLL_S)
-            found: Mapping[str, Any] = json.loads(self._hash_file(rank).read_text())
+            found: Mapping[str, Any] = json.loads(self._hash_file(rank).read_text(encoding="utf-8"))
             for name, (size, hashes) in found.items():
                 yield name, FileRecord(size, tuple(hashes))
 
@@ -285,11 +282,6 @@ class PendingCommit:
 
 def raise_on_all_ranks(temporary: Path, error: BaseException | None, ranks: RankGroup) -> None:
     """Raise the same error on all ranks if a rank could not write; remove the temporary folder.
-
-    Args:
-        temporary: folder of the state that is being written.
-        error: error of this rank; None if it succeeded.
-        ranks: all ranks that write.
 
     Raises:
         OSError: on all ranks: a rank failed.

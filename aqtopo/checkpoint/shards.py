@@ -22,6 +22,8 @@ from aqtopo.refusal import RefusedError
 
 ALIGNMENT = 2
 SHARD_NAME = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
+MODEL_STATES = "mp_rank_00_model_states.pt"
+"""File of DeepSpeed's counters."""
 MASTER = "fp32"
 KINDS = (MASTER, "exp_avg", "exp_avg_sq")
 """Kinds of tensors of every trained parameter: the fp32 weight and Adam's two moments."""
@@ -69,10 +71,7 @@ def part_size(elements: int, world: int) -> int:
 def fragments(elements: Mapping[str, int], world: int, rank: int) -> Iterator[Fragment]:
     """Yield the fragments of a group that `rank` of `world` owns.
 
-    Args:
-        elements: number of elements by parameter name, in the group's order.
-        world: number of ranks.
-        rank: one of them.
+    `elements` are the numbers of elements by parameter name, in the group's order.
     """
     size = part_size(sum(elements.values()), world)
     first, end, position = rank * size, (rank + 1) * size, 0
@@ -101,17 +100,13 @@ def owners(elements: Mapping[str, int], world: int, name: str) -> Iterator[tuple
 class ShardedState:
     """A saved state in ZeRO-2's layout.
 
-    Args:
-        folder: the tag's folder.
-        manifest: its manifest.
-
     Raises:
         RefusedError: the manifest does not list exactly the shards of ranks 0 to W - 1.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self._folder = folder
-        self._manifest = manifest
+        self.folder = folder
+        self.manifest = manifest
         self._groups = {
             name: (index, group) for index, group in enumerate(manifest.groups) for name in group.elements
         }
@@ -130,23 +125,24 @@ class ShardedState:
         index, group = self._groups[name]
         parts = [
             self._part(rank, index, kind)[fragment.in_part]
-            for rank, fragment in owners(group.elements, self._manifest.world_size, name)
+            for rank, fragment in owners(group.elements, self.manifest.world_size, name)
         ]
-        return torch.cat(parts).float().reshape(self._manifest.parameters[name].shape)
+        return torch.cat(parts).float().reshape(self.manifest.parameters[name].shape)
 
-    def check_steps(self, ranks: RankGroup) -> None:
-        """Compare the step counts in this rank's portion of the shards with the manifest.
+    def check(self, ranks: RankGroup) -> None:
+        """Compare the counters, and the step counts in this rank's portion of the shards, with the manifest.
 
         Raises:
-            RefusedError: a shard has another count.
+            RefusedError: a value differs, or a file cannot be loaded.
         """
-        for index, group in enumerate(self._manifest.groups):
-            expected = self._manifest.optimizer_steps[group.name]
+        check_counters(self.folder, self.manifest)
+        for index, group in enumerate(self.manifest.groups):
+            expected = self.manifest.optimizer_steps[group.name]
             for rank in shard(sorted(self._files), ranks):
                 counted = float(self._shard(rank)["base_optimizer_state"]["state"][index]["step"])
                 if counted != expected:
                     raise RefusedError(
-                        f"{self._folder}: rank {rank} counted {counted:g} steps for group {group.name}, but "
+                        f"{self.folder}: rank {rank} counted {counted:g} steps for group {group.name}, but "
                         f"the manifest says {expected:g}. Resume from another tag."
                     )
 
@@ -161,8 +157,21 @@ class ShardedState:
     def _shard(self, rank: int) -> dict[str, Any]:
         """Return a rank's shard; it is memory-mapped, so keeping it open takes no memory."""
         if rank not in self._loaded:
-            self._loaded[rank] = load_torch(self._folder / self._files[rank])["optimizer_state_dict"]
+            self._loaded[rank] = load_torch(self.folder / self._files[rank])["optimizer_state_dict"]
         return self._loaded[rank]
+
+
+def check_counters(folder: Path, manifest: Manifest) -> None:
+    """Compare the counters that DeepSpeed saved in a folder with its manifest.
+
+    Raises:
+        RefusedError: a counter differs, or the file cannot be loaded.
+    """
+    path = folder / MODEL_STATES
+    counters = load_torch(path)
+    for name, value in manifest.counters.items():
+        if counters.get(name) != value:
+            raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -13,6 +13,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -120,8 +121,7 @@ def list_tags(run_dir: Path) -> list[Tag]:
 
 def best_tag(run_dir: Path) -> Tag | None:
     """Return the state with the lowest validation loss, or None."""
-    validated = [tag for tag in list_tags(run_dir) if tag.val_loss is not None]
-    return min(validated, key=lambda tag: (tag.val_loss, tag.step), default=None)
+    return next(iter(_best_first(list_tags(run_dir))), None)
 
 
 def last_tag(run_dir: Path) -> Tag | None:
@@ -139,12 +139,9 @@ def find_tag(run_dir: Path, name: str) -> Tag:
     shorthands = {"best": best_tag(run_dir), "last": last_tag(run_dir)}
     known |= {word: tag for word, tag in shorthands.items() if tag is not None}
     if name not in known:
-        unread = any((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}"))
-        none = (
-            f"none with a readable {STATE_FILE}: see `aqtopo checkpoint ls {run_dir}`"
-            if unread
-            else "none: train it first with `aqtopo train`"
-        )
+        none = "none: train it first with `aqtopo train`"
+        if any((run_dir / CHECKPOINTS).glob(f"*/{STATE_FILE}")):
+            none = f"none with a readable {STATE_FILE}: see `aqtopo checkpoint ls {run_dir}`"
         raise ValueError(f"{run_dir} has no saved state {name!r}; it has {', '.join(known) or none}.")
     return known[name]
 
@@ -205,17 +202,26 @@ def repair_pointer(run_dir: Path) -> None:
         update_pointer(last, run_dir)
 
 
+def _best_first(tags: Sequence[Tag]) -> list[Tag]:
+    """Return the validated states, the one with the lowest loss first."""
+    validated = [tag for tag in tags if tag.val_loss is not None]
+    return sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))
+
+
+def kept_tags(tags: Sequence[Tag], policy: CheckpointConfig) -> set[Tag]:
+    """Return the states that are kept: the last, the best by validation loss and the periodic ones."""
+    every = policy.keep_every_steps
+    periodic = [tag for tag in tags if every is not None and tag.step % every == 0]
+    return {*_best_first(tags)[: policy.keep_best], *periodic, *tags[-1:]}
+
+
 def prune(run_dir: Path, policy: CheckpointConfig) -> None:
-    """Remove all states but the last, the best by validation loss and the periodic ones.
+    """Remove all states that the policy does not keep.
 
     A state that cannot be removed is kept with a warning; the next pruning tries again.
     """
     tags = list_tags(run_dir)
-    validated = [tag for tag in tags if tag.val_loss is not None]
-    best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
-    every = policy.keep_every_steps
-    periodic = [tag for tag in tags if every is not None and tag.step % every == 0]
-    kept = {tag.name for tag in [*best, *periodic, *tags[-1:]]} | {_read_pointer(run_dir)}
+    kept = {tag.name for tag in kept_tags(tags, policy)} | {_read_pointer(run_dir)}
     for tag in tags:
         if tag.name not in kept:
             try:

@@ -13,7 +13,7 @@ drops state if a shard or a glob fails, and it unpickles arbitrary globals.
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -27,12 +27,19 @@ from aqtopo.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from aqtopo.checkpoint.shards import KINDS, NamedTensors, ShardedState, same_bits
+from aqtopo.checkpoint.shards import (
+    KINDS,
+    MODEL_STATES,
+    NamedTensors,
+    ShardedState,
+    check_counters,
+    same_bits,
+)
 from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
 from aqtopo.distributed.rank_group import (
     RankGroup,
     gather_mappings,
-    raise_problems_on_all_ranks,
+    refusals_on_all_ranks,
     shard,
     shard_by_size,
 )
@@ -40,7 +47,6 @@ from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 
 LATEST = "latest_universal"
-MODEL_STATES = "mp_rank_00_model_states.pt"
 ZERO = "zero"
 OPTIMIZER_STATE = f"{ZERO}/optimizer_state.pt"
 STEP = "step"
@@ -75,10 +81,7 @@ def tensor_file(name: str, kind: str) -> str:
 
 
 class UniversalState:
-    """A saved state in the universal layout; tensors are memory-mapped.
-
-    Args:
-        folder: the inner folder, with the manifest.
+    """A saved state in the universal layout, from its inner folder; tensors are memory-mapped.
 
     Raises:
         RefusedError: the manifest cannot be read or describes another layout.
@@ -90,26 +93,24 @@ class UniversalState:
         if self.manifest.layout != "universal":
             raise RefusedError(f"{folder} holds a {self.manifest.layout} state, not a universal one.")
 
-    def check(self, names: Sequence[str]) -> None:
-        """Compare the counters, and the step counts of the parameters `names`, with the manifest.
+    def check(self, ranks: RankGroup) -> None:
+        """Compare the counters, and the step counts in this rank's shard of parameters, with the manifest.
 
         Raises:
             RefusedError: a value differs, or a file cannot be loaded.
         """
         manifest = self.manifest
-        check_counters(self.folder / MODEL_STATES, manifest)
+        check_counters(self.folder, manifest)
         groups = len(load_torch(self.folder / OPTIMIZER_STATE)["param_groups"])
         if groups != len(manifest.groups):
             raise RefusedError(
                 f"{self.folder / OPTIMIZER_STATE} has {groups} groups, but the manifest has "
                 f"{len(manifest.groups)}."
             )
-        for group in manifest.groups:
-            expected = manifest.optimizer_steps[group.name]
-            for name in group.elements.keys() & set(names):
-                path = self.folder / tensor_file(name, STEP)
-                if (found := float(load_torch(path))) != expected:
-                    raise RefusedError(f"{path} holds step {found:g}, but the manifest says {expected:g}.")
+        for name in shard(list(manifest.parameters), ranks):
+            path, expected = self.folder / tensor_file(name, STEP), manifest.step_of(name)
+            if (found := float(load_torch(path))) != expected:
+                raise RefusedError(f"{path} holds step {found:g}, but the manifest says {expected:g}.")
 
     def tensor(self, name: str, kind: str) -> Tensor:
         """Return the whole fp32 tensor of a parameter: its weight or a moment.
@@ -137,29 +138,12 @@ class UniversalState:
         return self.tensor(name, kind).flatten()[place]
 
 
-def check_counters(path: Path, manifest: Manifest) -> None:
-    """Compare the counters that DeepSpeed saved with the manifest.
-
-    Raises:
-        RefusedError: a counter differs, or the file cannot be loaded.
-    """
-    counters = load_torch(path)
-    expected = {
-        "global_steps": manifest.run.position.step,
-        "global_samples": manifest.global_samples,
-        "skipped_steps": manifest.skipped_steps,
-    }
-    for name, value in expected.items():
-        if counters.get(name) != value:
-            raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")
+SavedState = ShardedState | UniversalState
+"""A saved state of either layout."""
 
 
 def open_universal(source: Path, ranks: RankGroup) -> UniversalState:
     """Open the universal form of a saved state after checking all files; convert if it is missing or damaged.
-
-    Args:
-        source: the folder of a tag, or of a universal state.
-        ranks: all processes that resume.
 
     Raises:
         RefusedError: on all ranks: the state's own files are damaged or contradict its manifest.
@@ -168,10 +152,10 @@ def open_universal(source: Path, ranks: RankGroup) -> UniversalState:
     manifest = read_manifest(source)
     check_files(source, manifest.files, ranks)
     if manifest.layout == "universal":
-        return _open_checked(source, manifest, ranks)
+        return _open_checked(source, ranks)
     target = universal_folder(source)
     if _is_usable(target, source, manifest, ranks):
-        return _open_checked(target, manifest, ranks)
+        return _open_checked(target, ranks)
     busy = f"{source} is being converted"
     remedy = "Wait until the other run has resumed, and try again."
     with exclusive_lock_on_all_ranks(source / MANIFEST_FILE, ranks, busy, remedy, CONVERSION_TIMEOUT_S):
@@ -184,15 +168,11 @@ def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: RankGroup)
     """Return True if the universal form exists and is undamaged; warn if it is damaged."""
     if ranks.gather_texts(str(target.parent.exists()))[0] != str(True):
         return False
-    problems = []
     try:
-        found = read_manifest(target)
-        if (found.layout, found.run, found.groups) != ("universal", manifest.run, manifest.groups):
-            problems = [f"{target} is the universal form of another state"]
-    except RefusedError as error:
-        problems = [str(error)]
-    try:
-        raise_problems_on_all_ranks(ranks, f"{target} cannot be used", problems)
+        with refusals_on_all_ranks(ranks, f"{target} cannot be used"):
+            found = read_manifest(target)
+            if (found.layout, found.run, found.groups) != ("universal", manifest.run, manifest.groups):
+                raise RefusedError(f"{target} is the universal form of another state")
         check_files(target, found.files, ranks)
     except RefusedError as refusal:
         if ranks.rank == 0:
@@ -201,37 +181,24 @@ def _is_usable(target: Path, source: Path, manifest: Manifest, ranks: RankGroup)
     return True
 
 
-def _open_checked(folder: Path, manifest: Manifest, ranks: RankGroup) -> UniversalState:
+def _open_checked(folder: Path, ranks: RankGroup) -> UniversalState:
     """Open a universal state with correct hashes and compare its counters and steps with its manifest."""
-    state, problems = UniversalState(folder), []
-    try:
-        state.check(shard(list(manifest.parameters), ranks))
-    except RefusedError as error:
-        problems = [str(error)]
-    raise_problems_on_all_ranks(ranks, f"{folder} cannot be used", problems)
+    state = UniversalState(folder)
+    with refusals_on_all_ranks(ranks, f"{folder} cannot be used"):
+        state.check(ranks)
     return state
 
 
 def convert(source: Path, target: Path, ranks: RankGroup) -> None:
-    """Convert a sharded tag to the universal layout, on all ranks.
-
-    Args:
-        source: the tag's folder; its files are already checked.
-        target: the inner folder to write; an existing one is replaced.
-        ranks: all processes that take part.
+    """Convert a sharded tag, whose files are checked, to a universal inner folder, which is replaced.
 
     Raises:
         RefusedError: on all ranks: a shard is damaged, or a written file differs when it is read back.
     """
     manifest = read_manifest(source)
-    problems = []
-    try:
+    with refusals_on_all_ranks(ranks, f"{source} cannot be converted"):
         shards = ShardedState(source, manifest)
-        shards.check_steps(ranks)
-        check_counters(source / MODEL_STATES, manifest)
-    except RefusedError as error:
-        problems = [str(error)]
-    raise_problems_on_all_ranks(ranks, f"{source} cannot be converted", problems)
+        shards.check(ranks)
     write_universal(manifest, shards, lambda path: _link_weights(source, manifest, path), target, ranks)
 
 
@@ -261,16 +228,13 @@ def write_universal(
         for name in manifest.parameters:
             (folder / ZERO / name).mkdir(parents=True)
     ranks.barrier()
-    problems, written = [], []
-    try:
+    written = []
+    with refusals_on_all_ranks(ranks, f"{target} cannot be written"):
         for name, kind in assigned_files(manifest, ranks):
             written.append(tensor_file(name, kind))
             _write_file(manifest, state, name, kind, folder / written[-1])
         if ranks.rank == 0:
             written += _write_common(manifest, folder)
-    except RefusedError as error:
-        problems = [str(error)]
-    raise_problems_on_all_ranks(ranks, f"{target} cannot be written", problems)
     own = {name: sync_and_hash(folder / name) for name in written}
     found = gather_mappings({name: (record.size, record.sha256) for name, record in own.items()}, ranks)
     if ranks.rank == 0:
@@ -290,14 +254,9 @@ def assigned_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]
 
 
 def _write_file(manifest: Manifest, state: NamedTensors, name: str, kind: str, path: Path) -> None:
-    """Write one tensor or step count; read a tensor back and compare.
-
-    Raises:
-        RefusedError: the tensor cannot be read, or differs when it is read back.
-    """
+    """Write one tensor or step count; read a tensor back and compare."""
     if kind == STEP:
-        (step,) = (manifest.optimizer_steps[g.name] for g in manifest.groups if name in g.elements)
-        save_torch(torch.tensor(step, dtype=torch.float32), path)
+        save_torch(torch.tensor(manifest.step_of(name), dtype=torch.float32), path)
         return
     tensor = state.tensor(name, kind)
     save_torch({"param": tensor}, path)
@@ -319,9 +278,7 @@ def _write_common(manifest: Manifest, folder: Path) -> list[str]:
     counters = {
         "dp_world_size": manifest.world_size,
         "mp_world_size": 1,
-        "global_steps": manifest.run.position.step,
-        "global_samples": manifest.global_samples,
-        "skipped_steps": manifest.skipped_steps,
+        **manifest.counters,
     }
     save_torch(counters, folder / MODEL_STATES)
     (folder.parent / LATEST).write_text(folder.name + "\n")

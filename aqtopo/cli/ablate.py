@@ -92,12 +92,7 @@ def ablate(
 
 
 def _print_job_array(plan: "Ablation", known: Set[int]) -> None:
-    """Print the command that submits the unfinished trainings.
-
-    Args:
-        plan: the ablation.
-        known: numbers of the trainings that the folder already held.
-    """
+    """Print the command that submits the unfinished trainings; `known` are those already in the folder."""
     from aqtopo.ablation.trainer import format_tasks, unfinished
 
     tasks = unfinished(plan)

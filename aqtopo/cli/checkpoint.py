@@ -1,33 +1,31 @@
 """`aqtopo checkpoint`: list, inspect, verify, convert, export, compare and import saved states."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.options import Json
+from aqtopo.cli.options import AllowChange, AllowUnexpected, Json, RunDir, print_json
 
 app = typer.Typer(
     no_args_is_help=True, help="Saved states: list, inspect, verify, convert, export, compare, import."
 )
 
-Run = Annotated[Path, typer.Argument(help="A run directory.")]
 State = Annotated[Path, typer.Argument(help="Folder of a tag, of a universal checkpoint, or of a run.")]
 
 
 @app.command("ls")
-def list_command(run: Run, as_json: Json = False) -> None:
+def list_command(run_dir: RunDir, as_json: Json = False) -> None:
     """List the saved states of a run."""
     from aqtopo.checkpoint.listing import list_folders
 
-    rows = list_folders(run)
+    rows = list_folders(run_dir)
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
         return
     if not rows:
-        raise ValueError(f"{run} has no saved state.")
+        raise ValueError(f"{run_dir} has no saved state.")
     _print_table(
         ("tag", "step", "val_loss", "MiB", "complete"),
         [
@@ -53,14 +51,14 @@ def inspect(state: State, as_json: Json = False) -> None:
     manifest = saved.manifest
     if as_json:
         summary = manifest.model_dump(mode="json", by_alias=True, exclude={"files"})
-        _print_json(summary | {"tensors": [asdict(row) for row in rows]})
+        print_json(summary | {"tensors": [asdict(row) for row in rows]})
         return
     table = [
         (row.group, row.name, "x".join(map(str, row.shape)), *(f"{norm:.4g}" for norm in row.norms.values()))
         for row in rows
     ]
     _print_table(("group", "parameter", "shape", "|weight|", "|exp_avg|", "|exp_avg_sq|"), table)
-    print(  # noqa: T201
+    typer.echo(
         f"{manifest.tag}: {manifest.layout}, {manifest.optimizer}, {manifest.run.precision}, step "
         f"{manifest.run.position.step}, saved by {manifest.world_size} rank(s)"
     )
@@ -77,13 +75,13 @@ def verify(state: State, as_json: Json = False) -> None:
             count = verify_state(saved)
     except RefusedError as refusal:
         if as_json:
-            _print_json({"sound": False, "problems": str(refusal).splitlines()})
+            print_json({"sound": False, "problems": str(refusal).splitlines()})
         raise
     if as_json:
         files = len(saved.manifest.files)
-        _print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
+        print_json({"sound": True, "tag": saved.manifest.tag, "tensors": count, "files": files})
     else:
-        print(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")  # noqa: T201
+        typer.echo(f"{saved.folder}: sound, {count} tensors in {len(saved.manifest.files)} files")
 
 
 @app.command()
@@ -107,19 +105,16 @@ def convert(tag: State, out: Annotated[Path, typer.Argument(help="New folder.")]
     with read_lock(source):
         check_files(source, manifest.files, SINGLE_RANK)
         convert_state(source, out / source.name, SINGLE_RANK)
-    print(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")  # noqa: T201
+    typer.echo(f"{out}: {len(manifest.parameters)} parameters, step {manifest.run.position.step}")
 
 
 @app.command()
-def export(
-    tag: State,
-    out: Annotated[Path, typer.Argument(help="New safetensors file.")],
-) -> None:
+def export(tag: State, out: Annotated[Path, typer.Argument(help="New safetensors file.")]) -> None:
     """Write all fp32 weights by name to one safetensors file, for uses other than resuming."""
     from aqtopo.inference.export import export_weights
 
     metadata = export_weights(tag, out)
-    print(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))  # noqa: T201
+    typer.echo(f"{out}: " + ", ".join(f"{key} {value}" for key, value in metadata.items()))
 
 
 @app.command()
@@ -130,11 +125,11 @@ def diff(one: State, other: State, as_json: Json = False) -> None:
     with opened(one, other) as (saved, other_saved):
         differences = list(diff_states(saved, other_saved))
     if as_json:
-        _print_json([{"name": name, "difference": text} for name, text in differences])
+        print_json([{"name": name, "difference": text} for name, text in differences])
     elif differences:
         _print_table(("name", "difference"), differences)
     else:
-        print("bitwise equal: all weights, moments, hyperparameters and the step")  # noqa: T201
+        typer.echo("bitwise equal: all weights, moments, hyperparameters and the step")
     if differences:
         raise typer.Exit(1)
 
@@ -155,15 +150,8 @@ def import_lightning_command(
             help="Order of the parameters in the file's groups: that of the model, or a file of names.",
         ),
     ] = None,
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A.B", help="Setting that may differ: schedule, optimizer.eps, ...; repeatable."
-        ),
-    ] = None,
-    allow_unexpected: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Tensor of the file to leave out; repeatable.")
-    ] = None,
+    allow_change: AllowChange = None,
+    allow_unexpected: AllowUnexpected = None,
 ) -> None:
     """Convert a Lightning DDP checkpoint for `aqtopo train --resume OUT`."""
     from aqtopo.checkpoint.changes import Allowed
@@ -180,7 +168,7 @@ def import_lightning_command(
         Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)
-    print(  # noqa: T201
+    typer.echo(
         f"{out}: {len(manifest.parameters)} parameters with both moments ({groups}), "
         f"epoch {manifest.run.position.epoch}, step {manifest.run.position.step}"
     )
@@ -191,10 +179,6 @@ def _rule(text: str) -> tuple[str, str]:
     if not pattern or not separator:
         raise ValueError(f"--map {text}: write REGEX=REPLACEMENT.")
     return pattern, replacement
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))  # noqa: T201
 
 
 def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:

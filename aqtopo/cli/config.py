@@ -26,7 +26,7 @@ def validate(file: File, overrides: Overrides = None) -> None:
     sizes = ", ".join(f"{name} {len(parameters)}" for name, parameters in groups.items())
     typer.echo(
         f"{file}: valid: {config.name}, {config.training.nodes} x {config.training.ranks_per_node} ranks, "
-        f"{config.train_batch} samples a step, {config.deepspeed.precision}, tensors a group: {sizes}"
+        f"{config.train_batch} samples per step, {config.deepspeed.precision}, tensors per group: {sizes}"
     )
 
 
@@ -103,9 +103,9 @@ def _derived(config: "RunConfig") -> dict[str, object]:
     rows, columns = config.patch_grid
     return {
         "world size": config.world_size,
-        "samples a step": config.train_batch,
+        "samples per step": config.train_batch,
         "tokens": f"{config.tokens} ({rows} x {columns})",
-        "patches a region": "{} x {}".format(*config.region_patches),
+        "patches per region": "{} x {}".format(*config.region_patches),
         "head width": config.model.head_dim,
         "precision": config.deepspeed.precision,
         "digest": config.digest,

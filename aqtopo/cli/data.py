@@ -1,12 +1,11 @@
 """`aqtopo data`: summarise and check a data store, and compute its statistics."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.options import Json, YearsCommand
+from aqtopo.cli.options import Json, YearsCommand, print_json
 from aqtopo.config import READ_DEADLINE_S
 
 app = typer.Typer(no_args_is_help=True, help="Summarise and check a data store, and compute its statistics.")
@@ -21,18 +20,14 @@ _GAPS_SHOWN = 10
 
 
 @app.command()
-def info(
-    store: StorePath,
-    deadline: Deadline = READ_DEADLINE_S,
-    as_json: Json = False,
-) -> None:
+def info(store: StorePath, deadline: Deadline = READ_DEADLINE_S, as_json: Json = False) -> None:
     """Show the grid, hours, gaps, channels, statistics and source of a store."""
     from aqtopo.data.inspection import summarize
     from aqtopo.data.store import open_store
 
     summary = summarize(open_store(store, deadline))
     if as_json:
-        typer.echo(json.dumps(summary, indent=2))
+        print_json(summary)
     else:
         _print_summary(summary)
 
@@ -72,7 +67,7 @@ def check(
     found = inspect_store(store, Progress(), deadline)
     result = summary(found)
     if as_json:
-        typer.echo(json.dumps(result, indent=2))
+        print_json(result)
     else:
         for finding in found:
             typer.echo(f"{finding.severity}  {finding.subject}: {finding.text}")

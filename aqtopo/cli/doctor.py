@@ -1,21 +1,14 @@
 """`aqtopo doctor`: the preflight checks of a run, without training."""
 
-import typer
-
-from aqtopo.cli.options import ConfigFile, Json, Overrides
+from aqtopo.cli.options import ConfigFile, Json, Overrides, print_json
 
 
-def doctor(
-    config: ConfigFile,
-    overrides: Overrides = None,
-    as_json: Json = False,
-) -> None:
+def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = False) -> None:
     """Compare versions, data, kernels, clocks and folders of all ranks, as `train` does at its start.
 
     With `data.stage`, also check that every node has room for its copy of the data.
     Start it in the same way as the run: `srun ... aqtopo doctor CONFIG`.
     """
-    import json
     from dataclasses import asdict
 
     from rich.console import Console
@@ -37,7 +30,7 @@ def doctor(
         checkup = check_up(prepared, device, stage_too=True)
         process_group.disconnect()
     if launch.is_main and as_json:
-        typer.echo(json.dumps(asdict(checkup), indent=2))
+        print_json(asdict(checkup))
     elif launch.is_main:
         table = Table(title=f"{launch.size} rank(s), compared in {checkup.seconds:.1f} s")
         table.add_column("fact")

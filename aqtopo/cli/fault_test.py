@@ -1,6 +1,5 @@
 """`aqtopo fault-test`: kill and resume a run many times."""
 
-import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import Json
+from aqtopo.cli.options import Json, print_json
 
 if TYPE_CHECKING:
     from aqtopo.fault_testing.result import FaultTestResult
@@ -32,7 +31,7 @@ def fault_test(
     result = run_fault_test(config, out, kills, sizes, steps, every_steps, seed)
     if as_json:
         verdict = {"passed": result.passed, "problems": result.problems}
-        print(json.dumps(asdict(result) | verdict, indent=2))  # noqa: T201
+        print_json(asdict(result) | verdict)
     else:
         _print(result)
     if not result.passed:
@@ -64,11 +63,11 @@ def _print(result: "FaultTestResult") -> None:
         ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
         for counts in (result.phases, {f"of rank {rank}": n for rank, n in result.ranks.items()})
     )
-    print(  # noqa: T201
+    typer.echo(
         f"fault test {'passed' if result.passed else 'FAILED'}: {result.kills} kills ({phases}; {ranks}), "
         f"{result.resumes} verified resumes, {len(result.lost_tags)} committed tags lost, {result.steps} "
         f"losses compared, largest relative difference {result.worst_loss:.2g}, of weights and moments "
         f"{result.worst_state:.2g}, {result.seconds:.0f} s"
     )
     for problem in result.problems:
-        print(problem)  # noqa: T201
+        typer.echo(problem)

@@ -37,16 +37,8 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(prepare_app, name="prepare")
 app.command("synth", cls=YearsCommand)(synth)
-app.command("plan")(plan)
-app.command("train")(train)
-app.command("doctor")(doctor)
-app.command("fault-test")(fault_test)
-app.command("watch")(watch)
-app.command("ablate")(ablate)
-app.command("evaluate")(evaluate)
-app.command("forecast")(forecast)
-app.command("export")(export)
-app.command("report")(report)
+for command in (plan, train, doctor, fault_test, watch, ablate, evaluate, forecast, export, report):
+    app.command()(command)
 
 
 @app.callback()

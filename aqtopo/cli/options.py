@@ -1,5 +1,6 @@
 """Options and arguments that several commands share."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,13 @@ Overrides = Annotated[
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
 SavedTag = Annotated[str, typer.Option(help="Saved state: best, last, or its name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
+AllowChange = Annotated[
+    list[str] | None,
+    typer.Option(metavar="A.B", help="Setting or section that may differ from the saved one; repeatable."),
+]
+AllowUnexpected = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="Saved tensor to leave out; repeatable.")
+]
 
 Latitudes = Annotated[
     tuple[float, float], typer.Option(help="Southern and northern edge in degrees.", metavar="S N")
@@ -23,6 +31,11 @@ Longitudes = Annotated[
 ]
 CHINA_LAT = (17.0, 49.0)
 CHINA_LON = (72.0, 136.0)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
+    typer.echo(json.dumps(value, indent=2))
 
 
 class YearsCommand(TyperCommand):

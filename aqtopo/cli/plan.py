@@ -1,11 +1,10 @@
 """`aqtopo plan`: predict steps, memory and time of a run, without data, device or DeepSpeed."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aqtopo.cli.options import ConfigFile, Json, Overrides
+from aqtopo.cli.options import ConfigFile, Json, Overrides, print_json
 
 
 def plan(
@@ -23,46 +22,33 @@ def plan(
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that --gpu assumes.")
     ] = 0.4,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw the scaling that --gpu models (png, svg, pdf).")
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Count parameters, samples, steps and bytes of a run before it starts; with --gpu, model its time."""
-    import json
-
     from rich.console import Console
 
     from aqtopo.config import load_config
     from aqtopo.planning import make_plan
-    from aqtopo.planning.scaling import Assumptions, find_node_type, scaling, step_time
-    from aqtopo.planning.tables import as_rows, draw_scaling, plan_tables, scaling_tables
+    from aqtopo.planning.scaling import find_node_type, scaling, step_time
+    from aqtopo.planning.tables import as_rows, plan_tables, scaling_tables
 
     changes = [*(overrides or []), *([] if nodes is None else [f"training.nodes={nodes}"])]
     made = make_plan(load_config(config, changes), at_epoch)
-    node_type, assumptions = find_node_type(gpu), Assumptions(utilization=utilization)
-    if plot is not None and node_type is None:
-        raise ValueError(
-            "--plot needs --gpu, whose model it draws. Give both, such as --gpu mi250x --plot scaling.png."
-        )
+    node_type = find_node_type(gpu)
     if not made.calendar.from_store:
         typer.echo(
             f"There is no store at {made.config.data.store}: the plan assumes a complete hourly calendar "
             "of the configured years.",
             err=True,
         )
+    rows = [] if node_type is None else scaling(made, node_type, utilization)
     if as_json:
-        modelled = {} if node_type is None else {"scaling": as_rows(scaling(made, node_type, assumptions))}
-        typer.echo(json.dumps(made.as_json() | modelled, indent=2))
+        print_json(made.as_json() | ({"scaling": as_rows(rows)} if rows else {}))
         return
     console = Console()
     for table in plan_tables(made):
         console.print(table)
     if node_type is not None:
-        here = step_time(made, node_type, made.config.training.nodes, assumptions)
-        rows = scaling(made, node_type, assumptions)
-        for table in scaling_tables(made, node_type, assumptions, here, rows):
+        here = step_time(made, node_type, made.config.training.nodes, utilization)
+        for table in scaling_tables(made, node_type, utilization, here, rows):
             console.print(table)
-        if plot is not None:
-            draw_scaling(rows, node_type, plot)
-            typer.echo(f"drawn: {plot}")

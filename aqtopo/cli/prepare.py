@@ -1,6 +1,5 @@
 """`aqtopo prepare`: convert a published data set to a data store."""
 
-import json
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aqtopo.cli.options import CHINA_LAT, CHINA_LON, Json, Latitudes, Longitudes, YearsCommand
+from aqtopo.cli.options import CHINA_LAT, CHINA_LON, Json, Latitudes, Longitudes, YearsCommand, print_json
 
 app = typer.Typer(no_args_is_help=True, help="Convert a published data set to a data store.")
 
@@ -84,7 +83,7 @@ def caqra(
     )
     quality = prepare(recipe, Progress())
     if as_json:
-        typer.echo(json.dumps(quality, indent=2))
+        print_json(quality)
     else:
         _print(quality, recipe.report)
 

@@ -53,11 +53,7 @@ def report(
 
 
 def _need_extra() -> None:
-    """Check that the `report` extra is installed.
-
-    Raises:
-        ValueError: a package is missing.
-    """
+    """Check that the `report` extra is installed."""
     from importlib.util import find_spec
 
     absent = [package for package in ("jinja2", "matplotlib") if find_spec(package) is None]

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from aqtopo.cli.options import ConfigFile, Overrides
+from aqtopo.cli.options import AllowChange, AllowUnexpected, ConfigFile, Overrides
 
 
 def train(
@@ -20,18 +20,11 @@ def train(
             help="Saved state to resume from: the last one, if there is one; none; or this one.",
         ),
     ] = "auto",
-    allow_change: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="A.B", help="Setting or section that may differ from the saved run's; repeatable."
-        ),
-    ] = None,
+    allow_change: AllowChange = None,
     allow_missing: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Parameter to initialise anew; repeatable.")
     ] = None,
-    allow_unexpected: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Saved tensor to leave out; repeatable.")
-    ] = None,
+    allow_unexpected: AllowUnexpected = None,
     rename: Annotated[
         list[str] | None, typer.Option(metavar="OLD=NEW", help="New name of a saved tensor; repeatable.")
     ] = None,

@@ -1,6 +1,5 @@
 """`aqtopo watch`: show the state of a run."""
 
-import json
 import sys
 import time
 from dataclasses import asdict
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import RunDir
+from aqtopo.cli.options import RunDir, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,7 +51,7 @@ def watch(
 
     state, saved, verdict = read()
     if as_json:
-        typer.echo(json.dumps(asdict(state) | {"saved": saved, "verdict": verdict}, indent=2))
+        print_json(asdict(state) | {"saved": saved, "verdict": verdict})
     elif once or not sys.stdout.isatty():
         Console().print(_table(run_dir, state, saved, verdict))
     else:

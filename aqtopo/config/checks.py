@@ -1,71 +1,67 @@
 """Checks between the sections of a configuration; each yields the value to change and what is allowed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations, pairwise
+from typing import Any
 
+from aqtopo.config.paths import parse
 from aqtopo.config.sections import LOCAL_PATH_CELLS, RunSections
-from aqtopo.config.strict import Path, Problem
+from aqtopo.config.strict import Problem
 from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES
+
+
+def _problem(config: RunSections, path: str, allowed: str) -> Problem:
+    """Return the problem of the value at a path such as `data.grid.0`."""
+    value: Any = config
+    for part in parse(path):
+        value = value[part] if isinstance(part, int) else getattr(value, part)
+    return Problem(parse(path), value, allowed)
 
 
 def contradictions(config: RunSections) -> Iterator[Problem]:
     """Yield the contradictions between values that are valid on their own."""
-    checks = (
-        _channels,
-        _inputs,
-        _times,
-        _shapes,
-        _biases,
-        _groups,
-        _learning_rate,
-        _optimizer,
-        _batch,
-        _saving,
+    sizes, optimization = (
+        (_channels, _inputs, _times, _shapes, _biases),
+        (_groups, _learning_rate, _deepspeed),
     )
-    for check in checks:
+    for check in (*sizes, *optimization, _batch, _saving):
         yield from check(config)
 
 
 def _channels(config: RunSections) -> Iterator[Problem]:
     data, model = config.data, config.model
-    yield from _known(("data", "variables"), data.variables, tuple(VARIABLES))
-    yield from _known(("data", "targets"), data.targets, TARGET_VARIABLES)
+    dynamic = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
+    known_names = {
+        "variables": tuple(VARIABLES),
+        "targets": TARGET_VARIABLES,
+        "forcings": data.forcings,
+        "history_variables": dynamic,
+    }
+    for field, known in known_names.items():
+        names = getattr(data, field) or ()
+        for place, name in enumerate(names):
+            if name not in known:
+                yield _problem(config, f"data.{field}.{place}", f"must be one of {', '.join(known)}")
+            elif name in names[:place]:
+                yield _problem(config, f"data.{field}.{place}", "must be named once")
     needed = {"u": model.wind_order, "v": model.wind_order, "elevation": bool(model.elevation_bias)}
     for variable, is_needed in needed.items():
         if is_needed and variable not in data.variables:
             option = "model.elevation_bias" if variable == "elevation" else "model.wind_order"
-            yield Problem(
-                ("data", "variables"),
-                data.variables,
-                f"must hold {variable}, which {option} needs; add it or set {option} to false",
-            )
+            allowed = f"must hold {variable}, which {option} needs; add it or set {option} to false"
+            yield _problem(config, "data.variables", allowed)
     absent = [name for name in data.targets if name not in data.variables]
     if model.prediction == "tendency" and absent:
         allowed = f'must be "state": a tendency starts from {", ".join(absent)}, not in data.variables'
-        yield Problem(("model", "prediction"), model.prediction, allowed)
+        yield _problem(config, "model.prediction", allowed)
 
 
 def _inputs(config: RunSections) -> Iterator[Problem]:
     data = config.data
-    for place, name in enumerate(data.forcings):
-        if name in data.forcings[:place]:
-            yield Problem(("data", "forcings", place), name, "must be named once")
     if any(later <= earlier for earlier, later in pairwise(data.history_hours)):
-        yield Problem(("data", "history_hours"), data.history_hours, "must be ascending, without repetition")
-    if data.history_variables is not None:
-        dynamic = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
-        yield from _known(("data", "history_variables"), data.history_variables, dynamic)
-        if not data.history_hours:
-            allowed = "must be null without data.history_hours"
-            yield Problem(("data", "history_variables"), data.history_variables, allowed)
-
-
-def _known(path: Path, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
-    for place, name in enumerate(names):
-        if name not in known:
-            yield Problem((*path, place), name, f"must be one of {', '.join(known)}")
-        elif name in names[:place]:
-            yield Problem((*path, place), name, "must be named once")
+        yield _problem(config, "data.history_hours", "must be ascending, without repetition")
+    if data.history_variables is not None and not data.history_hours:
+        yield _problem(config, "data.history_variables", "must be null without data.history_hours")
 
 
 def _times(config: RunSections) -> Iterator[Problem]:
@@ -73,14 +69,13 @@ def _times(config: RunSections) -> Iterator[Problem]:
     splits = {split: getattr(data, split) for split in ("train_years", "validation_years", "test_years")}
     for field, values in {"horizons": data.horizons, **splits}.items():
         if any(later <= earlier for earlier, later in pairwise(values)):
-            yield Problem(("data", field), values, "must be ascending, without repetition")
+            yield _problem(config, f"data.{field}", "must be ascending, without repetition")
     for (first, years), (second, others) in combinations(splits.items(), 2):
         shared = sorted(set(years) & set(others))
         if shared:
             both = ", ".join(map(str, shared))
-            yield Problem(
-                ("data", second), others, f"must share no year with data.{first}, and {both} is in both"
-            )
+            allowed = f"must share no year with data.{first}, and {both} is in both"
+            yield _problem(config, f"data.{second}", allowed)
 
 
 def _shapes(config: RunSections) -> Iterator[Problem]:
@@ -88,23 +83,21 @@ def _shapes(config: RunSections) -> Iterator[Problem]:
     for axis, name in enumerate(("rows", "columns")):
         cells, regions = config.data.grid[axis], model.regions[axis]
         if cells % model.patch:
-            yield Problem(("data", "grid", axis), cells, f"must be a multiple of model.patch = {model.patch}")
+            yield _problem(config, f"data.grid.{axis}", f"must be a multiple of model.patch = {model.patch}")
         elif (cells // model.patch) % regions:
             patches = cells // model.patch
-            yield Problem(("model", "regions", axis), regions, f"must divide the {patches} {name} of patches")
+            yield _problem(config, f"model.regions.{axis}", f"must divide the {patches} {name} of patches")
     if model.local_path and min(config.data.grid) < LOCAL_PATH_CELLS:
-        yield Problem(
-            ("model", "local_path"),
-            True,
-            f"must be false on a grid of {config.data.grid[0]} x {config.data.grid[1]}: the convolutions see "
-            f"{LOCAL_PATH_CELLS} x {LOCAL_PATH_CELLS} cells",
+        seen = f"{LOCAL_PATH_CELLS} x {LOCAL_PATH_CELLS} cells"
+        allowed = (
+            f"must be false on a grid of {' x '.join(map(str, config.data.grid))}: each cell sees {seen}"
         )
+        yield _problem(config, "model.local_path", allowed)
     for divisor, meaning in ((model.heads, "model.heads"), (4, "the position embedding's sines and cosines")):
         if model.dim % divisor:
-            allowed = f"must be a multiple of {divisor} ({meaning})"
-            yield Problem(("model", "dim"), model.dim, allowed)
+            yield _problem(config, "model.dim", f"must be a multiple of {divisor} ({meaning})")
     if not (model.dim * model.mlp_ratio).is_integer():
-        yield Problem(("model", "mlp_ratio"), model.mlp_ratio, f"times model.dim = {model.dim} must be whole")
+        yield _problem(config, "model.mlp_ratio", f"times model.dim = {model.dim} must be whole")
 
 
 def _biases(config: RunSections) -> Iterator[Problem]:
@@ -112,67 +105,59 @@ def _biases(config: RunSections) -> Iterator[Problem]:
     blocks = model.bias_blocks
     if sorted(set(blocks)) != list(blocks) or blocks[-1] >= model.depth:
         allowed = f"must name blocks from 0 to {model.depth - 1}, ascending, each once"
-        yield Problem(("model", "bias_blocks"), blocks, allowed)
+        yield _problem(config, "model.bias_blocks", allowed)
     if model.local_heads is not None and not model.local_bias:
-        allowed = "must be null without model.local_bias"
-        yield Problem(("model", "local_heads"), model.local_heads, allowed)
+        yield _problem(config, "model.local_heads", "must be null without model.local_bias")
     if model.local_heads is not None and model.local_heads > model.heads:
-        yield Problem(
-            ("model", "local_heads"), model.local_heads, f"must be at most model.heads = {model.heads}"
-        )
+        yield _problem(config, "model.local_heads", f"must be at most model.heads = {model.heads}")
     if model.sector_embedding and not model.wind_order:
-        allowed = "must be false without model.wind_order, which tells the sectors apart"
-        yield Problem(("model", "sector_embedding"), True, allowed)
+        allowed = "must be false without model.wind_order, which defines the sectors"
+        yield _problem(config, "model.sector_embedding", allowed)
 
 
 def _groups(config: RunSections) -> Iterator[Problem]:
     names = [group.name for group in config.optimizer.groups]
     for place, name in enumerate(names):
         if name in names[:place]:
-            path = ("optimizer", "groups", place, "name")
-            yield Problem(path, name, "must differ from the names of the groups before it")
+            allowed = "must differ from the names of the groups before it"
+            yield _problem(config, f"optimizer.groups.{place}.name", allowed)
 
 
 def _learning_rate(config: RunSections) -> Iterator[Problem]:
     schedule, optimizer = config.schedule, config.optimizer
     if schedule.interval == "epoch" and schedule.warmup_steps:
-        yield Problem(
-            ("schedule", "warmup_steps"),
-            schedule.warmup_steps,
-            'must be 0 with schedule.interval = "epoch"; warm up with interval "step"',
-        )
+        allowed = 'must be 0 with schedule.interval = "epoch"; warm up with interval "step"'
+        yield _problem(config, "schedule.warmup_steps", allowed)
     lowest = min(config.parameter_groups, key=lambda group: group.lr_multiplier)
     if schedule.eta_min > lowest.lr_multiplier * optimizer.base_lr:
         start = lowest.lr_multiplier * optimizer.base_lr
-        yield Problem(
-            ("schedule", "eta_min"),
-            schedule.eta_min,
-            f"must be at most {start:g}, where group {lowest.name} starts: its multiplier x base_lr",
-        )
+        allowed = f"must be at most {start:g}, where group {lowest.name} starts: its multiplier x base_lr"
+        yield _problem(config, "schedule.eta_min", allowed)
 
 
-def _optimizer(config: RunSections) -> Iterator[Problem]:
+def _deepspeed(config: RunSections) -> Iterator[Problem]:
+    if config.deepspeed.bf16.enabled and config.deepspeed.fp16.enabled:
+        yield _problem(config, "deepspeed.fp16.enabled", "must be false, since bf16 is enabled")
     offload = config.deepspeed.zero_optimization.offload_optimizer
     if offload is None or offload.device == "none":
         return
     chosen = config.optimizer.implementation
     if chosen == "fused_adam":
         allowed = 'must be "cpu_adam" or "torch" with offload_optimizer: the fused one works on the GPU'
-        yield Problem(("optimizer", "implementation"), chosen, allowed)
+        yield _problem(config, "optimizer.implementation", allowed)
     elif chosen == "torch" and config.deepspeed.zero_force_ds_cpu_optimizer:
         allowed = 'must be false with offload_optimizer, or optimizer.implementation must be "cpu_adam"'
-        yield Problem(("deepspeed", "zero_force_ds_cpu_optimizer"), True, allowed)
+        yield _problem(config, "deepspeed.zero_force_ds_cpu_optimizer", allowed)
 
 
 def _batch(config: RunSections) -> Iterator[Problem]:
     given = config.deepspeed.train_batch_size
     if given is not None and given != config.train_batch:
-        yield Problem(
-            ("deepspeed", "train_batch_size"),
-            given,
-            f"must be {config.train_batch}: micro-batch {config.micro_batch} x accumulation"
-            f" {config.accumulation} x world size {config.world_size}; or leave it out",
+        allowed = (
+            f"must be {config.train_batch}: micro-batch {config.micro_batch} x accumulation "
+            f"{config.accumulation} x world size {config.world_size}; or leave it out"
         )
+        yield _problem(config, "deepspeed.train_batch_size", allowed)
 
 
 def _saving(config: RunSections) -> Iterator[Problem]:
@@ -180,5 +165,5 @@ def _saving(config: RunSections) -> Iterator[Problem]:
     if kept is not None and (every is None or kept % every):
         allowed = f"must be a multiple of checkpoint.every_steps = {every}"
         if every is None:
-            allowed = "must be null without checkpoint.every_steps, which decides what is saved"
-        yield Problem(("checkpoint", "keep_every_steps"), kept, allowed)
+            allowed = "must be null without checkpoint.every_steps"
+        yield _problem(config, "checkpoint.keep_every_steps", allowed)

@@ -6,12 +6,11 @@ Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, 
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from aqtopo.config.strict import Elements, NonNegative, Positive, Problem, Strict, raise_problems
+from aqtopo.config.strict import Elements, NonNegative, Positive, Strict
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Names = Annotated[tuple[str, ...], Field(strict=False)]
@@ -24,7 +23,7 @@ class OffloadOptimizer(Strict):
     """`cpu` keeps moments and master weights in host memory; NVMe needs stage 3."""
 
     pin_memory: bool = True
-    """Page-locked host memory: faster transfers; turn off where `ulimit -l` is tight."""
+    """Page-locked host memory, for faster transfers; turn it off if `ulimit -l` is low."""
 
 
 class ZeroOptimization(Strict):
@@ -34,19 +33,19 @@ class ZeroOptimization(Strict):
     """Must be 2: saving, resuming and the memory plan are made for it."""
 
     contiguous_gradients: bool = True
-    """Copy gradients to one buffer as they are produced, against fragmentation."""
+    """Copy gradients to one buffer as they are produced, to avoid fragmentation."""
 
     reduce_scatter: bool = True
     """Average gradients by reduce-scatter instead of all-reduce."""
 
     reduce_bucket_size: Elements = 500_000_000
-    """Elements reduced at a time."""
+    """Elements per reduction."""
 
     allgather_partitions: bool = True
     """Collect the updated parameters by all-gather instead of broadcasts."""
 
     allgather_bucket_size: Elements = 500_000_000
-    """Elements gathered at a time."""
+    """Elements per all-gather."""
 
     overlap_comm: bool | None = None
     """Overlap gradient reduction with the backward pass; null lets DeepSpeed choose (off at stage 2)."""
@@ -58,19 +57,19 @@ class ZeroOptimization(Strict):
     """Keep the optimizer's state in host memory."""
 
     load_from_fp32_weights: bool = True
-    """Start the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
+    """Initialise the fp32 master weights from fp32 copies in a checkpoint, without loss of precision."""
 
     ignore_unused_parameters: bool = True
-    """Go on when a parameter received no gradient."""
+    """Continue if a parameter received no gradient."""
 
     enable_sanity_checks: bool = False
     """DeepSpeed's internal checks, for debugging."""
 
     round_robin_gradients: Literal[False] = False
-    """Must be false: it reorders the flat buffers, and a restored tensor would be another one's."""
+    """Must be false: it reorders the flat buffers, so tensors would be restored under wrong names."""
 
     elastic_checkpoint: Literal[False] = False
-    """Must be false: a legacy format; other world sizes are served by the universal checkpoint."""
+    """Must be false: a legacy format; the universal checkpoint supports other world sizes."""
 
     compute_grad_norm: Literal[True] = True
     """Must be true: every step logs the norm of the gradient."""
@@ -124,24 +123,11 @@ class DataTypes(Strict):
     """Type in which gradients are accumulated; null for the model's."""
 
 
-class TensorBoard(Strict):
-    """DeepSpeed's TensorBoard monitor."""
+class FileMonitor(Strict):
+    """DeepSpeed's TensorBoard or CSV monitor."""
 
     enabled: bool = False
-    """Write event files."""
-
-    output_path: str = ""
-    """Folder, relative to the working directory."""
-
-    job_name: str = "DeepSpeedJobName"
-    """Folder below `output_path`."""
-
-
-class CsvMonitor(Strict):
-    """DeepSpeed's CSV monitor."""
-
-    enabled: bool = False
-    """Write one CSV file a metric."""
+    """Write event files, or one CSV file per metric."""
 
     output_path: str = ""
     """Folder, relative to the working directory."""
@@ -201,7 +187,7 @@ class FlopsProfiler(Strict):
     """Depth of the printed module tree; -1 for all of it."""
 
     top_modules: Positive = 1
-    """Modules printed a level."""
+    """Modules printed per level."""
 
     detailed: bool = True
     """Print every module."""
@@ -214,10 +200,10 @@ class ThroughputTimer(Strict):
     """DeepSpeed's throughput timer."""
 
     enabled: bool = True
-    """Measure samples a second."""
+    """Measure samples per second."""
 
     synchronized: bool = True
-    """Wait for the device at each reading: exact, and slower."""
+    """Synchronise the device at each measurement: exact, but slower."""
 
 
 class Timers(Strict):
@@ -235,16 +221,16 @@ class TagCheckpoint(Strict):
 
 
 class DeepSpeedConfig(Strict):
-    """The block that goes to `deepspeed.initialize`; `verbatim` gives it exactly as it was written."""
+    """Argument of `deepspeed.initialize`; `verbatim` returns it as written."""
 
     train_micro_batch_size_per_gpu: Positive
-    """Samples a rank handles in one micro-step."""
+    """Samples per rank and micro-step."""
 
     gradient_accumulation_steps: Positive = 1
-    """Micro-steps a step, at the configured world size."""
+    """Micro-steps per step, at the configured world size."""
 
     train_batch_size: Positive | None = None
-    """Samples a step over all ranks; if given, must be micro-batch x accumulation x world size."""
+    """Samples per step over all ranks; if given, it must be micro-batch x accumulation x world size."""
 
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 turns clipping off, and DeepSpeed's own default is 1."""
@@ -268,16 +254,16 @@ class DeepSpeedConfig(Strict):
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
 
     zero_force_ds_cpu_optimizer: bool = True
-    """Insist on DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
+    """Require DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
 
     steps_per_print: Positive | None = None
-    """DeepSpeed prints its own progress every so many steps; null for never."""
+    """Steps between DeepSpeed's own progress messages; null for none."""
 
     disable_python_gc: bool = False
-    """Keep Python's garbage collector out of the training loop."""
+    """Disable Python's garbage collector in the training loop."""
 
     log_level: Literal["debug", "info", "warning", "error", "critical"] | None = None
-    """Least serious message that DeepSpeed logs; null leaves its logger alone."""
+    """Level of DeepSpeed's logger; null leaves it unchanged."""
 
     wall_clock_breakdown: bool = False
     """Time forward, backward and step; synchronises the device."""
@@ -288,10 +274,10 @@ class DeepSpeedConfig(Strict):
     dump_state: bool = False
     """Print DeepSpeed's resolved configuration at start."""
 
-    tensorboard: TensorBoard = TensorBoard()
+    tensorboard: FileMonitor = FileMonitor()
     """TensorBoard monitor."""
 
-    csv_monitor: CsvMonitor = CsvMonitor()
+    csv_monitor: FileMonitor = FileMonitor()
     """CSV monitor."""
 
     wandb: Wandb = Wandb()
@@ -319,14 +305,3 @@ class DeepSpeedConfig(Strict):
     def verbatim(self) -> dict[str, Any]:
         """Return only the keys that were set, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
-
-    @model_validator(mode="after")
-    def _agree(self) -> Self:
-        raise_problems("deepspeed", _contradictions(self))
-        return self
-
-
-def _contradictions(config: DeepSpeedConfig) -> Iterator[Problem]:
-    """Yield pairs of keys that DeepSpeed rejects or ignores only after the start of all ranks."""
-    if config.bf16.enabled and config.fp16.enabled:
-        yield Problem(("fp16", "enabled"), True, "must be false, since bf16 is enabled")

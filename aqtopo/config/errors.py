@@ -36,13 +36,7 @@ _ALLOWED = {
 
 
 class Override(NamedTuple):
-    """One `--set path=value`.
-
-    Attributes:
-        text: as typed, `model.depth=2`.
-        path: path of the value.
-        value: the new value.
-    """
+    """One `--set path=value`: the text as typed, the path and the new value."""
 
     text: str
     path: Path
@@ -56,14 +50,7 @@ class Override(NamedTuple):
 def describe(
     error: ValidationError, root: type[Strict], file: str, overrides: Sequence[Override] = ()
 ) -> str:
-    """Return one line per error, in the order of the models' fields.
-
-    Args:
-        error: the validation error.
-        root: the validated model.
-        file: name of the file.
-        overrides: the `--set` options.
-    """
+    """Return one line per error, in the order of the fields of the validated model `root`."""
     lines = []
     for detail in error.errors(include_url=False):
         if _is_echo(detail):
@@ -94,19 +81,22 @@ def _is_echo(detail: ErrorDetails) -> bool:
 
 
 def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
-    special = {
-        "missing": _missing,
-        "literal_error": _choice,
-        "string_pattern_mismatch": _pattern,
-    }
-    kind = detail["type"]
-    if kind == "extra_forbidden":
-        return unknown_key(detail["loc"], root)
-    if kind in special:
-        return special[kind](detail["loc"], detail, root)
-    # Other error types use pydantic's message.
-    template = _ALLOWED.get(kind)
-    return template.format(**detail.get("ctx", {})) if template else _lower_first(detail["msg"])
+    path, meaning = detail["loc"], _description(root, detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            return unknown_key(path, root)
+        case "missing":
+            return f"missing, and required{f' ({meaning})' if meaning else ''}"
+        case "string_pattern_mismatch":
+            return f"must match {detail['ctx']['pattern']} ({meaning})"
+        case "literal_error" if meaning.startswith("must be "):
+            return meaning
+        case "literal_error":
+            expected: str = detail["ctx"]["expected"]
+            return "must be " + expected.replace("'", '"').replace("False", "false")
+        case kind if kind in _ALLOWED:
+            return _ALLOWED[kind].format(**detail.get("ctx", {}))
+    return lower_first(detail["msg"])
 
 
 def unknown_key(path: Path, root: type[Strict]) -> str:
@@ -115,31 +105,13 @@ def unknown_key(path: Path, root: type[Strict]) -> str:
     return f"not allowed: {reason}" if reason else f"unknown key; {suggestion(root, path)}"
 
 
-def _missing(path: Path, _: ErrorDetails, root: type[Strict]) -> str:
-    meaning = _description(root, path)
-    return f"missing, and required{f' ({meaning})' if meaning else ''}"
-
-
-def _choice(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
-    """Return the choices in JSON; for a single choice, the field's description."""
-    meaning = _description(root, path)
-    if meaning.startswith("must be "):
-        return meaning
-    expected: str = detail["ctx"]["expected"]
-    return "must be " + expected.replace("'", '"').replace("False", "false")
-
-
-def _pattern(path: Path, detail: ErrorDetails, root: type[Strict]) -> str:
-    return f"must match {detail['ctx']['pattern']} ({_description(root, path)})"
-
-
 def _description(root: type[Strict], path: Path) -> str:
     """Return the docstring of the field at `path`, in lower case; empty without one."""
     model = model_at(root, path[:-1])
-    if model is None or isinstance(path[-1], int):
-        return ""
-    return _lower_first(fields_of(model)[path[-1]].description or "").removesuffix(".")
+    field = fields_of(model).get(str(path[-1])) if model else None
+    return lower_first(field.description or "").removesuffix(".") if field else ""
 
 
-def _lower_first(text: str) -> str:
+def lower_first(text: str) -> str:
+    """Return the text with a lower-case first letter."""
     return text[:1].lower() + text[1:]

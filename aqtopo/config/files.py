@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from aqtopo.config.errors import describe
+from aqtopo.config.errors import describe, lower_first
 from aqtopo.config.overrides import apply_override, parse_override
 from aqtopo.config.paths import spell
 from aqtopo.config.run import RunConfig
@@ -15,11 +15,7 @@ from aqtopo.config.strict import Path as JsonPath
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read and check the configuration of a run.
-
-    Args:
-        path: the JSON file.
-        overrides: `a.b=value` texts, applied in order before the check.
+    """Read a JSON file, apply overrides `a.b=value` in order, and check the configuration of the run.
 
     Raises:
         ValueError: the file is unreadable, not JSON or invalid; one line per error with file, path, value and
@@ -67,10 +63,12 @@ def read_document(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8; a configuration is JSON text.") from None
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise ValueError(f"{path}: {place}: not JSON: {_first_lower(error.msg)}.") from None
+        raise ValueError(f"{path}: {place}: not JSON: {lower_first(error.msg)}.") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must hold one JSON object, and holds a {type(document).__name__}.")
-    repeated = [f"{path}: {spell(place)}: stands twice; keep one" for place in _repeated(document)]
+    repeated = [
+        f"{path}: {spell(place)}: is a duplicate key; keep one of them" for place in _repeated(document)
+    ]
     if repeated:
         raise ValueError("\n".join(repeated))
     return document
@@ -85,7 +83,3 @@ def _repeated(value: object, path: JsonPath = ()) -> Iterator[JsonPath]:
     elif isinstance(value, list):
         for place, item in enumerate(value):
             yield from _repeated(item, (*path, place))
-
-
-def _first_lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -36,11 +36,6 @@ AnyRecord = TypeVar("AnyRecord", bound=Strict)
 def read_record(path: Path, model: type[AnyRecord], remedy: str) -> AnyRecord:
     """Read and check a file.
 
-    Args:
-        path: the file.
-        model: the model of its content.
-        remedy: the remedy, in whole sentences.
-
     Raises:
         ValueError: the file is missing or invalid; the message has its first errors and the remedy.
     """

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 _STAGE_3 = "it needs ZeRO stage 3, and aqtopo trains with stage 2"
 _AVERAGED = "gradients are always averaged over the ranks: the loss is weighted for it"
-_LOADER = "aqtopo has its own loader; see `data`"
+_LOADER = "aqtopo has its own loader; see the section `data`"
 _ONE_RANK = "the model is not divided among ranks"
 _PRECISION = "precision follows from bf16 and fp16"
 _REMOVED = "DeepSpeed has removed it"
@@ -13,8 +13,8 @@ _CPU_OFFLOAD = 'deprecated in DeepSpeed; write "offload_optimizer": {"device": "
 
 REFUSED = MappingProxyType(
     {
-        "optimizer": "the optimizer has a block of its own, `optimizer`, beside `deepspeed`",
-        "scheduler": "the learning rate has a block of its own, `schedule`, beside `deepspeed`",
+        "optimizer": "set it in the section `optimizer`",
+        "scheduler": "set the learning rate in the section `schedule`",
         "activation_checkpointing": "use model.gradient_checkpointing",
         "bfloat16": "an old name; write bf16",
         "amp": "DeepSpeed has removed it; use bf16 or fp16",
@@ -25,8 +25,8 @@ REFUSED = MappingProxyType(
         "gradient_predivide_factor": _AVERAGED,
         "managed_gradient_accumulation": "aqtopo sets the accumulation boundary itself",
         "elasticity": "DeepSpeed has removed it; aqtopo resumes at other world sizes by itself",
-        "autotuning": "it rewrites the batch sizes, which are fixed for the life of a run",
-        "compile": "DeepCompile has not been tried with this model",
+        "autotuning": "it changes the batch sizes, which are constant for a run",
+        "compile": "DeepCompile is untested with this model",
         "disable_allgather": "write zero_optimization.allgather_partitions",
         "data_efficiency": _LOADER,
         "dataloader_drop_last": _LOADER,
@@ -38,7 +38,7 @@ REFUSED = MappingProxyType(
         "seq_parallel_communication_data_type": _ONE_RANK,
         "expert_parallel": _ONE_RANK,
         "use_data_before_expert_parallelism": _ONE_RANK,
-        "hybrid_engine": "it is for generating text",
+        "hybrid_engine": "it is for text generation",
         "weight_quantization": "it is for inference",
         "aio": "it is for NVMe offload, which needs ZeRO stage 3",
         "datastates": "aqtopo writes checkpoints itself",
@@ -53,13 +53,13 @@ REFUSED = MappingProxyType(
         "data_types.param_dtype": _PRECISION,
         "data_types.buffer_dtype": _PRECISION,
         "data_types.keep_in_fp32_modules": _PRECISION,
-        "checkpoint.load_universal": "aqtopo decides this when it restores a run",
+        "checkpoint.load_universal": "aqtopo sets it when it restores a run",
         "checkpoint.use_node_local_storage": "every node must be able to read a checkpoint",
         "checkpoint.parallel_write": "the model has no pipeline stages",
         "checkpoint.writer": "aqtopo writes checkpoints itself",
         "checkpoint.checkpoint_serialization": "aqtopo writes checkpoints itself",
-        "zero_optimization.zenflow": "ZenFlow delays updates, so that steps depend on the world size",
-        "zero_optimization.parameter_alignment": "not proven with the universal checkpoint",
+        "zero_optimization.zenflow": "ZenFlow delays updates, so steps would depend on the world size",
+        "zero_optimization.parameter_alignment": "untested with the universal checkpoint",
         "zero_optimization.legacy_stage1": "it is for ZeRO stage 1, and aqtopo trains with stage 2",
         "zero_optimization.mics_*": _REMOVED,
         "zero_optimization.zeropp_*": _REMOVED,

@@ -29,6 +29,9 @@ READ_DEADLINE_S = 300
 LOCAL_PATH_DILATIONS = (1, 2, 4)
 """Dilations of the local path's 3 x 3 convolutions [cells]."""
 
+LEAD_FUNCTIONS = 8
+"""Learnt functions of the lead time that weight the local path's last layer."""
+
 LOCAL_PATH_CELLS = 1 + 2 * sum(LOCAL_PATH_DILATIONS)
 """Side of the square of cells that one cell of the local path depends on."""
 
@@ -71,25 +74,25 @@ class DataConfig(Strict):
     """Calendar years [UTC] for the scores, ascending."""
 
     time_stride_hours: Positive = 1
-    """Only every n-th hour of a year starts a training sample [h]."""
+    """Interval of the training samples' initial times, counted within each year [h]."""
 
     validation_stride_hours: Positive = 1
-    """Only every n-th hour of a year starts a validation sample [h]."""
+    """Interval of the validation samples' initial times, counted within each year [h]."""
 
     test_stride_hours: Positive = 1
-    """Only every n-th hour of a year starts a test sample [h]."""
+    """Interval of the test samples' initial times, counted within each year [h]."""
 
     normalization: Literal["dataset", "topoflow"] = "dataset"
     """Mean and standard deviation: of the training years, or the constants published with TopoFlow."""
 
     workers: NonNegative = 2
-    """Loader processes a rank, for training and again for validation; 0 reads in the training process."""
+    """Loader processes per rank, for training and again for validation; 0 reads in the training process."""
 
     worker_start: Literal["forkserver", "spawn"] = "forkserver"
     """Start method of loader processes; fork is excluded because it copies the threads' locks."""
 
     prefetch: Positive = 2
-    """Micro-batches that a worker reads ahead; more where a step has more."""
+    """Micro-batches that a worker reads ahead; at least those of one step."""
 
     read_deadline_s: Positive = READ_DEADLINE_S
     """Timeout of the file system [s]; then the run ends with a message."""
@@ -127,7 +130,7 @@ class ModelConfig(Strict):
     """Transformer blocks."""
 
     heads: Positive = 8
-    """Attention heads a block."""
+    """Attention heads per block."""
 
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of a block's MLP, as a multiple of `dim`."""
@@ -142,46 +145,45 @@ class ModelConfig(Strict):
     """Share of samples whose residual branch is dropped in the last block; from 0 in the first, linearly."""
 
     wind_order: bool = True
-    """Order the tokens along the wind inside each region; false keeps rows (the baseline)."""
+    """Order the tokens of each region along the wind; false keeps raster order (the baseline)."""
 
     regions: Pair = (32, 32)
-    """Regions along [latitude, longitude] that the patch grid is cut into; [1, 1] sorts the whole map."""
+    """Number of regions along [latitude, longitude]; [1, 1] sorts the whole map."""
 
     sectors: Annotated[int, Field(ge=2)] = 16
-    """Wind directions that are told apart, centred at multiples of 360 / `sectors` degrees."""
+    """Number of wind directions, centred at multiples of 360 / `sectors` degrees."""
 
     calm_below: float = Field(0.5, ge=0)
     """Wind speed [m s-1] below which a region keeps raster order."""
 
     elevation_bias: Literal["published", "uphill", False] = "published"
-    """Attention bias against keys on higher ground ("published") or on lower ground ("uphill"); false for
-    none."""
+    """Attention bias against keys that lie higher ("published") or lower ("uphill"); false for none."""
 
     bias_blocks: Annotated[tuple[NonNegative, ...], Field(min_length=1, strict=False)] = (0,)
-    """Blocks that carry the attention biases, ascending, the first being 0."""
+    """Indices of the blocks with attention biases, ascending, from 0."""
 
     local_bias: Literal["near", "origin", False] = False
-    """Let each head of the biased blocks prefer what is near, as far as it learns, or what is near the place
-    from which its air has come in a time that it learns. Their attention is computed in float32."""
+    """Gaussian locality bias of attention, centred on the query ("near") or on its upwind departure point
+    ("origin"); each head learns width and travel time. Computed in float32. False for none."""
 
     local_heads: Positive | None = None
     """Number of heads of each biased block with the local bias; null for all."""
 
     sector_embedding: bool = False
-    """Position embeddings belong to places on the map, and a learnt one for every wind sector and place along
-    the wind is added; false gives position embeddings to places along the wind alone."""
+    """Add a learned embedding of wind sector and scan position to that of the map position; false for an
+    embedding of the scan position alone."""
 
     alpha: float = Field(2.0, ge=0)
-    """Initial barrier strength [km-1]; learnt."""
+    """Initial barrier strength [km-1]; learned."""
 
     alpha_per_head: bool = False
-    """One barrier strength a head instead of one for all."""
+    """One barrier strength per head instead of one for all."""
 
     attention: AttentionSetting = "auto"
-    """Blocks without elevation bias: by PyTorch's attention, by aqtopo_kernels', or by the better one."""
+    """Attention of blocks without elevation bias: PyTorch's, that of aqtopo_kernels, or the faster one."""
 
     lead_time: Literal["encoder", "decoder"] = "encoder"
-    """Input of the horizon: with the tokens, one horizon per pass; or before the head, all at once."""
+    """Lead-time embedding before the blocks (one horizon per pass) or before the head (all in one pass)."""
 
     local_path: bool = False
     """Add the output of convolutions on the full grid to the head's, since tokens are too narrow for every
@@ -194,7 +196,7 @@ class ModelConfig(Strict):
     """Output of the head: the pollutants, or their change since the start."""
 
     gradient_checkpointing: bool = False
-    """Compute each block's activations again in the backward pass, to save memory."""
+    """Recompute each block's activations in the backward pass, to save memory."""
 
     @property
     def head_dim(self) -> int:
@@ -249,10 +251,10 @@ class OptimizerConfig(Strict):
     """Learning rate after warm-up for a group of multiplier 1."""
 
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay, a step and unit of learning rate."""
+    """Decoupled weight decay, per step and unit of learning rate."""
 
     betas: Annotated[tuple[Probability, Probability], Field(strict=False)] = (0.9, 0.999)
-    """Decay of the first and second moments, a step."""
+    """Decay of the first and second moments per step."""
 
     eps: float = Field(1e-8, gt=0)
     """Added to the root of the second moment."""
@@ -287,7 +289,7 @@ class TrainingConfig(Strict):
     """Machines."""
 
     ranks_per_node: Positive
-    """Processes a machine, one an accelerator."""
+    """Processes per machine, one per accelerator."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, sample order and dropout."""
@@ -296,7 +298,7 @@ class TrainingConfig(Strict):
     """Micro-steps between validations, counted within the epoch."""
 
     patience: Positive | None = None
-    """Stop after so many validations without a better loss; null for never."""
+    """Number of validations without a better loss after which training stops; null for never."""
 
     sanity_micro_batches: NonNegative = 2
     """Validation micro-batches before the first step, to fail early."""
@@ -309,13 +311,13 @@ class CheckpointConfig(Strict):
     """Saving and retention of states."""
 
     keep_best: Positive = 3
-    """Checkpoints kept by validation loss, beside the last one."""
+    """Number of states kept by validation loss, besides the last one."""
 
     every_steps: Positive | None = None
-    """Save every so many steps besides the validations; null for never."""
+    """Steps between saves, besides those at validations; null for none."""
 
     keep_every_steps: Positive | None = None
-    """Keep for good one state every so many steps, a multiple of `every_steps`; null for none."""
+    """Steps between states that are never removed, a multiple of `every_steps`; null for none."""
 
 
 class RunSections(Strict):
@@ -355,17 +357,17 @@ class RunSections(Strict):
 
     @property
     def micro_batch(self) -> int:
-        """Samples a rank and micro-step."""
+        """Samples per rank and micro-step."""
         return self.deepspeed.train_micro_batch_size_per_gpu
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps a step, at the configured world size."""
+        """Micro-steps per step, at the configured world size."""
         return self.deepspeed.gradient_accumulation_steps
 
     @property
     def train_batch(self) -> int:
-        """Samples a step over all ranks: fixed for the life of the run."""
+        """Samples per step over all ranks, constant for the run."""
         return self.micro_batch * self.accumulation * self.world_size
 
     @property

@@ -1,12 +1,12 @@
-"""Model inputs: samples read from the store, filled, normalised and masked.
+"""Micro-batches: samples read from the store, filled, normalised and masked.
 
-Letters of shapes: B samples, V input variables, K lead times, C targets, H x W grid.
+Shapes: B samples, V input variables, K lead times, C targets, H x W grid.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,34 +17,32 @@ from torch.utils.data import get_worker_info
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.forcings import forcing
+from aqtopo.data.samples import PADDING
 from aqtopo.data.schema import Hours
-from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Store
-from aqtopo.data.workers import Block
-
-PADDING = -1
-"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
+from aqtopo.data.workers import ByteBuffer, shared_buffer
 
 _TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
 
 Fields = NDArray[np.float32]
+Missing = NDArray[np.bool_] | None
+"""Mask (C, H, W) of the missing values of an hour; None if it is complete, as usual."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A micro-batch.
+    """Micro-batch.
 
     Attributes:
-        inputs: (B, V, H, W) float32, finite, in the order of `data.inputs`; forcings as they are, the others
-            normalised.
-        wind: (B, 2, H, W) float32, eastward and northward wind in m/s, whatever the normalisation; finite.
-        targets: (B, K, C, H, W) float32, normalised; 0 where there is no value.
-        valid: (B, K, C, H, W) bool, where the loss and the scores count: the static mask is 1, the target has
-            a finite value, and the sample is not padding.
+        inputs: (B, V, H, W) float32, finite, in the order of `data.inputs`; all but the forcings normalised.
+        wind: (B, 2, H, W) float32, eastward and northward wind [m/s], never normalised; finite.
+        targets: (B, K, C, H, W) float32, normalised; 0 for missing values.
+        valid: (B, K, C, H, W) bool, True for the loss and the scores: the static mask is 1, the target is
+            finite, and the sample is not padding.
         lead_hours: (B, K) float32 [h].
-        places: each sample's place in the epoch's order, `PADDING` for those of weight 0.
+        places: each sample's place in the epoch's order, or `PADDING`.
         times: (B,) datetime64[h], UTC; NaT for padding.
-        filled: input values that were missing and became their channel's mean.
+        filled: number of missing input values, replaced by their channel's mean.
     """
 
     inputs: Tensor
@@ -57,43 +55,30 @@ class Batch:
     filled: int
 
     @property
-    def labels(self) -> "Labels":
-        """The batch without its tensors."""
-        return Labels(self.places, self.times, self.filled)
-
-    @property
     def samples(self) -> int:
-        """Samples of weight 1."""
+        """Number of samples without padding."""
         return sum(place != PADDING for place in self.places)
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The batch on a device; from pinned memory the copy overlaps with what runs there."""
+        """Return the batch on a device; a copy from pinned memory overlaps with kernels."""
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies by itself."""
+        """Return the batch in page-locked memory, which a GPU copies asynchronously."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def clone(self) -> "Batch":
-        """A copy in this process's own memory."""
+        """Return a copy in this process's own memory."""
         return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})
 
 
-class Labels(NamedTuple):
-    """Origin of a batch's samples; the fields are those of `Batch`."""
-
-    places: tuple[int, ...]
-    times: Hours
-    filled: int
-
-
 class BatchReader:
-    """Reader of a run's samples; it holds no open file and can be sent to a loader process.
+    """Reader of the samples of one run; it has no open file, so it can be sent to a loader process.
 
     Args:
-        store: data store.
+        store: the data.
         config: the run.
-        watched: the caller has a deadline for each batch; otherwise each hour has one.
+        watched: the caller has a deadline for each batch; if False, each hour has one.
 
     Raises:
         ValueError: the store does not fit the run.
@@ -104,44 +89,38 @@ class BatchReader:
         self._normalization = check_store(store, config)
         self._mask = store.static["mask"] > 0
         variables = config.data.variables
-        self._inputs = len(config.data.inputs)
-        self._lat, self._lon = store.lat, store.lon
-        self._forcings = [(len(variables) + place, name) for place, name in enumerate(config.data.forcings)]
-        self._dynamic = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(variables)
-            if name in store.channels
-        ]
-        first = len(variables) + len(config.data.forcings)
-        self._history_hours = np.array(config.data.history_hours, dtype="timedelta64[h]")
-        self._history = [
-            [
-                _Channel.of(first + place, store.channels.index(name), name, self._normalization)
-                for place, (name, before) in enumerate(config.data.history)
-                if before == hours
+
+        def channels(names: Sequence[str], first: int = 0) -> list[_Channel]:
+            mean, std = self._normalization.mean, self._normalization.std
+            return [
+                _Channel(place, store.channels.index(name), np.float32(mean[name]), np.float32(std[name]))
+                for place, name in enumerate(names, first)
+                if name in store.channels
             ]
-            for hours in config.data.history_hours
-        ]
-        self._wind = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(("u", "v"))
-        ]
-        self._target = [
-            _Channel.of(place, store.channels.index(name), name, self._normalization)
-            for place, name in enumerate(config.data.targets)
-        ]
-        # Normalised once: they are the same in every sample.
-        self._still = [
+
+        self._inputs = config.data.inputs
+        self._lat, self._lon = store.lat, store.lon
+        self._forcings = list(enumerate(config.data.forcings, len(variables)))
+        # The channels that are read from each source: the start, then the hours of the history.
+        self._sources, first = [channels(variables)], len(variables) + len(self._forcings)
+        self._hours_before = np.array([0, *config.data.history_hours], dtype="timedelta64[h]")
+        for hours in config.data.history_hours:
+            names = [name for name, before in config.data.history if before == hours]
+            self._sources.append(channels(names, first))
+            first += len(names)
+        self._wind, self._target = channels(("u", "v")), channels(config.data.targets)
+        # Static channels are the same in every sample, so they are normalised once.
+        self._static = [
             (place, self._normalization.normalize(store.static[name][None], [name])[0])
             for place, name in enumerate(variables)
             if name not in store.channels
         ]
 
     def shapes(self, samples: int, leads: int) -> dict[str, tuple[int, ...]]:
-        """Shapes of a batch's tensors: B samples with K lead times each."""
+        """Return the shapes of the tensors of a batch of B samples with K lead times."""
         targets = (samples, leads, len(self._target), *self._mask.shape)
-        return {
-            "inputs": (samples, self._inputs, *self._mask.shape),
+        return {  # bool last, so that the floats before it are aligned
+            "inputs": (samples, len(self._inputs), *self._mask.shape),
             "wind": (samples, 2, *self._mask.shape),
             "targets": targets,
             "lead_hours": (samples, leads),
@@ -149,58 +128,72 @@ class BatchReader:
         }
 
     def size(self, samples: int, leads: int) -> int:
-        """Bytes that a batch's tensors take."""
-        return sum(_widths(self.shapes(samples, leads)).values())
+        """Return the bytes of a batch's tensors."""
+        return sum(_bytes(name, shape) for name, shape in self.shapes(samples, leads).items())
 
-    def labelled(self, samples: int, leads: int, block: Block, labels: "Labels") -> Batch:
-        """The batch that lies in a block of memory, which `batch` filled in another process."""
-        places, times, filled = labels
-        return Batch(**_views(self.shapes(samples, leads), block), places=places, times=times, filled=filled)
+    def tensors(self, samples: int, leads: int, buffer: ByteBuffer | None) -> dict[str, Tensor]:
+        """Return the tensors of a batch, contiguous in a buffer; None allocates an uninitialised one."""
+        if buffer is not None:
+            memory = torch.from_numpy(buffer)
+        elif get_worker_info() is None:
+            memory = torch.empty(self.size(samples, leads), dtype=torch.uint8)
+        else:  # shared from the start, so that the trainer receives it without a copy
+            memory = shared_buffer(self.size(samples, leads))
+        tensors: dict[str, Tensor] = {}
+        start = 0
+        for name, shape in self.shapes(samples, leads).items():
+            end = start + _bytes(name, shape)
+            tensors[name] = memory[start:end].view(_dtype(name)).view(shape)
+            start = end
+        return tensors
 
     def batch(
         self,
         times: Hours,
         lead_hours: NDArray[np.int64],
         places: NDArray[np.int64],
-        into: Block | None = None,
+        into: ByteBuffer | None = None,
     ) -> Batch:
-        """Read one micro-batch; each hour it needs is read once.
+        """Read one micro-batch; read each hour once.
 
         Args:
             times: (B,) start times; ignored for padding.
-            lead_hours: (B, K) [h]. A target hour that is not stored is nowhere valid.
-            places: (B,) places in the epoch's order, `PADDING` for samples of weight 0.
-            into: at least `size` bytes to lay the tensors in; without it they get memory of their own.
+            lead_hours: (B, K) [h]. A target hour that is not stored is invalid in all cells.
+            places: (B,) places in the epoch's order, or `PADDING`.
+            into: buffer of at least `size` bytes for the tensors; None allocates one.
 
         Raises:
             ValueError: a start time or its history is not in the store, or a shard cannot be read.
-            TimeoutError: the file system does not answer, and nobody else watches.
+            TimeoutError: the file system does not answer; only if not `watched`.
         """
         real = np.flatnonzero(places != PADDING)
         starts = times[real].astype("datetime64[h]")
         leads = lead_hours[real].astype("timedelta64[h]")
         ends = starts[:, None] + leads
         stored = self._store.holds(ends)
-        # (1 + number of history hours, samples): the fields of the start, then the earlier ones.
-        sources = np.concatenate([starts[None], starts - self._history_hours[:, None]])
+        sources = starts - self._hours_before[:, None]
         hours, where = np.unique(np.concatenate([sources.ravel(), ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
-        batch = _views(self.shapes(*lead_hours.shape), into)
-        self._blank(batch, places, np.argwhere(~stored), real)
-        # Which hour (its number) goes to which inputs of which sample, and to which of its lead times.
-        input_hours, end_hours = where[: sources.size].reshape(sources.shape), where[sources.size :]
+        batch = self.tensors(len(places), lead_hours.shape[1], into)
+        padding = places == PADDING
+        for name in ("inputs", "wind", "targets", "valid"):
+            batch[name].numpy()[padding] = 0
+        rows, lead_places = np.nonzero(~stored)
+        for name in ("targets", "valid"):
+            batch[name].numpy()[real[rows], lead_places] = 0
+        # Number of the hour of each source of each sample's inputs, and of each stored lead time.
+        source_hours, end_hours = where[: sources.size].reshape(sources.shape), where[sources.size :]
         rows, lead_places = np.nonzero(stored)
         filled = 0
         for number, index in enumerate(indices):
             takes = end_hours == number
-            kinds, samples = np.nonzero(input_hours == number)
+            numbers, samples = np.nonzero(source_hours == number)
             filled += self._put_hour(
-                int(index), batch, (kinds, real[samples]), (real[rows[takes]], lead_places[takes])
+                int(index), batch, (numbers, real[samples]), (real[rows[takes]], lead_places[takes])
             )
         for sample, start in zip(real, starts, strict=True):
             for place, name in self._forcings:
                 batch["inputs"][sample, place] = torch.from_numpy(forcing(name, start, self._lat, self._lon))
-        padding = places == PADDING
         batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
             **batch,
@@ -209,21 +202,6 @@ class BatchReader:
             filled=filled,
         )
 
-    def _blank(
-        self,
-        batch: dict[str, Tensor],
-        places: NDArray[np.int64],
-        absent: NDArray[np.int64],
-        real: NDArray[np.int64],
-    ) -> None:
-        """Zero padding samples and the targets that are not stored, and mark them invalid."""
-        for unread in np.flatnonzero(places == PADDING):
-            for name in ("inputs", "wind", "targets", "valid"):
-                batch[name][unread] = 0
-        for row, lead in absent:
-            for name in ("targets", "valid"):
-                batch[name][real[row], lead] = 0
-
     def _put_hour(
         self,
         index: int,
@@ -231,111 +209,69 @@ class BatchReader:
         inputs: tuple[NDArray[np.int64], NDArray[np.int64]],
         ends: tuple[NDArray[np.int64], NDArray[np.int64]],
     ) -> int:
-        """Read an hour into `inputs` (0 for the start or the number of the history hour from 1, samples) and
-        into the targets of `ends` (samples, lead places).
+        """Read an hour into `inputs` (source numbers, samples) and targets `ends` (samples, lead indices).
 
-        Only one hour is held at a time: its memory serves for the next, without a page fault.
+        Only one hour is in memory at a time, so the next one reuses its pages without page faults.
 
         Returns:
-            Missing input values.
+            The number of missing input values.
         """
-        read = self._store.read_unwatched if self._watched else self._store.read_span
-        hour = _Hour.of(read(index, index + 1)[0])
+        read = self._store.read_without_deadline if self._watched else self._store.read_span
+        fields = read(index, index + 1)[0]
+        finite = np.isfinite(fields)
+        missing = None if finite.all() else ~finite
         filled = 0
-        for kind, sample in zip(*(each.tolist() for each in inputs), strict=True):
-            into = batch["inputs"][sample].numpy()
-            if kind:
-                filled += _put_channels(hour, self._history[kind - 1], into)
-                continue
-            for place, still in self._still:
-                into[place] = still
-            filled += _put_channels(hour, self._dynamic, into)
-            self._put_wind(hour, batch["wind"][sample].numpy())
-        for end in zip(*ends, strict=True):
-            self._put_targets(hour, batch["targets"][end].numpy(), batch["valid"][end].numpy())
+        for source, sample in zip(*(each.tolist() for each in inputs), strict=True):
+            channels, into = self._sources[source], batch["inputs"][sample].numpy()
+            for channel in channels:
+                channel.normalize(fields, missing, into[channel.place])
+            if source == 0:
+                self._put_static_and_wind(fields, missing, into, batch["wind"][sample].numpy())
+            if missing is not None:
+                filled += int(np.count_nonzero(missing[[channel.stored for channel in channels]]))
+        for place in zip(*ends, strict=True):
+            self._put_targets(fields, missing, batch["targets"][place].numpy(), batch["valid"][place].numpy())
         return filled
 
-    def _put_wind(self, hour: "_Hour", into: Fields) -> None:
-        """Wind (2, H, W) [m/s], the channel's mean for missing values."""
+    def _put_static_and_wind(self, fields: Fields, missing: Missing, inputs: Fields, wind: Fields) -> None:
+        """Write the static inputs (V, H, W) and the wind (2, H, W) [m/s]; the mean for missing values."""
+        for place, static in self._static:
+            inputs[place] = static
         for channel in self._wind:
-            values = hour.fields[channel.stored]
-            into[channel.place] = values
-            if not hour.complete:
-                into[channel.place][~np.isfinite(values)] = channel.mean
+            wind[channel.place] = fields[channel.stored]
+            if missing is not None:
+                wind[channel.place][missing[channel.stored]] = channel.mean
 
-    def _put_targets(self, hour: "_Hour", into: Fields, valid: NDArray[np.bool_]) -> None:
-        """Normalised targets (C, H, W), 0 for missing values, and where they count."""
+    def _put_targets(
+        self, fields: Fields, missing: Missing, targets: Fields, valid: NDArray[np.bool_]
+    ) -> None:
+        """Write normalised targets (C, H, W), 0 for missing values, and their validity."""
         valid[:] = self._mask
         for channel in self._target:
-            channel.normalize(hour.fields, into[channel.place])
-            if not hour.complete:
-                finite = np.isfinite(hour.fields[channel.stored])
-                into[channel.place][~finite] = 0.0
-                valid[channel.place] &= finite
+            channel.normalize(fields, missing, targets[channel.place])
+            if missing is not None:
+                valid[channel.place] &= ~missing[channel.stored]
 
 
-def _put_channels(hour: "_Hour", channels: Sequence["_Channel"], into: Fields) -> int:
-    """Put normalised channels into inputs (V, H, W), 0 for missing values, which is their mean; how many."""
-    missing = 0
-    for channel in channels:
-        channel.normalize(hour.fields, into[channel.place])
-        if not hour.complete:
-            gaps = ~np.isfinite(hour.fields[channel.stored])
-            into[channel.place][gaps] = 0.0
-            missing += int(np.count_nonzero(gaps))
-    return missing
+def _dtype(name: str) -> torch.dtype:
+    return torch.bool if name == "valid" else torch.float32
 
 
-def _widths(shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
-    """Bytes of each tensor; `valid` is bool, the others float32."""
-    assert list(shapes)[-1] == "valid"  # single bytes at the end, so that the floats before them stay aligned
-    return {name: math.prod(shape) * (1 if name == "valid" else 4) for name, shape in shapes.items()}
-
-
-def _views(shapes: dict[str, tuple[int, ...]], into: Block | None) -> dict[str, Tensor]:
-    """Tensors of a batch, not filled, one behind the other in one block of memory."""
-    widths = _widths(shapes)
-    block = torch.from_numpy(into) if into is not None else _new_block(sum(widths.values()))
-    views: dict[str, Tensor] = {}
-    start = 0
-    for name, shape in shapes.items():
-        kind = torch.bool if name == "valid" else torch.float32
-        views[name] = block[start : start + widths[name]].view(kind).view(shape)
-        start += widths[name]
-    return views
-
-
-def _new_block(size: int) -> Tensor:
-    """Memory, in a loader process shared from the start: nothing is copied to hand it over."""
-    untyped: Any = torch.UntypedStorage
-    storage = untyped._new_shared(size) if get_worker_info() is not None else untyped(size)
-    return torch.empty(0, dtype=torch.uint8).set_(storage)
+def _bytes(name: str, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * _dtype(name).itemsize
 
 
 class _Channel(NamedTuple):
-    """A variable: where it goes, where it is stored, and how it is normalised."""
+    """Variable: its index in the tensor and in the store, and its normalisation."""
 
     place: int
     stored: int
     mean: np.float32
     std: np.float32
 
-    @classmethod
-    def of(cls, place: int, stored: int, name: str, normalization: Normalization) -> "_Channel":
-        return cls(place, stored, np.float32(normalization.mean[name]), np.float32(normalization.std[name]))
-
-    def normalize(self, fields: Fields, into: Fields) -> None:
-        """As `Normalization.normalize` does, written where it belongs: a batch is made of few copies."""
+    def normalize(self, fields: Fields, missing: Missing, into: Fields) -> None:
+        """Write the normalised channel, 0 (the mean) for missing values, without a temporary array."""
         np.subtract(fields[self.stored], self.mean, out=into)
         np.divide(into, self.std, out=into)
-
-
-class _Hour(NamedTuple):
-    """The fields of an hour (C, H, W), and whether all their values are finite, as nearly always."""
-
-    fields: Fields
-    complete: bool
-
-    @classmethod
-    def of(cls, fields: Fields) -> "_Hour":
-        return cls(fields, bool(np.isfinite(fields).all()))
+        if missing is not None:
+            into[missing[self.stored]] = 0.0

@@ -1,4 +1,4 @@
-"""Checks that a store fits a run, and that its terrain and statistics are physically possible.
+"""Checks that a store fits a run, and that its terrain and statistics are plausible.
 
 `open_store` checks the layout of a store, and `aqtopo.data.inspection` its hours.
 """
@@ -7,27 +7,24 @@ import math
 from collections.abc import Iterator
 
 from aqtopo.config import RunConfig
-from aqtopo.data.schema import LEAST_HIGHEST_METRES, PLAUSIBLE_LEVEL, raise_store_error
+from aqtopo.data.schema import MIN_PEAK_M, PLAUSIBLE_LEVEL, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
 
 def check_store(store: Store, config: RunConfig) -> Normalization:
-    """Refuse a store whose grid, channels or statistics are not what the run needs.
-
-    Returns:
-        The normalisation of the run, which cannot be made from an unfit store.
+    """Check that the grid, channels and statistics of a store fit a run; return the run's normalisation.
 
     Raises:
-        ValueError: one paragraph with the store, what does not fit, and the remedy.
+        ValueError: they do not fit; names the store, the mismatch and the remedy.
     """
     rows, columns = config.data.grid
     if (store.lat.size, store.lon.size) != (rows, columns):
         raise_store_error(
             store.path,
             f"has {store.lat.size} x {store.lon.size} cells, and `data.grid` says {rows} x {columns}",
-            f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose the store that was meant.",
+            f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose another store.",
         )
     for name in (*config.data.variables, *config.data.targets):
         if name not in store.channels and name not in store.static:
@@ -37,19 +34,16 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
     if not (store.static["mask"] > 0).any():
         raise_store_error(
             store.path,
-            "has a mask without a single cell of value 1, so nothing would be learnt or scored",
-            "Write the store again with a mask that is 1 where the loss and the scores count.",
+            "has no cell of value 1 in its mask, so the loss and the scores would have no data",
+            "Write the store anew with a mask that is 1 in the cells of the loss and the scores.",
         )
-    for fault, remedy in unphysical(store):
+    for fault, remedy in implausible_values(store):
         raise_store_error(store.path, fault, remedy)
     return normalization_for(config, store)
 
 
-def unphysical(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield impossible terrain and means over years, each with its remedy; most often a unit is wrong.
-
-    Only data in memory is checked.
-    """
+def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
+    """Yield each implausible terrain value or mean, usually a wrong unit, with its remedy; reads no hours."""
     for name in STATIC_VARIABLES:
         values, (low, high) = store.static[name], VARIABLES[name].valid_range
         if values.min() < low or values.max() > high:
@@ -59,14 +53,17 @@ def unphysical(store: Store) -> Iterator[tuple[str, str]]:
                 f"Write it anew with {name} in {VARIABLES[name].units}.",
             )
     highest = float(store.static["elevation"].max())
-    if 0 < highest < LEAST_HIGHEST_METRES:
+    if 0 < highest < MIN_PEAK_M:
         yield (
             f"has no point higher than {highest:g} m: its elevation is probably in kilometres",
-            "Write it anew with elevation in metres; the barrier of the attention is per kilometre of it.",
+            "Write it anew with elevation in metres; the elevation bias of the attention depends on it.",
         )
     for name, axis in (("lat2d", store.lat[:, None]), ("lon2d", store.lon)):
         if abs(store.static[name] - axis).max() > 1e-3:
-            yield (f"has {name} that differs from its axis", "Write it anew with the positions of its cells.")
+            yield (
+                f"has {name} that differs from its axis",
+                "Write it anew with the coordinates of its cells.",
+            )
     for name, mean in store.mean.items():
         if name in store.channels and math.isfinite(mean):
             low, high = PLAUSIBLE_LEVEL.get(name, VARIABLES[name].valid_range)

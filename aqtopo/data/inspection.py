@@ -1,5 +1,6 @@
 """Inspection of a store: its summary, and its faults found in one pass over the shards."""
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S
-from aqtopo.data.check import unphysical
+from aqtopo.data.check import implausible_values
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import (
     DamagedShardError,
-    kept_checksums,
     read_with_deadline,
     shard_checksum,
     shard_path,
+    stored_checksums,
 )
 from aqtopo.data.statistics import Moments
 from aqtopo.data.store import Report, Store, no_progress, open_store
@@ -28,34 +29,30 @@ Severity = Literal["fault", "note"]
 _HOUR = np.timedelta64(1, "h")
 
 STALE = 1e-3
-"""Statistics that differ by more than this share of the standard deviation are of other data."""
+"""Largest difference of stored statistics from the hours' own, as a fraction of the standard deviation."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found.
+    """One finding of `inspect_store`.
 
     Attributes:
-        severity: a `fault` makes the store unfit for training; a `note` is what real data are like.
-        subject: what it is about: schema, units, statistics, gaps, missing, range, shard.
-        text: what was found and where.
+        severity: a `fault` makes the store unfit for training; a `note` is usual in real data.
+        subject: schema, static or statistics, statistics, gaps, missing, range or shard.
+        text: the fact and its place.
     """
 
     severity: Severity
     subject: str
     text: str
 
-    def as_json(self) -> dict[str, str]:
-        """For `--json`."""
-        return asdict(self)
-
 
 def inspect_store(
     path: str | Path, report: Report = no_progress, deadline_s: float = READ_DEADLINE_S
 ) -> list[Finding]:
-    """Everything that is wrong or remarkable in a store; empty for a perfect one.
+    """Return all faults and notes of a store.
 
-    Reads every shard twice: its file against its checksum, and its hours.
+    Reads every shard twice: the file, to compare its checksum, and its hours.
 
     Raises:
         TimeoutError: the file system did not answer for `deadline_s`.
@@ -64,43 +61,40 @@ def inspect_store(
         store = open_store(path, deadline_s)
     except ValueError as error:
         return [Finding("fault", "schema", str(error))]
-    return [
-        *(
-            Finding("fault", "static or statistics", f"{fault}. {remedy}")
-            for fault, remedy in unphysical(store)
-        ),
-        *(
-            Finding("note", "gaps", f"{first} to {last} ({int((last - first) / _HOUR) + 1} h)")
-            for first, last in gaps(store)
-        ),
-        *_shards(store, report),
-    ]
+    implausible = implausible_values(store)
+    found = [Finding("fault", "static or statistics", f"{fault}. {remedy}") for fault, remedy in implausible]
+    for first, last in gaps(store):
+        hours = int((last - first) / _HOUR) + 1
+        found.append(Finding("note", "gaps", f"{first} to {last} ({hours} h)"))
+    return [*found, *_shards(store, report)]
 
 
 def _shards(store: Store, report: Report) -> Iterator[Finding]:
     starts = range(0, store.times.size, HOURS_PER_SHARD)
-    kept = read_with_deadline(
-        store.path, "its checksums", lambda: kept_checksums(store.path), store.deadline_s
-    )
-    if kept.size != len(starts):
+    read = functools.partial(read_with_deadline, store.path, deadline_s=store.deadline_s)
+    checksums = read("its checksums", lambda: stored_checksums(store.path))
+    if checksums.size != len(starts):
         yield Finding(
             "fault",
             "shard",
-            f"{kept.size} checksums for {len(starts)} shards: changed files cannot be noticed. Write the "
-            "store anew with this version, which keeps them.",
+            f"{checksums.size} checksums for {len(starts)} shards: changed files cannot be detected. "
+            "Write the store anew with this version, which adds them.",
         )
     totals = _Totals(store)
     for number, first in enumerate(starts):
         last = min(first + HOURS_PER_SHARD, store.times.size)
+        shard = shard_path(store.path, first).relative_to(store.path)
+        place = f"{shard} (from {store.times[first]})"
         try:
-            if kept.size == len(starts) and _checksum(store, number) != kept[number]:
-                yield _damaged(store, first, "differs from its checksum: it was changed after it was written")
+            if checksums.size == len(starts):
+                checksum = read(f"the shard {shard}", functools.partial(shard_checksum, store.path, number))
+                if checksum != checksums[number]:
+                    text = f"{place} differs from its checksum: it was changed after it was written"
+                    yield Finding("fault", "shard", text)
             fields = store.read_span(first, last)
-        except DamagedShardError as error:
-            yield _damaged(store, first, str(error))
-            totals.miss(first, last)
-        except ValueError as error:
-            yield Finding("fault", "shard", str(error))
+        except (DamagedShardError, ValueError) as error:
+            text = f"{place} {error}" if isinstance(error, DamagedShardError) else str(error)
+            yield Finding("fault", "shard", text)
             totals.miss(first, last)
         else:
             totals.add(first, fields)
@@ -108,20 +102,8 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
     yield from totals.findings()
 
 
-def _checksum(store: Store, number: int) -> int:
-    shard = shard_path(store.path, number * HOURS_PER_SHARD).relative_to(store.path)
-    return read_with_deadline(
-        store.path, f"the shard {shard}", lambda: shard_checksum(store.path, number), store.deadline_s
-    )
-
-
-def _damaged(store: Store, first: int, what: str) -> Finding:
-    shard = shard_path(store.path, first).relative_to(store.path)
-    return Finding("fault", "shard", f"{shard} (from {store.times[first]}) {what}")
-
-
 class _Totals:
-    """Counts over all hours: missing values, values outside the physical range, and the statistics."""
+    """Counts over all hours: missing values, values outside the physical range, and statistics."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -154,11 +136,11 @@ class _Totals:
             self._moments = self._moments.merged(Moments.of(fields[trained]))
 
     def miss(self, first: int, last: int) -> None:
-        """Count hours [first, last) as unreadable; statistics cannot be compared without them."""
+        """Count unreadable hours [first, last): statistics cannot be compared without them."""
         self._unread += int(np.isin(self._years[first:last], self._store.statistics_years).sum())
 
     def findings(self) -> Iterator[Finding]:
-        """Yield the findings that follow from the counts."""
+        """Yield the findings of the counts."""
         for name, missing, outside in zip(self._store.channels, self._missing, self._outside, strict=True):
             if missing:
                 share = missing / self._cells
@@ -170,53 +152,52 @@ class _Totals:
                 yield Finding("fault", "range", f"{text}, the first at {self._first_outside[name]}")
         if self._empty_hours:
             text = f"{len(self._empty_hours)} hours without any value, the first {self._empty_hours[0]}"
-            yield Finding("fault", "missing", f"{text}: leave such hours out of the store")
+            yield Finding("fault", "missing", f"{text}: remove these hours from the store")
         yield from self._statistics()
 
     def _statistics(self) -> Iterator[Finding]:
         store = self._store
         remedy = "run `aqtopo data statistics`"
         if not store.statistics_years:
-            yield Finding("fault", "statistics", f"there are none: {remedy}")
+            yield Finding("fault", "statistics", f"the store has none: {remedy}")
             return
         if self._unread:
             text = f"not compared: {self._unread} h of their years cannot be read"
             yield Finding("note", "statistics", text)
             return
-        known = self._moments.count > 0
-        std = np.sqrt(self._moments.squares / np.maximum(self._moments.count, 1.0))
         years = ", ".join(map(str, store.statistics_years))
-        for place in np.flatnonzero(known):
+        for place in np.flatnonzero(self._moments.count > 0):
             name = store.channels[place]
-            found, kept = self._moments.mean[place], store.mean.get(name, np.nan)
-            apart = max(abs(found - kept), abs(std[place] - store.std.get(name, np.nan)))
-            if not apart <= STALE * max(std[place], 1e-12):
+            mean, std = self._moments.mean[place], self._moments.std[place]
+            stored_mean, stored_std = store.mean.get(name, np.nan), store.std.get(name, np.nan)
+            difference = max(abs(mean - stored_mean), abs(std - stored_std))
+            if not difference <= STALE * max(std, 1e-12):  # also if it is NaN
                 yield Finding(
                     "fault",
                     "statistics",
-                    f"{name}: mean {kept:g} and deviation {store.std.get(name, np.nan):g} are kept for "
-                    f"{years}, but its hours have {found:g} and {std[place]:g}: {remedy}",
+                    f"{name}: mean {stored_mean:g} and deviation {stored_std:g} are stored for {years}, but "
+                    f"its hours have {mean:g} and {std:g}: {remedy}",
                 )
 
 
 def summary(findings: list[Finding]) -> dict[str, Any]:
-    """Counts and findings, ready for JSON."""
+    """Return a JSON-ready mapping of counts and findings."""
     faults = sum(finding.severity == "fault" for finding in findings)
     return {
         "faults": faults,
         "notes": len(findings) - faults,
-        "findings": [finding.as_json() for finding in findings],
+        "findings": [asdict(finding) for finding in findings],
     }
 
 
 def gaps(store: Store) -> list[tuple[np.datetime64, np.datetime64]]:
-    """First and last hour of every run of hours that are missing between the store's first and last."""
+    """Return the first and last hour of each gap between the store's first and last hour."""
     before = np.flatnonzero(np.diff(store.times) > _HOUR)
     return list(zip(store.times[before] + _HOUR, store.times[before + 1] - _HOUR, strict=True))
 
 
 def summarize(store: Store) -> dict[str, Any]:
-    """Shape, times, gaps, channels with units and statistics, and source of a store, ready for JSON."""
+    """Return a JSON-ready summary: shape, times, gaps, channels with units and statistics, source."""
     by_year = store.times.astype("datetime64[Y]").astype(int) + 1970
     return {
         "path": store.path,
@@ -248,5 +229,5 @@ def summarize(store: Store) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no NaN; an unknown value is null."""
+    """Return None for NaN, which JSON lacks."""
     return None if value is None or math.isnan(value) else value

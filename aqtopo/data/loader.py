@@ -1,20 +1,19 @@
 """Loaders of a run's micro-batches, in order, read ahead by loader processes.
 
-A `TrainingLoader` yields one list of micro-batches per step; an `EvaluationLoader` yields one split with all
-horizons.
-`aqtopo.data.samples` chooses the samples; the choice does not depend on the number of workers. Loader
-processes start once and wait between epochs and validations for requests.
+A `TrainingLoader` yields one list of micro-batches a step, an `EvaluationLoader` all times and horizons of a
+split. `aqtopo.data.samples` selects the samples; they do not depend on the number of workers. Loader
+processes start once and wait between epochs and validations; each request tells them what to read.
 
-The trainer gets its micro-batch, or an error that names store, shard and time. A file system that does not
-answer within `data.read_deadline_s` is such an error.
+The trainer gets its micro-batch within `data.read_deadline_s`, or an error that names store, shard and time.
 """
 
 import functools
 import math
+import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +21,9 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import PADDING, Batch, BatchReader, Labels
+from aqtopo.data.batch import Batch, BatchReader
 from aqtopo.data.samples import (
+    PADDING,
     SampleTable,
     Split,
     StepPlan,
@@ -35,21 +35,21 @@ from aqtopo.data.samples import (
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours, raise_unreadable
 from aqtopo.data.shards import Result, run_with_deadline
 from aqtopo.data.store import Store
-from aqtopo.data.workers import Ring, Workers, worker_context, worker_setup
+from aqtopo.data.workers import SlotPool, signals_blocked, worker_context, worker_setup
 from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
-"""Micro-batches that a worker reads ahead at most to have a whole step at hand; more is up to the user."""
+"""Most micro-batches that a worker reads ahead for a whole step; `data.prefetch` may ask for more."""
 
 _MOST_HELD = 64
-"""Micro-batches of a step that may stay in the memory of the processes that read them."""
+"""Most micro-batches of a step that stay in shared memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """A micro-batch to read: the numbers of its samples (B,), 0 for padding, and their places (B,).
+    """Request for a micro-batch: sample numbers (B,), 0 for padding, and their places (B,).
 
-    `slot` is where in the ring it goes; without one it comes in memory of its own.
+    `slot` is its slot of the pool; None allocates memory.
     """
 
     samples: NDArray[np.int64]
@@ -58,75 +58,66 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Filled:
-    """A micro-batch that lies in a slot of the ring: only what is said of it travels."""
+class FilledSlot:
+    """Micro-batch in a slot of the pool; only this record is sent between processes."""
 
     slot: int
-    leads: int
-    labels: Labels
+    places: tuple[int, ...]
+    times: Hours
+    filled: int
 
 
-@dataclass(frozen=True)
-class ReadFailure:
-    """A micro-batch that could not be read: its message travels, the worker's traceback does not."""
-
-    message: str
+WorkerResult = Batch | FilledSlot | UnreadableDataError
 
 
-Answer = Batch | Filled | ReadFailure
+class MicroBatches(Dataset[WorkerResult]):
+    """Dataset of micro-batches, indexed by request, for DataLoader."""
 
-
-class MicroBatches(Dataset[Answer]):
-    """Micro-batches by request, for DataLoader."""
-
-    def __init__(self, reader: BatchReader, table: SampleTable, ring: Ring | None) -> None:
+    def __init__(self, reader: BatchReader, table: SampleTable, pool: SlotPool | None) -> None:
         self._reader = reader
         self._table = table
-        self._ring = ring
+        self._pool = pool
 
-    def __getitem__(self, request: Request) -> Answer:
+    def __getitem__(self, request: Request) -> WorkerResult:
         times, leads = self._table.lookup(request.samples)
         slot = request.slot
-        into = None if slot is None or self._ring is None else self._ring.block(slot)
+        into = None if slot is None or self._pool is None else self._pool.buffer(slot)
         try:
             batch = self._reader.batch(times, leads, request.places, into)
         except ValueError as error:
-            return ReadFailure(str(error))
-        return batch if slot is None else Filled(slot, leads.shape[1], batch.labels)
+            return UnreadableDataError(str(error))  # raised by the trainer, without the worker's traceback
+        return batch if slot is None else FilledSlot(slot, batch.places, batch.times, batch.filled)
 
 
 class _Requests(Sampler[Request]):
-    """Requests of the next pass, for loader processes that do not know epochs."""
+    """Sampler of the requests of the next pass."""
 
-    def __init__(self, ring: Ring | None) -> None:
+    def __init__(self, pool: SlotPool) -> None:
         self.pending: Sequence[Request] = ()
-        self._ring = ring
+        self._pool = pool
 
     def __iter__(self) -> Iterator[Request]:
-        if self._ring is None:
-            yield from self.pending
-            return
-        # Begun when every process has left the pass before, so what was taken for that one is free.
-        self._ring.reclaim()
+        # Every process has ended the pass before, so its reserved slots are unused.
+        self._pool.reclaim()
         for request in self.pending:
-            yield replace(request, slot=self._ring.take())
+            yield replace(request, slot=self._pool.reserve())
 
     def __len__(self) -> int:
         return len(self.pending)
 
 
 class BatchLoader:
-    """Delivers micro-batches, read ahead by `data.workers` processes (0: read here, when asked for).
+    """Loader of requested micro-batches, read ahead by `data.workers` processes (0: read in this process).
 
-    One pass at a time: a new one ends the one before.
+    Only one pass at a time: a new pass ends the one before.
 
     Args:
-        store: where they come from.
-        config: workers, how they start, how far they read ahead, and how long they may take.
+        store: the data.
+        config: number of workers, start method, prefetch and deadline.
         table: the samples of the split.
-        size: the most samples of a micro-batch.
-        most: the most micro-batches of a pass; there are no more processes than that.
-        held: how many micro-batches the user holds at a time.
+        size: most samples of a micro-batch.
+        most: most micro-batches of a pass, and most processes.
+        held: number of micro-batches that the caller keeps at a time.
 
     Raises:
         ValueError: the store does not fit the run, or there is too little shared memory.
@@ -140,39 +131,36 @@ class BatchLoader:
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
         self._reader = BatchReader(store, config, watched=True)
-        # A batch beyond the ring keeps a file open: a laptop that replays a step of 1600 samples would run
-        # out of them. So many are copied. Pinning, where there is a GPU, copies anyhow.
+        # A batch outside the pool keeps a file open: a step of 1600 samples on a laptop would exceed the
+        # limit. So large steps are copied. With a GPU, pinning copies every batch.
         self._pin = workers > 0 and torch.cuda.is_available()
         self._copy = workers > 0 and held > _MOST_HELD and not self._pin
-        self._workers = Workers()
+        self._workers: list[Any] = []
         step_ahead = min(math.ceil(config.accumulation / max(workers, 1)), _MOST_READ_AHEAD)
         ahead = max(data.prefetch, step_ahead)
-        # While one step is collected, its user may still hold the one before.
+        # The caller may keep the step before while the next is collected.
         held = 1 if self._copy or self._pin else 2 * held
-        self._ring = self._new_ring(workers * ahead + held + 1, size) if workers else None
-        self._requests = _Requests(self._ring)
-        self._micro_batches = MicroBatches(self._reader, table, self._ring)
-        self._loader = self._data_loader(workers, ahead, data.worker_start) if workers else None
-
-    def _data_loader(
-        self, workers: int, ahead: int, start: Literal["forkserver", "spawn"]
-    ) -> DataLoader[Answer]:
-        return DataLoader(
-            self._micro_batches,
-            batch_size=None,
-            sampler=self._requests,
-            collate_fn=_unchanged,
-            num_workers=workers,
-            multiprocessing_context=worker_context(start),
-            worker_init_fn=worker_setup(),
-            prefetch_factor=ahead,
-            persistent_workers=True,
-            # Workers are seeded from here; the global generator, which initialises weights, stays.
-            generator=torch.Generator().manual_seed(0),
-        )
+        self._pool = self._new_pool(workers * ahead + held + 1, size) if workers else None
+        self._micro_batches = MicroBatches(self._reader, table, self._pool)
+        self._loader: DataLoader[WorkerResult] | None = None
+        if self._pool is not None:
+            self._requests = _Requests(self._pool)
+            self._loader = DataLoader(
+                self._micro_batches,
+                batch_size=None,
+                sampler=self._requests,
+                collate_fn=_unchanged,
+                num_workers=workers,
+                multiprocessing_context=worker_context(data.worker_start),
+                worker_init_fn=worker_setup(),
+                prefetch_factor=ahead,
+                persistent_workers=True,
+                # Seeds the workers without a draw from the global generator, which initialises weights.
+                generator=torch.Generator().manual_seed(0),
+            )
 
     def deliver(self, requests: Sequence[Request]) -> Iterator[Batch]:
-        """The micro-batches of `requests`, in order.
+        """Yield the micro-batches of `requests`, in order.
 
         Raises:
             UnreadableDataError: a shard cannot be read, or a loader process was killed.
@@ -180,79 +168,78 @@ class BatchLoader:
         """
         items = self._items(requests) if requests else iter(())
         for request in requests:
-            answer = self._answered(request, functools.partial(next, items))
-            if isinstance(answer, ReadFailure):
-                raise UnreadableDataError(answer.message)
-            yield self._own(answer)
+            result = self._guarded(request, functools.partial(next, items))
+            if isinstance(result, UnreadableDataError):
+                raise result
+            yield self._own(result)
 
-    def _own(self, answer: Batch | Filled) -> Batch:
-        """The batch of an answer, in the memory where the user keeps it."""
-        if isinstance(answer, Batch):
-            batch = answer
+    def _own(self, result: Batch | FilledSlot) -> Batch:
+        """Return the batch of a result, pinned, copied or in shared memory."""
+        if isinstance(result, Batch):
+            batch = result
         else:
-            assert self._ring is not None
-            samples, block = len(answer.labels.places), self._ring.lend(answer.slot)
-            batch = self._reader.labelled(samples, answer.leads, block, answer.labels)
+            assert self._pool is not None
+            buffer = self._pool.hand_over(result.slot)
+            tensors = self._reader.tensors(len(result.places), self._table.leads, buffer)
+            batch = Batch(**tensors, places=result.places, times=result.times, filled=result.filled)
         if self._pin:
             return batch.pin_memory()
         return batch.clone() if self._copy else batch
 
-    def _new_ring(self, slots: int, size: int) -> Ring:
-        leads = self._table.lookup(np.zeros(1, dtype=np.int64))[1].shape[1]
-        slot_bytes = self._reader.size(size, leads)
+    def _new_pool(self, slots: int, size: int) -> SlotPool:
+        slot_bytes = self._reader.size(size, self._table.leads)
         try:
-            return Ring(slots, slot_bytes)
+            return SlotPool(slots, slot_bytes)
         except RuntimeError as error:
             raise ValueError(
-                f"The loader processes need {slots * slot_bytes / 2**20:.0f} MiB of shared memory, and there "
-                f"is not so much ({error}). Lower `data.workers` or `data.prefetch`, or set `data.workers` "
-                "to 0, or give the job more of /dev/shm."
+                f"The loader processes need {slots * slot_bytes / 2**20:.0f} MiB of shared memory, and less "
+                f"is free ({error}). Lower `data.workers` or `data.prefetch`, or set `data.workers` "
+                "to 0, or enlarge /dev/shm."
             ) from error
 
-    def _items(self, requests: Sequence[Request]) -> Iterator[Answer]:
+    def _items(self, requests: Sequence[Request]) -> Iterator[WorkerResult]:
         if self._loader is None:
             return (self._micro_batches[request] for request in requests)
         self._requests.pending = requests
-        loader = self._loader
-        with self._workers.started():
-            # In a thread DataLoader leaves SIGCHLD alone. Its handler would raise RuntimeError wherever the
-            # trainer is just then, in the middle of a step too.
-            return self._answered(requests[0], lambda: iter(loader))
+        loader, before = self._loader, set(multiprocessing.active_children())
+        with signals_blocked():
+            # In a thread DataLoader sets no SIGCHLD handler. The handler would raise RuntimeError at any
+            # point of the trainer, even within a step.
+            items = self._guarded(requests[0], lambda: iter(loader))
+        self._workers += set(multiprocessing.active_children()) - before
+        return items
 
-    def _answered(self, request: Request, work: Callable[[], Result]) -> Result:
-        """Return the result of `work`, which waits for loader processes, or raise the error of `request`."""
+    def _guarded(self, request: Request, work: Callable[[], Result]) -> Result:
+        """Call a function that waits for loader processes, with a deadline, and explain its errors.
+
+        `request` is the micro-batch that it waits for.
+        """
         try:
             return run_with_deadline(self._deadline_s, work)
         except TimeoutError:
-            # A process that hangs in the file system would keep this one from ending.
-            self._workers.kill()
-            self._refuse_stall(request)
+            # This process could not exit while a worker hangs in the file system.
+            for process in self._workers:
+                process.kill()
+            raise TimeoutError(
+                f"The data store {self._store.path} did not answer for {self._deadline_s} s: the micro-batch "
+                f"of {self._described(request)} is still not read. Check whether the file system hangs. If "
+                "it is only slow, raise `data.read_deadline_s`."
+            ) from None
         except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-            # DataLoader says RuntimeError; what fetches a batch's memory from a dead process, the others.
+            # DataLoader raises RuntimeError; mapping a dead process's memory raises the others.
             if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise_unreadable(
                 self._store.path,
-                f"could not be read further: a loader process ended unexpectedly ({error!r}) before the "
-                f"micro-batch of {self._described(request)} was there",
-                "Most often the machine ran out of memory or of /dev/shm: lower `data.workers` or "
+                f"could not be read further: a loader process ended unexpectedly ({error!r}) before it "
+                f"had read the micro-batch of {self._described(request)}",
+                "The usual cause is a lack of memory or of /dev/shm: lower `data.workers` or "
                 "`data.prefetch`, or set `data.workers` to 0 to see its error.",
             )
 
-    def _refuse_stall(self, request: Request) -> NoReturn:
-        raise TimeoutError(
-            f"The data store {self._store.path} did not answer for {self._deadline_s} s: the micro-batch of "
-            f"{self._described(request)} is still not read. See whether the file system hangs; if it is only "
-            "slow, raise `data.read_deadline_s`."
-        )
-
     def _described(self, request: Request) -> str:
-        """The hours that a micro-batch needs and the shards they lie in."""
-        real = request.places != PADDING
-        starts, leads = self._table.lookup(request.samples[real])
-        hours = np.unique(
-            np.concatenate([starts, (starts[:, None] + leads.astype("timedelta64[h]")).ravel()])
-        )
+        """Return the hours of a micro-batch and their shards, for a message."""
+        hours = self._table.hours(request.samples[request.places != PADDING])
         stored = hours[self._store.holds(hours)]
         shards = np.unique(self._store.locate(stored) // HOURS_PER_SHARD)
         files = ", ".join(f"fields/c/{shard}/0/0/0" for shard in shards)
@@ -260,9 +247,9 @@ class BatchLoader:
 
 
 class TrainingLoader:
-    """One rank's share of training, epoch after epoch.
+    """Loader of one rank's training samples, for all epochs.
 
-    `world` may differ from the configured world size: the steps then hold the same samples in other shares.
+    `world` may differ from the configured world size: a step then has the same samples on other ranks.
 
     Raises:
         ValueError: the store does not fit the run or gives too few samples.
@@ -277,41 +264,31 @@ class TrainingLoader:
         self._batches = BatchLoader(store, config, self._table, config.micro_batch, most, held)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """A list of micro-batches for every step of an epoch, from `first_step` on; every rank gets as many.
+        """Yield the micro-batches of each step of an epoch, from `first_step`; equally many on all ranks.
 
         Raises:
-            ValueError: a shard cannot be read (when its turn comes).
+            ValueError: a shard cannot be read, when its step is due.
             TimeoutError: the file system does not answer.
         """
         order = epoch_order(self._config.training.seed, epoch, len(self._table))
-        micro_batch = self._config.micro_batch
-        shares = [
-            share(self._plan.step_places(step), self._rank, self._world, micro_batch)
+        steps = [
+            share(self._plan.step_places(step), self._rank, self._world, self._config.micro_batch)
             for step in range(first_step, self._plan.steps_per_epoch)
         ]
-        places = [
-            np.array([PADDING if place is None else place for place in micro_batch], dtype=np.int64)
-            for step in shares
-            for micro_batch in step
+        requests = [
+            Request(np.where(places != PADDING, order[places], 0), places)
+            for step in steps
+            for places in step
         ]
-        requests = [Request(np.where(place != PADDING, order[place], 0), place) for place in places]
         batches = self._batches.deliver(requests)
-        return (list(islice(batches, len(step))) for step in shares)
-
-
-def training_steps(
-    store: Store, config: RunConfig, epoch: int, first_step: int, rank: int, world: int
-) -> Iterator[list[Batch]]:
-    """One epoch of a `TrainingLoader`."""
-    return TrainingLoader(store, config, rank, world).steps(epoch, first_step)
+        return (list(islice(batches, len(step))) for step in steps)
 
 
 class EvaluationLoader:
-    """One rank's share of a split, to iterate over as often as it is evaluated.
+    """Loader of one rank's times of a split with all K horizons; it can be iterated repeatedly.
 
-    All times of the split with all horizons (K = their number), each time on exactly one rank; the last batch
-    may be smaller. `places` number the split's times. Where `only` is given, just those of its times are
-    taken.
+    Each time is on exactly one rank. The last batch may be smaller. `places` number the split's times. `only`
+    restricts the split to these times.
 
     Raises:
         ValueError: the store does not fit the run, or the split has no usable time.

@@ -1,11 +1,10 @@
-"""Choice and order of a run's samples, and their distribution over ranks: pure functions of integers.
+"""Selection and order of a run's samples, and their distribution over ranks: pure functions.
 
-This module reads no file and does not know this process's rank. The unit is the step: step s of an epoch
-takes the same places of the epoch's order at every world size. So 400 ranks, 392 after a lost node, and one
-laptop make the same steps.
+Nothing here reads a file or uses this process's rank. Step s of an epoch takes the same places of the epoch's
+order at every world size: 400 ranks, 392 after a lost node, and one laptop compute the same steps.
 
-A *sample* is a row of the table: a (time, horizon) pair, or a time with all horizons. Its *place* is its
-position in the epoch's order. A *share* is one rank's part of a step.
+A *sample* is a (time, horizon) pair or a time with all horizons. Its *place* is its position in the epoch's
+order.
 """
 
 import math
@@ -18,14 +17,17 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data.schema import Hours
 
+PADDING = -1
+"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
+
 _HOUR = np.timedelta64(1, "h")
 
 Split = str
-"""One of `train`, `validation`, `test`."""
+"""`train`, `validation` or `test`."""
 
 
 def calendar_times(years: Sequence[int]) -> Hours:
-    """Every hour of the calendar years, ascending: what a store without gaps would hold."""
+    """Return every hour of the calendar years, ascending: the times of a store without gaps."""
     spans = [
         np.arange(f"{year}-01-01", f"{year + 1}-01-01", dtype="datetime64[h]") for year in sorted(set(years))
     ]
@@ -39,14 +41,14 @@ def usable_times(
     stride_hours: int = 1,
     history_hours: Sequence[int] = (),
 ) -> Hours:
-    """The times in `years` whose targets lie in the same calendar year and are present.
+    """Return the times in `years` whose targets are stored and in the same calendar year.
 
     Args:
-        times: (T,) the hours that exist, ascending.
+        times: (T,) the stored hours, ascending.
         years: calendar years of the split.
-        horizons: lead times [h]; every one of them must have its target.
-        stride_hours: keep only times whose index from the start of their year is a multiple of it.
-        history_hours: hours before the start whose fields must be present; they may lie in the year before.
+        horizons: lead times [h]; each must have its target.
+        stride_hours: keep times whose index from the start of their year is a multiple of it.
+        history_hours: hours before the start whose fields must be stored; they may lie in the year before.
 
     Returns:
         (n,) a subset of `times`, ascending.
@@ -66,12 +68,12 @@ def usable_times(
 
 @dataclass(frozen=True, eq=False)
 class SampleTable:
-    """The samples of one split, numbered 0 to `len(table)` - 1 in order of time, then horizon.
+    """Samples of one split, numbered 0 to `len(table)` - 1 in order of time, then horizon.
 
     Attributes:
         times: (n,) usable start times, ascending.
         horizons: lead times [h].
-        paired: a sample is one (time, horizon) pair; otherwise a time with all horizons.
+        paired: True if a sample is a (time, horizon) pair, False if it is a time with all horizons.
     """
 
     times: Hours
@@ -81,20 +83,30 @@ class SampleTable:
     def __len__(self) -> int:
         return self.times.size * (len(self.horizons) if self.paired else 1)
 
+    @property
+    def leads(self) -> int:
+        """K, the number of lead times of a sample."""
+        return 1 if self.paired else len(self.horizons)
+
     def lookup(self, samples: NDArray[np.int64]) -> tuple[Hours, NDArray[np.int64]]:
-        """Start times (B,) and lead times (B, K) [h] of the samples numbered `samples` (B,)."""
+        """Return start times (B,) and lead times (B, K) [h] of the sample numbers `samples` (B,)."""
         horizons = np.array(self.horizons, dtype=np.int64)
         if self.paired:
             time, horizon = np.divmod(samples, horizons.size)
             return self.times[time], horizons[horizon][:, None]
         return self.times[samples], np.broadcast_to(horizons, (samples.size, horizons.size))
 
+    def hours(self, samples: NDArray[np.int64]) -> Hours:
+        """Return the start and target times of the sample numbers `samples`, ascending, each once."""
+        starts, leads = self.lookup(samples)
+        return np.unique(np.concatenate([starts, (starts[:, None] + leads * _HOUR).ravel()]))
+
 
 def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
-    """The samples of a split out of the hours that exist.
+    """Return the samples of a split from the stored hours.
 
-    Training takes pairs or whole times as `model.lead_time` says; validation and test always take whole
-    times, so that each input is read once for all its horizons.
+    `model.lead_time` selects pairs or whole times for training. Validation and test always use whole times,
+    so that each input is read once for all horizons.
 
     Raises:
         ValueError: no time of the split is usable.
@@ -110,8 +122,8 @@ def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
         before = f" and fields {_listed(data.history_hours)} h before" if data.history_hours else ""
         raise ValueError(
             f"No time of `data.{split}_years` ({_listed(years)}) can be used: none in the store {data.store} "
-            f"has targets {_listed(data.horizons)} h ahead in the same year{before}. Choose years that the "
-            "store holds (`aqtopo data info` lists them), shorter horizons or a shorter history."
+            f"has targets {_listed(data.horizons)} h ahead in the same year{before}. Choose years in the "
+            "store (`aqtopo data info` lists them), shorter horizons or a shorter history."
         )
     return SampleTable(usable, data.horizons, split == "train" and config.model.lead_time == "encoder")
 
@@ -121,44 +133,37 @@ def _listed(values: Sequence[int]) -> str:
 
 
 def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
-    """A permutation of 0 to `samples` - 1, the order of an epoch, the same for every numpy and machine.
+    """Return the order of an epoch, a permutation of 0 to `samples` - 1, equal for all numpy versions.
 
-    numpy guarantees the raw stream of PCG64 seeded by SeedSequence([seed, epoch]) for ever, `permutation`
-    only within a version (NEP 19). So the order is that of raw 64-bit keys; equal ones (5e-10 pairs expected
-    among 138,720) keep their order.
+    numpy keeps the raw stream of PCG64 seeded by SeedSequence([seed, epoch]) in all versions, but the result
+    of `permutation` only within one (NEP 19). So raw 64-bit keys are sorted, stably for equal keys (5e-10
+    pairs expected among 138,720).
     """
     keys = np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(samples)
     return np.argsort(keys, kind="stable").astype(np.int64)
 
 
-MicroBatch = list[int | None]
-"""Places of one micro-batch; None is padding, a sample of weight 0 without data."""
+def share(places: range, rank: int, world: int, micro_batch: int) -> NDArray[np.int64]:
+    """Return the places of one rank's micro-batches of a step, (micro-steps, `micro_batch`).
 
-
-def share(places: range, rank: int, world: int, micro_batch: int) -> list[MicroBatch]:
-    """The part of a step that one of `world` ranks computes: `micro_batch` places for each micro-step.
-
-    All ranks get equally many micro-steps, the fewest that hold all places; padding lies at the end.
+    All ranks get equally many micro-steps, the fewest for all places; the `PADDING` is at the end.
     """
     assert 0 <= rank < world
-    assert micro_batch > 0
     micro_steps = math.ceil(len(places) / (world * micro_batch))
-    starts = ((micro_step * world + rank) * micro_batch for micro_step in range(micro_steps))
-    return [
-        [places[i] if i < len(places) else None for i in range(start, start + micro_batch)]
-        for start in starts
-    ]
+    padded = np.full(micro_steps * world * micro_batch, PADDING, dtype=np.int64)
+    padded[: len(places)] = places
+    return padded.reshape(micro_steps, world, micro_batch)[:, rank]
 
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Partition of an epoch's samples into steps, at the configured world size.
+    """Division of an epoch's samples into steps, at the configured world size.
 
     Attributes:
         samples: samples of an epoch.
         micro_batch: samples a rank and micro-step.
         accumulation: micro-steps a step.
-        world: ranks.
+        world: number of ranks.
 
     Raises:
         ValueError: there are too few samples for one micro-step.
@@ -179,7 +184,7 @@ class StepPlan:
 
     @classmethod
     def from_config(cls, config: RunConfig, samples: int) -> "StepPlan":
-        """The plan of a run whose epoch has `samples` samples."""
+        """Return the plan of a run with `samples` samples an epoch."""
         return cls(samples, config.micro_batch, config.accumulation, config.world_size)
 
     @property
@@ -188,12 +193,12 @@ class StepPlan:
 
     @property
     def train_batch(self) -> int:
-        """G: samples of a full step, fixed for the life of the run."""
+        """Samples of a full step (G), constant for a run."""
         return self._micro_step_samples * self.accumulation
 
     @property
     def micro_steps_per_epoch(self) -> int:
-        """Whole micro-steps of an epoch; what is left of an incomplete one is dropped."""
+        """Whole micro-steps of an epoch; the samples of an incomplete one are dropped."""
         return self.samples // self._micro_step_samples
 
     @property
@@ -202,18 +207,18 @@ class StepPlan:
         return math.ceil(self.micro_steps_per_epoch / self.accumulation)
 
     def validation_steps(self, every: int) -> dict[int, int]:
-        """When an epoch is validated: after every so many micro-steps, at the end of the step they fall in.
+        """Return the steps of an epoch with a validation: one every `every` micro-steps, at a step's end.
 
         Returns:
-            Micro-steps done, by the step of the epoch (from 1) after which they are validated. Of several
-            that fall into one step only the last counts. Empty where an epoch is shorter than that.
+            The micro-step that is due, by the step of the epoch (from 1) after which to validate. If several
+            are due in one step, only the last counts. Empty if an epoch has fewer than `every` micro-steps.
         """
         last = self.micro_steps_per_epoch
         due = range(every, last + 1, every)
         return {math.ceil(micro_step / self.accumulation): micro_step for micro_step in due}
 
     def step_places(self, step_in_epoch: int) -> range:
-        """The places that a step of the epoch takes."""
+        """Return the places of a step of the epoch."""
         assert 0 <= step_in_epoch < self.steps_per_epoch
         used = self.micro_steps_per_epoch * self._micro_step_samples
         start = step_in_epoch * self.train_batch
@@ -221,9 +226,10 @@ class StepPlan:
 
 
 def evaluation_share(samples: int, rank: int, world: int) -> NDArray[np.int64]:
-    """The samples that one of `world` ranks evaluates: a consecutive part; shares differ by at most one.
+    """Return the samples that one of `world` ranks evaluates; the numbers differ by at most one.
 
-    Consecutive hours share shards, and daily means need all the forecasts of a day in one place.
+    They are consecutive: consecutive hours are in the same shard, and a daily mean needs all forecasts of a
+    day on one rank.
     """
     assert 0 <= rank < world
     return np.arange(samples * rank // world, samples * (rank + 1) // world, dtype=np.int64)

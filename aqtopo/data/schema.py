@@ -1,20 +1,21 @@
-"""The layout of a data store, and what every block written to one and every store opened must satisfy.
+"""Layout of a data store, and the checks of each block that is written and each store that is opened.
 
 A store is one zarr v3 group:
 
 * `fields (time, channel, lat, lon)` float32: the hourly variables, `aqtopo.variables.DYNAMIC_VARIABLES`, in
   any order; one chunk an hour, one shard (a file) a day.
 * `static (static_channel, lat, lon)` float32: `aqtopo.variables.STATIC_CHANNELS`, all values finite; `mask`
-  is 1 where the loss and the scores count, else 0.
-* coordinates `time` (UTC, whole hours, increasing, gaps allowed), `lat`, `lon` (strictly monotonic, either
-  way), `channel`, `static_channel`.
-* attributes: `schema_version`, `source`, and once computed `channel_mean`, `channel_std`, `statistics_years`.
+  is 1 in the cells of the loss and the scores, else 0.
+* coordinates `time` (UTC, whole hours, increasing, gaps allowed), `lat`, `lon` (strictly monotonic,
+  ascending or descending), `channel`, `static_channel`.
+* attributes: `schema_version`, `source`, and after `aqtopo data statistics` `channel_mean`, `channel_std`,
+  `statistics_years`.
 
-Every refusal is a `ValueError` of one paragraph: which store, what is wrong, what to do.
+A failed check raises a `ValueError` of one paragraph: the store, the fault and the remedy.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,11 @@ from numpy.typing import NDArray
 from aqtopo.refusal import UnreadableDataError
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 SCHEMA_VERSION = 1
-"""Raised whenever a store of the old layout could be misread."""
+"""Layout version; incremented when a store of the old layout could be misread."""
 
 HOURS_PER_SHARD = 24
 """Hours in one file of `fields`: a year is 366 files, and a day is written or lost as a whole."""
@@ -31,29 +35,60 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
-PLAUSIBLE_LEVEL = {"co": (20.0, 2e4)}
-"""Range of the mean or median over a large area, in the store's units, where only the size tells them from
-other units: background carbon monoxide is 100 ug m-3, and 0.1 mg m-3."""
+_ARRAYS = {"fields": (FIELDS_DIMS, DYNAMIC_VARIABLES), "static": (STATIC_DIMS, STATIC_CHANNELS)}
+"""Dimensions and channels of each array."""
 
-LEAST_HIGHEST_METRES = 10.0
-"""A domain that is not flat has a higher point than this; Earth's highest is 8.8 in kilometres."""
+PLAUSIBLE_LEVEL = {"co": (20.0, 2e4)}
+"""Range of the mean or median over a large area, in the store's units, for variables whose `valid_range` does
+not exclude other units: background carbon monoxide is 100 ug m-3 or 0.1 mg m-3."""
+
+MIN_PEAK_M = 10.0
+"""Lowest plausible maximum of a non-flat elevation [m]; Earth's maximum is 8.8 km."""
 
 Hours = NDArray[np.datetime64]
 """Times with the resolution of an hour, UTC (`datetime64[h]`)."""
 
 
 def raise_store_error(store: object, what: str, remedy: str) -> NoReturn:
-    """Raise the `ValueError` that tells a user which store is unusable, why, and what to do."""
+    """Raise a `ValueError` that names an unusable store, the fault and the remedy."""
     raise ValueError(f"The data store {store} {what}. {remedy}")
 
 
 def raise_unreadable(store: object, what: str, remedy: str) -> NoReturn:
-    """Raise the error for hours that cannot be read now, and perhaps another time."""
+    """Raise the error for hours that cannot be read now but may be readable later."""
     raise UnreadableDataError(f"The data store {store} {what}. {remedy}")
 
 
-def check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Refuse an array whose channels are not `expected`, each once, in whatever order."""
+def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> None:
+    """Check the arrays, coordinates, channels, units and source of a data set.
+
+    Args:
+        store: path of the store, for the message.
+        dataset: content of a store or a block of it.
+        first: False for a block that is appended, which needs only `fields`.
+    """
+    for array, (dims, channels) in _ARRAYS.items():
+        if array == "static" and not first:
+            continue
+        if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
+            remedy = "Write it from a dataset with that array."
+            raise_store_error(store, f"lacks the float32 array `{array} {dims}`", remedy)
+        absent = [dim for dim in dims if dim not in dataset.coords]
+        if absent:
+            remedy = "Write it from a dataset with that coordinate."
+            raise_store_error(store, f"lacks the coordinate `{absent[0]}`", remedy)
+        names = dataset["channel" if array == "fields" else "static_channel"].values
+        _check_names(store, array, [str(name) for name in names], channels)
+        _check_units(store, dataset[array].attrs.get("channel_units", {}))
+    for axis in ("lat", "lon"):
+        _check_axis(store, axis, dataset[axis].values)
+    if first and not isinstance(dataset.attrs.get("source"), str):
+        remedy = "Set it to a string that names the origin of the data."
+        raise_store_error(store, "has no attribute `source`", remedy)
+
+
+def _check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
+    """Check that the channels of an array are `expected`, each once, in any order."""
     remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store anew with them."
     missing = [name for name in expected if name not in found]
     if missing:
@@ -65,8 +100,8 @@ def check_names(store: object, array: str, found: Sequence[str], expected: Seque
         raise_store_error(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
 
 
-def check_units(store: object, units: Mapping[str, str]) -> None:
-    """Refuse units other than those of `aqtopo.variables`; a channel without units is not judged."""
+def _check_units(store: object, units: Mapping[str, str]) -> None:
+    """Check that units are those of `aqtopo.variables`; a channel without units is accepted."""
     for name, found in units.items():
         if name in VARIABLES and found != VARIABLES[name].units:
             raise_store_error(
@@ -76,11 +111,11 @@ def check_units(store: object, units: Mapping[str, str]) -> None:
             )
 
 
-def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
-    """The time axis as `datetime64[h]`; refuses one that is empty, unsorted, repeated or between hours."""
+def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
+    """Check a time axis: not empty, whole hours, strictly increasing; return it as `datetime64[h]`."""
     hours = times.astype("datetime64[h]")
     if hours.size == 0:
-        raise_store_error(store, "holds no time", "Write at least one hour to it.")
+        raise_store_error(store, "has an empty time axis", "Write at least one hour to it.")
     if np.isnat(times).any():
         raise_store_error(
             store, "has a missing value on its time axis", "Write it anew with a time for every field."
@@ -90,7 +125,7 @@ def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
         raise_store_error(
             store,
             f"has the time {times[between[0]]}, which is not a whole hour",
-            "Fields belong to whole hours UTC: correct the time axis and write the store anew.",
+            "Times must be whole hours UTC: correct the time axis and write the store anew.",
         )
     steps = np.diff(hours)
     wrong = np.flatnonzero(steps <= np.timedelta64(0, "h"))
@@ -104,8 +139,8 @@ def whole_hours(store: object, times: NDArray[np.datetime64]) -> Hours:
     return hours
 
 
-def check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
-    """Refuse a latitude or longitude axis that is not strictly monotonic (either direction will do)."""
+def _check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
+    """Check that a latitude or longitude axis is strictly monotonic, ascending or descending."""
     steps = np.diff(values)
     if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
         raise_store_error(
@@ -116,7 +151,7 @@ def check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
 
 
 def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> None:
-    """Refuse static fields with a value that is not finite, and a mask other than 0 and 1."""
+    """Check that all static values are finite and the mask is 0 or 1."""
     for name, values in static.items():
         bad = int(np.count_nonzero(~np.isfinite(values)))
         if bad == values.size:
@@ -127,18 +162,20 @@ def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> No
             raise_store_error(
                 store,
                 f"has {bad} of {values.size} cells without a finite value in the static channel {name}",
-                "Nothing can stand in for a static field: fill them (0 m over sea) and write it anew.",
+                "A static field must be complete: fill these cells (0 m over sea) and write it anew.",
             )
     if not np.isin(static["mask"], (0.0, 1.0)).all():
         raise_store_error(
-            store, "has a mask with values other than 0 and 1", "Write 1 where cells count and 0 elsewhere."
+            store,
+            "has a mask with values other than 0 and 1",
+            "Write 1 in the cells of the loss and the scores, and 0 elsewhere.",
         )
 
 
 def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Attributes of a stacked array: units, CF standard name and long name of each channel.
+    """Return the attributes of a stacked array: units, CF standard name and long name of each channel.
 
-    CF describes a variable with one `units` string, but a stacked array needs one for each channel; hence
+    CF has one `units` string a variable, but a stacked array needs one for each channel: the attributes are
     mappings by channel name.
     """
     known = {name: VARIABLES[name] for name in names if name in VARIABLES}
@@ -151,16 +188,11 @@ def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
     }
 
 
-def coordinate_attributes() -> dict[str, dict[str, Any]]:
-    """CF attributes of the coordinates that have any, by coordinate."""
-    return {
-        "time": {"standard_name": "time", "long_name": "time (UTC)", "axis": "T"},
-        "lat": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
-        "lon": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
-        "channel": {"long_name": "hourly variable"},
-        "static_channel": {"long_name": "variable that does not change with time"},
-    }
-
-
-EXPECTED_CHANNELS = {"fields": DYNAMIC_VARIABLES, "static": STATIC_CHANNELS}
-"""The channels of each array, in the order in which they are usually written."""
+COORDINATE_ATTRIBUTES = {
+    "time": {"standard_name": "time", "long_name": "time (UTC)", "axis": "T"},
+    "lat": {"standard_name": "latitude", "units": "degrees_north", "axis": "Y"},
+    "lon": {"standard_name": "longitude", "units": "degrees_east", "axis": "X"},
+    "channel": {"long_name": "hourly variable"},
+    "static_channel": {"long_name": "variable that does not change with time"},
+}
+"""CF attributes by coordinate."""

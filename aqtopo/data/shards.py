@@ -1,23 +1,23 @@
-"""Hourly fields, read from the shards of a store with a deadline.
+"""Reader of the hourly fields in the shards of a store, and deadlines of reads.
 
-A shard is a file of the zarr v3 specification's sharding codec: the chunks of a day, each with its CRC-32C
-behind it, and at the end an index of their offsets and lengths with a CRC-32C of its own. As the chunks are
-not compressed, an hour is one `preadv` into the array that is given away, and one checksum: 0.2 ms for 11
-fields of 128 x 256. Reading the same hour through zarr (3.1.6, one thread) takes 3.4 ms on the same machine,
-nearly all of it in asynchronous machinery and copies. `benchmarks/loader.py` measures both.
+A shard is a file of the zarr v3 specification's sharding codec: the chunks of a day, each followed by its
+CRC-32C, and at the end an index of their offsets and lengths with its own CRC-32C. The chunks are not
+compressed, so an hour takes one `preadv` into the returned array and one checksum: 0.2 ms for 11 fields of
+128 x 256. zarr (3.1.6, one thread) takes 3.4 ms for the same hour, almost all in asynchronous code and
+copies. `benchmarks/loader.py` measures both.
 
 Shapes: n hours, C channels, H x W grid.
 """
 
 import hashlib
 import os
-import queue
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -29,43 +29,33 @@ from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import HOURS_PER_SHARD
 
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
-"""What zarr and its codecs raise on damaged data (a shard cut short, a wrong checksum, broken JSON)."""
+"""Errors of zarr and its codecs on damaged data (a truncated shard, a wrong checksum, invalid JSON)."""
 
 CHECKSUMS = "shard_blake2b"
-"""The array of the shards' checksums, (shard,) uint64."""
+"""Name of the array of the shards' checksums, (shard,) uint64."""
 
 _CRC_BYTES = 4
 _INDEX_BYTES = HOURS_PER_SHARD * 16 + _CRC_BYTES
 _NO_CHUNK = 2**64 - 1
 _PIECE_BYTES = 2**22
 _OPEN_SHARDS = 64
-"""Shards kept open by a process: a rank of 400 with several loader processes must stay below 1024 files."""
+"""Most open shards of a process: a rank of 400 with several loader processes must stay below 1024 files."""
+
 
 Result = TypeVar("Result")
 
 
 class DamagedShardError(Exception):
-    """A shard that cannot be trusted; the text goes on from "the shard ... "."""
-
-
-class FieldReader(Protocol):
-    """Reads hours of one shard."""
-
-    def read(self, first: int, last: int) -> NDArray[np.float32]:
-        """The hours [first, last) of one shard, (n, C, H, W) float32.
-
-        Raises:
-            DamagedShardError: the shard is damaged, unreadable or gone.
-        """
+    """Error of a damaged or missing shard; the text completes "the shard <path> ..."."""
 
 
 def shard_path(store: str | Path, time_index: int) -> Path:
-    """The file that holds an hour."""
+    """Return the file of an hour."""
     return Path(store, "fields", "c", str(time_index // HOURS_PER_SHARD), "0", "0", "0")
 
 
-def field_reader(store: str) -> FieldReader:
-    """The reader for the way in which a store's fields are encoded."""
+def field_reader(store: str) -> "PlainShards | ZarrFields":
+    """Return the reader for the encoding of a store's fields."""
     array = zarr.open_group(store, mode="r")["fields"]
     assert isinstance(array, zarr.Array)
     codecs: Any = getattr(array.metadata, "codecs", ())
@@ -80,7 +70,7 @@ def field_reader(store: str) -> FieldReader:
 
 
 class PlainShards:
-    """Shards without compression, read straight from their files.
+    """Reader of uncompressed shards, directly from their files.
 
     Args:
         store: path of the store.
@@ -94,7 +84,11 @@ class PlainShards:
         self._open: OrderedDict[int, tuple[int, tuple[int, ...]]] = OrderedDict()
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
-        """See `FieldReader.read`."""
+        """Return the hours [first, last) of one shard, (n, C, H, W) float32.
+
+        Raises:
+            DamagedShardError: the shard is damaged, unreadable or missing.
+        """
         values = np.empty((last - first, *self._hour), dtype="<f4")
         try:
             file, index = self._shard(first // HOURS_PER_SHARD)
@@ -109,18 +103,20 @@ class PlainShards:
 
     def _read_chunk(self, file: int, offset: int, length: int, into: NDArray[np.float32]) -> None:
         if offset == _NO_CHUNK:
-            raise DamagedShardError("does not hold that hour")
+            raise DamagedShardError("does not contain that hour")
         if length != self._bytes + _CRC_BYTES:
-            raise DamagedShardError(f"says that the hour has {length} bytes, not {self._bytes + _CRC_BYTES}")
+            raise DamagedShardError(
+                f"has {length} bytes for the hour in its index, not {self._bytes + _CRC_BYTES}"
+            )
         stored = bytearray(_CRC_BYTES)
         raw = into.reshape(-1).view(np.uint8)
         if _read_fully(file, raw.data, stored, offset) != length:
-            raise DamagedShardError("is cut short")
+            raise DamagedShardError("is truncated")
         if google_crc32c.value(raw) != int.from_bytes(stored, "little"):
             raise DamagedShardError("has a wrong checksum: its bytes have changed since it was written")
 
     def _shard(self, number: int) -> tuple[int, tuple[int, ...]]:
-        """File descriptor and index (offset, length of each hour) of a shard; the least used is closed."""
+        """Return file descriptor and index (offset, length of each hour) of a shard, from an LRU cache."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
@@ -141,7 +137,7 @@ class PlainShards:
 
 
 def _read_fully(file: int, chunk: memoryview, checksum: bytearray, offset: int) -> int:
-    """Fill both buffers from one place of a file; bytes read, fewer only at the end of the file."""
+    """Fill both buffers from an offset of a file; return the bytes read, fewer only at its end."""
     done, wanted = 0, len(chunk) + len(checksum)
     while done < wanted:
         if done < len(chunk):
@@ -160,43 +156,43 @@ def _read_index(file: int) -> tuple[int, ...]:
     if len(raw) < _INDEX_BYTES or google_crc32c.value(raw[:-_CRC_BYTES]) != int.from_bytes(
         raw[-_CRC_BYTES:], "little"
     ):
-        raise DamagedShardError("has no valid index at its end: it is cut short or was changed")
+        raise DamagedShardError("has no valid index at its end: it is truncated or was changed")
     return struct.unpack(f"<{2 * HOURS_PER_SHARD}Q", raw[:-_CRC_BYTES])
 
 
 class ZarrFields:
-    """Fields in any other encoding, read through zarr."""
+    """Reader of any other encoding, through zarr."""
 
     def __init__(self, store: str, array: Any) -> None:
         self._store = store
         self._array = array
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
-        """See `FieldReader.read`."""
+        """Read as `PlainShards.read` does."""
         try:
             values = np.asarray(self._array[first:last], dtype=np.float32)
         except READ_ERRORS as error:
             raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
-        # zarr gives the fill value for a file that is not there. Empty hours are stored, so it is a lost one.
+        # zarr returns the fill value for a missing file. Empty hours are stored, so the file was lost.
         if np.isnan(values.flat[0]) and not shard_path(self._store, first).exists():
             raise DamagedShardError("is gone")
         return values
 
 
 def shard_checksum(store: str | Path, number: int) -> int:
-    """64 bits of BLAKE2b over a shard's file.
+    """Return the first 64 bits of BLAKE2b of a shard's file.
 
-    A CRC-32C of the file would be the same for all shards: each chunk is followed by its own CRC-32C, and
-    that leaves the register in the same state whatever the chunk.
+    A CRC-32C of the file would be the same for all shards: each chunk is followed by its own CRC-32C, which
+    resets the register to the same state for any chunk.
 
     Raises:
-        DamagedShardError: the shard is gone or cannot be read.
+        DamagedShardError: the shard is missing or cannot be read.
     """
     return checksum_of(shard_bytes(store, number))
 
 
 def checksum_of(pieces: Iterable[bytes]) -> int:
-    """The checksum of a shard's bytes, see `shard_checksum`."""
+    """Return the checksum of a shard's bytes, see `shard_checksum`."""
     digest = hashlib.blake2b(digest_size=8)
     for piece in pieces:
         digest.update(piece)
@@ -204,10 +200,10 @@ def checksum_of(pieces: Iterable[bytes]) -> int:
 
 
 def shard_bytes(store: str | Path, number: int) -> Iterator[bytes]:
-    """A shard's file in pieces.
+    """Yield a shard's file in pieces.
 
     Raises:
-        DamagedShardError: the shard is gone or cannot be read.
+        DamagedShardError: the shard is missing or cannot be read.
     """
     try:
         with shard_path(store, number * HOURS_PER_SHARD).open("rb") as file:
@@ -219,8 +215,8 @@ def shard_bytes(store: str | Path, number: int) -> Iterator[bytes]:
         raise DamagedShardError(f"cannot be read ({error})") from error
 
 
-def kept_checksums(store: str | Path) -> NDArray[np.uint64]:
-    """The checksums of all shards as they were written, (shard,); empty if the store has none."""
+def stored_checksums(store: str | Path) -> NDArray[np.uint64]:
+    """Return the checksums of all shards from the time of writing, (shard,); empty if the store has none."""
     group = zarr.open_group(store, mode="r")
     if CHECKSUMS not in group:
         return np.empty(0, np.uint64)
@@ -228,48 +224,42 @@ def kept_checksums(store: str | Path) -> NDArray[np.uint64]:
 
 
 def run_with_deadline(deadline_s: float, work: Callable[[], Result]) -> Result:
-    """Run `work` in a daemon thread, and abandon the thread after a deadline.
+    """Call a function in a daemon thread, which is abandoned at the deadline.
 
     Raises:
         TimeoutError: it took longer than `deadline_s`.
     """
-    results: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
+    future: Future[Result] = Future()
 
     def run() -> None:
         try:
-            results.put((work(), None))
-        except BaseException as error:  # noqa: BLE001  (raised again by who waits)
-            results.put((None, error))
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001  (raised again in the calling thread)
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        result, error = results.get(timeout=deadline_s)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return cast(Result, result)
+    return future.result(deadline_s)
 
 
 def read_with_deadline(
-    store: object, what: str, work: Callable[[], Result], deadline_s: float = READ_DEADLINE_S
+    store: object, what: str, read: Callable[[], Result], deadline_s: float = READ_DEADLINE_S
 ) -> Result:
-    """Read from a store with a deadline.
+    """Call a function that reads from a store, with a deadline.
 
     Args:
-        store: its path.
-        what: what is read, for the message.
-        work: reads it.
-        deadline_s: how long it may take [s].
+        store: path of the store.
+        what: the data that are read, for the message.
+        read: function that reads them.
+        deadline_s: longest duration [s].
 
     Raises:
-        TimeoutError: it took longer; names the store and `what`.
+        TimeoutError: it took longer; the message names `store` and `what`.
     """
     try:
-        return run_with_deadline(deadline_s, work)
+        return run_with_deadline(deadline_s, read)
     except TimeoutError:
         raise TimeoutError(
-            f"The data store {store} did not answer for {deadline_s:g} s: {what} is still not read. See "
-            "whether the file system hangs; if it is only slow, raise `data.read_deadline_s` of the run, "
+            f"The data store {store} did not answer for {deadline_s:g} s: {what} is still not read. Check "
+            "whether the file system hangs. If it is only slow, raise `data.read_deadline_s` of the run, "
             "or give `aqtopo data` a longer `--deadline`."
         ) from None

@@ -1,7 +1,7 @@
-"""Mean and standard deviation of every channel: computed in one streaming pass, stored, applied.
+"""Mean and standard deviation of each channel: computation in one streaming pass, storage, normalisation.
 
-Statistics cover every finite value of the hourly fields in the given calendar years, and every cell of the
-static fields; cells outside the mask count too, since the model reads them.
+Statistics cover all finite values of the hourly fields in the given calendar years, and all cells of the
+static fields, including cells outside the mask, since the model reads them.
 """
 
 import math
@@ -32,7 +32,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and sum of squared deviations a channel, (C,) float64 each."""
+    """Count, mean and sum of squared deviations of each channel, (C,) float64 each."""
 
     count: Values
     mean: Values
@@ -40,7 +40,7 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> "Moments":
-        """Moments over time and space of (n, C, H, W) values; what is not finite is left out."""
+        """Return the moments over time and space of the finite values of (n, C, H, W)."""
         wide = values.astype(np.float64)
         finite = np.isfinite(wide)
         axes = (0, 2, 3)
@@ -49,17 +49,23 @@ class Moments:
         deviations = np.where(finite, wide - mean[:, None, None], 0.0)
         return cls(count, mean, (deviations**2).sum(axis=axes))
 
+    @property
+    def std(self) -> Values:
+        """Population standard deviation (C,); 0 without a value."""
+        deviations: Values = np.sqrt(self.squares / np.maximum(self.count, 1.0))
+        return deviations
+
     def merged(self, other: "Moments") -> "Moments":
-        """Moments of both sets together (Chan, Golub and LeVeque 1983, the pairwise form of Welford's)."""
+        """Return the moments of both sets together (Chan, Golub and LeVeque 1983, pairwise Welford)."""
         count = self.count + other.count
         delta = other.mean - self.mean
-        share = other.count / np.maximum(count, 1.0)
-        squares = self.squares + other.squares + delta**2 * self.count * share
-        return Moments(count, self.mean + delta * share, squares)
+        weight = other.count / np.maximum(count, 1.0)
+        squares = self.squares + other.squares + delta**2 * self.count * weight
+        return Moments(count, self.mean + delta * weight, squares)
 
 
 def compute_statistics(store: Store, years: Sequence[int], report: Report = no_progress) -> Statistics:
-    """Statistics over calendar years, one shard (a day) in memory at a time.
+    """Return the statistics of calendar years, with one shard (a day) in memory at a time.
 
     Raises:
         ValueError: the store has no hour of one of the years, or a shard cannot be read.
@@ -70,7 +76,7 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
         raise_store_error(
             store.path,
             f"has no hours in {absent[0]}" if absent else "was asked for statistics over no years",
-            f"Choose from the years it holds: {', '.join(map(str, store.years))}.",
+            f"Choose from its years: {', '.join(map(str, store.years))}.",
         )
     zero = np.zeros(len(store.channels))
     total = Moments(zero, zero, zero)
@@ -79,16 +85,12 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
         total = total.merged(Moments.of(store.read_span(first, last)))
         report("days of statistics", done, len(ranges))
     known = total.count > 0
-    mean = np.where(known, total.mean, np.nan)
-    std = np.where(known, np.sqrt(total.squares / np.maximum(total.count, 1.0)), np.nan)
-    static = {name: store.static[name].astype(np.float64) for name in STATIC_VARIABLES}
-    return Statistics(
-        mean=dict(zip(store.channels, mean.tolist(), strict=True))
-        | {name: float(values.mean()) for name, values in static.items()},
-        std=dict(zip(store.channels, std.tolist(), strict=True))
-        | {name: float(values.std()) for name, values in static.items()},
-        years=wanted,
-    )
+    mean = dict(zip(store.channels, np.where(known, total.mean, np.nan).tolist(), strict=True))
+    std = dict(zip(store.channels, np.where(known, total.std, np.nan).tolist(), strict=True))
+    for name in STATIC_VARIABLES:
+        values = store.static[name].astype(np.float64)
+        mean[name], std[name] = float(values.mean()), float(values.std())
+    return Statistics(mean, std, wanted)
 
 
 def write_statistics(
@@ -97,7 +99,7 @@ def write_statistics(
     report: Report = no_progress,
     deadline_s: float = READ_DEADLINE_S,
 ) -> Statistics:
-    """Compute the statistics of a store over `years` and keep them in its attributes.
+    """Compute the statistics of a store over `years` and write them to its attributes.
 
     Raises:
         ValueError: the store is unusable, lacks a year, or cannot be written.
@@ -116,55 +118,50 @@ def write_statistics(
         raise_store_error(
             path,
             f"cannot be written ({error})",
-            "Statistics are kept in its attributes: allow writing there.",
+            "Statistics are stored in its attributes: allow writing there.",
         )
     return statistics
 
 
 def _nulls(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: null stands for a channel without a finite value."""
+    """Return None, JSON's null, for the NaN of a channel without a finite value."""
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Takes fields from their units to about zero mean and unit variance, and back.
+    """Normalisation of fields to about zero mean and unit variance, and its inverse.
 
     Attributes:
         mean: by variable, in its units.
-        std: by variable, in its units, positive: a channel that never varies has 1.
+        std: by variable, in its units, positive: 1 for a constant channel.
     """
 
     mean: Mapping[str, float]
     std: Mapping[str, float]
 
-    @classmethod
-    def from_statistics(cls, mean: Mapping[str, float], std: Mapping[str, float]) -> "Normalization":
-        """Replace each standard deviation of 0 by 1, so that a constant channel becomes 0 and not NaN."""
-        return cls(dict(mean), {name: value if value > 0 else 1.0 for name, value in std.items()})
-
     def means(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Means of `names`, (C, 1, 1), to broadcast over the grid."""
+        """Return the means of `names`, (C, 1, 1), to broadcast over the grid."""
         return np.array([self.mean[name] for name in names], dtype=np.float32)[:, None, None]
 
     def stds(self, names: Sequence[str]) -> NDArray[np.float32]:
-        """Standard deviations of `names`, (C, 1, 1)."""
+        """Return the standard deviations of `names`, (C, 1, 1)."""
         return np.array([self.std[name] for name in names], dtype=np.float32)[:, None, None]
 
     def normalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
-        """(..., C, H, W) in units to (..., C, H, W) without units; `names` are the C variables."""
+        """Normalise (..., C, H, W) in physical units; `names` are the C variables."""
         return (values - self.means(names)) / self.stds(names)
 
     def denormalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
-        """The inverse of `normalize`."""
+        """Invert `normalize`."""
         return values * self.stds(names) + self.means(names)
 
 
 def normalization_for(config: RunConfig, store: Store) -> Normalization:
-    """The normalisation a run asks for.
+    """Return the normalisation of a run.
 
-    The store must have statistics either way: they show that every channel the run needs has data. For
-    `dataset` they must cover exactly the training years, so that nothing of validation or test leaks in.
+    The store must always have statistics: they show that each channel of the run has data. For `dataset` they
+    must cover exactly the training years, so that no validation or test data leak in.
 
     Raises:
         ValueError: there are no statistics, they cover other years, or a channel has no finite value.
@@ -172,16 +169,15 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     years = config.data.train_years
     command = f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, years))}`."
     if not store.statistics_years:
-        raise_store_error(store.path, "has no statistics of its channels yet", command)
+        raise_store_error(store.path, "has no statistics of its channels", command)
+    covered = ", ".join(map(str, store.statistics_years))
     if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
-        covered = ", ".join(map(str, store.statistics_years))
         trained = ", ".join(map(str, years))
         raise_store_error(
             store.path, f"has statistics over {covered}, and the run trains on {trained}", command
         )
     for name in ("u", "v", *config.data.variables, *config.data.targets):
         if not math.isfinite(store.mean.get(name, math.nan)):
-            covered = ", ".join(map(str, store.statistics_years))
             raise_store_error(
                 store.path,
                 f"has no finite value of the channel {name} in the years {covered}",
@@ -192,4 +188,5 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
             {name: variable.topoflow_mean for name, variable in VARIABLES.items()},
             {name: variable.topoflow_std for name, variable in VARIABLES.items()},
         )
-    return Normalization.from_statistics(store.mean, store.std)
+    # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
+    return Normalization(store.mean, {name: std if std > 0 else 1.0 for name, std in store.std.items()})

@@ -1,6 +1,6 @@
-"""The data store: one zarr v3 group, written with xarray and read shard by shard in training.
+"""Data store: one zarr v3 group, read shard by shard in training.
 
-The layout is described in `aqtopo.data.schema`; `aqtopo.data.write` writes it.
+`aqtopo.data.schema` describes the layout; `aqtopo.data.write` writes it.
 """
 
 import functools
@@ -18,55 +18,51 @@ from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import (
-    EXPECTED_CHANNELS,
-    FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
-    STATIC_DIMS,
     Hours,
-    check_axis,
-    check_names,
+    check_layout,
     check_static,
-    check_units,
+    checked_times,
     raise_store_error,
     raise_unreadable,
-    whole_hours,
 )
 from aqtopo.data.shards import (
     READ_ERRORS,
     DamagedShardError,
-    FieldReader,
+    PlainShards,
+    ZarrFields,
     field_reader,
     read_with_deadline,
     shard_path,
 )
 
 Report = Callable[[str, int, int], None]
-"""Progress callback: the unit counted, the number done, the total."""
+"""Progress callback: name of the items, number done, total number."""
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """An opened store: coordinates, static fields and statistics in memory, the hourly fields on disk.
+    """Opened store: coordinates, static fields and statistics in memory, the hourly fields on disk.
 
-    It may be pickled and sent to another process, where the fields are opened at the first `read`.
+    It can be pickled; another process opens the fields at its first `read`.
 
     Attributes:
-        path: where it lies.
+        path: folder of the store.
         times: (T,) datetime64[h], UTC, increasing.
         channels: names of the hourly fields, in storage order (C of them).
         lat: (H,) degrees north, ascending or descending.
         lon: (W,) degrees east.
         static: (H, W) float32 by name: elevation [m], population [km-2], lat2d, lon2d [degrees], mask [0/1].
         mean: mean by variable over `statistics_years`, in the variable's units; NaN without a finite value.
-        std: standard deviation likewise (population, not sample).
-        statistics_years: the calendar years the statistics cover; empty when there are none.
-        source: where the data come from.
-        attributes: every attribute of the group.
+        std: population standard deviation by variable, likewise.
+        statistics_years: the calendar years of the statistics; empty if there are none.
+        source: origin of the data.
+        attributes: all attributes of the group.
         digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
-            equal on two processes exactly when they see the same store, up to the hourly values.
-        copy: folder from which hours are read, on this node (`aqtopo.data.stage`); None for `path`.
-        deadline_s: how long the file system may take to answer [s].
+            equal on two processes if and only if they see the same store, except for the hourly values.
+        copy: folder on this node from which hours are read (`aqtopo.training.staging`); None for `path`.
+        deadline_s: longest wait for the file system [s].
     """
 
     path: str
@@ -88,35 +84,35 @@ class Store:
         return {name: value for name, value in self.__dict__.items() if name != "_fields"}
 
     @functools.cached_property
-    def _fields(self) -> FieldReader:
+    def _fields(self) -> PlainShards | ZarrFields:
         return field_reader(self.copy or self.path)
 
     @property
     def simulated(self) -> bool:
-        """True if the store's attribute `simulated` is `yes` or `true`."""
+        """Return True if the attribute `simulated` of the data is `yes` or `true`."""
         return str(self.attributes.get("simulated", "no")).lower() in ("yes", "true")
 
     @property
     def years(self) -> tuple[int, ...]:
-        """The calendar years of which at least one hour is stored."""
+        """Calendar years with at least one stored hour."""
         return tuple(int(year) + 1970 for year in np.unique(self.times.astype("datetime64[Y]").astype(int)))
 
     def holds(self, times: Hours) -> NDArray[np.bool_]:
-        """Return True for each of `times` that is stored, in their shape."""
+        """Return a mask of the `times` that are stored, in the shape of `times`."""
         wanted = np.asarray(times).astype("datetime64[h]")
-        # A search in the axis, which is sorted: np.isin would sort all its hours again for each micro-batch.
+        # The axis is sorted; np.isin would sort all its hours again for each micro-batch.
         stored: NDArray[np.bool_] = self.times[self._nearest(wanted)] == wanted
         return stored
 
     def _nearest(self, wanted: Hours) -> NDArray[np.intp]:
-        """Indices where `wanted` can be, if anywhere."""
+        """Return the only possible indices of `wanted`."""
         return np.searchsorted(self.times, wanted).clip(max=self.times.size - 1)
 
     def locate(self, times: Hours) -> NDArray[np.int64]:
-        """Indices on the time axis of `times`, in the shape of `times`.
+        """Return the indices of `times` on the time axis, in the shape of `times`.
 
         Raises:
-            ValueError: one of them is not in the store.
+            ValueError: a time is not in the store.
         """
         wanted = np.asarray(times).astype("datetime64[h]")
         indices = self._nearest(wanted)
@@ -131,66 +127,73 @@ class Store:
         return indices.astype(np.int64)
 
     def read(self, time_index: int) -> NDArray[np.float32]:
-        """The fields of one hour, (C, H, W) float32, NaN where there is no value.
+        """Return the fields of one hour, (C, H, W) float32, NaN for missing values.
 
         Raises:
-            UnreadableDataError: the shard of that hour is damaged, unreadable or gone.
+            UnreadableDataError: the shard of that hour is damaged, unreadable or missing.
             TimeoutError: the file system did not answer for `deadline_s`.
         """
         values: NDArray[np.float32] = self.read_span(time_index, time_index + 1)[0]
         return values
 
     def read_span(self, first: int, last: int) -> NDArray[np.float32]:
-        """The fields of the hours [first, last) of one shard, (n, C, H, W) float32.
+        """Return the fields of the hours [first, last) of one shard, (n, C, H, W) float32.
 
         Raises:
-            UnreadableDataError: the shard is damaged, unreadable or gone.
+            UnreadableDataError: the shard is damaged, unreadable or missing.
             TimeoutError: the file system did not answer for `deadline_s`.
         """
         shard = shard_path(self.path, first).relative_to(self.path)
         return read_with_deadline(
             self.path,
             f"the shard {shard} of {self.times[first]}",
-            lambda: self.read_unwatched(first, last),
+            lambda: self.read_without_deadline(first, last),
             self.deadline_s,
         )
 
-    def read_unwatched(self, first: int, last: int) -> NDArray[np.float32]:
-        """As `read_span` without a deadline, for who has one around many hours: starting a thread takes time.
+    def read_without_deadline(self, first: int, last: int) -> NDArray[np.float32]:
+        """Read as `read_span` does, without a thread and deadline of its own, for callers that have one.
 
         Raises:
-            UnreadableDataError: the shard is damaged, unreadable or gone.
+            UnreadableDataError: the shard is damaged, unreadable or missing.
         """
         assert 0 <= first < last <= self.times.size
         assert first // HOURS_PER_SHARD == (last - 1) // HOURS_PER_SHARD
         try:
             return self._fields.read(first, last)
         except DamagedShardError as error:
-            self.lose(first, error, self.copy)
+            self.raise_damaged(first, error, self.copy)
 
-    def lose(self, time_index: int, error: DamagedShardError, copy: str | None = None) -> NoReturn:
-        """Say which hour cannot be read, and why; `copy` is where it was read, if not in the store itself.
+    def raise_damaged(self, time_index: int, error: DamagedShardError, copy: str | None = None) -> NoReturn:
+        """Raise the error for an unreadable hour; `copy` is the node-local copy that was read, if any.
 
         Raises:
             UnreadableDataError: always.
         """
         shard = shard_path(self.path, time_index).relative_to(self.path)
-        where, remedy = "", "Copy the shard or the store again from its source, or write it anew."
+        where, remedy = "", "Copy the shard or the store again from its source, or write the store anew."
         if copy:
-            where, remedy = f" of its copy {copy}", "Remove that folder: the next start copies it anew."
+            where, remedy = f" of its copy {copy}", "Start the run again: each start makes a new copy."
         time = self.times[time_index]
         raise_unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
 
 
 def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
-    """Open a store and check everything that can be checked without reading the hourly fields.
+    """Open a store and check everything except the hourly fields.
 
     Raises:
-        ValueError: there is no store, it cannot be read, or it does not fit `aqtopo.data.schema`.
+        ValueError: there is no store, it cannot be read, or it violates `aqtopo.data.schema`.
         TimeoutError: the file system did not answer for `deadline_s`.
     """
     dataset = read_with_deadline(path, "its metadata", lambda: _open_dataset(Path(path)), deadline_s)
-    _check_layout(path, dataset)
+    version = dataset.attrs.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise_store_error(
+            path,
+            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
+            "Write it anew with this version, or use the aqtopo version that wrote it.",
+        )
+    check_layout(path, dataset)
     static = {
         str(name): dataset["static"].values[i] for i, name in enumerate(dataset["static_channel"].values)
     }
@@ -198,7 +201,7 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
     attributes = dict(dataset.attrs)
     return Store(
         path=str(path),
-        times=whole_hours(path, dataset["time"].values),
+        times=checked_times(path, dataset["time"].values),
         channels=tuple(str(name) for name in dataset["channel"].values),
         lat=dataset["lat"].values.astype(np.float64),
         lon=dataset["lon"].values.astype(np.float64),
@@ -214,7 +217,7 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
 
 
 def _open_dataset(path: Path) -> xr.Dataset:
-    """The store's metadata, coordinates and static fields; `fields` stays on disk."""
+    """Return the store's metadata, coordinates and static fields; `fields` stays on disk."""
     if not path.exists():
         raise ValueError(
             f"There is no data store at {path}. Correct `data.store`, or make one, "
@@ -222,48 +225,18 @@ def _open_dataset(path: Path) -> xr.Dataset:
         )
     try:
         dataset = xr.open_zarr(path, zarr_format=3, consolidated=False, chunks=None)
-        return dataset.load() if "fields" not in dataset else _load_all_but_fields(dataset)
+        loaded: xr.Dataset = dataset.drop_vars("fields", errors="ignore").load()
+        return loaded.assign(fields=dataset["fields"]) if "fields" in dataset else loaded
     except READ_ERRORS as error:
         raise_store_error(
             path,
             f"cannot be read as a zarr v3 group ({type(error).__name__}: {error})",
-            "Check that it is a complete aqtopo store and that you may read it, or make it anew.",
-        )
-
-
-def _load_all_but_fields(dataset: xr.Dataset) -> xr.Dataset:
-    return dataset.drop_vars("fields").load().assign(fields=dataset["fields"])
-
-
-def _check_layout(path: str | Path, dataset: xr.Dataset) -> None:
-    version = dataset.attrs.get("schema_version")
-    if version != SCHEMA_VERSION:
-        raise_store_error(
-            path,
-            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
-            "Make it anew with this version, or use the aqtopo that wrote it.",
-        )
-    for array, dims in (("fields", FIELDS_DIMS), ("static", STATIC_DIMS)):
-        if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
-            raise_store_error(
-                path, f"lacks the float32 array `{array} {dims}`", "Make it anew with `write_store`."
-            )
-        absent = [dim for dim in dims if dim not in dataset.coords]
-        if absent:
-            raise_store_error(path, f"lacks the coordinate `{absent[0]}`", "Make it anew with `write_store`.")
-        channel = dims[0] if array == "static" else dims[1]
-        check_names(path, array, [str(name) for name in dataset[channel].values], EXPECTED_CHANNELS[array])
-        check_units(path, dataset[array].attrs.get("channel_units", {}))
-    for axis in ("lat", "lon"):
-        check_axis(path, axis, dataset[axis].values)
-    if not isinstance(dataset.attrs.get("source"), str):
-        raise_store_error(
-            path, "has no attribute `source`", "Set it to one string that says where the data come from."
+            "Check that it is a complete aqtopo store and that you may read it, or write it anew.",
         )
 
 
 def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Statistics as stored, where JSON's null stands for a channel without a finite value."""
+    """Return stored statistics with NaN for JSON's null, a channel without a finite value."""
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
@@ -285,7 +258,7 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 
 def shard_ranges(store: Store, years: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """Ranges [first, last) of time indices that cover calendar years; no range crosses a shard."""
+    """Yield the ranges [first, last) of time indices of calendar years, one for each shard."""
     for year in sorted(set(years)):
         start, end = np.searchsorted(
             store.times, np.array([f"{year}-01-01", f"{year + 1}-01-01"], "datetime64[h]")

@@ -1,8 +1,8 @@
-"""Loader processes: their start, their signal masks, and the shared memory for their micro-batches.
+"""Loader processes: start, signals, and the shared memory for their micro-batches.
 
-Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer finishes its step, for which
-it still needs its loader. So the loader processes and the fork server that starts them block these signals.
-They end with the trainer's iterator, or when the trainer terminates them.
+Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer handles them: it finishes its
+step, and needs its loader until then. So loader processes, and the fork server that starts them, block these
+signals. Loader processes end with the trainer's iterator, or when the trainer terminates them.
 """
 
 import functools
@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import IntEnum
 from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
@@ -23,131 +22,116 @@ import torch
 import zarr
 from numpy.typing import NDArray
 
-_TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ByteBuffer = NDArray[np.uint8]
+"""One-dimensional view of memory."""
+
+_TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 _PRELOADED = ["__main__", "aqtopo.data.loader"]
-"""Modules that the fork server imports once, instead of every loader process: torch takes over a second."""
+"""Modules that the fork server imports once, not every loader process: torch takes over a second."""
 
 _PAGE_BYTES = 4096
 
-Block = NDArray[np.uint8]
+_FREE, _RESERVED, _IN_USE = range(3)
+"""States of a slot of shared memory."""
 
 
-def worker_context(start: Literal["forkserver", "spawn"]) -> BaseContext:
-    """The way to start processes; never fork, which copies locks that other threads of the trainer hold."""
-    context = multiprocessing.get_context(start)
-    if start == "forkserver":
-        context.set_forkserver_preload(_PRELOADED)
-    return context
+def shared_buffer(size: int) -> torch.Tensor:
+    """Return `size` uint8 in new shared memory."""
+    # torch's default_collate allocates by `_new_shared`; the public `share_memory_` copies.
+    untyped: Any = torch.UntypedStorage
+    return torch.empty(0, dtype=torch.uint8).set_(untyped._new_shared(size))
+
+
+class SlotPool:
+    """Reusable slots of shared memory for micro-batches.
+
+    New memory needs a page fault for each page in each process: for a micro-batch of 2 pairs at 128 x 256
+    that was 3000 faults and three quarters of a loader process's time. A slot has its pages after its first
+    use. Only the trainer changes the state of a slot: reserved when a request is sent, in use when the result
+    arrives, free when the last tensor over it is deleted. A started process gets the same memory.
+
+    Args:
+        slots: number of slots; a request without a free slot is answered without one.
+        slot_bytes: size of each.
+
+    Raises:
+        RuntimeError: there is too little shared memory.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        self._slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
+        self._memory = shared_buffer(slots * self._slot_bytes)
+        self._states = bytearray(slots)
+
+    def buffer(self, slot: int) -> ByteBuffer:
+        """Return a slot's memory, to write to."""
+        memory: ByteBuffer = self._memory.numpy()
+        return memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
+
+    def reserve(self) -> int | None:
+        """Reserve the lowest free slot, the most likely to have its pages; None if there is no free slot."""
+        slot = self._states.find(_FREE)
+        if slot < 0:
+            return None
+        self._states[slot] = _RESERVED
+        return slot
+
+    def hand_over(self, slot: int) -> ByteBuffer:
+        """Return a reserved slot's memory, to read; the slot is free when nothing refers to the array."""
+        assert self._states[slot] == _RESERVED
+        buffer = self.buffer(slot)
+        self._states[slot] = _IN_USE
+        # A tensor made by torch.from_numpy refers to the array while its storage exists, views included.
+        weakref.finalize(buffer, self._states.__setitem__, slot, _FREE).atexit = False
+        return buffer
+
+    def reclaim(self) -> None:
+        """Free the reserved slots, once no process writes to them any more."""
+        for slot, state in enumerate(self._states):
+            if state == _RESERVED:
+                self._states[slot] = _FREE
 
 
 @contextmanager
-def signals_held() -> Iterator[None]:
-    """Block the trainer's signals for a moment: processes started in it inherit that, for good.
+def signals_blocked() -> Iterator[None]:
+    """Block the trainer's signals; a process started in this context inherits the mask and keeps it.
 
-    Nothing is lost: a signal that arrives meanwhile is delivered at the end.
+    A signal that arrives meanwhile is delivered to the trainer at the end.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Workers:
-    """The loader processes of one loader, so that they can be ended when they do not answer."""
-
-    def __init__(self) -> None:
-        self._processes: list[Any] = []
-
-    @contextmanager
-    def started(self) -> Iterator[None]:
-        """Remember the processes that are started in it; they leave the trainer's signals alone."""
-        before = {process.pid for process in multiprocessing.active_children()}
-        with signals_held():
-            yield
-        new = [process for process in multiprocessing.active_children() if process.pid not in before]
-        self._processes += new
-
-    def kill(self) -> None:
-        """End them at once. One that waits for the file system in the kernel ends when that answers."""
-        for process in self._processes:
-            process.kill()
+def worker_context(start: Literal["forkserver", "spawn"]) -> BaseContext:
+    """Return the multiprocessing context; never fork, which copies locks held by other trainer threads."""
+    context = multiprocessing.get_context(start)
+    if start == "forkserver":
+        context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def worker_setup() -> Callable[[int], None]:
-    """Return the initializer of loader processes; it holds the process id of the caller, the trainer."""
+    """Return the function that each loader process runs first; call it in the trainer, for its process id."""
     return functools.partial(_set_up, os.getpid())
 
 
 def _set_up(trainer: int, _worker: int) -> None:
     # A worker decodes one chunk at a time; zarr's threads would compete with the other ranks of the node.
     zarr.config.set({"threading.max_workers": 1, "async.concurrency": 1})
-    signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINERS_SIGNALS)
-    threading.Thread(target=_end_for, args=(trainer,), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _TRAINER_SIGNALS)
+    threading.Thread(target=_end_on_sigterm_of, args=(trainer,), daemon=True).start()
 
 
-def _end_for(trainer: int) -> None:
-    """End this process when the trainer terminates it, as Python does at exit; ignore other senders."""
+def _end_on_sigterm_of(trainer: int) -> None:
+    """End this process at a SIGTERM from the trainer, which Python sends at exit; ignore other senders."""
     if sys.platform == "linux":
         while signal.sigwaitinfo([signal.SIGTERM]).si_pid != trainer:
             pass
-        os._exit(0)
     else:
-        # Elsewhere the sender is unknown. Better to end too early than never.
+        # The sender is unknown on other systems: end at any SIGTERM, so that no process remains.
         signal.sigwait([signal.SIGTERM])
-        os._exit(0)
-
-
-class _State(IntEnum):
-    FREE = 0
-    TAKEN = 1
-    LENT = 2
-
-
-class Ring:
-    """Slots of shared memory; sent to a process as it starts, it is the same memory there.
-
-    Args:
-        slots: how many; a request for which none is free does without.
-        slot_bytes: size of each.
-
-    Raises:
-        RuntimeError: there is not so much shared memory.
-    """
-
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self._slot_bytes = -(-slot_bytes // _PAGE_BYTES) * _PAGE_BYTES
-        # `_new_shared` is what torch's default_collate allocates by; the public `share_memory_` copies.
-        untyped: Any = torch.UntypedStorage
-        storage = untyped._new_shared(slots * self._slot_bytes)
-        self._memory = torch.empty(0, dtype=torch.uint8).set_(storage)
-        self._states = bytearray(slots)
-
-    def block(self, slot: int) -> Block:
-        """A slot's memory, to write to."""
-        memory: Block = self._memory.numpy()
-        return memory[slot * self._slot_bytes : (slot + 1) * self._slot_bytes]
-
-    def take(self) -> int | None:
-        """A free slot, the lowest, whose pages are the most likely to be there; none if all are in use."""
-        slot = self._states.find(_State.FREE)
-        if slot < 0:
-            return None
-        self._states[slot] = _State.TAKEN
-        return slot
-
-    def lend(self, slot: int) -> Block:
-        """A slot's memory to read; it is free again when nothing refers to the array any more."""
-        assert self._states[slot] == _State.TAKEN
-        block = self.block(slot)
-        self._states[slot] = _State.LENT
-        # A tensor made by torch.from_numpy holds the array for as long as its storage lives, views included.
-        weakref.finalize(block, self._states.__setitem__, slot, int(_State.FREE)).atexit = False
-        return block
-
-    def reclaim(self) -> None:
-        """Free what was taken and will not be lent, once no process writes any more."""
-        for slot, state in enumerate(self._states):
-            if state == _State.TAKEN:
-                self._states[slot] = _State.FREE
+    os._exit(0)

@@ -1,13 +1,13 @@
-"""Writes a store, from one dataset or from blocks that follow each other.
+"""Writer of a store, from one dataset or from consecutive blocks.
 
-Three choices of storage:
+Storage format:
 
 * Chunks of an hour, not compressed, each with its CRC-32C, in shards of a day: a flipped byte becomes an
   error instead of a plausible number, and `aqtopo.data.shards` reads an hour with one system call. Zstandard
   saves an eighth of the space and takes 2.5 to 3 times as long (`benchmarks/encodings.py`). Empty (all-NaN)
-  hours are written too, so that a chunk that is not there can only be a lost one.
-* 64 bits of BLAKE2b of every shard's file in `shard_blake2b`, with which `aqtopo data check` compares it.
-* No consolidated metadata: the zarr v3 specification does not define it yet, and a store has eight arrays.
+  hours are written too, so a missing chunk is always a lost one.
+* 64 bits of BLAKE2b of each shard's file in `shard_blake2b`, which `aqtopo data check` compares.
+* No consolidated metadata: the zarr v3 specification does not define it, and a store has only eight arrays.
 """
 
 import math
@@ -22,36 +22,30 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from aqtopo.data.schema import (
-    EXPECTED_CHANNELS,
-    FIELDS_DIMS,
+    COORDINATE_ATTRIBUTES,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
-    STATIC_DIMS,
     Hours,
-    check_axis,
-    check_names,
+    check_layout,
     check_static,
-    check_units,
-    coordinate_attributes,
+    checked_times,
     describe_channels,
-    raise_store_error,
-    whole_hours,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
 
 _TIME_CHUNK = 2**16
-"""Hours in one chunk of the time axis: 7 years, so that opening a store reads one or two small files."""
+"""Hours in one chunk of the time axis: 7 years, so opening a store reads one or two small files."""
 
 
 def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
-    """Write a new store from one dataset, or from several that follow each other in time.
+    """Write a new store from one dataset, or from several in order of time.
 
-    Each block has `fields (time, channel, lat, lon)`; the first also `static (static_channel, lat, lon)` and,
-    among its attributes, `source`. All but the last hold a multiple of 24 h: no shard is written twice.
-    The store is written aside, as `<path>.partial`, and takes its name when it is complete.
+    Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
+    and the attribute `source`. All blocks except the last have a multiple of 24 h, so no shard is written
+    twice. The store is written to `<path>.partial` and renamed when it is complete.
 
     Raises:
-        ValueError: `path` exists already or cannot be written, or a block does not fit `aqtopo.data.schema`.
+        ValueError: `path` exists already or cannot be written, or a block violates `aqtopo.data.schema`.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -59,8 +53,8 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
         raise ValueError(f"{final} exists already and is not overwritten. Remove it or choose another name.")
     if partial.exists():
         raise ValueError(
-            f"{partial} is there: another process is writing {final}, or one was killed while it did. "
-            "Remove it when nobody is writing."
+            f"{partial} exists: another process is writing {final}, or was killed while writing. "
+            "Remove it if no process is writing."
         )
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -85,19 +79,28 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
     for block in blocks:
         if hours % HOURS_PER_SHARD:
             raise ValueError(
-                f"A block of {name} ends after {hours} h and another follows. All blocks but the last must "
-                f"hold a multiple of {HOURS_PER_SHARD} h."
+                f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
+                f"must have a multiple of {HOURS_PER_SHARD} h."
             )
-        fields = _checked_fields(block, name)
+        # float64 is accepted, and stored as float32.
+        block = block.assign(
+            {array: block[array].astype(np.float32) for array in ("fields", "static") if array in block}
+        )
+        check_layout(name, block, first=last_time is None)
+        fields = block["fields"].reset_coords(drop=True)
+        fields = fields.assign_coords(time=fields["time"].astype("datetime64[ns]"))
+        fields = fields.assign_attrs(describe_channels(fields["channel"].values.tolist()))
         joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
-        whole_hours(name, joined)
+        checked_times(name, joined)
         if last_time is None:
             channels = tuple(fields["channel"].values.tolist())
             attributes = _create(block, fields, partial, name)
         else:
             if tuple(fields["channel"].values.tolist()) != channels:
-                raise ValueError(f"A block of {name} has its channels in another order than the first block.")
-            # Appending replaces the group's attributes by those of the block.
+                raise ValueError(
+                    f"A block of {name} has its channels in another order than the first block. Reorder them."
+                )
+            # An append replaces the group's attributes by those of the block.
             more = (
                 fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
             )
@@ -105,79 +108,36 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
                 partial, zarr_format=3, consolidated=False, append_dim="time", write_empty_chunks=True
             )
         last_time, hours = fields["time"].values[-1:], hours + fields.sizes["time"]
-        # At once, while the system still has the files in memory.
+        # Hash now, while the files are in the page cache.
         shards = range(len(checksums), math.ceil(hours / HOURS_PER_SHARD))
         checksums += [shard_checksum(partial, shard) for shard in shards]
     if last_time is None:
-        raise ValueError(f"There is nothing to write to {name}: no block was given.")
-    kept = zarr.create_array(
+        raise ValueError(f"There is nothing to write to {name}: no block was given. Pass at least one.")
+    zarr.create_array(
         partial / CHECKSUMS,
         data=np.array(checksums, dtype=np.uint64),
         dimension_names=["shard"],
         attributes={"long_name": "first 64 bits of BLAKE2b of the file of each shard of `fields`"},
     )
-    assert kept.shape == (math.ceil(hours / HOURS_PER_SHARD),)
-
-
-def _checked_fields(block: xr.Dataset, name: Path) -> xr.DataArray:
-    if "fields" not in block or block["fields"].dims != FIELDS_DIMS:
-        raise_store_error(
-            name, f"was given a block without `fields {FIELDS_DIMS}`", "Give the dataset that array."
-        )
-    fields = block["fields"]
-    for coordinate in FIELDS_DIMS:
-        if coordinate not in fields.coords:
-            raise_store_error(
-                name, f"was given a block without the coordinate `{coordinate}`", "Add it to the dataset."
-            )
-    check_names(name, "fields", fields["channel"].values.tolist(), EXPECTED_CHANNELS["fields"])
-    check_units(name, fields.attrs.get("channel_units", {}))
-    plain = fields.astype(np.float32).assign_attrs(describe_channels(fields["channel"].values.tolist()))
-    return plain.reset_coords(drop=True).assign_coords(time=plain["time"].astype("datetime64[ns]"))
 
 
 def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
-    """Write the first block: static fields, coordinates, attributes; gives the attributes of the group."""
-    if not isinstance(block.attrs.get("source"), str):
-        raise_store_error(
-            name, "was given no attribute `source`", "Say in one string where the data come from."
-        )
-    if "static" not in block or block["static"].dims != STATIC_DIMS:
-        raise_store_error(
-            name, f"was given a first block without `static {STATIC_DIMS}`", "Give the dataset that array."
-        )
-    static = block["static"].astype(np.float32)
-    names = static["static_channel"].values.tolist()
-    check_names(name, "static", names, EXPECTED_CHANNELS["static"])
-    check_units(name, static.attrs.get("channel_units", {}))
-    check_static(name, {channel: static.sel(static_channel=channel).values for channel in names})
-    for axis in ("lat", "lon"):
-        check_axis(name, axis, fields[axis].values)
-
+    """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
+    names = block["static_channel"].values.tolist()
+    static = block["static"].reset_coords(drop=True).assign_attrs(describe_channels(names))
+    check_static(name, dict(zip(names, static.values, strict=True)))
     dataset = xr.Dataset(
-        {"fields": fields, "static": static.reset_coords(drop=True).assign_attrs(describe_channels(names))},
+        {"fields": fields, "static": static},
         attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},
     )
-    for coordinate, attributes in coordinate_attributes().items():
+    for coordinate, attributes in COORDINATE_ATTRIBUTES.items():
         dataset[coordinate].attrs = attributes
-    # zarr v3 specifies strings of variable length only; numpy's fixed-length ones would be an extension.
+    # zarr v3 specifies only strings of variable length; numpy's fixed-length strings are an extension.
     dataset = dataset.assign_coords(
         channel=dataset["channel"].astype(object), static_channel=dataset["static_channel"].astype(object)
     )
-    dataset.to_zarr(
-        partial,
-        mode="w-",
-        zarr_format=3,
-        consolidated=False,
-        write_empty_chunks=True,
-        encoding=_encoding(fields, static),
-    )
-    return {str(key): value for key, value in dataset.attrs.items()}
-
-
-def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str, Any]]:
     hour = fields.shape[1:]
-    return {
+    encoding: dict[str, dict[str, Any]] = {
         "fields": {
             "chunks": (1, *hour),
             "shards": (HOURS_PER_SHARD, *hour),
@@ -186,3 +146,7 @@ def _encoding(fields: xr.DataArray, static: xr.DataArray) -> dict[str, dict[str,
         "static": {"chunks": static.shape, "compressors": [ZstdCodec(level=3, checksum=True)]},
         "time": {"chunks": (_TIME_CHUNK,), "units": "hours since 1970-01-01", "dtype": "int64"},
     }
+    dataset.to_zarr(
+        partial, mode="w-", zarr_format=3, consolidated=False, write_empty_chunks=True, encoding=encoding
+    )
+    return {str(key): value for key, value in dataset.attrs.items()}

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -80,6 +81,28 @@ def raise_problems_on_all_ranks(
     """
     gathered = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
     raise_problems(summary, sorted({problem for own in gathered for problem in own}), remedy, kind)
+
+
+@contextmanager
+def refusals_on_all_ranks(
+    ranks: RankGroup, summary: str, errors: tuple[type[Exception], ...] = (RefusedError,)
+) -> Iterator[None]:
+    """Raise the errors of a block on every rank at its end, so that no rank skips a collective.
+
+    Args:
+        ranks: all ranks; each runs the block, without collectives in it.
+        summary: first line of the message.
+        errors: classes of errors to raise on all ranks.
+
+    Raises:
+        RefusedError: the block failed on a rank.
+    """
+    problems = []
+    try:
+        yield
+    except errors as error:
+        problems = [str(error)]
+    raise_problems_on_all_ranks(ranks, summary, problems)
 
 
 def gather_mappings(own: Mapping[str, Any], ranks: RankGroup) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cell
 import functools
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -34,6 +35,9 @@ HOURS_A_DAY = 24
 DAYS_A_YEAR = 365.2425
 PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Candidates for the ridge penalty, as a multiple of the number of times."""
+
+MAX_TIMES = 4000
+"""Most initial times of a fit; of more, every n-th is taken."""
 
 HOURS_PER_PREDICTOR = 3
 """Fewest initial times of the fit for each predictor."""
@@ -111,7 +115,8 @@ class LinearBaseline:
 
     def __init__(self, store: Store, data: DataConfig, predictors: Predictors) -> None:
         self._store, self._data, self.predictors = store, data, predictors
-        self._normalization = Normalization.from_statistics(store.mean, store.std)
+        positive = {name: std if std > 0 else 1.0 for name, std in store.std.items()}
+        self._normalization = Normalization(store.mean, positive)
         self._day = functools.lru_cache(CACHED_SHARDS)(self._read_day)
         self._shape = (store.lat.size, store.lon.size)
 
@@ -189,7 +194,9 @@ class LinearBaseline:
 
     def _initial_times(self, years: Sequence[int]) -> Hours:
         earlier = sorted({hours for _, hours in self.predictors.history})
-        return usable_times(self._store.times, years, self._data.horizons, history_hours=earlier)
+        times = usable_times(self._store.times, years, self._data.horizons, history_hours=earlier)
+        chosen: Hours = times[:: max(1, math.ceil(times.size / MAX_TIMES))]
+        return chosen
 
     def _row_blocks(self) -> Iterator[slice]:
         predictors, outputs = len(self.predictors), len(self._data.horizons) * len(self._data.targets)
@@ -247,7 +254,8 @@ class LinearBaseline:
             self._day(index // HOURS_PER_SHARD)[index % HOURS_PER_SHARD, channels]
             for index in self._store.locate(times).tolist()
         ]
-        return self._normalization.normalize(np.stack(fields), names)
+        normalised: FloatArray = self._normalization.normalize(np.stack(fields), names)
+        return normalised
 
     def _read_day(self, number: int) -> FloatArray:
         first = number * HOURS_PER_SHARD

@@ -17,7 +17,7 @@ from pathlib import Path
 from aqtopo.checkpoint.tags import Tag, list_tags
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
-from aqtopo.fault_testing.ranks import FILE_PHASES, Kill, RanksUnderTest
+from aqtopo.fault_testing.ranks import FILE_PHASES, POLL_S, Kill, RanksUnderTest, file_phase, logged_steps
 from aqtopo.fault_testing.result import FaultTestResult, compare_losses, compare_states, lost_tags
 from aqtopo.run_directory.log_file import METRICS_FILE, ResumeLine, StepLine, of_kind, read_log
 
@@ -52,7 +52,7 @@ def fault_test(
     reference = out / "reference"
     config = _test_config(config_path, reference, worlds[0], every_steps)
     ranks = RanksUnderTest(config, worlds[0], steps, out / "reference.log")
-    ranks.wait_for_step(reference, 0)
+    ranks.wait_until(lambda: logged_steps(reference) > 0)
     starting_s = time.monotonic() - began
     ranks.wait()
     step_s = (time.monotonic() - began - starting_s) / steps
@@ -88,7 +88,7 @@ def _test_config(config_path: Path, run_dir: Path, world: int, every_steps: int)
     config = load_config(config_path)
     batch = config.train_batch
     if batch % world:
-        raise ValueError(f"{batch} samples a step cannot be divided among {world} ranks. Choose --worlds.")
+        raise ValueError(f"{batch} samples per step cannot be divided among {world} ranks. Choose --worlds.")
     overrides = [
         f"training.run_dir={json.dumps(str(run_dir))}",
         f"training.validate_every={every_steps + 1}",
@@ -107,35 +107,20 @@ def _test_config(config_path: Path, run_dir: Path, world: int, every_steps: int)
 
 @dataclass
 class _VictimRun:
-    """The run that is killed, over all its starts.
-
-    Attributes:
-        config: the run.
-        steps: its length.
-        every_steps: steps between saves.
-        turns: numbers of ranks.
-        rng: random source of the kills.
-        starting_s: duration of a start [s].
-        step_s: duration of a step [s].
-        kills: all kills.
-        counted: kills of a run that trains and has a saved state.
-        unverified: starts that continued from a saved state without a verified resume.
-        lost: problems of the saved states after a kill.
-        wait_for_phases: False after a kill that waited for a phase that did not come.
-    """
+    """The run that is killed, over all its starts."""
 
     config: RunConfig
     steps: int
     every_steps: int
-    turns: Iterator[int]
+    turns: Iterator[int]  # numbers of ranks
     rng: random.Random
-    starting_s: float
-    step_s: float
+    starting_s: float  # duration of a start
+    step_s: float  # duration of a step
     kills: list[Kill] = field(default_factory=list)
-    counted: int = 0
-    unverified: int = 0
-    lost: list[str] = field(default_factory=list)
-    wait_for_phases: bool = True
+    counted: int = 0  # kills of a run that trains and has a saved state
+    unverified: int = 0  # starts that continued from a saved state without a verified resume
+    lost: list[str] = field(default_factory=list)  # problems of the saved states after a kill
+    wait_for_phases: bool = True  # False after a kill that waited for a phase that did not come
     starts: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -189,14 +174,16 @@ class _VictimRun:
     def _wait_for_kill(self, ranks: RanksUnderTest, before: Tag | None, seen: int) -> None:
         """Wait until the time of the kill."""
         if not self.kills:  # the first kill needs a state to resume from
-            ranks.wait_for_state(self.run_dir)
+            ranks.wait_until(lambda: bool(list_tags(self.run_dir)))
         elif self.wait_for_phases and self.rng.random() < PHASE_SHARE:
-            ranks.wait_for_phase(self.run_dir, self._least_hit_phase(before))
+            phase = self._least_hit_phase(before)
+            ranks.wait_until(lambda: file_phase(self.run_dir) == phase, POLL_S)
         elif self.rng.random() < STARTING_SHARE:
             time.sleep(self.rng.uniform(0.0, self.starting_s))
         else:
             # Counted in steps: the pace of a busy machine varies, and a time could outlast the run.
-            ranks.wait_for_step(self.run_dir, seen + self.rng.randrange(2 * self.every_steps))
+            steps = seen + self.rng.randrange(2 * self.every_steps)
+            ranks.wait_until(lambda: logged_steps(self.run_dir) > steps)
             time.sleep(self.rng.uniform(0.0, 2.0 * self.step_s))
 
     def _least_hit_phase(self, before: Tag | None) -> str:

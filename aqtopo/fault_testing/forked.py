@@ -19,14 +19,7 @@ reduces the CPU time of two starts of 2 ranks from 42 s to 10 s."""
 def fork_ranks(
     config: RunConfig, world: int, stop_after: int | None, log: Path
 ) -> Sequence[ForkServerProcess]:
-    """Start `aqtopo train` in `world` processes that resume from the last saved state.
-
-    Args:
-        config: the run.
-        world: number of ranks.
-        stop_after: last step; None for the whole run.
-        log: file for their output, in append mode.
-    """
+    """Start `aqtopo train` in `world` processes that resume from the last saved state; output is appended."""
     log.parent.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("forkserver")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqtopo.checkpoint.save import HASH_FILES
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL, list_tags
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL
 from aqtopo.config import RunConfig
 from aqtopo.fault_testing.forked import fork_ranks
 from aqtopo.refusal import RefusedError
@@ -24,44 +24,21 @@ FILE_PHASES = ("converting", "committing", "saving", "pruning")
 
 @dataclass(frozen=True)
 class Kill:
-    """One SIGKILL.
-
-    Attributes:
-        phase: phase of the run.
-        rank: the rank that was killed first.
-    """
+    """One SIGKILL: the phase of the run, and the rank that was killed first."""
 
     phase: str
     rank: int
 
 
 class RanksUnderTest:
-    """The processes of one start of a run.
-
-    Args:
-        config: the run.
-        world: number of ranks.
-        steps: length of the run.
-        log: file for their output.
-    """
+    """The processes of one start of a run, on `world` ranks; their output goes to a log."""
 
     def __init__(self, config: RunConfig, world: int, steps: int, log: Path) -> None:
         self.log = log
         self.processes = fork_ranks(config, world, steps, log)
 
-    def wait_for_step(self, run_dir: Path, seen: int) -> None:
-        """Wait until the run has logged more than `seen` steps, or ended."""
-        self._wait_until(lambda: logged_steps(run_dir) > seen, 0.02)
-
-    def wait_for_state(self, run_dir: Path) -> None:
-        """Wait until the run has a saved state, or ended."""
-        self._wait_until(lambda: bool(list_tags(run_dir)), 0.02)
-
-    def wait_for_phase(self, run_dir: Path, phase: str) -> None:
-        """Wait until the run is in a phase, one of `FILE_PHASES`, or has ended."""
-        self._wait_until(lambda: file_phase(run_dir) == phase, POLL_S)
-
-    def _wait_until(self, reached: Callable[[], bool], pause_s: float) -> None:
+    def wait_until(self, reached: Callable[[], bool], pause_s: float = 0.02) -> None:
+        """Wait until `reached` returns True, or the run has ended."""
         deadline = time.monotonic() + START_LIMIT_S
         while all(p.exitcode is None for p in self.processes) and time.monotonic() < deadline:
             if reached():
@@ -104,7 +81,9 @@ class RanksUnderTest:
         codes = [process.exitcode for process in self.processes]
         self._kill_all()
         if any(codes) or None in codes:
-            raise RefusedError(f"the run ended with exit codes {codes}:\n{self.log.read_text()[-3000:]}")
+            raise RefusedError(
+                f"the run ended with exit codes {codes}:\n{self.log.read_text(encoding='utf-8')[-3000:]}"
+            )
 
 
 def logged_steps(run_dir: Path) -> int:

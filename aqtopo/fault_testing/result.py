@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
 from aqtopo.checkpoint.shards import KINDS
-from aqtopo.checkpoint.tags import Tag, check_pointer, list_tags
+from aqtopo.checkpoint.tags import Tag, check_pointer, kept_tags, list_tags
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
@@ -32,19 +33,15 @@ class FaultTestResult:
         wanted: requested kills of a run that has a saved state and has finished its resume; a verified resume
             must follow each of them.
         kills: all kills, including those of runs that were still starting.
-        phases: kills by phase.
         ranks: kills by the rank that was killed first.
-        world_sizes: tested numbers of ranks.
         resumes: verified resumes.
         unverified: starts that continued from a saved state without a verified resume.
         lost_tags: committed tags that were missing or damaged after a kill, and invalid pointers.
-        steps: compared steps.
         missing_steps: steps of the reference that no other run made.
         worst_loss: largest relative difference of a training loss from the reference.
         different_tensors: weights and moments of the last state that are not bitwise equal.
         worst_state: largest relative difference in norm of all weights or all moments of a kind.
         other_differences: differing names, groups, hyperparameters or steps of the last state.
-        seconds: wall time.
     """
 
     wanted: int
@@ -93,13 +90,7 @@ class FaultTestResult:
 
 
 def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
-    """Yield the problems of a run's saved states after a kill.
-
-    Args:
-        run_dir: the run directory; no process uses it.
-        known: the states that were committed before the kill.
-        policy: the retention policy.
-    """
+    """Yield the problems of a run's saved states after a kill; `known` were committed before it."""
     left = list_tags(run_dir)
     yield from missing_tags(known, left, policy)
     try:
@@ -112,13 +103,9 @@ def lost_tags(run_dir: Path, known: Sequence[Tag], policy: CheckpointConfig) -> 
 
 def missing_tags(known: Sequence[Tag], left: Sequence[Tag], policy: CheckpointConfig) -> Iterator[str]:
     """Yield the missing states that the retention policy keeps."""
-    every = sorted({*known, *left}, key=lambda tag: (tag.step, tag.take))
-    validated = [tag for tag in every if tag.val_loss is not None]
-    best = sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))[: policy.keep_best]
+    kept = kept_tags(sorted({*known, *left}, key=lambda tag: (tag.step, tag.take)), policy)
     for tag in known:
-        kept_every = policy.keep_every_steps
-        periodic = kept_every is not None and tag.step % kept_every == 0
-        if tag not in left and (tag == every[-1] or tag in best or periodic):
+        if tag in kept and tag not in left:
             yield f"{tag.name}: committed, but missing after a kill"
 
 
@@ -149,7 +136,7 @@ def compare_states(one: Path, other: Path) -> tuple[int, float, list[str]]:
 def _distance(ours: SavedState, theirs: SavedState, kind: str) -> float:
     difference = total = 0.0
     for name in ours.manifest.parameters:
-        one, other = (state.tensors.tensor(name, kind).double() for state in (ours, theirs))
+        one, other = (state.tensor(name, kind).double() for state in (ours, theirs))
         difference += float((one - other).square().sum())
         total += float(one.square().sum())
     return float((difference / total) ** 0.5)

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, check_files, sync, sync_and_hash, write_durably, write_tensors
-from aqtopo.checkpoint.inspection import SavedState, opened
+from aqtopo.checkpoint.inspection import opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.data.store import Store
 from aqtopo.distributed.rank_group import SINGLE_RANK
@@ -138,7 +139,7 @@ def _weights(state: SavedState) -> dict[str, Tensor]:
     weights = load_weights(state.folder / WEIGHTS_FILE)
     weights = {name: t.float() if t.is_floating_point() else t for name, t in weights.items()}
     for name in state.manifest.parameters:
-        weights[name] = state.tensors.tensor(name, MASTER)
+        weights[name] = state.tensor(name, MASTER)
     for alias, name in state.manifest.tied.items():
         weights[alias] = weights[name].clone()
     return weights

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import FileRecord, load_torch, sync_and_hash, write_tensors
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
-from aqtopo.checkpoint.shards import MASTER
+from aqtopo.checkpoint.shards import KINDS, MASTER
 from aqtopo.checkpoint.universal import write_universal
 from aqtopo.distributed.rank_group import SINGLE_RANK
 from aqtopo.lightning.match import (
@@ -69,13 +69,7 @@ def read_lightning(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MatchedGroup:
-    """A group of the run with its match in the file.
-
-    Attributes:
-        group: group of the run.
-        saved: group of the file.
-        numbers: parameter number in the file by parameter name.
-    """
+    """A group of the run, its match in the file, and parameter numbers in the file by parameter name."""
 
     group: GroupInfo
     saved: Mapping[str, Any]
@@ -114,9 +108,7 @@ def collect(
     optimizer = content["optimizer_states"][0]
     matched = _match(optimizer, groups, order.positions(list(weights), groups, rules), rules)
     states = {name: optimizer["state"][number] for own in matched for name, number in own.numbers.items()}
-    moments = {
-        name: {kind: state[kind] for kind in ("exp_avg", "exp_avg_sq")} for name, state in states.items()
-    }
+    moments = {name: {kind: state[kind] for kind in KINDS[1:]} for name, state in states.items()}
     if not order.stated:
         _check_order(matched, weights, {name: own["exp_avg"] for name, own in moments.items()})
     steps = {own.group.name: _step(own.group, states) for own in matched}
@@ -143,11 +135,7 @@ def _match(
 def _check_order(
     matched: Sequence[MatchedGroup], weights: Mapping[str, Tensor], exp_avg: Mapping[str, Tensor]
 ) -> None:
-    """Check that no match depends on the position in the state dict alone.
-
-    Raises:
-        RefusedError: a match is ambiguous; the message shows the candidates.
-    """
+    """Refuse matches that depend on the position in the state dict alone."""
     fits = moments_fit(weights, exp_avg)
     problems = []
     for own in matched:
@@ -173,11 +161,7 @@ def _check_order(
 
 
 def _step(group: GroupInfo, states: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the step count of a group.
-
-    Raises:
-        RefusedError: its parameters have different step counts.
-    """
+    """Return the step count of a group, which all its parameters must share."""
     counted = {float(states[name]["step"]) for name in group.elements}
     different = [f"{group.name}: steps {sorted(counted)}"] if len(counted) > 1 else []
     raise_problems("parameters of one group have different step counts", different)

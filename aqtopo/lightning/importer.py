@@ -6,22 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
+from aqtopo.checkpoint.engine_state import as_json
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.lightning.checkpoint import collect, read_lightning, write_import
-from aqtopo.lightning.match import ParameterOrder, Rules
+from aqtopo.lightning.match import ParameterOrder, Rules, same_rate
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
 from aqtopo.training.resume import model_groups, next_samples, other_tensors
 from aqtopo.training.schedule import Schedule
 
 NOT_STATED = ParameterOrder()
-
-RATE_TOLERANCE = 1e-6
-"""Relative tolerance: Lightning's schedulers multiply rates at each step; ours are closed formulas."""
 
 
 def import_lightning(
@@ -40,7 +38,7 @@ def import_lightning(
         config: configuration of the run that resumes from it.
         rules: renaming rules, pattern and replacement.
         order: the user's statement on the order of parameters in the file's groups.
-        allowed: `changes` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
+        allowed: `settings` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
             `unexpected` tensors of the file are left out.
 
     Raises:
@@ -78,7 +76,7 @@ def import_lightning(
             data_digest=store.digest,
         ),
         groups=tuple(
-            group.model_copy(update={"hyperparameters": {k: _plain(saved[group.name][k]) for k in keys}})
+            group.model_copy(update={"hyperparameters": {k: as_json(saved[group.name][k]) for k in keys}})
             for group in groups
         ),
         other_tensors=others,
@@ -100,11 +98,7 @@ def import_lightning(
 def _position(
     path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
 ) -> Position:
-    """Return the position in the run at which the file was saved.
-
-    Raises:
-        RefusedError: this run has no such position.
-    """
+    """Return the position in the run at which the file was saved; the run must have it."""
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
@@ -124,11 +118,7 @@ def _position(
 def _check_hyperparameters(
     saved: Mapping[str, Mapping[str, Any]], rates: Mapping[str, float], config: RunConfig, allowed: Allowed
 ) -> None:
-    """Compare the file's rates, weight decay, betas and eps with the run's.
-
-    Raises:
-        RefusedError: some differ, and the difference is not allowed.
-    """
+    """Refuse differences between the file's rates, weight decay, betas and eps and the run's."""
     optimizer = config.optimizer
     expected = {
         "weight_decay": optimizer.weight_decay,
@@ -137,22 +127,18 @@ def _check_hyperparameters(
         "amsgrad": False,
     }
     problems = [
-        f"group {name}: {key} {_plain(group[key])}, in this run {value}"
+        f"group {name}: {key} {as_json(group[key])}, in this run {value}"
         for name, group in saved.items()
         for key, value in expected.items()
-        if _plain(group[key]) != value and not allowed.changes(f"optimizer.{key}")
+        if as_json(group[key]) != value and not allowed.changes(f"optimizer.{key}")
     ]
     problems += [
         f"group {name}: lr {group['lr']:.9g}, by this run's schedule {rates[name]:.9g}"
         for name, group in saved.items()
-        if abs(group["lr"] - rates[name]) > RATE_TOLERANCE * rates[name] and not allowed.changes("schedule")
+        if not same_rate(group["lr"], rates[name]) and not allowed.changes("schedule")
     ]
     raise_problems(
         "the file's optimizer differs from this run's",
         problems,
         "Correct the configuration, or allow it: --allow-change schedule, optimizer.weight_decay, ...",
     )
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

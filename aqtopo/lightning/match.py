@@ -18,6 +18,7 @@ BUILT_IN_MAP = ((PREFIX, ""), (PREFIX, ""), (PREFIX, ""), (r"^patch_embed\.", "t
 """Renaming rules for the prefixes of Lightning, DDP and torch.compile, and for TopoFlow's own names."""
 
 RATE_TOLERANCE = 1e-6
+"""Relative tolerance: Lightning's schedulers multiply rates at each step; ours are closed formulas."""
 
 Shapes = Mapping[int, tuple[int, ...]]
 """Shapes of the moments by parameter number in the file."""
@@ -47,7 +48,7 @@ class ParameterOrder:
         """
         if text is None or text == NAMED_PARAMETERS:
             return cls(stated=text is not None)
-        names = Path(text).read_text().split() if Path(text).is_file() else []
+        names = Path(text).read_text(encoding="utf-8").split() if Path(text).is_file() else []
         if not names:
             raise ValueError(
                 f"--order {text}: there is no such file, or it is empty. Name a file with one parameter "
@@ -56,12 +57,7 @@ class ParameterOrder:
         return cls(True, tuple(names))
 
     def positions(self, listed: Sequence[str], groups: Sequence[GroupInfo], rules: Rules) -> dict[str, int]:
-        """Return the position of every trained parameter in the order.
-
-        Args:
-            listed: names of the state dict, already renamed.
-            groups: groups of the run.
-            rules: renaming rules for names of the file.
+        """Return the position of every trained parameter in the order; `listed` is the renamed state dict's.
 
         Raises:
             RefusedError: the user's order lacks parameters, or has unknown ones.
@@ -116,7 +112,7 @@ def match_groups(
     for group in groups:
         if group.name in unclear and group.next_lr is not None:
             rate = group.next_lr
-            left[group.name] = {i for i in left[group.name] if _close(saved[i]["lr"], rate)}
+            left[group.name] = {i for i in left[group.name] if same_rate(saved[i]["lr"], rate)}
     left = _eliminated(left)
     claims = Counter(i for own in left.values() for i in own)
     problems = [
@@ -205,5 +201,6 @@ def match_parameters(
     return {tensor.name: number for tensor, number in zip(listed, numbers, strict=True)}
 
 
-def _close(one: float, other: float) -> bool:
+def same_rate(one: float, other: float) -> bool:
+    """Return True if two learning rates are equal up to rounding."""
     return abs(one - other) <= RATE_TOLERANCE * max(abs(one), abs(other))

@@ -33,12 +33,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def moments_fit(weights: Tensors, exp_avg: Tensors) -> dict[str, bool]:
-    """Return, for each parameter in a pair of LayerNorm and Linear, True if the pair passes the test.
-
-    Args:
-        weights: weights by name.
-        exp_avg: first moments by the name that they are assigned to.
-    """
+    """Return, for each parameter in a pair of LayerNorm and Linear, True if the pair passes the test."""
     found: dict[str, bool] = {}
     for name in weights:
         module, _, last = name.removesuffix(".weight").rpartition(".")
@@ -73,10 +68,6 @@ def ambiguous_parameters(listed: Sequence[TensorInfo], fits: Mapping[str, bool])
 
     A parameter is determined if no other one of the group has its shape, or if its moments pass the test.
     So are the other parameters of the same block or layer, and the last remaining one of a shape.
-
-    Args:
-        listed: parameters of the group.
-        fits: from `moments_fit`.
     """
     shapes = Counter(tensor.shape for tensor in listed)
     certain = {t.name for t in listed if fits.get(t.name, shapes[t.shape] == 1)}

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from aqtopo.config import ModelConfig
-from aqtopo.config.sections import LOCAL_PATH_DILATIONS
-
-LEAD_FUNCTIONS = 8
-"""Learnt functions of the lead time that weight the last layer."""
+from aqtopo.config.sections import LEAD_FUNCTIONS, LOCAL_PATH_DILATIONS
 
 
 class LocalPath(nn.Module):

@@ -1,33 +1,30 @@
-"""Activation bytes and FLOP of one micro-step, from one pass on the meta device without computation.
+"""Activation bytes and FLOP of one micro-step, by formula.
 
-Bytes are an estimate: autograd's hooks see each saved tensor. Temporaries, allocator rounding and the
-backward pass's own results are not counted. PyTorch counts the FLOP of matrix products.
+Each term stands for tensors that autograd saves, or for a matrix product. `tests/planning` compares the sums
+with real passes on the CPU. Temporaries, allocator rounding and the backward pass's own results are not
+counted.
 
-Fused attention counts as a flash kernel on any device: it saves query, key, value, output and log-sum-exp,
-and computes 4 N^2 D a sample forward and 2.5 times that backward, which recomputes the scores. With the local
-bias D is that of the wider heads, in float32. Matrix products cost twice their forward pass backward.
+Fused attention counts as a flash kernel on any device: it saves query, key, value, output and log-sum-exp. It
+computes 4 N^2 D per sample forward and 2.5 times that backward, because it recomputes the scores. With the
+local bias D is that of the wider heads, in float32. The backward pass of a matrix product costs twice its
+forward pass.
+
+Sizes: B batch, N tokens, T = B N, D width, H heads, V variables, Q pixels of a patch and a constant.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig
-from aqtopo.model import AirQualityViT
-from aqtopo.model.dropout import SampleDropout
+from aqtopo.config.sections import LEAD_FUNCTIONS
 from aqtopo.model.locality import EXTRA_COLUMNS
+from aqtopo.planning.zero import ELEMENT_BYTES
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_OTHER_PARTS = "embedding and final norm"
+FLOAT, INDEX, MASK = 4, 8, 1
+"""Bytes of an element: in float32 at any precision, of a token's or sector's index, of a dropout mask."""
+
+BIAS_COLUMNS = 5
+"""Columns of queries and keys that the local bias needs; `EXTRA_COLUMNS` includes padding."""
+
 BACKWARD_OF_PRODUCTS, BACKWARD_OF_ATTENTION = 2.0, 2.5
 """FLOP relative to the forward pass."""
 
@@ -56,107 +53,122 @@ class ActivationBytes:
         return self.plain - sum(blocks.values()) + self.block_inputs + max(blocks.values())
 
 
-def activation_bytes(model: AirQualityViT, config: RunConfig) -> ActivationBytes:
-    """Estimate the activations of one micro-step.
-
-    Args:
-        model: model on the meta device.
-        config: run; micro-batch and precision are used.
-    """
-    dtype = _DTYPES[config.deepspeed.precision]
-    counter = _Counter(model.to(dtype))
-    with counter.counting():
-        _forward(model, config, torch.get_default_dtype())
-    block_input = config.micro_batch * config.tokens * config.model.dim * dtype.itemsize
-    return ActivationBytes(dict(counter.parts), block_input * config.model.depth)
+def activation_bytes(config: RunConfig) -> ActivationBytes:
+    """Estimate the activations of one micro-step of a run."""
+    depth = config.model.depth
+    parts = {
+        "embedding and final norm": _embedding_bytes(config) + _norm_bytes(config),
+        **{f"blocks.{index}": _block_bytes(config, index) for index in range(depth)},
+        "head": _head_bytes(config),
+        **({"local path": _local_path_bytes(config)} if config.model.local_path else {}),
+    }
+    return ActivationBytes(parts, depth * _token_bytes(config))
 
 
-def _forward(model: AirQualityViT, config: RunConfig, dtype: torch.dtype) -> None:
-    """Run the model on the meta device.
-
-    In evaluation mode: dropout needs seeds on a real device. `_Counter` adds its masks.
-    """
-    batch, (rows, columns) = config.micro_batch, config.data.grid
-    leads = 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
-    with torch.device("meta"), _FlashAttention():
-        inputs = torch.empty(batch, len(config.data.inputs), rows, columns, dtype=dtype)
-        model.eval()(inputs, torch.empty(batch, 2, rows, columns), torch.empty(batch, leads), None)
+def _token_bytes(config: RunConfig) -> int:
+    """Return the bytes of one tensor (B, N, D) in the run's precision."""
+    return _samples_tokens(config) * config.model.dim * ELEMENT_BYTES[config.deepspeed.precision]
 
 
-class _Counter:
-    """Counter of saved tensors, each storage once, by the part of the model that is running."""
-
-    def __init__(self, model: AirQualityViT) -> None:
-        self.parts: defaultdict[str, int] = defaultdict(int)
-        self._model = model
-        self._stack = [_OTHER_PARTS]
-        permanent = [*model.parameters(), *model.buffers()]
-        # The tensors are kept alive because the address of a freed storage may be reused.
-        self._seen = {_storage_key(tensor): tensor for tensor in permanent}
-
-    @contextmanager
-    def counting(self) -> Iterator[None]:
-        """Count while active."""
-        model = self._model
-        named = {f"blocks.{index}": block for index, block in enumerate(model.blocks)} | {"head": model.head}
-        handles = [handle for name, part in named.items() for handle in self._follow(name, part)]
-        masked = [m for m in model.modules() if isinstance(m, SampleDropout) and m.p > 0.0]
-        handles += [module.register_forward_hook(self._count_mask) for module in masked]
-        try:
-            with saved_tensors_hooks(self._keep, lambda tensor: tensor):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _follow(self, name: str, part: nn.Module) -> Iterator[Any]:
-        def enter(*_: Any) -> None:
-            self._stack.append(name)
-
-        def leave(*_: Any) -> None:
-            self._stack.pop()
-
-        yield part.register_forward_pre_hook(enter)
-        yield part.register_forward_hook(leave)
-
-    def _keep(self, tensor: Tensor) -> Tensor:
-        if self._seen.setdefault(_storage_key(tensor), tensor) is tensor:
-            self.parts[self._stack[-1]] += tensor.untyped_storage().nbytes()
-        return tensor
-
-    def _count_mask(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
-        self.parts[self._stack[-1]] += output.numel()  # one byte per element
+def _samples_tokens(config: RunConfig) -> int:
+    return config.micro_batch * config.tokens
 
 
-def _storage_key(tensor: Tensor) -> int:
-    key: int = tensor.untyped_storage()._cdata  # address of the storage object; meta tensors have no data
-    return key
+def _horizons_at_head(config: RunConfig) -> int:
+    """Return K: in encoder mode each pass has one horizon."""
+    return 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
 
 
-class _FlashAttention(TorchFunctionMode):
-    """Mode in which fused attention saves what flash kernels save, not N x N scores."""
-
-    def __torch_function__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[Any],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        if function is functional.scaled_dot_product_attention:
-            return _FlashShapes.apply(*args[:3])  # type: ignore[no-untyped-call]
-        return function(*args, **(kwargs or {}))
+def _norm_bytes(config: RunConfig) -> int:
+    """Return the bytes that a layer norm saves: its input, and mean and 1 / deviation of each token."""
+    return _token_bytes(config) + 2 * _samples_tokens(config) * FLOAT
 
 
-class _FlashShapes(torch.autograd.Function):
-    """Flash attention without computation: shapes and saved tensors only."""
+def _embedding_bytes(config: RunConfig) -> int:
+    """Return the bytes of `collapsed_embedding`, and of position and lead time."""
+    model, B, T = config.model, config.micro_batch, _samples_tokens(config)
+    D, H, V = model.dim, model.heads, len(config.data.inputs)
+    columns = V * (model.patch**2 + 1)  # V Q
+    element = ELEMENT_BYTES[config.deepspeed.precision]
+    per_token = columns + H * V + H * columns  # pixels, softmax of the scores, weighted pixels
+    # affine_VDQ in two layouts, value_HEVQ, query_D, projected_HD, matrix_RD.
+    matrices = 3 * columns * D + D + H * D + H * columns * D
+    # Float32 copies of 16-bit weights: in_proj (3 D x D) and its third part again, out_proj, two vectors.
+    copies = 5 * D * D + 2 * D if element < FLOAT else 0
+    total = FLOAT * (T * per_token + matrices + copies)
+    total += element * B * _horizons_at_head(config)  # lead times
+    if model.wind_order:
+        total += INDEX * T  # order
+    if model.sector_embedding:
+        total += INDEX * B * model.regions[0] * model.regions[1]  # sectors
+    return total + (MASK * T * D if model.dropout else 0)
 
-    @staticmethod
-    def forward(ctx: Any, q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor) -> Tensor:
-        output = torch.empty_like(q_BHND)
-        logsumexp = q_BHND.new_empty(q_BHND.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(q_BHND, k_BHND, v_BHND, output, logsumexp)
-        return output
+
+def _block_bytes(config: RunConfig, index: int) -> int:
+    """Return the bytes that a block saves."""
+    model, T = config.model, _samples_tokens(config)
+    tokens, hidden = _token_bytes(config), T * model.hidden_dim
+    element = ELEMENT_BYTES[config.deepspeed.precision]
+    total = 2 * _norm_bytes(config) + _attention_bytes(config, index)
+    total += 2 * tokens  # inputs of qkv and fc1
+    total += 2 * hidden * element  # inputs of GELU and fc2
+    if model.dropout:
+        total += MASK * (2 * T * model.dim + hidden)  # after proj, fc2 and fc1
+    if model.drop_path and index:
+        total += 2 * config.micro_batch * element  # a factor per sample and branch
+    return total
+
+
+def _attention_bytes(config: RunConfig, index: int) -> int:
+    """Return the bytes that the attention of a block saves, between the layers qkv and proj."""
+    model, T, tokens = config.model, _samples_tokens(config), _token_bytes(config)
+    biased = index in model.bias_blocks
+    elevation_bias = biased and bool(model.elevation_bias)
+    total = FLOAT * T * model.heads  # log-sum-exp
+    if elevation_bias and model.wind_order and index > 0:
+        total += FLOAT * T  # elevation in wind order; block 0 reads it in raster order
+    # In block 0 the kernels reorder the rows themselves; PyTorch's attention gets a reordered query.
+    by_kernels = elevation_bias or model.attention == "fused"
+    reordered_query = model.wind_order and index == 0 and not by_kernels
+    if not (biased and model.local_bias):
+        return total + (5 if reordered_query else 4) * tokens  # q, k, v, output, reordered q
+    ordered_columns = reordered_query or (model.wind_order and index > 0)
+    return total + tokens + _local_bias_bytes(config, ordered_columns)  # input of proj
+
+
+def _local_bias_bytes(config: RunConfig, ordered_columns: bool) -> int:
+    """Return the bytes of the local bias and of the wider q, k, v and output."""
+    model, T, N = config.model, _samples_tokens(config), config.tokens
+    biased_heads = model.local_heads or model.heads
+    total = 4 * T * (model.dim + EXTRA_COLUMNS * model.heads)  # q, k, v, output
+    total += biased_heads  # 1 / width^2
+    if model.local_bias == "origin":
+        # Velocity; departure points; columns of the queries; 1 / width^2 of each head.
+        total += 3 * T + 3 * T * biased_heads + BIAS_COLUMNS * T * biased_heads + biased_heads
+        rows = T
+    else:
+        total += BIAS_COLUMNS * N * biased_heads  # columns of the queries, the same for all samples
+        rows = N
+    if ordered_columns:
+        # The gather saves its input: columns, with zeros for heads without the bias.
+        total += BIAS_COLUMNS * rows * model.heads
+    return FLOAT * total
+
+
+def _head_bytes(config: RunConfig) -> int:
+    """Return the bytes that the head saves: the inputs of each Linear and GELU."""
+    return (2 * config.model.decoder_depth + 1) * _horizons_at_head(config) * _token_bytes(config)
+
+
+def _local_path_bytes(config: RunConfig) -> int:
+    """Return the bytes that the local path saves."""
+    model, B, K = config.model, config.micro_batch, _horizons_at_head(config)
+    inputs, width, targets = len(config.data.inputs), model.local_width, len(config.data.targets)
+    cells = B * config.data.grid[0] * config.data.grid[1]
+    total = cells * (inputs + 6 * width)  # inputs of the convolutions, of GELU, and of the last layer
+    total += B * K * (1 + 2 * width + LEAD_FUNCTIONS)  # lead time, its GELU and functions
+    total += B * K * targets * width  # weights of the last layer
+    return ELEMENT_BYTES[config.deepspeed.precision] * total
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,7 @@ class MicroStepFlop:
     """FLOP of one micro-step on one rank, forward pass, by part.
 
     Attributes:
-        products: matrix products of `embedding`, `blocks` and `head`.
+        products: matrix products of `embedding`, `blocks`, `head` and, if there is one, `local path`.
         attention: scores and weighted sums of all blocks.
         float32_attention: share of the blocks with the local bias, which use float32 at any precision.
         checkpointing: the backward pass recomputes the blocks.
@@ -197,23 +209,46 @@ class MicroStepFlop:
         return (self.backward - in_float32) / rate + in_float32 / float32_rate
 
 
-def count_flop(model: AirQualityViT, config: RunConfig) -> MicroStepFlop:
-    """Count the FLOP of one micro-step.
+def count_flop(config: RunConfig) -> MicroStepFlop:
+    """Compute the FLOP of one micro-step of a run."""
+    model, T = config.model, _samples_tokens(config)
+    scores = 4 * config.micro_batch * config.tokens**2
+    local = len(model.bias_blocks) if model.local_bias else 0
+    in_float32 = scores * (model.dim + model.heads * EXTRA_COLUMNS) * local
+    attention = scores * model.dim * (model.depth - local) + in_float32
+    # Multiplications and additions: qkv and proj; fc1 and fc2.
+    block = 2 * T * (4 * model.dim**2 + 2 * model.dim * model.hidden_dim)
+    # Wind times axes, a product of (2,) and (2, 3) per token.
+    velocity = 2 * T * 2 * 3 * local if model.local_bias == "origin" else 0
+    outputs = len(config.data.targets) * model.patch**2
+    head = 2 * T * _horizons_at_head(config) * model.dim * (model.decoder_depth * model.dim + outputs)
+    products = {
+        "embedding": _embedding_flop(config),
+        "blocks": model.depth * block + velocity,
+        "head": head,
+        **({"local path": _local_path_flop(config)} if model.local_path else {}),
+    }
+    return MicroStepFlop(products, attention, in_float32, model.gradient_checkpointing)
 
-    Args:
-        model: model on the meta device.
-        config: run; the micro-batch is used.
-    """
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        _forward(model, config, next(model.parameters()).dtype)
-    counts = {name: sum(by_op.values()) for name, by_op in counter.get_flop_counts().items()}
-    total, kind = counts["Global"], type(model).__name__
-    blocks = sum(counts.get(f"{kind}.blocks.{index}", 0) for index in range(config.model.depth))
-    head = counts.get(f"{kind}.head", 0)
-    settings, scores = config.model, 4 * config.micro_batch * config.tokens**2
-    local = len(settings.bias_blocks) if settings.local_bias else 0
-    in_float32 = scores * (settings.dim + settings.heads * EXTRA_COLUMNS) * local
-    attention = scores * settings.dim * (settings.depth - local) + in_float32
-    products = {"embedding": total - blocks - head, "blocks": blocks, "head": head}
-    return MicroStepFlop(products, attention, in_float32, settings.gradient_checkpointing)
+
+def _embedding_flop(config: RunConfig) -> int:
+    """Return the FLOP of `collapsed_embedding` and of the lead time."""
+    model = config.model
+    D, H, V = model.dim, model.heads, len(config.data.inputs)
+    columns = V * (model.patch**2 + 1)
+    per_token = columns * H * V + H * columns * D  # scores, tokens
+    query = D * D + D * D + H * D * columns  # query_D, projected_HD, projected_HQV
+    values = 2 * D * D * columns + D * D  # value_HEVQ, matrix_RD, bias_D
+    lead_time = config.micro_batch * _horizons_at_head(config) * D
+    return 2 * (_samples_tokens(config) * per_token + query + values + lead_time)
+
+
+def _local_path_flop(config: RunConfig) -> int:
+    """Return the FLOP of the local path."""
+    model, BK = config.model, config.micro_batch * _horizons_at_head(config)
+    inputs, width, targets = len(config.data.inputs), model.local_width, len(config.data.targets)
+    cells = config.data.grid[0] * config.data.grid[1]
+    convolutions = config.micro_batch * cells * 9 * (inputs + 2 * width) * width
+    lead_time = BK * (width + width * LEAD_FUNCTIONS)
+    last = BK * targets * (LEAD_FUNCTIONS * (width + 1) + width * cells)  # weights and biases, output
+    return 2 * (convolutions + lead_time + last)

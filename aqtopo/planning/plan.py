@@ -1,6 +1,5 @@
 """Plan of a run: everything that its configuration determines before it starts."""
 
-import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import SampleTable, StepPlan, calendar_times, sample_table
-from aqtopo.model import AirQualityViT, Terrain, build_model
+from aqtopo.model import Terrain, build_model
 from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
 from aqtopo.planning.zero import StateBytes, reduction_bytes, state_bytes, workspace_bytes
 from aqtopo.training.engine import group_parameters
@@ -23,8 +22,6 @@ class Calendar:
     Attributes:
         from_store: the hours are those of the store; otherwise all hours of the years are assumed.
         tables: samples of `train`, `validation` and `test`.
-        steps: division of an epoch's samples into steps.
-        epochs: number of epochs.
         validate_every: micro-steps between validations.
     """
 
@@ -38,11 +35,6 @@ class Calendar:
     def total_steps(self) -> int:
         """Optimizer updates of the whole run."""
         return self.epochs * self.steps.steps_per_epoch
-
-    def step_of(self, epoch: int, micro_step: int) -> int:
-        """Return the number of updates after `micro_step` micro-steps of `epoch`, rounded up."""
-        assert 0 <= micro_step <= self.steps.micro_steps_per_epoch
-        return epoch * self.steps.steps_per_epoch + math.ceil(micro_step / self.steps.accumulation)
 
     def validations(self, epoch: int) -> dict[int, int]:
         """Return the validations of an epoch: the step by micro-step."""
@@ -65,15 +57,10 @@ class Plan:
     """Plan of a run.
 
     Attributes:
-        config: the run.
         epoch: epoch of the learning rates and validations, from 0.
         groups: by name, in the configured order.
-        calendar: samples, steps and validations.
-        state: permanent bytes of a rank.
         reduction: bytes of a rank's reduction buffers in the backward pass.
-        activations: estimated activations of a micro-step on a rank.
         workspace: estimated further bytes of the backward pass.
-        flop: FLOP of a micro-step.
     """
 
     config: RunConfig
@@ -184,11 +171,7 @@ def make_calendar(config: RunConfig) -> Calendar:
 
 
 def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
-    """Plan a run; no data and no device are needed.
-
-    Args:
-        config: the run.
-        epoch: epoch of the learning rates and validations, from 0.
+    """Plan a run, with learning rates and validations of an epoch, from 0; needs no data and no device.
 
     Raises:
         ValueError: the run has no such epoch, the schedule does not fit, or the store is unusable.
@@ -203,9 +186,10 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
     lrs = schedule.lrs(epoch * calendar.steps.steps_per_epoch)
     with torch.device("meta"):
         model = build_model(config, Terrain.flat(config.data.grid))
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     groups = {
-        name: GroupPlan(len(counts), sum(counts), lrs[name])
-        for name, counts in _parameter_counts(model, config).items()
+        group: GroupPlan(len(names), sum(sizes[name] for name in names), lrs[group])
+        for group, names in group_parameters(sizes, config).items()
     }
     elements = {name: group.parameters for name, group in groups.items()}
     return Plan(
@@ -215,15 +199,7 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
         calendar,
         state_bytes(elements, config),
         reduction_bytes(sum(elements.values()), config),
-        activation_bytes(model, config),
+        activation_bytes(config),
         workspace_bytes(config),
-        count_flop(model, config),
+        count_flop(config),
     )
-
-
-def _parameter_counts(model: AirQualityViT, config: RunConfig) -> dict[str, list[int]]:
-    """Return the number of elements of each tensor by group."""
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    return {
-        group: [sizes[name] for name in names] for group, names in group_parameters(sizes, config).items()
-    }

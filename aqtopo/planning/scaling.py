@@ -1,6 +1,5 @@
 """Model of the duration of a step on a machine, and its scaling with the number of nodes."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
@@ -15,12 +14,21 @@ OPTIMIZER_PASSES = 10
 """fp32 reads and writes of a shard by AdamW with clipping: gradient 3, weights 3, moments 4."""
 
 
+UTILIZATION = 0.4
+"""Assumed share of the matrix units' peak in a forward and backward pass."""
+
+NETWORK_SHARE = 0.8
+"""Assumed share of a network's bandwidth in a large collective."""
+
+HOP_S = 3e-6
+"""Assumed latency of a message between ranks [s]."""
+
+
 @dataclass(frozen=True)
 class NodeType:
     """Type of node, from data sheets; per rank unless stated otherwise.
 
     Attributes:
-        name: name of the accelerator.
         ranks_per_node: accelerators per node.
         memory: device memory [bytes].
         flops: peak of the matrix units by precision [FLOP/s].
@@ -70,34 +78,16 @@ def find_node_type(name: str | None) -> NodeType | None:
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """Assumptions of the model, which the tables state.
-
-    Attributes:
-        utilization: share of the matrix units' peak in a forward and backward pass.
-        network_share: share of a network's bandwidth in a large collective.
-        hop_s: latency of a message between ranks [s].
-    """
-
-    utilization: float = 0.4
-    network_share: float = 0.8
-    hop_s: float = 3e-6
-
-
-@dataclass(frozen=True)
 class StepTime:
     """Duration of a step by part, at one number of nodes.
 
     Attributes:
-        nodes: number of nodes.
         world: number of ranks.
         compute_s: forward and backward passes of all micro-steps.
         reduce_s: reduction of the gradients.
         hidden_s: part of the reduction that overlaps the backward pass.
         gather_s: all-gather of the weights.
-        optimizer_s: update.
-        loader_rate: rate at which a node must read [bytes/s].
-        samples: samples per step.
+        node_bytes: data that a node reads [bytes].
     """
 
     nodes: int
@@ -107,7 +97,7 @@ class StepTime:
     hidden_s: float
     gather_s: float
     optimizer_s: float
-    loader_rate: float
+    node_bytes: int
     samples: int
 
     @property
@@ -120,48 +110,40 @@ class StepTime:
         """Training samples per second of all ranks."""
         return self.samples / self.seconds
 
+    @property
+    def loader_rate(self) -> float:
+        """Rate at which a node must read [bytes/s]."""
+        return self.node_bytes / self.seconds
 
-def step_time(plan: Plan, node_type: NodeType, nodes: int, assumptions: Assumptions) -> StepTime:
-    """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes.
 
-    Args:
-        plan: the run.
-        node_type: type of the nodes.
-        nodes: number of nodes.
-        assumptions: see `Assumptions`.
-    """
+def step_time(plan: Plan, node_type: NodeType, nodes: int, utilization: float = UTILIZATION) -> StepTime:
+    """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes."""
     config, world = plan.config, nodes * node_type.ranks_per_node
     training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": node_type.ranks_per_node})
     config = config.model_copy(update={"training": training})
     elements = {name: group.parameters for name, group in plan.groups.items()}
     gradients, weights = step_collectives(elements, config, config.accumulation)
     flop = plan.flop
-    rates = [assumptions.utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
+    rates = [utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
     backward_s = config.accumulation * flop.backward_s(*rates)
     compute_s = config.accumulation * flop.forward_s(*rates) + backward_s
-    reduce_s = _duration(gradients, world, nodes, node_type, assumptions)
+    bandwidth = NETWORK_SHARE * node_type.ring_bandwidth(nodes)
+    reduce_s, gather_s = (
+        collective.sent(world) / bandwidth + collective.hops(world) * HOP_S
+        for collective in (gradients, weights)
+    )
     shard = sum(elements.values()) / world
-    time = StepTime(
+    return StepTime(
         nodes=nodes,
         world=world,
         compute_s=compute_s,
         reduce_s=reduce_s,
         hidden_s=_hidden(reduce_s, gradients, backward_s, config),
-        gather_s=_duration(weights, world, nodes, node_type, assumptions),
+        gather_s=gather_s,
         optimizer_s=OPTIMIZER_PASSES * 4 * shard / node_type.memory_rate,
-        loader_rate=0.0,
+        node_bytes=config.train_batch // nodes * sample_bytes(config),
         samples=config.train_batch,
     )
-    read = config.micro_batch * config.accumulation * node_type.ranks_per_node * sample_bytes(config)
-    return StepTime(**{**time.__dict__, "loader_rate": read / time.seconds})
-
-
-def _duration(
-    collective: Collective, world: int, nodes: int, node_type: NodeType, assumptions: Assumptions
-) -> float:
-    """Return the duration in a ring: transfer at its bandwidth plus consecutive hops."""
-    transfer_s = collective.sent(world) / (assumptions.network_share * node_type.ring_bandwidth(nodes))
-    return transfer_s + collective.hops(world) * assumptions.hop_s
 
 
 def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: RunConfig) -> float:
@@ -179,11 +161,9 @@ def sample_bytes(config: RunConfig) -> int:
     return 4 * len(DYNAMIC_VARIABLES) * rows * columns * hours
 
 
-def scaling(
-    plan: Plan, node_type: NodeType, assumptions: Assumptions, nodes: Sequence[int] = NODES
-) -> list[StepTime]:
+def scaling(plan: Plan, node_type: NodeType, utilization: float = UTILIZATION) -> list[StepTime]:
     """Return the step at each number of nodes."""
-    return [step_time(plan, node_type, count, assumptions) for count in nodes]
+    return [step_time(plan, node_type, nodes, utilization) for nodes in NODES]
 
 
 def efficiency(time: StepTime, one_node: StepTime) -> float:

@@ -1,14 +1,13 @@
-"""Tables, rows and a plot of a plan and of its scaling."""
+"""Tables and rows of a plan and of its scaling."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from aqtopo.planning.plan import Plan
-from aqtopo.planning.scaling import Assumptions, NodeType, StepTime, efficiency
+from aqtopo.planning.scaling import NETWORK_SHARE, NodeType, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives
 
 
@@ -103,19 +102,11 @@ def _memory(plan: Plan) -> Table:
 
 
 def scaling_tables(
-    plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepTime, rows: Sequence[StepTime]
+    plan: Plan, node_type: NodeType, utilization: float, here: StepTime, rows: Sequence[StepTime]
 ) -> Iterator[Table]:
-    """Yield the tables of the scaling model, in reading order.
-
-    Args:
-        plan: the run.
-        node_type: type of the nodes.
-        assumptions: see `Assumptions`.
-        here: step at the run's own number of nodes.
-        rows: steps at other numbers of nodes, starting with one node.
-    """
+    """Yield the tables of the scaling model: FLOP, the step `here` at the run's nodes, and other nodes."""
     yield _flop(plan)
-    yield _step(plan, node_type, assumptions, here)
+    yield _step(plan, node_type, utilization, here)
     yield _scaling(rows, node_type)
 
 
@@ -123,9 +114,8 @@ def _flop(plan: Plan) -> Table:
     flop = plan.flop
     title = f"FLOP of a micro-step of {plan.config.micro_batch} sample(s) on one rank"
     table = _table(title, "part", "TFLOP forward", "source")
-    for name, count in flop.products.items():
-        table.add_row(name, f"{count / 1e12:.4g}", "counted on the meta device")
-    table.add_row("attention", f"{flop.attention / 1e12:.4g}", "formula")
+    for name, count in {**flop.products, "attention": flop.attention}.items():
+        table.add_row(name, f"{count / 1e12:.4g}", "formula")
     if flop.float32_attention:
         table.add_row("in float32", f"{flop.float32_attention / 1e12:.4g}", "formula: local bias")
     table.add_section()
@@ -134,8 +124,8 @@ def _flop(plan: Plan) -> Table:
     return table
 
 
-def _step(plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepTime) -> Table:
-    config, share = plan.config, assumptions.network_share
+def _step(plan: Plan, node_type: NodeType, utilization: float, here: StepTime) -> Table:
+    config = plan.config
     elements = {name: group.parameters for name, group in plan.groups.items()}
     network = node_type.ring_bandwidth(here.nodes)
     precision = config.deepspeed.precision
@@ -152,8 +142,8 @@ def _step(plan: Plan, node_type: NodeType, assumptions: Assumptions, here: StepT
     if plan.flop.float32_attention:
         peak += f", in float32 of {node_type.flops['fp32'] / 1e12:.4g}"
     for name, seconds, source in (
-        ("forward and backward", here.compute_s, f"{assumptions.utilization:.0%} of {peak}"),
-        ("reducing gradients", here.reduce_s, f"{share:.0%} of {network / 1e9:.0f} GB/s assumed"),
+        ("forward and backward", here.compute_s, f"{utilization:.0%} of {peak}"),
+        ("reducing gradients", here.reduce_s, f"{NETWORK_SHARE:.0%} of {network / 1e9:.0f} GB/s assumed"),
         ("overlapped part", 0.0 - here.hidden_s, _overlap(plan)),
         ("gathering weights", here.gather_s, "as above"),
         ("AdamW", here.optimizer_s, f"{node_type.memory_rate / 1e12:.4g} TB/s of memory assumed"),
@@ -207,30 +197,7 @@ def as_rows(rows: Sequence[StepTime]) -> list[dict[str, Any]]:
     assert rows[0].nodes == 1
     return [
         asdict(row)
-        | {"seconds": row.seconds, "samples_per_s": row.samples_per_s, "efficiency": efficiency(row, rows[0])}
+        | {"seconds": row.seconds, "samples_per_s": row.samples_per_s, "loader_rate": row.loader_rate}
+        | {"efficiency": efficiency(row, rows[0])}
         for row in rows
     ]
-
-
-def draw_scaling(rows: Sequence[StepTime], node_type: NodeType, path: Path) -> None:
-    """Plot efficiency and samples/s over the number of nodes.
-
-    Raises:
-        ValueError: matplotlib is missing or does not support the file type.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ValueError("--plot needs matplotlib. Install with `pip install 'aqtopo[report]'`.") from error
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    nodes = [row.nodes for row in rows]
-    left, right = figure.subplots(1, 2)
-    left.semilogx(nodes, [100 * efficiency(row, rows[0]) for row in rows], "o-", base=2)
-    left.set(xlabel="nodes", ylabel="efficiency [%]", ylim=(0, 105), title=f"model, {node_type.name}")
-    right.loglog(nodes, [row.samples_per_s for row in rows], "o-", label="model")
-    right.loglog(nodes, [rows[0].samples_per_s * count for count in nodes], "--", label="ideal")
-    right.set(xlabel="nodes", ylabel="samples/s")
-    right.legend()
-    if path.suffix.removeprefix(".") not in figure.canvas.get_supported_filetypes():
-        raise ValueError(f"--plot {path} has an unsupported type. Choose .png, .svg or .pdf.")
-    figure.savefig(path)

@@ -66,12 +66,7 @@ class StateBytes:
 
 
 def state_bytes(elements: Mapping[str, int], config: RunConfig) -> StateBytes:
-    """Compute the permanent state of one rank.
-
-    Args:
-        elements: parameters by group; DeepSpeed pads each group.
-        config: world size, precision and the `deepspeed` block.
-    """
+    """Compute the permanent state of one rank from the number of parameters by group."""
     padded = _padded(elements, config.world_size)
     shard = padded // config.world_size
     model_type = config.deepspeed.precision
@@ -142,13 +137,7 @@ class Collective:
 
 
 def step_collectives(elements: Mapping[str, int], config: RunConfig, micro_steps: int) -> list[Collective]:
-    """Return the collectives of one step, except those of single numbers.
-
-    Args:
-        elements: parameters by group.
-        config: world size, precision and the `deepspeed` block.
-        micro_steps: number of micro-steps per step.
-    """
+    """Return the collectives of a step of some micro-steps, without those of single numbers."""
     zero, world = config.deepspeed.zero_optimization, config.world_size
     element = ELEMENT_BYTES[config.deepspeed.precision]
     gradients = element * sum(elements.values())

@@ -5,6 +5,7 @@
     never    by a rank, after a failure that a retry cannot fix: exit code and reason
     failed   by a rank, after another failure: exit code and reason
     saved    by rank 0, at each save: this start has made progress
+    copy     by rank 0, before the nodes copy the data: the copy's folder on every node; kept over restarts
     run      by rank 0, at each save: the run directory; kept over restarts
 
 Exit codes are not sufficient: launchers such as torchrun return their own.
@@ -56,7 +57,7 @@ class BatchJob:
         if self.folder is None or not int(self.facts.get("restart_count", 0)):
             return False
         note = self.folder / "run"
-        return note.is_file() and note.read_text() == f"{Path(run_dir).resolve()}\n"
+        return note.is_file() and note.read_text(encoding="utf-8") == f"{Path(run_dir).resolve()}\n"
 
     def request_restart(self, why: str) -> None:
         """Request a requeue of the job."""
@@ -73,6 +74,10 @@ class BatchJob:
         """Record a save and its run directory."""
         self._write("run", str(run_dir.resolve()))
         self._write("saved", tag)
+
+    def note_copy(self, folder: Path) -> None:
+        """Record the folder of the node-local copy, for the script to remove if the run cannot."""
+        self._write("copy", str(folder))
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:

@@ -19,7 +19,7 @@ POLL_S = 0.5
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
     """Hold a shared lock on a file: other processes may share it, none gets it exclusively."""
-    with path.open() as file:
+    with path.open(encoding="utf-8") as file:
         _lock(file, fcntl.LOCK_SH)
         yield
 

@@ -39,13 +39,7 @@ class RunState:
     Attributes:
         state: `not started`, `starting`, `running`, `silent for ...`, `waiting for its next start`, or
             `ended: ...`.
-        step: last logged step.
         total_steps: steps of the whole run; 0 before the first start.
-        starts: number of starts.
-        train_loss: last training loss; None before the first step.
-        val_loss: last validation loss.
-        best_val_loss: lowest validation loss.
-        lrs: last learning rate by group.
         alpha: last logged barrier strengths [km-1] by parameter name: one value, or one per head.
         preferences: last logged parameters of the heads, by block and quantity.
         samples_per_s: samples of all ranks per second in the last step.
@@ -83,11 +77,7 @@ class RunState:
 
 
 def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
-    """Read the state of a run.
-
-    Args:
-        run_dir: the run directory.
-        now: the current time; None reads the clock.
+    """Read the state of a run at a time; None reads the clock.
 
     Raises:
         ValueError: the directory is missing, or a line of its metrics is invalid.
@@ -115,9 +105,7 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
         samples_per_s=None if update is None else update.samples_per_s,
         left_s=max(total - summary.step, 0) * pace.step_s if pace and total else None,
         resume=None if summary.resume is None else summary.resume.line,
-        resumed_loss=statistics.fmean(losses)
-        if summary.resume and (losses := summary.first_losses)
-        else None,
+        resumed_loss=summary.resumed_loss,
         error=_last_error(run_dir, None if start is None else _time(start)),
     )
 
@@ -131,21 +119,11 @@ class _Pace(NamedTuple):
 
 @dataclass
 class _Summary:
-    """Summary of the log lines so far; the log of a long run is too large to hold.
-
-    Attributes:
-        step: last step.
-        last: the last line.
-        start, resume, update: the last line of each kind.
-        starts: number of starts.
-        val_losses: all validation losses.
-        alpha, preferences: the last logged values.
-        recent: the last steps since the last start or resume.
-        first_losses: losses of the first steps since the last resume.
-    """
+    """Summary of the log lines so far: the log of a long run is too large to keep in memory."""
 
     step: int = 0
     last: Line | None = None
+    # The last line of each kind:
     start: StartLine | None = None
     resume: ResumeLine | None = None
     update: StepLine | None = None
@@ -153,6 +131,7 @@ class _Summary:
     val_losses: list[float] = field(default_factory=list)
     alpha: dict[str, list[float]] = field(default_factory=dict)
     preferences: dict[str, list[float]] = field(default_factory=dict)
+    # Steps since the last start or resume, and losses of the first steps since the last resume:
     recent: deque[StepLine] = field(default_factory=lambda: deque(maxlen=RECENT_STEPS))
     first_losses: list[float] = field(default_factory=list)
 
@@ -217,4 +196,4 @@ def _last_error(run_dir: Path, since: datetime | None) -> str | None:
     files = sorted((run_dir / STACKS).glob("rank*.txt"), key=lambda path: path.stat().st_mtime)
     if not files or (since is not None and files[-1].stat().st_mtime < since.timestamp()):
         return None
-    return files[-1].read_text().partition("\n")[0]
+    return files[-1].read_text(encoding="utf-8").partition("\n")[0]

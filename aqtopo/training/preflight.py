@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 
 from aqtopo.checkpoint.manifest import package_versions
-from aqtopo.data.stage import NodeCopy
 from aqtopo.distributed import process_group
 from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
@@ -26,6 +25,7 @@ from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
+from aqtopo.training.staging import check_stage
 
 CLOCK_TOLERANCE_S = 10.0
 """Largest accepted difference of a clock from the median; larger ones make logs misleading."""
@@ -141,7 +141,7 @@ def _driver(device: torch.device) -> str:
         return "none"
     for path in (Path("/sys/module/amdgpu/version"), Path("/proc/driver/nvidia/version")):
         if path.exists():
-            return path.read_text().splitlines()[0]
+            return path.read_text(encoding="utf-8").splitlines()[0]
     return f"runtime {torch.version.hip or torch.version.cuda}"
 
 
@@ -172,7 +172,7 @@ def _folder_problems(run_dir: Path) -> list[str]:
             source, target = Path(trial) / "written", Path(trial) / "renamed"
             source.write_text("committed")
             source.rename(target)
-            if source.exists() or target.read_text() != "committed":
+            if source.exists() or target.read_text(encoding="utf-8") != "committed":
                 return [f"{folder}: a renamed file is missing. Choose another training.run_dir."]
     except OSError as error:
         return [
@@ -199,7 +199,7 @@ def _stage_problems(prepared: Prepared) -> list[str]:
     if prepared.config.data.stage is None:
         return []
     try:
-        NodeCopy(prepared.store, prepared.config).demand_room()
+        check_stage(prepared.store, prepared.config)
     except (ValueError, OSError) as error:
         return [str(error)]
     return []

@@ -15,7 +15,7 @@ from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.distributed.launch import Launch
-from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks
+from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks, refusals_on_all_ranks
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError, raise_problems
 from aqtopo.training.claim import check_run_directory
@@ -104,14 +104,10 @@ def prepare_again(prepared: Prepared, ranks: RankGroup) -> Prepared:
     Raises:
         RefusedError: on all ranks: another run has claimed the directory, or ranks see different states.
     """
-    found, problems = None, []
-    try:
+    what = f"{prepared.run_dir} has changed since this run began"
+    with refusals_on_all_ranks(ranks, what, (RefusedError, ValueError)):
         found = find_source(prepared.run_dir, prepared.options.source)
         _check_claim(found, prepared.run_dir, prepared.config, prepared.options)
-    except (RefusedError, ValueError) as error:
-        problems = [str(error)]
-    what = f"{prepared.run_dir} has changed since this run began"
-    raise_problems_on_all_ranks(ranks, what, problems)
     seen = sorted(set(ranks.gather_texts(str(found))))
     raise_problems_on_all_ranks(
         ranks, what, [f"ranks see different states: {', '.join(seen)}"] if seen[1:] else []

@@ -74,7 +74,7 @@ def _train_on_all_ranks(
         timeout_s = LOCK_TIMEOUT_S if job.folder else 0.0
         with watchdog.reporting(), lock_run_directory(prepared.run_dir, ranks, timeout_s):
             prepared = prepare_again(prepared, ranks)
-            with staged(prepared, watchdog, log) as store:
+            with staged(prepared, job, watchdog, log) as store:
                 prepared = replace(prepared, store=store)
                 trainer = _build_trainer(prepared, ranks, log, job, stops, watchdog, stop_after)
                 watchdog.on_abort(trainer.saver.abandon)

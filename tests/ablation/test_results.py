@@ -147,4 +147,4 @@ def test_a_file_as_output_folder_is_refused(ablation: Ablation) -> None:
     ablation.out.write_text("notes")
     with pytest.raises(ValueError, match=r"is a file.*Choose another --out"):
         claim_folder(ablation)
-    assert ablation.out.read_text() == "notes"
+    assert ablation.out.read_text(encoding="utf-8") == "notes"

@@ -141,7 +141,11 @@ def test_a_damaged_description_is_refused(
     ablation = plan(config_path, "wind_order")
     claim_folder(ablation)
     path = ablation.out / "ablation.json"
-    damaged = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    damaged = (
+        change
+        if isinstance(change, str)
+        else json.dumps(json.loads(path.read_text(encoding="utf-8")) | change)
+    )
     path.write_text(damaged)
     with pytest.raises(ValueError, match=re.escape(f"{path}{message}")) as caught:
         claim_folder(ablation)
@@ -175,7 +179,7 @@ def _tabulate(config_path: Path, ablation: Ablation) -> None:
     options = ["--grid", "wind_order", "--seeds", "1", "--out", str(ablation.out), "--block-days", "2"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
     assert "2 trainings, 2 done" in result.output
-    assert "wind_order=true (not false)" in (ablation.out / "results.md").read_text()
+    assert "wind_order=true (not false)" in (ablation.out / "results.md").read_text(encoding="utf-8")
     assert (ablation.out / "results.nc").is_file()
 
 

@@ -64,8 +64,8 @@ def run_jobs_in(folder: Path, jobs: list[Job]) -> list[Ended]:
     assert done.returncode == 0, done.stderr
     return [
         Ended(
-            json.loads((place / "codes.json").read_text()),
-            "".join(path.read_text() for path in sorted(place.glob("rank*.log"))),
+            json.loads((place / "codes.json").read_text(encoding="utf-8")),
+            "".join(path.read_text(encoding="utf-8") for path in sorted(place.glob("rank*.log"))),
         )
         for place in folders
     ]

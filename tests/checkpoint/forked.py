@@ -68,7 +68,7 @@ def run_job(module: Any, job: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    plan = json.loads(Path(sys.argv[1]).read_text())
+    plan = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     modules = {name: load_module(name) for name in sorted({item["file"] for item in plan})}
     for item in plan:
         run_job(modules[item["file"]], item)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.data.batch import Batch
-from aqtopo.data.loader import training_steps
+from aqtopo.data.loader import TrainingLoader
 from aqtopo.data.store import Store, open_store
 from aqtopo.model import Terrain, build_model
 from aqtopo.training.engine import group_parameters
@@ -82,7 +82,7 @@ class Fed:
         return MICRO_STEPS
 
     def __iter__(self) -> Iterator[tuple[Batch, int, bool]]:
-        for micro_batches in training_steps(self.store, self.config, self.epoch, 0, 0, 1):
+        for micro_batches in TrainingLoader(self.store, self.config, 0, 1).steps(self.epoch):
             pixels = sum(int(batch.valid.sum()) for batch in micro_batches)
             for batch in micro_batches:
                 yield batch, pixels, batch is micro_batches[-1]
@@ -108,4 +108,4 @@ def train(config_path: str, out: str, save_at: int, more: int) -> None:
     )
     run = Published(config, Path(out), save_at)
     trainer.fit(run)
-    Path(out, "losses.json").write_text(json.dumps(run.losses[save_at : save_at + more]))
+    Path(out, "losses.json").write_text(json.dumps(run.losses[save_at : save_at + more]), encoding="utf-8")

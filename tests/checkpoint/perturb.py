@@ -79,4 +79,4 @@ def perturb(source: str, out: str) -> None:
         heard[name], heard[f"{name}, allowed"] = verify(Allowed()), verify(allowed)
         write(right)
     heard["nothing"] = verify(Allowed())
-    Path(out, f"heard{ranks.rank}.json").write_text(json.dumps(heard))
+    Path(out, f"heard{ranks.rank}.json").write_text(json.dumps(heard), encoding="utf-8")

@@ -54,7 +54,7 @@ def save_in_trouble(folder: str, troubles: list[str], out: str) -> None:
             ranks.barrier()
     saver.save(engine, Tag(0, 20, 20, None, 1.0), toy_facts(5))
     saver.finish()
-    Path(out, f"told{ranks.rank}.json").write_text(json.dumps(told))
+    Path(out, f"told{ranks.rank}.json").write_text(json.dumps(told), encoding="utf-8")
 
 
 @contextmanager

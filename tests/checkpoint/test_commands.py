@@ -13,7 +13,7 @@ from aqtopo.checkpoint import inspection
 from aqtopo.checkpoint.files import describe_file, load_torch, save_torch
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS, prune
-from aqtopo.checkpoint.universal import universal_folder
+from aqtopo.checkpoint.universal import SavedState, universal_folder
 from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
@@ -194,7 +194,7 @@ def test_state_that_a_command_reads_is_not_pruned(
 ) -> None:
     tag, open_state = tag_folder(run_dir), inspection.open_state
 
-    def opened_and_pruned(path: Path) -> inspection.SavedState:
+    def opened_and_pruned(path: Path) -> SavedState:
         state = open_state(path)
         prune(run_dir, CheckpointConfig())  # what the run itself does after its next save
         return state

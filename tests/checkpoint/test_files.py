@@ -105,7 +105,7 @@ def test_tensor_files_have_the_access_rights_of_other_new_files(tmp_path: Path) 
 def test_small_file_is_replaced_atomically(tmp_path: Path) -> None:
     write_durably(tmp_path / "latest", "one\n")
     write_durably(tmp_path / "latest", "two\n")
-    assert (tmp_path / "latest").read_text() == "two\n"
+    assert (tmp_path / "latest").read_text(encoding="utf-8") == "two\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
 
 

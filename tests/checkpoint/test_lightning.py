@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from aqtopo.checkpoint.changes import Allowed
-from aqtopo.checkpoint.inspection import SavedState, diff_states, open_state, verify_state
+from aqtopo.checkpoint.inspection import diff_states, open_state, verify_state
+from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import RunConfig
 from aqtopo.lightning.checkpoint import read_lightning
 from aqtopo.lightning.importer import import_lightning
@@ -115,14 +116,14 @@ def test_every_moment_belongs_to_its_parameter(published: tuple[Path, RunConfig]
         names = [name for name in listed if name in group.elements]
         for number, name in zip(numbers, names, strict=True):
             for kind in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(state.tensors.tensor(name, kind), optimizer["state"][number][kind])
+                assert torch.equal(state.tensor(name, kind), optimizer["state"][number][kind])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("world", [1, 2])
 def test_losses_equal_those_of_lightning(published: tuple[Path, RunConfig], world: int) -> None:
     folder = published[0]
-    expected = json.loads((folder / "losses.json").read_text())
+    expected = json.loads((folder / "losses.json").read_text(encoding="utf-8"))
     losses = [step["train_loss"] for step in events(folder / f"resumed{world}", "step")]
     assert len(losses) == MORE
     assert losses == pytest.approx(expected, rel=1e-5)

@@ -25,9 +25,9 @@ def test_validation_skipped_by_a_stop_is_done_by_the_next_start(
     stopped, went_on = run_jobs(told, Job(1, "aqtopo", {"arguments": command}))
     assert (stopped.codes, went_on.codes) == ([0], [0]), stopped.output + went_on.output
 
-    assert (job_dir / "again").read_text() == "saved at step 1\n"
+    assert (job_dir / "again").read_text(encoding="utf-8") == "saved at step 1\n"
     run_dir = Path(config.training.run_dir)
-    assert (job_dir / "saved").read_text() == "epoch00-step000001\n"
+    assert (job_dir / "saved").read_text(encoding="utf-8") == "epoch00-step000001\n"
     happened = [(e["event"], e["step"]) for e in events(run_dir, "step", "validation", "stop")]
     assert happened == [
         ("step", 1),

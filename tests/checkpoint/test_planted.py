@@ -12,10 +12,10 @@ import torch
 
 from aqtopo.checkpoint.files import describe_file
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, read_manifest, write_manifest
+from aqtopo.checkpoint.shards import MODEL_STATES
 from aqtopo.checkpoint.tags import CHECKPOINTS, POINTER, STATE_FILE, last_tag
 from aqtopo.checkpoint.universal import (
     LATEST,
-    MODEL_STATES,
     OPTIMIZER_STATE,
     open_universal,
     universal_folder,

@@ -220,7 +220,7 @@ def test_refused_resume_ends_with_code_3_and_writes_nothing(
 def test_allowed_change_is_applied_and_recorded(crossed: Path, refusals: dict[str, Ended]) -> None:
     assert refusals["lr allowed"].codes == [0], refusals["lr allowed"].output
     run_dir = crossed / "refusals" / "lr_allowed"
-    assert json.loads((run_dir / "config.json").read_text())["optimizer"]["base_lr"] == 0.002
+    assert json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["optimizer"]["base_lr"] == 0.002
     before, after = (events(path, "step")[-1]["lr"]["others"] for path in (crossed / "run2", run_dir))
     assert after > 1.4 * before
 
@@ -319,5 +319,5 @@ def test_incomplete_last_metrics_line_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event":"step"}\n{"event":"st')
     truncate_metrics(path)
-    assert path.read_text() == '{"event":"step"}\n'
+    assert path.read_text(encoding="utf-8") == '{"event":"step"}\n'
     truncate_metrics(tmp_path / "absent.jsonl")

@@ -160,7 +160,7 @@ def test_state_committed_before_a_kill_without_pointer_update_is_the_last(
     check_pointer(tmp_path)
     assert last_tag(tmp_path) == last
     repair_pointer(tmp_path)
-    assert (tmp_path / CHECKPOINTS / "latest").read_text() == f"{last.name}\n"
+    assert (tmp_path / CHECKPOINTS / "latest").read_text(encoding="utf-8") == f"{last.name}\n"
 
 
 def test_pointer_that_is_more_than_one_state_behind_is_refused(tmp_path: Path) -> None:

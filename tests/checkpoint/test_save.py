@@ -45,7 +45,7 @@ def told(
     )
     (ended,) = run_jobs_in(out / "jobs", [job])
     assert ended.codes == [0, 0], ended.output
-    return [json.loads((out / f"told{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((out / f"told{rank}.json").read_text(encoding="utf-8")) for rank in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_states_before_and_after_failed_saves_are_undamaged(
 ) -> None:
     tags = list_tags(run_dir)
     assert [(tag.step, tag.number) for tag in tags] == [(20, 3)]
-    assert (run_dir / CHECKPOINTS / "history").read_text().split() == [
+    assert (run_dir / CHECKPOINTS / "history").read_text(encoding="utf-8").split() == [
         f"epoch00-step{step:06d}" for step in (5, 8, 20)
     ]
     verify_state(open_state(run_dir))

@@ -164,7 +164,7 @@ def assert_refused(outcome: Outcome, *texts: str) -> None:
 def test_every_failure_is_shown_by_tests_that_exist() -> None:
     named = set(re.findall(r"\btest_\w+", __doc__ or ""))
     tests = Path(__file__).parents[1]
-    text = "\n".join(path.read_text() for path in tests.rglob("test_*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in tests.rglob("test_*.py"))
     modules = {path.stem for path in tests.rglob("test_*.py")}
     assert len(named) > 25
     assert not {name for name in named - modules if f"def {name}(" not in text}

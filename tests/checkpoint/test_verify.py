@@ -34,7 +34,7 @@ def heard(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
     arguments = {"source": str(tag_folder(saved)), "out": str(folder)}
     (ended,) = run_jobs_in(folder / "jobs", [Job(2, "perturb", arguments, file="perturb")])
     assert not any(ended.codes), ended.output
-    return [json.loads((folder / f"heard{rank}.json").read_text()) for rank in (0, 1)]
+    return [json.loads((folder / f"heard{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("what", SPOILT)

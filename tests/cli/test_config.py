@@ -25,8 +25,8 @@ def test_validate_needs_no_data_and_counts_the_groups() -> None:
     result = CliRunner().invoke(app, ["validate", "ds_configs/resume_reference.json"])
     assert result.exit_code == 0, result.output
     assert result.stdout.endswith(
-        "resume_reference, 50 x 8 ranks, 1600 samples a step, fp32, "
-        "tensors a group: vit_blocks 72, wind_embedding 2, head 6, others 11\n"
+        "resume_reference, 50 x 8 ranks, 1600 samples per step, fp32, "
+        "tensors per group: vit_blocks 72, wind_embedding 2, head 6, others 11\n"
     )
 
 
@@ -59,7 +59,7 @@ def test_show_prints_only_json_on_request() -> None:
 def test_show_lists_values_by_the_path_that_sets_them() -> None:
     result = CliRunner().invoke(app, ["show", DEMO], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    for text in ("optimizer.groups.0.lr_multiplier", "deepspeed.zero_optimization.stage", "samples a step"):
+    for text in ("optimizer.groups.0.lr_multiplier", "deepspeed.zero_optimization.stage", "samples per step"):
         assert text in result.stdout
     assert load_config(DEMO).digest in result.stdout
 

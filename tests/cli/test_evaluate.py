@@ -32,7 +32,7 @@ def test_table_scores_and_progress(aqtopo: Command, untrained_run: Path) -> None
 def test_json_stdout_holds_only_the_score_file(aqtopo: Command, untrained_run: Path) -> None:
     ended = aqtopo("evaluate", untrained_run, "--json", "--split", "validation", "--tag", "last")
     content = json.loads(ended.out)
-    assert content == json.loads((untrained_run / SCORES_FILE).read_text())
+    assert content == json.loads((untrained_run / SCORES_FILE).read_text(encoding="utf-8"))
     assert (content["split"], content["years"]) == ("validation", [2017])
     assert len(content["scores"]) == content["summary"]["pairs"] == 24
 
@@ -108,7 +108,7 @@ def test_stations_and_another_model_are_scored_in_one_command(
     assert "cams in 0, and than all in 0" in ended.out
     written = {path.name for path in untrained_run.iterdir() if path.name.startswith("scores")}
     assert written == {f"scores_against_cams{end}" for end in (".json", ".zarr", "_stations.csv")}
-    lines = (untrained_run / "scores_against_cams_stations.csv").read_text().splitlines()
+    lines = (untrained_run / "scores_against_cams_stations.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + 4
     assert lines[1].startswith("A,30.0,100.0,pm25,ug m-3,24,")
 
@@ -118,7 +118,7 @@ def test_directory_without_a_run_is_refused(aqtopo: Command, tmp_path: Path) -> 
 
 
 def test_removed_store_is_named(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
-    config = json.loads((untrained_run / "config.json").read_text())
+    config = json.loads((untrained_run / "config.json").read_text(encoding="utf-8"))
     config["data"]["store"] = str(tmp_path / "gone.zarr")
     (untrained_run / "config.json").write_text(json.dumps(config))
     assert "gone.zarr" in aqtopo("evaluate", untrained_run).complaint

@@ -104,7 +104,7 @@ def test_card_describes_the_model(aqtopo: Command, untrained_run: Path, tmp_path
     scores = write_made_scores(untrained_run, run.tag.name)
     ended = aqtopo("export", untrained_run, tmp_path / "model", "--tag", "last")
     assert "with its scores" in ended.out
-    card = json.loads((tmp_path / "model" / CARD_FILE).read_text())
+    card = json.loads((tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8"))
     assert card["tag"] == run.tag.name
     assert card["data"]["train_years"] == [2016]
     assert card["data"]["simulated"] is True
@@ -200,7 +200,7 @@ def test_unreadable_card_is_refused(aqtopo: Command, exported: Path, tmp_path: P
 
 
 def test_unknown_settings_in_a_card_are_named(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
-    card = json.loads((exported / CARD_FILE).read_text())
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
     card["config"]["model"]["sixth_sense"] = True
     (exported / CARD_FILE).write_text(json.dumps(card))
     ended = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT)

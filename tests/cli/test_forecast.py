@@ -83,12 +83,12 @@ def test_temporary_failures_are_recorded_for_a_requeue(
     run = save_untrained(tiny_config(data={"store": str(store)}))
     shard = shard_path(store, 0).parents[3] / "22" / "0" / "0" / "0"
     shard.write_bytes(b"")
-    assert "is cut short" in aqtopo("forecast", run, tmp_path / "out.nc", "--init", INIT).complaint
-    assert (tmp_path / "failed").read_text().startswith("2 The data store")
+    assert "is truncated" in aqtopo("forecast", run, tmp_path / "out.nc", "--init", INIT).complaint
+    assert (tmp_path / "failed").read_text(encoding="utf-8").startswith("2 The data store")
     assert not (tmp_path / "never").exists()
 
     assert (
         "has no fields for"
         in aqtopo("forecast", run, tmp_path / "out.nc", "--init", "1999-01-01T00").complaint
     )
-    assert (tmp_path / "never").read_text().startswith("2 ")
+    assert (tmp_path / "never").read_text(encoding="utf-8").startswith("2 ")

@@ -106,9 +106,9 @@ def test_run_directory_with_foreign_files(tiny_config: TinyConfig, refusal: Refu
 
 def test_run_directory_that_is_a_file(tiny_config: TinyConfig, refusal: Refusal) -> None:
     config = tiny_config()
-    Path(config.training.run_dir).write_text("not a directory")
+    Path(config.training.run_dir).write_text("not a directory", encoding="utf-8")
     assert "cannot be written" in refusal(config)
-    assert Path(config.training.run_dir).read_text() == "not a directory"
+    assert Path(config.training.run_dir).read_text(encoding="utf-8") == "not a directory"
 
 
 def test_unwritable_run_directory(tiny_config: TinyConfig, refusal: Refusal) -> None:
@@ -142,7 +142,7 @@ def test_invalid_option_is_recorded_as_never_for_the_batch_job(
         main()
     assert ending.value.code == 2
     assert "--stop-afterr" in capsys.readouterr().err
-    assert (tmp_path / "never").read_text() == "2 the command line is invalid\n"
+    assert (tmp_path / "never").read_text(encoding="utf-8") == "2 the command line is invalid\n"
 
 
 def test_validation_year_without_a_usable_time(tiny_config: TinyConfig, refusal: Refusal) -> None:

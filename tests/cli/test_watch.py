@@ -47,7 +47,7 @@ def test_output_contains_the_documented_strings(tmp_path: Path) -> None:
 
 def test_invalid_log_line_is_named(tmp_path: Path) -> None:
     path = write_resumed_run(tmp_path / "run", 0.7) / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"val_loss": 0.5', '"val_loss": "low"'))
+    path.write_text(path.read_text(encoding="utf-8").replace('"val_loss": 0.5', '"val_loss": "low"'))
     with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2: val_loss = "low"(.|\n)*Remove that line'):
         CliRunner().invoke(app, ["watch", str(path.parent)], catch_exceptions=False)
 

@@ -36,7 +36,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[object],
 
     def write_run(content: object) -> str:
         text = content if isinstance(content, str) else json.dumps(content)
-        Path("run.json").write_text(text)
+        Path("run.json").write_text(text, encoding="utf-8")
         return "run.json"
 
     return write_run

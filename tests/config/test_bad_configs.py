@@ -45,14 +45,14 @@ REFUSED_KEYS: list[tuple[Any, ...]] = [
     (
         "deepspeed.optimizer",
         {"type": "AdamW"},
-        "not allowed: the optimizer has a block of its own, `optimizer`",
+        "not allowed: set it in the section `optimizer`",
     ),
-    ("deepspeed.scheduler", {}, "not allowed: the learning rate has a block of its own, `schedule`"),
+    ("deepspeed.scheduler", {}, "not allowed: set the learning rate in the section `schedule`"),
     ("deepspeed.activation_checkpointing", {}, "not allowed: use model.gradient_checkpointing"),
     ("deepspeed.bfloat16", {"enabled": True}, "not allowed: an old name; write bf16"),
     ("deepspeed.prescale_gradients", True, "not allowed: gradients are always averaged"),
     ("deepspeed.zero_optimization.offload_param", {}, "not allowed: it needs ZeRO stage 3"),
-    ("deepspeed.checkpoint.load_universal", True, "not allowed: aqtopo decides this when it restores a run"),
+    ("deepspeed.checkpoint.load_universal", True, "not allowed: aqtopo sets it when it restores a run"),
 ]
 
 TYPES: list[tuple[Any, ...]] = [
@@ -156,7 +156,11 @@ MISSING_KEYS: list[tuple[Any, ...]] = [
     ("optimizer.base_lr", MISSING, "missing, and required (learning rate after warm-up"),
     ("training.run_dir", MISSING, "missing, and required (folder of this run's results"),
     ("deepspeed.zero_optimization", MISSING, "missing, and required (settings of ZeRO stage 2)"),
-    ("deepspeed.train_micro_batch_size_per_gpu", MISSING, "missing, and required (samples a rank handles"),
+    (
+        "deepspeed.train_micro_batch_size_per_gpu",
+        MISSING,
+        "missing, and required (samples per rank and micro-step",
+    ),
 ]
 
 CONTRADICTIONS: list[tuple[Any, ...]] = [
@@ -273,7 +277,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=4,
 )
-DEMO = json.loads(Path("ds_configs/demo_cpu.json").read_text())
+DEMO = json.loads(Path("ds_configs/demo_cpu.json").read_text(encoding="utf-8"))
 PLACES = [(block,) for block in DEMO] + [
     (block, key) for block, values in DEMO.items() if isinstance(values, dict) for key in (*values, "new")
 ]

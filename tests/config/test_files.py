@@ -11,7 +11,7 @@ import pytest
 from aqtopo.config import load_config, schema
 
 CONFIGS = sorted(path for path in Path("ds_configs").glob("*.json") if path.name != "schema.json")
-SCHEMA: dict[str, Any] = json.loads(Path("ds_configs/schema.json").read_text())
+SCHEMA: dict[str, Any] = json.loads(Path("ds_configs/schema.json").read_text(encoding="utf-8"))
 
 Write = Callable[[object], str]
 
@@ -30,7 +30,7 @@ def test_the_runs_that_must_ship_do() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_shipped_run_is_valid_for_the_models_and_for_the_schema(path: Path) -> None:
     assert load_config(path).name == path.stem
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     assert document["$schema"] == "schema.json"
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
 
@@ -42,7 +42,7 @@ def test_what_aqtopo_writes_is_valid_too(path: Path) -> None:
 
 
 def test_the_published_schema_is_that_of_the_models() -> None:
-    assert Path("ds_configs/schema.json").read_text() == schema(), (
+    assert Path("ds_configs/schema.json").read_text(encoding="utf-8") == schema(), (
         "run: aqtopo config schema > ds_configs/schema.json"
     )
 
@@ -66,9 +66,9 @@ def test_the_schema_is_strict_and_describes_every_key() -> None:
         ),
         ("", "run.json: line 1, column 1: not JSON: expecting value."),
         ("[1, 2]", "run.json: must hold one JSON object, and holds a list."),
-        ('{"name": "x", "name": "y"}', "run.json: name: stands twice; keep one"),
-        ('{"model": {"dim": 1, "dim": 2}}', "run.json: model.dim: stands twice; keep one"),
-        ('{"a": [{"b": 1, "b": 2}]}', "run.json: a[0].b: stands twice; keep one"),
+        ('{"name": "x", "name": "y"}', "run.json: name: is a duplicate key; keep one of them"),
+        ('{"model": {"dim": 1, "dim": 2}}', "run.json: model.dim: is a duplicate key; keep one of them"),
+        ('{"a": [{"b": 1, "b": 2}]}', "run.json: a[0].b: is a duplicate key; keep one of them"),
     ],
 )
 def test_text_that_is_no_configuration(write: Write, text: str, message: str) -> None:

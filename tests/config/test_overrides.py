@@ -60,7 +60,7 @@ def test_the_last_override_of_a_value_stands(document: Document, write: Write) -
         ("deepspeed.zero.stage=2", "deepspeed.zero: unknown key; did you mean zero_optimization?"),
         (
             "deepspeed.scheduler.type=x",
-            "deepspeed.scheduler: not allowed: the learning rate has a block of its own",
+            "deepspeed.scheduler: not allowed: set the learning rate in the section",
         ),
         ("model.depth.x=3", "--set model.depth.x=3: model.depth is 2, which has no parts"),
         ("model.alpha.x=3", "--set model.alpha.x=3: model.alpha: it holds a single value"),

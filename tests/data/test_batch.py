@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
-from aqtopo.data.batch import PADDING, Batch, BatchReader
+from aqtopo.data.batch import Batch, BatchReader
 from aqtopo.data.forcings import forcing
+from aqtopo.data.samples import PADDING
 from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 TinyConfig = Callable[..., RunConfig]
@@ -155,7 +156,7 @@ def test_wind_stays_in_metres_a_second(
     np.testing.assert_array_equal(batch.wind.numpy(), truth)
 
 
-def test_the_mask_decides_what_is_valid(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_valid_follows_the_mask(tiny_store: Path, tiny_config: TinyConfig) -> None:
     batch = read(tiny_store, tiny_config())
     mask = open_store(tiny_store).static["mask"] > 0
     assert not mask.all()
@@ -212,17 +213,17 @@ def test_a_start_time_that_is_not_stored_is_refused(tiny_store: Path, tiny_confi
 def hours_read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Indices of the hours that are read, in order."""
     hours: list[int] = []
-    reading = Store.read_unwatched
+    reading = Store.read_without_deadline
 
-    def read_unwatched(store: Store, first: int, last: int) -> Any:
+    def read_without_deadline(store: Store, first: int, last: int) -> Any:
         hours.extend(range(first, last))
         return reading(store, first, last)
 
-    monkeypatch.setattr(Store, "read_unwatched", read_unwatched)
+    monkeypatch.setattr(Store, "read_without_deadline", read_without_deadline)
     return hours
 
 
-def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
+def test_padding_is_zero_and_reads_nothing(
     tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
     batch = read(tiny_store, tiny_config(), places=(PADDING, 3))
@@ -236,7 +237,7 @@ def test_surplus_is_zeros_of_weight_0_for_which_nothing_is_read(
     torch.testing.assert_close(batch.inputs[1:], alone.inputs, rtol=0, atol=0)
 
 
-def test_a_batch_of_surplus_only_reads_nothing(
+def test_batch_of_only_padding_reads_nothing(
     tiny_store: Path, tiny_config: TinyConfig, hours_read: list[int]
 ) -> None:
     batch = read(tiny_store, tiny_config(), places=(PADDING, PADDING))
@@ -253,7 +254,7 @@ def test_an_hour_that_several_samples_need_is_read_once(
     assert hours_read == [0, 12, 24, 36]
 
 
-def test_a_flipped_store_gives_flipped_batches(
+def test_batches_of_a_store_with_descending_latitude_are_flipped(
     tiny_dataset: xr.Dataset, tiny_store: Path, tiny_config: TinyConfig, tmp_path: Path
 ) -> None:
     flipped = rewritten(tiny_dataset.isel(lat=slice(None, None, -1)), tmp_path / "flipped.zarr")

@@ -12,7 +12,7 @@ from aqtopo.data.check import check_store
 TinyConfig = Callable[..., RunConfig]
 
 
-def test_a_fit_store_gives_the_normalisation(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_check_of_a_valid_store_returns_the_normalisation(tiny_store: Path, tiny_config: TinyConfig) -> None:
     store = open_store(tiny_store)
     assert check_store(store, tiny_config()) == normalization_for(tiny_config(), store)
 

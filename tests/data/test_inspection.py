@@ -27,7 +27,7 @@ def flip(path: Path, place: int) -> None:
     path.write_bytes(raw)
 
 
-def test_a_good_store_has_notes_at_most(tiny_store: Path) -> None:
+def test_valid_store_has_no_faults(tiny_store: Path) -> None:
     found = inspect_store(tiny_store)
     assert {(finding.severity, finding.subject) for finding in found} == {("note", "gaps")}
     assert found[0].text == "2016-01-11T00 to 2016-12-31T23 (8544 h)"
@@ -58,13 +58,13 @@ def test_statistics_are_not_called_stale_for_hours_that_cannot_be_read(damaged: 
     assert Finding("note", "statistics", "not compared: 24 h of their years cannot be read") in found
 
 
-def test_a_shard_swapped_for_another_whole_one_is_noticed(damaged: Path) -> None:
+def test_shard_replaced_by_another_valid_one_is_detected(damaged: Path) -> None:
     shard(damaged, 3).write_bytes(shard(damaged, 4).read_bytes())
     (fault,) = [finding for finding in faults(damaged) if finding.subject == "shard"]
     assert fault.text.startswith("fields/c/3/0/0/0 (from 2016-01-04T00) differs from its checksum")
 
 
-def test_a_store_without_checksums_is_told(damaged: Path) -> None:
+def test_store_without_checksums_is_reported(damaged: Path) -> None:
     del zarr.open_group(damaged, mode="r+")[CHECKSUMS]
     (fault,) = faults(damaged)
     assert "0 checksums for 30 shards" in fault.text
@@ -123,7 +123,9 @@ WRONG: dict[str, tuple[Callable[[xr.Dataset], None], str, str]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_no_atmosphere_shows_is_listed(tiny_dataset: xr.Dataset, tmp_path: Path, wrong: str) -> None:
+def test_physically_impossible_values_are_listed(
+    tiny_dataset: xr.Dataset, tmp_path: Path, wrong: str
+) -> None:
     change, severity, message = WRONG[wrong]
     change(tiny_dataset)
     write_store(tiny_dataset, tmp_path / "wrong.zarr")
@@ -132,7 +134,7 @@ def test_what_no_atmosphere_shows_is_listed(tiny_dataset: xr.Dataset, tmp_path: 
     assert [f.severity for f in found if re.search(message, f.text)] == [severity]
 
 
-def test_what_cannot_be_opened_is_one_fault(tmp_path: Path) -> None:
+def test_store_that_cannot_be_opened_is_one_fault(tmp_path: Path) -> None:
     (fault,) = inspect_store(tmp_path / "nowhere.zarr")
     assert (fault.severity, fault.subject) == ("fault", "schema")
     assert "There is no data store" in fault.text

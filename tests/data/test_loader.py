@@ -13,15 +13,16 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.data.batch import PADDING, Batch
-from aqtopo.data.loader import EvaluationLoader, TrainingLoader, training_steps
+from aqtopo.data.batch import Batch
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader
+from aqtopo.data.samples import PADDING
 
 TinyConfig = Callable[..., RunConfig]
 Sample = tuple[int, str, tuple[float, ...]]
 
 
 def epoch(store: Path, config: RunConfig, rank: int = 0, world: int = 1, first: int = 0) -> list[list[Batch]]:
-    return list(training_steps(open_store(store), config, 0, first, rank, world))
+    return list(TrainingLoader(open_store(store), config, rank, world).steps(0, first))
 
 
 def samples(steps: list[list[Batch]]) -> list[list[Sample]]:
@@ -63,7 +64,7 @@ def test_with_the_decoder_a_sample_is_a_time_with_all_horizons(
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
-def test_every_world_size_sees_the_same_steps(tiny_store: Path, tiny_config: TinyConfig, world: int) -> None:
+def test_steps_are_the_same_at_each_world_size(tiny_store: Path, tiny_config: TinyConfig, world: int) -> None:
     config = tiny_config(
         data={"time_stride_hours": 12}, training={"ranks_per_node": 3, "run_dir": "run", "epochs": 1}
     )
@@ -75,9 +76,7 @@ def test_every_world_size_sees_the_same_steps(tiny_store: Path, tiny_config: Tin
     assert [len(step) for step in together] == [12, 12, 12, 12]
 
 
-def test_an_epoch_entered_in_the_middle_goes_on_as_if_never_left(
-    tiny_store: Path, tiny_config: TinyConfig
-) -> None:
+def test_epoch_resumed_in_the_middle_has_the_same_steps(tiny_store: Path, tiny_config: TinyConfig) -> None:
     whole, rest = epoch(tiny_store, tiny_config()), epoch(tiny_store, tiny_config(), first=20)
     assert len(rest) == 4
     for complete, resumed in zip(whole[20:], rest, strict=True):
@@ -91,14 +90,14 @@ def test_epochs_and_seeds_have_their_own_order(tiny_store: Path, tiny_config: Ti
 
     def starts(seed: int, number: int) -> list[str]:
         config = tiny_config(training={"seed": seed})
-        return [str(time) for time in next(training_steps(store, config, number, 0, 0, 1))[0].times]
+        return [str(time) for time in next(TrainingLoader(store, config, 0, 1).steps(number))[0].times]
 
     orders = {tuple(starts(seed, number)) for seed in (0, 1) for number in (0, 1)}
     assert len(orders) == 4
     assert starts(1, 1) == starts(1, 1)
 
 
-def test_the_global_random_generator_is_left_alone(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_global_random_generator_is_unchanged(tiny_store: Path, tiny_config: TinyConfig) -> None:
     before = torch.random.get_rng_state()
     epoch(tiny_store, tiny_config(data={"time_stride_hours": 24}))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -118,7 +117,7 @@ def test_evaluation_takes_each_time_once_with_all_horizons(
     assert all(PADDING not in batch.places for batches in ranks for batch in batches)
 
 
-def test_a_rank_without_a_share_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_rank_without_samples_gets_no_batches(tiny_store: Path, tiny_config: TinyConfig) -> None:
     config = tiny_config(data={"workers": 1})
     assert list(EvaluationLoader(open_store(tiny_store), config, "test", 0, 8, 4)) == []
 
@@ -130,7 +129,7 @@ def test_too_few_samples_are_refused_before_anything_is_read(
         data={"time_stride_hours": 24}, training={"nodes": 50, "run_dir": "run", "epochs": 1}
     )
     with pytest.raises(ValueError, match=r"give 24 samples, fewer .*2 on each of 50 ranks = 100"):
-        training_steps(open_store(tiny_store), config, 0, 0, 0, 50)
+        TrainingLoader(open_store(tiny_store), config, 0, 50).steps(0)
 
 
 def test_a_store_that_does_not_fit_is_refused_before_anything_is_read(
@@ -145,7 +144,7 @@ def test_a_store_that_does_not_fit_is_refused_before_anything_is_read(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("start", "workers"), [("forkserver", 2), ("spawn", 1)])
-def test_loader_processes_deliver_what_reading_here_does(
+def test_loader_processes_and_direct_reading_give_equal_batches(
     tiny_store: Path, tiny_config: TinyConfig, start: str, workers: int
 ) -> None:
     here = epoch(tiny_store, tiny_config())
@@ -169,7 +168,7 @@ def test_loader_processes_wait_for_the_next_pass_over_a_split(
 
 
 @pytest.mark.slow
-def test_loader_processes_stay_over_epochs(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_loader_processes_are_kept_over_epochs(tiny_store: Path, tiny_config: TinyConfig) -> None:
     others = set(multiprocessing.active_children())
     loader = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 1)
     first = list(loader.steps(0, 20))
@@ -248,9 +247,7 @@ def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
 
 
 @pytest.mark.slow
-def test_a_loader_process_that_stands_still_ends_at_the_deadline(
-    tiny_store: Path, tiny_config: TinyConfig
-) -> None:
+def test_blocked_loader_process_ends_at_the_deadline(tiny_store: Path, tiny_config: TinyConfig) -> None:
     others = set(multiprocessing.active_children())
     loader = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1)
     steps = loader.steps(0)
@@ -284,11 +281,9 @@ def test_missing_inputs_come_filled_and_counted_from_loader_processes(
 
 
 @pytest.mark.slow
-def test_loader_processes_outlive_signals_meant_for_the_trainer(
-    tiny_store: Path, tiny_config: TinyConfig
-) -> None:
+def test_loader_processes_ignore_signals_for_the_trainer(tiny_store: Path, tiny_config: TinyConfig) -> None:
     others = set(multiprocessing.active_children())
-    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 0, 0, 1)
+    steps = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 2}), 0, 1).steps(0)
     next(steps)
     workers = [process for process in multiprocessing.active_children() if process not in others]
     assert len(workers) == 2
@@ -320,7 +315,7 @@ def test_loader_processes_end_when_the_trainer_terminates_them(
 
 
 @pytest.mark.slow
-def test_a_loader_process_that_is_killed_between_passes_ends_the_next_with_a_message(
+def test_loader_process_killed_between_passes_ends_the_next_with_a_message(
     between_passes: tuple[EvaluationLoader, BaseProcess],
 ) -> None:
     loader, worker = between_passes
@@ -336,7 +331,7 @@ def test_a_loader_process_that_is_killed_ends_with_a_message(
     tiny_store: Path, tiny_config: TinyConfig
 ) -> None:
     others = set(multiprocessing.active_children())
-    steps = training_steps(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 0, 0, 1)
+    steps = TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1).steps(0)
     next(steps)
     (worker,) = [process for process in multiprocessing.active_children() if process not in others]
     assert worker.pid is not None

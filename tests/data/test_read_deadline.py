@@ -34,13 +34,13 @@ def stall(damaged: Path) -> Iterator[Callable[[Path], None]]:
         os.close(os.open(path, os.O_RDWR | os.O_NONBLOCK))  # releases the threads that wait for it
 
 
-def test_what_is_done_in_time_is_given_or_raised() -> None:
+def test_result_or_error_before_the_deadline_is_passed_on() -> None:
     assert run_with_deadline(5, lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         run_with_deadline(5, lambda: 1 // 0)
 
 
-def test_what_is_not_done_in_time_is_left_behind() -> None:
+def test_call_is_abandoned_at_the_deadline() -> None:
     over = threading.Event()
     began = time.monotonic()
     with pytest.raises(TimeoutError):
@@ -60,7 +60,7 @@ def test_what_is_not_done_in_time_is_left_behind() -> None:
     ],
     ids=["statistics", "climatology", "persistence", "probe", "inspection"],
 )
-def test_a_shard_that_does_not_answer_ends_whatever_reads_it(
+def test_read_of_a_blocked_shard_ends_at_the_deadline(
     damaged: Path,
     stall: Callable[[Path], None],
     tiny_config: Callable[..., RunConfig],
@@ -73,7 +73,7 @@ def test_a_shard_that_does_not_answer_ends_whatever_reads_it(
     assert str(damaged) in str(caught.value)
 
 
-def test_metadata_that_does_not_answer_end_opening(damaged: Path, stall: Callable[[Path], None]) -> None:
+def test_opening_ends_at_the_deadline_if_metadata_block(damaged: Path, stall: Callable[[Path], None]) -> None:
     stall(Path("static", "zarr.json"))
     with pytest.raises(TimeoutError, match=r"did not answer for 0\.5 s: its metadata is still not read"):
         open_store(damaged, deadline_s=0.5)

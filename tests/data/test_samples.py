@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import (
+    PADDING,
     SampleTable,
     StepPlan,
     calendar_times,
@@ -150,7 +151,7 @@ def test_orders_differ_by_seed_and_epoch() -> None:
     assert len(orders) == 25
 
 
-def test_an_order_is_well_mixed() -> None:
+def test_order_of_an_epoch_is_well_mixed() -> None:
     order = epoch_order(0, 0, 10_000)
     assert abs(np.corrcoef(order, np.arange(10_000))[0, 1]) < 0.05
 
@@ -172,12 +173,12 @@ def test_steps_cut_the_whole_micro_steps_of_an_epoch_without_overlap(plan: StepP
 
 
 @given(plan=plans, world=st.integers(1, 15), micro_batch=st.integers(1, 6), data=st.data())
-def test_shares_of_any_world_hold_each_place_of_the_step_once(
+def test_shares_of_all_ranks_contain_each_place_once(
     plan: StepPlan, world: int, micro_batch: int, data: st.DataObject
 ) -> None:
     places = plan.step_places(data.draw(st.integers(0, plan.steps_per_epoch - 1)))
     shares = [share(places, rank, world, micro_batch) for rank in range(world)]
-    held = [place for mine in shares for batch in mine for place in batch if place is not None]
+    held = [place for mine in shares for batch in mine for place in batch if place != PADDING]
     assert sorted(held) == list(places)
     micro_steps = math.ceil(len(places) / (world * micro_batch))
     assert all(len(mine) == micro_steps for mine in shares)
@@ -185,10 +186,10 @@ def test_shares_of_any_world_hold_each_place_of_the_step_once(
 
 
 @given(plan=plans)
-def test_the_configured_world_has_no_surplus(plan: StepPlan) -> None:
+def test_configured_world_has_no_padding(plan: StepPlan) -> None:
     for rank in range(plan.world):
         mine = share(plan.step_places(plan.steps_per_epoch - 1), rank, plan.world, plan.micro_batch)
-        assert None not in [place for batch in mine for place in batch]
+        assert PADDING not in mine
 
 
 @given(samples=st.integers(0, 100), world=st.integers(1, 12))
@@ -199,7 +200,7 @@ def test_evaluation_shares_are_consecutive_and_differ_by_one_at_most(samples: in
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_validation_comes_at_the_end_of_the_step_that_holds_its_micro_step() -> None:
+def test_validation_is_at_the_end_of_the_step_of_its_micro_step() -> None:
     reference = StepPlan(138_720, micro_batch=2, accumulation=2, world=400)
     assert reference.validation_steps(100) == {50: 100}
     assert StepPlan(10, 1, 4, 1).validation_steps(3) == {1: 3, 2: 6, 3: 9}

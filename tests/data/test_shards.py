@@ -34,7 +34,7 @@ def rewrite(store: Path, **encoding: object) -> None:
     )
 
 
-def test_hours_are_what_zarr_reads(tiny_store: Path) -> None:
+def test_hours_equal_those_read_by_zarr(tiny_store: Path) -> None:
     fields = zarr.open_group(tiny_store, mode="r")["fields"]
     reader = field_reader(str(tiny_store))
     assert isinstance(reader, PlainShards)
@@ -68,7 +68,7 @@ def test_a_flipped_byte_in_a_compressed_store_is_found_too(damaged: Path) -> Non
         open_store(damaged).read(48)
 
 
-def test_few_shards_are_open_at_a_time(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_open_shards_is_limited(tiny_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aqtopo.data.shards._OPEN_SHARDS", 3)
     before = open_files()
     reader = field_reader(str(tiny_store))

@@ -16,9 +16,7 @@ from aqtopo.variables import VARIABLES
 TinyConfig = Callable[..., RunConfig]
 
 
-def test_statistics_are_those_of_numpy_over_the_years_asked_for(
-    tiny_dataset: xr.Dataset, tiny_store: Path
-) -> None:
+def test_statistics_equal_those_of_numpy_over_the_years(tiny_dataset: xr.Dataset, tiny_store: Path) -> None:
     statistics = compute_statistics(open_store(tiny_store), [2018, 2016])
     assert statistics.years == (2016, 2018)
     fields = tiny_dataset["fields"].sel(time=tiny_dataset["time"].dt.year != 2017).astype(float)
@@ -54,7 +52,7 @@ def test_merged_moments_are_those_of_all_values(seed: int, cut: int, offset: flo
     np.testing.assert_allclose(np.sqrt(merged.squares / merged.count), wide.std(axis=(0, 2, 3)), rtol=1e-9)
 
 
-def test_written_statistics_are_found_again(damaged: Path) -> None:
+def test_written_statistics_are_read_back(damaged: Path) -> None:
     written = write_statistics(damaged, [2017])
     store = open_store(damaged)
     assert store.statistics_years == (2017,)
@@ -66,10 +64,10 @@ def test_written_statistics_are_found_again(damaged: Path) -> None:
     ("years", "message"), [([2016, 2020], "has no hours in 2020"), ([], "over no years")]
 )
 def test_years_that_are_not_stored_are_refused(damaged: Path, years: list[int], message: str) -> None:
-    before = (damaged / "zarr.json").read_text()
+    before = (damaged / "zarr.json").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{message}.*2016, 2017, 2018"):
         write_statistics(damaged, years)
-    assert (damaged / "zarr.json").read_text() == before
+    assert (damaged / "zarr.json").read_text(encoding="utf-8") == before
 
 
 def test_a_store_that_may_not_be_written_is_named(damaged: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +101,9 @@ def test_a_channel_that_never_varies_is_normalised_with_std_1(
     ]
 
 
-def test_dataset_normalisation_is_the_stores(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_dataset_normalisation_uses_the_statistics_of_the_store(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
     store = open_store(tiny_store)
     normalization = normalization_for(tiny_config(), store)
     assert normalization.mean == store.mean

@@ -15,7 +15,7 @@ from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 Change = Callable[[xr.Dataset], xr.Dataset]
 
 
-def test_what_was_written_is_read_back_hour_by_hour(tiny_dataset: xr.Dataset, tiny_store: Path) -> None:
+def test_written_hours_are_read_back(tiny_dataset: xr.Dataset, tiny_store: Path) -> None:
     store = open_store(tiny_store)
     assert store.channels == DYNAMIC_VARIABLES
     np.testing.assert_array_equal(store.times, tiny_dataset["time"].values.astype("datetime64[h]"))
@@ -48,7 +48,7 @@ def test_descending_latitude_is_kept(tiny_dataset: xr.Dataset, tmp_path: Path) -
     np.testing.assert_array_equal(store.static["lat2d"][:, 0], store.lat)
 
 
-def test_a_store_may_be_sent_to_another_process_after_reading(tiny_store: Path) -> None:
+def test_store_can_be_pickled_after_reading(tiny_store: Path) -> None:
     store = open_store(tiny_store)
     before = store.read(7)
     sent = pickle.loads(pickle.dumps(store))
@@ -65,7 +65,7 @@ def test_locate_finds_times_and_names_the_first_absent_one(tiny_store: Path) -> 
         store.locate(np.array(["2016-01-02T03", "2016-01-11T00", "2030-01-01T00"], "datetime64[h]"))
 
 
-def test_digest_tells_statistics_and_coordinates_apart(damaged: Path) -> None:
+def test_digest_depends_on_statistics_and_coordinates(damaged: Path) -> None:
     first = open_store(damaged).digest
     assert open_store(damaged).digest == first
     write_statistics(damaged, [2017])
@@ -99,14 +99,14 @@ def shuffle_hours(path: Path) -> None:
 
 def change_units(path: Path) -> None:
     metadata = path / "fields" / "zarr.json"
-    described = json.loads(metadata.read_text())
+    described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["channel_units"]["co"] = "mg m-3"
     metadata.write_text(json.dumps(described))
 
 
 def count_time_in_minutes(path: Path) -> None:
     metadata = path / "time" / "zarr.json"
-    described = json.loads(metadata.read_text())
+    described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["units"] = "minutes since 2016-01-01"
     metadata.write_text(json.dumps(described))
 
@@ -122,7 +122,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "schema version": (
         lambda p: set_attribute(p, "schema_version", 99),
-        r"has the schema version 99, and this aqtopo reads version 1\. Make it anew",
+        r"has the schema version 99, and this aqtopo reads version 1\. Write it anew",
     ),
     "no schema version": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=3)),
@@ -143,7 +143,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: set_value(p, "time", 10, 403233),
         r"has the time 2016-01-01T09 repeated on its time axis",
     ),
-    "half hours": (count_time_in_minutes, r"which is not a whole hour\. Fields belong to whole hours"),
+    "half hours": (count_time_in_minutes, r"which is not a whole hour\. Times must be whole hours"),
     "latitude not monotonic": (
         lambda p: set_value(p, "lat", 3, 10.0),
         r"has a coordinate `lat` that is not strictly monotonic",
@@ -213,7 +213,7 @@ def test_a_damaged_shard_is_named_with_its_time(damaged: Path, fault: str) -> No
         store.read(48)
 
 
-def test_an_hour_without_values_is_no_lost_shard(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_hour_of_nan_is_not_reported_as_a_missing_shard(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
     tiny_dataset["fields"][24:48] = np.nan
     write_store(tiny_dataset, tmp_path / "nan.zarr")
     assert np.isnan(open_store(tmp_path / "nan.zarr").read(30)).all()

@@ -7,66 +7,66 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.loader import TrainingLoader
-from aqtopo.data.workers import Ring
+from aqtopo.data.workers import SlotPool
 
 TinyConfig = Callable[..., RunConfig]
 
 
-def write(ring: Ring, slot: int, value: int) -> None:
-    ring.block(slot)[:] = value
+def write(pool: SlotPool, slot: int, value: int) -> None:
+    pool.buffer(slot)[:] = value
 
 
 def test_slots_are_apart_and_aligned() -> None:
-    ring = Ring(3, 100)
+    pool = SlotPool(3, 100)
     for slot in range(3):
-        write(ring, slot, slot + 1)
+        write(pool, slot, slot + 1)
     for slot in range(3):
-        block = ring.block(slot)
-        assert block.size >= 100
-        assert block.ctypes.data % 4096 == 0
-        assert (block == slot + 1).all()
+        buffer = pool.buffer(slot)
+        assert buffer.size >= 100
+        assert buffer.ctypes.data % 4096 == 0
+        assert (buffer == slot + 1).all()
 
 
-def test_a_ring_without_a_free_slot_gives_none() -> None:
-    ring = Ring(2, 100)
-    assert [ring.take(), ring.take(), ring.take()] == [0, 1, None]
+def test_a_pool_without_a_free_slot_gives_none() -> None:
+    pool = SlotPool(2, 100)
+    assert [pool.reserve(), pool.reserve(), pool.reserve()] == [0, 1, None]
 
 
 def test_a_slot_is_free_when_the_last_tensor_over_it_is_gone() -> None:
-    ring = Ring(1, 100)
-    slot = ring.take()
+    pool = SlotPool(1, 100)
+    slot = pool.reserve()
     assert slot == 0
-    write(ring, slot, 7)
-    whole = torch.from_numpy(ring.lend(slot))
+    write(pool, slot, 7)
+    whole = torch.from_numpy(pool.hand_over(slot))
     part = whole[10:20].view(2, 5)
     del whole
-    assert ring.take() is None
+    assert pool.reserve() is None
     row = part[1].numpy()
     del part
-    assert ring.take() is None
+    assert pool.reserve() is None
     assert (row == 7).all()
     del row
-    assert ring.take() == 0
+    assert pool.reserve() == 0
 
 
-def test_reclaiming_frees_what_was_taken_but_not_what_is_lent() -> None:
-    ring = Ring(2, 100)
-    first = ring.take()
+def test_reclaiming_frees_what_was_reserved_but_not_what_is_in_use() -> None:
+    pool = SlotPool(2, 100)
+    first = pool.reserve()
     assert first is not None
-    kept = ring.lend(first)
-    assert ring.take() == 1
-    ring.reclaim()
-    assert [ring.take(), ring.take()] == [1, None]
+    kept = pool.hand_over(first)
+    assert pool.reserve() == 1
+    pool.reclaim()
+    assert [pool.reserve(), pool.reserve()] == [1, None]
     assert kept.size
 
 
 @pytest.mark.slow
-def test_batches_that_are_kept_stay_as_they_were(tiny_store: Path, tiny_config: TinyConfig) -> None:
+def test_kept_batches_are_not_overwritten(tiny_store: Path, tiny_config: TinyConfig) -> None:
     store = open_store(tiny_store)
     here = TrainingLoader(store, tiny_config(), 0, 1)
     there = TrainingLoader(store, tiny_config(data={"workers": 2}), 0, 1)
     first = [batch.inputs[1] for batch in next(there.steps(0))]  # a view, of a pass that is left
-    # More than the ring has slots for are held at a time, beside a view of one from the pass before.
+    # More than the pool has slots for are held at a time, beside a view of one from the pass before.
     held = [batch for step in there.steps(1) for batch in step]
     wanted = [batch for step in here.steps(1) for batch in step]
     assert len(held) == len(wanted) == 48
@@ -78,7 +78,7 @@ def test_batches_that_are_kept_stay_as_they_were(tiny_store: Path, tiny_config: 
 
 
 @pytest.mark.slow
-def test_too_little_shared_memory_is_said(
+def test_too_little_shared_memory_is_reported(
     tiny_store: Path, tiny_config: TinyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The width of a slot is no part of what is tested; 2**50 bytes are more than any machine shares.

@@ -63,10 +63,13 @@ def swap_channels(dataset: xr.Dataset) -> xr.Dataset:
 
 REFUSED: dict[str, tuple[Change, str]] = {
     "no source": (lambda d: d.drop_attrs(), r"no attribute `source`"),
-    "no fields": (lambda d: d.drop_vars("fields"), r"without `fields"),
-    "no static": (lambda d: d.drop_vars("static"), r"without `static"),
-    "dimensions in another order": (lambda d: d.transpose("channel", ...), r"without `fields"),
-    "no longitude": (lambda d: d.drop_vars("lon"), r"without the coordinate `lon`"),
+    "no fields": (lambda d: d.drop_vars("fields"), "lacks the float32 array `fields"),
+    "no static": (lambda d: d.drop_vars("static"), r"lacks the float32 array `static"),
+    "dimensions in another order": (
+        lambda d: d.transpose("channel", ...),
+        r"lacks the float32 array `fields",
+    ),
+    "no longitude": (lambda d: d.drop_vars("lon"), r"lacks the coordinate `lon`"),
     "missing channel": (lambda d: d.isel(channel=slice(1, None)), r"lacks the channel u in `fields`"),
     "unknown channel": (
         lambda d: d.isel(channel=[*range(11), 0]).assign_coords(channel=[*DYNAMIC_VARIABLES, "ch4"]),
@@ -82,7 +85,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: d.assign_coords(time=d["time"].values + np.timedelta64(30, "m")),
         r"not a whole hour",
     ),
-    "no time": (lambda d: d.isel(time=slice(0, 0)), r"holds no time"),
+    "no time": (lambda d: d.isel(time=slice(0, 0)), r"has an empty time axis"),
     "NaN in static": (
         lambda d: d.assign(static=d["static"].where(d["lat"] > 21)),
         r"static channel elevation",
@@ -102,7 +105,7 @@ def test_an_unfit_dataset_leaves_nothing_behind(tiny_dataset: xr.Dataset, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_blocks_must_follow_each_other(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_blocks_must_be_in_order_of_time(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
     first, second, third = days(tiny_dataset, 48, 24, 30)
     with pytest.raises(ValueError, match="2016-01-01T00 out of order"):
         write_store([second, first], tmp_path / "new.zarr")
@@ -124,14 +127,14 @@ def test_an_existing_store_is_not_overwritten(tiny_dataset: xr.Dataset, damaged:
     assert snapshot(damaged) == before
 
 
-def test_a_writer_that_is_still_at_work_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_running_writer_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
     (tmp_path / "new.zarr.partial").mkdir()
     with pytest.raises(ValueError, match="another process is writing"):
         write_store(tiny_dataset, tmp_path / "new.zarr")
     assert (tmp_path / "new.zarr.partial").exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+def test_path_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/new\.zarr cannot be written"):
         write_store(tiny_dataset, tmp_path / "file" / "new.zarr")

@@ -42,7 +42,7 @@ def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
     }
     done = evaluate(load_run(untrained_run), options=EvalOptions(every_hours=1))
     write_results(done, untrained_run)
-    alone = json.loads((untrained_run / "scores.json").read_text())
+    alone = json.loads((untrained_run / "scores.json").read_text(encoding="utf-8"))
     for part in ("summary", "scores", "strata", "exceedances", "spectra"):
         expected = numbers(alone[part])
         assert expected

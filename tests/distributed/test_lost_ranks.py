@@ -27,7 +27,7 @@ def endless(tiny_config: TinyConfig, ranks: int = 2, **changes: Any) -> RunConfi
 
 def wait_for_steps(config: RunConfig, ranks: Sequence[Any]) -> None:
     metrics = Path(config.training.run_dir) / "metrics.jsonl"
-    while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
         assert not any(rank.process.poll() for rank in ranks), [rank.finish() for rank in ranks]
         time.sleep(0.1)
 
@@ -55,7 +55,9 @@ def test_a_stopped_rank_is_named_and_the_others_leave_their_stacks(
         else:
             where = f"rank 2 (on {socket.gethostname()}, process {ranks[2].process.pid}, in `"
             assert f"does not answer: {where}" in said
-        stacks = (Path(config.training.run_dir) / "stacks" / f"rank{rank:05d}.txt").read_text()
+        stacks = (Path(config.training.run_dir) / "stacks" / f"rank{rank:05d}.txt").read_text(
+            encoding="utf-8"
+        )
         assert "aqtopo/training/start.py" in stacks
 
 

@@ -85,7 +85,7 @@ def test_a_run_leaves_metrics_versions_and_its_best_states(
     assert validations[-1]["alpha"] == {alpha: saved[alpha].tolist()}
     assert validations[-1]["alpha"] != validations[0]["alpha"]
 
-    facts = json.loads((finished.run_dir / "run.json").read_text())
+    facts = json.loads((finished.run_dir / "run.json").read_text(encoding="utf-8"))
     assert facts["world_size"] == 2
     assert facts["config_digest"] == config.digest
     assert facts["versions"]["torch"]
@@ -129,7 +129,7 @@ def test_signal_to_one_rank_ends_all_at_the_same_step(
     ranks = start_ranks(config)
     metrics = Path(config.training.run_dir) / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
         assert time.monotonic() < deadline, [rank.finish() for rank in ranks if rank.process.poll()]
         time.sleep(0.2)
     ranks[1].process.send_signal(number)
@@ -137,7 +137,7 @@ def test_signal_to_one_rank_ends_all_at_the_same_step(
     endings = [rank.finish() for rank in ranks]
     assert [code for code, _ in endings] == [0, 0], endings
     assert "Traceback" not in endings[0][1] + endings[1][1]
-    stop = json.loads(metrics.read_text().splitlines()[-1])
+    stop = json.loads(metrics.read_text(encoding="utf-8").splitlines()[-1])
     assert stop["reason"] == "asked to stop by a signal"
     assert list_tags(metrics.parent)[-1].step == stop["step"]
 

@@ -146,7 +146,7 @@ def test_a_run_of_ozone_alone_which_has_no_daily_limit_is_scored(
     assert done.exceedances.sizes["pollutant"] == 0
     assert "No pollutant of this run has a limit" in str(detail_table(done, "exceedances"))
     written, *_ = write_results(done, tmp_path)
-    assert json.loads(written.read_text())["exceedances"] == []
+    assert json.loads(written.read_text(encoding="utf-8"))["exceedances"] == []
 
 
 def test_scores_have_their_provenance_as_attributes(run: LoadedRun) -> None:

@@ -50,7 +50,7 @@ def test_what_is_written_is_read_back(scores: xr.Dataset, tmp_path: Path) -> Non
 
 
 def test_the_file_can_be_read_without_aqtopo(scores: xr.Dataset, tmp_path: Path) -> None:
-    content = json.loads(write_scores(scores, tmp_path).read_text())
+    content = json.loads(write_scores(scores, tmp_path).read_text(encoding="utf-8"))
     assert (content["run"], content["split"], content["years"]) == ("made", "test", [2018])
     assert [(entry["pollutant"], entry["horizon_h"]) for entry in content["scores"]] == [
         (pollutant, horizon) for pollutant in POLLUTANTS for horizon in HORIZONS_H
@@ -66,7 +66,7 @@ def test_the_file_can_be_read_without_aqtopo(scores: xr.Dataset, tmp_path: Path)
 
 
 def test_missing_values_are_null_in_valid_json(scores: xr.Dataset, tmp_path: Path) -> None:
-    text = write_scores(scores, tmp_path).read_text()
+    text = write_scores(scores, tmp_path).read_text(encoding="utf-8")
     last = json.loads(text, parse_constant=pytest.fail)["scores"][-1]
     assert last["count"] == 0
     assert last["model"] == {"rmse": None, "mae": None, "bias": None, "acc": None}
@@ -74,7 +74,7 @@ def test_missing_values_are_null_in_valid_json(scores: xr.Dataset, tmp_path: Pat
 
 
 def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: Path) -> None:
-    summary = json.loads(write_scores(scores, tmp_path).read_text())["summary"]
+    summary = json.loads(write_scores(scores, tmp_path).read_text(encoding="utf-8"))["summary"]
     rmse = scores["rmse"]
     better = {name: rmse[0] < rmse.sel(forecast=name) for name in ("persistence", "climatology")}
     assert summary == {
@@ -121,7 +121,7 @@ def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
     scores: xr.Dataset, tmp_path: Path, damage: Callable[[Content], str], message: str
 ) -> None:
     path = write_scores(scores, tmp_path, {"season": scores.expand_dims(season=["DJF"])})
-    path.write_text(damage(json.loads(path.read_text())))
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))))
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         scores_from_record(read_score_file(tmp_path))
     assert str(caught.value).endswith(f"Score the run again with `aqtopo evaluate {tmp_path}`.")
@@ -131,7 +131,9 @@ def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tm
     outcomes = {"hits": 1, "misses": 0, "false_alarms": 0, "correct_negatives": 0}
     record = {"pollutant": "pm25", "horizon": 12, "limit": 75.0, **outcomes}
     path = write_scores(scores, tmp_path)
-    content = json.loads(path.read_text()) | {"exceedances": [{"forecast": "model", "csi": None, **record}]}
+    content = json.loads(path.read_text(encoding="utf-8")) | {
+        "exceedances": [{"forecast": "model", "csi": None, **record}]
+    }
     path.write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match="exceedances = 1: must have each of model, persistence, climatology"

@@ -19,7 +19,7 @@ def test_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_config: TinyConfig, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(tiny_config().to_json())
-    with pytest.raises(ValueError, match="4 samples a step cannot be divided among 3 ranks"):
+    with pytest.raises(ValueError, match="4 samples per step cannot be divided among 3 ranks"):
         fault_test(tmp_path / "config.json", tmp_path / "out", 1, [3], 5, 2, 0)
 
 
@@ -31,5 +31,5 @@ def test_killed_run_equals_the_undisturbed_run(tiny_config: TinyConfig, tmp_path
     assert result.kills >= result.resumes == 2
     assert result.steps >= 12
     assert sum(result.phases.values()) == sum(result.ranks.values()) == result.kills
-    kept = json.loads((tmp_path / "out" / "victim" / "config.json").read_text())["checkpoint"]
+    kept = json.loads((tmp_path / "out" / "victim" / "config.json").read_text(encoding="utf-8"))["checkpoint"]
     assert kept["keep_best"] == 1  # so that states are pruned

@@ -43,7 +43,7 @@ def main() -> None:
     held["master_weights"] = _bytes(optimizer.single_partition_of_fp32_groups)
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     held["moments"] = _bytes(moments)
-    Path(sys.argv[2]).write_text(json.dumps(held))
+    Path(sys.argv[2]).write_text(json.dumps(held), encoding="utf-8")
     process_group.disconnect()
 
 

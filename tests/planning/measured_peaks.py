@@ -52,7 +52,7 @@ def peak_bytes(path: str, device: torch.device) -> int:
 def main() -> None:
     device = process_group.connect(read_launch())
     peaks = {path: peak_bytes(path, device) for path in sys.argv[2:]}
-    Path(sys.argv[1]).write_text(json.dumps(peaks))
+    Path(sys.argv[1]).write_text(json.dumps(peaks), encoding="utf-8")
     process_group.disconnect()
 
 

@@ -66,7 +66,7 @@ def test_peaks_of_seven_sizes_are_within_15_percent_of_the_plan(
     for path, config in configs.items():
         path.write_text(config.to_json())
     run_alone("measured_peaks.py", tmp_path / "peaks.json", *configs)
-    measured = json.loads((tmp_path / "peaks.json").read_text())
+    measured = json.loads((tmp_path / "peaks.json").read_text(encoding="utf-8"))
     ratios = {config.name: make_plan(config).peak / measured[str(path)] for path, config in configs.items()}
     assert all(0.85 <= ratio <= 1.15 for ratio in ratios.values()), ratios
 
@@ -93,7 +93,7 @@ def test_bytes_sent_by_2_to_8_ranks_are_within_5_percent_of_the_plan(
         here = tiny_config(data={"store": "none.zarr"}, deepspeed=block, training={"ranks_per_node": world})
         elements = {name: group.parameters for name, group in make_plan(here).groups.items()}
         planned = sum(c.sent(world) for c in step_collectives(elements, here, 2))
-        counted = json.loads((tmp_path / f"{world}.json").read_text())
+        counted = json.loads((tmp_path / f"{world}.json").read_text(encoding="utf-8"))
         assert set(counted) <= set(PASSES), counted
         sent = sum(PASSES[kind] * (world - 1) / world * size for kind, size in counted.items())
         assert planned == pytest.approx(sent, rel=0.05), (world, counted)

@@ -2,67 +2,69 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
-from torch import Tensor
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig, load_config
-from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo.planning import make_plan
-from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activation_bytes, count_flop
+from aqtopo.planning.micro_step import activation_bytes, count_flop
+from tests.planning.counted_pass import make_model, product_flop, run, saved_bytes
 
 TinyConfig = Callable[..., RunConfig]
 
-
-def meta_model(config: RunConfig) -> AirQualityViT:
-    with torch.device("meta"):
-        return build_model(config, Terrain.flat(config.data.grid))
-
-
-def planned(config: RunConfig) -> ActivationBytes:
-    return activation_bytes(meta_model(config), config)
-
-
-def planned_flop(config: RunConfig) -> MicroStepFlop:
-    return count_flop(meta_model(config), config)
-
-
-def saved_by_a_real_pass(config: RunConfig) -> int:
-    """Return the bytes that autograd saves in a training pass on the CPU, each storage once."""
-    model = build_model(config, Terrain.flat(config.data.grid)).train()
-    storages: dict[int, Any] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    batch, (rows, columns) = config.micro_batch, config.data.grid
-    leads = 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
-    inputs = torch.randn(batch, len(config.data.variables), rows, columns)
-    with saved_tensors_hooks(keep, lambda tensor: tensor):
-        output = model(inputs, torch.randn(batch, 2, rows, columns), torch.ones(batch, leads), [1] * batch)
-    assert output.requires_grad
-    for tensor in (*model.parameters(), *model.buffers()):
-        storages.pop(tensor.untyped_storage().data_ptr(), None)
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+MODELS: dict[str, dict[str, Any]] = {
+    "reference": {},
+    "dropout": {"dropout": 0.1},
+    "drop path": {"drop_path": 0.1},
+    "decoder": {"lead_time": "decoder"},
+    "short head": {"decoder_depth": 0, "mlp_ratio": 3.0, "prediction": "tendency"},
+    "raster order": {"wind_order": False},
+    "sectors": {"sector_embedding": True, "alpha_per_head": True},
+    "two elevation biases": {"bias_blocks": [0, 1]},
+    "no elevation bias": {"elevation_bias": False},
+    "fused": {"elevation_bias": False, "attention": "fused"},
+    "near": {"local_bias": "near"},
+    "near, raster order": {"local_bias": "near", "wind_order": False},
+    "near, fused": {"local_bias": "near", "elevation_bias": False, "attention": "fused"},
+    "origin": {"local_bias": "origin", "bias_blocks": [0, 2], "dropout": 0.1},
+    "local path": {"local_path": True, "local_width": 12, "lead_time": "decoder"},
+    "local path, encoder": {"local_path": True, "local_width": 5},
+    "origin, some heads": {"local_bias": "origin", "local_heads": 3, "elevation_bias": False},
+}
 
 
-@pytest.mark.parametrize("lead_time", ["encoder", "decoder"])
-@pytest.mark.parametrize(("dim", "grid"), [(32, [8, 16]), (64, [16, 32])])
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_activations_match_a_pass_on_the_cpu(
-    tiny_config: TinyConfig, lead_time: str, dim: int, grid: list[int], dropout: float
+@pytest.fixture(params=MODELS)
+def variant(request: pytest.FixtureRequest, tiny_config: TinyConfig) -> Callable[[str], RunConfig]:
+    """Configuration of a model variant in a precision."""
+
+    def make(precision: str) -> RunConfig:
+        block = {} if precision == "fp32" else {precision: {"enabled": True}}
+        model = {"depth": 3, "heads": 4, **MODELS[request.param]}
+        block |= {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1}
+        data = {"store": "none.zarr"}
+        if "local_path" in model:  # it needs a larger grid; and further inputs
+            data |= {"grid": [16, 32], "forcings": ["cos_local_time"], "history_hours": [6]}
+        return tiny_config(model=model, data=data, deepspeed=block)
+
+    return make
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_activations_equal_the_bytes_saved_by_a_real_pass(
+    variant: Callable[[str], RunConfig], precision: str
 ) -> None:
-    model = {"lead_time": lead_time, "dim": dim, "dropout": dropout}
-    config = tiny_config(model=model, data={"grid": grid, "store": "none.zarr"})
-    assert planned(config).plain == pytest.approx(saved_by_a_real_pass(config), rel=0.02)
+    config = variant(precision)
+    assert activation_bytes(config).parts == saved_bytes(config)
+
+
+def test_flop_equal_the_products_of_a_real_pass(variant: Callable[[str], RunConfig]) -> None:
+    config = variant("fp32")
+    assert count_flop(config).products == product_flop(config)
 
 
 def test_parts_are_the_blocks_the_head_and_the_rest(tiny_config: TinyConfig) -> None:
-    estimate = planned(tiny_config(model={"depth": 3}))
+    estimate = activation_bytes(tiny_config(model={"depth": 3}))
     assert set(estimate.parts) == {"embedding and final norm", "blocks.0", "blocks.1", "blocks.2", "head"}
     assert sum(estimate.parts.values()) == estimate.plain
     assert estimate.parts["blocks.1"] == estimate.parts["blocks.2"]
@@ -70,7 +72,7 @@ def test_parts_are_the_blocks_the_head_and_the_rest(tiny_config: TinyConfig) -> 
 
 def test_checkpointing_saves_block_inputs_and_one_block(tiny_config: TinyConfig) -> None:
     config = tiny_config(model={"depth": 6})
-    estimate = planned(config)
+    estimate = activation_bytes(config)
     blocks = [count for name, count in estimate.parts.items() if name.startswith("blocks.")]
     inputs = 6 * config.micro_batch * config.tokens * 32 * 4
     assert estimate.block_inputs == inputs
@@ -81,37 +83,20 @@ def test_checkpointing_saves_block_inputs_and_one_block(tiny_config: TinyConfig)
 def test_activations_grow_with_the_micro_batch(tiny_config: TinyConfig) -> None:
     def plain(micro_batch: int) -> int:
         config = tiny_config(deepspeed={"train_micro_batch_size_per_gpu": micro_batch})
-        return planned(config).plain
+        return activation_bytes(config).plain
 
     assert plain(8) / plain(4) == pytest.approx(2.0, rel=0.05)
 
 
-def test_half_precision_halves_the_blocks(tiny_config: TinyConfig) -> None:
-    full, half = planned(tiny_config()), planned(tiny_config(deepspeed={"bf16": {"enabled": True}}))
-    assert half.parts["blocks.1"] / full.parts["blocks.1"] == pytest.approx(0.5, abs=0.05)
-
-
-def test_the_estimate_does_not_depend_on_earlier_estimates(tiny_config: TinyConfig) -> None:
-    assert planned(tiny_config()) == planned(tiny_config())
-
-
 @pytest.mark.parametrize("lead_time", ["encoder", "decoder"])
-def test_flop_match_a_real_pass_flop(tiny_config: TinyConfig, lead_time: str) -> None:
+def test_forward_and_backward_flop_match_a_real_pass(tiny_config: TinyConfig, lead_time: str) -> None:
     config = tiny_config(model={"lead_time": lead_time, "elevation_bias": False, "attention": "torch"})
-    model = build_model(config, Terrain.flat(config.data.grid)).train()
-    batch, (rows, columns) = config.micro_batch, config.data.grid
-    leads = 1 if lead_time == "encoder" else 4
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's flash attention
-        output = model(
-            torch.randn(batch, 15, rows, columns),
-            torch.randn(batch, 2, rows, columns),
-            torch.ones(batch, leads),
-            None,
-        )
+        output = run(make_model(config), config)
         forward = counter.get_total_flops()
         output.square().mean().backward()
-    flop = planned_flop(config)
+    flop = count_flop(config)
     assert flop.forward == forward
     # This attention saves its scores, a flash kernel recomputes them; the inputs need no gradient.
     again = 0.5 * flop.attention
@@ -128,8 +113,8 @@ def test_flop_of_blocks_match_their_matrices() -> None:
 
 
 def test_checkpointing_recomputes_the_blocks(tiny_config: TinyConfig) -> None:
-    plain = planned_flop(tiny_config())
-    again = planned_flop(tiny_config(model={"gradient_checkpointing": True}))
+    plain = count_flop(tiny_config())
+    again = count_flop(tiny_config(model={"gradient_checkpointing": True}))
     assert again.backward - plain.backward == plain.products["blocks"] + plain.attention
 
 

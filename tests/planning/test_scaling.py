@@ -1,5 +1,4 @@
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -8,14 +7,14 @@ from aqtopo.config import load_config
 from aqtopo.planning import Plan, make_plan
 from aqtopo.planning.scaling import (
     NODE_TYPES,
-    Assumptions,
+    UTILIZATION,
     efficiency,
     find_node_type,
     sample_bytes,
     scaling,
     step_time,
 )
-from aqtopo.planning.tables import as_rows, draw_scaling, scaling_tables
+from aqtopo.planning.tables import as_rows, scaling_tables
 
 IN_BF16 = ["model.local_bias=near", "deepspeed.bf16.enabled=true"]
 MI250X = NODE_TYPES["mi250x"]
@@ -27,16 +26,16 @@ def plan() -> Plan:
 
 
 def printed(plan: Plan) -> str:
-    step = step_time(plan, MI250X, 1, Assumptions())
+    step = step_time(plan, MI250X, 1)
     console = Console(file=io.StringIO(), width=140)
-    for table in scaling_tables(plan, MI250X, Assumptions(), step, [step]):
+    for table in scaling_tables(plan, MI250X, UTILIZATION, step, [step]):
         console.print(table)
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
 def test_a_step_is_the_sum_of_its_parts(plan: Plan) -> None:
-    step = step_time(plan, MI250X, 50, Assumptions())
+    step = step_time(plan, MI250X, 50)
     assert (step.world, step.samples) == (400, 1600)
     parts = step.compute_s + step.reduce_s + step.gather_s + step.optimizer_s - step.hidden_s
     assert step.seconds == pytest.approx(parts)
@@ -50,7 +49,7 @@ def test_small_buckets_overlap_and_a_single_bucket_does_not() -> None:
             f"deepspeed.zero_optimization.overlap_comm={overlap}",
         ]
         made = make_plan(load_config("ds_configs/lumi_400gpu.json", overrides))
-        step = step_time(made, MI250X, 50, Assumptions())
+        step = step_time(made, MI250X, 50)
         return step.hidden_s / step.reduce_s
 
     assert hidden(60_000_000) == 0.0
@@ -69,7 +68,7 @@ def test_float32_attention_is_listed_with_its_rate(plan: Plan) -> None:
 
 
 def test_efficiency_decreases_from_one_node_on(plan: Plan) -> None:
-    rows = scaling(plan, MI250X, Assumptions())
+    rows = scaling(plan, MI250X)
     assert (rows[0].nodes, rows[-1].nodes) == (1, 1024)
     shares = [efficiency(row, rows[0]) for row in rows]
     assert shares[0] == 1.0
@@ -79,16 +78,8 @@ def test_efficiency_decreases_from_one_node_on(plan: Plan) -> None:
 
 def test_the_loader_reads_all_channels(plan: Plan) -> None:
     assert sample_bytes(plan.config) == 2 * 11 * 128 * 256 * 4
-    step = step_time(plan, MI250X, 50, Assumptions())
+    step = step_time(plan, MI250X, 50)
     assert step.loader_rate == pytest.approx(8 * 2 * 2 * sample_bytes(plan.config) / step.seconds)
-
-
-def test_scaling_is_plotted(plan: Plan, tmp_path: Path) -> None:
-    rows = scaling(plan, MI250X, Assumptions())
-    draw_scaling(rows, MI250X, tmp_path / "scaling.png")
-    assert (tmp_path / "scaling.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match=r"has an unsupported type\. Choose \.png"):
-        draw_scaling(rows, MI250X, tmp_path / "scaling.doc")
 
 
 def test_an_unknown_accelerator_is_refused() -> None:

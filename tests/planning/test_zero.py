@@ -107,5 +107,5 @@ def test_two_deepspeed_ranks_hold_the_planned_bytes(
     assert [process.returncode for process in ranks] == [0, 0], "\n".join(outputs)
     planned = make_plan(load_config(tmp_path / "config.json")).as_json()["state_bytes"]
     for rank in range(2):
-        held = json.loads((tmp_path / f"{rank}.json").read_text())
+        held = json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8"))
         assert held == {name: planned[name] for name in held}

@@ -52,7 +52,7 @@ def logged_validation(step: int, loss: float) -> ValidationLine:
 
 def write_metrics(path: Path, events: list[dict[str, Any]]) -> None:
     time = {"time": "2026-11-21T20:15:00.000+00:00"}
-    path.write_text("".join(json.dumps(time | event) + "\n" for event in events))
+    path.write_text("".join(json.dumps(time | event) + "\n" for event in events), encoding="utf-8")
 
 
 def station_sums(stations: int) -> xr.Dataset:

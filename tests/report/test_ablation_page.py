@@ -103,7 +103,7 @@ def test_the_page_says_what_is_shown_and_is_one_file(ablation: Path) -> None:
 
 
 def test_an_ablation_without_a_shown_difference_has_that_as_its_finding(ablation: Path) -> None:
-    content = json.loads((ablation / "results.json").read_text())
+    content = json.loads((ablation / "results.json").read_text(encoding="utf-8"))
     for each in content["changes"]:
         each["shown"] = False
     (ablation / "results.json").write_text(json.dumps(content))

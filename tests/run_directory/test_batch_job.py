@@ -23,8 +23,8 @@ def test_script_and_ranks_communicate_through_files(tmp_path: Path) -> None:
     assert job.stop_requested
     job.request_restart("saved at step 3")
     job.note_save("epoch00-step000003", tmp_path / "run")
-    assert (tmp_path / "again").read_text() == "saved at step 3\n"
-    assert (tmp_path / "saved").read_text() == "epoch00-step000003\n"
+    assert (tmp_path / "again").read_text(encoding="utf-8") == "saved at step 3\n"
+    assert (tmp_path / "saved").read_text(encoding="utf-8") == "epoch00-step000003\n"
 
 
 def test_saved_run_directory_is_known_after_a_restart(tmp_path: Path) -> None:
@@ -48,5 +48,5 @@ def test_first_failure_of_each_kind_is_kept(tmp_path: Path) -> None:
     job.note_failure(Retry.PERHAPS, 1, "lost a rank")
     job.note_failure(Retry.NEVER, 3, "first")
     job.note_failure(Retry.NEVER, 2, "second")
-    assert (tmp_path / "failed").read_text() == "1 lost a rank\n"
-    assert (tmp_path / "never").read_text() == "3 first\n"
+    assert (tmp_path / "failed").read_text(encoding="utf-8") == "1 lost a rank\n"
+    assert (tmp_path / "never").read_text(encoding="utf-8") == "3 first\n"

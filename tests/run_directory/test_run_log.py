@@ -11,7 +11,9 @@ def test_events_are_json_lines_with_a_time(tmp_path: Path) -> None:
     log = RunLog(tmp_path, total_steps=10)
     log.event("step", step=1, lr={"head": 1e-3})
     log.event("stop", reason="all epochs done")
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [record["event"] for record in records] == ["step", "stop"]
     assert records[0]["lr"] == {"head": 1e-3}
     assert all(record["time"].endswith("+00:00") for record in records)

@@ -82,7 +82,7 @@ class Job:
 
     def log_text(self) -> str:
         """Return the job's log."""
-        return self.log.read_text() if self.log.exists() else ""
+        return self.log.read_text(encoding="utf-8") if self.log.exists() else ""
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Return the complete lines of one kind in metrics.jsonl."""

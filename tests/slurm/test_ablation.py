@@ -17,7 +17,7 @@ from .cluster import SlurmCluster
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
-def test_every_task_of_the_array_trains_one_variant(
+def test_each_array_task_trains_one_variant(
     slurm_cluster: SlurmCluster, tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     config = tiny_config(training={"epochs": 1, "validate_every": 6})

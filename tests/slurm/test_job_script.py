@@ -43,12 +43,12 @@ class Script:
     def end(self) -> tuple[int, str]:
         """Wait for the end; return exit code and log."""
         code = self.process.wait(timeout=30)
-        return code, (self.fakes / "log").read_text()
+        return code, (self.fakes / "log").read_text(encoding="utf-8")
 
     def calls(self) -> list[str]:
         """Return names and arguments of the called commands, in order."""
         noted = self.fakes / "calls"
-        return noted.read_text().splitlines() if noted.exists() else []
+        return noted.read_text(encoding="utf-8").splitlines() if noted.exists() else []
 
     @property
     def requeued(self) -> bool:
@@ -166,7 +166,7 @@ def test_requeue_is_retried_if_the_controller_is_busy(start: StartScript, tmp_pa
 def test_ranks_get_the_cores_per_task_of_the_job(start: StartScript) -> None:
     script = start(variables={"SLURM_CPUS_PER_TASK": "7"})
     assert script.end()[0] == 0
-    assert "--cpus-per-task=7" in (script.fakes / "srun").read_text().splitlines()
+    assert "--cpus-per-task=7" in (script.fakes / "srun").read_text(encoding="utf-8").splitlines()
 
 
 def test_node_without_room_for_caches_is_a_temporary_failure(start: StartScript) -> None:
@@ -257,6 +257,19 @@ def test_ranks_run_in_the_container(start: StartScript) -> None:
     assert script.calls()[:5] == ["singularity", "exec", "/images/a b.sif", "aqtopo", "train"]
 
 
+LEAVES_COPY = 'mkdir "$TMPDIR/aqtopo-copy.partial"; echo "$TMPDIR/aqtopo-copy" >"$AQTOPO_JOB_DIR/copy"; '
+
+
+def test_the_copy_of_a_killed_run_is_removed(start: StartScript, tmp_path: Path) -> None:
+    assert start(f"{LEAVES_COPY} exit 1").end()[0] == 0
+    assert list(tmp_path.glob("aqtopo-copy*")) == []
+    script = start(f'{LEAVES_COPY} touch "$FAKES/started"; sleep 0.3')
+    interrupted(script)
+    assert (tmp_path / "aqtopo-copy.partial").exists()
+    script = start('[[ ! -e "$TMPDIR/aqtopo-copy.partial" ]]')
+    assert script.end()[0] == 0
+
+
 def test_old_build_locks_are_removed_and_the_port_is_not_ephemeral(
     start: StartScript, tmp_path: Path
 ) -> None:
@@ -267,4 +280,4 @@ def test_old_build_locks_are_removed_and_the_port_is_not_ephemeral(
     script = start('echo "$MASTER_PORT" >"$FAKES/port"')
     assert script.end()[0] == 0
     assert [path.name for path in built.iterdir()] == ["cpu_adam.so"]
-    assert int((script.fakes / "port").read_text()) < 32768
+    assert int((script.fakes / "port").read_text(encoding="utf-8")) < 32768

@@ -47,7 +47,7 @@ def test_srun_trains_with_a_rank_in_each_task(
         "srun", f"-N{nodes}", "-n2", AQTOPO, "train", file, timeout_s=240, **ON_CPU, **variables
     )
 
-    run = json.loads((run_dir / "run.json").read_text())
+    run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     assert (run["launcher"], run["world_size"]) == ("slurm", 2)
     start, *steps, stop = events(run_dir, "start", "step", "stop")
     assert (start["event"], start["world_size"]) == ("start", 2)

@@ -29,7 +29,7 @@ LIMIT_S = 240
 
 def kill_loader_process(run_dir: Path) -> None:
     metrics = run_dir / "metrics.jsonl"
-    while not (metrics.exists() and '"event": "step"' in metrics.read_text()):
+    while not (metrics.exists() and '"event": "step"' in metrics.read_text(encoding="utf-8")):
         time.sleep(0.01)
     for process in multiprocessing.active_children():
         process.kill()

@@ -46,7 +46,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "stalled": (stall, r"did not answer for 2 s: the micro-batch of .*2016-01-03T\d\d.*fields/c/2/0/0/0"),
     "killed": (
         Path.exists,
-        r"a loader process ended unexpectedly .* before the micro-batch of 201\d-01-\d\dT",
+        r"a loader process ended unexpectedly .* before it had read the micro-batch of 201\d-01-\d\dT",
     ),
 }
 """What is done to the shard, and the message that ends the run."""
@@ -75,7 +75,10 @@ def run_all(configs: dict[str, RunConfig], folder: Path) -> dict[str, tuple[str,
     program = Path(__file__).with_name("faulty_runs.py")
     subprocess.run([sys.executable, program, *files.values()], check=True, timeout=1500)
     return {
-        name: (path.with_suffix(".code").read_text(), " ".join(path.with_suffix(".out").read_text().split()))
+        name: (
+            path.with_suffix(".code").read_text(encoding="utf-8"),
+            " ".join(path.with_suffix(".out").read_text(encoding="utf-8").split()),
+        )
         for name, path in files.items()
     }
 

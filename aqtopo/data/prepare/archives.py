@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -59,9 +59,9 @@ class Inventory:
         undated: archives without a date in their name; they are searched for every day.
     """
 
-    loose: Mapping[np.datetime64, tuple[Path, ...]]
-    dated: Mapping[np.datetime64, tuple[Path, ...]]
-    undated: tuple[Path, ...]
+    loose: Mapping[np.datetime64, Sequence[Path]]
+    dated: Mapping[np.datetime64, Sequence[Path]]
+    undated: Sequence[Path]
 
     @classmethod
     def of(cls, source: Path) -> "Inventory":
@@ -87,26 +87,14 @@ class Inventory:
                 f"{source} holds neither CN-ReanalysisYYYYMMDDHH.nc files nor archives "
                 f"({', '.join(ARCHIVE_SUFFIXES)}). Give the folder of the downloaded data set."
             )
-        return cls(
-            {stamp: tuple(paths) for stamp, paths in loose.items()},
-            {date: tuple(paths) for date, paths in dated.items()},
-            tuple(undated),
-        )
+        return cls(loose, dated, undated)
 
-    def sources(self, stamps: Hours) -> "Sources":
-        """Return the files that may hold the hours `stamps` (in the data set's time zone)."""
+    def paths(self, stamps: Hours) -> list[Path]:
+        """Return the files and archives that may hold the hours `stamps` (in the data set's time zone)."""
+        files = [path for stamp in stamps for path in self.loose.get(stamp, ())]
         dates = np.unique(stamps.astype("datetime64[D]"))
         archives = [path for date in dates for path in self.dated.get(date, ())]
-        files = [path for stamp in stamps for path in self.loose.get(stamp, ())]
-        return Sources(tuple(files), (*archives, *self.undated))
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Files that may hold certain hours: unpacked ones, and archives."""
-
-    files: tuple[Path, ...]
-    archives: tuple[Path, ...]
+        return [*files, *archives, *self.undated]
 
     def read(self, stamps: Hours) -> Iterator[HourlyFile]:
         """Yield the hourly files of `stamps`, one in memory at a time; a damaged one has a `problem`.
@@ -114,9 +102,10 @@ class Sources:
         A truncated archive yields its readable members, then one file whose `stamp` is NaT.
         """
         wanted = {stamp_name(stamp): stamp for stamp in stamps}
-        for path in self.files:
-            yield _file(path)
-        for path in self.archives:
+        for path in self.paths(stamps):
+            if stamp_of(path.name) is not None:
+                yield _file(path)
+                continue
             try:
                 yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)
             except _DAMAGE as error:

@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ HOURS_AHEAD: dict[TimeZone, int] = {"UTC": 0, "Beijing": 8}
 SOURCE = "Chinese Air Quality Reanalysis (CAQRA; Kong et al. 2021, doi:10.5194/essd-13-529-2021)"
 
 _CHUNK_DAYS = 4
-_WEIGHTS_FILE, _GRID_FILE, _RECIPE_FILE, _LOCK_FILE = "weights.npz", "grid.npz", "recipe.json", "lock"
+_RECIPE_FILE, _LOCK_FILE = "recipe.json", "lock"
 _MAX_PROBES = 48
 """Number of files tried as source grid before giving up: two days."""
 
@@ -144,11 +145,18 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
         raise ValueError(f"{recipe.out} exists already. Choose another name.")
     with _locked(recipe):
         if not recipe.out.exists():
-            maker = _day_maker(recipe)
-            static = _static(recipe, maker.regridder)
+            inventory, hours_ahead = Inventory.of(recipe.source), HOURS_AHEAD[recipe.time_zone]
+            grid = _find_grid(inventory, recipe, hours_ahead)
+            regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
+            static = _static(recipe, regridder)
+            maker = DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
             _check_free_space(recipe, maker)
             make_days(maker, recipe.days, recipe.workers, report)
-            _assemble(recipe, static, report)
+            reports = _reports(recipe)
+            if not any(day.hours for day in reports):
+                years = ", ".join(map(str, recipe.years))
+                raise ValueError(f"{recipe.source} has no usable hour in {years}.")
+            write_store(_chunks(recipe, static, reports, report), recipe.out)
         _check_store_settings(open_store(recipe.out), recipe)
         statistics = write_statistics(recipe.out, recipe.train_years, report)
         quality = quality_report(_reports(recipe), statistics, recipe.time_zone, open_store(recipe.out))
@@ -172,16 +180,17 @@ def _locked(recipe: Recipe) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"Another process is preparing {recipe.out}. Wait until it ends.") from error
-        _check_recipe(recipe)
+        _check_part_settings(recipe)
         # Under the lock, a partial store can only be the remainder of a killed run.
         shutil.rmtree(recipe.out.with_name(f"{recipe.out.name}.partial"), ignore_errors=True)
         yield
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_part_settings(recipe: Recipe) -> None:
+    """Write the settings of the part files, or refuse to resume with other ones."""
     path = recipe.parts / _RECIPE_FILE
     if path.exists():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding="utf-8"))
         changed = [name for name, value in recipe.part_settings.items() if before.get(name) != value]
         if changed:
             raise ValueError(
@@ -192,48 +201,22 @@ def _check_recipe(recipe: Recipe) -> None:
         path.write_text(json.dumps(recipe.part_settings))
 
 
-def _day_maker(recipe: Recipe) -> DayMaker:
-    inventory = Inventory.of(recipe.source)
-    hours_ahead = HOURS_AHEAD[recipe.time_zone]
-    grid_file, weights_file = recipe.parts / _GRID_FILE, recipe.parts / _WEIGHTS_FILE
-    if grid_file.exists() and weights_file.exists():
-        with np.load(grid_file) as kept:
-            grid = SourceGrid(kept["lat"], kept["lon"])
-        regridder = Regridder.load(weights_file, recipe.grid.shape)
-    else:
-        grid = _find_grid(inventory, recipe, hours_ahead)
-        regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
-        temporary = recipe.parts / "temporary.npz"
-        np.savez(temporary, lat=grid.lat, lon=grid.lon)
-        temporary.rename(grid_file)
-        regridder.save(temporary)
-        temporary.rename(weights_file)
-    return DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
-
-
 def _find_grid(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> SourceGrid:
     """Return the grid of the first usable hourly file; give up after `_MAX_PROBES` unusable ones."""
     problems: list[str] = []
-    for day in recipe.days:
-        stamps = hours_of(day) + np.timedelta64(hours_ahead, "h")
-        for file in inventory.sources(stamps).read(stamps):
-            try:
-                if file.content is None:
-                    raise UnusableFileError(file.problem)
-                grid = read_grid(file.content)
-                read_hour(file.content, grid)
-            except UnusableFileError as error:
-                problems.append(f"{file.where} {error}")
-            else:
-                return grid
-            if len(problems) == _MAX_PROBES:
-                raise _no_usable_file(recipe, problems)
-    raise _no_usable_file(recipe, problems)
-
-
-def _no_usable_file(recipe: Recipe, problems: Sequence[str]) -> ValueError:
+    stamps = (hours_of(day) + np.timedelta64(hours_ahead, "h") for day in recipe.days)
+    for file in islice(chain.from_iterable(map(inventory.read, stamps)), _MAX_PROBES):
+        try:
+            if file.content is None:
+                raise UnusableFileError(file.problem)
+            grid = read_grid(file.content)
+            read_hour(file.content, grid)
+        except UnusableFileError as error:
+            problems.append(f"{file.where} {error}")
+        else:
+            return grid
     found = f"{len(problems)} files are unusable. First: {problems[0]}" if problems else "no file found"
-    return ValueError(
+    raise ValueError(
         f"{recipe.source} has no usable hourly file of {', '.join(map(str, recipe.years))}: {found}. "
         "Check the folder, --years and --time-zone."
     )
@@ -280,13 +263,6 @@ def _check_free_space(recipe: Recipe, maker: DayMaker) -> None:
             f"{recipe.parts.parent} has {free / 1e9:.1f} GB free; the part files and the store need up to "
             f"{needed / 1e9:.1f} GB. Choose another disk or fewer years."
         )
-
-
-def _assemble(recipe: Recipe, static: xr.DataArray, report: Report) -> None:
-    reports = _reports(recipe)
-    if not any(day.hours for day in reports):
-        raise ValueError(f"{recipe.source} has no usable hour in {', '.join(map(str, recipe.years))}.")
-    write_store(_chunks(recipe, static, reports, report), recipe.out)
 
 
 def _chunks(

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -53,9 +53,9 @@ class DayReport:
     missing: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
     duplicated: list[int] = field(default_factory=list)
-    missing_cells: dict[str, int] = field(default_factory=dict)
-    out_of_range: dict[str, int] = field(default_factory=dict)
-    converted: dict[str, int] = field(default_factory=dict)
+    missing_cells: Counter[str] = field(default_factory=Counter)
+    out_of_range: Counter[str] = field(default_factory=Counter)
+    converted: Counter[str] = field(default_factory=Counter)
     temperature: list[float | None] = field(default_factory=lambda: [None] * HOURS_PER_DAY)
 
 
@@ -90,22 +90,19 @@ class DayMaker:
         report.missing = {hour: why for hour, why in report.missing.items() if int(hour) not in fields}
         if fields:
             _write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
-        _write_atomically(_report_path(self.parts, day), report)
+        _write_atomically(self.parts / f"{day}.json", report)
         return report
 
     def is_due(self, day: np.datetime64) -> bool:
         """Return true if the day is unfinished and any file may hold its hours."""
-        sources = self.inventory.sources(self._stamps(day))
-        return bool(sources.files or sources.archives) and report_of(self.parts, day) is None
+        return bool(self.inventory.paths(self._stamps(day))) and report_of(self.parts, day) is None
 
     def _stamps(self, day: np.datetime64) -> Hours:
         return hours_of(day) + self.hours_ahead * _HOUR
 
     def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
-        stamps = self._stamps(day)
-        out_of_range, missing_cells, converted = Counter[str](), Counter[str](), Counter[str]()
-        covered = self.regridder.covered
-        for file in self.inventory.sources(stamps).read(stamps):
+        stamps, covered = self._stamps(day), self.regridder.covered
+        for file in self.inventory.read(stamps):
             if np.isnat(file.stamp):
                 report.damaged.append(f"{file.where} {file.problem}")
                 continue
@@ -124,14 +121,12 @@ class DayMaker:
                 rotate_wind(found.fields, self.grid.angle) if self.turn_wind else found.fields
             )
             fields[hour] = regridded
-            out_of_range.update(found.out_of_range)
-            converted.update(f"{name}: {units}" for name, units in found.converted.items())
+            # += drops zeros.
+            report.out_of_range += Counter(found.out_of_range)
+            report.converted += Counter(f"{name}: {units}" for name, units in found.converted.items())
             empty = (~np.isfinite(regridded) & covered).sum(axis=(1, 2))
-            missing_cells.update(dict(zip(DYNAMIC_VARIABLES, empty.tolist(), strict=True)))
+            report.missing_cells += Counter(dict(zip(DYNAMIC_VARIABLES, empty.tolist(), strict=True)))
             report.temperature[hour] = _mean(regridded[DYNAMIC_VARIABLES.index("temp")])
-        # Unary plus drops zeros; a plain dict because asdict cannot copy a Counter.
-        report.out_of_range, report.converted = dict(+out_of_range), dict(converted)
-        report.missing_cells = dict(+missing_cells)
 
 
 def hours_of(day: np.datetime64) -> Hours:
@@ -145,14 +140,10 @@ def part_path(parts: Path, day: np.datetime64) -> Path:
     return parts / f"{day}.npy"
 
 
-def _report_path(parts: Path, day: np.datetime64) -> Path:
-    return parts / f"{day}.json"
-
-
 def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
     """Return the report of a finished day; None for others."""
-    path = _report_path(parts, day)
-    return DayReport(**json.loads(path.read_text())) if path.exists() else None
+    path = parts / f"{day}.json"
+    return DayReport(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
 def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> None:
@@ -160,7 +151,7 @@ def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> N
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         if isinstance(content, DayReport):
-            file.write(json.dumps(asdict(content)).encode())
+            file.write(json.dumps(vars(content)).encode())
         else:
             np.save(file, content)
         file.flush()

@@ -45,8 +45,8 @@ def quality_report(
         "duplicated_hours": duplicated[:_MAX_ENTRIES],
         "cells_outside_source": int(store.static["mask"].size) - covered,
         "missing_share": _missing_share(days, covered),
-        "out_of_range": dict(_sum(day.out_of_range for day in days)),
-        "converted_hours": dict(_sum(day.converted for day in days)),
+        "out_of_range": dict(sum((Counter(day.out_of_range) for day in days), Counter())),
+        "converted_hours": dict(sum((Counter(day.converted) for day in days), Counter())),
         "time_zone": time_zone_check(days, time_zone, float(store.lon.mean())),
         "statistics": {
             "years": list(statistics.years),
@@ -54,13 +54,6 @@ def quality_report(
             "std": dict(statistics.std),
         },
     }
-
-
-def _sum(counts: Any) -> Counter[str]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return total
 
 
 def _missing_hours(days: Sequence[DayReport]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Regridding from a curvilinear to a regular grid; the weights are computed once.
+"""Regridding from a curvilinear to a regular grid; the weights are computed once a command.
 
 A target cell takes the mean of k x k points inside it, each interpolated bilinearly between the four source
 cells around it; k grows with the ratio of grid spacings, so that no source cell is skipped. The operation is
@@ -10,12 +10,11 @@ Shapes: n x m source grid, H x W target grid.
 
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array, load_npz, save_npz
+from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from aqtopo.data.grid import EARTH_RADIUS, Grid
@@ -95,17 +94,6 @@ class Regridder:
         mean = np.divide(total, share, out=np.full_like(total, np.nan), where=known)
         regridded: NDArray[np.float32] = mean.T.reshape(*values.shape[:-2], *self.shape).astype(np.float32)
         return regridded
-
-    def save(self, path: Path) -> None:
-        """Write the weights to a file for `load`."""
-        save_npz(path, self.weights)
-
-    @classmethod
-    def load(cls, path: Path, shape: tuple[int, int]) -> "Regridder":
-        """Read weights written by `save`, for a target of H x W cells."""
-        weights: Any = csr_array(load_npz(path))
-        assert weights.shape[0] == shape[0] * shape[1]
-        return cls(weights, shape)
 
 
 def points_per_side(lat: Values, lon: Values, target: Grid) -> int:

@@ -131,7 +131,7 @@ def row_of(
 def _read(compilation: Compilation, arch: str) -> machine_code.MachineCode:
     shared, warps = compilation.metadata["shared"], compilation.metadata["num_warps"]
     if arch.startswith("gfx"):
-        return machine_code.read_amd(compilation.texts["amdgcn"].read_text(), shared, warps)
+        return machine_code.read_amd(compilation.texts["amdgcn"].read_text(encoding="utf-8"), shared, warps)
     limit = _SHARED_A_MULTIPROCESSOR[arch]
     return machine_code.read_nvidia(compilation.texts["cubin"], shared, limit, warps)
 

@@ -17,7 +17,7 @@ DAY = np.datetime64("2013-01-02T00", "h") + np.arange(24)
 
 
 def found(folder: Path) -> list[HourlyFile]:
-    return list(Inventory.of(folder).sources(DAY).read(DAY))
+    return list(Inventory.of(folder).read(DAY))
 
 
 def test_file_names_encode_hours() -> None:

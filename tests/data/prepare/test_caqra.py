@@ -38,7 +38,7 @@ def expected(store: Store, hour_utc: int) -> np.ndarray:
 def prepared(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     made = make_recipe(raw, tmp_path_factory.mktemp("prepared") / "caqra.zarr")
     quality = prepare(made)
-    assert json.loads(made.report.read_text()) == quality
+    assert json.loads(made.report.read_text(encoding="utf-8")) == quality
     assert not made.parts.exists()
     return open_store(made.out), quality
 
@@ -54,7 +54,7 @@ def test_hours_have_their_time_and_units(prepared: Prepared) -> None:
     assert store.static["elevation"].max() > 1000
 
 
-def test_faults_of_the_files_are_in_the_report(prepared: Prepared) -> None:
+def test_faults_of_files_are_in_the_quality_report(prepared: Prepared) -> None:
     store, quality = prepared
     hours = quality["hours"]
     # Missing on the first day: no file (05), truncated (06), no value (10).
@@ -168,7 +168,7 @@ def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, par
         made.parts.mkdir()
     with pytest.raises(ValueError, match=r"exists already\. Choose another name"):
         prepare(made)
-    assert made.report.read_text() == "what was found"
+    assert made.report.read_text(encoding="utf-8") == "what was found"
     assert list(made.parts.glob("*")) == []
 
 

@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -59,13 +57,6 @@ def test_weights_are_non_negative_and_sum_to_one(coarse: Regridder) -> None:
     assert coarse.weights.data.min() >= 0
     np.testing.assert_allclose(np.asarray(coarse.weights.sum(axis=1)), 1.0)
     assert coarse.covered.all()
-
-
-def test_weights_survive_a_round_trip(coarse: Regridder, tmp_path: Path) -> None:
-    coarse.save(tmp_path / "weights.npz")
-    read = Regridder.load(tmp_path / "weights.npz", INSIDE.shape)
-    values = np.random.default_rng(0).normal(size=(3, 24, 32))
-    np.testing.assert_array_equal(read(values), coarse(values))
 
 
 def test_cells_beyond_the_source_have_no_value(source_grid: tuple[Values, Values]) -> None:
