@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import rich.box
 import xarray as xr
+from rich.console import Console
 from rich.table import Table
 
 from aqtopo.evaluation.evaluate import Evaluation
@@ -13,16 +14,18 @@ from aqtopo.evaluation.scores import count_wins
 from aqtopo.variables import VARIABLES
 
 TABLE_WIDTH = 120
-"""Columns of text of the score table with two references."""
+"""Columns of text that suffice for the score table with the baselines, and for the other tables."""
+
+_ANY_WIDTH = 10_000
 
 
 def table_width(scores: xr.Dataset) -> int:
-    """Return the columns of text of the score table; each further reference adds two numbers."""
-    return TABLE_WIDTH + sum(len(str(name)) + 15 for name in scores["reference"].values[2:])
+    """Return the columns of text of the score table, at least `TABLE_WIDTH`; another model adds a column."""
+    return max(TABLE_WIDTH, Console(width=_ANY_WIDTH).measure(score_table(scores)).maximum)
 
 
 def score_table(scores: xr.Dataset) -> Table:
-    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC, MAE and bias."""
+    """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC and bias."""
     attrs = scores.attrs
     forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
     units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
@@ -31,14 +34,15 @@ def score_table(scores: xr.Dataset) -> Table:
         (
             "lead",
             *(f"RMSE\n{name}" for name in scores["forecast"].values),
-            *(f"skill vs\n{name}" for name in scores["reference"].values),
-            *(f"{measure}\n{MODEL}" for measure in ("ACC", "MAE", "bias")),
+            "skill vs\nbest reference",
+            *(f"{measure}\n{MODEL}" for measure in ("ACC", "bias")),
         ),
         title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
         f"{forecasts}",
-        caption=f"RMSE, MAE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the reference, "
-        "positive is better; ACC = correlation of anomalies from climatology",
+        caption=f"RMSE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the best of the other "
+        "forecasts, positive is better; ACC = correlation of anomalies from climatology",
     )
+    table.padding, table.collapse_padding, table.pad_edge = (0, 1), True, False
     for pollutant in scores["pollutant"].values:
         for horizon in scores["horizon"].values:
             table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
@@ -64,9 +68,8 @@ def _row(pair: xr.Dataset) -> list[str]:
         name,
         f"{int(pair['horizon'])} h",
         *(_marked(float(rmse.sel(forecast=name)), lowest) for name in pair["forecast"].values),
-        *(number_text(float(pair["skill"].sel(reference=name)), "+.3f") for name in pair["reference"].values),
+        _skill_vs_best(pair),
         number_text(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
-        number_text(float(pair["mae"].sel(forecast=MODEL)), ".2f"),
         number_text(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
     ]
 
@@ -74,6 +77,14 @@ def _row(pair: xr.Dataset) -> list[str]:
 def number_text(value: float, form: str) -> str:
     """Format a number for a table; a dash for NaN."""
     return "-" if value != value else format(value, form)
+
+
+def _skill_vs_best(pair: xr.Dataset) -> str:
+    """Return the skill against the reference with the lowest RMSE, and its name."""
+    # The lower the reference's RMSE, the lower the skill; NaN without data.
+    known = pair["skill"].dropna("reference")
+    best = known.sortby(known)
+    return f"{float(best[0]):+.3f} {best['reference'].values[0]}" if best.size else "-"
 
 
 def _marked(value: float, lowest: float) -> str:
@@ -89,7 +100,7 @@ def summary(scores: xr.Dataset) -> str:
     without = f"; {unscored} more have no data" if unscored else ""
     return (
         f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {over}, "
-        f"and than {'both' if len(wins.over) == 2 else 'all'} in {wins.over_all}{without}."
+        f"and than all in {wins.over_all}{without}."
     )
 
 
@@ -110,10 +121,10 @@ def detail_table(done: Evaluation, name: str) -> Table | str:
 
 
 def stratum_table(done: Evaluation, stratum: str) -> Table:
-    """Table of the model's RMSE and skill against the better reference, by season, hour, area or station."""
+    """Table of the model's RMSE and skill against the best reference, by season, hour, area or station."""
     scores = done.strata[stratum]
     columns = [name for h in scores["horizon"].values for name in (f"RMSE\n{h} h", "skill")]
-    title = f"RMSE of the model by {stratum}, and skill against the better reference"
+    title = f"RMSE of the model by {stratum}, and skill against the best reference"
     table = _table(("pollutant", stratum), columns, title)
     # Most stations observe some of the pollutants.
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:

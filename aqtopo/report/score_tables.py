@@ -51,14 +51,14 @@ class ShadedSkill:
 
 @dataclass(frozen=True)
 class SkillCell(ShadedSkill):
-    """Skill against the better baseline; `rmse` by forecast, in the pollutant's units."""
+    """Skill against the best baseline; `rmse` by forecast, in the pollutant's units."""
 
     rmse: dict[str, float]
     best_reference: str
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """RMSE of the model and of the better baseline, as text."""
+        """RMSE of the model and of the best baseline, as text."""
         return round_together((self.rmse[MODEL], self.rmse[self.best_reference]))
 
 
@@ -110,9 +110,9 @@ class ScoreTable:
         errors = round_together([cell.rmse[name] for name in BASELINES])
         others = ", ".join(f"{name} {error}" for name, error in zip(BASELINES, errors, strict=True))
         verdicts = {
-            "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the better baseline",
-            "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the better baseline",
-            "level": f"within {LEVEL_SKILL:.0%} of {cell.best_reference}, the better baseline",
+            "better": f"{abs(cell.skill):.0%} less than {cell.best_reference}, the best baseline",
+            "worse": f"{abs(cell.skill):.0%} more than {cell.best_reference}, the best baseline",
+            "level": f"within {LEVEL_SKILL:.0%} of {cell.best_reference}, the best baseline",
         }
         return (
             f"{row.label} {horizon} h ahead: the RMSE of the model is {model} {row.units}, "

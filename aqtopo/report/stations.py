@@ -156,7 +156,7 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
         return "nothing was observed."
     middle_rmse, middle_bias = round_together([float(np.median(each[known])) for each in (rmse, bias)])
     return (
-        f"the model is better than both references at {int((skill > 0).sum())} of {known.sum()} stations. "
+        f"the model is better than all baselines at {int((skill > 0).sum())} of {known.sum()} stations. "
         f"Medians over the stations: RMSE {middle_rmse}, bias {middle_bias} {units}."
     )
 

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xarray as xr
 
 from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
 from aqtopo.evaluation import evaluate
+from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file
 from aqtopo.inference.load import predict
 
@@ -109,7 +112,7 @@ def test_stations_and_another_model_are_scored_in_one_command(
     written = {path.name for path in untrained_run.iterdir() if path.name.startswith("scores")}
     assert written == {f"scores_against_cams{end}" for end in (".json", ".zarr", "_stations.csv")}
     lines = (untrained_run / "scores_against_cams_stations.csv").read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 1 + 4
+    assert len(lines) == 1 + len(FORECASTS) + 1
     assert lines[1].startswith("A,30.0,100.0,pm25,ug m-3,24,")
 
 
@@ -122,6 +125,23 @@ def test_removed_store_is_named(aqtopo: Command, untrained_run: Path, tmp_path: 
     config["data"]["store"] = str(tmp_path / "gone.zarr")
     (untrained_run / "config.json").write_text(json.dumps(config))
     assert "gone.zarr" in aqtopo("evaluate", untrained_run).complaint
+
+
+def test_too_few_hours_for_the_regressions_are_refused(
+    aqtopo: Command,
+    tiny_dataset: xr.Dataset,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    store = tmp_path / "short.zarr"
+    write_store(tiny_dataset.sel(time=tiny_dataset["time"].dt.day <= 8), store)
+    write_statistics(store, [2016])
+    run = save_untrained(tiny_config(data={"store": str(store)}))
+    complaint = aqtopo("evaluate", run).complaint
+    assert "with 40 predictors needs at least 120 hours, and the training years 2016 have 96" in complaint
+    assert "Score the run on a store with more hours of its training years." in complaint
+    assert not (run / SCORES_FILE).exists()
 
 
 def test_diverged_weights_give_exit_code_1(

@@ -10,8 +10,9 @@ import xarray as xr
 
 from aqtopo.evaluation.against import OtherForecasts, open_forecasts
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
+from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_results
-from aqtopo.evaluation.tables import score_table, summary, table_width
+from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary, table_width
 from aqtopo.inference.forecast import forecast
 from aqtopo.inference.forecast_file import write_forecast
 from aqtopo.inference.load import LoadedRun, load_run
@@ -59,7 +60,7 @@ def test_the_runs_own_forecasts_score_as_the_run(
 ) -> None:
     done = evaluate(run, options=EvalOptions(against=opened(written(dataset, name), run)))
     scores = done.scores
-    assert scores["forecast"].values.tolist() == ["model", "persistence", "climatology", "cams"]
+    assert scores["forecast"].values.tolist() == [*FORECASTS, "cams"]
     assert scores.attrs["initialisations"] == 2
     one, other = (scores.sel(forecast=who, drop=True) for who in ("model", "cams"))
     xr.testing.assert_allclose(one[["rmse", "mae", "bias"]], other[["rmse", "mae", "bias"]], rtol=1e-5)
@@ -110,8 +111,11 @@ def test_scores_against_another_model_keep_the_runs_own_files(
         pair = rivals.sel(pollutant=entry["pollutant"], horizon=entry["horizon_h"])
         assert entry["cams"] == {name: float(pair[name]) for name in ("rmse", "mae", "bias", "acc")}
         assert entry["skill"]["cams"] == float(pair["skill"].sel(reference="cams"))
-    assert len(score_table(done.scores).columns) == 12
-    assert table_width(done.scores) > 120
+    columns = [str(column.header) for column in score_table(done.scores).columns]
+    assert [name for name in columns if name.startswith("RMSE")] == [
+        f"RMSE\n{name}" for name in (*FORECASTS, "cams")
+    ]
+    assert table_width(done.scores) > TABLE_WIDTH
     assert "cams in " in summary(done.scores)
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
-from aqtopo.evaluation.points import FORECASTS, Region
+from aqtopo.evaluation.points import BASELINES, FORECASTS, Region
 from aqtopo.evaluation.results import read_table, write_results, write_tables
 from aqtopo.evaluation.tables import detail_table
 from aqtopo.inference.load import LoadedRun, load_run
@@ -91,7 +91,7 @@ def test_baselines_of_constant_fields_are_perfect(
     write_store(tiny_dataset, store)
     write_statistics(store, [2016])
     scores = evaluate(load_run(save_untrained(tiny_config(data={"store": str(store)})))).scores
-    for name in ("persistence", "climatology"):
+    for name in BASELINES:
         np.testing.assert_allclose(scores["rmse"].sel(forecast=name), 0.0, atol=1e-3)
     assert (scores["rmse"].sel(forecast="model") > 1e-3).all()
 
@@ -152,7 +152,8 @@ def test_a_run_of_ozone_alone_which_has_no_daily_limit_is_scored(
 def test_scores_have_their_provenance_as_attributes(run: LoadedRun) -> None:
     told: list[tuple[str, int, int]] = []
     scores = evaluate(run, "validation", lambda *facts: told.append(facts)).scores
-    assert dict(scores.sizes) == {"forecast": 3, "reference": 2, "pollutant": 6, "horizon": 4}
+    sizes = {"forecast": len(FORECASTS), "reference": len(BASELINES), "pollutant": 6, "horizon": 4}
+    assert dict(scores.sizes) == sizes
     assert tuple(scores["forecast"].values) == FORECASTS
     np.testing.assert_array_equal(scores["units"], [VARIABLES[name].units for name in TARGET_VARIABLES])
     expected: dict[str, Any] = {

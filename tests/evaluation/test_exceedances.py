@@ -116,7 +116,7 @@ def test_the_table_has_a_row_for_every_forecast() -> None:
     Console(file=buffer, width=120).print(exceedance_table(exceedance_scores(Made(INITS, 48).counts)))
     assert "neither" not in buffer.getvalue()
     rows = [line.split() for line in buffer.getvalue().splitlines() if " h " in line]
-    assert len(rows) == 2 * 2 * 3
+    assert len(rows) == 2 * 2 * len(FORECASTS)
     assert rows[0][:5] == ["PM2.5", "model", "75", "12", "h"]
     assert pd.to_numeric(rows[0][5:]).size == 6
 
@@ -127,5 +127,5 @@ def test_pollutants_without_events_and_alarms_are_only_named() -> None:
         scores[name].loc[{"pollutant": "co"}] = 0
     buffer = io.StringIO()
     Console(file=buffer, width=120).print(exceedance_table(scores))
-    assert len([line for line in buffer.getvalue().splitlines() if " h " in line]) == 2 * 3
+    assert len([line for line in buffer.getvalue().splitlines() if " h " in line]) == 2 * len(FORECASTS)
     assert "no event and no alarm: carbon monoxide" in " ".join(buffer.getvalue().split())

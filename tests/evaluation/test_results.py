@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.evaluation.points import FORECASTS
+from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.evaluation.results import (
     SCORES_FILE,
     read_score_file,
@@ -70,18 +70,17 @@ def test_missing_values_are_null_in_valid_json(scores: xr.Dataset, tmp_path: Pat
     last = json.loads(text, parse_constant=pytest.fail)["scores"][-1]
     assert last["count"] == 0
     assert last["model"] == {"rmse": None, "mae": None, "bias": None, "acc": None}
-    assert last["skill"] == {"persistence": None, "climatology": None}
+    assert last["skill"] == dict.fromkeys(BASELINES)
 
 
 def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: Path) -> None:
     summary = json.loads(write_scores(scores, tmp_path).read_text(encoding="utf-8"))["summary"]
     rmse = scores["rmse"]
-    better = {name: rmse[0] < rmse.sel(forecast=name) for name in ("persistence", "climatology")}
+    better = {name: rmse[0].values < rmse.sel(forecast=name).values for name in BASELINES}
     assert summary == {
         "pairs": 3,
-        "model_beats_persistence": int(better["persistence"].sum()),
-        "model_beats_climatology": int(better["climatology"].sum()),
-        "model_beats_all": int((better["persistence"].values & better["climatology"].values).sum()),
+        **{f"model_beats_{name}": int(wins.sum()) for name, wins in better.items()},
+        "model_beats_all": int(np.logical_and.reduce(list(better.values())).sum()),
     }
 
 
@@ -135,9 +134,7 @@ def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tm
         "exceedances": [{"forecast": "model", "csi": None, **record}]
     }
     path.write_text(json.dumps(content))
-    with pytest.raises(
-        ValueError, match="exceedances = 1: must have each of model, persistence, climatology"
-    ):
+    with pytest.raises(ValueError, match=f"exceedances = 1: must have each of {', '.join(FORECASTS)}"):
         scores_from_record(read_score_file(tmp_path))
 
 

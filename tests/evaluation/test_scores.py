@@ -119,12 +119,14 @@ def test_nothing_counted_gives_nan_not_zero() -> None:
 
 
 def test_skill_has_the_sign_of_the_gain_and_no_value_against_a_perfect_reference() -> None:
+    further = len(BASELINES) - 2
     rmse = xr.DataArray(
-        [[10.0, 10.0], [20.0, 5.0], [10.0, 0.0]],
+        [[10.0, 10.0], [20.0, 5.0], [10.0, 0.0], *further * [[40.0, 8.0]]],
         dims=("forecast", "horizon"),
         coords={"forecast": list(FORECASTS)},
     )
-    np.testing.assert_array_equal(skill_against(rmse), [[0.5, -1.0], [0.0, np.nan]])
+    expected = [[0.5, -1.0], [0.0, np.nan], *further * [[0.75, -0.25]]]
+    np.testing.assert_array_equal(skill_against(rmse), expected)
 
 
 def test_float32_fields_are_summed_in_float64() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from aqtopo.data import Store, open_store
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
+from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
 from aqtopo.evaluation.tables import stations_left_out, stratum_table
@@ -112,7 +113,7 @@ def test_stations_are_written_as_a_table_and_as_sums(run: LoadedRun, csv: Path, 
     done = evaluate(run, options=EvalOptions(stations=read_stations(csv, run.store, TARGET_VARIABLES)))
     *_, listed = write_results(done, tmp_path)
     rows = pd.read_csv(listed, dtype={"station": str})
-    assert len(rows) == 2 * 2 * 4 * 3
+    assert len(rows) == 2 * 2 * 4 * len(FORECASTS)
     first = rows.query(
         "station == '0101A' and pollutant == 'pm25' and horizon == 24 and forecast == 'model'"
     ).iloc[0]

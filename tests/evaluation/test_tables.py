@@ -1,21 +1,22 @@
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import xarray as xr
 from rich.console import Console
 
-from aqtopo.evaluation.points import FORECASTS
-from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary
+from aqtopo.evaluation.points import BASELINES, FORECASTS
+from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary, table_width
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
 from .made import scores_of_batches
 
 
-def scores_with_rmse(rmse: np.ndarray) -> xr.Dataset:
+def scores_with_rmse(rmse: np.ndarray, names: Sequence[str] = FORECASTS) -> xr.Dataset:
     """Scores of six pollutants and four horizons from RMSE (F, K, C), one point each."""
     wide = rmse[:, None, :, :, None, None]
-    batch = dict(zip(FORECASTS, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool)
+    batch = dict(zip(names, wide, strict=True)), np.zeros(wide.shape[1:]), np.ones(wide.shape[1:], bool)
     scores = scores_of_batches(batch, pollutants=TARGET_VARIABLES, horizons_h=HORIZONS_H)
     scores = scores.assign_coords(units=("pollutant", ["ug m-3"] * 6))
     head = {"run": "demo", "tag": "epoch02-step000100", "split": "test", "years": [2017, 2018]}
@@ -24,17 +25,21 @@ def scores_with_rmse(rmse: np.ndarray) -> xr.Dataset:
 
 @pytest.fixture
 def scores() -> xr.Dataset:
-    """The model wins everywhere but: persistence at 12 h, climatology for ozone, a tie for SO2 at 96 h."""
-    rmse = np.ones((3, 4, 6)) * np.array([100.0, 200.0, 300.0])[:, None, None]
+    """The model wins everywhere but: persistence at 12 h, climatology for ozone, a tie for SO2 at 96 h.
+
+    The other baselines are worse than the model everywhere.
+    """
+    rmse = np.ones((len(FORECASTS), 4, 6)) * 400.0
+    rmse[:3] = np.array([100.0, 200.0, 300.0])[:, None, None]
     rmse[1, 0] = 50.0
     rmse[2, :, TARGET_VARIABLES.index("o3")] = 25.0
     rmse[1, 3, TARGET_VARIABLES.index("so2")] = 100.0
     return scores_with_rmse(rmse)
 
 
-def printed(scores: xr.Dataset) -> list[str]:
+def printed(scores: xr.Dataset, width: int = TABLE_WIDTH) -> list[str]:
     buffer = io.StringIO()
-    Console(file=buffer, width=TABLE_WIDTH).print(score_table(scores))
+    Console(file=buffer, width=width).print(score_table(scores))
     return buffer.getvalue().splitlines()
 
 
@@ -71,21 +76,38 @@ def test_equal_lowest_rmse_are_all_marked(scores: xr.Dataset) -> None:
 
 def test_skill_is_printed_with_its_sign(scores: xr.Dataset) -> None:
     rows = [line for line in printed(scores) if "PM2.5" in line]
-    assert "-1.000" in rows[0]
-    assert "+0.667" in rows[0]
-    assert "+0.500" in rows[1]
+    assert "-1.000 persistence" in rows[0]
+    assert "+0.500 persistence" in rows[1]
+    (row,) = [line for line in printed(scores) if "ozone" in line and " 24 h " in line]
+    assert "-3.000 climatology" in row
+
+
+def test_every_further_forecast_has_a_column_and_is_compared(scores: xr.Dataset) -> None:
+    with_cams = np.concatenate(
+        [scores["rmse"].transpose("forecast", "horizon", "pollutant"), np.full((1, 4, 6), 50.0)]
+    )
+    more = scores_with_rmse(with_cams, (*FORECASTS, "cams_with_a_long_name"))
+    assert len(score_table(more).columns) == len(score_table(scores).columns) + 1
+    assert table_width(scores) == TABLE_WIDTH < table_width(more)
+    lines = printed(more, table_width(more))
+    rows = [line for line in lines if " h " in line]
+    # Persistence is as good for six pairs, climatology is better for ozone at the other three horizons.
+    assert sum("-1.000 cams_with_a_long_name" in row for row in rows) == 24 - 6 - 3
+    assert not any("…" in line for line in lines)
 
 
 def test_the_summary_counts_strict_wins_only(scores: xr.Dataset) -> None:
+    wins = {"persistence": 17, "climatology": 20}
+    over = ", ".join(f"{name} in {wins.get(name, 24)}" for name in BASELINES)
     assert summary(scores) == (
-        "Of 24 pollutant-horizon pairs the model has a lower RMSE than persistence in 17, climatology in 20, "
-        "and than both in 14."
+        f"Of 24 pollutant-horizon pairs the model has a lower RMSE than {over}, and than all in 14."
     )
 
 
 def test_pairs_without_data_are_dashes_and_are_counted() -> None:
-    rmse = np.ones((3, 4, 6))
+    rmse = np.ones((len(FORECASTS), 4, 6))
     rmse[2, 2:, 0] = np.nan
     scores = scores_with_rmse(rmse)
-    assert [line.count(" - ") for line in printed(scores) if "PM2.5" in line] == [1, 1, 8, 8]
-    assert summary(scores).endswith("and than both in 0; 2 more have no data.")
+    dashes = [line.split().count("-") for line in printed(scores) if "PM2.5" in line]
+    assert dashes == [1, 1, *[len(FORECASTS) + 3] * 2]  # the ACC; or every RMSE, skill, ACC and bias
+    assert summary(scores).endswith("and than all in 0; 2 more have no data.")

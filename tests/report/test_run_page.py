@@ -4,11 +4,13 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import markupsafe
 import numpy as np
 import pytest
 
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.points import BASELINES
 from aqtopo.evaluation.results import write_scores, write_tables
 from aqtopo.inference.load import load_run
 from aqtopo.report import write_report
@@ -39,7 +41,8 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     html = path.read_text(encoding="utf-8")
     for expected in (
         "PM2.5 12 h ahead: the RMSE of the model is",
-        "the better of two baselines",
+        f"the best of {len(BASELINES)} baselines",
+        *(f"{name} ({markupsafe.escape(description)})" for name, description in BASELINES.items()),
         "Simulated data",
         "smooth waves made for tests",
         "6 forecasts, started from 2018-01-01 00:00 UTC to 2018-01-06 00:00 UTC.",

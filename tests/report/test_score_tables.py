@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
-from aqtopo.evaluation.points import FORECASTS
+from aqtopo.evaluation.points import BASELINES, FORECASTS, LINEAR, LINEAR_SAME
 from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
 from aqtopo.report.score_tables import (
     breakdown_tables,
@@ -16,7 +16,8 @@ from aqtopo.report.text import plus, pretty_units, round_together
 
 
 def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -> xr.Dataset:
-    rmse = np.array([model, persistence, climatology]).reshape(3, 1, 1)
+    others = {"persistence": persistence, "climatology": climatology}
+    rmse = np.array([model, *(others.get(name, 30.0) for name in BASELINES)]).reshape(-1, 1, 1)
     by_forecast = ("forecast", "pollutant", "horizon")
     return xr.Dataset(
         {
@@ -39,7 +40,7 @@ def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -
         (np.nan, "unknown", "no data"),
     ],
 )
-def test_a_cell_compares_with_the_better_reference(model: float, verdict: str, percent: str) -> None:
+def test_a_cell_compares_with_the_best_baseline(model: float, verdict: str, percent: str) -> None:
     (row,) = make_score_table(scores(model)).rows
     (cell,) = row.cells
     assert (cell.best_reference, cell.verdict, cell.percent) == ("persistence", verdict, percent)
@@ -54,22 +55,23 @@ def test_a_zero_has_no_sign_also_where_it_was_rounded_to(value: float, text: str
 
 
 def test_climatology_is_the_rival_where_it_is_better() -> None:
-    assert make_score_table(scores(8.0, persistence=30.0)).rows[0].cells[0].best_reference == "climatology"
+    assert make_score_table(scores(8.0, persistence=40.0)).rows[0].cells[0].best_reference == "climatology"
 
 
 @pytest.mark.parametrize(
     ("model", "sentence"),
     [
-        (8.0, "model is 8.00 µg\xa0m⁻³, 20% less than persistence, the better baseline"),
-        (13.0, "model is 13.0 µg\xa0m⁻³, 30% more than persistence, the better baseline"),
-        (9.99, "model is 9.99 µg\xa0m⁻³, within 1% of persistence, the better baseline"),
+        (8.0, "model is 8.00 µg\xa0m⁻³, 20% less than persistence, the best baseline"),
+        (13.0, "model is 13.0 µg\xa0m⁻³, 30% more than persistence, the best baseline"),
+        (9.99, "model is 9.99 µg\xa0m⁻³, within 1% of persistence, the best baseline"),
     ],
 )
 def test_the_headline_agrees_with_the_scores(model: float, sentence: str) -> None:
     headline = make_score_table(scores(model)).headline
     assert headline.startswith("PM2.5 12 h ahead: the RMSE of the model is ")
     assert sentence in headline
-    assert headline.endswith("(persistence 10.0, climatology 20.0).")
+    others = ", ".join(f"{name} 30.0" for name in (LINEAR, LINEAR_SAME))
+    assert headline.endswith(f"(persistence 10.0, climatology 20.0, {others}).")
 
 
 def test_the_full_table_has_a_line_for_each_forecast() -> None:
@@ -91,14 +93,16 @@ def test_numbers_share_their_decimals() -> None:
 
 
 def entry(pollutant: str, persistence: float | None, climatology: float | None) -> PairScores:
-    skill = Skill(persistence=persistence, climatology=climatology)
+    skill = Skill(
+        **(dict.fromkeys(BASELINES, 0.2) | {"persistence": persistence, "climatology": climatology})
+    )
     return PairScores.model_construct(pollutant=pollutant, skill=skill)
 
 
 def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
     strata = {
         "hour": {"0": [entry("pm25", 0.9, 0.9)]},
-        "season": {"DJF": [entry("pm25", 0.1, 0.2), entry("o3", 0.3, 0.4)]},
+        "season": {"DJF": [entry("pm25", 0.1, 0.3), entry("o3", 0.3, 0.4)]},
         "area": {
             "all": [entry("pm25", -0.2, 0.005), entry("o3", 0.0, 0.0)],
             "plateau": [entry("pm25", None, 0.5), entry("o3", 0.0, 0.0)],
@@ -108,9 +112,10 @@ def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
     assert (particles.label, ozone.label) == ("PM2.5", "Ozone")
     assert [[place.label for place in group] for group in particles.groups] == [["all", "plateau"], ["DJF"]]
     (whole, plateau), (winter,) = particles.groups
-    assert [skill.verdict for skill in whole.skills] == ["worse", "level"]
-    assert [skill.verdict for skill in plateau.skills] == ["unknown", "better"]
-    assert [skill.skill for skill in winter.skills] == [0.1, 0.2]
+    further = len(BASELINES) - 2
+    assert [skill.verdict for skill in whole.skills] == ["worse", "level", *further * ["better"]]
+    assert [skill.verdict for skill in plateau.skills] == ["unknown", "better", *further * ["better"]]
+    assert [skill.skill for skill in winter.skills] == [0.1, 0.3, *further * [0.2]]
 
 
 def test_scores_without_strata_have_no_tables() -> None:
@@ -131,28 +136,26 @@ def exceedance(forecast: str, hits: int, csi: float | None, negatives: int = 0) 
     )
 
 
-def three(hits: int, model: float | None) -> list[Exceedance]:
-    return [
-        exceedance("model", hits, model),
-        exceedance("persistence", hits, 0.5),
-        exceedance("climatology", hits, None),
-    ]
+def every_forecast(hits: int, model: float | None) -> list[Exceedance]:
+    csi = {"model": model, "climatology": None}
+    return [exceedance(name, hits, csi.get(name, 0.5)) for name in FORECASTS]
 
 
 def test_a_line_has_the_numbers_of_the_model_and_the_index_of_all() -> None:
-    (line,) = exceedance_rows(three(1200, 0.6))
+    (line,) = exceedance_rows(every_forecast(1200, 0.6))
     assert (line.label, line.numbers) == ("PM2.5 above 75", ("1,200", "0", "0"))
-    assert (line.csi, line.best) == (("0.60", "0.50", "n/a"), True)
-    assert not exceedance_rows(three(1200, 0.4))[0].best
+    assert line.csi == ("0.60", "0.50", "n/a", *(len(BASELINES) - 2) * ["0.50"])
+    assert line.best
+    assert not exceedance_rows(every_forecast(1200, 0.4))[0].best
 
 
 def test_a_limit_that_nothing_came_near_has_no_line() -> None:
-    assert exceedance_rows(three(0, None)) == ()
+    assert exceedance_rows(every_forecast(0, None)) == ()
 
 
 def test_an_empty_exceedance_table_has_a_reason() -> None:
-    assert no_exceedances([]) == no_exceedances(three(1200, 0.6)) == ""
-    assert no_exceedances(three(0, None)) == NO_DAILY_MEANS
+    assert no_exceedances([]) == no_exceedances(every_forecast(1200, 0.6)) == ""
+    assert no_exceedances(every_forecast(0, None)) == NO_DAILY_MEANS
     assert "in the truth or in the forecast" in no_exceedances([exceedance("model", 0, None, negatives=9)])
 
 

@@ -32,7 +32,7 @@ def test_observed_pollutants_have_maps_and_a_table_from_best_to_worst(tmp_path: 
     assert sum(path.count("M") for _, path in first.skill) == 5
     better = sum(skill > 0 for skill in skills)
     assert first.sentence.startswith(
-        f"12 h ahead the model is better than both references at {better} of 5 stat"
+        f"12 h ahead the model is better than all baselines at {better} of 5 stat"
     )
 
 
