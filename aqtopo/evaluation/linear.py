@@ -7,6 +7,7 @@ as its channel's mean; a time that lacks any target of a cell is left out for th
 Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cells, H x W grid.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -276,8 +277,9 @@ def _write(fitted: Linear, files: Sequence[Path]) -> None:
             )
             temporary.replace(file)
             return
-        except OSError:
-            temporary.unlink(missing_ok=True)
+        except (OSError, SafetensorError):  # the latter if the disk is full
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
 
 def _read(file: Path, predictors: Predictors) -> Linear:
