@@ -15,7 +15,7 @@ from aqtopo.config.sections import LEAD_FUNCTIONS, LOCAL_PATH_DILATIONS
 
 
 class LocalPath(nn.Module):
-    """Three dilated convolutions, a learnt map, and a last layer for each cell that depends on the lead time.
+    """Three dilated convolutions, each with a learnt map, and a last layer for each cell that depends on the lead time.
 
     There are no batch statistics, so the result does not depend on the other samples of a batch.
 
@@ -33,7 +33,7 @@ class LocalPath(nn.Module):
             nn.Conv2d(width if index else variables, width, 3, padding=dilation, dilation=dilation)
             for index, dilation in enumerate(LOCAL_PATH_DILATIONS)
         )
-        self.map = nn.Parameter(torch.zeros(width, *grid))
+        self.maps = nn.Parameter(torch.zeros(len(LOCAL_PATH_DILATIONS), width, *grid))
         self.lead_time = nn.Sequential(nn.Linear(1, width), nn.GELU(), nn.Linear(width, LEAD_FUNCTIONS))
         self.weight = nn.Parameter(torch.zeros(LEAD_FUNCTIONS, targets, width))
         self.bias = nn.Parameter(torch.zeros(LEAD_FUNCTIONS, targets))
@@ -50,10 +50,8 @@ class LocalPath(nn.Module):
         """
         dtype = self.weight.dtype
         features_BLYX = inputs.to(dtype)
-        *first, last = self.convolutions
-        for convolution in first:
-            features_BLYX = functional.gelu(convolution(features_BLYX))
-        features_BLYX = functional.gelu(last(features_BLYX) + self.map)
+        for convolution, map_LYX in zip(self.convolutions, self.maps, strict=True):
+            features_BLYX = functional.gelu(convolution(features_BLYX) + map_LYX)
         functions_BKR = self.lead_time(leads.to(dtype)[..., None])
         weight_BKCL = torch.einsum("bkr,rcl->bkcl", functions_BKR, self.weight)
         bias_BKC = functions_BKR @ self.bias
@@ -71,5 +69,5 @@ class LocalPath(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
-        for parameter in (self.map, self.weight, self.bias):
+        for parameter in (self.maps, self.weight, self.bias):
             nn.init.zeros_(parameter)
