@@ -14,6 +14,7 @@ import xarray as xr
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_store
+from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
@@ -46,10 +47,10 @@ def write_made_scores(run_dir: Path, tag: str) -> dict[str, Any]:
     """Scores of a state, invented; what the card should hold of them."""
     measures = {"rmse": 1.0, "mae": 1.0, "bias": 0.5, "acc": None}
     entry = {"pollutant": "pm25", "horizon_h": 12, "units": "ug m-3", "count": 9, "left_out": 0}
-    entry |= {"model": measures, "persistence": measures, "climatology": measures}
+    entry |= dict.fromkeys(FORECASTS, measures)
     init = {"initialisations": 1, "first_init": "2018-01-01T00", "last_init": "2018-01-01T00"}
     head = {"run": "tiny", "tag": tag, "split": "test", "years": [2018], "created": "2018-02-01", **init}
-    scores = [entry | {"skill": {"persistence": 0.0, "climatology": None}}]
+    scores = [entry | {"skill": dict.fromkeys(BASELINES, 0.0) | {"climatology": None}}]
     content = {"format_version": FORMAT_VERSION, **head, "scores": scores, "exceedances": [], "spectra": []}
     (run_dir / SCORES_FILE).write_text(json.dumps(content | {"strata": {"season": {"DJF": scores}}}))
     return content
