@@ -8,7 +8,7 @@ import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL
-from aqtopo.evaluation.results import Exceedance, PairScores, Spectrum
+from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import TARGET_VARIABLES, VARIABLES
 
@@ -150,10 +150,10 @@ STRATA = ("area", "season")
 
 @dataclass(frozen=True)
 class StratumRow:
-    """Skill in one area or season at every horizon against every baseline."""
+    """Skill against the best baseline, and its name, in one area or season at every horizon."""
 
     label: str
-    skills: tuple[ShadedSkill, ...]
+    cells: tuple[tuple[ShadedSkill, str], ...]
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,7 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
 
     def row(label: str, entries: Sequence[PairScores], pollutant: str) -> StratumRow:
         own = [entry for entry in entries if entry.pollutant == pollutant]
-        skills = [getattr(entry.skill, name) for entry in own for name in BASELINES]
-        return StratumRow(label, tuple(ShadedSkill(np.nan if skill is None else skill) for skill in skills))
+        return StratumRow(label, tuple(_least_skill(entry.skill) for entry in own))
 
     pollutants = dict.fromkeys(entry.pollutant for entry in next(iter(known[0].values())))
     return tuple(
@@ -183,6 +182,13 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
         )
         for pollutant in pollutants
     )
+
+
+def _least_skill(skill: Skill) -> tuple[ShadedSkill, str]:
+    """Return the skill against the best baseline, which is the lowest, and its name; NaN without one."""
+    known = [(value, name) for name in BASELINES if (value := getattr(skill, name)) is not None]
+    value, name = min(known, default=(np.nan, ""), key=lambda each: each[0])
+    return ShadedSkill(value), name
 
 
 @dataclass(frozen=True)

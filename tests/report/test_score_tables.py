@@ -92,30 +92,50 @@ def test_numbers_share_their_decimals() -> None:
     assert round_together((200.4, float("nan"))) == ("200", "n/a")
 
 
-def entry(pollutant: str, persistence: float | None, climatology: float | None) -> PairScores:
-    skill = Skill(
-        **(dict.fromkeys(BASELINES, 0.2) | {"persistence": persistence, "climatology": climatology})
-    )
-    return PairScores.model_construct(pollutant=pollutant, skill=skill)
+def entry(pollutant: str, **skill: float) -> PairScores:
+    """Skill against some baselines, undefined against the others."""
+    return PairScores.model_construct(pollutant=pollutant, skill=Skill(**(dict.fromkeys(BASELINES) | skill)))
 
 
 def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
+    ozone_entries = [entry("o3", climatology=0.0), entry("o3", climatology=0.0)]
     strata = {
-        "hour": {"0": [entry("pm25", 0.9, 0.9)]},
-        "season": {"DJF": [entry("pm25", 0.1, 0.3), entry("o3", 0.3, 0.4)]},
+        "hour": {"0": [entry("pm25", linear=0.9), entry("pm25", linear=0.9), *ozone_entries]},
+        "season": {
+            "DJF": [
+                entry("pm25", persistence=0.4, linear=0.1, linear_same=0.2),
+                entry("pm25"),
+                *ozone_entries,
+            ]
+        },
         "area": {
-            "all": [entry("pm25", -0.2, 0.005), entry("o3", 0.0, 0.0)],
-            "plateau": [entry("pm25", None, 0.5), entry("o3", 0.0, 0.0)],
+            "all": [
+                entry("pm25", persistence=-0.2, climatology=0.3),
+                entry("pm25", persistence=0.3, climatology=0.005),
+                *ozone_entries,
+            ],
+            "plateau": [
+                entry("pm25", linear=0.5),
+                entry("pm25", climatology=0.6, linear_same=0.5),
+                *ozone_entries,
+            ],
         },
     }
     particles, ozone = breakdown_tables(strata)
     assert (particles.label, ozone.label) == ("PM2.5", "Ozone")
     assert [[place.label for place in group] for group in particles.groups] == [["all", "plateau"], ["DJF"]]
-    (whole, plateau), (winter,) = particles.groups
-    further = len(BASELINES) - 2
-    assert [skill.verdict for skill in whole.skills] == ["worse", "level", *further * ["better"]]
-    assert [skill.verdict for skill in plateau.skills] == ["unknown", "better", *further * ["better"]]
-    assert [skill.skill for skill in winter.skills] == [0.1, 0.3, *further * [0.2]]
+    shown = [
+        [(skill.verdict, name) for skill, name in place.cells]
+        for group in particles.groups
+        for place in group
+    ]
+    assert shown == [
+        [("worse", "persistence"), ("level", "climatology")],
+        [("better", "linear"), ("better", "linear_same")],
+        [("better", "linear"), ("unknown", "")],
+    ]
+    (_, _), (winter,) = particles.groups
+    assert winter.cells[0][0].skill == 0.1
 
 
 def test_scores_without_strata_have_no_tables() -> None:
