@@ -1,5 +1,6 @@
 """End-to-end test from raw archives to scores; `prepare` is killed three times on the way."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -15,15 +16,17 @@ from aqtopo.data import open_store
 from tests.data.prepare.raw import day_files, lambert_grid, write_archive
 
 YEARS = (2013, 2014, 2015)
-DAYS = 3
+DAYS = 6
+"""Fewest days with enough hours for the regressions beside the scores."""
+HOURS = 24 * DAYS * len(YEARS)
 
 
 def make_raw(folder: Path) -> None:
-    """Write archives of three days of each of three years: zip, tar and tar.gz in turn."""
+    """Write archives of the days of each year: zip, tar and tar.gz in turn."""
     lat, lon = lambert_grid(24, 32, 120e3)
     folder.mkdir()
     for year in YEARS:
-        for day, suffix in zip(range(1, DAYS + 1), ("zip", "tar", "tar.gz"), strict=True):
+        for day, suffix in zip(range(1, DAYS + 1), itertools.cycle(("zip", "tar", "tar.gz"))):
             date = f"{year}-01-{day:02d}"
             archive = folder / f"CN-Reanalysis{date.replace('-', '')}.{suffix}"
             write_archive(archive, day_files(lat, lon, date))
@@ -81,25 +84,25 @@ def test_archives_to_scores_with_three_killed_preparations(tmp_path: Path) -> No
     second = kill_when(lambda: len(list(parts.glob("20*.json"))) >= 5, parts, command)
     partial = tmp_path / "caqra.zarr.partial"
     third = kill_when((partial / "fields" / "zarr.json").exists, parts, command)
-    assert len(first) < len(second) < len(third) == 9
+    assert len(first) < len(second) < len(third) == DAYS * len(YEARS)
     assert first.items() <= second.items() <= third.items(), "a finished day was made again"
     assert partial.exists()
     assert not store.exists(), "the command was to be killed while it assembled the store"
     prepared = aqtopo(*prepare)
     assert prepared.returncode == 0, prepared.stderr
-    assert "216 of 26280 hours" in prepared.stdout
+    assert f"{HOURS} of 26280 hours" in prepared.stdout
 
     checked = aqtopo("data", "check", store, "--json")
     assert checked.returncode == 0, checked.stdout
     assert json.loads(checked.stdout)["faults"] == 0
-    assert open_store(store).times.size == 216
+    assert open_store(store).times.size == HOURS
 
     config, node = tmp_path / "config.json", tmp_path / "node"
     node.mkdir()
     config.write_text(json.dumps(run_config(store, run_dir, node)))
     trained = aqtopo("train", config)
     assert trained.returncode == 0, trained.stderr
-    assert "6 shards (" in trained.stderr
+    assert f"{2 * DAYS} shards (" in trained.stderr  # of the training and validation years
     assert list(node.iterdir()) == []
     scored = aqtopo("evaluate", run_dir, "--json")
     assert scored.returncode == 0, scored.stderr
