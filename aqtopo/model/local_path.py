@@ -15,7 +15,7 @@ from aqtopo.config.sections import LEAD_FUNCTIONS, LOCAL_PATH_DILATIONS
 
 
 class LocalPath(nn.Module):
-    """Three dilated convolutions, each with a learnt map, and a last layer for each cell that depends on the lead time.
+    """Three dilated convolutions, each with a learnt map, and a last layer that depends on the lead time.
 
     There are no batch statistics, so the result does not depend on the other samples of a batch.
 
