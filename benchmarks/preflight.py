@@ -56,7 +56,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
         compared = time.monotonic()
         dist.destroy_process_group()
     found = {"meet": met - began, "connect": connected - met, "compare": compared - connected}
-    (folder / f"{rank}.json").write_text(json.dumps(found | {"cpu": time.process_time()}))
+    (folder / f"{rank}.json").write_text(json.dumps(found | {"cpu": time.process_time()}), encoding="utf-8")
 
 
 def measure(world: int) -> dict[str, Any]:

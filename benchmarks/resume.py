@@ -44,7 +44,7 @@ def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     engine.destroy()
     rows = [saving, time_resume(config, source, world)]
     if rank == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
+        (Path(folder) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def fill_moments(engine: Any) -> None:

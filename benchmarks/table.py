@@ -75,7 +75,7 @@ def main() -> None:
         pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
         text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         assert found == 1, f"{README} has {found} sections {name}, expected one"
-        README.write_text(text)
+        README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

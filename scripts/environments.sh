@@ -3,6 +3,7 @@
 # if one failed. Arguments go to pytest: scripts/environments.sh tests/kernels
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+[[ -x .venv/bin/pytest ]] || { echo "environments: there is no .venv; run make install first" >&2; exit 2; }
 export TORCH_EXTENSIONS_DIR=$PWD/.cache/torch_extensions MPLCONFIGDIR=$PWD/.cache/matplotlib
 
 environments=(

@@ -18,6 +18,7 @@ if [[ ${1:-} == --list ]]; then
     exit 0
 fi
 policy=/usr/sbin/policy-rc.d
+mark="# by aqtopo, until its packages are installed"
 
 say() { echo "install_debian_packages: $*"; }
 
@@ -30,12 +31,12 @@ skip() {
 
 # While packages are configured, a policy-rc.d that says 101 keeps their services from being started.
 forbid_service_starts() {
-    # One that is already saved stays: an earlier run was killed before it could put it back.
-    if [[ -e $policy && ! -e $policy.aqtopo-saved ]]; then
+    # A killed run leaves its own policy, with this mark, and the user's beside it.
+    if [[ -e $policy ]] && ! grep --quiet "$mark" "$policy"; then
         mv "$policy" "$policy.aqtopo-saved"
     fi
     trap restore_policy EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
     chmod 755 "$policy"
 }
 

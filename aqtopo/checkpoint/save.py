@@ -252,7 +252,7 @@ class PendingCommit:
             records[path.name] = record.size, record.sha256
         target = self._hash_file(self._ranks.rank)
         part = target.with_name(f"{target.name}.part")
-        part.write_text(json.dumps(records))
+        part.write_text(json.dumps(records), encoding="utf-8")
         part.replace(target)
 
     def _publish(self, publish: Publish) -> None:

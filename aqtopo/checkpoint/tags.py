@@ -78,7 +78,7 @@ def write_tag(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
     """Write `state.json` beside the shards; a folder without it is not a saved state."""
     target = (folder or tag.folder(run_dir)) / STATE_FILE
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)))
+    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)), encoding="utf-8")
     temporary.replace(target)
 
 

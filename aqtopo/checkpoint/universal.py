@@ -281,7 +281,7 @@ def _write_common(manifest: Manifest, folder: Path) -> list[str]:
         **manifest.counters,
     }
     save_torch(counters, folder / MODEL_STATES)
-    (folder.parent / LATEST).write_text(folder.name + "\n")
+    (folder.parent / LATEST).write_text(folder.name + "\n", encoding="utf-8")
     sync(folder.parent / LATEST)
     return [OPTIMIZER_STATE, MODEL_STATES]
 

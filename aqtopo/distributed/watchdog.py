@@ -202,7 +202,7 @@ class Watchdog:
             if self._file.parents[1].is_dir():  # a refused run must not create its directory
                 with suppress(OSError):
                     self._file.parent.mkdir(exist_ok=True)
-                    with self._file.open("w") as file:
+                    with self._file.open("w", encoding="utf-8") as file:
                         print(first_line, file=file, flush=True)
                         write_rest(file)
 

@@ -67,7 +67,7 @@ class BatchJob:
         """Record a failure of this rank, unless another one of its kind is recorded."""
         if self.folder is not None:
             # If the disk is full, only the exit code remains.
-            with suppress(OSError), (self.folder / retry.value).open("x") as file:
+            with suppress(OSError), (self.folder / retry.value).open("x", encoding="utf-8") as file:
                 file.write(f"{code} {why}\n")
 
     def note_save(self, tag: str, run_dir: Path) -> None:
@@ -81,4 +81,4 @@ class BatchJob:
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:
-            (self.folder / name).write_text(text + "\n")
+            (self.folder / name).write_text(text + "\n", encoding="utf-8")

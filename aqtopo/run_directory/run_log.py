@@ -37,7 +37,7 @@ class RunLog:
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:

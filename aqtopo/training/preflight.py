@@ -170,7 +170,7 @@ def _folder_problems(run_dir: Path) -> list[str]:
     try:
         with tempfile.TemporaryDirectory(prefix=".aqtopo-doctor-", dir=folder) as trial:
             source, target = Path(trial) / "written", Path(trial) / "renamed"
-            source.write_text("committed")
+            source.write_text("committed", encoding="utf-8")
             source.rename(target)
             if source.exists() or target.read_text(encoding="utf-8") != "committed":
                 return [f"{folder}: a renamed file is missing. Choose another training.run_dir."]

@@ -12,8 +12,10 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,11 +178,14 @@ def staged(prepared: Prepared, job: BatchJob, watchdog: Watchdog, log: RunLog) -
 
     if copies:
         watchdog.on_abort(remove)
+    # Until the trainer records SIGTERM, it must not end the process without the removal.
+    default = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         _copy_on_every_node(prepared, folder, job, watchdog, log)
         yield replace(store, copy=str(folder))
         process_group.barrier()  # no rank of the node reads any more
     finally:
+        signal.signal(signal.SIGTERM, default)
         if copies:
             remove()
 

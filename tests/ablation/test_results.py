@@ -23,7 +23,7 @@ POLLUTANTS, HORIZONS = ["pm25", "o3"], [12, 96]
 @pytest.fixture
 def ablation(tiny_config: TinyConfig, tmp_path: Path) -> Ablation:
     path = tmp_path / "config.json"
-    path.write_text(tiny_config(model={"lead_time": "decoder"}).to_json())
+    path.write_text(tiny_config(model={"lead_time": "decoder"}).to_json(), encoding="utf-8")
     return plan_ablation(path, [], parse_grid(["wind_order,elevation_bias"]), SEEDS, tmp_path / "out")
 
 
@@ -144,7 +144,7 @@ def test_only_the_same_ablation_may_add_seeds_to_a_folder(ablation: Ablation, tm
 
 
 def test_a_file_as_output_folder_is_refused(ablation: Ablation) -> None:
-    ablation.out.write_text("notes")
+    ablation.out.write_text("notes", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is a file.*Choose another --out"):
         claim_folder(ablation)
     assert ablation.out.read_text(encoding="utf-8") == "notes"

@@ -53,7 +53,7 @@ def test_damage_is_named_with_its_place_and_the_remedy(
     message: str,
 ) -> None:
     path = ablation / RESULTS_FILE
-    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))))
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         write_ablation_report(ablation)
     assert str(path) in str(caught.value)

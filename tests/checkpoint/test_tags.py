@@ -46,7 +46,7 @@ def test_run_without_states_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 def test_damaged_state_file_gives_a_warning_and_other_states_are_listed(run_dir: Path) -> None:
     path = TAGS[0].folder(run_dir) / "state.json"
-    path.write_text('{"epoch": 1}')
+    path.write_text('{"epoch": 1}', encoding="utf-8")
     with pytest.warns(UserWarning, match=r"state.json does not describe a saved state"):
         assert list_tags(run_dir) == TAGS[1:]
 

@@ -101,21 +101,27 @@ def change_units(path: Path) -> None:
     metadata = path / "fields" / "zarr.json"
     described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["channel_units"]["co"] = "mg m-3"
-    metadata.write_text(json.dumps(described))
+    metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
 def count_time_in_minutes(path: Path) -> None:
     metadata = path / "time" / "zarr.json"
     described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["units"] = "minutes since 2016-01-01"
-    metadata.write_text(json.dumps(described))
+    metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, r"There is no data store at .*aqtopo synth"),
     "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"cannot be read as a zarr v3 group"),
-    "broken metadata": (lambda p: (p / "zarr.json").write_text("{"), r"cannot be read as a zarr v3 group"),
-    "a file": (lambda p: (shutil.rmtree(p), p.write_text("hello")), r"cannot be read as a zarr v3 group"),
+    "broken metadata": (
+        lambda p: (p / "zarr.json").write_text("{", encoding="utf-8"),
+        r"cannot be read as a zarr v3 group",
+    ),
+    "a file": (
+        lambda p: (shutil.rmtree(p), p.write_text("hello", encoding="utf-8")),
+        r"cannot be read as a zarr v3 group",
+    ),
     "zarr v2": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=2)),
         r"cannot be read as a zarr v3 group",

@@ -135,7 +135,7 @@ def test_running_writer_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Pat
 
 
 def test_path_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"file/new\.zarr cannot be written"):
         write_store(tiny_dataset, tmp_path / "file" / "new.zarr")
 

@@ -29,7 +29,7 @@ def test_one_rank_copies_what_both_read_and_both_end_when_it_cannot(
         )
 
     bad = tmp_path / "bad.json"
-    bad.write_text(config(damaged).to_json())
+    bad.write_text(config(damaged).to_json(), encoding="utf-8")
     program = str(Path(__file__).with_name("stage.py"))
     ranks = start_ranks(config(tiny_store), program=[program], command=str(bad))
     for rank in ranks:

@@ -193,7 +193,7 @@ def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -
 def test_an_unreadable_forecast_file_is_refused_in_one_sentence(
     run: LoadedRun, tmp_path: Path, name: str, message: str
 ) -> None:
-    (tmp_path / "other.json").write_text("{}")
+    (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
         open_forecasts(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
     assert len(str(caught.value)) < len(str(tmp_path)) + 120

@@ -95,7 +95,7 @@ def write_losses(run_dir: Path, losses: dict[int, float]) -> None:
     run_dir.mkdir(parents=True)
     every = {"event": "step", "time": "2026-01-01T00:00:00+00:00", "epoch": 0, "lr": {}}
     lines = [json.dumps(every | {"step": s, "train_loss": loss}) for s, loss in losses.items()]
-    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_missing_steps_are_counted(tmp_path: Path) -> None:

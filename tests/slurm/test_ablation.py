@@ -22,7 +22,7 @@ def test_each_array_task_trains_one_variant(
 ) -> None:
     config = tiny_config(training={"epochs": 1, "validate_every": 6})
     path = tmp_path / "config.json"
-    path.write_text(config.to_json())
+    path.write_text(config.to_json(), encoding="utf-8")
     ablation = plan_ablation(path, [], parse_grid(["wind_order"]), 1, tmp_path / "out")
     claim_folder(ablation)
     job = submit(slurm_cluster, config, "--array=0-1", script="ablation", argument=ablation.out)

@@ -71,7 +71,7 @@ def run_all(configs: dict[str, RunConfig], folder: Path) -> dict[str, tuple[str,
     """Exit code and what was said, in one line, by name."""
     files = {name: folder / f"{name}.json" for name in configs}
     for name, config in configs.items():
-        files[name].write_text(config.to_json())
+        files[name].write_text(config.to_json(), encoding="utf-8")
     program = Path(__file__).with_name("faulty_runs.py")
     subprocess.run([sys.executable, program, *files.values()], check=True, timeout=1500)
     return {

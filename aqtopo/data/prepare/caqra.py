@@ -161,7 +161,7 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
         statistics = write_statistics(recipe.out, recipe.train_years, report)
         quality = quality_report(_reports(recipe), statistics, recipe.time_zone, open_store(recipe.out))
         temporary = recipe.report.with_name(f"{recipe.report.name}.tmp")
-        temporary.write_text(json.dumps(quality, indent=2))
+        temporary.write_text(json.dumps(quality, indent=2), encoding="utf-8")
         temporary.rename(recipe.report)
     (recipe.parts / _RECIPE_FILE).unlink()
     shutil.rmtree(recipe.parts)
@@ -175,7 +175,7 @@ def _locked(recipe: Recipe) -> Iterator[None]:
         recipe.parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{recipe.out} cannot be written ({error}). Choose another path.") from error
-    with (recipe.parts / _LOCK_FILE).open("w") as lock:
+    with (recipe.parts / _LOCK_FILE).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -198,7 +198,7 @@ def _check_part_settings(recipe: Recipe) -> None:
                 "to resume, or remove the folder to restart."
             )
     else:
-        path.write_text(json.dumps(recipe.part_settings))
+        path.write_text(json.dumps(recipe.part_settings), encoding="utf-8")
 
 
 def _find_grid(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> SourceGrid:

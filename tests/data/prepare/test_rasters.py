@@ -87,9 +87,9 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
         elevation(write_tiff(tmp_path / "utm.tif", "EPSG:32648"), GRID)
     with pytest.raises(ValueError, match="does not exist"):
         elevation(tmp_path / "nowhere.nc", GRID)
-    (tmp_path / "broken.nc").write_text("no")
+    (tmp_path / "broken.nc").write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read as NetCDF"):
         population(tmp_path / "broken.nc", GRID)
-    (tmp_path / "broken.tif").write_text("no")
+    (tmp_path / "broken.tif").write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read as GeoTIFF"):
         population(tmp_path / "broken.tif", GRID)
