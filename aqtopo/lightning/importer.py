@@ -57,7 +57,7 @@ def import_lightning(
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()
-    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.drops)
+    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.allows_unexpected)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))
@@ -130,12 +130,12 @@ def _check_hyperparameters(
         f"group {name}: {key} {as_json(group[key])}, in this run {value}"
         for name, group in saved.items()
         for key, value in expected.items()
-        if as_json(group[key]) != value and not allowed.changes(f"optimizer.{key}")
+        if as_json(group[key]) != value and not allowed.allows_change(f"optimizer.{key}")
     ]
     problems += [
         f"group {name}: lr {group['lr']:.9g}, by this run's schedule {rates[name]:.9g}"
         for name, group in saved.items()
-        if not same_rate(group["lr"], rates[name]) and not allowed.changes("schedule")
+        if not same_rate(group["lr"], rates[name]) and not allowed.allows_change("schedule")
     ]
     raise_problems(
         "the file's optimizer differs from this run's",

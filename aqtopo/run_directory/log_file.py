@@ -19,7 +19,7 @@ ByName = dict[str, Annotated[list[float], Field(min_length=1)]]
 
 
 class _Kind(Strict):
-    """Event of any kind. Unused keys are dropped to save memory: a log may have 300,000 lines."""
+    """Event of any kind. Unused keys are dropped, because a log may have 300,000 lines in memory."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -137,7 +137,7 @@ def read_log(path: Path) -> Iterator[Line]:
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if not (text.endswith(b"\n") or _is_json(text)):
-                return  # a process may be writing the rest of this line, which would be read as the next line
+                return  # a process may be writing the rest of this line
             if text.strip():
                 yield _read(text, f"{path}, line {number}")
 
