@@ -90,7 +90,7 @@ def _slug(text: str, kept: str = "") -> str:
     return re.sub(rf"[^A-Za-z0-9.{kept}]+", "-", text).strip("-")
 
 
-def parse_grid(texts: Iterable[str]) -> tuple[Factor, ...]:
+def parse_factors(texts: Iterable[str]) -> tuple[Factor, ...]:
     """Parse the grid: `wind_order,elevation_bias`, or a factor with levels, `sectors=8,16`.
 
     A name without a section is in `model`. Default levels are true and false, or all enumerated words.

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from aqtopo.config import load_config
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.config.strict import Problem, raise_problems
+from aqtopo.config.strict import Problem, raise_contradictions
 from aqtopo.variables import VARIABLES
 
 ABLATION_FILE = "ablation.json"
@@ -145,7 +145,7 @@ class Results(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        raise_problems("results", _gaps(self))
+        raise_contradictions("results", _gaps(self))
         return self
 
 

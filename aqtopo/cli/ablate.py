@@ -54,10 +54,10 @@ def ablate(
     from rich.console import Console
 
     from aqtopo.ablation.bootstrap import check_blocks
-    from aqtopo.ablation.factors import parse_grid
+    from aqtopo.ablation.factors import parse_factors
     from aqtopo.ablation.plan import claim_folder, plan_ablation
-    from aqtopo.ablation.report import result_tables, write_results
-    from aqtopo.ablation.results import collect, compare
+    from aqtopo.ablation.report import result_tables, write_comparison
+    from aqtopo.ablation.results import collect_scores, compare_variants
     from aqtopo.ablation.starts import compare_starts
     from aqtopo.ablation.trainer import run_trials, scored_days
     from aqtopo.config import load_config
@@ -65,7 +65,7 @@ def ablate(
 
     name = load_config(config, overrides or []).name
     folder = out or Path(f"runs/ablate_{name}")
-    plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, folder, also or [])
+    plan = plan_ablation(config, overrides or [], parse_factors(grid), seeds, folder, also or [])
     store = open_store(plan.base.data.store)
     check_blocks(scored_days(plan.base, store), block_days)
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
@@ -77,8 +77,8 @@ def ablate(
         _print_job_array(plan, known)
         return
     run_trials(plan, jobs, _say)
-    result = compare(plan, collect(plan), block_days, draws).assign_attrs(alike=str(alike))
-    written = write_results(plan, result)
+    result = compare_variants(plan, collect_scores(plan), block_days, draws).assign_attrs(alike=str(alike))
+    written = write_comparison(plan, result)
     if as_json:
         typer.echo(written.read_text(encoding="utf-8"), nl=False)
         return

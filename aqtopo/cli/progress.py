@@ -9,7 +9,7 @@ from tqdm import tqdm
 PLAIN_LINE_EVERY_S = 5.0
 
 
-class Progress:
+class ProgressBar:
     """Display of counts, one after another, with rate and time left."""
 
     def __init__(self) -> None:

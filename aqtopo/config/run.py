@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from aqtopo.config.checks import contradictions
 from aqtopo.config.sections import RunSections
-from aqtopo.config.strict import raise_problems
+from aqtopo.config.strict import raise_contradictions
 
 
 def _ignore(_: str | None) -> None:
@@ -25,7 +25,7 @@ class RunConfig(RunSections):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        raise_problems("configuration", contradictions(self))
+        raise_contradictions("configuration", contradictions(self))
         return self
 
     @property

@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     allowed: str
 
 
-def raise_problems(title: str, problems: Iterable[Problem]) -> None:
+def raise_contradictions(title: str, problems: Iterable[Problem]) -> None:
     """Raise one `ValidationError` with all problems, if there are any."""
     details = [
         InitErrorDetails(

@@ -180,7 +180,7 @@ class _Totals:
                 )
 
 
-def summary(findings: list[Finding]) -> dict[str, Any]:
+def summarize_findings(findings: list[Finding]) -> dict[str, Any]:
     """Return a JSON-ready mapping of counts and findings."""
     faults = sum(finding.severity == "fault" for finding in findings)
     return {
@@ -196,7 +196,7 @@ def gaps(store: Store) -> list[tuple[np.datetime64, np.datetime64]]:
     return list(zip(store.times[before] + _HOUR, store.times[before + 1] - _HOUR, strict=True))
 
 
-def summarize(store: Store) -> dict[str, Any]:
+def summarize_store(store: Store) -> dict[str, Any]:
     """Return a JSON-ready summary: shape, times, gaps, channels with units and statistics, source."""
     by_year = store.times.astype("datetime64[Y]").astype(int) + 1970
     return {

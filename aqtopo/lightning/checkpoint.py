@@ -76,7 +76,7 @@ class MatchedGroup:
     numbers: Mapping[str, int]
 
 
-def collect(
+def collect_tensors(
     content: Mapping[str, Any],
     groups: Sequence[GroupInfo],
     others: Sequence[TensorInfo],

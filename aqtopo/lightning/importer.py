@@ -12,7 +12,7 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
-from aqtopo.lightning.checkpoint import collect, read_lightning, write_import
+from aqtopo.lightning.checkpoint import collect_tensors, read_lightning, write_import
 from aqtopo.lightning.match import ParameterOrder, Rules, same_rate
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
@@ -57,7 +57,7 @@ def import_lightning(
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()
-    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.allows_unexpected)
+    tensors, steps, saved = collect_tensors(content, groups, others, rules, order, allowed.allows_unexpected)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))

@@ -33,7 +33,7 @@ EXTRA_COLUMNS = 16
 """Columns added to each head: Triton's kernels take multiples of 16."""
 
 
-class Attention(Protocol):
+class AttentionFunction(Protocol):
     """Attention over (B, H, N, any width) with a factor on q k; None for one over the root of the width."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, /, *, scale: float | None) -> Tensor:
@@ -75,7 +75,7 @@ class LocalityBias(nn.Module):
 
     def attend(
         self,
-        attention: Attention,
+        attention: AttentionFunction,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -133,7 +133,7 @@ def bias_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def attend(
     locality: LocalityBias | None,
-    attention: Attention,
+    attention: AttentionFunction,
     q: Tensor,
     k: Tensor,
     v: Tensor,

@@ -103,7 +103,7 @@ def _token(row: int, column: int, store: Store, patch: int) -> int:
 
 
 FloatArray = npt.NDArray[np.floating[Any]]
-Attention = SelfAttention | ElevationAttention
+AttentionLayer = SelfAttention | ElevationAttention
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class AttentionMaps:
     destination: str
 
 
-def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
+def attention_row(attention: AttentionLayer, seen: AttentionInput, token: int) -> Tensor:
     """Return the attention (2, H, N) of a token to all tokens: without the bias, and with it."""
     with torch.no_grad():
         q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
@@ -153,7 +153,7 @@ def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Ten
         return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.geometry)]).softmax(-1)
 
 
-def bias_row(attention: Attention, token: int, geometry: TokenGeometry) -> Tensor:
+def bias_row(attention: AttentionLayer, token: int, geometry: TokenGeometry) -> Tensor:
     """Return the bias (H, N) of the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
@@ -181,7 +181,7 @@ def draw_attention(
         ValueError: a wanted place is not on the grid or its name is not unique, or block 0 has no bias.
     """
     attention = run.model.get_submodule("blocks.0.attn")
-    assert isinstance(attention, Attention)
+    assert isinstance(attention, AttentionLayer)
     if isinstance(attention, SelfAttention) and attention.locality is None:
         if wanted:
             raise ValueError(
@@ -226,7 +226,7 @@ def draw_attention(
     )
 
 
-def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
+def _attention_input(attention: AttentionLayer, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
     """Return the input of the attention layer in a forecast from an initial time, at the first horizon."""
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -245,7 +245,7 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+def weakened_tokens(attention: AttentionLayer, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
     """Return the tokens (N,) that the bias weakens.
 
     For an elevation bias alone these are the higher tokens, whatever the learnt sign of alpha. For other

@@ -145,7 +145,7 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
         for step, logged in history.alphas.items()
     }
     if not points:  # of two states at one step the later one is used
-        points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)}
+        points = {tag.step: _read_alpha(tag.folder(run_dir)) for tag in list_tags(run_dir)}
     steps = sorted(points)
     if not steps or not points[steps[0]]:
         return None
@@ -160,7 +160,7 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
     return Alphas(tuple(steps), by_block)
 
 
-def _read_state(folder: Path) -> dict[str, FloatArray]:
+def _read_alpha(folder: Path) -> dict[str, FloatArray]:
     """Read alpha from one saved state, without its other weights."""
     try:
         with read_lock(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:

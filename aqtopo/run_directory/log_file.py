@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from aqtopo.config.record import Time, faults
-from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, raise_problems
+from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, raise_contradictions
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -42,7 +42,9 @@ class Line(_Kind):
     @model_validator(mode="after")
     def _placed(self) -> Self:
         if self.step is None and (self.alpha or self.preferences):
-            raise_problems("event", [Problem(("step",), None, "must be given with alpha and preferences")])
+            raise_contradictions(
+                "event", [Problem(("step",), None, "must be given with alpha and preferences")]
+            )
         return self
 
 

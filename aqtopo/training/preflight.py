@@ -96,13 +96,13 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
     if launch.is_main:
         problems += _space_problems(prepared)
     process_group.barrier()
-    common, problems = compare(
+    common, problems = compare_ranks(
         RankFindings(socket.gethostname(), _facts(prepared, device), problems, time.time())
     )
     return Checkup(common, problems, time.monotonic() - began)
 
 
-def compare(own: RankFindings) -> tuple[dict[str, str], list[str]]:
+def compare_ranks(own: RankFindings) -> tuple[dict[str, str], list[str]]:
     """Return the most common facts and all problems of all ranks; a collective."""
     texts = process_group.gather_texts(json.dumps(asdict(own)))
     findings = [RankFindings(**json.loads(text)) for text in texts]

@@ -37,7 +37,7 @@ from aqtopo.training.engine import build_engine, group_parameters, set_lrs
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.validation import probe_loss
 
-CHANGE_PROBE = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
+PROBE_SETTINGS = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
 """Settings on which the probe loss depends."""
 
 PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}
@@ -146,7 +146,7 @@ def _compare_probe(
 ) -> tuple[float, list[str]]:
     """Return the probe loss and its difference from the saved one, unless an allowed change affects it."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
-    changed = any(allowed.allows_change_in(part) for part in CHANGE_PROBE)
+    changed = any(allowed.allows_change_in(part) for part in PROBE_SETTINGS)
     if saved is None or verified.fresh or changed:
         return loss, []
     tolerance = PROBE_TOLERANCE[config.deepspeed.precision] * abs(saved)
