@@ -35,7 +35,7 @@ SeedValues = tuple[float | None, ...]
 
 
 def is_summary(score: str) -> bool:
-    """Tell if a score is over all pollutants and horizons, not of one pair."""
+    """Return True for a score over all pollutants and horizons, False for a score of one pair."""
     return score == VAL_LOSS or score.split()[:1] == [OVERALL]
 
 
@@ -192,5 +192,5 @@ def training_numbers(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def is_ablation(folder: Path) -> bool:
-    """Tell if a folder was made by `aqtopo ablate`, finished or not."""
+    """Return True if `aqtopo ablate` made the folder, finished or not."""
     return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))

@@ -20,8 +20,8 @@ def ablate(
         list[str],
         typer.Option(
             metavar="NAME,...|A.B=VALUE,VALUE",
-            help="Factors: names of the model's settings, or a setting with its values, the baseline's last; "
-            "repeatable.",
+            help="Factors: names of the model's settings, or a setting with its values, the last of which is "
+            "the baseline's; repeatable.",
         ),
     ],
     also: Annotated[
@@ -32,7 +32,7 @@ def ablate(
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Trainings of each variant; their seeds count up from the run's.")
+        int, typer.Option(help="Trainings of each variant, with consecutive seeds from the run's.")
     ] = 3,
     out: Annotated[
         Path | None, typer.Option(help="Folder for trainings and results.", show_default="runs/ablate_NAME")
@@ -43,11 +43,11 @@ def ablate(
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
     slurm: Annotated[
         bool,
-        typer.Option("--slurm", help="Write the configurations and print the job array to submit."),
+        typer.Option("--slurm", help="Write the configurations; print the command to submit a job array."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the variants of a run under equal conditions and test their differences for significance.
+    """Train the variants of a run under equal conditions; report their differences with confidence intervals.
 
     After a kill, the same command resumes: finished trainings are kept, unfinished ones continue.
     """

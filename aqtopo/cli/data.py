@@ -58,8 +58,8 @@ def check(
 ) -> None:
     """Check every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
 
-    The exit code is 1 if there is a fault. Gaps and a few missing values are notes: real data have them, and
-    training leaves out samples that need a missing hour.
+    The exit code is 1 if there is a fault. Gaps and a few missing values are only notes, because real data
+    have them; training omits samples that need a missing hour.
     """
     from aqtopo.cli.progress import ProgressBar
     from aqtopo.data.inspection import inspect_store, summarize_findings

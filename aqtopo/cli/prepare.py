@@ -17,7 +17,7 @@ _SHOWN = 5
 @app.callback()
 def group() -> None:
     """Convert a published data set to a data store."""
-    # Without a callback, typer replaces the group by its only command.
+    # Without this callback, typer would replace the group by its only command.
 
 
 class Zone(StrEnum):

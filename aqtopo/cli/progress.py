@@ -10,7 +10,7 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class ProgressBar:
-    """Display of counts, one after another, with rate and time left."""
+    """Progress of one count after another, with rate and time left."""
 
     def __init__(self) -> None:
         self._what: str | None = None

@@ -14,7 +14,7 @@ MAX_ERRORS = 3
 
 
 class Record(Strict):
-    """Content of such a file: exact types, no NaN; unknown keys are kept."""
+    """Base class of the files' contents: exact types, no NaN; unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow")
 

@@ -12,7 +12,7 @@ from aqtopo.config.strict import raise_contradictions
 
 
 def _ignore(_: str | None) -> None:
-    """Discard a value that must not distinguish two equal runs."""
+    """Discard a value that must not affect the digest of a run."""
 
 
 class RunConfig(RunSections):
@@ -21,7 +21,7 @@ class RunConfig(RunSections):
     schema_reference: Annotated[str | None, AfterValidator(_ignore)] = Field(
         None, alias="$schema", exclude=True
     )
-    """For editors: where the JSON schema of this file is; ignored."""
+    """Path of the JSON schema of this file, for editors; ignored."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -30,16 +30,10 @@ def import_lightning(
     order: ParameterOrder = NOT_STATED,
     allowed: Allowed | None = None,
 ) -> Manifest:
-    """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
+    """Convert a Lightning DDP checkpoint to a universal checkpoint of the run that resumes from it.
 
-    Args:
-        path: the `.ckpt` file.
-        out: the folder to create.
-        config: configuration of the run that resumes from it.
-        rules: renaming rules, pattern and replacement.
-        order: the user's statement on the order of parameters in the file's groups.
-        allowed: `settings` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
-            `unexpected` tensors of the file are left out.
+    `allowed.settings` may contain `schedule` and `optimizer.*`, which then may differ from the file's.
+    `allowed.unexpected` tensors of the file are left out.
 
     Raises:
         ValueError: the file lacks what is needed, or `out` exists.
@@ -98,7 +92,7 @@ def import_lightning(
 def _position(
     path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
 ) -> Position:
-    """Return the position in the run at which the file was saved; the run must have it."""
+    """Return the position at which the file was saved; refuse a position that the run does not have."""
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:

@@ -1,7 +1,7 @@
 """Self-attention, and self-attention with the elevation bias (block 0 by default).
 
-Both read tokens in storage order and can write rows in another order. Attention sums over the keys, so only
-the queries are reordered.
+Both read tokens in storage order and can write rows in another order. The order of the keys does not matter
+to their sum, so only the queries are reordered.
 
 Shapes: B batch, H heads, N tokens, D width, E = D / H.
 """
@@ -96,7 +96,7 @@ class ElevationAttention(nn.Module):
 
     score_ij = q_i k_j / sqrt(E) - alpha max(0, z_j - z_i) / 1000, with elevations z in metres.
 
-    Arguments that `SelfAttention` does not have:
+    Arguments besides those of `SelfAttention`:
         height_m: (N,) float32, elevation of each token [m] in raster order. Negated elevations turn the bias
             against keys that lie lower.
         alpha: initial barrier strength [1/km].

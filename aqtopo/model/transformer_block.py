@@ -82,8 +82,8 @@ def make_block(
 ) -> TransformerBlock:
     """Build block `index`, from 0. The drop-path rate grows linearly with depth.
 
-    Blocks in `model.bias_blocks` get the attention biases: `height_m` (N,) is the elevation of each patch [m]
-    in raster order, `centres` is None without a local bias.
+    Blocks in `model.bias_blocks` have the attention biases. `height_m` (N,) is the elevation of each patch
+    [m] in raster order; `centres` is None without a local bias.
     """
     layer = f"blocks.{index}"
     biased = index in config.bias_blocks

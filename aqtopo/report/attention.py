@@ -22,7 +22,7 @@ from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.geometry import TokenGeometry, from_float32_bits
 from aqtopo.report.base_map import CITIES, Canvas
 from aqtopo.report.forecast_maps import ForecastCase, MapImage
-from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import place_text
 
 
@@ -102,7 +102,6 @@ def _token(row: int, column: int, store: Store, patch: int) -> int:
     return row // patch * (len(store.lon) // patch) + column // patch
 
 
-FloatArray = npt.NDArray[np.floating[Any]]
 AttentionLayer = SelfAttention | ElevationAttention
 
 
@@ -118,8 +117,8 @@ class AttentionInput:
 class AttentionMap:
     """Maps of the attention of the token at a place: without bias, with bias, difference.
 
-    `spot` is its drawing position; `weakened` is the share of attention to `weakened_tokens`, without and
-    with the bias.
+    `spot` is the drawing position of the place. `weakened` is the share of attention to `weakened_tokens`,
+    without and with the bias.
     """
 
     name: str
@@ -248,8 +247,8 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
 def weakened_tokens(attention: AttentionLayer, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
     """Return the tokens (N,) that the bias weakens.
 
-    For an elevation bias alone these are the higher tokens, whatever the learnt sign of alpha. For other
-    biases, whose zero is arbitrary, they are the tokens that lose attention.
+    For an elevation bias alone these are the higher tokens, for any sign of alpha. The zero of other biases
+    is arbitrary, so for those they are the tokens that lose attention.
     """
     weakened: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
     if isinstance(attention, ElevationAttention) and attention.locality is None:

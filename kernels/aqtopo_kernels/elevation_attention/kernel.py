@@ -112,9 +112,9 @@ def _high_half(bits):
 def _rounded(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
     """Round x to dtype.
 
-    CDNA2 and CDNA3 have no conversion instruction to bfloat16: Triton's takes five instructions, integer
-    arithmetic on the bits (BY_BITS) one and a half. BY_BITS rounds ties away from zero. It would lose a NaN
-    whose payload is only in the low bits, which no instruction produces.
+    CDNA2 and CDNA3 have no conversion instruction to bfloat16: Triton's conversion takes five instructions,
+    integer arithmetic on the bits (BY_BITS) one and a half. BY_BITS rounds ties away from zero. It would lose
+    a NaN whose payload is only in the low bits, but no instruction produces such a NaN.
     """
     if BY_BITS:
         low = _high_half(x.to(tl.uint32, bitcast=True) + 0x8000)
