@@ -1,12 +1,12 @@
-# Two commands matter: `make demo` shows the whole thing, `make test` checks it.
-# Both set up .venv from constraints.txt on their first run and not again until a requirement changes.
+# Main commands: `make demo` runs all stages from simulation to report, `make test` runs all checks.
+# Both set up .venv from constraints.txt on their first run and after a requirement has changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-# Compiled extensions and pictures' font lists stay inside the checkout, so that a clean clone is really clean.
+# Compiled extensions and font lists are in the checkout, so that a new clone has none.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 
@@ -19,8 +19,8 @@ help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make quick  lint, types, layers and the quick tests"
-	@echo "make fresh  both commands as on a new machine: a fresh clone, an empty HOME; before a release"
-	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
+	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
+	@echo "make ablation  compare variants with and without wind order and elevation bias: 39 trainings, runs/ablation"
 	@echo "make fault-test  kill a run 60 times and compare it with an undisturbed one"
 
 install: $(STAMP)

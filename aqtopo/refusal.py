@@ -41,7 +41,7 @@ class UnreadableDataError(ValueError):
 
 
 class LostRankError(ConnectionError):
-    """Ranks that did not arrive, do not answer, or have failed; the message names them."""
+    """Ranks that did not start, do not answer, or have failed; the message names them."""
 
     retry = Retry.PERHAPS
 
@@ -49,7 +49,7 @@ class LostRankError(ConnectionError):
 def retry_after(error: BaseException) -> Retry:
     """Return the reaction to an error: its attribute `retry`, if it has one.
 
-    Otherwise a ValueError is bad input, and any other error, as of a disk or of memory, may be temporary.
+    Without it, a ValueError is bad input, and any other error (of a disk, of memory) may be temporary.
     """
     retry = getattr(error, "retry", None)
     if isinstance(retry, Retry):

@@ -89,7 +89,7 @@ class PartClock(Clock):
 def measure_step(
     grid: tuple[int, int], steps: int, dtype: torch.dtype, product: int, **model: Any
 ) -> list[dict[str, Any]]:
-    """Row of the median step of one process, whole and by part, beside a matrix product."""
+    """Row of the median step of one process, whole and by part, and of a matrix product."""
     network = AirQualityViT(
         ModelConfig.model_validate(model), make_terrain(grid), variables=15, targets=6
     ).to(device(), dtype)

@@ -67,7 +67,7 @@ fail() {
 }
 export DEBIAN_FRONTEND=noninteractive
 
-# Waits up to two minutes where another process holds the lock of apt's lists; apt-get itself waits only for dpkg's.
+# Waits up to two minutes if another process holds the lock of apt's lists; apt-get itself waits only for dpkg's lock.
 update_lists() {
     local pause
     for pause in 5 15 40 60 0; do
@@ -77,7 +77,7 @@ update_lists() {
     done
     return 1
 }
-# On a new machine the lists are empty, and apt-cache then knows no package at all.
+# On a new machine the lists are empty, so apt-cache finds no packages.
 if ! update_lists; then
     compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || fail
     say "apt-get update failed ($(tail -n 1 "$log")); using the package lists of an earlier update."

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aqtopo.cli.options import Json, RunDir, SavedTag
-from aqtopo.cli.progress import Progress
+from aqtopo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from aqtopo.evaluation.evaluate import EvalOptions
     from aqtopo.inference.load import LoadedRun
 
 
-class Split(StrEnum):
+class ScoredSplit(StrEnum):
     """Splits that can be scored."""
 
     VALIDATION = "validation"
@@ -38,7 +38,7 @@ class Detail(StrEnum):
 def evaluate(
     run_dir: RunDir,
     tag: SavedTag = "best",
-    split: Annotated[Split, typer.Option(help="Years to score.")] = Split.TEST,
+    split: Annotated[ScoredSplit, typer.Option(help="Years to score.")] = ScoredSplit.TEST,
     detail: Annotated[list[Detail] | None, typer.Option(help="Also print this table; repeatable.")] = None,
     every: Annotated[
         int | None,
@@ -83,7 +83,7 @@ def evaluate(
         run = load_run(run_dir, tag)
         options = _options(run, region or (), stations, against, every)
         ranks = join()
-        done = score(run, split.value, Progress() if ranks.rank == 0 else no_progress, ranks, options)
+        done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
         if ranks.rank != 0:
             return

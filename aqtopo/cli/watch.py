@@ -86,7 +86,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))  # Text, because brackets are not markup
+        table.add_row(Text(name), Text(value))  # Text: rich would read brackets in a str as markup
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))

@@ -17,13 +17,13 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
     """Check that the grid, channels and statistics of a store fit a run; return the run's normalisation.
 
     Raises:
-        ValueError: they do not fit; names the store, the mismatch and the remedy.
+        ValueError: they do not fit; the message names the store, the mismatch and the remedy.
     """
     rows, columns = config.data.grid
     if (store.lat.size, store.lon.size) != (rows, columns):
         raise_store_error(
             store.path,
-            f"has {store.lat.size} x {store.lon.size} cells, and `data.grid` says {rows} x {columns}",
+            f"has {store.lat.size} x {store.lon.size} cells, but `data.grid` is {rows} x {columns}",
             f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose another store.",
         )
     for name in (*config.data.variables, *config.data.targets):
@@ -43,7 +43,7 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
 
 
 def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield each implausible terrain value or mean, usually a wrong unit, with its remedy; reads no hours."""
+    """Yield each implausible terrain value or mean with its remedy; wrong units are the usual cause."""
     for name in STATIC_VARIABLES:
         values, (low, high) = store.static[name], VARIABLES[name].valid_range
         if values.min() < low or values.max() > high:

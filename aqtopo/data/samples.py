@@ -1,7 +1,7 @@
 """Selection and order of a run's samples, and their distribution over ranks: pure functions.
 
-Nothing here reads a file or uses this process's rank. Step s of an epoch takes the same places of the epoch's
-order at every world size: 400 ranks, 392 after a lost node, and one laptop compute the same steps.
+No function here reads a file or uses this process's rank. Step s of an epoch has the same places of the
+epoch's order at every world size: 400 ranks, 392 after a lost node, and one laptop compute the same steps.
 
 A *sample* is a (time, horizon) pair or a time with all horizons. Its *place* is its position in the epoch's
 order.
@@ -18,7 +18,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.schema import Hours
 
 PADDING = -1
-"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
+"""Place of a padding sample, which has weight 0, only zeros and no valid target."""
 
 _HOUR = np.timedelta64(1, "h")
 

@@ -1,4 +1,4 @@
-"""Layout of a data store, and the checks of each block that is written and each store that is opened.
+"""Layout of a data store, and the checks of written blocks and opened stores.
 
 A store is one zarr v3 group:
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA_VERSION = 1
-"""Layout version; incremented when a store of the old layout could be misread."""
+"""Layout version; incremented when a store of the old layout could be read wrongly."""
 
 HOURS_PER_SHARD = 24
 """Hours in one file of `fields`: a year is 366 files, and a day is written or lost as a whole."""

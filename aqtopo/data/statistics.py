@@ -161,7 +161,7 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     """Return the normalisation of a run.
 
     The store must always have statistics: they show that each channel of the run has data. For `dataset` they
-    must cover exactly the training years, so that no validation or test data leak in.
+    must be those of the training years only, without validation or test data.
 
     Raises:
         ValueError: there are no statistics, they cover other years, or a channel has no finite value.
@@ -174,7 +174,7 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
         trained = ", ".join(map(str, years))
         raise_store_error(
-            store.path, f"has statistics over {covered}, and the run trains on {trained}", command
+            store.path, f"has statistics over {covered}, but the run trains on {trained}", command
         )
     for name in ("u", "v", *config.data.variables, *config.data.targets):
         if not math.isfinite(store.mean.get(name, math.nan)):

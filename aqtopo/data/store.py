@@ -59,8 +59,8 @@ class Store:
         statistics_years: the calendar years of the statistics; empty if there are none.
         source: origin of the data.
         attributes: all attributes of the group.
-        digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
-            equal on two processes if and only if they see the same store, except for the hourly values.
+        digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields,
+            without the hourly values.
         copy: folder on this node from which hours are read (`aqtopo.training.staging`); None for `path`.
         deadline_s: longest wait for the file system [s].
     """
@@ -190,7 +190,7 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
     if version != SCHEMA_VERSION:
         raise_store_error(
             path,
-            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
+            f"has the schema version {version!r}, but this aqtopo reads version {SCHEMA_VERSION}",
             "Write it anew with this version, or use the aqtopo version that wrote it.",
         )
     check_layout(path, dataset)

@@ -38,7 +38,7 @@ _TIME_CHUNK = 2**16
 
 
 def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
-    """Write a new store from one dataset, or from several in order of time.
+    """Write a new store from one dataset, or from several datasets in order of time.
 
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
     and the attribute `source`. All blocks except the last have a multiple of 24 h, so no shard is written

@@ -15,12 +15,8 @@ from aqtopo.refusal import LostRankError
 class HeartbeatStore:
     """Key-value store on rank 0 (with `torchrun`: in its agent) with one heartbeat per rank.
 
-    It has its own connection, so a rank that hangs in a collective stays readable. All methods raise
-    LostRankError if the server is gone.
-
-    Args:
-        launch: this process.
-        timeout_s: longest wait for an answer of the server.
+    It has its own connection, so other ranks can read the heartbeat of a rank that hangs in a collective. All
+    methods raise LostRankError if the server does not answer within `timeout_s` [s].
     """
 
     def __init__(self, launch: Launch, timeout_s: float) -> None:

@@ -89,10 +89,7 @@ def refusals_on_all_ranks(
 ) -> Iterator[None]:
     """Raise the errors of a block on every rank at its end, so that no rank skips a collective.
 
-    Args:
-        ranks: all ranks; each runs the block, without collectives in it.
-        summary: first line of the message.
-        errors: classes of errors to raise on all ranks.
+    Every rank runs the block, which must contain no collectives. `errors` are the classes that are caught.
 
     Raises:
         RefusedError: the block failed on a rank.

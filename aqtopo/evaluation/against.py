@@ -120,7 +120,7 @@ def _check_dimensions(path: Path, fields: xr.Dataset) -> None:
             _fail(path, f"has no dimension {axis}")
     more = [str(name) for name in fields.dims if name not in DIMENSIONS]
     if more:
-        _fail(path, f"has the further dimension {', '.join(more)}; select one value or take a mean")
+        _fail(path, f"also has the dimension {', '.join(more)}; select one value or take a mean")
 
 
 def _init_times(path: Path, fields: xr.Dataset) -> Hours:
@@ -161,5 +161,5 @@ def _name(path: Path) -> str:
 
 def _fail(path: Path, what: str) -> NoReturn:
     raise ValueError(
-        f"{path} {what}, so it cannot be scored beside the run. Use the layout that `aqtopo forecast` writes."
+        f"{path} {what}, so it cannot be compared with the run. Use the layout that `aqtopo forecast` writes."
     )

@@ -25,7 +25,7 @@ KM_PER_DEGREE = 111.195
 """Length of a degree of latitude [km], on a sphere of 6371 km."""
 
 RESOLVED_SHARE = 0.5
-"""Least share of the truth's power at a wavelength that a forecast resolves."""
+"""Minimum share of the truth's power at a resolved wavelength."""
 
 
 class Spectra:

@@ -59,12 +59,9 @@ def check_init_time(store: Store, init_time: np.datetime64) -> None:
 def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
     """Forecast all pollutants and horizons of a run from the fields of one hour.
 
-    Concentrations are not clipped: setting negative values to zero would bias the mean. Each variable's
-    `comment` counts them.
-
-    Args:
-        run: from `aqtopo.inference.load`.
-        init_time: initial time, a whole hour UTC that is in the store. The truth may be missing.
+    Concentrations are not clipped: setting negative values to zero would bias the mean. The `comment` of each
+    variable has the number of negative values. `init_time` is a whole hour UTC that is in the store; the
+    truth may be missing.
 
     Returns:
         A CF-1.11 dataset, see `lead_time_dataset`.

@@ -17,12 +17,7 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class RunLog:
-    """Log on rank 0; a no-op on other ranks.
-
-    Args:
-        run_dir: the run directory; None on ranks that do not write.
-        total_steps: steps of the run.
-    """
+    """Log on rank 0; a no-op on other ranks, where `run_dir` is None."""
 
     def __init__(self, run_dir: Path | None, total_steps: int) -> None:
         self._path = None if run_dir is None else run_dir / METRICS_FILE

@@ -25,16 +25,7 @@ from aqtopo.training.validation import probe_loss, validation_loss
 class Trainer:
     """Training loop of one rank, from the sanity validation to the last save.
 
-    Args:
-        prepared: the run.
-        engine: the DeepSpeed engine.
-        ranks: all ranks.
-        probe: the probe batch.
-        log: receives events and messages.
-        job: the batch job; may be empty.
-        stops: stop requests to this rank.
-        watchdog: enforces the deadlines of the phases.
-        stop_after: last step; None for the whole run.
+    `stop_after` is the last step; None for the whole run.
     """
 
     def __init__(
@@ -127,7 +118,7 @@ class Trainer:
     def _train(self) -> str:
         """Run the remaining epochs; return the stop reason."""
         if self.stop_after is not None and self.step >= self.stop_after:
-            return f"--stop-after {self.stop_after}: already there"
+            return f"--stop-after {self.stop_after}: already reached"
         if self.validation_due and (reason := self._stop_reason(self._validate(Stop.NO))):
             return reason
         for epoch in range(self.epoch, self.config.training.epochs):
@@ -210,9 +201,9 @@ class Trainer:
         return every is not None and self.step % every == 0
 
     def _validate(self, stop: Stop) -> Stop:
-        """Validate and save, unless there is a stop request: then the next start validates.
+        """Validate and save; return the ranks' common stop request.
 
-        A validation may take longer than the remaining time. Takes and returns the ranks' common request.
+        With a stop request there may be too little time for a validation: the next start repeats it.
         """
         self.watchdog.enter("validation")
         val_loss = None
@@ -224,7 +215,7 @@ class Trainer:
             )
         stop = max(stop, self.stops.agreed(self.device))
         if val_loss is None:
-            self.log.say(f"step {self.step}: stop requested, the next start validates")
+            self.log.say(f"step {self.step}: stop requested; the next start validates")
             return stop
         best = self.early.update(val_loss)
         self.log.event(
@@ -251,7 +242,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _note_save(self, tag: Tag) -> None:
-        if tag.step > self.first_step:  # progress of this start
+        if tag.step > self.first_step:  # the job counts only progress of this start
             self.job.note_save(tag.name, self.prepared.run_dir)
 
     def _facts(self) -> RunFacts:

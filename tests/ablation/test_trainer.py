@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aqtopo.ablation.factors import parse_grid, variants
+from aqtopo.ablation.factors import parse_factors, variants
 from aqtopo.ablation.plan import Ablation, Trial, claim_folder, plan_ablation
 from aqtopo.ablation.starts import compare_starts
 from aqtopo.ablation.trainer import Scorer, format_tasks, is_done, is_scored, run_trials
@@ -49,7 +49,7 @@ def config_path(tiny_config: TinyConfig, tmp_path: Path) -> Path:
 
 
 def plan(config_path: Path, grid: str) -> Ablation:
-    return plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out")
+    return plan_ablation(config_path, [], parse_factors([grid]), 1, config_path.parent / "out")
 
 
 def kill_in(run_dir: Path, finished: threading.Event) -> None:
@@ -72,7 +72,7 @@ def test_variants_have_equal_initial_weights_and_sample_order(config_path: Path)
 
 
 def test_position_embeddings_by_sector_are_compared_in_raster_order(config_path: Path) -> None:
-    grid = parse_grid(["wind_order"])
+    grid = parse_factors(["wind_order"])
     also = ["wind_order=true sector_embedding=true"]
     ablation = plan_ablation(config_path, [], grid, 1, config_path.parent / "out", also)
     configs = [trial.config for trial in ablation.trials]
@@ -101,13 +101,13 @@ def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
 )
 def test_equal_variants_are_refused(config_path: Path, grid: str, also: list[str]) -> None:
     with pytest.raises(ValueError, match=r"are equal\. Remove one of them"):
-        plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
+        plan_ablation(config_path, [], parse_factors([grid]), 1, config_path.parent / "out", also)
 
 
 def test_variants_with_the_same_folder_are_refused(config_path: Path) -> None:
     also = [f"optimizer.groups[{group}].lr_multiplier=1.25" for group in (0, 1)]
     with pytest.raises(ValueError, match=r"also_lr_multiplier-1\.25.*Train one of them with another --out"):
-        plan_ablation(config_path, [], parse_grid(["wind_order"]), 1, config_path.parent / "out", also)
+        plan_ablation(config_path, [], parse_factors(["wind_order"]), 1, config_path.parent / "out", also)
 
 
 def test_a_run_directory_of_another_variant_is_refused(config_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_scores_of_another_split_or_fewer_days_are_not_accepted(
     """`aqtopo evaluate` in the folder of a training leaves such scores."""
     config = tiny_config()
     run_dir = save_untrained(config)
-    trial = Trial(0, variants(parse_grid(["wind_order"]))[0], 0, config)
+    trial = Trial(0, variants(parse_factors(["wind_order"]))[0], 0, config)
     assert not is_scored(trial)
     write_results(evaluate(load_run(run_dir), split, options=EvalOptions(every_hours=every_hours)), run_dir)
     assert not is_scored(trial)

@@ -200,7 +200,7 @@ def test_loss_that_jumps_in_20_steps_after_a_resume_is_reported(
         ("bf16", "deepspeed.bf16.enabled: saved None, now True"),
         ("seed", "training.seed: saved 0, now 7"),
         ("seed allowed", "the next samples are"),
-        ("damaged", "zero_pp_rank_1_mp_rank_00_optim_states.pt: changed within bytes"),
+        ("damaged", "zero_pp_rank_1_mp_rank_00_optim_states.pt: bytes"),
         ("pointer", "names 'epoch00-step000099', which is not a complete saved state"),
     ],
 )

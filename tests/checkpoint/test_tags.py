@@ -65,7 +65,7 @@ def test_flipped_bit_in_any_byte_of_a_state_file_is_found(run_dir: Path) -> None
 def test_copied_folder_is_not_listed(run_dir: Path) -> None:
     folder = TAGS[0].folder(run_dir)
     shutil.copytree(folder, folder.with_name("backup"))
-    with pytest.warns(UserWarning, match=f"describes {folder.name}, but lies in backup"):
+    with pytest.warns(UserWarning, match=f"describes {folder.name}, but is in backup"):
         assert list_tags(run_dir) == TAGS
 
 

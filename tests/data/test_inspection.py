@@ -9,7 +9,7 @@ import xarray as xr
 import zarr
 
 from aqtopo.data import open_store, write_statistics, write_store
-from aqtopo.data.inspection import Finding, gaps, inspect_store, summarize
+from aqtopo.data.inspection import Finding, gaps, inspect_store, summarize_store
 from aqtopo.data.shards import CHECKSUMS
 
 
@@ -148,7 +148,7 @@ def test_gaps_are_named_by_their_first_and_last_hour(tiny_dataset: xr.Dataset, t
 
 def test_a_summary_survives_json_and_counts_hours(tiny_store: Path) -> None:
     store = open_store(tiny_store)
-    summary = json.loads(json.dumps(summarize(store), allow_nan=False))
+    summary = json.loads(json.dumps(summarize_store(store), allow_nan=False))
     assert summary["grid"] == [8, 16]
     assert summary["hours_by_year"] == {"2016": 240, "2017": 240, "2018": 240}
     assert [gap["hours"] for gap in summary["gaps"]] == [8784 - 240, 8760 - 240]

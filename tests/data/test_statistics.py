@@ -132,7 +132,7 @@ def test_a_store_without_statistics_is_refused_with_the_command(
 def test_stale_statistics_are_refused_with_the_command(damaged: Path, tiny_config: TinyConfig) -> None:
     write_statistics(damaged, [2016, 2017])
     with pytest.raises(
-        ValueError, match=r"statistics over 2016, 2017, and the run trains on 2016.*--years 2016`"
+        ValueError, match=r"statistics over 2016, 2017, but the run trains on 2016.*--years 2016`"
     ):
         normalization_for(tiny_config(), open_store(damaged))
 

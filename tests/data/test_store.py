@@ -128,7 +128,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "schema version": (
         lambda p: set_attribute(p, "schema_version", 99),
-        r"has the schema version 99, and this aqtopo reads version 1\. Write it anew",
+        r"has the schema version 99, but this aqtopo reads version 1\. Write it anew",
     ),
     "no schema version": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=3)),

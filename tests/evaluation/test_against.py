@@ -132,7 +132,7 @@ def test_scores_against_another_model_keep_the_runs_own_files(
             "has the initial time 2018-01-02T00:30",
         ),
         (lambda d: d.isel(init_time=[0, 0, 1]), "has more than one forecast from 2018-01-02T00"),
-        (lambda d: d.expand_dims(member=2), "has the further dimension member"),
+        (lambda d: d.expand_dims(member=2), "also has the dimension member"),
         (lambda d: d.isel(lon=0), "has no dimension lon"),
         (lambda d: d.assign_coords(init_time=[0, 1, 2]), "has initial times of the type"),
         (

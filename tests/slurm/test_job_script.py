@@ -115,7 +115,7 @@ def test_permanent_failure_is_not_requeued_and_keeps_the_code_of_the_rank(start:
     script = start(fails("never", 3))
     code, log = script.end()
     assert code == 3
-    assert "ended with code 3, not requeued because a retry cannot help: because of it" in log
+    assert "ended with code 3; not requeued, because a retry cannot fix the cause: because of it" in log
     assert not script.requeued
 
 
