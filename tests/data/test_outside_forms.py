@@ -262,7 +262,7 @@ def written(form: Form, draw: Draw, folder: Path) -> xr.Dataset:
             encoding = {} if kind == "zarr3" and ">f4" in str(part.dtypes) else form.encoding
             part.to_zarr(path, zarr_format=int(kind[4]), consolidated=draw(st.booleans()), encoding=encoding)
         else:
-            classic = "NETCDF3_64BIT" if kind == "classic" else "NETCDF4"
+            classic: Any = "NETCDF3_64BIT" if kind == "classic" else "NETCDF4"
             part.to_netcdf(path, format=classic, engine="netcdf4", encoding=form.encoding)
         paths.append(path)
     return open_outside(paths if len(paths) > 1 else paths[0])
