@@ -69,7 +69,7 @@ class LoadedChannel(NamedTuple):
     """Values in the variable's units, float32, with counts.
 
     Attributes:
-        values: dimensions in the order of `AXES`; NaN if missing or masked.
+        values: dimensions in the order of `AXES`; NaN if missing, infinite or masked.
         masked: values that were no measurements and are now NaN; 0 unless masking was asked for.
         negative: small negative concentrations, which are kept.
     """
@@ -110,14 +110,17 @@ class Channel:
         given, density = self.given.isel(positions), self.density
         try:
             raw = given.load()
+            if np.isinf(raw.values).any():
+                raw = raw.where(np.isfinite(raw))
             if density is not None:
                 density = density.isel({d: p for d, p in positions.items() if d in density.dims}).load()
         except (OSError, RuntimeError) as error:
             raise_input_error(
                 self.source, f"is damaged in {given.name} ({error})", "Download or copy the file again"
             )
+        exact = self.conversion == Conversion() and density is None
         with np.errstate(over="ignore", invalid="ignore"):
-            values = self.conversion(raw.astype(np.float64))
+            values = raw if exact else self.conversion(raw.astype(np.float64))
             if density is not None:
                 values = (values * density).transpose(*raw.dims)
             low, high = possible_range(self.variable)
@@ -126,11 +129,12 @@ class Channel:
         if on_invalid == "refuse":
             self._refuse_fill(raw, fill)
             self._refuse_beyond(values, beyond)
+        invalid = fill | beyond
         with np.errstate(over="ignore"):
-            kept = values.where(~(fill | beyond)).astype(np.float32)
+            kept = (values.where(~invalid) if invalid.any() else values).astype(np.float32)
         kept.attrs = {"units": self.variable.units, "long_name": self.variable.long_name}
         negative = int((kept.values < 0).sum()) if is_concentration(self.variable) else 0
-        return LoadedChannel(kept.rename(self.variable.name), int((fill | beyond).sum()), negative)
+        return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), negative)
 
     def _refuse_fill(self, raw: xr.DataArray, fill: NDArray[np.bool_]) -> None:
         if not fill.any():

@@ -323,7 +323,7 @@ def one_cell(form: Form, draw: Draw, value: float) -> str:
 
 
 def fill_value(form: Form, draw: Draw) -> str:
-    fills = [-9999.0, -999.0, -99.0, 9.96921e36, 1e20, -32767.0, np.inf]
+    fills = [-9999.0, -999.0, -99.0, 9.96921e36, 1e20, -32767.0]
     if "elevation" in form.variables:
         fills.remove(-99.0)
     return one_cell(form, draw, draw(st.sampled_from(fills)))

@@ -52,8 +52,8 @@ def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
     ratio = float(height.mean()) / max(float(known.mean()), LEAST_MEAN_METRES)
     if ratio > TOO_HIGH:
         raise ValueError(
-            f"{file} is {ratio:.1f} times as high as the altitude map of pvlib on the grid; feet would be 3.3 "
-            "times, and geopotential 9.8 times as high. Correct the attribute `units`, or convert it to "
+            f"{file} is {ratio:.1f} times as high as the altitude map of pvlib on the grid; feet would be "
+            "3.3 times, and geopotential 9.8 times as high. Correct the attribute `units`, or convert it to "
             "metres."
         )
     return height
