@@ -58,8 +58,8 @@ _NAMES = {
         "fhour",
     ),
     "time": ("time", "valid_time", "datetime", "date"),
-    "lat": ("lat", "latitude", "nav_lat", "y", "lat2d", "xlat"),
-    "lon": ("lon", "longitude", "nav_lon", "x", "lon2d", "xlong"),
+    "lat": ("lat", "latitude", "nav_lat", "lat2d", "xlat", "y"),
+    "lon": ("lon", "longitude", "nav_lon", "lon2d", "xlong", "x"),
 }
 """Names in lower case, the most specific first."""
 
@@ -243,7 +243,7 @@ def _rename(dataset: xr.Dataset, found: dict[str, Hashable | None], source: str)
 
 
 def _with_times(dataset: xr.Dataset, axis: str, source: str) -> xr.Dataset:
-    """Check times, and sort them."""
+    """Check times, round them to seconds (days as floats are off by microseconds), and sort them."""
     times = dataset[axis]
     if times.dims == (axis,) and isinstance(times.to_index(), xr.CFTimeIndex):
         dataset = dataset.assign_coords({axis: times.to_index().to_datetimeindex(time_unit="ns")})
@@ -256,6 +256,8 @@ def _with_times(dataset: xr.Dataset, axis: str, source: str) -> xr.Dataset:
         )
     if bool(times.isnull().any()):
         raise_input_error(source, f"has a missing {AXES[axis]}", "Drop its fields, or write the time")
+    dataset = dataset.assign_coords({axis: (times.dims, times.dt.round("s").values, times.attrs)})
+    times = dataset[axis]
     if times.dims != (axis,):
         return dataset
     values, counts = np.unique(times.values, return_counts=True)

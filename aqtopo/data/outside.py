@@ -15,6 +15,7 @@ import numpy as np
 import xarray as xr
 
 from aqtopo.data.axes import AXES, EQUAL_DEGREES, normalise_axes
+from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 
@@ -166,22 +167,21 @@ def _engine(path: Path) -> str:
             "cannot be read without the package netCDF4",
             "Install it with `pip install 'aqtopo[prepare]'`",
         )
-    if head.startswith((b"CDF\x01", b"CDF\x02")):
+    if head.startswith(b"CDF"):
         _check_classic(path)
     return "netcdf4"
 
 
 def _check_classic(path: Path) -> None:
     """Refuse a classic NetCDF file that is too short: the NetCDF library reads its end as zeros."""
-    from scipy.io import netcdf_file
-
+    size = path.stat().st_size
     try:
-        # Maps every variable of the header, without reading it.
-        file = netcdf_file(path, mmap=True)
-    except (ValueError, TypeError, IndexError, OSError) as error:
+        with path.open("rb") as file:
+            needed = classic_size(file)
+    except (ValueError, IndexError) as error:
         _refuse_damaged(path, error)
-    file.variables.clear()
-    file.close()
+    if size < needed:
+        _refuse_damaged(path, ValueError(f"{needed} bytes are declared"))
 
 
 def _refuse_unreadable(path: Path, error: Exception) -> NoReturn:

@@ -134,6 +134,8 @@ def curvilinear(d: xr.Dataset) -> xr.Dataset:
 def test_curvilinear_coordinates_are_kept() -> None:
     found = normalise(curvilinear(make_hours()), "wrf.nc")
     assert found["lat"].dims == found["lon"].dims == ("y", "x")
+    numbered = curvilinear(make_hours()).assign_coords(y=range(6), x=range(8))
+    assert normalise(numbered, "wrf.nc")["lat"].dims == ("y", "x")
 
 
 HARMFUL: dict[str, tuple[Change, str]] = {

@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 from aqtopo.data.channels import read_channel
+from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.outside import normalise, open_outside
 from aqtopo.variables import VARIABLES
 from tests.data.outside_files import make_forecasts, make_hours
@@ -105,6 +106,13 @@ def test_a_zone_in_the_units_is_converted_to_utc(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_outside(tmp_path / "a.nc")["time"], make_hours()["time"])
 
 
+@pytest.mark.parametrize("units", ["days since 1900-01-01", "minutes since 2016-01-01"])
+def test_times_as_floats_are_whole_hours(tmp_path: Path, units: str) -> None:
+    hours = make_hours(hours=30)
+    hours.to_netcdf(tmp_path / "a.nc", encoding={"time": {"units": units, "dtype": "float64"}})
+    np.testing.assert_array_equal(open_outside(tmp_path / "a.nc")["time"], hours["time"])
+
+
 def test_months_are_refused(tmp_path: Path) -> None:
     make_hours().to_netcdf(tmp_path / "a.nc")
     with netCDF4.Dataset(tmp_path / "a.nc", "a") as file:
@@ -126,6 +134,27 @@ def test_half_a_download_is_named(tmp_path: Path, form: Any, part: float) -> Non
     (tmp_path / "half.nc").write_bytes(content[: int(part * len(content))])
     with pytest.raises(ValueError, match=r"half\.nc is damaged or incomplete: it has \d+ bytes.*again"):
         open_outside(tmp_path / "half.nc")
+
+
+@pytest.mark.parametrize("form", ["NETCDF3_CLASSIC", "NETCDF3_64BIT", "NETCDF3_64BIT_DATA"])
+@pytest.mark.parametrize("records", [None, "one", "several"])
+def test_the_size_of_a_classic_file_is_known(tmp_path: Path, form: Any, records: str | None) -> None:
+    path = tmp_path / "a.nc"
+    with netCDF4.Dataset(path, "w", format=form) as file:
+        file.title = "of odd length"
+        file.createDimension("time", None if records else 3)
+        file.createDimension("lat", 5)
+        for name, kind in (("a", "f4"), ("b", "i2"), ("c", "S1"))[: 1 if records == "one" else 3]:
+            variable = file.createVariable(name, kind, ("time", "lat"))
+            variable.units = "m"
+            variable[:] = np.ones((3, 5), "f4") if kind != "S1" else np.full((3, 5), b"x")
+        file.createVariable("fixed", "f8", ("lat",))[:] = 1.0
+    with path.open("rb") as binary:
+        needed = classic_size(binary)
+    assert 0 <= path.stat().st_size - needed < 8  # padding
+    path.write_bytes(path.read_bytes()[: needed - 1])
+    with pytest.raises(ValueError, match=rf"a\.nc is damaged or incomplete: .*{needed} bytes are declared"):
+        open_outside(path)
 
 
 @pytest.mark.parametrize(

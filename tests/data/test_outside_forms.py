@@ -250,6 +250,16 @@ def written(form: Form, draw: Draw, folder: Path) -> xr.Dataset:
         return normalise(plain.chunk(chunks), "chunked")
     if draw(st.booleans()):
         pack(form, draw)
+    for usual in ("time", "init_time"):
+        if usual in form.names:
+            units = draw(
+                st.sampled_from(
+                    ["hours since 1900-01-01", "days since 1970-01-01", "seconds since 2016-01-01"]
+                )
+            )
+            form.encoding[form.names[usual]] = {"units": units, "dtype": draw(st.sampled_from(["f8", "i8"]))}
+            if "days" in units or kind == "classic":
+                form.encoding[form.names[usual]]["dtype"] = "f8"
     axis = form.names.get("time", form.names.get("init_time"))
     parts = [plain]
     if kind == "two files" and axis in plain.dims and plain.sizes[axis] > 1:
@@ -452,7 +462,11 @@ def read_all(form: Form) -> None:
 def test_a_part_of_a_file_is_refused(dataset: xr.Dataset, data: Any, part: float) -> None:
     kind = data.draw(st.sampled_from(["NETCDF4", "NETCDF3_CLASSIC", "NETCDF3_64BIT"]))
     with tempfile.TemporaryDirectory() as folder:
-        dataset.to_netcdf(Path(folder, "whole"), format=kind, engine="netcdf4")
+        unlimited = data.draw(
+            st.sampled_from([[], *([name] for name in ("time", "init_time") if name in dataset.dims)])
+        )
+        dataset.to_netcdf(Path(folder, "whole"), format=kind, engine="netcdf4", unlimited_dims=unlimited)
+        open_outside(Path(folder, "whole"))
         content = Path(folder, "whole").read_bytes()
         Path(folder, "part.nc").write_bytes(content[: int(part * len(content))])
         with pytest.raises(ValueError, match=r"part\.nc is (damaged or incomplete|empty|not a NetCDF file)"):
