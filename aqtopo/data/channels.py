@@ -114,7 +114,8 @@ class Channel:
                 raw = raw.where(np.isfinite(raw))
             if density is not None:
                 density = density.isel({d: p for d, p in positions.items() if d in density.dims}).load()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            # TypeError: packing attributes that are text. ValueError: a checksum of zarr.
             raise_input_error(
                 self.source, f"is damaged in {given.name} ({error})", "Download or copy the file again"
             )
