@@ -1,5 +1,6 @@
 """Conversion of units as people write them to the units of a variable."""
 
+import logging
 import re
 from dataclasses import dataclass
 from tokenize import TokenError
@@ -161,7 +162,8 @@ def _dimension(quantity: Any) -> str:
 
 
 def _registry() -> Any:
-    # Imported when needed: it takes half a second.
+    # Imported when needed: it takes half a second. pint warns of each unit that cf_xarray redefines.
+    logging.getLogger("pint.util").setLevel(logging.ERROR)
     from cf_xarray.units import units
 
     return units

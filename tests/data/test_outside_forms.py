@@ -27,6 +27,9 @@ DRAWS = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
+door_draws = settings(DRAWS, max_examples=EXAMPLES or 20)
+"""Draws for what lies behind the reader."""
+
 LEVELS = {
     "pm25": (1.0, 300.0), "co": (100.0, 3000.0), "o3": (5.0, 200.0), "temp": (250.0, 310.0),
     "psfc": (6e4, 1.02e5), "rh": (5.0, 100.0), "u": (-20.0, 20.0),
@@ -55,6 +58,7 @@ UNITS: dict[str, list[tuple[str, float, float]]] = {
 NAMES = {
     "pm25": ["pm25", "pm2p5", "PM2.5"], "co": ["co", "CO"], "o3": ["o3", "O3"], "temp": ["temp", "t2m", "T2"],
     "psfc": ["psfc", "sp", "PSFC"], "rh": ["rh", "RH"], "u": ["u", "u10", "10u"],
+    "pm10": ["pm10", "PM10"], "so2": ["so2", "SO2"], "no2": ["no2", "NO2"],
     "elevation": ["elevation", "z", "height_m"], "population": ["population", "pop", "population_density"],
     "lat": ["lat", "latitude", "y", "Latitude", "rows"], "lon": ["lon", "longitude", "x", "LON", "columns"],
     "time": ["time", "valid_time", "Time"],
@@ -65,7 +69,8 @@ NAMES = {
 STANDARD_NAMES = {
     "lat": "latitude", "lon": "longitude", "time": "time", "init_time": "forecast_reference_time",
     "lead_time": "forecast_period", "elevation": "surface_altitude",
-} | {name: VARIABLES[name].standard_name for name in LEVELS if VARIABLES[name].standard_name}  # fmt: skip
+}  # fmt: skip
+STANDARD_NAMES |= {n: v.standard_name for n, v in VARIABLES.items() if n in NAMES and v.standard_name}
 
 
 @dataclass
