@@ -266,6 +266,15 @@ def possible_range(variable: Variable) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def no_data(variable: Variable, values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Return where values in the variable's units are fill values or impossible; False where missing."""
+    low, high = possible_range(variable)
+    with np.errstate(invalid="ignore"):
+        beyond = (values < low) | (values > high)
+    found: NDArray[np.bool_] = (beyond | _is_fill_value(variable, values)) & np.isfinite(values)
+    return found
+
+
 def is_concentration(variable: Variable) -> bool:
     """Return whether a variable is a mass concentration."""
     return variable.units == "ug m-3"
