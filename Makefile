@@ -13,11 +13,12 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 DEMO_CONFIG := ds_configs/demo_cpu.json
 FAULT_TEST_CONFIG := ds_configs/fault_test_cpu.json
 
-.PHONY: help install demo quick test fresh fault-test ablation lint types layers clean
+.PHONY: help install demo quick test fuzz fresh fault-test ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make fuzz   random forms of outside files, thousands of them"
 	@echo "make quick  lint, types, layers and the quick tests"
 	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
 	@echo "make ablation  compare variants with and without wind order and elevation bias: 39 trainings, runs/ablation"
@@ -56,6 +57,10 @@ test: lint types layers
 
 fresh:
 	bash scripts/fresh.sh
+
+fuzz: $(STAMP)
+	AQTOPO_FUZZ_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 7200 \
+		tests/data/test_outside_forms.py tests/data/test_write_forms.py tests/evaluation/test_against_forms.py
 
 fault-test: $(STAMP)
 	rm -rf runs/fault_test

@@ -5,6 +5,7 @@ The attribute `retry` of our own errors names the reaction; `retry_after` decide
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NoReturn
 
 SHOWN = 12
 """Problems that a message lists; the others are only counted."""
@@ -55,6 +56,11 @@ def retry_after(error: BaseException) -> Retry:
     if isinstance(retry, Retry):
         return retry
     return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
+
+
+def raise_input_error(source: object, fact: str, remedy: str) -> NoReturn:
+    """Raise the error for input from outside that cannot be used: which file, the fact, the remedy."""
+    raise ValueError(f"{source} {fact}. {remedy}.")
 
 
 def raise_problems(

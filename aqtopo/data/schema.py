@@ -140,13 +140,23 @@ def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
 
 
 def _check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
-    """Check that a latitude or longitude axis is strictly monotonic, ascending or descending."""
+    """Check that a latitude or longitude axis is strictly monotonic, either way, and has no jump."""
     steps = np.diff(values)
+    remedy = f"Sort the rows and columns by `{name}` and write the store anew."
+    if name == "lon":
+        remedy = (
+            "Bring the longitudes to -180..180, sort the columns by them and write the store anew: "
+            "`d.assign_coords(lon=(d.lon + 180) % 360 - 180).sortby('lon')`."
+        )
     if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
+        raise_store_error(store, f"has a coordinate `{name}` that is not strictly monotonic", remedy)
+    largest = int(np.abs(steps).argmax()) if steps.size else 0
+    if steps.size > 1 and abs(steps[largest]) > 1.5 * np.median(np.abs(steps)):
         raise_store_error(
             store,
-            f"has a coordinate `{name}` that is not strictly monotonic",
-            f"Sort the rows and columns by `{name}` and write the store anew.",
+            f"has a jump in the coordinate `{name}` from {values[largest]:g} to {values[largest + 1]:g}, "
+            f"where the other steps are {np.median(steps):g}",
+            remedy if name == "lon" else "Write it anew with all rows.",
         )
 
 

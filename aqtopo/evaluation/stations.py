@@ -48,7 +48,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
 
     Args:
         path: the CSV. Times are whole hours in ISO 8601, UTC unless they have an offset; values are in the
-            units of the store (ug m-3, including carbon monoxide).
+            units of the store (ug m-3, including carbon monoxide); longitudes are compared modulo 360.
         store: the grid.
         pollutants: short names of the forecast pollutants.
 
@@ -57,6 +57,8 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
             score.
     """
     table, ignored = _read_table(path, pollutants)
+    # To the store's convention, -180..180 or 0..360.
+    table["lon"] -= 360.0 * np.round((table["lon"] - store.lon.mean()) / 360.0)
     places = _places(path, table)
     values = table.set_index(["time", "pollutant", "id"])["value"].to_xarray().rename(id="station")
     values = values.reindex(pollutant=list(pollutants))

@@ -58,7 +58,8 @@ def test_output_of_libraries_stays_out_of_the_json(
         (["--detail", "station"], "needs observations"),
         (["--region", "nowhere"], "not of the form NAME=SOUTH:NORTH,WEST:EAST"),
         (["--stations", "gone.csv"], "cannot be read"),
-        (["--against", "gone.nc"], "cannot be read"),
+        (["--against", "gone.nc"], "there is no such file"),
+        (["--against", "gone*.nc"], "'gone*.nc' matches no file"),
     ],
 )
 def test_bad_options_are_refused_before_writing(
