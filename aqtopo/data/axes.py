@@ -7,7 +7,6 @@ the date line. Lead times are hours.
 from collections.abc import Hashable
 from typing import Any
 
-import cf_xarray  # noqa: F401  (registers the accessor `cf`)
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -184,6 +183,8 @@ def _find(dataset: xr.Dataset, axis: str, source: str) -> Hashable | None:
 
 
 def _candidates(dataset: xr.Dataset, axis: str) -> list[list[Hashable]]:
+    import cf_xarray  # noqa: F401  (0.1 s; it registers the accessor `cf`)
+
     coords = set(dataset.coords)
     by_standard_name = [n for n in dataset.cf.standard_names.get(_STANDARD_NAMES[axis], []) if n in coords]
     by_attributes: list[Hashable] = []
