@@ -22,7 +22,8 @@ def train(
     ] = "auto",
     allow_change: AllowChange = None,
     allow_missing: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Parameter to initialise anew; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Parameter that the saved state may lack; repeatable."),
     ] = None,
     allow_unexpected: AllowUnexpected = None,
     rename: Annotated[

@@ -88,7 +88,7 @@ def open_forecasts(
 
 
 def _open(path: Path) -> xr.Dataset:
-    # Lead times stay numbers of hours. xarray warns at length of a store without consolidated metadata.
+    # Lead times stay numbers of hours. xarray warns of a store without consolidated metadata.
     zarr: dict[str, Any] = {"engine": "zarr", "consolidated": False} if path.suffix == ".zarr" else {}
     opened: xr.Dataset = xr.open_dataset(path, decode_timedelta=False, **zarr)
     return opened

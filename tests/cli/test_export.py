@@ -133,7 +133,7 @@ def test_scores_of_another_state_are_not_exported(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     tag = load_run(untrained_run).tag.name
-    assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "before").out
+    assert "without scores: the run has none" in aqtopo("export", untrained_run, tmp_path / "before").out
     write_made_scores(untrained_run, "epoch00-step000003")
     said = aqtopo("export", untrained_run, tmp_path / "model").out
     assert "without scores: those of the run are of epoch00-step000003" in said
