@@ -17,7 +17,7 @@ def train(
         str,
         typer.Option(
             metavar="auto|never|TAG|PATH",
-            help="Saved state to resume from: the last one, if there is one; none; or this one.",
+            help="Saved state to resume: the last one, if there is any (auto); none (never); or this one.",
         ),
     ] = "auto",
     allow_change: AllowChange = None,
