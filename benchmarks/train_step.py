@@ -1,7 +1,8 @@
 """Train step of the published model, by part: forward, backward and AdamW, with all physics on.
 
-One process at 128 x 256 cells, with one sample a step. On a GPU there are also rows in bfloat16, and columns
-for TFLOP/s and their share of the vendor's peak. `benchmarks.ddp` compares two processes with PyTorch's DDP.
+One process at 128 x 256 cells, with one sample per step. On a GPU there are also rows in bfloat16, and
+columns for TFLOP/s and their share of the vendor's peak. `benchmarks.ddp` compares two processes with
+PyTorch's DDP.
 """
 
 import time

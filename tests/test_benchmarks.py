@@ -126,7 +126,7 @@ def test_two_processes_never_share_a_gpu(
     monkeypatch.setattr(ddp, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert ddp.enough_gpus() is enough
-    assert ("2 processes need one GPU each, but 1 is available" in capsys.readouterr().err) is not enough
+    assert ("2 processes need one GPU each; available: 1" in capsys.readouterr().err) is not enough
 
 
 def test_rank_processes_end_with_their_parent() -> None:

@@ -12,7 +12,7 @@ from aqtopo.config.overrides import parse_override
 from aqtopo.config.paths import spell
 
 DEFAULT_LEVELS: dict[str, tuple[object, ...]] = {"elevation_bias": ("published", False)}
-"""Default levels of settings for which they are not all allowed values."""
+"""Default levels, by setting, that differ from the list of all allowed values."""
 
 VARIABLE_SECTIONS = ("model", "optimizer")
 """Sections that factors may be in; others would change data, sample order or budget."""

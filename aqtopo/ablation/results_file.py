@@ -155,12 +155,12 @@ def _gaps(results: Results) -> Iterator[Problem]:
     for at, one in enumerate(results.variants):
         for name in ("val_loss", "overall_rmse", "alpha"):
             if len(getattr(one, name)) != count:
-                yield Problem(("variants", at, name), getattr(one, name), f"must hold {count}, one a seed")
+                yield Problem(("variants", at, name), getattr(one, name), f"must hold {count}, one per seed")
     found = [(change.contrast, change.score) for change in results.changes]
     contrasts, scores = (dict.fromkeys(names) for names in zip(*found, strict=True))
     wanted = [(contrast, score) for contrast in contrasts for score in (scores | {OVERALL: None})]
     if sorted(found) != sorted(wanted):
-        yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each other score once a contrast")
+        yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each score once per contrast")
     pairs = {change.pair for change in results.changes if not change.is_summary}
     pollutants, horizons = ({pair[side] for pair in pairs} for side in (0, 1))
     if len(pairs) != len(pollutants) * len(horizons) or not pollutants <= VARIABLES.keys():

@@ -28,7 +28,7 @@ def ablate(
         list[str] | None,
         typer.Option(
             metavar="'A=VALUE B=VALUE'",
-            help="A variant outside the grid, by its changes to the baseline; repeatable.",
+            help="A variant outside the grid: its differences from the baseline; repeatable.",
         ),
     ] = None,
     seeds: Annotated[

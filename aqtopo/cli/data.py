@@ -12,9 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Summarise and check a data store, 
 
 StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
 
-Deadline = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="Timeout for answers of the file system.")
-]
+Deadline = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Timeout of the file system.")]
 
 _GAPS_SHOWN = 10
 

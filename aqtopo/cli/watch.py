@@ -22,7 +22,7 @@ def watch(
     run_dir: RunDir,
     every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds between updates.")] = 5.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Show the state once; default without a terminal.")
+        bool, typer.Option("--once", help="Show the state once; always so without a terminal.")
     ] = False,
     success_below: Annotated[
         float, typer.Option(help="SUCCESS if the first losses after a resume are below this.")

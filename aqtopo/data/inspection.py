@@ -78,7 +78,7 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
             "fault",
             "shard",
             f"{checksums.size} checksums for {len(starts)} shards: changed files cannot be detected. "
-            "Write the store anew with this version, which adds them.",
+            "Write the store again with this version, which adds them.",
         )
     totals = _Totals(store)
     for number, first in enumerate(starts):

@@ -39,10 +39,10 @@ from aqtopo.data.workers import SlotPool, signals_blocked, worker_context, worke
 from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
-"""Most micro-batches that a worker reads ahead for a whole step; `data.prefetch` may ask for more."""
+"""Largest number of micro-batches that a worker reads ahead for a whole step, unless prefetch is larger."""
 
 _MOST_HELD = 64
-"""Most micro-batches of a step that stay in shared memory."""
+"""Largest number of micro-batches of a step that are in shared memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +115,8 @@ class BatchLoader:
         store: the data.
         config: number of workers, start method, prefetch and deadline.
         table: the samples of the split.
-        size: most samples of a micro-batch.
-        most: most micro-batches of a pass, and most processes.
+        size: largest number of samples of a micro-batch.
+        most: largest number of micro-batches of a pass, and of processes.
         held: number of micro-batches that the caller keeps at a time.
 
     Raises:

@@ -132,7 +132,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
 def share(places: range, rank: int, world: int, micro_batch: int) -> NDArray[np.int64]:
     """Return the places of one rank's micro-batches of a step, (micro-steps, `micro_batch`).
 
-    All ranks get equally many micro-steps, the fewest for all places; the `PADDING` is at the end.
+    All ranks have the smallest number of micro-steps that contains all places; `PADDING` is at the end.
     """
     assert 0 <= rank < world
     micro_steps = math.ceil(len(places) / (world * micro_batch))
@@ -147,8 +147,8 @@ class StepPlan:
 
     Attributes:
         samples: samples of an epoch.
-        micro_batch: samples a rank and micro-step.
-        accumulation: micro-steps a step.
+        micro_batch: samples per rank and micro-step.
+        accumulation: micro-steps per step.
         world: number of ranks.
 
     Raises:
@@ -170,7 +170,7 @@ class StepPlan:
 
     @classmethod
     def from_config(cls, config: RunConfig, samples: int) -> "StepPlan":
-        """Return the plan of a run with `samples` samples an epoch."""
+        """Return the plan of a run with `samples` samples per epoch."""
         return cls(samples, config.micro_batch, config.accumulation, config.world_size)
 
     @property

@@ -91,7 +91,7 @@ class PlainShards:
                 place = hour % HOURS_PER_SHARD
                 self._read_chunk(file, index[2 * place], index[2 * place + 1], row)
         except FileNotFoundError as error:
-            raise DamagedShardError("is gone") from error
+            raise DamagedShardError("is missing") from error
         except OSError as error:
             raise DamagedShardError(f"cannot be read ({error})") from error
         return values
@@ -170,7 +170,7 @@ class ZarrFields:
             raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
         # zarr returns the fill value if the file is missing; `write_store` stores empty hours too.
         if np.isnan(values.flat[0]) and not shard_path(self._store, first).exists():
-            raise DamagedShardError("is gone")
+            raise DamagedShardError("is missing")
         return values
 
 
@@ -205,7 +205,7 @@ def shard_bytes(store: str | Path, number: int) -> Iterator[bytes]:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
     except FileNotFoundError as error:
-        raise DamagedShardError("is gone") from error
+        raise DamagedShardError("is missing") from error
     except OSError as error:
         raise DamagedShardError(f"cannot be read ({error})") from error
 

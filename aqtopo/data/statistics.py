@@ -207,7 +207,7 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
             raise_store_error(
                 store.path,
                 f"has no finite value of the channel {name} in the years {covered}",
-                f"Write the store anew with values for it, or leave {name} out of the run's variables.",
+                f"Write the store again with values for it, or leave {name} out of the run's variables.",
             )
     if config.data.normalization == "topoflow":
         return Normalization(

@@ -103,7 +103,7 @@ def abridged(names: Sequence[str], most: int = 16) -> str:
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Return True for the errors that a collective raises when another rank is gone."""
+    """Return True for the errors that a collective raises when another rank is lost."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
     )

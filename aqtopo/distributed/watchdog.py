@@ -236,7 +236,7 @@ class Watchdog:
         return {rank: Heartbeat(**json.loads(text)) if text else None for rank, text in texts.items()}
 
     def _request(self, action: Callable[[], Result]) -> Result | None:
-        """Return the result of a request to the store; None if the server is gone or does not answer."""
+        """Return the result of a request to the store; None if the server is lost or does not answer."""
 
         def request() -> Result | None:
             with suppress(LostRankError):

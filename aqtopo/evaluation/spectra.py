@@ -31,7 +31,7 @@ RESOLVED_SHARE = 0.5
 class Spectra:
     """Isotropic power spectra, averaged over the fields that are complete inside the mask.
 
-    Only the first forecast of each day is used: the following ones differ little, and transforms take time.
+    Only the first forecast of each day is used: the other forecasts differ little, and transforms take time.
 
     Args:
         axes: axes of the sums.

@@ -98,7 +98,7 @@ def _position(
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
         raise_problems(
             f"{path}: its position does not exist in this run",
-            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
+            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps per epoch"],
             "Use the data, batch and accumulation of the run that saved it.",
         )
     return Position(

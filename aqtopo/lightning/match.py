@@ -32,7 +32,7 @@ class ParameterOrder:
     """The user's statement on the order of parameters in the file's groups.
 
     Attributes:
-        stated: True if the user made a statement; else the file itself must determine the order.
+        stated: True if the user gave `--order`; otherwise the file must determine the order.
         names: names of the run or of the file in that order; empty for the order of the state dict.
     """
 

@@ -17,7 +17,7 @@ from aqtopo_kernels import wind_order, wind_sector
 IntArray = npt.NDArray[np.int64]
 
 _DECIMALS = 6
-"""Decimals of the rounded projections: rounding errors of 1e-16 would change the order of equal ones."""
+"""Decimals of the rounded projections: rounding errors of 1e-16 must not change the order of ties."""
 
 
 def sector_order_table(

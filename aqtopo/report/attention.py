@@ -1,4 +1,4 @@
-"""Maps of the attention in block 0 from a few places, with the bias and without it.
+"""Maps of the attention of a few places in block 0, with and without the bias.
 
 Only the rows of the chosen tokens are computed, so that memory grows linearly with the tokens.
 
@@ -130,9 +130,10 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps of several places, relative to equal shares, on two common scales.
+    """Attention maps of several places, with common scales for attention and difference.
 
-    They show the mean of `heads` heads. `destination` describes `weakened_tokens`.
+    They show the mean of `heads` heads, relative to equal attention to all tokens. `destination` describes
+    `weakened_tokens`.
     """
 
     places: tuple[AttentionMap, ...]

@@ -174,7 +174,7 @@ _MAX_MARKERS = 40
 
 
 def variant_curves(histories: dict[str, list[History]]) -> Curve:
-    """Draw training and validation loss, a panel per variant on common axes, a line per seed."""
+    """Draw training and validation loss, one panel per variant on common axes, one line per seed."""
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
     with rc_context(CURVE_STYLE):
@@ -234,7 +234,7 @@ def _curves_alt(histories: dict[str, list[History]]) -> str:
         f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
         for name, seeds in histories.items()
     )
-    return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
+    return f"Losses over the steps by variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
 # Six colours per style.

@@ -123,7 +123,7 @@ def _event_text(line: Line) -> str | None:
 
 @dataclass(frozen=True)
 class Alphas:
-    """Alpha [km-1] by block, (S, n) at S steps, the first of which is 0; n is 1 if the heads share one."""
+    """Alpha [km-1] by block: (S, n) at S steps, from step 0; n is 1 if all heads share one value."""
 
     steps: tuple[int, ...]
     by_block: dict[str, FloatArray]

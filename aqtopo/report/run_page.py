@@ -175,7 +175,7 @@ def _learning(history: History) -> str:
         text += f", started {history.starts} times"
     rates = [step.samples_per_s for step in history.steps if step.samples_per_s is not None]
     if rates:
-        text += f", {np.median(rates):,.1f} samples a second (median)"
+        text += f", {np.median(rates):,.1f} samples per second (median)"
     if best is None:
         return f"{text}. The run has no validation."
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
@@ -209,7 +209,7 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
         "launcher": "launcher",
         "device": "device",
         "host_cores": "cores of the host",
-        "threads_per_rank": "threads a process",
+        "threads_per_rank": "threads per process",
         "platform": "platform",
         "python": "Python",
     }

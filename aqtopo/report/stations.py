@@ -150,7 +150,7 @@ def _at_horizon(
 def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str) -> str:
     known = np.isfinite(rmse)
     if not known.any():
-        return "nothing was observed."
+        return "there are no observations."
     middle_rmse, middle_bias = round_together([float(np.median(each[known])) for each in (rmse, bias)])
     return (
         f"the model is better than both references at {int((skill > 0).sum())} of {known.sum()} stations. "

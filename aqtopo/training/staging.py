@@ -77,7 +77,7 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
         raise_store_error(
             store.path,
             "has no checksums, so a copy of it cannot be verified",
-            "Write it anew with this version, which adds them, or set `data.stage` to null.",
+            "Write it again with this version, which adds them, or set `data.stage` to null.",
         )
     if not Path(config.data.stage).is_dir():
         raise ValueError(f"There is no folder {config.data.stage} on {host}. Choose another `data.stage`.")
@@ -97,7 +97,7 @@ def _size(store: Store, shard: int) -> int:
     try:
         return shard_path(store.path, first).stat().st_size
     except FileNotFoundError:
-        store.raise_damaged(first, DamagedShardError("is gone"))
+        store.raise_damaged(first, DamagedShardError("is missing"))
 
 
 def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:

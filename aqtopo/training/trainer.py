@@ -95,15 +95,15 @@ class Trainer:
         self.log.say(
             f"{self.config.name}: {size} rank(s) on {self.device.type}, micro-batch "
             f"{fields['train_micro_batch_size_per_gpu']} x accumulation "
-            f"{fields['gradient_accumulation_steps']}, {self.config.train_batch} samples a step, "
-            f"{prepared.plan.steps_per_epoch} steps an epoch, {prepared.schedule.total_steps} in all"
+            f"{fields['gradient_accumulation_steps']}, {self.config.train_batch} samples per step, "
+            f"{prepared.plan.steps_per_epoch} steps per epoch, {prepared.schedule.total_steps} in all"
         )
         self.log.say(f"attention: {self.engine.module.attention_backends(self.device)}")
         limit = self.config.training.sanity_micro_batches
         if limit:
             self.watchdog.enter("sanity validation")
             val_loss = validation_loss(self.engine, self.validation_batches, limit)
-            self.log.say(f"sanity validation on {limit} batch(es) a rank: loss {val_loss:.4f}")
+            self.log.say(f"sanity validation on {limit} batch(es) per rank: loss {val_loss:.4f}")
         self.log.event(
             "start",
             step=self.step,

@@ -37,7 +37,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "flipped byte": (lambda p: flip(p, 300), "has a wrong checksum"),
     "flipped byte in the padding of the index": (lambda p: flip(p, -3), "no valid index"),
     "cut short": (lambda p: p.write_bytes(p.read_bytes()[:-10]), "no valid index"),
-    "gone": (Path.unlink, "is gone"),
+    "gone": (Path.unlink, "is missing"),
     "a link to itself": (lambda p: (p.unlink(), p.symlink_to(p)), "cannot be read"),
 }
 

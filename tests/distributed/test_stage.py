@@ -36,6 +36,6 @@ def test_one_rank_copies_what_both_read_and_both_end_when_it_cannot(
         code, output = rank.finish()
         assert code == 0, output
         found = json.loads(output.splitlines()[-1])
-        lost = "lost the fields of 2016-01-04T00: the shard fields/c/3/0/0/0 is gone"
+        lost = "has unreadable fields at 2016-01-04T00: the shard fields/c/3/0/0/0 is missing"
         assert f"{damaged} {lost}" in found.pop("problem")
         assert found == {"retry": "failed", "shards": 20, "equal": 480, "left": False}

@@ -153,5 +153,5 @@ def test_a_run_says_that_it_was_resumed_and_what_its_heads_prefer(finished_run: 
     }
     path.write_text(json.dumps(start) + "\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     html = write_report(finished_run).read_text(encoding="utf-8")
-    assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in html
+    assert "7 steps in 1 epoch, started 2 times, 3.5 samples per second (median)." in html
     assert '<th scope="row">block 0 width [km]</th><td>150, 300</td>' in html

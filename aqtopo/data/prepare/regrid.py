@@ -1,4 +1,4 @@
-"""Regridding from a curvilinear to a regular grid; the weights are computed once a command.
+"""Regridding from a curvilinear to a regular grid; the weights are computed once per command.
 
 A target cell takes the mean of k x k points inside it, each interpolated bilinearly between the four source
 cells around it; k grows with the ratio of grid spacings, so that no source cell is skipped. The operation is
