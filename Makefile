@@ -1,26 +1,27 @@
-# Two commands matter: `make demo` shows the whole thing, `make test` checks it.
-# Both set up .venv from constraints.txt on their first run and not again until a requirement changes.
+# Main commands: `make demo` runs all stages from simulation to report, `make test` runs all checks.
+# Both set up .venv from constraints.txt on their first run and after a requirement has changed.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-# Compiled extensions and pictures' font lists stay inside the checkout, so that a clean clone is really clean.
+# Compiled extensions and font lists are in the checkout, so that a new clone has none.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/.cache/torch_extensions
 export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 
 DEMO_CONFIG := ds_configs/demo_cpu.json
 FAULT_TEST_CONFIG := ds_configs/fault_test_cpu.json
 
-.PHONY: help install demo quick test fresh fault-test ablation lint types layers clean
+.PHONY: help install demo quick test fuzz fresh fault-test ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make fuzz   random forms of outside files, thousands of them"
 	@echo "make quick  lint, types, layers and the quick tests"
-	@echo "make fresh  both commands as on a new machine: a fresh clone, an empty HOME; before a release"
-	@echo "make ablation  do wind order and elevation bias pay? two worlds, 39 trainings, results in runs/ablation"
+	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
+	@echo "make ablation  compare variants with and without wind order and elevation bias: 39 trainings, runs/ablation"
 	@echo "make fault-test  kill a run 60 times and compare it with an undisturbed one"
 
 install: $(STAMP)
@@ -56,6 +57,10 @@ test: lint types layers
 
 fresh:
 	bash scripts/fresh.sh
+
+fuzz: $(STAMP)
+	AQTOPO_FUZZ_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 7200 \
+		tests/data/test_outside_forms.py tests/data/test_write_forms.py tests/evaluation/test_against_forms.py
 
 fault-test: $(STAMP)
 	rm -rf runs/fault_test

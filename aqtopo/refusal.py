@@ -5,6 +5,7 @@ The attribute `retry` of our own errors names the reaction; `retry_after` decide
 
 from collections.abc import Sequence
 from enum import StrEnum
+from typing import NoReturn
 
 SHOWN = 12
 """Problems that a message lists; the others are only counted."""
@@ -41,7 +42,7 @@ class UnreadableDataError(ValueError):
 
 
 class LostRankError(ConnectionError):
-    """Ranks that did not arrive, do not answer, or have failed; the message names them."""
+    """Ranks that did not start, do not answer, or have failed; the message names them."""
 
     retry = Retry.PERHAPS
 
@@ -49,12 +50,17 @@ class LostRankError(ConnectionError):
 def retry_after(error: BaseException) -> Retry:
     """Return the reaction to an error: its attribute `retry`, if it has one.
 
-    Otherwise a ValueError is bad input, and any other error, as of a disk or of memory, may be temporary.
+    Without it, a ValueError is bad input, and any other error (of a disk, of memory) may be temporary.
     """
     retry = getattr(error, "retry", None)
     if isinstance(retry, Retry):
         return retry
     return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
+
+
+def raise_input_error(source: object, fact: str, remedy: str) -> NoReturn:
+    """Raise the error for input from outside that cannot be used: which file, the fact, the remedy."""
+    raise ValueError(f"{source} {fact}. {remedy}.")
 
 
 def raise_problems(

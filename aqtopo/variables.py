@@ -35,8 +35,14 @@ class Variable:
     topoflow_std: float
 
 
-def _mass_concentration(species: str) -> str:
-    return f"mass_concentration_of_{species}_in_air"
+def _pollutant(
+    name: str, long_name: str, species: str, highest: float, topoflow_mean: float, topoflow_std: float
+) -> Variable:
+    standard_name = f"mass_concentration_of_{species}_in_air"
+    valid_range = (0.0, highest)
+    return Variable(
+        name, long_name, standard_name, "ug m-3", "dynamic", valid_range, topoflow_mean, topoflow_std
+    )
 
 
 _ALL = (
@@ -47,59 +53,14 @@ _ALL = (
     Variable(
         "psfc", "surface pressure", "surface_air_pressure", "Pa", "dynamic", (3e4, 1.1e5), 101325.0, 1000.0
     ),
-    Variable(
-        "pm10",
-        "PM10",
-        _mass_concentration("pm10_ambient_aerosol_particles"),
-        "ug m-3",
-        "dynamic",
-        (0.0, 1e4),
-        50.0,
-        25.0,
-    ),
-    Variable(
-        "so2",
-        "sulfur dioxide",
-        _mass_concentration("sulfur_dioxide"),
-        "ug m-3",
-        "dynamic",
-        (0.0, 5e3),
-        5.0,
-        5.0,
-    ),
-    Variable(
-        "no2",
-        "nitrogen dioxide",
-        _mass_concentration("nitrogen_dioxide"),
-        "ug m-3",
-        "dynamic",
-        (0.0, 2e3),
-        20.0,
-        15.0,
-    ),
-    Variable(
-        "co",
-        "carbon monoxide",
-        _mass_concentration("carbon_monoxide"),
-        "ug m-3",
-        "dynamic",
-        (0.0, 1e5),
-        200.0,
-        100.0,
-    ),
-    Variable("o3", "ozone", _mass_concentration("ozone"), "ug m-3", "dynamic", (0.0, 2e3), 40.0, 20.0),
+    _pollutant("pm10", "PM10", "pm10_ambient_aerosol_particles", 1e4, 50.0, 25.0),
+    _pollutant("so2", "sulfur dioxide", "sulfur_dioxide", 5e3, 5.0, 5.0),
+    _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2e3, 20.0, 15.0),
+    _pollutant("co", "carbon monoxide", "carbon_monoxide", 1e5, 200.0, 100.0),
+    _pollutant("o3", "ozone", "ozone", 2e3, 40.0, 20.0),
     Variable("lat2d", "latitude", "latitude", "degrees_north", "static", (-90.0, 90.0), 32.0, 12.0),
     Variable("lon2d", "longitude", "longitude", "degrees_east", "static", (-180.0, 360.0), 106.0, 16.0),
-    Variable(
-        "pm25",
-        "PM2.5",
-        _mass_concentration("pm2p5_ambient_aerosol_particles"),
-        "ug m-3",
-        "dynamic",
-        (0.0, 5e3),
-        25.0,
-        15.0,
-    ),
+    _pollutant("pm25", "PM2.5", "pm2p5_ambient_aerosol_particles", 5e3, 25.0, 15.0),
     Variable("elevation", "elevation", "surface_altitude", "m", "static", (-500.0, 9000.0), 1039.13, 1931.40),
     Variable("population", "population density", None, "km-2", "static", (0.0, 5e6), 13381.20, 67986.97),
 )

@@ -1,8 +1,8 @@
-"""Processor time of commands that people type and that should answer at once, from process start to exit.
+"""Processor time of interactive commands, from process start to exit.
 
-It is user and system time of the whole process, which other work on the machine changes less than wall time.
-Commands take turns within a round; each must end with exit code 0 and print its result. `checkpoint ls` and
-`watch` read a run made here: a log of 1000 steps and the manifest of one saved state.
+It is user and system time of the whole process, which depends less on other work on the machine than wall
+time. Commands take turns within a round; each must end with exit code 0 and print its result. `checkpoint ls`
+and `watch` read a run made here: a log of 1000 steps and the manifest of one saved state.
 """
 
 import json
@@ -82,7 +82,7 @@ def processor_seconds(arguments_of_python: list[str]) -> float:
 
 
 def measure(rounds: int) -> list[dict[str, Any]]:
-    """A row a command; the first round, which fills the caches, is not counted."""
+    """Return a row per command; the first round, which fills the caches, is not counted."""
     with tempfile.TemporaryDirectory(prefix="aqtopo-start-") as name:
         lines = commands(Path(name))
         times = [

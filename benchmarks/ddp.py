@@ -46,7 +46,7 @@ def enough_gpus() -> bool:
     if device().type == "cpu" or gpus >= RANKS:
         return True
     print(
-        f"No comparison with DDP: {RANKS} processes need a GPU each, and there is {gpus}.",
+        f"No comparison with DDP: {RANKS} processes need one GPU each; available: {gpus}.",
         file=sys.stderr,
     )
     return False

@@ -1,4 +1,4 @@
-"""Errors of elevation attention against float64 over many draws, beside PyTorch's own.
+"""Errors of elevation attention against float64 over many draws, and those of PyTorch's attention.
 
 A few elements decide the largest error of a single draw, so either implementation can exceed twice the
 other's error by chance. The frequency shows if it is chance: `over_twice` and `torch_over_twice` are shares

@@ -98,7 +98,7 @@ class MappedFields:
         self._mapped: np.ndarray[Any, Any] | None = None
 
     def read(self, first: int, last: int) -> np.ndarray[Any, Any]:
-        """Return hours as `aqtopo.data.shards.FieldReader.read` does."""
+        """Return hours as `aqtopo.data.shards.PlainShards.read` does."""
         if self._mapped is None:
             self._mapped = np.load(self._path, mmap_mode="r")
         return self._mapped[first:last]

@@ -6,7 +6,7 @@ from aqtopo.planning.scaling import NODE_TYPES
 
 _MI250X, _H100 = NODE_TYPES["mi250x"], NODE_TYPES["h100"]
 PEAKS: dict[str, dict[str, float]] = {
-    # A device is one of two dies. Source: aqtopo/planning/hardware.py.
+    # A device is one of two dies. Source: aqtopo/planning/scaling.py.
     "MI250X": _MI250X.flops | {"memory": _MI250X.memory_rate},
     "MI300X": {"fp32": 163.4e12, "bf16": 1307.4e12, "memory": 5.3e12},  # AMD's data sheet
     "A100-SXM4-40GB": {"fp32": 19.5e12, "bf16": 312e12, "memory": 1.555e12},  # NVIDIA's data sheets, as below

@@ -28,7 +28,7 @@ from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.distributed.launch import Launch
 from aqtopo.distributed.process_group import barrier
 from aqtopo.distributed.watchdog import start_watchdog
-from aqtopo.training.preflight import Finding, check_reduction, compare
+from aqtopo.training.preflight import RankFindings, check_reduction, compare_ranks
 from benchmarks.measure import parse_arguments, report
 
 WORLDS = (16, 32, 64, 128)
@@ -51,12 +51,12 @@ def run_rank(folder: Path, rank: int, world: int, port: int) -> None:
             barrier()
         problems = check_reduction(rank, world, device)
         facts = {name: str(version) for name, version in package_versions().items()} | {"data": 64 * "0"}
-        _, problems = compare(Finding(socket.gethostname(), facts, problems, time.time()))
+        _, problems = compare_ranks(RankFindings(socket.gethostname(), facts, problems, time.time()))
         assert not problems, problems
         compared = time.monotonic()
         dist.destroy_process_group()
     found = {"meet": met - began, "connect": connected - met, "compare": compared - connected}
-    (folder / f"{rank}.json").write_text(json.dumps(found | {"cpu": time.process_time()}))
+    (folder / f"{rank}.json").write_text(json.dumps(found | {"cpu": time.process_time()}), encoding="utf-8")
 
 
 def measure(world: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cost of saving and resuming on two ranks with 52 M parameters, beside DeepSpeed's own save.
+"""Cost of saving and resuming on two ranks with 52 M parameters, compared with DeepSpeed's own save.
 
 `held up` is the time that training waits. Hashes, fsyncs, the manifest and the commit follow in the
 background; `committed` is the time until they are done if nothing else runs. DeepSpeed's save has no fsync
@@ -44,7 +44,7 @@ def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     engine.destroy()
     rows = [saving, time_resume(config, source, world)]
     if rank == 0:
-        (Path(folder) / "rows.json").write_text(json.dumps(rows))
+        (Path(folder) / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
 
 
 def fill_moments(engine: Any) -> None:

@@ -97,7 +97,7 @@ def run_rank(folder: Path, rank: int, world: int, port: int, steps: int) -> None
     own = Path("/proc/self/smaps_rollup").read_text(encoding="utf-8").splitlines()
     private_kib = sum(int(line.split()[1]) for line in own if line.startswith("Private_"))
     found = {"private_mib": private_kib / 1024, **{f"opened_in_{name}": opened[name] for name in shared}}
-    (folder / f"{world}-{steps}-{rank}.json").write_text(json.dumps(found))
+    (folder / f"{world}-{steps}-{rank}.json").write_text(json.dumps(found), encoding="utf-8")
 
 
 def start(folder: Path, world: int, steps: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def section(result: dict[str, Any]) -> str:
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    """A table with a row a line, or with a figure a line if there is a single row."""
+    """Return a table with one line per row, or one line per figure if there is a single row."""
     if len(rows) == 1:
         lines = [("figure", "value"), ("---", "---"), *((k, _cell(v)) for k, v in rows[0].items())]
     else:
@@ -75,7 +75,7 @@ def main() -> None:
         pattern = rf"<!-- {name} -->.*?<!-- end of {name} -->"
         text, found = re.subn(pattern, lambda _, new=new: new, text, flags=re.DOTALL)
         assert found == 1, f"{README} has {found} sections {name}, expected one"
-        README.write_text(text)
+        README.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Train step of the published model, by part: forward, backward and AdamW, with all physics on.
 
-One process at 128 x 256 cells, with one sample a step. On a GPU there are also rows in bfloat16, and columns
-for TFLOP/s and their share of the vendor's peak. `benchmarks.ddp` compares two processes with PyTorch's DDP.
+One process at 128 x 256 cells, with one sample per step. On a GPU there are also rows in bfloat16, and
+columns for TFLOP/s and their share of the vendor's peak. `benchmarks.ddp` compares two processes with
+PyTorch's DDP.
 """
 
 import time
@@ -89,7 +90,7 @@ class PartClock(Clock):
 def measure_step(
     grid: tuple[int, int], steps: int, dtype: torch.dtype, product: int, **model: Any
 ) -> list[dict[str, Any]]:
-    """Row of the median step of one process, whole and by part, beside a matrix product."""
+    """Row of the median step of one process, whole and by part, and of a matrix product."""
     network = AirQualityViT(
         ModelConfig.model_validate(model), make_terrain(grid), variables=15, targets=6
     ).to(device(), dtype)

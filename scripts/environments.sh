@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Runs the quick tests in environments that differ as users' machines do; prints a line for each and exits with 1
-# if one failed. Arguments go to pytest: scripts/environments.sh tests/kernels
+# Runs the quick tests with other instruction sets, BLAS kernels, time zone and locale; prints a line for each and
+# exits with 1 if one failed. Arguments go to pytest: scripts/environments.sh tests/kernels
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
+[[ -x .venv/bin/pytest ]] || { echo "environments: there is no .venv; run make install first" >&2; exit 2; }
 export TORCH_EXTENSIONS_DIR=$PWD/.cache/torch_extensions MPLCONFIGDIR=$PWD/.cache/matplotlib
 
 environments=(
@@ -17,7 +18,7 @@ environments=(
 if grep --quiet --word-regexp avx512f /proc/cpuinfo; then
     environments+=("OPENBLAS_CORETYPE=SkylakeX")
 else
-    echo "environments: OPENBLAS_CORETYPE=SkylakeX is left out, for this processor has no AVX-512"
+    echo "environments: OPENBLAS_CORETYPE=SkylakeX is skipped, because this processor has no AVX-512"
 fi
 
 failed=0
@@ -34,7 +35,7 @@ for environment in "${environments[@]}"; do
     echo "environments: $environment: $outcome: $(tail -n 1 "$log")"
 done
 if [[ $failed == 1 ]]; then
-    echo "environments: the whole logs are in $logs" >&2
+    echo "environments: the logs are in $logs" >&2
 else
     rm -rf "$logs"
 fi

@@ -3,9 +3,9 @@
 #
 #   scripts/fresh.sh                  touches no package of this machine
 #   THROWAWAY=yes scripts/fresh.sh    first purges the Debian packages of the tests and apt's lists: only in a
-#                                     container or a virtual machine that nobody needs
+#                                     container or a virtual machine that you can discard
 #
-# Only what is committed is cloned. The clone is removed when all has passed, and kept for a look otherwise.
+# The clone has only committed files. It is removed if everything has passed, and kept for inspection otherwise.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -26,9 +26,9 @@ fi
 place=$(mktemp -d -p "${TMPDIR:-/var/tmp}")
 mkdir "$place/home" "$place/tmp"
 git clone --quiet . "$place/aqtopo"
-# The program itself, not a shim or a virtual environment that may need the old HOME.
+# The interpreter itself, because a shim or a virtual environment may need the old HOME.
 python=$("${PYTHON:-python3}" -c 'import os, sys; print(os.path.realpath(sys.executable))')
-# Nothing of the caller's environment but what finds programs and the package index.
+# Of the caller's environment, only the variables that locate programs and the package index.
 empty=(env -i PATH="$PATH" LANG="${LANG:-C.UTF-8}" HOME="$place/home" TMPDIR="$place/tmp" PIP_CACHE_DIR="$place/pip")
 for name in $(compgen -e); do
     case $name in

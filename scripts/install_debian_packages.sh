@@ -18,6 +18,7 @@ if [[ ${1:-} == --list ]]; then
     exit 0
 fi
 policy=/usr/sbin/policy-rc.d
+mark="# by aqtopo, until its packages are installed"
 
 say() { echo "install_debian_packages: $*"; }
 
@@ -30,12 +31,12 @@ skip() {
 
 # While packages are configured, a policy-rc.d that says 101 keeps their services from being started.
 forbid_service_starts() {
-    # One that is already saved stays: an earlier run was killed before it could put it back.
-    if [[ -e $policy && ! -e $policy.aqtopo-saved ]]; then
+    # A killed run leaves its own policy, with this mark, and the user's beside it.
+    if [[ -e $policy ]] && ! grep --quiet "$mark" "$policy"; then
         mv "$policy" "$policy.aqtopo-saved"
     fi
     trap restore_policy EXIT
-    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    printf '#!/bin/sh\n%s\nexit 101\n' "$mark" >"$policy"
     chmod 755 "$policy"
 }
 
@@ -66,7 +67,7 @@ fail() {
 }
 export DEBIAN_FRONTEND=noninteractive
 
-# Waits up to two minutes where another process holds the lock of apt's lists; apt-get itself waits only for dpkg's.
+# Waits up to two minutes if another process holds the lock of apt's lists; apt-get itself waits only for dpkg's lock.
 update_lists() {
     local pause
     for pause in 5 15 40 60 0; do
@@ -76,7 +77,7 @@ update_lists() {
     done
     return 1
 }
-# On a new machine the lists are empty, and apt-cache then knows no package at all.
+# On a new machine the lists are empty, so apt-cache finds no packages.
 if ! update_lists; then
     compgen -G '/var/lib/apt/lists/*_Packages*' >/dev/null || fail
     say "apt-get update failed ($(tail -n 1 "$log")); using the package lists of an earlier update."

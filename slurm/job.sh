@@ -114,8 +114,8 @@ attempt() {
     wait "$launcher"
 }
 
-# Remove the copy of the data on every node, which killed ranks leave. Near the time limit, the next start does it:
-# Slurm starts no more job steps.
+# Remove the copy of the data on every node, which killed ranks leave. Near the time limit Slurm starts no job steps,
+# so the next start removes it.
 remove_copies() {
     [[ -e $job/copy && $ended == no ]] || return 0
     local copy
@@ -169,7 +169,7 @@ conclude() {
     elif [[ -e $job/never ]]; then
         # Use the rank's code: the launcher may return the code of another rank, which it killed later.
         read -r noted why <"$job/never" && code=$noted
-        say "ended with code $code, not requeued because a retry cannot help: $why"
+        say "ended with code $code; not requeued, because a retry cannot fix the cause: $why"
         exit "$code"
     elif [[ $ended == yes ]] && ! why_ended TimeLimit; then
         say "cancelled; not requeued"

@@ -193,7 +193,7 @@ def save_untrained() -> SaveUntrained:
         run_dir, store = Path(config.training.run_dir), open_store(config.data.store)
         tag = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6)
         tag.folder(run_dir).mkdir(parents=True)
-        (run_dir / CONFIG_FILE).write_text(config.to_json())
+        (run_dir / CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
         model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
         weights = {name: factor * tensor for name, tensor in model.state_dict().items()}
         save_file(weights, tag.folder(run_dir) / WEIGHTS_FILE)

@@ -45,8 +45,10 @@ def test_a_module_s_version_is_that_of_its_distribution(
 ) -> None:
     about = tmp_path / "triton_for_rocm-3.7.1.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: triton-for-rocm\nVersion: 3.7.1\n")
-    (about / "top_level.txt").write_text("triton_like\n")
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: triton-for-rocm\nVersion: 3.7.1\n", encoding="utf-8"
+    )
+    (about / "top_level.txt").write_text("triton_like\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert version_of("triton_like") == "3.7.1"
 
@@ -124,7 +126,7 @@ def test_two_processes_never_share_a_gpu(
     monkeypatch.setattr(ddp, "device", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert ddp.enough_gpus() is enough
-    assert ("2 processes need a GPU each, and there is 1" in capsys.readouterr().err) is not enough
+    assert ("2 processes need one GPU each; available: 1" in capsys.readouterr().err) is not enough
 
 
 def test_rank_processes_end_with_their_parent() -> None:

@@ -82,7 +82,7 @@ def test_the_example_makes_a_store_that_a_run_can_train_on(tmp_path: Path) -> No
             "zero_optimization": {"stage": 2},
         },
     }  # fmt: skip
-    (tmp_path / "europe.json").write_text(json.dumps(config))
+    (tmp_path / "europe.json").write_text(json.dumps(config), encoding="utf-8")
     run("-m", "aqtopo", "train", "europe.json")
     losses = [step["train_loss"] for step in events(tmp_path / "run", "step")]
     assert len(losses) == 8

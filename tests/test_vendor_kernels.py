@@ -59,13 +59,13 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "flash_attn" / PACKAGE
     folder.mkdir(parents=True)
     (tmp_path / "flash_attn" / "__init__.py").write_text(
-        '__version__ = "2.8"\nraise ImportError("no CUDA")\n'
+        '__version__ = "2.8"\nraise ImportError("no CUDA")\n', encoding="utf-8"
     )
     (folder / "__init__.py").touch()
-    (folder / "fwd_prefill.py").write_text(KERNEL.replace("NAME", "attn_fwd") + FORWARD)
+    (folder / "fwd_prefill.py").write_text(KERNEL.replace("NAME", "attn_fwd") + FORWARD, encoding="utf-8")
     names = ("_bwd_kernel_dkdv_noncausal", "_bwd_kernel_dq_noncausal")
     kernels = "".join(KERNEL.replace("NAME", name) for name in names)
-    (folder / "bwd_prefill_split.py").write_text(kernels + BACKWARD)
+    (folder / "bwd_prefill_split.py").write_text(kernels + BACKWARD, encoding="utf-8")
     monkeypatch.setattr(knobs.cache, "dir", str(tmp_path / "cache"))
     for name in ("", ".fwd_prefill", ".bwd_prefill_split"):
         monkeypatch.delitem(sys.modules, PACKAGE + name, raising=False)

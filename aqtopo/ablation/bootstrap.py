@@ -2,9 +2,9 @@
 
 Days: forecasts of one week share their weather, so days are resampled in blocks (circular block bootstrap of
 Politis and Romano 1992; Wilks, Statistical Methods in the Atmospheric Sciences, 3rd ed., section 5.3.5). All
-variants use the same days in a draw. A draw is a weight for each day, so all draws of all scores are one
-matrix product of daily sums. Blocks must exceed the correlation time: at a lag-1 correlation of 0.5, the
-coverage is about 92% with blocks of 10 days and 75% with single days.
+variants use the same days in a draw. A draw is a weight for each day, so one matrix product of weights and
+daily sums gives all draws of all scores. Blocks must be longer than the correlation time: at a lag-1
+correlation of 0.5, the coverage is about 92% with blocks of 10 days and 75% with single days.
 
 Seeds: mean difference over trainings that differ only in the seed, with Student's t.
 
@@ -37,7 +37,7 @@ def check_blocks(days: int, block: int) -> None:
 
 
 def draw_days(days: int, block: int, draws: int, seed: int) -> Floats:
-    """Return the number of times each draw takes each day, (R, D): circular blocks, D days in all.
+    """Return how often each draw contains each day, (R, D): circular blocks, D days per draw.
 
     Raises:
         ValueError: `check_blocks` fails, or there are no draws.

@@ -12,7 +12,7 @@ from aqtopo.config.overrides import parse_override
 from aqtopo.config.paths import spell
 
 DEFAULT_LEVELS: dict[str, tuple[object, ...]] = {"elevation_bias": ("published", False)}
-"""Default levels of settings whose default is not all allowed values."""
+"""Default levels, by setting, that differ from the list of all allowed values."""
 
 VARIABLE_SECTIONS = ("model", "optimizer")
 """Sections that factors may be in; others would change data, sample order or budget."""
@@ -40,7 +40,7 @@ class Factor:
 class Variant:
     """One level of each factor, or an extra variant outside the grid.
 
-    An extra variant has the baseline's levels and settings of its own, `also` (path and value).
+    An extra variant has the levels of the baseline and, in `also`, other settings (path and value).
     """
 
     factors: tuple[Factor, ...]
@@ -90,7 +90,7 @@ def _slug(text: str, kept: str = "") -> str:
     return re.sub(rf"[^A-Za-z0-9.{kept}]+", "-", text).strip("-")
 
 
-def parse_grid(texts: Iterable[str]) -> tuple[Factor, ...]:
+def parse_factors(texts: Iterable[str]) -> tuple[Factor, ...]:
     """Parse the grid: `wind_order,elevation_bias`, or a factor with levels, `sectors=8,16`.
 
     A name without a section is in `model`. Default levels are true and false, or all enumerated words.

@@ -73,21 +73,15 @@ def plan_ablation(
 ) -> Ablation:
     """Plan all trainings without writing.
 
-    A training that the folder contains keeps its number; a new one gets the next free number.
-
-    Args:
-        config_path: varied run.
-        overrides: changes of all variants, as for `--set`.
-        factors: the grid.
-        seeds: number of trainings of each variant.
-        out: folder of the ablation.
-        also: extra variants, see `variants`.
+    A training that the folder `out` contains keeps its number; a new one gets the next free number.
+    `overrides` are those of all variants, `seeds` is the number of trainings of each variant, and `also` are
+    the extra variants, see `variants`.
 
     Raises:
         ValueError: a configuration is invalid, two variants are equal, or there is no seed.
     """
     if seeds < 1:
-        raise ValueError(f"--seeds {seeds} is not positive. Use at least 1.")
+        raise ValueError(f"--seeds {seeds} is too small. Use at least 1.")
     base = load_config(config_path, overrides)
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
@@ -106,7 +100,7 @@ def plan_ablation(
 
 
 def _check_distinct(trials: Sequence[Trial]) -> None:
-    """Raise ValueError if two variants of one seed have equal settings or equal run directories."""
+    """Raise ValueError if two variants of one seed have the same settings or the same run directory."""
     for one, other in itertools.combinations(trials, 2):
         if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
             first, second = (
@@ -185,9 +179,7 @@ def _description(ablation: Ablation) -> Description:
 
 
 def _check_same(path: Path, ablation: Ablation) -> None:
-    """Raise ValueError if a folder's description is damaged, or has another configuration or other
-    factors.
-    """
+    """Raise ValueError if a folder's description is damaged or that of another ablation."""
     before = read_record(path, Description, f"Choose another --out, or remove {path.parent}.")
     try:
         # Parsed, so that settings added since then have their defaults.

@@ -59,7 +59,7 @@ class ResultTable:
         return f"{self.title}\n\n{table}\n"
 
 
-_CHANGE = ("score", "change", "95% over days", "95% over seeds", "verdict")
+_CHANGE_COLUMNS = ("score", "change", "95% over days", "95% over seeds", "verdict")
 """Columns of a table of changes."""
 
 
@@ -72,12 +72,14 @@ def result_tables(result: xr.Dataset) -> list[ResultTable]:
     overall = tuple((label, *row) for label, one in by_label.items() for row in _changes(one, summaries))
     tables = [
         _variants(result),
-        ResultTable("Change relative to the baseline; negative is better", ("contrast", *_CHANGE), overall),
+        ResultTable(
+            "Change relative to the baseline; negative is better", ("contrast", *_CHANGE_COLUMNS), overall
+        ),
     ]
     for label, one in by_label.items():
         shown = int(one["shown"].sel(score=pairs).sum())
         title = f"{label}: RMSE of each pollutant and horizon, {shown} of {len(pairs)} shown"
-        tables.append(ResultTable(title, _CHANGE, tuple(_changes(one, pairs))))
+        tables.append(ResultTable(title, _CHANGE_COLUMNS, tuple(_changes(one, pairs))))
     return tables
 
 
@@ -111,7 +113,7 @@ def _interval(low: float, high: float) -> str:
     return "-" if np.isnan(low) else f"{low:+.2f} to {high:+.2f}"
 
 
-def write_results(ablation: Ablation, result: xr.Dataset) -> Path:
+def write_comparison(ablation: Ablation, result: xr.Dataset) -> Path:
     """Write results.md, results.nc and results.json; return the path of the last."""
     tables = [table.as_markdown() for table in result_tables(result)]
     write_durably(ablation.out / "results.md", "\n".join(tables))

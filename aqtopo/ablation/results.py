@@ -54,7 +54,7 @@ def _against_baseline(ablation: Ablation) -> Iterator[Contrast]:
             yield Contrast(f"{variant.label} (not baseline)", ((variant, baseline),))
 
 
-def collect(ablation: Ablation) -> xr.Dataset:
+def collect_scores(ablation: Ablation) -> xr.Dataset:
     """Collect the results of all trainings.
 
     Returns:
@@ -93,12 +93,12 @@ def _training_scores(trial: Trial) -> xr.Dataset:
     )
 
 
-def compare(ablation: Ablation, scores: xr.Dataset, block_days: int, draws: int) -> xr.Dataset:
+def compare_variants(ablation: Ablation, scores: xr.Dataset, block_days: int, draws: int) -> xr.Dataset:
     """Compute the scores and the differences of all contrasts.
 
     Args:
         ablation: the ablation.
-        scores: from `collect`.
+        scores: from `collect_scores`.
         block_days: days per block, more than the correlation time of weather and horizons.
         draws: number of resamplings.
 

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from aqtopo.config import load_config
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.config.strict import Problem, raise_problems
+from aqtopo.config.strict import Problem, raise_contradictions
 from aqtopo.variables import VARIABLES
 
 ABLATION_FILE = "ablation.json"
@@ -35,7 +35,7 @@ SeedValues = tuple[float | None, ...]
 
 
 def is_summary(score: str) -> bool:
-    """Tell if a score is over all pollutants and horizons, not of one pair."""
+    """Return True for a score over all pollutants and horizons, False for a score of one pair."""
     return score == VAL_LOSS or score.split()[:1] == [OVERALL]
 
 
@@ -145,7 +145,7 @@ class Results(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        raise_problems("results", _gaps(self))
+        raise_contradictions("results", _gaps(self))
         return self
 
 
@@ -155,12 +155,12 @@ def _gaps(results: Results) -> Iterator[Problem]:
     for at, one in enumerate(results.variants):
         for name in ("val_loss", "overall_rmse", "alpha"):
             if len(getattr(one, name)) != count:
-                yield Problem(("variants", at, name), getattr(one, name), f"must hold {count}, one a seed")
+                yield Problem(("variants", at, name), getattr(one, name), f"must hold {count}, one per seed")
     found = [(change.contrast, change.score) for change in results.changes]
     contrasts, scores = (dict.fromkeys(names) for names in zip(*found, strict=True))
     wanted = [(contrast, score) for contrast in contrasts for score in (scores | {OVERALL: None})]
     if sorted(found) != sorted(wanted):
-        yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each other score once a contrast")
+        yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each score once per contrast")
     pairs = {change.pair for change in results.changes if not change.is_summary}
     pollutants, horizons = ({pair[side] for pair in pairs} for side in (0, 1))
     if len(pairs) != len(pollutants) * len(horizons) or not pollutants <= VARIABLES.keys():
@@ -192,5 +192,5 @@ def training_numbers(folder: Path) -> dict[tuple[str, str], int]:
 
 
 def is_ablation(folder: Path) -> bool:
-    """Tell if a folder was made by `aqtopo ablate`, finished or not."""
+    """Return True if `aqtopo ablate` made the folder, finished or not."""
     return any((folder / name).exists() for name in (ABLATION_FILE, RESULTS_FILE))

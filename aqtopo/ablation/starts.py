@@ -24,7 +24,7 @@ class StartComparison:
         only_in_some: tensors that are missing, or have another shape, in some variant.
         different: tensors of equal shape and different values: the comparison is confounded.
         steps: updates of each variant.
-        same_order: all variants have the same samples in the same order.
+        same_order: True if all variants have the same samples in the same order.
     """
 
     equal: int

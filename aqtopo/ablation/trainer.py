@@ -86,7 +86,7 @@ def format_tasks(numbers: Iterable[int]) -> str:
 
 
 class Scorer:
-    """Scorer of the trials of an ablation, one at a time; they share one climatology."""
+    """Scorer of an ablation's trials: scores one at a time, all with the same climatology."""
 
     def __init__(self) -> None:
         self._scoring_lock = threading.Lock()

@@ -53,15 +53,17 @@ class Allowed:
     unexpected: tuple[str, ...] = ()
     renames: Mapping[str, str] = field(default_factory=dict)
 
-    def changes(self, path: str) -> bool:
+    def allows_change(self, path: str) -> bool:
         """Return True if the setting at `path` may differ; an allowed section includes its settings."""
         return any(fnmatchcase(path, pattern) or path.startswith(f"{pattern}.") for pattern in self.settings)
 
-    def changes_within(self, section: str) -> bool:
+    def allows_change_in(self, section: str) -> bool:
         """Return True if a section, or any setting in it, may differ."""
-        return self.changes(section) or any(pattern.startswith(f"{section}.") for pattern in self.settings)
+        return self.allows_change(section) or any(
+            pattern.startswith(f"{section}.") for pattern in self.settings
+        )
 
-    def drops(self, name: str) -> bool:
+    def allows_unexpected(self, name: str) -> bool:
         """Return True if the saved tensor `name` may be missing in the run."""
         return _matches(name, self.unexpected)
 
@@ -91,7 +93,7 @@ class ConfigChange:
 
 
 def config_changes(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[ConfigChange]:
-    """Return the settings that differ, without the free ones."""
+    """Return the settings that differ, except those in `FREE_SETTINGS`."""
     old, new = dict(_leaves(saved)), dict(_leaves(now))
     changes = [ConfigChange(path, old.get(path), new.get(path)) for path in sorted(old.keys() | new.keys())]
     return [
@@ -105,9 +107,9 @@ def check_changes(changes: list[ConfigChange], allowed: Allowed) -> None:
     """Check that every change is allowed.
 
     Raises:
-        RefusedError: some are not; it lists them, with the options to type.
+        RefusedError: some are not; the message lists them and the options that allow them.
     """
-    refused = [change for change in changes if not allowed.changes(change.path)]
+    refused = [change for change in changes if not allowed.allows_change(change.path)]
     options = " ".join(f"--allow-change {change.path}" for change in refused[:4])
     raise_problems(
         "the configuration differs from the saved run's",
@@ -157,7 +159,7 @@ def match_names(
     problems += [
         f"{name} {list(tensor.shape)}: saved, but not in this run (--allow-unexpected {name})"
         for name, (_, tensor) in then.items()
-        if name not in names.values() and not allowed.drops(name)
+        if name not in names.values() and not allowed.allows_unexpected(name)
     ]
     raise_problems(
         "the saved state does not fit this model",
@@ -168,7 +170,7 @@ def match_names(
 
 
 def _by_name(groups: Iterable[GroupInfo], others: Iterable[TensorInfo]) -> dict[str, tuple[str, TensorInfo]]:
-    """Return the group, empty for an untrained tensor, and the tensor by name."""
+    """Return group and tensor by the tensor's name; the group of an untrained tensor is empty."""
     trained = {tensor.name: (group.name, tensor) for group in groups for tensor in group.parameters}
     return trained | {tensor.name: ("", tensor) for tensor in others}
 
@@ -182,7 +184,7 @@ def _match_problems(
     roles = ["trained" if owner else "frozen or a buffer" for owner in (group, other_group)]
     if roles[0] != roles[1]:
         yield f"{name}: {roles[0]} in this run, but {roles[1]} in the saved state"
-    elif group != other_group and not allowed.changes("optimizer.groups"):
+    elif group != other_group and not allowed.allows_change("optimizer.groups"):
         yield f"{name}: in group {group}, saved in group {other_group} (--allow-change optimizer.groups)"
 
 

@@ -17,14 +17,14 @@ _NOT_HYPERPARAMETERS = ("params", "name", "params_name")
 
 
 def engine_groups(engine: Any, next_lrs: dict[str, float] | None = None) -> tuple[GroupInfo, ...]:
-    """Return the optimizer's groups in order, with their parameters in the order of the flat buffer."""
+    """Return the optimizer's groups; their parameters are in the order of the flat buffer."""
     zero = engine.optimizer
     return tuple(
         GroupInfo(
             name=group["name"],
             hyperparameters={k: as_json(v) for k, v in group.items() if k not in _NOT_HYPERPARAMETERS},
             next_lr=None if next_lrs is None else next_lrs.get(group["name"]),
-            parameters=tuple(_tensor_info(zero.param_names[p], p) for p in parameters),
+            parameters=tuple(TensorInfo.of(zero.param_names[p], p) for p in parameters),
         )
         for group, parameters in zip(zero.optimizer.param_groups, zero.bit16_groups, strict=True)
     )
@@ -43,7 +43,7 @@ def describe_engine(engine: Any, tag: str, facts: RunFacts) -> Manifest:
         run=facts,
         groups=groups,
         other_tensors=tuple(
-            _tensor_info(name, tensor)
+            TensorInfo.of(name, tensor)
             for name, tensor in engine.module.state_dict().items()
             if name not in trained and name not in tied
         ),
@@ -66,7 +66,7 @@ def optimizer_step(zero: Any, index: int) -> float:
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Return the further names of parameters with several names, each with the first name."""
+    """Return the first name of a tied parameter by each of its other names."""
     first: dict[int, str] = {}
     return {
         name: first[id(parameter)]
@@ -86,7 +86,7 @@ def scaler_state(engine: Any) -> dict[str, float] | None:
 def owned_fragments(zero: Any, index: int) -> Iterator[tuple[str, Any, Any]]:
     """Yield this rank's fragments of a group from DeepSpeed's own links.
 
-    Each is the parameter's name, the address in the parameter and the address in the rank's part.
+    A fragment is the parameter's name, the address in the parameter and the address in the rank's part.
     """
     for parameter in zero.bit16_groups[index]:
         mapping = parameter._hp_mapping
@@ -121,10 +121,6 @@ def check_restorable(engine: Any) -> None:
     raise_problems("this engine cannot be saved and resumed by name", problems)
 
 
-def _tensor_info(name: str, tensor: Tensor) -> TensorInfo:
-    return TensorInfo(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
-
-
 def as_json(value: Any) -> Any:
     """Return a hyperparameter as JSON stores it: tuples as lists, tensors as numbers."""
     if isinstance(value, Tensor):
@@ -148,8 +144,8 @@ def module_weights(engine: Any) -> dict[str, Tensor]:
 def write_shards(engine: Any, folder: Path) -> None:
     """Write this rank's shard with DeepSpeed, and on rank 0 the counters, without fsync.
 
-    The engine is at an accumulation boundary. DeepSpeed's ranks wait for each other between and after their
-    files, so an error is raised only after the last barrier.
+    The engine must be at an accumulation boundary. DeepSpeed has barriers between and after the files, so
+    errors are raised only after the last barrier.
 
     Raises:
         OSError: a file could not be written.

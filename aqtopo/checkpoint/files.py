@@ -1,7 +1,7 @@
 """Files of a saved state: checksums, atomic writes, and tensor files read without running code.
 
-A file is described by its size and the SHA-256 of each 1 MiB block. Ranks check disjoint blocks of one file,
-and a message can name the damaged bytes. For a file of one block the hash equals the output of `sha256sum`.
+A `FileRecord` has the size of a file and the SHA-256 of each 1 MiB block. Ranks check disjoint blocks of one
+file, and a message can name the damaged bytes. The hash of a file of one block is the output of `sha256sum`.
 
 Torch files are read with `weights_only`; the only globals allowed are the data classes that DeepSpeed
 stores in its shards. A file that needs any other global is refused before any object of it is built.
@@ -29,7 +29,7 @@ from aqtopo.refusal import RefusedError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Functions that need PyTorch import it: commands that read names and sizes alone start without it.
+# Functions that need PyTorch import it, so that commands that read only names and sizes start faster.
 BLOCK_BYTES = 2**20
 HASH_THREADS = 4
 
@@ -86,7 +86,7 @@ def _changed_blocks(
         indices = [index for _, index in pairs]
         for index, found in zip(indices, _hash_blocks(folder / name, indices), strict=True):
             if found != records[name].sha256[index]:
-                yield f"{name}: changed within bytes {index * BLOCK_BYTES} to {(index + 1) * BLOCK_BYTES}"
+                yield f"{name}: bytes {index * BLOCK_BYTES} to {(index + 1) * BLOCK_BYTES} have changed"
 
 
 def _hash_blocks(path: Path, blocks: Iterable[int], threads: int = HASH_THREADS) -> Iterator[str]:
@@ -191,7 +191,7 @@ def loadable_torch_files() -> Iterator[None]:
     import torch
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
-    copyreg.pickle(ZeroStageEnum, _pickle_by_value)  # stays: it affects only the pickling of this enum
+    copyreg.pickle(ZeroStageEnum, _pickle_by_value)  # global, but only for this enum
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:

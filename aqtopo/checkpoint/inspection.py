@@ -113,7 +113,7 @@ def verify_state(state: SavedState) -> int:
 def _weight_problems(weights: dict[str, Tensor], manifest: Manifest) -> Iterator[str]:
     expected = manifest.module_tensors
     for name in sorted(expected.keys() ^ weights.keys()):
-        yield f"{name}: {'missing in' if name in expected else 'not expected in'} {WEIGHTS_FILE}"
+        yield f"{name}: {'missing in' if name in expected else 'unexpected in'} {WEIGHTS_FILE}"
     for name in expected.keys() & weights.keys():
         if tuple(weights[name].shape) != expected[name].shape:
             yield f"{name}: shape {list(weights[name].shape)} in {WEIGHTS_FILE}"

@@ -1,4 +1,4 @@
-"""List of a run's saved states, read from their manifests; loads no tensors and not PyTorch."""
+"""List of a run's saved states, read from their manifests without PyTorch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from aqtopo.refusal import RefusedError
 
 @dataclass(frozen=True)
 class FolderRow:
-    """One folder under `checkpoints`: complete, or left by a killed process."""
+    """One folder under `checkpoints`: a complete state, or the remainder of a killed process."""
 
     name: str
     complete: bool

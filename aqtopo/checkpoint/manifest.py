@@ -4,7 +4,7 @@ import importlib.metadata
 import subprocess
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -17,16 +17,21 @@ SCHEMA_VERSION = 1
 REPORTED_PACKAGES = ("aqtopo", "torch", "deepspeed", "triton", "numpy", "pydantic", "xarray", "zarr")
 
 
-class _Part(BaseModel):
+class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TensorInfo(_Part):
+class TensorInfo(_Frozen):
     """Name, shape and type (such as `float32`) of a tensor."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+
+    @classmethod
+    def of(cls, name: str, tensor: Any) -> Self:
+        """Describe a PyTorch tensor; this module does not import PyTorch."""
+        return cls(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
     @property
     def elements(self) -> int:
@@ -34,7 +39,7 @@ class TensorInfo(_Part):
         return prod(self.shape)
 
 
-class GroupInfo(_Part):
+class GroupInfo(_Frozen):
     """Optimizer group: hyperparameters of the last step, and parameters in the group's order."""
 
     name: str
@@ -49,7 +54,7 @@ class GroupInfo(_Part):
         return {tensor.name: tensor.elements for tensor in self.parameters}
 
 
-class NextSamples(_Part):
+class NextSamples(_Frozen):
     """Samples of the next step: their number, and the SHA-256 of their times and horizons in order."""
 
     epoch: int
@@ -58,7 +63,7 @@ class NextSamples(_Part):
     sha256: str
 
 
-class Position(_Part):
+class Position(_Frozen):
     """Position in the run and in the order of its data."""
 
     epoch: int
@@ -68,7 +73,7 @@ class Position(_Part):
     """None if unknown, as after an import."""
 
 
-class Losses(_Part):
+class Losses(_Frozen):
     """Losses that a resumed run is compared with; None if not computed yet."""
 
     train: float | None
@@ -80,7 +85,7 @@ class Losses(_Part):
     validations_waited: int
 
 
-class RunFacts(_Part):
+class RunFacts(_Frozen):
     """Facts that the run provides; the rest of a manifest comes from the engine."""
 
     position: Position
@@ -95,7 +100,7 @@ class RunFacts(_Part):
     """SHA-256 of what determines the model's inputs: normalisation, terrain and latitudes."""
 
 
-class Manifest(_Part):
+class Manifest(_Frozen):
     """Description of a saved state."""
 
     schema_version: Literal[1] = Field(1, alias="schema")
@@ -107,7 +112,7 @@ class Manifest(_Part):
     other_tensors: tuple[TensorInfo, ...]
     """Frozen parameters and buffers, which have no moments."""
     tied: dict[str, str]
-    """Further names of tied parameters, each with the name it is trained under."""
+    """First name of each tied parameter by its other names."""
     optimizer: str
     optimizer_steps: dict[str, float]
     """The optimizer's step count by group."""
@@ -170,7 +175,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError) as error:
         raise RefusedError(f"{path} is damaged or not of schema {SCHEMA_VERSION}: {_brief(error)}") from error
     if manifest.tag != folder.name:
-        raise RefusedError(f"{path} is that of {manifest.tag}, but lies in {folder.name}. Move it back.")
+        raise RefusedError(f"{path} describes {manifest.tag}, but is in {folder.name}. Move it back.")
     return manifest
 
 

@@ -4,8 +4,8 @@ Each rank reads only the elements that it owns, from the universal layout. DeepS
 used: it matches groups by position, lets the checkpoint override the configuration, and fails on ranks
 without elements of a group.
 
-Verification compares every element with the files, bit for bit. It uses DeepSpeed's own links between
-parameters and ZeRO's parts, while the restore computes them, so an error in either is found.
+Verification compares every element with the files, bit for bit. The restore computes the position of each
+parameter in ZeRO's parts; the verification reads it from DeepSpeed's links. So it finds an error in either.
 """
 
 from collections import Counter
@@ -135,9 +135,9 @@ class Verified:
     Attributes:
         parameters: trained parameters whose fp32 weights and moments are equal, of `total`.
         total: trained parameters of the run.
-        fresh: of these, those that start without a saved state, as allowed.
+        fresh: number of them that start without a saved state, as allowed.
         rates: learning rate by group, as the optimizer holds it.
-        groups: of these, those in the saved state whose step, rate and hyperparameters are equal, or differ
+        groups: number of groups in the saved state whose step, rate and hyperparameters are equal, or differ
             as allowed.
         step: updates made, as the engine counts them.
     """
@@ -159,16 +159,10 @@ def verify_engine(
     allowed: Allowed,
     ranks: RankGroup,
 ) -> Verified:
-    """Compare everything that the engine holds with the files, on every rank.
+    """Compare a restored engine with the files, on every rank.
 
-    Args:
-        engine: restored, with the learning rates of its next step.
-        state: the saved state.
-        names: saved name by the run's name.
-        weights: expected contents of the module, by saved name.
-        rates: learning rates of the next step by group, from this run's schedule.
-        allowed: hyperparameters that may differ.
-        ranks: all ranks of the engine.
+    The engine has the learning rates of its next step; `rates` are those of this run's schedule, by group.
+    `weights` are the expected contents of the module, by saved name.
 
     Raises:
         RefusedError: on all ranks: it names the differences, with values.
@@ -234,7 +228,7 @@ def _module_problems(
         saved = names.get(name, name)
         info = manifest.parameters.get(manifest.tied.get(saved or "", saved or ""))
         if info is not None and info.dtype not in ("float32", str(tensor.dtype).removeprefix("torch.")):
-            continue  # the saved weights are coarser than the fp32 masters, which are compared by fragment
+            continue  # the saved weights are rounded; the fp32 masters are compared by fragment
         if saved is not None and not same_bits(tensor.cpu(), weights[saved].to(tensor.dtype)):
             yield f"{name} in the module: {_difference(tensor.cpu(), weights[saved].to(tensor.dtype))}"
 
@@ -248,7 +242,7 @@ def _rate_problems(
         yield f"group {group.name}: lr {held:.9g}, but this run's schedule has {rates[group.name]:.9g}"
         return
     predicted = None if saved is None else saved.next_lr
-    if predicted not in (None, held) and not any(allowed.changes_within(path) for path in RATE_SETTINGS):
+    if predicted not in (None, held) and not any(allowed.allows_change_in(path) for path in RATE_SETTINGS):
         yield f"group {group.name}: the next lr is {held:.9g}, but the save predicted {predicted:.9g}"
 
 
@@ -261,7 +255,7 @@ def _group_problems(
         yield f"group {group.name}: step {step:g} instead of {expected:g}"
     for key in HYPERPARAMETERS:
         found, wanted = (side.hyperparameters.get(key) for side in (group, saved))
-        if found != wanted and not allowed.changes(f"optimizer.{key}"):
+        if found != wanted and not allowed.allows_change(f"optimizer.{key}"):
             yield f"group {group.name}: {key} {found} instead of {wanted}"
 
 

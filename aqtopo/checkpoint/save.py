@@ -47,10 +47,10 @@ HASH_FILES = "hashes-*.json*"
 """Files with the hashes of each rank's files."""
 
 LONGEST_POLL_S = 1.0
-"""Longest time between two looks for the hashes of another rank [s]."""
+"""Longest time between two checks for the hashes of another rank [s]."""
 
 ABORT_WAIT_S = 60.0
-"""Longest wait of a failing run for the pending commit [s]."""
+"""Longest wait for the pending commit after an error [s]."""
 
 LISTED_RANKS = 4
 """Number of ranks whose errors a message lists."""
@@ -61,14 +61,8 @@ Publish = Callable[[dict[str, FileRecord]], None]
 class Saver:
     """Saves the states of one run; the commit of the last one may be pending.
 
-    Leaving the context waits for the pending commit: without limit normally, at most `ABORT_WAIT_S` after
-    an error.
-
-    Args:
-        run_dir: the run directory.
-        policy: which states are kept.
-        ranks: all ranks of the run.
-        on_commit: called on rank 0, in the background, after each commit.
+    The end of the context waits for the pending commit: without limit normally, at most `ABORT_WAIT_S` after
+    an error. Rank 0 calls `on_commit` in the background after each commit.
     """
 
     def __init__(
@@ -87,10 +81,10 @@ class Saver:
     def save(self, engine: Any, tag: Tag, facts: RunFacts) -> Tag:
         """Write the state of all ranks; `finish` or the next `save` waits for its commit.
 
-        The engine is at an accumulation boundary; `facts` are those that it does not know.
+        The engine must be at an accumulation boundary.
 
         Returns:
-            The tag with its number and its final name: with another `take` if the name was used before.
+            The tag with its number and its final `take`, which makes the name unique.
 
         Raises:
             OSError: on all ranks: this state or the one before it could not be written.
@@ -99,7 +93,7 @@ class Saver:
         tag = self._with_unused_name(tag)
         temporary = self._temporary(tag)
         self._write(engine, tag, temporary)
-        # Describe the engine now: when the background thread commits, it will be steps ahead.
+        # Describe the engine now: training continues before the background thread commits.
         manifest = describe_engine(engine, tag.name, facts)
         self._pending = PendingCommit(
             temporary,
@@ -197,13 +191,10 @@ def _own_files(folder: Path, rank: int) -> Iterable[Path]:
 
 
 class PendingCommit:
-    """Background commit of a state whose files are written.
+    """Background commit of a state whose files are written to a temporary folder.
 
-    Args:
-        folder: the temporary folder.
-        own: the files that this rank wrote.
-        publish: renames the folder; called on rank 0, in the background.
-        ranks: all ranks that wrote; only `finish` uses collectives.
+    `own` are the files that this rank wrote. Rank 0 calls `publish`, which renames the folder. Only `finish`
+    uses collectives.
     """
 
     def __init__(self, folder: Path, own: Sequence[Path], publish: Publish, ranks: RankGroup) -> None:
@@ -229,16 +220,16 @@ class PendingCommit:
             OSError: on all ranks: a rank could not write.
         """
         try:
-            # First the ranks' own files: rank 0 would wait for the hashes of a rank that failed.
+            # The ranks' own files first, because rank 0 would wait for the hashes of a failed rank.
             for future in (self._hashed, self._published):
                 raise_on_all_ranks(self._folder, None if future is None else future.exception(), self._ranks)
         finally:
             self._abandoned.set()
 
     def close(self, timeout_s: float) -> None:
-        """Wait for at most `timeout_s` without the other ranks, which may be gone; then abandon the commit.
+        """Wait for at most `timeout_s` [s], without collectives; then abandon the commit.
 
-        Afterwards nothing is committed any more, because another run may use the directory by then.
+        An abandoned commit never completes, because another run may use the directory by then.
         """
         wait([future for future in (self._hashed, self._published) if future is not None], timeout_s)
         with self._publishing:  # a commit in progress completes first
@@ -252,7 +243,7 @@ class PendingCommit:
             records[path.name] = record.size, record.sha256
         target = self._hash_file(self._ranks.rank)
         part = target.with_name(f"{target.name}.part")
-        part.write_text(json.dumps(records))
+        part.write_text(json.dumps(records), encoding="utf-8")
         part.replace(target)
 
     def _publish(self, publish: Publish) -> None:

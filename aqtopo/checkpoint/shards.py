@@ -1,8 +1,8 @@
 """Shards that ZeRO-2 saved, one file per rank, read as whole tensors by parameter name.
 
 A group's parameters are concatenated in a flat buffer, padded to a multiple of 2 W elements; rank r owns
-the r-th of W equal parts. With n elements a part has 2 ceil(n / 2W) elements, and rank r owns no parameter
-iff r times that >= n. Source: DeepSpeed 0.19.8, `runtime/zero/stage_1_and_2.py`
+the r-th of W equal parts. With n elements a part has p = 2 ceil(n / 2W) elements, and a rank r with r p >= n
+owns only padding. Source: DeepSpeed 0.19.8, `runtime/zero/stage_1_and_2.py`
 (nccl_start_alignment_factor).
 """
 
@@ -130,7 +130,7 @@ class ShardedState:
         return torch.cat(parts).float().reshape(self.manifest.parameters[name].shape)
 
     def check(self, ranks: RankGroup) -> None:
-        """Compare the counters, and the step counts in this rank's portion of the shards, with the manifest.
+        """Compare the counters and step counts with the manifest; the ranks share the shards.
 
         Raises:
             RefusedError: a value differs, or a file cannot be loaded.

@@ -39,12 +39,12 @@ class Tag:
     """One saved state.
 
     Attributes:
-        epoch: epochs begun before this state, counted from 0.
+        epoch: number of the current epoch, from 0.
         step: optimizer updates made.
         step_in_epoch: updates made in the current epoch.
         val_loss: validation loss of this state, or None if it was not validated.
         train_loss: training loss of the last step.
-        take: 1, or more if the run resumed from an earlier state and reached the same step again.
+        take: 1; higher if the run resumed from an earlier state and reached the same step again.
         number: position among the run's states in the order of saving, from 1.
     """
 
@@ -78,7 +78,7 @@ def write_tag(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
     """Write `state.json` beside the shards; a folder without it is not a saved state."""
     target = (folder or tag.folder(run_dir)) / STATE_FILE
     temporary = target.with_suffix(".tmp")
-    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)))
+    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)), encoding="utf-8")
     temporary.replace(target)
 
 
@@ -96,7 +96,7 @@ def read_tag(path: Path) -> Tag:
             f"{path} does not describe a saved state ({error}). Remove {path.parent} or restore the file."
         ) from error
     if name != path.parent.name:
-        raise ValueError(f"{path} describes {name}, but lies in {path.parent.name}. Move the folder away.")
+        raise ValueError(f"{path} describes {name}, but is in {path.parent.name}. Move the folder away.")
     return tag
 
 
@@ -177,7 +177,7 @@ def check_pointer(run_dir: Path) -> None:
     """Check that the pointer, if it exists, names one of the two states saved last.
 
     Raises:
-        RefusedError: it names another one, so the state saved last is lost or unknown.
+        RefusedError: it names another one, so the last saved state is lost or unknown.
     """
     named, tags = _read_pointer(run_dir), list_tags(run_dir)
     if named is None or named in [tag.name for tag in tags[-2:]]:
@@ -243,7 +243,7 @@ def remove_stale(run_dir: Path) -> None:
 def read_lock(folder: Path) -> AbstractContextManager[None]:
     """Return a lock that keeps a saved state, of either layout, from being pruned.
 
-    It is a no-op for a folder without `state.json`, which no run prunes.
+    It is a no-op for a folder without `state.json`, because no run prunes such a folder.
     """
     owner = folder.parent.with_name(folder.name) if folder.parent.name == folder.name + UNIVERSAL else folder
     path = owner / STATE_FILE

@@ -94,7 +94,7 @@ class UniversalState:
             raise RefusedError(f"{folder} holds a {self.manifest.layout} state, not a universal one.")
 
     def check(self, ranks: RankGroup) -> None:
-        """Compare the counters, and the step counts in this rank's shard of parameters, with the manifest.
+        """Compare the counters and step counts with the manifest; the ranks share the parameters.
 
         Raises:
             RefusedError: a value differs, or a file cannot be loaded.
@@ -190,7 +190,7 @@ def _open_checked(folder: Path, ranks: RankGroup) -> UniversalState:
 
 
 def convert(source: Path, target: Path, ranks: RankGroup) -> None:
-    """Convert a sharded tag, whose files are checked, to a universal inner folder, which is replaced.
+    """Convert a sharded tag to a universal inner folder, which is replaced; the caller has checked its files.
 
     Raises:
         RefusedError: on all ranks: a shard is damaged, or a written file differs when it is read back.
@@ -211,12 +211,8 @@ def write_universal(
 ) -> None:
     """Write a state in the universal layout into a temporary folder; commit by atomic rename.
 
-    Args:
-        manifest: of the state; its files and layout are replaced.
-        state: the tensors.
-        write_weights: writes the module's weights to the given path and returns the file's record.
-        target: the inner folder to write.
-        ranks: all processes that take part; each writes its shard of the tensors, one at a time.
+    `target` is the inner folder. The manifest's files and layout are replaced. `write_weights` writes the
+    module's weights to a path and returns the file's record. Each rank writes its shard of the tensors.
 
     Raises:
         RefusedError: on all ranks: a tensor cannot be read, or differs when it is read back.
@@ -275,13 +271,9 @@ def _write_common(manifest: Manifest, folder: Path) -> list[str]:
     save_torch(
         {"param_groups": [{} for _ in manifest.groups], "ds_version": __version__}, folder / OPTIMIZER_STATE
     )
-    counters = {
-        "dp_world_size": manifest.world_size,
-        "mp_world_size": 1,
-        **manifest.counters,
-    }
-    save_torch(counters, folder / MODEL_STATES)
-    (folder.parent / LATEST).write_text(folder.name + "\n")
+    sizes = {"dp_world_size": manifest.world_size, "mp_world_size": 1}
+    save_torch(sizes | manifest.counters, folder / MODEL_STATES)
+    (folder.parent / LATEST).write_text(folder.name + "\n", encoding="utf-8")
     sync(folder.parent / LATEST)
     return [OPTIMIZER_STATE, MODEL_STATES]
 

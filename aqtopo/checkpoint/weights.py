@@ -1,4 +1,4 @@
-"""Trained runs for evaluation and forecasts; reads safetensors only, no pickle and no DeepSpeed."""
+"""Configuration and weights of a trained run, read without pickle and DeepSpeed."""
 
 import hashlib
 from pathlib import Path

@@ -20,19 +20,19 @@ def ablate(
         list[str],
         typer.Option(
             metavar="NAME,...|A.B=VALUE,VALUE",
-            help="Factors: names of the model's settings, or a setting with its values, the baseline's last; "
-            "repeatable.",
+            help="Factors: names of the model's settings, or a setting with its values, the last of which is "
+            "the baseline's; repeatable.",
         ),
     ],
     also: Annotated[
         list[str] | None,
         typer.Option(
             metavar="'A=VALUE B=VALUE'",
-            help="A variant outside the grid, by its changes to the baseline; repeatable.",
+            help="A variant outside the grid: its differences from the baseline; repeatable.",
         ),
     ] = None,
     seeds: Annotated[
-        int, typer.Option(help="Trainings of each variant; their seeds count up from the run's.")
+        int, typer.Option(help="Trainings of each variant, with consecutive seeds from the run's.")
     ] = 3,
     out: Annotated[
         Path | None, typer.Option(help="Folder for trainings and results.", show_default="runs/ablate_NAME")
@@ -43,21 +43,21 @@ def ablate(
     draws: Annotated[int, typer.Option(min=100, help="Bootstrap samples.")] = 2000,
     slurm: Annotated[
         bool,
-        typer.Option("--slurm", help="Write the configurations and print the job array to submit."),
+        typer.Option("--slurm", help="Write the configurations; print the command to submit a job array."),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train the variants of a run under equal conditions and test their differences for significance.
+    """Train the variants of a run under equal conditions; report their differences with confidence intervals.
 
     After a kill, the same command resumes: finished trainings are kept, unfinished ones continue.
     """
     from rich.console import Console
 
     from aqtopo.ablation.bootstrap import check_blocks
-    from aqtopo.ablation.factors import parse_grid
+    from aqtopo.ablation.factors import parse_factors
     from aqtopo.ablation.plan import claim_folder, plan_ablation
-    from aqtopo.ablation.report import result_tables, write_results
-    from aqtopo.ablation.results import collect, compare
+    from aqtopo.ablation.report import result_tables, write_comparison
+    from aqtopo.ablation.results import collect_scores, compare_variants
     from aqtopo.ablation.starts import compare_starts
     from aqtopo.ablation.trainer import run_trials, scored_days
     from aqtopo.config import load_config
@@ -65,7 +65,7 @@ def ablate(
 
     name = load_config(config, overrides or []).name
     folder = out or Path(f"runs/ablate_{name}")
-    plan = plan_ablation(config, overrides or [], parse_grid(grid), seeds, folder, also or [])
+    plan = plan_ablation(config, overrides or [], parse_factors(grid), seeds, folder, also or [])
     store = open_store(plan.base.data.store)
     check_blocks(scored_days(plan.base, store), block_days)
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
@@ -77,8 +77,8 @@ def ablate(
         _print_job_array(plan, known)
         return
     run_trials(plan, jobs, _say)
-    result = compare(plan, collect(plan), block_days, draws).assign_attrs(alike=str(alike))
-    written = write_results(plan, result)
+    result = compare_variants(plan, collect_scores(plan), block_days, draws).assign_attrs(alike=str(alike))
+    written = write_comparison(plan, result)
     if as_json:
         typer.echo(written.read_text(encoding="utf-8"), nl=False)
         return

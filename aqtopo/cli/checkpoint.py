@@ -110,7 +110,7 @@ def convert(tag: State, out: Annotated[Path, typer.Argument(help="New folder.")]
 
 @app.command()
 def export(tag: State, out: Annotated[Path, typer.Argument(help="New safetensors file.")]) -> None:
-    """Write all fp32 weights by name to one safetensors file, for uses other than resuming."""
+    """Write all fp32 weights by name to one safetensors file, for other programs."""
     from aqtopo.inference.export import export_weights
 
     metadata = export_weights(tag, out)

@@ -12,9 +12,7 @@ app = typer.Typer(no_args_is_help=True, help="Summarise and check a data store, 
 
 StorePath = Annotated[Path, typer.Argument(help="The zarr store.", metavar="STORE")]
 
-Deadline = Annotated[
-    float, typer.Option(min=0.1, metavar="SECONDS", help="Timeout for answers of the file system.")
-]
+Deadline = Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="Timeout of the file system.")]
 
 _GAPS_SHOWN = 10
 
@@ -22,10 +20,10 @@ _GAPS_SHOWN = 10
 @app.command()
 def info(store: StorePath, deadline: Deadline = READ_DEADLINE_S, as_json: Json = False) -> None:
     """Show the grid, hours, gaps, channels, statistics and source of a store."""
-    from aqtopo.data.inspection import summarize
+    from aqtopo.data.inspection import summarize_store
     from aqtopo.data.store import open_store
 
-    summary = summarize(open_store(store, deadline))
+    summary = summarize_store(open_store(store, deadline))
     if as_json:
         print_json(summary)
     else:
@@ -39,10 +37,10 @@ def statistics(
     deadline: Deadline = READ_DEADLINE_S,
 ) -> None:
     """Compute the mean and standard deviation of every channel over the training years; save them."""
-    from aqtopo.cli.progress import Progress
+    from aqtopo.cli.progress import ProgressBar
     from aqtopo.data.statistics import write_statistics
 
-    written = write_statistics(store, years, Progress(), deadline)
+    written = write_statistics(store, years, ProgressBar(), deadline)
     _print_channels(
         f"Statistics over {', '.join(map(str, written.years))}, saved in {store}",
         {name: (written.mean[name], written.std[name]) for name in written.mean},
@@ -58,14 +56,14 @@ def check(
 ) -> None:
     """Check every hour of a store: layout, gaps, missing and impossible values, statistics, checksums.
 
-    The exit code is 1 if there is a fault. Gaps and a few missing values are notes: real data have them, and
-    training leaves out samples that need a missing hour.
+    The exit code is 1 if there is a fault. Gaps and a few missing values are only notes, because real data
+    have them; training omits samples that need a missing hour.
     """
-    from aqtopo.cli.progress import Progress
-    from aqtopo.data.inspection import inspect_store, summary
+    from aqtopo.cli.progress import ProgressBar
+    from aqtopo.data.inspection import inspect_store, summarize_findings
 
-    found = inspect_store(store, Progress(), deadline)
-    result = summary(found)
+    found = inspect_store(store, ProgressBar(), deadline)
+    result = summarize_findings(found)
     if as_json:
         print_json(result)
     else:

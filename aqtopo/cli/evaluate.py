@@ -1,6 +1,7 @@
 """`aqtopo evaluate`: score a run's forecasts."""
 
 import contextlib
+import glob
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aqtopo.cli.options import Json, RunDir, SavedTag
-from aqtopo.cli.progress import Progress
+from aqtopo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from aqtopo.evaluation.evaluate import EvalOptions
     from aqtopo.inference.load import LoadedRun
 
 
-class Split(StrEnum):
+class ScoredSplit(StrEnum):
     """Splits that can be scored."""
 
     VALIDATION = "validation"
@@ -38,7 +39,7 @@ class Detail(StrEnum):
 def evaluate(
     run_dir: RunDir,
     tag: SavedTag = "best",
-    split: Annotated[Split, typer.Option(help="Years to score.")] = Split.TEST,
+    split: Annotated[ScoredSplit, typer.Option(help="Years to score.")] = ScoredSplit.TEST,
     detail: Annotated[list[Detail] | None, typer.Option(help="Also print this table; repeatable.")] = None,
     every: Annotated[
         int | None,
@@ -53,7 +54,10 @@ def evaluate(
         typer.Option(metavar="CSV", help="Observations: id, lat, lon, time (UTC), pollutant, value."),
     ] = None,
     against: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Another model's forecasts, .nc or .zarr.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE", help="Another model's forecasts, NetCDF or zarr; repeatable, or 'cams_*.nc'."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -81,9 +85,9 @@ def evaluate(
         from aqtopo.inference.load import load_run
 
         run = load_run(run_dir, tag)
-        options = _options(run, region or (), stations, against, every)
+        options = _options(run, region or (), stations, against or (), every)
         ranks = join()
-        done = score(run, split.value, Progress() if ranks.rank == 0 else no_progress, ranks, options)
+        done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
         if ranks.rank != 0:
             return
@@ -106,7 +110,7 @@ def _options(
     run: "LoadedRun",
     regions: Sequence[str],
     stations: Path | None,
-    against: Path | None,
+    against: Sequence[str],
     every_hours: int | None,
 ) -> "EvalOptions":
     """Read and check the optional inputs before anything is computed."""
@@ -116,9 +120,20 @@ def _options(
     from aqtopo.evaluation.stations import read_stations
 
     data = run.config.data
+    files = [path for name in against for path in _matching(name)]
     return EvalOptions(
         regions=[parse_region(text) for text in regions] or None,
         stations=None if stations is None else read_stations(stations, run.store, data.targets),
-        against=None if against is None else open_forecasts(against, run.store, data.targets, data.horizons),
+        against=open_forecasts(files, run.store, data.targets, data.horizons) if files else None,
         every_hours=every_hours,
     )
+
+
+def _matching(name: str) -> list[Path]:
+    """Return a file, or the files of a pattern in the order of their names."""
+    if "*" not in name:
+        return [Path(name)]
+    found = sorted(glob.glob(name))  # noqa: PTH207  (Path.glob takes no absolute pattern)
+    if not found:
+        raise ValueError(f"--against {name!r} matches no file. Correct the pattern.")
+    return [Path(path) for path in found]

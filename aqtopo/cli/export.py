@@ -22,11 +22,11 @@ def export(
     if card.scores:
         scored = "with its scores"
     elif scores is None:
-        scored = "not evaluated: `aqtopo evaluate` it first to have scores in it"
+        scored = "without scores: the run has none. Run `aqtopo evaluate` before `aqtopo export` to add them"
     else:
         scored = (
-            f"without scores: those of the run are of {scores.tag}. `aqtopo evaluate {run_dir} --tag "
-            f"{card.tag}` makes its own"
+            f"without scores: those of the run are of {scores.tag}. Run `aqtopo evaluate {run_dir} --tag "
+            f"{card.tag}` before `aqtopo export` to add them"
         )
     size = sum(record.size for record in card.files.values()) / 2**20
     typer.echo(f"{out}: {card.name}, {card.tag}, {size:.1f} MiB, {scored}")

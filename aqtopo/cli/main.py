@@ -55,12 +55,12 @@ def main() -> None:
         app()
     except (ValueError, RefusedError, FloatingPointError, OSError) as error:
         if isinstance(error, ValueError) and not _raised_by_us(error):
-            raise  # a bug, not bad input
+            raise  # a bug instead of bad input
         _print_error(str(error))
         BatchJob.from_environment().note_failure(retry_after(error), _code_of(error), str(error))
         sys.exit(_code_of(error))
     except SystemExit as end:
-        if end.code == EXIT_BAD_INPUT:  # click has printed the error in the options
+        if end.code == EXIT_BAD_INPUT:  # click has already printed the error
             BatchJob.from_environment().note_failure(
                 Retry.NEVER, EXIT_BAD_INPUT, "the command line is invalid"
             )

@@ -41,14 +41,11 @@ def print_json(value: Any) -> None:
 class YearsCommand(TyperCommand):
     """Command whose options that end in `years` take one year or several: `--years 2016 2017 2018`.
 
-    Register it with `app.command("name", cls=YearsCommand)`; the option itself is an ordinary `list[int]`.
+    Register it with `app.command("name", cls=YearsCommand)`; the type of the option is `list[int]`.
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments after `repeat_option`.
-
-        `ctx` is click's context; its type depends on the version of typer, which may bring its own click.
-        """
+        """Parse the arguments after `repeat_option`; the type of `ctx` depends on the version of typer."""
         return super().parse_args(ctx, repeat_option(args))
 
 

@@ -17,7 +17,7 @@ _SHOWN = 5
 @app.callback()
 def group() -> None:
     """Convert a published data set to a data store."""
-    # Without a callback, typer replaces the group by its only command.
+    # Without this callback, typer would replace the group by its only command.
 
 
 class Zone(StrEnum):
@@ -65,7 +65,7 @@ def caqra(
 
     After a kill, the same command resumes.
     """
-    from aqtopo.cli.progress import Progress
+    from aqtopo.cli.progress import ProgressBar
     from aqtopo.data.grid import Grid, parse_grid
     from aqtopo.data.prepare.caqra import Recipe, prepare
 
@@ -81,7 +81,7 @@ def caqra(
         population=None if population == "none" else Path(population),
         workers=workers,
     )
-    quality = prepare(recipe, Progress())
+    quality = prepare(recipe, ProgressBar())
     if as_json:
         print_json(quality)
     else:

@@ -9,8 +9,8 @@ from tqdm import tqdm
 PLAIN_LINE_EVERY_S = 5.0
 
 
-class Progress:
-    """Display of counts, one after another, with rate and time left."""
+class ProgressBar:
+    """Progress of one count after another, with rate and time left."""
 
     def __init__(self) -> None:
         self._what: str | None = None

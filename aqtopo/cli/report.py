@@ -43,7 +43,7 @@ def report(
             if init is not None or place:
                 option = "--place" if init is None else "--init"
                 raise ValueError(
-                    f"{option} is for maps, and the page of the ablation {folder} has none. Remove {option}."
+                    f"{option} is for maps, but the page of the ablation {folder} has none. Omit {option}."
                 )
             page = write_ablation_report(folder)
         else:

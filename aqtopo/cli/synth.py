@@ -64,9 +64,9 @@ def synth(
 
 def with_progress(blocks: "Iterator[xr.Dataset]", config: "SimulationConfig") -> "Iterator[xr.Dataset]":
     """Yield the blocks and show the number of simulated days."""
-    from aqtopo.cli.progress import Progress
+    from aqtopo.cli.progress import ProgressBar
 
-    progress, days, total = Progress(), 0, config.days
+    progress, days, total = ProgressBar(), 0, config.days
     progress("simulated days", days, total)
     for block in blocks:
         yield block

@@ -17,12 +17,13 @@ def train(
         str,
         typer.Option(
             metavar="auto|never|TAG|PATH",
-            help="Saved state to resume from: the last one, if there is one; none; or this one.",
+            help="Saved state to resume: the last one, if there is any (auto); none (never); or this one.",
         ),
     ] = "auto",
     allow_change: AllowChange = None,
     allow_missing: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Parameter to initialise anew; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Parameter that the saved state may lack; repeatable."),
     ] = None,
     allow_unexpected: AllowUnexpected = None,
     rename: Annotated[

@@ -22,7 +22,7 @@ def watch(
     run_dir: RunDir,
     every: Annotated[float, typer.Option(min=0.1, metavar="S", help="Seconds between updates.")] = 5.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Show the state once; default without a terminal.")
+        bool, typer.Option("--once", help="Show the state once; always so without a terminal.")
     ] = False,
     success_below: Annotated[
         float, typer.Option(help="SUCCESS if the first losses after a resume are below this.")
@@ -86,7 +86,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))  # Text, because brackets are not markup
+        table.add_row(Text(name), Text(value))  # Text: rich would read brackets in a str as markup
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))

@@ -1,4 +1,4 @@
-"""Checks between the sections of a configuration; each yields the value to change and what is allowed."""
+"""Checks between the values of a configuration; each yields the wrong value and the accepted ones."""
 
 from collections.abc import Iterator
 from itertools import combinations, pairwise

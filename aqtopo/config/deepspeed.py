@@ -1,7 +1,7 @@
 """The `deepspeed` block: DeepSpeed's keys for ZeRO stage 2; unknown keys are errors.
 
-DeepSpeed ignores unknown top-level keys, so a typo would have no effect. All keys are declared here; those
-that a run may not set are in `refused.py`, with the reason.
+DeepSpeed ignores unknown top-level keys, so it would ignore a misspelt one. All allowed keys are declared
+here; `refused.py` has the other keys of DeepSpeed with the reasons against them.
 Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
 `monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
@@ -30,7 +30,7 @@ class ZeroOptimization(Strict):
     """ZeRO stage 2: optimizer state and gradients divided among the ranks."""
 
     stage: Literal[2]
-    """Must be 2: saving, resuming and the memory plan are made for it."""
+    """Must be 2: saving, resuming and the memory plan support no other stage."""
 
     contiguous_gradients: bool = True
     """Copy gradients to one buffer as they are produced, to avoid fragmentation."""
@@ -66,10 +66,10 @@ class ZeroOptimization(Strict):
     """DeepSpeed's internal checks, for debugging."""
 
     round_robin_gradients: Literal[False] = False
-    """Must be false: it reorders the flat buffers, so tensors would be restored under wrong names."""
+    """Must be false: it reorders the flat buffers, and a resume would restore tensors under wrong names."""
 
     elastic_checkpoint: Literal[False] = False
-    """Must be false: a legacy format; the universal checkpoint supports other world sizes."""
+    """Must be false: a legacy format. The universal checkpoint supports other world sizes."""
 
     compute_grad_norm: Literal[True] = True
     """Must be true: every step logs the norm of the gradient."""
@@ -221,7 +221,7 @@ class TagCheckpoint(Strict):
 
 
 class DeepSpeedConfig(Strict):
-    """Argument of `deepspeed.initialize`; `verbatim` returns it as written."""
+    """Configuration for `deepspeed.initialize`; `verbatim` returns it as written."""
 
     train_micro_batch_size_per_gpu: Positive
     """Samples per rank and micro-step."""
@@ -233,13 +233,13 @@ class DeepSpeedConfig(Strict):
     """Samples per step over all ranks; if given, it must be micro-batch x accumulation x world size."""
 
     gradient_clipping: float = Field(1.0, ge=0)
-    """Largest global gradient norm; 0 turns clipping off, and DeepSpeed's own default is 1."""
+    """Largest global gradient norm; 0 disables clipping."""
 
     zero_optimization: ZeroOptimization
     """Settings of ZeRO stage 2."""
 
     bf16: BFloat16 = BFloat16()
-    """Mixed precision in bfloat16; fp32 without it and without `fp16`."""
+    """Mixed precision in bfloat16; a run without `bf16` and `fp16` uses fp32."""
 
     fp16: Float16 = Float16()
     """Mixed precision in float16."""
@@ -254,7 +254,7 @@ class DeepSpeedConfig(Strict):
     """Let ZeRO wrap an optimizer that DeepSpeed has not tested."""
 
     zero_force_ds_cpu_optimizer: bool = True
-    """Require DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's."""
+    """Require DeepSpeed's compiled CPU Adam with `offload_optimizer`; must be false for PyTorch's AdamW."""
 
     steps_per_print: Positive | None = None
     """Steps between DeepSpeed's own progress messages; null for none."""

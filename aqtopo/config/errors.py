@@ -32,7 +32,7 @@ _ALLOWED = {
     "too_long": "must hold at most {max_length} items",
     CROSS_CHECK: "{allowed}",
 }
-"""Accepted values by pydantic's error type, with its context."""
+"""Text about the accepted values by pydantic's error type, formatted with the error's context."""
 
 
 class Override(NamedTuple):
@@ -76,7 +76,7 @@ def _value(detail: ErrorDetails) -> str:
 
 
 def _is_echo(detail: ErrorDetails) -> bool:
-    """Return True if a list is too short only because its invalid items, reported already, are dropped."""
+    """Return True if a list is too short only because pydantic drops invalid items, which have own errors."""
     return detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"]
 
 

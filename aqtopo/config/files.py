@@ -65,7 +65,7 @@ def read_document(path: Path) -> dict[str, Any]:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"{path}: {place}: not JSON: {lower_first(error.msg)}.") from None
     if not isinstance(document, dict):
-        raise ValueError(f"{path}: must hold one JSON object, and holds a {type(document).__name__}.")
+        raise ValueError(f"{path}: must hold one JSON object, but holds a {type(document).__name__}.")
     repeated = [
         f"{path}: {spell(place)}: is a duplicate key; keep one of them" for place in _repeated(document)
     ]

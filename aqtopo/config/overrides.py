@@ -27,7 +27,7 @@ def parse_override(text: str) -> Override:
 
 
 def apply_override(document: dict[str, Any], override: Override) -> None:
-    """Set the override's value in `document`, in place; missing objects and lists start with their defaults.
+    """Set the override's value in `document`, in place; create missing objects and default lists.
 
     Raises:
         ValueError: the path leads through a scalar, or past the end of a list.

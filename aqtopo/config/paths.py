@@ -15,13 +15,13 @@ _PATH = re.compile(r"^[^.\[\]]+(?:\.[^.\[\]]+|\[\d+\])*$")
 
 
 def spell(path: Path) -> str:
-    """Format ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`; odd keys as JSON."""
+    """Format ("optimizer", "groups", 0, "name") as `optimizer.groups[0].name`; quote unusual keys."""
     parts = [f"[{part}]" if isinstance(part, int) else f".{_spell_key(part)}" for part in path]
     return "".join(parts).removeprefix(".")
 
 
 def _spell_key(key: str) -> str:
-    """Return the key, quoted if its ends would not be visible."""
+    """Return the key, as JSON if it has characters other than letters, digits, _, $ and -."""
     return key if re.fullmatch(r"[\w$-]+", key, re.ASCII) else json.dumps(key)
 
 

@@ -7,14 +7,14 @@ from typing import Annotated, TypeVar
 from pydantic import AfterValidator, ConfigDict, ValidationError
 
 from aqtopo.config.errors import describe
-from aqtopo.config.strict import Problem, Strict, raise_problems
+from aqtopo.config.strict import Problem, Strict, raise_contradictions
 
 MAX_ERRORS = 3
 """Largest number of errors in a message; one missing key often repeats in all entries."""
 
 
 class Record(Strict):
-    """Content of such a file: exact types, no NaN; unknown keys are kept."""
+    """Base class of the files' contents: exact types, no NaN; unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -23,7 +23,7 @@ def _time(text: str) -> str:
     try:
         datetime.fromisoformat(text)
     except ValueError:
-        raise_problems("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
+        raise_contradictions("time", [Problem((), text, "must be a time such as 2018-01-15T00")])
     return text
 
 

@@ -8,11 +8,11 @@ from pydantic import AfterValidator, Field, model_validator
 
 from aqtopo.config.checks import contradictions
 from aqtopo.config.sections import RunSections
-from aqtopo.config.strict import raise_problems
+from aqtopo.config.strict import raise_contradictions
 
 
 def _ignore(_: str | None) -> None:
-    """Discard a value that must not distinguish two equal runs."""
+    """Discard a value that must not affect the digest of a run."""
 
 
 class RunConfig(RunSections):
@@ -21,11 +21,11 @@ class RunConfig(RunSections):
     schema_reference: Annotated[str | None, AfterValidator(_ignore)] = Field(
         None, alias="$schema", exclude=True
     )
-    """For editors: where the JSON schema of this file is; ignored."""
+    """Path of the JSON schema of this file, for editors; ignored."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        raise_problems("configuration", contradictions(self))
+        raise_contradictions("configuration", contradictions(self))
         return self
 
     @property

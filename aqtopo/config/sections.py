@@ -142,7 +142,7 @@ class ModelConfig(Strict):
     """Share of activations dropped in training: tokens, projections and MLP, never attention weights."""
 
     drop_path: Probability = 0.1
-    """Share of samples whose residual branch is dropped in the last block; from 0 in the first, linearly."""
+    """Share of samples whose residual branch is dropped in the last block; linear, from 0 in block 0."""
 
     wind_order: bool = True
     """Order the tokens of each region along the wind; false keeps raster order (the baseline)."""
@@ -245,7 +245,7 @@ class OptimizerConfig(Strict):
     """The optimizer."""
 
     implementation: Literal["torch", "cpu_adam", "fused_adam"] = "torch"
-    """PyTorch's fused AdamW, or DeepSpeed's compiled ones: for offloaded state on the CPU, or on the GPU."""
+    """PyTorch's fused AdamW, or DeepSpeed's: `cpu_adam` for offloaded state, `fused_adam` for the GPU."""
 
     base_lr: float = Field(gt=0)
     """Learning rate after warm-up for a group of multiplier 1."""

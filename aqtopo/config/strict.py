@@ -1,4 +1,4 @@
-"""Base class of all configuration models, and errors between valid values."""
+"""Base class of all configuration models, and errors for valid values that contradict each other."""
 
 from collections.abc import Iterable
 from typing import Annotated, NamedTuple
@@ -31,8 +31,8 @@ class Problem(NamedTuple):
 
     Attributes:
         path: path of the value, relative to the checked model.
-        value: the value that should change.
-        allowed: accepted values, as the end of the sentence "`path` = `value`: ...".
+        value: the value at the path.
+        allowed: accepted values, as the end of the message "`path` = `value`: ...".
     """
 
     path: Path
@@ -40,7 +40,7 @@ class Problem(NamedTuple):
     allowed: str
 
 
-def raise_problems(title: str, problems: Iterable[Problem]) -> None:
+def raise_contradictions(title: str, problems: Iterable[Problem]) -> None:
     """Raise one `ValidationError` with all problems, if there are any."""
     details = [
         InitErrorDetails(

@@ -1,4 +1,4 @@
-"""Data: the store and its statistics, which samples a run takes in which order, and the loader."""
+"""Data: the store and its statistics, the selection and order of samples, and the loader."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

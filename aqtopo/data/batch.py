@@ -26,7 +26,7 @@ _TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
 
 Fields = NDArray[np.float32]
 Missing = NDArray[np.bool_] | None
-"""Mask (C, H, W) of the missing values of an hour; None if it is complete, as usual."""
+"""Mask (C, H, W) of the missing values of an hour; None if the hour is complete, the usual case."""
 
 
 @dataclass(frozen=True, eq=False)

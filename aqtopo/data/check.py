@@ -17,13 +17,13 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
     """Check that the grid, channels and statistics of a store fit a run; return the run's normalisation.
 
     Raises:
-        ValueError: they do not fit; names the store, the mismatch and the remedy.
+        ValueError: they do not fit; the message names the store, the mismatch and the remedy.
     """
     rows, columns = config.data.grid
     if (store.lat.size, store.lon.size) != (rows, columns):
         raise_store_error(
             store.path,
-            f"has {store.lat.size} x {store.lon.size} cells, and `data.grid` says {rows} x {columns}",
+            f"has {store.lat.size} x {store.lon.size} cells, but `data.grid` is {rows} x {columns}",
             f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose another store.",
         )
     for name in (*config.data.variables, *config.data.targets):
@@ -35,7 +35,7 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
         raise_store_error(
             store.path,
             "has no cell of value 1 in its mask, so the loss and the scores would have no data",
-            "Write the store anew with a mask that is 1 in the cells of the loss and the scores.",
+            "Write the store again with a mask that is 1 in the cells of the loss and the scores.",
         )
     for fault, remedy in implausible_values(store):
         raise_store_error(store.path, fault, remedy)
@@ -43,26 +43,26 @@ def check_store(store: Store, config: RunConfig) -> Normalization:
 
 
 def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
-    """Yield each implausible terrain value or mean, usually a wrong unit, with its remedy; reads no hours."""
+    """Yield each implausible terrain value or mean with its remedy; wrong units are the usual cause."""
     for name in STATIC_VARIABLES:
         values, (low, high) = store.static[name], VARIABLES[name].valid_range
         if values.min() < low or values.max() > high:
             yield (
                 f"has values of {name} from {values.min():g} to {values.max():g}, outside {low:g} to "
                 f"{high:g} {VARIABLES[name].units}",
-                f"Write it anew with {name} in {VARIABLES[name].units}.",
+                f"Write it again with {name} in {VARIABLES[name].units}.",
             )
     highest = float(store.static["elevation"].max())
     if 0 < highest < MIN_PEAK_M:
         yield (
             f"has no point higher than {highest:g} m: its elevation is probably in kilometres",
-            "Write it anew with elevation in metres; the elevation bias of the attention depends on it.",
+            "Write it again with elevation in metres; the elevation bias of the attention depends on it.",
         )
     for name, axis in (("lat2d", store.lat[:, None]), ("lon2d", store.lon)):
         if abs(store.static[name] - axis).max() > 1e-3:
             yield (
                 f"has {name} that differs from its axis",
-                "Write it anew with the coordinates of its cells.",
+                "Write it again with the coordinates of its cells.",
             )
     for name, mean in store.mean.items():
         if name in store.channels and math.isfinite(mean):
@@ -70,5 +70,5 @@ def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
             if not low <= mean <= high:
                 yield (
                     f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {VARIABLES[name].units}",
-                    f"Write it anew with {name} in {VARIABLES[name].units}.",
+                    f"Write it again with {name} in {VARIABLES[name].units}.",
                 )

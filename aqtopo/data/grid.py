@@ -14,9 +14,9 @@ EARTH_RADIUS = 6.371e6
 """[m]"""
 
 MIN_CELLS = 4
-"""Along each axis."""
+"""Minimum number of cells along each axis."""
 LATITUDES, LONGITUDES = (0.0, 80.0), (-180.0, 180.0)
-"""Limits [degrees]. Only the northern hemisphere: the simulator's seasons and westerlies are its own."""
+"""Limits [degrees]. The simulator has the seasons and westerlies of the northern hemisphere."""
 
 
 def parse_grid(text: str) -> tuple[int, int]:

@@ -38,7 +38,7 @@ class Finding:
 
     Attributes:
         severity: a `fault` makes the store unfit for training; a `note` is usual in real data.
-        subject: schema, static or statistics, statistics, gaps, missing, range or shard.
+        subject: `schema`, `static or statistics`, `statistics`, `gaps`, `missing`, `range` or `shard`.
         text: the fact and its place.
     """
 
@@ -78,7 +78,7 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
             "fault",
             "shard",
             f"{checksums.size} checksums for {len(starts)} shards: changed files cannot be detected. "
-            "Write the store anew with this version, which adds them.",
+            "Write the store again with this version, which adds them.",
         )
     totals = _Totals(store)
     for number, first in enumerate(starts):
@@ -136,7 +136,7 @@ class _Totals:
             self._moments = self._moments.merged(Moments.of(fields[trained]))
 
     def miss(self, first: int, last: int) -> None:
-        """Count unreadable hours [first, last): statistics cannot be compared without them."""
+        """Count unreadable hours [first, last), without which statistics cannot be compared."""
         self._unread += int(np.isin(self._years[first:last], self._store.statistics_years).sum())
 
     def findings(self) -> Iterator[Finding]:
@@ -171,7 +171,7 @@ class _Totals:
             mean, std = self._moments.mean[place], self._moments.std[place]
             stored_mean, stored_std = store.mean.get(name, np.nan), store.std.get(name, np.nan)
             difference = max(abs(mean - stored_mean), abs(std - stored_std))
-            if not difference <= STALE * max(std, 1e-12):  # also if it is NaN
+            if not difference <= STALE * max(std, 1e-12):  # true for NaN
                 yield Finding(
                     "fault",
                     "statistics",
@@ -180,7 +180,7 @@ class _Totals:
                 )
 
 
-def summary(findings: list[Finding]) -> dict[str, Any]:
+def summarize_findings(findings: list[Finding]) -> dict[str, Any]:
     """Return a JSON-ready mapping of counts and findings."""
     faults = sum(finding.severity == "fault" for finding in findings)
     return {
@@ -196,7 +196,7 @@ def gaps(store: Store) -> list[tuple[np.datetime64, np.datetime64]]:
     return list(zip(store.times[before] + _HOUR, store.times[before + 1] - _HOUR, strict=True))
 
 
-def summarize(store: Store) -> dict[str, Any]:
+def summarize_store(store: Store) -> dict[str, Any]:
     """Return a JSON-ready summary: shape, times, gaps, channels with units and statistics, source."""
     by_year = store.times.astype("datetime64[Y]").astype(int) + 1970
     return {

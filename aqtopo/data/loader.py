@@ -4,7 +4,7 @@ A `TrainingLoader` yields one list of micro-batches a step, an `EvaluationLoader
 split. `aqtopo.data.samples` selects the samples; they do not depend on the number of workers. Loader
 processes start once and wait between epochs and validations; each request tells them what to read.
 
-The trainer gets its micro-batch within `data.read_deadline_s`, or an error that names store, shard and time.
+If a micro-batch takes longer than `data.read_deadline_s`, an error names store, shard and time.
 """
 
 import functools
@@ -39,10 +39,10 @@ from aqtopo.data.workers import SlotPool, signals_blocked, worker_context, worke
 from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
-"""Most micro-batches that a worker reads ahead for a whole step; `data.prefetch` may ask for more."""
+"""Largest number of micro-batches that a worker reads ahead for a whole step, unless prefetch is larger."""
 
 _MOST_HELD = 64
-"""Most micro-batches of a step that stay in shared memory."""
+"""Largest number of micro-batches of a step that are in shared memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class _Requests(Sampler[Request]):
         self._pool = pool
 
     def __iter__(self) -> Iterator[Request]:
-        # Every process has ended the pass before, so its reserved slots are unused.
+        # All processes have ended the previous pass, so its reserved slots are unused.
         self._pool.reclaim()
         for request in self.pending:
             yield replace(request, slot=self._pool.reserve())
@@ -109,14 +109,14 @@ class _Requests(Sampler[Request]):
 class BatchLoader:
     """Loader of requested micro-batches, read ahead by `data.workers` processes (0: read in this process).
 
-    Only one pass at a time: a new pass ends the one before.
+    There is only one pass at a time: a new pass ends the previous one.
 
     Args:
         store: the data.
         config: number of workers, start method, prefetch and deadline.
         table: the samples of the split.
-        size: most samples of a micro-batch.
-        most: most micro-batches of a pass, and most processes.
+        size: largest number of samples of a micro-batch.
+        most: largest number of micro-batches of a pass, and of processes.
         held: number of micro-batches that the caller keeps at a time.
 
     Raises:
@@ -131,14 +131,14 @@ class BatchLoader:
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
         self._reader = BatchReader(store, config, watched=True)
-        # A batch outside the pool keeps a file open: a step of 1600 samples on a laptop would exceed the
-        # limit. So large steps are copied. With a GPU, pinning copies every batch.
+        # A batch outside the pool keeps a file open, and a step of 1600 samples on a laptop would exceed the
+        # limit of open files. So large steps are copied. With a GPU, pinning copies every batch.
         self._pin = workers > 0 and torch.cuda.is_available()
         self._copy = workers > 0 and held > _MOST_HELD and not self._pin
         self._workers: list[Any] = []
         step_ahead = min(math.ceil(config.accumulation / max(workers, 1)), _MOST_READ_AHEAD)
         ahead = max(data.prefetch, step_ahead)
-        # The caller may keep the step before while the next is collected.
+        # The caller may keep the previous step while it collects the next one.
         held = 1 if self._copy or self._pin else 2 * held
         self._pool = self._new_pool(workers * ahead + held + 1, size) if workers else None
         self._micro_batches = MicroBatches(self._reader, table, self._pool)
@@ -155,7 +155,7 @@ class BatchLoader:
                 worker_init_fn=worker_setup(),
                 prefetch_factor=ahead,
                 persistent_workers=True,
-                # Seeds the workers without a draw from the global generator, which initialises weights.
+                # Without it, DataLoader would draw from the global generator.
                 generator=torch.Generator().manual_seed(0),
             )
 
@@ -203,8 +203,8 @@ class BatchLoader:
         self._requests.pending = requests
         loader, before = self._loader, set(multiprocessing.active_children())
         with signals_blocked():
-            # In a thread DataLoader sets no SIGCHLD handler. The handler would raise RuntimeError at any
-            # point of the trainer, even within a step.
+            # In a thread DataLoader sets no SIGCHLD handler, which would raise RuntimeError at any point of
+            # the trainer, even in a step.
             items = self._guarded(requests[0], lambda: iter(loader))
         self._workers += set(multiprocessing.active_children()) - before
         return items
@@ -217,7 +217,7 @@ class BatchLoader:
         try:
             return run_with_deadline(self._deadline_s, work)
         except TimeoutError:
-            # This process could not exit while a worker hangs in the file system.
+            # Otherwise this process could not exit while a worker hangs in the file system.
             for process in self._workers:
                 process.kill()
             raise TimeoutError(
@@ -264,7 +264,7 @@ class TrainingLoader:
         self._batches = BatchLoader(store, config, self._table, config.micro_batch, most, held)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each step of an epoch, from `first_step`; equally many on all ranks.
+        """Yield the micro-batches of each step of an epoch from `first_step`; all ranks have equally many.
 
         Raises:
             ValueError: a shard cannot be read, when its step is due.
@@ -287,8 +287,8 @@ class TrainingLoader:
 class EvaluationLoader:
     """Loader of one rank's times of a split with all K horizons; it can be iterated repeatedly.
 
-    Each time is on exactly one rank. The last batch may be smaller. `places` number the split's times. `only`
-    restricts the split to these times.
+    Each time is on exactly one rank. The last batch may be smaller. The `places` of a batch are the indices
+    of its times in the split. `only` restricts the split to these times.
 
     Raises:
         ValueError: the store does not fit the run, or the split has no usable time.

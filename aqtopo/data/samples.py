@@ -1,7 +1,7 @@
 """Selection and order of a run's samples, and their distribution over ranks: pure functions.
 
-Nothing here reads a file or uses this process's rank. Step s of an epoch takes the same places of the epoch's
-order at every world size: 400 ranks, 392 after a lost node, and one laptop compute the same steps.
+No function here reads a file or uses this process's rank. Step s of an epoch has the same places of the
+epoch's order at every world size: 400 ranks, 392 after a lost node, and one laptop compute the same steps.
 
 A *sample* is a (time, horizon) pair or a time with all horizons. Its *place* is its position in the epoch's
 order.
@@ -18,7 +18,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.schema import Hours
 
 PADDING = -1
-"""Place of a padding sample: weight 0, all zeros, nothing valid, nothing read."""
+"""Place of a padding sample, which has weight 0, only zeros and no valid target."""
 
 _HOUR = np.timedelta64(1, "h")
 
@@ -146,7 +146,7 @@ def epoch_order(seed: int, epoch: int, samples: int) -> NDArray[np.int64]:
 def share(places: range, rank: int, world: int, micro_batch: int) -> NDArray[np.int64]:
     """Return the places of one rank's micro-batches of a step, (micro-steps, `micro_batch`).
 
-    All ranks get equally many micro-steps, the fewest for all places; the `PADDING` is at the end.
+    All ranks have the smallest number of micro-steps that contains all places; `PADDING` is at the end.
     """
     assert 0 <= rank < world
     micro_steps = math.ceil(len(places) / (world * micro_batch))
@@ -161,8 +161,8 @@ class StepPlan:
 
     Attributes:
         samples: samples of an epoch.
-        micro_batch: samples a rank and micro-step.
-        accumulation: micro-steps a step.
+        micro_batch: samples per rank and micro-step.
+        accumulation: micro-steps per step.
         world: number of ranks.
 
     Raises:
@@ -184,7 +184,7 @@ class StepPlan:
 
     @classmethod
     def from_config(cls, config: RunConfig, samples: int) -> "StepPlan":
-        """Return the plan of a run with `samples` samples an epoch."""
+        """Return the plan of a run with `samples` samples per epoch."""
         return cls(samples, config.micro_batch, config.accumulation, config.world_size)
 
     @property

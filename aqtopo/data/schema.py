@@ -1,9 +1,9 @@
-"""Layout of a data store, and the checks of each block that is written and each store that is opened.
+"""Layout of a data store, and the checks of written blocks and opened stores.
 
 A store is one zarr v3 group:
 
 * `fields (time, channel, lat, lon)` float32: the hourly variables, `aqtopo.variables.DYNAMIC_VARIABLES`, in
-  any order; one chunk an hour, one shard (a file) a day.
+  any order; one chunk per hour, one shard (a file) per day.
 * `static (static_channel, lat, lon)` float32: `aqtopo.variables.STATIC_CHANNELS`, all values finite; `mask`
   is 1 in the cells of the loss and the scores, else 0.
 * coordinates `time` (UTC, whole hours, increasing, gaps allowed), `lat`, `lon` (strictly monotonic,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 SCHEMA_VERSION = 1
-"""Layout version; incremented when a store of the old layout could be misread."""
+"""Layout version; incremented when a store of the old layout could be read wrongly."""
 
 HOURS_PER_SHARD = 24
 """Hours in one file of `fields`: a year is 366 files, and a day is written or lost as a whole."""
@@ -89,7 +89,7 @@ def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> No
 
 def _check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
     """Check that the channels of an array are `expected`, each once, in any order."""
-    remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store anew with them."
+    remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store again with them."
     missing = [name for name in expected if name not in found]
     if missing:
         raise_store_error(store, f"lacks the channel {', '.join(missing)} in `{array}`", remedy)
@@ -107,7 +107,7 @@ def _check_units(store: object, units: Mapping[str, str]) -> None:
             raise_store_error(
                 store,
                 f"gives the channel {name} in {found!r}",
-                f"It must be in {VARIABLES[name].units!r}: convert the values and write the store anew.",
+                f"It must be in {VARIABLES[name].units!r}: convert the values and write the store again.",
             )
 
 
@@ -118,14 +118,14 @@ def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
         raise_store_error(store, "has an empty time axis", "Write at least one hour to it.")
     if np.isnat(times).any():
         raise_store_error(
-            store, "has a missing value on its time axis", "Write it anew with a time for every field."
+            store, "has a missing value on its time axis", "Write it again with a time for every field."
         )
     between = np.flatnonzero(hours != times)
     if between.size:
         raise_store_error(
             store,
             f"has the time {times[between[0]]}, which is not a whole hour",
-            "Times must be whole hours UTC: correct the time axis and write the store anew.",
+            "Times must be whole hours UTC: correct the time axis and write the store again.",
         )
     steps = np.diff(hours)
     wrong = np.flatnonzero(steps <= np.timedelta64(0, "h"))
@@ -134,19 +134,29 @@ def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
         raise_store_error(
             store,
             f"has the time {hours[wrong[0] + 1]} {fault} on its time axis",
-            "Sort the hours, drop the repeated ones, and write the store anew.",
+            "Sort the hours, drop the repeated ones, and write the store again.",
         )
     return hours
 
 
 def _check_axis(store: object, name: str, values: NDArray[np.float64]) -> None:
-    """Check that a latitude or longitude axis is strictly monotonic, ascending or descending."""
+    """Check that a latitude or longitude axis is strictly monotonic, either way, and has no jump."""
     steps = np.diff(values)
+    remedy = f"Sort the rows and columns by `{name}` and write the store anew."
+    if name == "lon":
+        remedy = (
+            "Bring the longitudes to -180..180, sort the columns by them and write the store anew: "
+            "`d.assign_coords(lon=(d.lon + 180) % 360 - 180).sortby('lon')`."
+        )
     if values.ndim != 1 or not (np.all(steps > 0) or np.all(steps < 0)):
+        raise_store_error(store, f"has a coordinate `{name}` that is not strictly monotonic", remedy)
+    largest = int(np.abs(steps).argmax()) if steps.size else 0
+    if steps.size > 1 and abs(steps[largest]) > 1.5 * np.median(np.abs(steps)):
         raise_store_error(
             store,
-            f"has a coordinate `{name}` that is not strictly monotonic",
-            f"Sort the rows and columns by `{name}` and write the store anew.",
+            f"has a jump in the coordinate `{name}` from {values[largest]:g} to {values[largest + 1]:g}, "
+            f"where the other steps are {np.median(steps):g}",
+            remedy if name == "lon" else "Write it anew with all rows.",
         )
 
 
@@ -156,13 +166,13 @@ def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> No
         bad = int(np.count_nonzero(~np.isfinite(values)))
         if bad == values.size:
             raise_store_error(
-                store, f"has no finite value in the static channel {name}", "Write it anew with data."
+                store, f"has no finite value in the static channel {name}", "Write it again with data."
             )
         if bad:
             raise_store_error(
                 store,
                 f"has {bad} of {values.size} cells without a finite value in the static channel {name}",
-                "A static field must be complete: fill these cells (0 m over sea) and write it anew.",
+                "A static field must be complete: fill these cells (0 m over sea) and write it again.",
             )
     if not np.isin(static["mask"], (0.0, 1.0)).all():
         raise_store_error(
@@ -175,7 +185,7 @@ def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> No
 def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the attributes of a stacked array: units, CF standard name and long name of each channel.
 
-    CF has one `units` string a variable, but a stacked array needs one for each channel: the attributes are
+    CF has one `units` string per variable, but a stacked array needs one for each channel: the attributes are
     mappings by channel name.
     """
     known = {name: VARIABLES[name] for name in names if name in VARIABLES}

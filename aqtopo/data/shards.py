@@ -3,7 +3,7 @@
 A shard is a file of the zarr v3 specification's sharding codec: the chunks of a day, each followed by its
 CRC-32C, and at the end an index of their offsets and lengths with its own CRC-32C. The chunks are not
 compressed, so an hour takes one `preadv` into the returned array and one checksum: 0.2 ms for 11 fields of
-128 x 256. zarr (3.1.6, one thread) takes 3.4 ms for the same hour, almost all in asynchronous code and
+128 x 256. zarr (3.1.6, one thread) takes 3.4 ms for the same hour, most of it for asynchronous code and
 copies. `benchmarks/loader.py` measures both.
 
 Shapes: n hours, C channels, H x W grid.
@@ -70,12 +70,7 @@ def field_reader(store: str) -> "PlainShards | ZarrFields":
 
 
 class PlainShards:
-    """Reader of uncompressed shards, directly from their files.
-
-    Args:
-        store: path of the store.
-        hour: shape (C, H, W) of an hour.
-    """
+    """Reader of uncompressed shards, directly from their files; `hour` is the shape (C, H, W) of an hour."""
 
     def __init__(self, store: str, hour: tuple[int, ...]) -> None:
         self._store = store
@@ -96,7 +91,7 @@ class PlainShards:
                 place = hour % HOURS_PER_SHARD
                 self._read_chunk(file, index[2 * place], index[2 * place + 1], row)
         except FileNotFoundError as error:
-            raise DamagedShardError("is gone") from error
+            raise DamagedShardError("is missing") from error
         except OSError as error:
             raise DamagedShardError(f"cannot be read ({error})") from error
         return values
@@ -173,17 +168,17 @@ class ZarrFields:
             values = np.asarray(self._array[first:last], dtype=np.float32)
         except READ_ERRORS as error:
             raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
-        # zarr returns the fill value for a missing file. Empty hours are stored, so the file was lost.
+        # zarr returns the fill value if the file is missing; `write_store` stores empty hours too.
         if np.isnan(values.flat[0]) and not shard_path(self._store, first).exists():
-            raise DamagedShardError("is gone")
+            raise DamagedShardError("is missing")
         return values
 
 
 def shard_checksum(store: str | Path, number: int) -> int:
     """Return the first 64 bits of BLAKE2b of a shard's file.
 
-    A CRC-32C of the file would be the same for all shards: each chunk is followed by its own CRC-32C, which
-    resets the register to the same state for any chunk.
+    A CRC-32C of the file would be equal for all shards: each chunk is followed by its own CRC-32C, which
+    resets the register to a constant.
 
     Raises:
         DamagedShardError: the shard is missing or cannot be read.
@@ -210,7 +205,7 @@ def shard_bytes(store: str | Path, number: int) -> Iterator[bytes]:
             while piece := file.read(_PIECE_BYTES):
                 yield piece
     except FileNotFoundError as error:
-        raise DamagedShardError("is gone") from error
+        raise DamagedShardError("is missing") from error
     except OSError as error:
         raise DamagedShardError(f"cannot be read ({error})") from error
 
@@ -244,13 +239,7 @@ def run_with_deadline(deadline_s: float, work: Callable[[], Result]) -> Result:
 def read_with_deadline(
     store: object, what: str, read: Callable[[], Result], deadline_s: float = READ_DEADLINE_S
 ) -> Result:
-    """Call a function that reads from a store, with a deadline.
-
-    Args:
-        store: path of the store.
-        what: the data that are read, for the message.
-        read: function that reads them.
-        deadline_s: longest duration [s].
+    """Call a function that reads `what` from a store, with a deadline [s].
 
     Raises:
         TimeoutError: it took longer; the message names `store` and `what`.

@@ -14,6 +14,7 @@ import zarr
 from numpy.typing import NDArray
 
 from aqtopo.config import READ_DEADLINE_S, RunConfig
+from aqtopo.data.channels import no_data
 from aqtopo.data.schema import raise_store_error
 from aqtopo.data.store import Report, Store, no_progress, open_store, shard_ranges
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
@@ -68,7 +69,8 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
     """Return the statistics of calendar years, with one shard (a day) in memory at a time.
 
     Raises:
-        ValueError: the store has no hour of one of the years, or a shard cannot be read.
+        ValueError: the store has no hour of one of the years, undeclared fill values or impossible values, or
+            a shard cannot be read.
     """
     wanted = tuple(sorted(set(years)))
     absent = sorted(set(wanted) - set(store.years))
@@ -81,9 +83,19 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
     zero = np.zeros(len(store.channels))
     total = Moments(zero, zero, zero)
     ranges = list(shard_ranges(store, wanted))
+    wrong: dict[str, tuple[int, float, str]] = {}
     for done, (first, last) in enumerate(ranges, start=1):
-        total = total.merged(Moments.of(store.read_span(first, last)))
+        fields = store.read_span(first, last)
+        _count_no_data(store, first, fields, wrong)
+        total = total.merged(Moments.of(fields))
         report("days of statistics", done, len(ranges))
+    if wrong:
+        counts = [f"{n} values of {name}, the first {v:g} at {t}" for name, (n, v, t) in wrong.items()]
+        raise_store_error(
+            store.path,
+            f"has fill values or impossible values in the years of the statistics: {'; '.join(counts)}",
+            "Set them to NaN, or convert the channel to its units, and write the store anew.",
+        )
     known = total.count > 0
     mean = dict(zip(store.channels, np.where(known, total.mean, np.nan).tolist(), strict=True))
     std = dict(zip(store.channels, np.where(known, total.std, np.nan).tolist(), strict=True))
@@ -91,6 +103,20 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
         values = store.static[name].astype(np.float64)
         mean[name], std[name] = float(values.mean()), float(values.std())
     return Statistics(mean, std, wanted)
+
+
+def _count_no_data(
+    store: Store, first: int, fields: NDArray[np.float32], wrong: dict[str, tuple[int, float, str]]
+) -> None:
+    """Add values of (n, C, H, W) that are no data to `wrong`: by channel the number, the first, its time."""
+    for place, name in enumerate(store.channels):
+        found = no_data(VARIABLES[name], fields[:, place])
+        if found.any():
+            hour, row, column = np.unravel_index(int(found.argmax()), found.shape)
+            known = wrong.get(
+                name, (0, float(fields[hour, place, row, column]), str(store.times[first + hour]))
+            )
+            wrong[name] = (known[0] + int(found.sum()), *known[1:])
 
 
 def write_statistics(
@@ -161,7 +187,7 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     """Return the normalisation of a run.
 
     The store must always have statistics: they show that each channel of the run has data. For `dataset` they
-    must cover exactly the training years, so that no validation or test data leak in.
+    must be those of the training years only, without validation or test data.
 
     Raises:
         ValueError: there are no statistics, they cover other years, or a channel has no finite value.
@@ -174,14 +200,14 @@ def normalization_for(config: RunConfig, store: Store) -> Normalization:
     if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
         trained = ", ".join(map(str, years))
         raise_store_error(
-            store.path, f"has statistics over {covered}, and the run trains on {trained}", command
+            store.path, f"has statistics over {covered}, but the run trains on {trained}", command
         )
     for name in ("u", "v", *config.data.variables, *config.data.targets):
         if not math.isfinite(store.mean.get(name, math.nan)):
             raise_store_error(
                 store.path,
                 f"has no finite value of the channel {name} in the years {covered}",
-                f"Write the store anew with values for it, or leave {name} out of the run's variables.",
+                f"Write the store again with values for it, or leave {name} out of the run's variables.",
             )
     if config.data.normalization == "topoflow":
         return Normalization(

@@ -55,12 +55,12 @@ class Store:
         lon: (W,) degrees east.
         static: (H, W) float32 by name: elevation [m], population [km-2], lat2d, lon2d [degrees], mask [0/1].
         mean: mean by variable over `statistics_years`, in the variable's units; NaN without a finite value.
-        std: population standard deviation by variable, likewise.
+        std: population standard deviation by variable, in its units; NaN without a finite value.
         statistics_years: the calendar years of the statistics; empty if there are none.
         source: origin of the data.
         attributes: all attributes of the group.
-        digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields;
-            equal on two processes if and only if they see the same store, except for the hourly values.
+        digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields,
+            without the hourly values.
         copy: folder on this node from which hours are read (`aqtopo.training.staging`); None for `path`.
         deadline_s: longest wait for the file system [s].
     """
@@ -171,11 +171,13 @@ class Store:
             UnreadableDataError: always.
         """
         shard = shard_path(self.path, time_index).relative_to(self.path)
-        where, remedy = "", "Copy the shard or the store again from its source, or write the store anew."
+        where, remedy = "", "Copy the shard or the store again from its source, or write the store again."
         if copy:
             where, remedy = f" of its copy {copy}", "Start the run again: each start makes a new copy."
         time = self.times[time_index]
-        raise_unreadable(self.path, f"lost the fields of {time}: the shard {shard}{where} {error}", remedy)
+        raise_unreadable(
+            self.path, f"has unreadable fields at {time}: the shard {shard}{where} {error}", remedy
+        )
 
 
 def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
@@ -190,8 +192,8 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
     if version != SCHEMA_VERSION:
         raise_store_error(
             path,
-            f"has the schema version {version!r}, and this aqtopo reads version {SCHEMA_VERSION}",
-            "Write it anew with this version, or use the aqtopo version that wrote it.",
+            f"has the schema version {version!r}, but this aqtopo reads version {SCHEMA_VERSION}",
+            "Write it again with this version, or use the aqtopo version that wrote it.",
         )
     check_layout(path, dataset)
     static = {
@@ -231,7 +233,7 @@ def _open_dataset(path: Path) -> xr.Dataset:
         raise_store_error(
             path,
             f"cannot be read as a zarr v3 group ({type(error).__name__}: {error})",
-            "Check that it is a complete aqtopo store and that you may read it, or write it anew.",
+            "Check that it is a complete aqtopo store and that you may read it, or write it again.",
         )
 
 

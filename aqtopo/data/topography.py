@@ -27,8 +27,8 @@ class Topography:
         elevation: (H, W) mean elevation [m]; sea is 0 m.
         relief: (H, W) standard deviation of the elevation within the cell [m].
         land: (H, W) land fraction, 0-1.
-        ridge_x: (H, W - 1) height of the ridge between a cell and its eastern neighbour [m]: highest point
-            between the centres, averaged over parallel lines, so that passes count.
+        ridge_x: (H, W - 1) height of the ridge between a cell and its eastern neighbour [m]: the highest
+            point on the way between the centres, averaged over parallel lines to include passes.
         ridge_y: (H - 1, W) same, towards the northern neighbour [m].
     """
 

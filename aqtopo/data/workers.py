@@ -1,7 +1,7 @@
 """Loader processes: start, signals, and the shared memory for their micro-batches.
 
-Ctrl-C, `scancel` and Slurm's warning reach every process of a job. The trainer handles them: it finishes its
-step, and needs its loader until then. So loader processes, and the fork server that starts them, block these
+Ctrl-C, `scancel` and Slurm's warning send signals to every process of a job. The trainer finishes its step
+and needs its loader until then. So loader processes, and the fork server that starts them, block these
 signals. Loader processes end with the trainer's iterator, or when the trainer terminates them.
 """
 
@@ -46,13 +46,13 @@ def shared_buffer(size: int) -> torch.Tensor:
 class SlotPool:
     """Reusable slots of shared memory for micro-batches.
 
-    New memory needs a page fault for each page in each process: for a micro-batch of 2 pairs at 128 x 256
-    that was 3000 faults and three quarters of a loader process's time. A slot has its pages after its first
-    use. Only the trainer changes the state of a slot: reserved when a request is sent, in use when the result
-    arrives, free when the last tensor over it is deleted. A started process gets the same memory.
+    New memory causes a page fault for each page in each process. A micro-batch of 2 pairs at 128 x 256 caused
+    3000 faults, three quarters of a loader process's time. A slot has its pages after its first use. Only the
+    trainer changes the state of a slot: reserved when a request is sent, in use when the result arrives, free
+    when the last tensor over it is deleted. A started process gets the same memory.
 
     Args:
-        slots: number of slots; a request without a free slot is answered without one.
+        slots: number of slots; without a free slot, a loader process allocates new memory.
         slot_bytes: size of each.
 
     Raises:

@@ -12,7 +12,7 @@ Storage format:
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,11 @@ import xarray as xr
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from aqtopo.data.channels import Channel
+from aqtopo.data.outside import check_decoded
 from aqtopo.data.schema import (
     COORDINATE_ATTRIBUTES,
+    FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
     Hours,
@@ -32,20 +35,29 @@ from aqtopo.data.schema import (
     describe_channels,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
+from aqtopo.data.units import Conversion, UnitsError, conversion
+from aqtopo.refusal import raise_input_error
+from aqtopo.variables import VARIABLES
 
 _TIME_CHUNK = 2**16
 """Hours in one chunk of the time axis: 7 years, so opening a store reads one or two small files."""
 
+LAZY_HOURS = 4 * HOURS_PER_SHARD
+"""Hours of a lazy dataset that are in memory at a time."""
+
 
 def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
-    """Write a new store from one dataset, or from several in order of time.
+    """Write a new store from one dataset, or from several datasets in order of time.
 
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
     and the attribute `source`. All blocks except the last have a multiple of 24 h, so no shard is written
     twice. The store is written to `<path>.partial` and renamed when it is complete.
 
+    Values are converted from the units in `fields.attrs["channel_units"]`, if it is there.
+
     Raises:
-        ValueError: `path` exists already or cannot be written, or a block violates `aqtopo.data.schema`.
+        ValueError: `path` exists already or cannot be written, or a block is undecoded, has undeclared fill
+            values or impossible magnitudes, or violates `aqtopo.data.schema`.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -76,12 +88,13 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
     last_time: Hours | None = None
     hours = 0
     checksums: list[int] = []
-    for block in blocks:
+    for block in _loaded(blocks, name):
         if hours % HOURS_PER_SHARD:
             raise ValueError(
                 f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
                 f"must have a multiple of {HOURS_PER_SHARD} h."
             )
+        block = _in_store_units(block, name)
         # float64 is accepted, and stored as float32.
         block = block.assign(
             {array: block[array].astype(np.float32) for array in ("fields", "static") if array in block}
@@ -121,11 +134,59 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
     )
 
 
+def _loaded(blocks: Iterable[xr.Dataset], name: Path) -> Iterator[xr.Dataset]:
+    """Give decoded blocks in memory, without encodings; a lazy block in parts."""
+    for block in blocks:
+        check_decoded(block, f"A dataset for {name}")
+        plain = block.drop_encoding()
+        hours = max(block.sizes.get("time", 0), 1)
+        lazy = "fields" in block and not block["fields"].variable._in_memory
+        for start in range(0, hours, LAZY_HOURS if lazy else hours):
+            chosen = slice(start, start + (LAZY_HOURS if lazy else hours))
+            yield plain.isel({"time": chosen}, missing_dims="ignore").load()
+
+
+def _in_store_units(block: xr.Dataset, name: Path) -> xr.Dataset:
+    """Convert each channel from its `channel_units`, if it has any, and refuse values that are no data."""
+    if "fields" not in block or block["fields"].dims != FIELDS_DIMS or "channel" not in block.coords:
+        return block
+    source, fields = f"A dataset for {name}", block["fields"]
+    units = dict(fields.attrs.get("channel_units", {}))
+    written = fields.values.astype(np.float32)
+    for place, channel in enumerate(fields["channel"].values.tolist()):
+        if channel not in VARIABLES:
+            continue
+        variable = VARIABLES[channel]
+        given = fields.isel(channel=place, drop=True).rename(channel)
+        given.attrs = {"units": units.pop(channel, variable.units)}
+        try:
+            change = conversion(given.attrs["units"], variable.units)
+        except UnitsError as error:
+            raise_input_error(source, f"gives the channel {channel} in units that cannot be used", str(error))
+        if change.needs_density:
+            raise_input_error(
+                source,
+                f"gives the channel {channel} in {given.attrs['units']!r}, a ratio of masses",
+                f"Multiply it by the density of air to have {variable.units!r}",
+            )
+        written[:, place] = Channel(variable, given, change, None, source).load().values.values
+    converted = fields.copy(data=written).assign_attrs(channel_units=units)
+    times = block["time"].to_index() if "time" in block.coords else None
+    if isinstance(times, xr.CFTimeIndex):
+        block = block.assign_coords(time=times.to_datetimeindex(time_unit="ns"))
+        converted = converted.assign_coords(time=block["time"])
+    return block.assign(fields=converted)
+
+
 def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
     """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
     names = block["static_channel"].values.tolist()
     static = block["static"].reset_coords(drop=True).assign_attrs(describe_channels(names))
     check_static(name, dict(zip(names, static.values, strict=True)))
+    for channel in set(names) & set(VARIABLES):
+        given = static.sel(static_channel=channel, drop=True).rename(channel)
+        given.attrs = {"units": VARIABLES[channel].units}
+        Channel(VARIABLES[channel], given, Conversion(), None, f"A dataset for {name}").load()
     dataset = xr.Dataset(
         {"fields": fields, "static": static},
         attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},

@@ -30,8 +30,8 @@ SCALE_WITH_WORK = ("data", "first step", "step", "validation")
 def read_deadlines(environ: Mapping[str, str] = os.environ, work: float = 1.0) -> dict[str, float]:
     """Return the deadlines by phase, with overrides from the environment.
 
-    `work` is a rank's work per step relative to the configured world size; it lengthens the deadlines that
-    the environment does not set.
+    `work` is a rank's work per step, relative to that at the configured world size. It lengthens the
+    deadlines that the environment does not set.
 
     Raises:
         ValueError: the variable names an unknown phase or an invalid time.

@@ -15,12 +15,8 @@ from aqtopo.refusal import LostRankError
 class HeartbeatStore:
     """Key-value store on rank 0 (with `torchrun`: in its agent) with one heartbeat per rank.
 
-    It has its own connection, so a rank that hangs in a collective stays readable. All methods raise
-    LostRankError if the server is gone.
-
-    Args:
-        launch: this process.
-        timeout_s: longest wait for an answer of the server.
+    It has its own connection, so other ranks can read the heartbeat of a rank that hangs in a collective. All
+    methods raise LostRankError if the server does not answer within `timeout_s` [s].
     """
 
     def __init__(self, launch: Launch, timeout_s: float) -> None:
@@ -107,7 +103,7 @@ def abridged(names: Sequence[str], most: int = 16) -> str:
 
 
 def is_connection_error(error: BaseException | None) -> bool:
-    """Return True for the errors that a collective raises when another rank is gone."""
+    """Return True for the errors that a collective raises when another rank is lost."""
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "NCCL"))
     )

@@ -89,10 +89,7 @@ def refusals_on_all_ranks(
 ) -> Iterator[None]:
     """Raise the errors of a block on every rank at its end, so that no rank skips a collective.
 
-    Args:
-        ranks: all ranks; each runs the block, without collectives in it.
-        summary: first line of the message.
-        errors: classes of errors to raise on all ranks.
+    Every rank runs the block, which must contain no collectives. `errors` are the classes that are caught.
 
     Raises:
         RefusedError: the block failed on a rank.
@@ -123,7 +120,8 @@ def shard(items: Sequence[Item], ranks: RankGroup) -> Sequence[Item]:
 def shard_by_size(items: Sequence[Item], sizes: Sequence[int], ranks: RankGroup) -> list[Item]:
     """Return this rank's consecutive shard of `items`; its size is at most the mean plus the largest item.
 
-    An item belongs to the rank whose equal interval of the total size contains the item's middle.
+    The total size is divided into equal intervals, one per rank. An item belongs to the interval that
+    contains its middle.
     """
     total, before, own = max(sum(sizes), 1), 0, []
     for item, size in zip(items, sizes, strict=True):

@@ -2,8 +2,9 @@
 
 All collective work belongs to a named phase with a deadline. On each rank, one thread writes heartbeats to
 the heartbeat store and reads the abort reason; a second thread checks the deadline. A rank that misses its
-deadline compares the heartbeats to find ranks that are silent or behind, sets the abort reason and exits. A
-rank that raises an error sets the abort reason too. All others exit within seconds, even if blocked.
+deadline compares the heartbeats to find ranks without a new heartbeat or in an earlier phase. Then it sets
+the abort reason and exits. A rank that raises an error also sets the abort reason. All other ranks exit
+within seconds, even if they are blocked.
 """
 
 import faulthandler
@@ -116,7 +117,7 @@ class Watchdog:
 
     @contextmanager
     def reporting(self) -> Iterator[None]:
-        """Report an error to the other ranks at once, before cleanup that may block."""
+        """Report an error to the other ranks before the cleanup, which may block."""
         try:
             yield
         except BaseException as error:
@@ -161,7 +162,7 @@ class Watchdog:
                 thread.join(STORE_TIMEOUT_S)  # a thread may be blocked by a dead server
 
     def _exchange_heartbeats(self) -> None:
-        """Write heartbeats and read the abort reason; the deadline covers a dead server."""
+        """Write heartbeats and read the abort reason; a lost server is detected by the deadline."""
         while not self._over.wait(self._poll_s):
             with suppress(LostRankError):
                 self._store.write_heartbeat(json.dumps(asdict(self._own) | {"time_ns": time.monotonic_ns()}))
@@ -176,7 +177,7 @@ class Watchdog:
                 self._abort(f"past the deadline of the phase `{phase}`: {self._diagnose()}.")
 
     def _follow(self, reason: str) -> None:
-        """Abort because another rank did, unless the main thread raises its own error in time."""
+        """Abort because another rank did, unless this rank's main thread raises an error soon."""
         until = time.monotonic() + 3 * self._poll_s
         while time.monotonic() < until:
             if self._over.wait(0.1 * self._poll_s) or self._aborting:
@@ -184,7 +185,7 @@ class Watchdog:
         self._abort(f"ended in the phase `{self._own.phase}`, because another rank failed: {reason}.")
 
     def _abort(self, reason: str) -> None:
-        """Print the reason, dump the stacks and end the process; its main thread may be blocked for ever."""
+        """Print the reason, dump the stacks and end the process, whose main thread may be blocked."""
         text = f"aqtopo [rank {self._store.rank}]: {reason} Stacks: {self._file}"
         print(text, file=sys.stderr, flush=True)  # noqa: T201
         # faulthandler reads no source files, which may be on the disk that hangs.
@@ -202,7 +203,7 @@ class Watchdog:
             if self._file.parents[1].is_dir():  # a refused run must not create its directory
                 with suppress(OSError):
                     self._file.parent.mkdir(exist_ok=True)
-                    with self._file.open("w") as file:
+                    with self._file.open("w", encoding="utf-8") as file:
                         print(first_line, file=file, flush=True)
                         write_rest(file)
 
@@ -212,7 +213,7 @@ class Watchdog:
         return self._request(lambda: self._store.set_abort_reason(text)) or text
 
     def _serve_until_done(self) -> None:
-        """On rank 0, keep the store alive until all ranks have read it or are gone."""
+        """On rank 0, keep the store alive until all ranks have read it, or until a timeout."""
         until = time.monotonic() + 8 * self._poll_s
         while self._store.rank == 0 and time.monotonic() < until:
             done = self._request(self._store.done_ranks)
@@ -235,7 +236,7 @@ class Watchdog:
         return {rank: Heartbeat(**json.loads(text)) if text else None for rank, text in texts.items()}
 
     def _request(self, action: Callable[[], Result]) -> Result | None:
-        """Return the result of a request to the store; None if the server is gone or does not answer."""
+        """Return the result of a request to the store; None if the server is lost or does not answer."""
 
         def request() -> Result | None:
             with suppress(LostRankError):
@@ -246,7 +247,7 @@ class Watchdog:
 
 
 def _call_with_timeout(timeout_s: float, action: Callable[[], Result]) -> Result | None:
-    """Return the result of an action that may block for ever; None after the timeout."""
+    """Return the result of an action that may block; None after the timeout."""
     results: queue.SimpleQueue[Result] = queue.SimpleQueue()
     threading.Thread(target=lambda: results.put(action()), daemon=True).start()
     try:
@@ -263,11 +264,11 @@ def _find_culprits(
         return "rank 0, which serves the heartbeat store, or its node does not answer"
     known = {rank: heartbeat for rank, heartbeat in now.items() if heartbeat is not None}
     if silent := [rank for rank, heartbeat in now.items() if heartbeat == before[rank] and rank != reader]:
-        return f"does not answer: {abridged([_describe(rank, now[rank]) for rank in silent])}"
+        return f"no new heartbeat from {abridged([_describe(rank, now[rank]) for rank in silent])}"
     furthest = max((heartbeat.phase_count for heartbeat in known.values()), default=0)
     if behind := [rank for rank, heartbeat in known.items() if heartbeat.phase_count < furthest]:
-        return f"is behind: {abridged([_describe(rank, known[rank]) for rank in behind])}"
-    return "no other rank is silent, behind or has failed"
+        return f"in an earlier phase: {abridged([_describe(rank, known[rank]) for rank in behind])}"
+    return "all other ranks have new heartbeats and are in the same phase"
 
 
 def _describe(rank: int, heartbeat: Heartbeat | None) -> str:

@@ -1,1 +1,1 @@
-"""Scores of a trained model beside its baselines."""
+"""Scores of a trained model and of the baselines."""

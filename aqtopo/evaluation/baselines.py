@@ -115,10 +115,10 @@ class Climatology:
     """Hourly climatology with annual harmonics, cell by cell.
 
     At every hour of the day (UTC) a constant and annual harmonics are fitted to a cell's values by least
-    squares. Averages by calendar day would use as many values as there are years, four in the real data, and
-    be noisy. There are as many harmonics as training years, at most two: fitted to a single year, the second
-    one increased every RMSE on simulated data. Fewer are used, down to none, if the training years miss
-    whole seasons.
+    squares. Averages by calendar day would be noisy: they have one value per year, four in the real data.
+    There are as many harmonics as training years, at most two: fitted to a single year, the second one
+    increased every RMSE on simulated data. If the training years miss whole seasons, there are fewer, or
+    none.
 
     Attributes:
         mean: (24, C, H, W) over the year; NaN in cells without a value at that hour.

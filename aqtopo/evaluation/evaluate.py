@@ -1,4 +1,4 @@
-"""Scoring of a trained run over one split of its data, beside the baselines."""
+"""Scores of a trained run and of the baselines over one split of its data."""
 
 import importlib.metadata
 import platform

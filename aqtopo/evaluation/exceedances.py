@@ -82,7 +82,7 @@ class Exceedances:
             day.hours += known[b, k]
 
     def _day(self, lead: int, day: int) -> _DaySum:
-        """Return the sums of a day. A new day closes the earlier ones of its lead time."""
+        """Return the sums of a day. A new day closes the earlier days of its lead time."""
         if (lead, day) not in self._open:
             for key in [key for key in self._open if key[0] == lead and key not in self._split]:
                 self._close(key)

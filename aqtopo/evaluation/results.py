@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import Record, Time, read_record
-from aqtopo.config.strict import NonNegative, Positive, Problem, raise_problems
+from aqtopo.config.strict import NonNegative, Positive, Problem, raise_contradictions
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
 from aqtopo.evaluation.scores import count_wins
@@ -30,7 +30,7 @@ from aqtopo.variables import VARIABLES
 
 def _known(pollutant: str) -> str:
     if pollutant not in VARIABLES:
-        raise_problems("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
+        raise_contradictions("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
     return pollutant
 
 
@@ -57,7 +57,7 @@ class Skill(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        raise_problems("skill", _absent(BASELINES, self.__pydantic_extra__))
+        raise_contradictions("skill", _absent(BASELINES, self.__pydantic_extra__))
         return self
 
 
@@ -81,7 +81,7 @@ class PairScores(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        raise_problems("scores", _absent(FORECASTS, self.__pydantic_extra__))
+        raise_contradictions("scores", _absent(FORECASTS, self.__pydantic_extra__))
         return self
 
 
@@ -157,7 +157,7 @@ class ScoreRecord(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        raise_problems("scores", _gaps(self))
+        raise_contradictions("scores", _gaps(self))
         return self
 
 

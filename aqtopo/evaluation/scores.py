@@ -62,7 +62,7 @@ class ErrorSums:
         for name, values in summed.items():
             np.add.at(self._by_day[name], days, values)
             for k in range(hours.shape[1]):
-                # Horizons lie on the third axis from the end in all sums.
+                # Horizons are on the third axis from the end in all sums.
                 np.add.at(self._by_hour[name][..., k, :, :], hours[:, k], values[..., k, :, :])
 
     def _summed(self, batch: ScoredBatch) -> dict[str, Values]:
@@ -215,9 +215,7 @@ def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.D
 
 @dataclass(frozen=True)
 class Wins:
-    """Number of pollutant-horizon pairs with a scored point, and of those in which the model has the lower
-    RMSE.
-    """
+    """Number of scored pollutant-horizon pairs, and of pairs in which the model has the lower RMSE."""
 
     pairs: int
     over: Mapping[str, int]

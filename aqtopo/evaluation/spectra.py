@@ -25,13 +25,13 @@ KM_PER_DEGREE = 111.195
 """Length of a degree of latitude [km], on a sphere of 6371 km."""
 
 RESOLVED_SHARE = 0.5
-"""Least share of the truth's power at a wavelength that a forecast resolves."""
+"""Minimum share of the truth's power at a resolved wavelength."""
 
 
 class Spectra:
     """Isotropic power spectra, averaged over the fields that are complete inside the mask.
 
-    Only the first forecast of each day is used: the following ones differ little, and transforms take time.
+    Only the first forecast of each day is used: the other forecasts differ little, and transforms take time.
 
     Args:
         axes: axes of the sums.

@@ -48,15 +48,17 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
 
     Args:
         path: the CSV. Times are whole hours in ISO 8601, UTC unless they have an offset; values are in the
-            units of the store (ug m-3, including carbon monoxide).
+            units of the store (ug m-3, including carbon monoxide); longitudes are compared modulo 360.
         store: the grid.
         pollutants: short names of the forecast pollutants.
 
     Raises:
-        ValueError: the file cannot be read, lacks a column, repeats or contradicts itself, or has nothing to
-            score.
+        ValueError: the file cannot be read, lacks a column, repeats or contradicts itself, or has no
+            value to score.
     """
     table, ignored = _read_table(path, pollutants)
+    # To the store's convention, -180..180 or 0..360.
+    table["lon"] -= 360.0 * np.round((table["lon"] - store.lon.mean()) / 360.0)
     places = _places(path, table)
     values = table.set_index(["time", "pollutant", "id"])["value"].to_xarray().rename(id="station")
     values = values.reindex(pollutant=list(pollutants))
@@ -68,7 +70,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
     names = values["station"].values.astype(str)
     if not usable.any():
         raise ValueError(
-            f"none of the {names.size} stations in {path} lies within the grid and mask of {store.path} "
+            f"none of the {names.size} stations in {path} is inside the grid and mask of {store.path} "
             f"({store.lat.min():g} to {store.lat.max():g} N, {store.lon.min():g} to {store.lon.max():g} E). "
             "Check the columns lat and lon."
         )

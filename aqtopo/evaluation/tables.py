@@ -93,7 +93,7 @@ def _marked(value: float, lowest: float) -> str:
 
 
 def summary(scores: xr.Dataset) -> str:
-    """Return the number of pollutant-horizon pairs in which the model beats its references, as text."""
+    """Return a sentence with the number of pairs in which the model is better than the references."""
     wins = count_wins(scores)
     over = ", ".join(f"{name} in {count}" for name, count in wins.over.items())
     unscored = scores["count"].size - wins.pairs

@@ -1,8 +1,8 @@
 """Fault test: kill and resume a run many times and compare it with an undisturbed run.
 
 Each kill sends SIGKILL to a random rank and, as a launcher does, to the others shortly after. Half of the
-kills come at a random time; the others wait for saving, committing, converting or pruning, whichever was hit
-least. Each start has another number of ranks.
+kills come at a random time. The others wait for that phase of saving, committing, converting and pruning
+which was hit least. Each start has another number of ranks.
 """
 
 import itertools
@@ -31,16 +31,10 @@ STARTING_SHARE = 0.2
 def fault_test(
     config_path: Path, out: Path, kills: int, worlds: Sequence[int], steps: int, every_steps: int, seed: int
 ) -> FaultTestResult:
-    """Run a fault test.
+    """Run a fault test of two runs of `steps` steps in the new folder `out`.
 
-    Args:
-        config_path: configuration of the run.
-        out: folder for both runs; must not exist.
-        kills: number of kills of a run that trains and has a saved state; kills during a start do not count.
-        worlds: numbers of ranks, used in turn; the first is the reference's.
-        steps: length of both runs.
-        every_steps: steps between saves.
-        seed: seed of the kills.
+    `kills` counts kills of a run that trains and has a saved state; kills during a start do not count.
+    `worlds` are numbers of ranks, used in turn; the first is the reference's.
 
     Raises:
         ValueError: the configuration is wrong, or `out` exists.
@@ -120,7 +114,7 @@ class _VictimRun:
     counted: int = 0  # kills of a run that trains and has a saved state
     unverified: int = 0  # starts that continued from a saved state without a verified resume
     lost: list[str] = field(default_factory=list)  # problems of the saved states after a kill
-    wait_for_phases: bool = True  # False after a kill that waited for a phase that did not come
+    wait_for_phases: bool = True  # False after a start that ended before its phase came
     starts: Iterator[int] = field(default_factory=itertools.count)
 
     @property
@@ -181,7 +175,7 @@ class _VictimRun:
         elif self.rng.random() < STARTING_SHARE:
             time.sleep(self.rng.uniform(0.0, self.starting_s))
         else:
-            # Counted in steps: the pace of a busy machine varies, and a time could outlast the run.
+            # In steps, because the pace varies, and the run could end before a fixed time.
             steps = seen + self.rng.randrange(2 * self.every_steps)
             ranks.wait_until(lambda: logged_steps(self.run_dir) > steps)
             time.sleep(self.rng.uniform(0.0, 2.0 * self.step_s))

@@ -1,4 +1,4 @@
-"""Ranks of a run, forked from a server that has imported all packages: a start takes a second."""
+"""Ranks of a run, forked from a server that has imported all packages, so that a start takes a second."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Ranks under test: their processes, the phase they are in, and the kill."""
+"""Ranks under test: their processes, their current phase, and the kill."""
 
 import random
 import time

@@ -13,10 +13,10 @@ from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
 
 LOSS_TOLERANCE = 1e-5
-"""Relative; sums depend on the world size."""
+"""Relative tolerance of losses; the rounding of sums depends on the world size."""
 
 STATE_TOLERANCE = 1e-5
-"""Relative, in the norm of all weights or moments: in single tensors Adam amplifies rounding noise."""
+"""Relative tolerance in the norm of all weights or moments; Adam amplifies noise in single tensors."""
 
 PHASES = ("training", "saving", "committing", "converting", "pruning")
 """Phases that a fault test of many kills must hit at least once."""
@@ -76,8 +76,8 @@ class FaultTestResult:
         if self.unverified:
             yield f"{self.unverified} starts continued without a verified resume"
         if self.missing_steps or not self.steps:
-            yield f"{self.missing_steps} steps of the reference were never made, {self.steps} compared"
-        if not self.worst_loss <= LOSS_TOLERANCE:  # also where it is NaN
+            yield f"{self.missing_steps} steps of the reference are missing, {self.steps} were compared"
+        if not self.worst_loss <= LOSS_TOLERANCE:  # true for NaN
             yield f"a loss differs from the reference by {self.worst_loss:.3g}"
         if len(set(self.world_sizes)) == 1 and self.different_tensors:
             yield f"{self.different_tensors} tensors are not bitwise equal to the reference's"

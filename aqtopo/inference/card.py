@@ -1,7 +1,7 @@
 """Card of an exported model.
 
 OUT/card.json            provenance, scores, normalisation, hashes of the other files
-OUT/weights.safetensors  every weight by name in fp32, those that `aqtopo evaluate` scores
+OUT/weights.safetensors  every weight by name in fp32, as `aqtopo evaluate` uses them
 OUT/static.safetensors   static fields and coordinates of the grid
 """
 
@@ -66,7 +66,7 @@ class Card(Strict):
 
 
 def is_export(path: Path) -> bool:
-    """Tell if a folder is an exported model."""
+    """Return True if a folder is an exported model."""
     return (path / CARD_FILE).is_file()
 
 

@@ -32,8 +32,8 @@ from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
     """Write a trained model into a new folder, by atomic rename.
 
-    `scores` is the content of `scores.json`, if the run has been evaluated; it is ignored if it scores
-    another state.
+    `scores` is the content of `scores.json`, if the run has been evaluated. Scores of another state are
+    ignored.
 
     Raises:
         ValueError: as `load_run`, or `out` exists or its parent is missing.
@@ -61,7 +61,7 @@ def _check_new(out: Path, kind: str) -> None:
     if out.exists():
         raise ValueError(f"{out} exists. Name a new {kind}.")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Make it first.")
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}. Create it first.")
 
 
 def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
@@ -108,12 +108,9 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
 def export_weights(path: Path, out: Path) -> dict[str, str]:
     """Write the fp32 weights of a saved state as one safetensors file, after checking its files.
 
-    Trained parameters are the fp32 masters, whatever the precision of the run; frozen ones and buffers come
-    from the module. A tied parameter is written under each of its names.
-
-    Args:
-        path: a tag, a universal checkpoint, or a run, of which the last tag is used.
-        out: the new file.
+    Trained parameters are the fp32 masters at any precision of the run; frozen ones and buffers are those of
+    the module. A tied parameter is written under each of its names. `path` is a tag, a universal checkpoint,
+    or a run (its last tag).
 
     Returns:
         The file's metadata: tag, step, epoch, val_loss and config_digest, as text.

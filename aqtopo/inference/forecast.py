@@ -10,10 +10,17 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
+from aqtopo.data.channels import Channel, is_concentration
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
+from aqtopo.data.units import Conversion
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.inference.load import LoadedRun, predict
+from aqtopo.refusal import raise_input_error
+from aqtopo.variables import VARIABLES
+
+LEAST_OF_MEAN = 0.01
+"""Part of the mean concentration that the highest value of an hour exceeds, unless its units are wrong."""
 
 
 def parse_init_time(text: str) -> np.datetime64:
@@ -56,24 +63,50 @@ def check_init_time(store: Store, init_time: np.datetime64) -> None:
         )
 
 
+def check_initial_fields(run: LoadedRun, init_time: np.datetime64) -> None:
+    """Check that the fields of an hour are data in the units of the run.
+
+    Raises:
+        ValueError: a channel has no value, an undeclared fill value, or values of another magnitude.
+    """
+    store = run.store
+    fields = store.read(int(store.locate(np.asarray(init_time))))
+    source = f"The data store {store.path} at {init_time}"
+    for name, values in zip(store.channels, fields, strict=True):
+        variable = VARIABLES[name]
+        given = xr.DataArray(
+            values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
+        ).assign_attrs(units=variable.units)
+        found = Channel(variable, given, Conversion(), None, source).load().values.values
+        if not np.isfinite(found).any():
+            raise_input_error(source, f"has no value of {name}", "Start from an hour that has all variables")
+        highest, mean = float(np.nanmax(found)), store.mean[name]
+        if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
+            raise_input_error(
+                source,
+                f"has no {name} above {highest:g} {variable.units}, and the mean of the training years is "
+                f"{mean:g}: it is in other units",
+                f"Convert it to {variable.units} and write the store anew",
+            )
+
+
 def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
     """Forecast all pollutants and horizons of a run from the fields of one hour.
 
-    Concentrations are not clipped: setting negative values to zero would bias the mean. Each variable's
-    `comment` counts them.
-
-    Args:
-        run: from `aqtopo.inference.load`.
-        init_time: initial time, a whole hour UTC that is in the store. The truth may be missing.
+    Concentrations are not clipped: setting negative values to zero would bias the mean. The `comment` of each
+    variable has the number of negative values. `init_time` is a whole hour UTC that is in the store; the
+    truth may be missing.
 
     Returns:
         A CF-1.11 dataset, see `lead_time_dataset`.
 
     Raises:
-        ValueError: the store has no fields at `init_time`, or its shard is damaged.
+        ValueError: the store has no fields at `init_time`, its shard is damaged, or a field has no value,
+            undeclared fill values, impossible magnitudes or wrong units.
         FloatingPointError: the network returns values that are not finite.
     """
     check_init_time(run.store, init_time)
+    check_initial_fields(run, init_time)
     data = run.config.data
     values, filled = _model_values(run, init_time)
     dataset = _dataset(run, init_time, values)

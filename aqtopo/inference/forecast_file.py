@@ -1,4 +1,4 @@
-"""CF-1.11 layout of a forecast, and writing it as zarr or NetCDF. The truth has the same layout."""
+"""CF-1.11 layout of a forecast and of the truth, and its writer as zarr or NetCDF."""
 
 import importlib.util
 import shutil
@@ -50,7 +50,7 @@ def lead_time_dataset(
         },
         coords={
             "init_time": ((), start, _COORDINATES["init_time"]),
-            # A number of hours, which every CF reader understands, not a timedelta.
+            # A number of hours instead of a timedelta, because every CF reader supports it.
             "lead_time": ("lead_time", hours, _COORDINATES["lead_time"]),
             "time": ("lead_time", start + hours.astype("timedelta64[h]"), _COORDINATES["time"]),
             "lat": ("lat", lat, _COORDINATES["lat"]),
@@ -96,7 +96,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
     """Check that a forecast can be written to `path`, before it is computed.
 
     Raises:
-        ValueError: the suffix is unknown, it exists, its directory does not, or NetCDF has no writer.
+        ValueError: the suffix is unknown, `path` exists, its directory is missing, or NetCDF has no writer.
     """
     if path.suffix not in SUFFIXES:
         raise ValueError(
@@ -111,7 +111,7 @@ def check_output(path: Path, overwrite: bool = False) -> None:
             f"{path} is a directory, but not a forecast, so it is not replaced. Choose another name."
         )
     if not path.absolute().parent.is_dir():
-        raise ValueError(f"the directory {path.parent} of the output {path} does not exist. Make it first.")
+        raise ValueError(f"the directory {path.parent} of the output {path} does not exist. Create it first.")
     if path.suffix == ".nc" and importlib.util.find_spec("netCDF4") is None:
         raise ValueError(
             f"writing {path} needs the package netCDF4, which is not installed. Install it with "
@@ -130,7 +130,7 @@ def write_forecast(dataset: xr.Dataset, path: Path, overwrite: bool = False) -> 
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file or folder beside `path`, then rename it to `path`.
+    """Call `write` with a temporary path beside `path`, then rename the file or folder to `path`.
 
     Raises:
         ValueError: `path` cannot be written.
@@ -154,7 +154,7 @@ def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
         dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=packed)
         return
     with warnings.catch_warnings():
-        # xarray warns of a store without consolidated metadata; other readers ignore them.
+        # xarray warns that consolidated metadata are not part of zarr v3; other readers ignore them.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=True)
 

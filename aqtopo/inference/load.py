@@ -26,16 +26,7 @@ from aqtopo.model import AirQualityViT, Terrain, build_model
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with its data.
-
-    Attributes:
-        run_dir: run directory or exported folder.
-        config: its configuration.
-        tag: the saved state.
-        model: in evaluation mode, on the CPU.
-        store: the opened data.
-        normalization: maps fields to the model's inputs, and back.
-    """
+    """A trained model with its data, in evaluation mode on the CPU; `run_dir` may be an exported folder."""
 
     run_dir: Path
     config: RunConfig
@@ -49,7 +40,8 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     """Load the saved state `tag` of a run: `best`, `last` or a tag's name.
 
     Raises:
-        ValueError: no run, no such tag, weights that do not fit the model, or a bad or another store.
+        ValueError: the run or tag does not exist, its weights do not fit the model, or its store is unusable
+            or has another normalisation or terrain.
         RefusedError: the weights have changed since they were saved.
     """
     config = read_run_config(run_dir)
@@ -87,10 +79,8 @@ def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -
 def load_model(path: Path, tag: str = "best", store: Path | None = None) -> LoadedRun:
     """Load a trained model from a run directory or from an exported folder.
 
-    Args:
-        path: a run directory or an exported folder.
-        tag: saved state of a run; an exported model has one state only.
-        store: hours to forecast from in place of the training's store; for exported models only.
+    `tag` selects a state of a run; an exported model has only one. `store` replaces the store of the
+    training; it is only for exported models.
 
     Raises:
         ValueError: there is no such model or state, or the store has another grid.
@@ -110,8 +100,8 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     card = read_card(folder)
     if tag not in ("best", card.tag):  # best is the commands' default
         raise ValueError(
-            f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Leave --tag "
-            "out, or name the run directory."
+            f"--tag {tag}: {folder} is an exported model, which holds one state, {card.tag}. Omit --tag, or "
+            "name the run directory."
         )
     check_files(folder, card.files, SINGLE_RANK)
     config = _config_in(card, folder)

@@ -1,11 +1,11 @@
 """Import of a Lightning DDP checkpoint: weights and Adam's moments by name, as a universal checkpoint.
 
-A Lightning file keys the optimizer's state by integers: the i-th parameter that its groups listed. Groups
-are identified by name, else by the shapes of their parameters, else by learning rate. Within a group the
-order is given by the names in the file (`param_names`), else by the user (`--order`), else by the file's
-own state dict, in the order of `named_parameters()`. In the last case every moment must have its
-parameter's shape, and moments of equal shape must pass the gradient test of `aqtopo.lightning.moments`. An
-ambiguous match is refused with the candidates, because a wrong one assigns another tensor's moments.
+A Lightning file numbers the optimizer's state: key i is the i-th parameter of its groups. Groups are
+identified by name, else by the shapes of their parameters, else by learning rate. The order within a group is
+that of the names in the file (`param_names`), else the user's (`--order`), else that of the file's state
+dict, which is the order of `named_parameters()`. In the last case every moment must have its parameter's
+shape, and moments of equal shape must pass the gradient test of `aqtopo.lightning.moments`. An ambiguous
+match is refused with the candidates, because a wrong match assigns another tensor's moments.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -69,14 +69,14 @@ def read_lightning(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class MatchedGroup:
-    """A group of the run, its match in the file, and parameter numbers in the file by parameter name."""
+    """A group of the run, the matching group of the file, and its parameter numbers by parameter name."""
 
     group: GroupInfo
     saved: Mapping[str, Any]
     numbers: Mapping[str, int]
 
 
-def collect(
+def collect_tensors(
     content: Mapping[str, Any],
     groups: Sequence[GroupInfo],
     others: Sequence[TensorInfo],
@@ -86,13 +86,8 @@ def collect(
 ) -> tuple[ImportedTensors, dict[str, float], dict[str, dict[str, Any]]]:
     """Return weights and moments by the run's names; steps and the file's groups by the run's group names.
 
-    Args:
-        content: from `read_lightning`.
-        groups: groups of the run, with `next_lr`.
-        others: frozen parameters and buffers of the run.
-        rules: the user's renaming rules.
-        order: the user's statement on the order of parameters in the file's groups.
-        is_droppable: returns True if a tensor of the file, by its new name, may be left out.
+    `content` is from `read_lightning`, and `groups` have `next_lr`. `is_droppable` returns True if the tensor
+    of a new name may be left out.
 
     Raises:
         RefusedError: names, shapes, sizes or steps do not match.
@@ -135,7 +130,7 @@ def _match(
 def _check_order(
     matched: Sequence[MatchedGroup], weights: Mapping[str, Tensor], exp_avg: Mapping[str, Tensor]
 ) -> None:
-    """Refuse matches that depend on the position in the state dict alone."""
+    """Refuse matches for which the position in the state dict is the only evidence."""
     fits = moments_fit(weights, exp_avg)
     problems = []
     for own in matched:
@@ -161,7 +156,7 @@ def _check_order(
 
 
 def _step(group: GroupInfo, states: Mapping[str, Mapping[str, Any]]) -> float:
-    """Return the step count of a group, which all its parameters must share."""
+    """Return the step count of a group; it must be equal for all its parameters."""
     counted = {float(states[name]["step"]) for name in group.elements}
     different = [f"{group.name}: steps {sorted(counted)}"] if len(counted) > 1 else []
     raise_problems("parameters of one group have different step counts", different)

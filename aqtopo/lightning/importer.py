@@ -12,7 +12,7 @@ from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
-from aqtopo.lightning.checkpoint import collect, read_lightning, write_import
+from aqtopo.lightning.checkpoint import collect_tensors, read_lightning, write_import
 from aqtopo.lightning.match import ParameterOrder, Rules, same_rate
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
@@ -30,16 +30,10 @@ def import_lightning(
     order: ParameterOrder = NOT_STATED,
     allowed: Allowed | None = None,
 ) -> Manifest:
-    """Turn a Lightning DDP checkpoint into a universal checkpoint of a run.
+    """Convert a Lightning DDP checkpoint to a universal checkpoint of the run that resumes from it.
 
-    Args:
-        path: the `.ckpt` file.
-        out: the folder to create.
-        config: configuration of the run that resumes from it.
-        rules: renaming rules, pattern and replacement.
-        order: the user's statement on the order of parameters in the file's groups.
-        allowed: `settings` may hold `schedule` and `optimizer.*`, which then may differ from the file's;
-            `unexpected` tensors of the file are left out.
+    `allowed.settings` may contain `schedule` and `optimizer.*`, which then may differ from the file's.
+    `allowed.unexpected` tensors of the file are left out.
 
     Raises:
         ValueError: the file lacks what is needed, or `out` exists.
@@ -57,7 +51,7 @@ def import_lightning(
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
     allowed = allowed or Allowed()
-    tensors, steps, saved = collect(content, groups, others, rules, order, allowed.drops)
+    tensors, steps, saved = collect_tensors(content, groups, others, rules, order, allowed.allows_unexpected)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
     tag = Tag(position.epoch, position.step, position.step_in_epoch, None, float("nan"))
@@ -98,13 +92,13 @@ def import_lightning(
 def _position(
     path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
 ) -> Position:
-    """Return the position in the run at which the file was saved; the run must have it."""
+    """Return the position at which the file was saved; refuse a position that the run does not have."""
     epoch, step = int(content["epoch"]), int(content["global_step"])
     step_in_epoch = step - epoch * plan.steps_per_epoch
     if not 0 <= step_in_epoch <= plan.steps_per_epoch:
         raise_problems(
             f"{path}: its position does not exist in this run",
-            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps an epoch"],
+            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps per epoch"],
             "Use the data, batch and accumulation of the run that saved it.",
         )
     return Position(
@@ -130,12 +124,12 @@ def _check_hyperparameters(
         f"group {name}: {key} {as_json(group[key])}, in this run {value}"
         for name, group in saved.items()
         for key, value in expected.items()
-        if as_json(group[key]) != value and not allowed.changes(f"optimizer.{key}")
+        if as_json(group[key]) != value and not allowed.allows_change(f"optimizer.{key}")
     ]
     problems += [
         f"group {name}: lr {group['lr']:.9g}, by this run's schedule {rates[name]:.9g}"
         for name, group in saved.items()
-        if not same_rate(group["lr"], rates[name]) and not allowed.changes("schedule")
+        if not same_rate(group["lr"], rates[name]) and not allowed.allows_change("schedule")
     ]
     raise_problems(
         "the file's optimizer differs from this run's",

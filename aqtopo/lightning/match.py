@@ -32,7 +32,7 @@ class ParameterOrder:
     """The user's statement on the order of parameters in the file's groups.
 
     Attributes:
-        stated: True if the user made a statement; else the file itself must determine the order.
+        stated: True if the user gave `--order`; otherwise the file must determine the order.
         names: names of the run or of the file in that order; empty for the order of the state dict.
     """
 
@@ -98,14 +98,14 @@ def match_groups(
 ) -> dict[str, int]:
     """Match the run's groups with the file's: by name, else by the shapes in them, else by learning rate.
 
-    The match is one to one, and covers every group of the file that has parameters. Learning rates are used
+    The match is one to one and contains every group of the file that has parameters. Learning rates are used
     only if they match for all groups that are still ambiguous.
 
     Returns:
         Index in the file by group name.
 
     Raises:
-        RefusedError: a group has no match or several; the message shows the candidates.
+        RefusedError: a group has no match or several; the message lists the candidates.
     """
     left = _eliminated({group.name: _candidates(group, saved, shapes) for group in groups})
     unclear = {name for name, own in left.items() if len(own) > 1}

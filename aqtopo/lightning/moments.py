@@ -6,9 +6,9 @@ multiplied by a number and column j of W is divided by it. Hence at every step
 
     sum_i W_ij dL/dW_ij = w_j dL/dw_j + b_j dL/db_j    and    dL/db = W^T dL/dc,
 
-for any data, dropout behind them and clipping. `exp_avg` averages gradients over about ten steps, in which
-weights change little. With the right moments both sides agree (cosine of at least 0.9999 in a run saved by
-Lightning, 16 wide); with the moments of another block they are unrelated.
+for any data, and with dropout after them and clipping. `exp_avg` averages gradients over about ten steps, in
+which weights change little. With the right moments both sides agree (cosine of at least 0.9999 in a run saved
+by Lightning, 16 wide); with the moments of another block they are unrelated.
 
 Parameters outside such pairs are assumed to follow the other parameters of their module. The test cannot
 detect an order that keeps every norm, every Linear behind one, and every shape in place, but swaps other
@@ -67,7 +67,7 @@ def ambiguous_parameters(listed: Sequence[TensorInfo], fits: Mapping[str, bool])
     """Return the parameters of a group that neither shapes nor moments determine.
 
     A parameter is determined if no other one of the group has its shape, or if its moments pass the test.
-    So are the other parameters of the same block or layer, and the last remaining one of a shape.
+    The other parameters of its block or layer are then determined too, and the last remaining one of a shape.
     """
     shapes = Counter(tensor.shape for tensor in listed)
     certain = {t.name for t in listed if fits.get(t.name, shapes[t.shape] == 1)}

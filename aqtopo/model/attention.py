@@ -1,7 +1,7 @@
 """Self-attention, and self-attention with the elevation bias (block 0 by default).
 
-Both read tokens in storage order and can write rows in another order. Attention sums over the keys, so only
-the queries are reordered.
+Both read tokens in storage order and can write rows in another order. The order of the keys does not matter
+to their sum, so only the queries are reordered.
 
 Shapes: B batch, H heads, N tokens, D width, E = D / H.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional
 from aqtopo.config import AttentionSetting
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.geometry import RASTER_ORDER, TokenGeometry, from_float32_bits, to_float32_bits
-from aqtopo.model.locality import EXTRA_COLUMNS, Attention, LocalityBias, attend, bias_dtype
+from aqtopo.model.locality import EXTRA_COLUMNS, AttentionFunction, LocalityBias, attend, bias_dtype
 from aqtopo_kernels import backend_for, better_than_torch, elevation_attention, wind_gather
 
 TORCH_BACKEND = "PyTorch's scaled_dot_product_attention"
@@ -65,7 +65,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Compute the attention; row r belongs to token order[r], or to token r without an order."""
         q_BND, k_BND, v_BND = self.qkv(x_BND).chunk(3, -1)
-        attention: Attention = torch_attention
+        attention: AttentionFunction = torch_attention
         query_index_BN = geometry.raster_index
         if self._uses_kernels(x_BND.device, x_BND.dtype):
             attention = partial(elevation_attention, order=order_BN)
@@ -96,7 +96,7 @@ class ElevationAttention(nn.Module):
 
     score_ij = q_i k_j / sqrt(E) - alpha max(0, z_j - z_i) / 1000, with elevations z in metres.
 
-    Arguments that `SelfAttention` does not have:
+    Arguments besides those of `SelfAttention`:
         height_m: (N,) float32, elevation of each token [m] in raster order. Negated elevations turn the bias
             against keys that lie lower.
         alpha: initial barrier strength [1/km].

@@ -26,13 +26,13 @@ def _hash63(*parts: int | str) -> int:
 def sample_seed(run_seed: int, epoch: int, position: int) -> int:
     """Return the 63-bit seed of one sample's masks.
 
-    `position` is the sample's in that epoch's order; -1 for padding, which has weight 0 in the loss.
+    `position` is that of the sample in the epoch's order; -1 for padding, which has weight 0 in the loss.
     """
     return _hash63(run_seed, epoch, position)
 
 
 class _PerSample(nn.Module):
-    """Base class: drops with probability `p` in training, by masks of the sample's seed and `layer`."""
+    """Base class of modules that drop with probability `p` in training; seed and `layer` fix the masks."""
 
     def __init__(self, p: float, layer: str) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class _PerSample(nn.Module):
 
 
 _LEVELS = 2**16
-"""Number of probability levels. 16 random bits per activation take a fifth of a Bernoulli draw's time."""
+"""Number of probability levels. Drawing 16 random bits takes a fifth of the time of a Bernoulli draw."""
 
 
 class SampleDropout(_PerSample):

@@ -1,9 +1,9 @@
-"""Patch embedding and variable aggregation of ClimaX, collapsed into small matrices.
+"""Patch embedding and variable aggregation of ClimaX, combined into small matrices.
 
 ClimaX (Nguyen et al., 2023) makes one token per variable and patch, (B, V, N, D), and aggregates the V tokens
 of a patch by attention with a learned query. The query does not depend on the input, and a token is affine in
-the pixels of its patch. Both steps therefore collapse into small matrices that are computed once per forward
-and act on the pixels. Parameters and function are ClimaX's; the (B, V, N, D) tensor is never allocated.
+the pixels of its patch. So both steps are products of the pixels with small matrices, which are computed once
+per forward pass. Parameters and function are ClimaX's; the (B, V, N, D) tensor is never allocated.
 
 Shapes: B batch, V variables, Y, X rows and columns of the grid, N tokens, Q pixels of a patch, D width, H
 heads of the aggregation, E = D / H.

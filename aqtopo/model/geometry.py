@@ -79,7 +79,7 @@ class Terrain:
         low, high = float(self.elevation_m.min()), float(self.elevation_m.max())
         if low < LOWEST_M or high > HIGHEST_M:
             raise ValueError(
-                f"The terrain's elevation runs from {low:g} to {high:g} m; it must be within {LOWEST_M:g} to "
+                f"The terrain's elevation runs from {low:g} to {high:g} m; it must be from {LOWEST_M:g} to "
                 f"{HIGHEST_M:g} m. Give it in metres above sea level."
             )
 

@@ -2,10 +2,10 @@
 
 Each layer preserves the variance. Linear weights are Xavier uniform. Patch projections are normal with
 variance 1 / (pixels of a patch), so that tokens of normalised pixels are as large as the position embedding.
-ClimaX uses a standard deviation of 0.02 everywhere, which suits its width of 1024; in a narrow model the
-input is then much smaller than the position embedding. The head's last layer keeps 0.02, so that the first
-forecasts are near the mean (with tendencies: near the present state). As in ClimaX, biases and the variable
-query are 0, norms are 1, and the variable and position embeddings are sines and cosines.
+ClimaX uses a standard deviation of 0.02 everywhere, which is right for its width of 1024. In a narrow model
+the input would be much smaller than the position embedding. The head's last layer keeps 0.02, so that the
+first forecasts are near the mean (with tendencies: near the present state). As in ClimaX, biases and the
+variable query are 0, norms are 1, and the variable and position embeddings are sines and cosines.
 """
 
 import numpy as np
@@ -19,8 +19,9 @@ _LAST_LAYER_STD = 0.02
 
 
 def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> None:
-    """Initialise every Linear, LayerNorm, patch projection and aggregation; `last_layer` is that of the
-    head.
+    """Initialise every Linear, LayerNorm, patch projection and aggregation.
+
+    `last_layer` is the last layer of the head.
     """
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():

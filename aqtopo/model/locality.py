@@ -1,11 +1,13 @@
 """Gaussian locality bias of attention, centred on the query or on its upwind departure point.
 
-The bias is folded into wider queries and keys: -|x_j - o_i|^2 / (2 s^2) =
-(o_i x_j - |x_j|^2 / 2 - |o_i|^2 / 2) / s^2 is an inner product of five numbers of the query and five of the
-key. Any attention that accepts wider heads therefore computes it in O(N) memory, without a new kernel. The
-five numbers are distances of thousands of km that nearly cancel, so they need at least float32 in a model of
-any dtype. For half-degree patches over China the scores then have a mean error of 1e-4 and a maximum error of
-1e-3 (`tests/model/test_locality.py`); the error grows as (extent / s)^2.
+The bias is an inner product of five numbers of the query and five of the key:
+
+    -|x_j - o_i|^2 / (2 s^2) = (o_i x_j - |x_j|^2 / 2 - |o_i|^2 / 2) / s^2
+
+The numbers are additional columns of the queries and keys, so any attention that accepts wider heads computes
+the bias in O(N) memory. They are distances of thousands of km that nearly cancel, so they are in float32 or
+float64 for any dtype of the model. For half-degree patches over China the scores then have a mean error of
+1e-4 and a maximum error of 1e-3 (`tests/model/test_locality.py`); the error grows as (extent / s)^2.
 
 Shapes: B batch, H heads, h heads with the bias, N tokens, E head width, C columns.
 """
@@ -33,8 +35,8 @@ EXTRA_COLUMNS = 16
 """Columns added to each head: Triton's kernels take multiples of 16."""
 
 
-class Attention(Protocol):
-    """Attention over (B, H, N, any width) with a factor on q k; None for one over the root of the width."""
+class AttentionFunction(Protocol):
+    """Attention over (B, H, N, any width); `scale` is the factor on q k, None for 1 / sqrt(width)."""
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, /, *, scale: float | None) -> Tensor:
         """Return the attention (B, H, N, width)."""
@@ -67,15 +69,15 @@ class LocalityBias(nn.Module):
         self.register_buffer("centre_bits", to_float32_bits(centres.km), persistent=False)
         self.register_buffer("axes_bits", to_float32_bits(centres.axes), persistent=False)
         travel = torch.linspace(0.0, LONGEST_TRAVEL, heads)
-        # The departure point is less certain after a longer travel time. Without it the heads differ in width
-        # alone, so they span a larger range.
+        # The departure point is less certain after a longer travel time, so the width grows with it. Without
+        # travel times the heads differ only in width, so the range of widths is larger.
         extra_width = EXTRA_WIDTH_UPWIND if upwind else EXTRA_WIDTH_CENTRED
         self.log_reach = nn.Parameter(torch.log(NARROWEST + extra_width * travel))
         self.travel = nn.Parameter(travel) if upwind else None
 
     def attend(
         self,
-        attention: Attention,
+        attention: AttentionFunction,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -133,7 +135,7 @@ def bias_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def attend(
     locality: LocalityBias | None,
-    attention: Attention,
+    attention: AttentionFunction,
     q: Tensor,
     k: Tensor,
     v: Tensor,

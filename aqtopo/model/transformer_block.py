@@ -35,7 +35,7 @@ class Mlp(nn.Module):
         return y_BND
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the attention may reorder the tokens."""
 
     def __init__(
@@ -79,11 +79,11 @@ class Block(nn.Module):
 
 def make_block(
     config: ModelConfig, index: int, height_m: npt.NDArray[np.float32], centres: PatchCentres | None
-) -> Block:
+) -> TransformerBlock:
     """Build block `index`, from 0. The drop-path rate grows linearly with depth.
 
-    Blocks in `model.bias_blocks` get the attention biases: `height_m` (N,) is the elevation of each patch [m]
-    in raster order, `centres` is None without a local bias.
+    Blocks in `model.bias_blocks` have the attention biases. `height_m` (N,) is the elevation of each patch
+    [m] in raster order; `centres` is None without a local bias.
     """
     layer = f"blocks.{index}"
     biased = index in config.bias_blocks
@@ -113,7 +113,7 @@ def make_block(
             layer=f"{layer}.attn",
         )
     drop_path = config.drop_path * index / max(config.depth - 1, 1)
-    return Block(
+    return TransformerBlock(
         config.dim, config.hidden_dim, attention, dropout=config.dropout, drop_path=drop_path, layer=layer
     )
 

@@ -1,4 +1,4 @@
-"""Wind order: within each region, tokens are scanned from upwind to downwind.
+"""Wind order: in each region, tokens are scanned from upwind to downwind.
 
 The model tabulates the order of each wind sector once, when it is built. A sample's order is looked up on the
 sample's device, without a transfer to the host.
@@ -17,7 +17,7 @@ from aqtopo_kernels import wind_order, wind_sector
 IntArray = npt.NDArray[np.int64]
 
 _DECIMALS = 6
-"""Decimals of the rounded projections: equal ones can differ by 1e-16, which would break ties wrongly."""
+"""Decimals of the rounded projections: rounding errors of 1e-16 must not change the order of ties."""
 
 
 def sector_order_table(
@@ -99,7 +99,7 @@ class WindOrder(nn.Module):
         )
 
     def calm_order(self) -> Tensor:
-        """Return the order of a calm sample, (N,): regions in raster order, and patches within them too."""
+        """Return the order of a calm sample, (N,): regions, and the patches of each, in raster order."""
         cells = self.patch_grid[0] * self.patch, self.patch_grid[1] * self.patch
         no_wind_B2YX = torch.full((1, 2, *cells), torch.nan, device=self.table.device)
         return self.forward(no_wind_B2YX)[0]

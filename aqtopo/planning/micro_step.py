@@ -20,7 +20,7 @@ from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo.planning.zero import ELEMENT_BYTES
 
 FLOAT, INDEX, MASK = 4, 8, 1
-"""Bytes of an element: in float32 at any precision, of a token's or sector's index, of a dropout mask."""
+"""Bytes of an element that is float32 at any precision, of an index, and of a dropout mask."""
 
 BIAS_COLUMNS = 5
 """Columns of queries and keys that the local bias needs; `EXTRA_COLUMNS` includes padding."""

@@ -48,7 +48,7 @@ class NodeType:
     storage: float
 
     def ring_bandwidth(self, nodes: int) -> float:
-        """Return the bandwidth of a ring over the ranks of some nodes [bytes/s], the minimum of its links."""
+        """Return the bandwidth of the slowest link of a ring over the ranks of `nodes` nodes [bytes/s]."""
         return self.inside_network if nodes == 1 else min(self.inside_network, self.node_network)
 
 
@@ -147,7 +147,7 @@ def step_time(plan: Plan, node_type: NodeType, nodes: int, utilization: float = 
 
 
 def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: RunConfig) -> float:
-    """Return the overlapped duration: all buckets but the last of a micro-step, at most the backward pass."""
+    """Return the overlapped duration [s]: all buckets but the last, at most that of the backward pass."""
     if not config.deepspeed.zero_optimization.overlap_comm:
         return 0.0
     overlapped = reduce_s * (gradients.messages - 1) / gradients.messages

@@ -14,11 +14,11 @@ reduction buffer: `setup_buckets` allocates `reduce_bucket_size` elements at any
 `overlap_comm`. Without `contiguous_gradients` the gradients stay in place until they are copied.
 
 Every micro-step reduces the gradients. `reduce_scatter: true` is an all-reduce of each bucket, of which a
-rank keeps its shard; if `use_multi_rank_bucket_allreduce` is false, each shard is reduced to its owner, for
-half the bytes in W times as many messages. After the update, the weights of each group are all-gathered.
+rank keeps its shard. If `use_multi_rank_bucket_allreduce` is false, each shard is reduced to its owner: half
+the bytes, in W times as many messages. After the update, the weights of each group are all-gathered.
 
-In a ring, each rank sends 2 (W - 1) / W of an all-reduced tensor's bytes, and (W - 1) / W of a reduced or
-gathered one's. A ring leaves each node once, so a node sends as much.
+In a ring, each rank sends 2 (W - 1) / W of the bytes of an all-reduced tensor, and (W - 1) / W of those of a
+reduced or gathered tensor. One link of the ring leaves each node, so a node sends as much as a rank.
 """
 
 import math

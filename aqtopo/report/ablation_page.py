@@ -43,7 +43,7 @@ def not_compared(folder: Path, content: Results) -> list[str]:
 def read_histories(folder: Path, content: Results) -> dict[str, list[History]]:
     """Read the histories of the compared trainings by variant, one per seed.
 
-    The folder may lack some, and may contain trainings that are not compared yet.
+    Trainings that the results contain may be missing in the folder.
     """
     found: dict[str, list[History]] = {}
     for one in content.variants:
@@ -86,7 +86,7 @@ def _render(content: Results, histories: dict[str, list[History]], others: Seque
 
 
 def _spelled(level: object) -> str:
-    """Return a level as in a configuration, but words without quotes."""
+    """Return a level as in a configuration, but strings without quotes."""
     return level if isinstance(level, str) else json.dumps(level)
 
 

@@ -19,7 +19,7 @@ Ticks = tuple[tuple[float, str], ...]
 
 @dataclass(frozen=True)
 class VariantRow:
-    """A variant's values as text: mean over the seeds, and lowest and highest of several."""
+    """A variant's values as text: mean over the seeds; with several seeds also minimum and maximum."""
 
     label: str
     val_loss: str
@@ -55,8 +55,8 @@ class ChangeRow:
 class ContrastTable:
     """One comparison.
 
-    `overall` has the changes over all pollutants and horizons, over areas, and of the validation loss;
-    `pairs` has a row of changes by horizon for each pollutant. `shown` of `total` pairs are shown.
+    `overall` has the changes over all pollutants and horizons, over areas, and of the validation loss.
+    `pairs` has a row of changes by horizon for each pollutant. `shown` of the `total` pairs are significant.
     """
 
     label: str

@@ -1,4 +1,4 @@
-"""Maps of the attention in block 0 from a few places, with the bias and without it.
+"""Maps of the attention of a few places in block 0, with and without the bias.
 
 Only the rows of the chosen tokens are computed, so that memory grows linearly with the tokens.
 
@@ -22,7 +22,7 @@ from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.geometry import TokenGeometry, from_float32_bits
 from aqtopo.report.base_map import CITIES, Canvas
 from aqtopo.report.forecast_maps import ForecastCase, MapImage
-from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import place_text
 
 
@@ -102,8 +102,7 @@ def _token(row: int, column: int, store: Store, patch: int) -> int:
     return row // patch * (len(store.lon) // patch) + column // patch
 
 
-FloatArray = npt.NDArray[np.floating[Any]]
-Attention = SelfAttention | ElevationAttention
+AttentionLayer = SelfAttention | ElevationAttention
 
 
 @dataclass(frozen=True)
@@ -118,8 +117,8 @@ class AttentionInput:
 class AttentionMap:
     """Maps of the attention of the token at a place: without bias, with bias, difference.
 
-    `spot` is its drawing position; `weakened` is the share of attention to `weakened_tokens`, without and
-    with the bias.
+    `spot` is the drawing position of the place. `weakened` is the share of attention to `weakened_tokens`,
+    without and with the bias.
     """
 
     name: str
@@ -131,9 +130,10 @@ class AttentionMap:
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """Attention maps of several places, relative to equal shares, on two common scales.
+    """Attention maps of several places, with common scales for attention and difference.
 
-    They show the mean of `heads` heads. `destination` describes `weakened_tokens`.
+    They show the mean of `heads` heads, relative to equal attention to all tokens. `destination` describes
+    `weakened_tokens`.
     """
 
     places: tuple[AttentionMap, ...]
@@ -143,7 +143,7 @@ class AttentionMaps:
     destination: str
 
 
-def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Tensor:
+def attention_row(attention: AttentionLayer, seen: AttentionInput, token: int) -> Tensor:
     """Return the attention (2, H, N) of a token to all tokens: without the bias, and with it."""
     with torch.no_grad():
         q_ND, k_ND, _ = attention.qkv(seen.tokens).float().chunk(3, -1)
@@ -153,7 +153,7 @@ def attention_row(attention: Attention, seen: AttentionInput, token: int) -> Ten
         return torch.stack([scores_HN, scores_HN + bias_row(attention, token, seen.geometry)]).softmax(-1)
 
 
-def bias_row(attention: Attention, token: int, geometry: TokenGeometry) -> Tensor:
+def bias_row(attention: AttentionLayer, token: int, geometry: TokenGeometry) -> Tensor:
     """Return the bias (H, N) of the scores of `token`, keys in raster order."""
     parts: list[Tensor] = []
     with torch.no_grad():
@@ -181,7 +181,7 @@ def draw_attention(
         ValueError: a wanted place is not on the grid or its name is not unique, or block 0 has no bias.
     """
     attention = run.model.get_submodule("blocks.0.attn")
-    assert isinstance(attention, Attention)
+    assert isinstance(attention, AttentionLayer)
     if isinstance(attention, SelfAttention) and attention.locality is None:
         if wanted:
             raise ValueError(
@@ -226,7 +226,7 @@ def draw_attention(
     )
 
 
-def _attention_input(attention: Attention, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
+def _attention_input(attention: AttentionLayer, run: LoadedRun, init_time: np.datetime64) -> AttentionInput:
     """Return the input of the attention layer in a forecast from an initial time, at the first horizon."""
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
@@ -245,11 +245,11 @@ def _centre(store: Store, token: int, patch: int) -> tuple[float, float]:
     return float(store.lat[row : row + patch].mean()), float(store.lon[column : column + patch].mean())
 
 
-def weakened_tokens(attention: Attention, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
+def weakened_tokens(attention: AttentionLayer, token: int, rows_2N: FloatArray) -> npt.NDArray[np.bool_]:
     """Return the tokens (N,) that the bias weakens.
 
-    For an elevation bias alone these are the higher tokens, whatever the learnt sign of alpha. For other
-    biases, whose zero is arbitrary, they are the tokens that lose attention.
+    For an elevation bias alone these are the higher tokens, for any sign of alpha. The zero of other biases
+    is arbitrary, so for those they are the tokens that lose attention.
     """
     weakened: npt.NDArray[np.bool_] = rows_2N[1] < rows_2N[0]
     if isinstance(attention, ElevationAttention) and attention.locality is None:

@@ -11,10 +11,8 @@ from contourpy import contour_generator
 from matplotlib.colors import LightSource
 from PIL import Image
 
-from aqtopo.report.images import png_uri
+from aqtopo.report.images import FloatArray, png_uri
 from aqtopo.report.text import degrees_text
-
-FloatArray = npt.NDArray[np.floating[Any]]
 
 WIDTH = 1000.0
 """Width of every map in drawing units; the browser scales it to the window."""
@@ -65,7 +63,7 @@ class Canvas:
         return field[::-1] if self.lat[0] < self.lat[-1] else field
 
     def place(self, lat: float, lon: float) -> tuple[float, float] | None:
-        """Drawing position of a point, or None outside the map."""
+        """Return the drawing position of a point; None outside the map."""
         north = float(np.max(self.lat)) + self._lat_step / 2
         west = float(np.min(self.lon)) - self._lon_step / 2
         x = (lon - west) / (len(self.lon) * self._lon_step) * WIDTH
@@ -95,7 +93,7 @@ CITIES = (
 )
 """Name, degrees north, degrees east; cities outside the grid are skipped."""
 
-# On a map of 5000 km, hills are visible only with exaggerated relief.
+# On a map of 5000 km, hills are visible only if the relief is exaggerated.
 _VERTICAL_EXAGGERATION = 25.0
 _DARKEST_SHADE = 0.52
 
@@ -113,8 +111,8 @@ class MapLabel:
 class BaseMap:
     """Layers that all maps of a grid share.
 
-    `shade`, data URI of the relief, to multiply with the colours; `contours` and `coast`, SVG paths of
-    elevations and of the border of the scored area (empty without one); labels.
+    `shade` is the data URI of the relief, which is multiplied with the colours. `contours` and `coast` are
+    SVG paths of elevations and of the border of the scored area (empty without one).
     """
 
     shade: str
@@ -212,9 +210,7 @@ _HEAD = 13.0
 
 @dataclass(frozen=True)
 class WindArrows:
-    """Wind arrows, which point downwind: an SVG path per time, empty without wind, and the length of a
-    wind.
-    """
+    """Wind arrows, which point downwind: an SVG path per time, empty without wind, and a reference length."""
 
     paths: tuple[str, ...]
     ten_metres_per_second: float

@@ -10,23 +10,20 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from aqtopo.report.history import Alphas, History, alpha_sentence
-from aqtopo.report.images import svg_uri
+from aqtopo.report.images import FloatArray, svg_uri
 from aqtopo.run_directory.log_file import StepLine, ValidationLine
-
-FloatArray = npt.NDArray[np.float64]
 
 # Okabe and Ito's colours, for readers with any kind of colour vision.
 GROUP_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#8a6d00", "#333333")
 TRAIN_COLOUR, VALIDATION_COLOUR, INK = "#7d95a8", "#0b4f7d", "#24323d"
 
-# More points are indistinguishable on the page and increase its size.
+# More points are not visible on the page and increase its size.
 MAX_POINTS = 600
 
 CURVE_STYLE: Any = {
@@ -177,7 +174,7 @@ _MAX_MARKERS = 40
 
 
 def variant_curves(histories: dict[str, list[History]]) -> Curve:
-    """Draw training and validation loss, a panel per variant on common axes, a line per seed."""
+    """Draw training and validation loss, one panel per variant on common axes, one line per seed."""
     columns = min(3, len(histories))
     rows = -(-len(histories) // columns)
     with rc_context(CURVE_STYLE):
@@ -237,7 +234,7 @@ def _curves_alt(histories: dict[str, list[History]]) -> str:
         f"{name} {', '.join(f'{history.best.val_loss:.4f}' for history in seeds if history.best)}"
         for name, seeds in histories.items()
     )
-    return f"Losses over the steps, a panel a variant. Lowest validation loss by seed: {'; '.join(lowest)}."
+    return f"Losses over the steps by variant. Lowest validation loss by seed: {'; '.join(lowest)}."
 
 
 # Six colours per style.

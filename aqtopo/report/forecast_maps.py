@@ -1,8 +1,7 @@
-"""Maps of one forecast beside the truth."""
+"""Maps of one forecast and of the truth."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,9 @@ from aqtopo.data.store import Store
 from aqtopo.inference.forecast import forecast, read_hours, read_truth
 from aqtopo.inference.load import LoadedRun
 from aqtopo.report.base_map import Canvas
-from aqtopo.report.images import Scale, concentration_scale, difference_scale
+from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, time_text
 from aqtopo.variables import VARIABLES
-
-FloatArray = npt.NDArray[np.floating[Any]]
 
 # Reading every hour of a year takes minutes on the full grid.
 MAX_CANDIDATES = 366
@@ -162,7 +159,7 @@ def draw_pollutant_maps(case: ForecastCase, canvas: Canvas) -> tuple[PollutantMa
 
 def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
     variable = VARIABLES[case.pollutants[c]]
-    # The forecast does not affect the scale, so extreme forecasts stay visible.
+    # The scale does not depend on the forecast, so that extreme forecasts are visible.
     scale = concentration_scale([case.initial[c], *case.truth[:, c]])
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from aqtopo.checkpoint import list_tags
@@ -16,6 +15,7 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
 from aqtopo.model.attention import ALPHA
+from aqtopo.report.images import FloatArray
 from aqtopo.run_directory.log_file import (
     Line,
     LossAfterResumeLine,
@@ -67,7 +67,7 @@ def read_history(path: Path) -> History:
     """Read a run's `metrics.jsonl`.
 
     Raises:
-        ValueError: the file is missing, a line of it cannot be understood, or no step has been logged.
+        ValueError: the file is missing, one of its lines is invalid, or no step has been logged.
     """
     if not path.is_file():
         raise ValueError(
@@ -121,12 +121,9 @@ def _event_text(line: Line) -> str | None:
     return None
 
 
-FloatArray = npt.NDArray[np.float64]
-
-
 @dataclass(frozen=True)
 class Alphas:
-    """Alpha [km-1] by block, (S, n) at S steps, the first of which is 0; n is 1 if the heads share one."""
+    """Alpha [km-1] by block: (S, n) at S steps, from step 0; n is 1 if all heads share one value."""
 
     steps: tuple[int, ...]
     by_block: dict[str, FloatArray]
@@ -135,7 +132,7 @@ class Alphas:
 def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | None:
     """Read alpha at the start and at every validation; None for a model without it.
 
-    Without logged values, those of the saved states are used, which are few and rounded in bfloat16.
+    Without logged values, those of the saved states are used: they are few, and rounded in bfloat16.
 
     Raises:
         ValueError: the weights of a state cannot be read.
@@ -145,7 +142,7 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
         for step, logged in history.alphas.items()
     }
     if not points:  # of two states at one step the later one is used
-        points = {tag.step: _read_state(tag.folder(run_dir)) for tag in list_tags(run_dir)}
+        points = {tag.step: _read_alpha(tag.folder(run_dir)) for tag in list_tags(run_dir)}
     steps = sorted(points)
     if not steps or not points[steps[0]]:
         return None
@@ -160,7 +157,7 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
     return Alphas(tuple(steps), by_block)
 
 
-def _read_state(folder: Path) -> dict[str, FloatArray]:
+def _read_alpha(folder: Path) -> dict[str, FloatArray]:
     """Read alpha from one saved state, without its other weights."""
     try:
         with read_lock(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:

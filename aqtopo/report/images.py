@@ -2,8 +2,8 @@
 
 The colours are perceptually uniform: distances are those of OKLab (Bjorn Ottosson, 2020), and a path through
 a few chosen colours is cut into steps of equal length. Over ten levels the longest step is 1.14 times the
-shortest, and 1.06 times on either side of zero. Of matplotlib's maps from pale to dark, viridis has 1.3 and
-gives bright yellow for clean air; the diverging BrBG and RdBu have 2.4 to 2.8.
+shortest, and 1.06 times on either side of zero. The ratio is 1.3 for matplotlib's viridis, which shows clean
+air in bright yellow, and 2.4 to 2.8 for its diverging maps BrBG and RdBu.
 """
 
 import base64

@@ -49,20 +49,18 @@ _SEEN = {
     "test": "which was not used for training or for choosing the weights",
     "validation": "which was used for choosing the weights, so the scores are optimistic",
 }
-"""Use of a split before it was scored."""
+"""Clause about the earlier use of a split."""
 
 
 def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Sequence[Place] = ()) -> Path:
     """Write a run's report page; return its path, `report.html` in the run directory.
 
-    Args:
-        run_dir: the run directory, trained and evaluated.
-        init: initial time of the maps, UTC; None for the most polluted one of the test period.
-        places: further places for the attention maps.
+    `init` is the initial time of the maps, UTC; None for the most polluted one of the test period. `places`
+    are shown in the attention maps in addition to cities.
 
     Raises:
-        ValueError: the run lacks an input of the page (the message names the command that makes it), `init`
-            cannot be forecast from and verified, or a place is not on the grid.
+        ValueError: the run lacks an input of the page (the message names the command that makes it), the
+            store lacks the fields or the truth for `init`, or a place is not on the grid.
     """
     content = read_score_file(run_dir)
     history = read_history(run_dir / METRICS_FILE)
@@ -177,7 +175,7 @@ def _learning(history: History) -> str:
         text += f", started {history.starts} times"
     rates = [step.samples_per_s for step in history.steps if step.samples_per_s is not None]
     if rates:
-        text += f", {np.median(rates):,.1f} samples a second (median)"
+        text += f", {np.median(rates):,.1f} samples per second (median)"
     if best is None:
         return f"{text}. The run has no validation."
     return f"{text}. The lowest validation loss, {best.val_loss:.4f}, came after step {best.step:,}."
@@ -211,7 +209,7 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
         "launcher": "launcher",
         "device": "device",
         "host_cores": "cores of the host",
-        "threads_per_rank": "threads a process",
+        "threads_per_rank": "threads per process",
         "platform": "platform",
         "python": "Python",
     }

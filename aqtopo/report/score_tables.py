@@ -193,9 +193,7 @@ def _least_skill(skill: Skill) -> tuple[ShadedSkill, str]:
 
 @dataclass(frozen=True)
 class ExceedanceRow:
-    """The model's counts for a limit [ug m-3] and the CSI of all forecasts; `best` if its CSI is the
-    highest.
-    """
+    """The model's counts for a limit, and the CSI of all forecasts; `best`: the model's is the highest."""
 
     label: str
     horizon_h: int

@@ -9,22 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import xarray as xr
 
 from aqtopo.evaluation.points import MODEL
 from aqtopo.evaluation.results import SCORES, read_table
 from aqtopo.evaluation.scores import scores_from_sums
 from aqtopo.report.base_map import Canvas
-from aqtopo.report.images import Scale, difference_scale
+from aqtopo.report.images import FloatArray, Scale, difference_scale
 from aqtopo.report.score_tables import ShadedSkill
 from aqtopo.report.text import capitalised, place_text, plus, pretty_units, round_together
 from aqtopo.variables import VARIABLES
 
-FloatArray = npt.NDArray[np.floating[Any]]
-
 MAX_ROWS = 24
-"""Longest table; a longer one is reduced to the best and the worst stations, half of this each."""
+"""Largest number of rows; a longer table is cut to the best and the worst stations, half of them each."""
 
 SKILL_SCALE = Scale(-40.0, 40.0, "skill")
 """Colours of skill [%]."""
@@ -153,7 +150,7 @@ def _at_horizon(
 def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str) -> str:
     known = np.isfinite(rmse)
     if not known.any():
-        return "nothing was observed."
+        return "there are no observations."
     middle_rmse, middle_bias = round_together([float(np.median(each[known])) for each in (rmse, bias)])
     return (
         f"the model is better than all baselines at {int((skill > 0).sum())} of {known.sum()} stations. "
@@ -162,7 +159,7 @@ def _sentence(skill: FloatArray, rmse: FloatArray, bias: FloatArray, units: str)
 
 
 def _dots(places: Sequence[tuple[float, float] | None], values: FloatArray, scale: Scale) -> DotPaths:
-    """Return one path per colour, which keeps hundreds of stations small."""
+    """Return one path per colour: hundreds of single dots would increase the size of the page."""
     shades = scale.shades(values, _SHADES)
     paths: dict[str, list[str]] = {}
     for place, shade in zip(places, shades, strict=True):

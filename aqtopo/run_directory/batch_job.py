@@ -1,12 +1,13 @@
 """Batch job of a run: the folder with the files by which slurm/job.sh and the ranks communicate.
 
-    stop     by the script: save, end, and requeue the job
-    again    by rank 0, after saving because of `stop` or SIGUSR1
-    never    by a rank, after a failure that a retry cannot fix: exit code and reason
-    failed   by a rank, after another failure: exit code and reason
-    saved    by rank 0, at each save: this start has made progress
-    copy     by rank 0, before the nodes copy the data: the copy's folder on every node; kept over restarts
-    run      by rank 0, at each save: the run directory; kept over restarts
+    file     written by                                              meaning or content
+    stop     the script                                              save and end; the job will be requeued
+    again    rank 0, after saving because of `stop` or SIGUSR1       requeue the job
+    never    a rank, after a failure that a retry cannot fix         exit code and reason
+    failed   a rank, after another failure                           exit code and reason
+    saved    rank 0, at each save                                    this start has made progress
+    copy     rank 0, before the nodes copy the data                  the copy's folder; kept over restarts
+    run      rank 0, at each save                                    the run directory; kept over restarts
 
 Exit codes are not sufficient: launchers such as torchrun return their own.
 """
@@ -64,10 +65,10 @@ class BatchJob:
         self._write("again", why)
 
     def note_failure(self, retry: Retry, code: int, why: str) -> None:
-        """Record a failure of this rank, unless another one of its kind is recorded."""
+        """Record a failure of this rank, unless a failure with the same reaction is recorded."""
         if self.folder is not None:
-            # If the disk is full, only the exit code remains.
-            with suppress(OSError), (self.folder / retry.value).open("x") as file:
+            # If the disk is full, the script has only the exit code.
+            with suppress(OSError), (self.folder / retry.value).open("x", encoding="utf-8") as file:
                 file.write(f"{code} {why}\n")
 
     def note_save(self, tag: str, run_dir: Path) -> None:
@@ -76,9 +77,9 @@ class BatchJob:
         self._write("saved", tag)
 
     def note_copy(self, folder: Path) -> None:
-        """Record the folder of the node-local copy, for the script to remove if the run cannot."""
+        """Record the folder of the node-local copy; the script removes it if the run is killed."""
         self._write("copy", str(folder))
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:
-            (self.folder / name).write_text(text + "\n")
+            (self.folder / name).write_text(text + "\n", encoding="utf-8")

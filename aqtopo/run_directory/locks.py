@@ -18,7 +18,7 @@ POLL_S = 0.5
 
 @contextmanager
 def shared_lock(path: Path) -> Iterator[None]:
-    """Hold a shared lock on a file: other processes may share it, none gets it exclusively."""
+    """Hold a shared lock on a file, which excludes exclusive locks of other processes."""
     with path.open(encoding="utf-8") as file:
         _lock(file, fcntl.LOCK_SH)
         yield
@@ -28,16 +28,14 @@ def shared_lock(path: Path) -> Iterator[None]:
 def exclusive_lock(path: Path, timeout_s: float = 0.0, reason: str = "") -> Iterator[bool]:
     """Try to hold an exclusive lock on a file; yield True if this process holds it.
 
-    Args:
-        path: the file.
-        timeout_s: longest wait for another process to release the lock; a wait is announced on stderr.
-        reason: why another process holds the lock, for that announcement.
+    Waits at most `timeout_s` [s] for another process to release the lock. The message about the wait, on
+    stderr, has the `reason` why the other process holds it.
     """
     until = time.monotonic() + timeout_s
     with path.open("rb+") as file:
         held = _try_exclusive(file)
         if not held and timeout_s:
-            print(f"aqtopo: {reason}: waiting up to {timeout_s:g} s for it", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"aqtopo: {reason}: waiting up to {timeout_s:g} s", file=sys.stderr, flush=True)  # noqa: T201
         while not held and time.monotonic() < until:
             time.sleep(POLL_S)
             held = _try_exclusive(file)
@@ -82,6 +80,6 @@ def _lock(file: IO[Any], mode: int) -> None:
         raise
     except OSError as error:  # a parallel file system mounted without locks
         warnings.warn(
-            f"{file.name} cannot be locked ({error.strerror}): make sure that only one run uses it",
+            f"{file.name} cannot be locked ({error.strerror}). Make sure that only one run uses it.",
             stacklevel=5,
         )

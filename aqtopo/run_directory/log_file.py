@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from aqtopo.config.record import Time, faults
-from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, raise_problems
+from aqtopo.config.strict import NonNegative, Positive, Problem, Strict, raise_contradictions
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -19,7 +19,7 @@ ByName = dict[str, Annotated[list[float], Field(min_length=1)]]
 
 
 class _Kind(Strict):
-    """Event of any kind. Unused keys are dropped to save memory: a log may have 300,000 lines."""
+    """Event of any kind. Unused keys are dropped, because a log may have 300,000 lines in memory."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -42,7 +42,9 @@ class Line(_Kind):
     @model_validator(mode="after")
     def _placed(self) -> Self:
         if self.step is None and (self.alpha or self.preferences):
-            raise_problems("event", [Problem(("step",), None, "must be given with alpha and preferences")])
+            raise_contradictions(
+                "event", [Problem(("step",), None, "must be given with alpha and preferences")]
+            )
         return self
 
 
@@ -137,7 +139,7 @@ def read_log(path: Path) -> Iterator[Line]:
     with path.open("rb") as file:
         for number, text in enumerate(file, start=1):
             if not (text.endswith(b"\n") or _is_json(text)):
-                return  # a process may be writing the rest of this line, which would be read as the next line
+                return  # a process may be writing the rest of this line
             if text.strip():
                 yield _read(text, f"{path}, line {number}")
 

@@ -17,12 +17,7 @@ PLAIN_LINE_EVERY_S = 5.0
 
 
 class RunLog:
-    """Log on rank 0; a no-op on other ranks.
-
-    Args:
-        run_dir: the run directory; None on ranks that do not write.
-        total_steps: steps of the run.
-    """
+    """Log on rank 0; a no-op on other ranks, where `run_dir` is None."""
 
     def __init__(self, run_dir: Path | None, total_steps: int) -> None:
         self._path = None if run_dir is None else run_dir / METRICS_FILE
@@ -37,7 +32,7 @@ class RunLog:
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:

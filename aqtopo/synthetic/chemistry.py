@@ -68,8 +68,8 @@ class Rates:
 def build_rates(weather: Weather, next_depth: Array, emission: Array, land: Array) -> Rates:
     """Compute the rates of T hours.
 
-    `next_depth` (T, H, W) is the depth of the mixed layer one hour later [m]; the emission (T, S, H, W) is in
-    ug m-2 h-1; `land` (H, W) is the land fraction.
+    `next_depth` (T, H, W) is the depth of the mixed layer one hour later [m], `emission` (T, S, H, W) is in
+    ug m-2 h-1, and `land` (H, W) is the land fraction.
     """
     depth = weather.depth[:, None]
     growth = np.maximum(next_depth - weather.depth, 0) / next_depth

@@ -72,7 +72,7 @@ class ScenarioOptions(TypedDict, total=False):
 
 
 class Scenario(StrEnum):
-    """Named scenarios: the default, and those of ablations, in which the effect of terrain is known."""
+    """Named scenarios: the default, and those of ablations, for which the effect of terrain is known."""
 
     REAL = "real"
     RIDGES = "ridges"

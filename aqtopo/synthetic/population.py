@@ -1,6 +1,6 @@
 """Approximate population and desert maps: Gaussians around real cities and deserts, on a rural background.
 
-The order of magnitude is right; the map is not a census.
+Only the order of magnitude is realistic.
 """
 
 from dataclasses import dataclass

@@ -5,7 +5,7 @@ for all species, so a step is a five-point stencil. The stencils of a day are co
 five multiplications of the stacked species.
 
 The transported quantity is the excess over a uniform background: a uniform field stays uniform in any wind,
-and air that enters from the sides or from aloft has zero excess.
+and air that enters through the sides or the top has zero excess.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Claim and lock of a run directory, which belongs to one configuration."""
+"""Claim and lock of a run directory; a claimed directory belongs to one configuration."""
 
 import os
 import platform
@@ -30,10 +30,7 @@ LOCK_TIMEOUT_S = 120.0
 def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
     """Check that a fresh run may use a directory; leaves no files.
 
-    Args:
-        run_dir: the run directory.
-        config: the run.
-        start_over: accept a directory that the same configuration claimed, without a saved state.
+    `start_over` accepts a directory that the same configuration claimed, if it has no saved state.
 
     Raises:
         ValueError: the directory is in use, is not a directory or is not writable.
@@ -70,10 +67,7 @@ def lock_run_directory(
 ) -> AbstractContextManager[None]:
     """Lock a run directory while a run uses it.
 
-    Args:
-        run_dir: the run directory.
-        ranks: all ranks of the run.
-        timeout_s: longest wait for another run to end [s]; a wait is announced on stderr.
+    Waits at most `timeout_s` [s] for another run to end, with a message on stderr.
 
     Raises:
         BusyError: on all ranks: another run uses the directory.
@@ -106,7 +100,7 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
         versions=package_versions(),
         commit=source_commit(),
     )
-    # The configuration first: it is the claim, if the process is killed between the two writes.
+    # Write the configuration first: it is the claim if the process is killed before the second write.
     write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
     write_durably(run_dir / RUN_FILE, facts.model_dump_json(indent=2) + "\n")
 

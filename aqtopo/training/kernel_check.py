@@ -12,7 +12,7 @@ from aqtopo_kernels.wind_gather.reference import wind_gather_reference
 
 TOKENS = 192
 TOLERANCE = 1e-3
-"""Relative to the largest value: hundreds of times the rounding error in fp32, far below a wrong result."""
+"""Tolerance relative to the largest value: hundreds of times the fp32 rounding error."""
 
 ALPHA_TOLERANCE = 3e-2
 """Tolerance for the gradient of alpha, a sum over all pairs of tokens with cancellation."""
@@ -21,19 +21,16 @@ ALPHA_TOLERANCE = 3e-2
 def kernel_problem(heads: int, head_dim: int, device: torch.device) -> str | None:
     """Run attention with elevation bias and the gather, forward and backward; return the problem or None.
 
-    Args:
-        heads: number of heads.
-        head_dim: width of a head, see `kernel_head_widths`; the kernels are compiled for it.
-        device: the device to check.
+    The kernels are compiled for the width of a head, `head_dim`; see `kernel_head_widths`.
     """
     try:
         errors = _errors(heads, head_dim, device)
-    except ValueError as error:  # must not end this rank alone
+    except ValueError as error:  # the caller raises it on all ranks
         return (
             f"heads of {head_dim} columns (model.dim / model.heads; with model.local_bias {EXTRA_COLUMNS} "
             f"more) cannot be computed on {device}: {error}"
         )
-    if all(error <= TOLERANCE for error in errors):  # a NaN is not
+    if all(error <= TOLERANCE for error in errors):  # false for NaN
         return None
     return (
         f"the kernels for heads of {head_dim} columns differ from their references by {max(errors):.2g} "

@@ -28,17 +28,17 @@ from aqtopo.training.prepare import Prepared
 from aqtopo.training.staging import check_stage
 
 CLOCK_TOLERANCE_S = 10.0
-"""Largest accepted difference of a clock from the median; larger ones make logs misleading."""
+"""Largest accepted difference of a clock from the median [s]; logs are compared by time."""
 
 SAVED_BYTES_PER_PARAMETER = 12 + 4 + 4 + 12
-"""Master weights and moments, module, exported weights; and the universal checkpoint."""
+"""Bytes of master weights and moments, module, weights file, and the universal checkpoint."""
 
 SAVED_STATES = 2
-"""A new state is complete before an old one is removed."""
+"""Number of saved states on disk at a time: an old one is removed after a new one is complete."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class RankFindings:
     """Findings of one rank.
 
     Attributes:
@@ -69,13 +69,10 @@ class Checkup:
     seconds: float
 
     def raise_problems(self, in_full: bool) -> None:
-        """Raise if there are problems.
-
-        Args:
-            in_full: list all problems; for one rank.
+        """Raise if there are problems; only one rank should list all of them (`in_full`).
 
         Raises:
-            ValueError: on all ranks.
+            ValueError: on all ranks: there are problems.
         """
         if not self.problems:
             return
@@ -89,10 +86,7 @@ class Checkup:
 def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = False) -> Checkup:
     """Check and compare all ranks; a collective.
 
-    Args:
-        prepared: the run.
-        device: this rank's device.
-        stage_too: check the room for each node's copy of the data, which a run checks when it copies.
+    `stage_too` also checks the room for each node's copy of the data; a run checks it when it copies.
     """
     began, launch = time.monotonic(), prepared.launch
     problems = [*_kernels(prepared, device), *check_reduction(launch.rank, launch.size, device)]
@@ -102,13 +96,16 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
     if launch.is_main:
         problems += _space_problems(prepared)
     process_group.barrier()
-    common, problems = compare(Finding(socket.gethostname(), _facts(prepared, device), problems, time.time()))
+    common, problems = compare_ranks(
+        RankFindings(socket.gethostname(), _facts(prepared, device), problems, time.time())
+    )
     return Checkup(common, problems, time.monotonic() - began)
 
 
-def compare(own: Finding) -> tuple[dict[str, str], list[str]]:
+def compare_ranks(own: RankFindings) -> tuple[dict[str, str], list[str]]:
     """Return the most common facts and all problems of all ranks; a collective."""
-    findings = [Finding(**json.loads(text)) for text in process_group.gather_texts(json.dumps(asdict(own)))]
+    texts = process_group.gather_texts(json.dumps(asdict(own)))
+    findings = [RankFindings(**json.loads(text)) for text in texts]
     common = {name: Counter(f.facts[name] for f in findings).most_common(1)[0][0] for name in own.facts}
     return common, _problems(findings, common)
 
@@ -170,7 +167,7 @@ def _folder_problems(run_dir: Path) -> list[str]:
     try:
         with tempfile.TemporaryDirectory(prefix=".aqtopo-doctor-", dir=folder) as trial:
             source, target = Path(trial) / "written", Path(trial) / "renamed"
-            source.write_text("committed")
+            source.write_text("committed", encoding="utf-8")
             source.rename(target)
             if source.exists() or target.read_text(encoding="utf-8") != "committed":
                 return [f"{folder}: a renamed file is missing. Choose another training.run_dir."]
@@ -209,7 +206,7 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
 
 
-def _problems(findings: Sequence[Finding], common: dict[str, str]) -> list[str]:
+def _problems(findings: Sequence[RankFindings], common: dict[str, str]) -> list[str]:
     """Return all problems of ranks, differences between ranks and deviating clocks, each once."""
     having: dict[str, list[str]] = {}
     for rank, finding in enumerate(findings):

@@ -1,4 +1,4 @@
-"""Checks of a run before its processes communicate or write files, and the choice of the state to resume."""
+"""Choice of the state to resume, and checks of a run before its processes communicate or write files."""
 
 import json
 from dataclasses import dataclass, field
@@ -70,7 +70,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
     nodes, ranks_per_node = config.training.nodes, config.training.ranks_per_node
     run_dir = Path(config.training.run_dir)
     source = find_source(run_dir, options.source)
-    # A resumed run works with any number of ranks: the configured world size fixes the samples of a step.
+    # Any number of ranks can resume a run: the configured world size fixes the samples of a step.
     if source is None and launch.size != config.world_size:
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
@@ -155,7 +155,7 @@ def check_source(source: Path, config: RunConfig, store: Store, allowed: Allowed
     """
     run = read_manifest(source).run
     check_changes(config_changes(run.config, json.loads(config.to_json())), allowed)
-    if run.data_digest not in (None, store.digest) and not allowed.changes("data.store"):
+    if run.data_digest not in (None, store.digest) and not allowed.allows_change("data.store"):
         raise_problems(
             "the data are not those of the saved run",
             [f"{config.data.store}: digest {store.digest[:12]}, saved {str(run.data_digest)[:12]}"],
@@ -164,6 +164,6 @@ def check_source(source: Path, config: RunConfig, store: Store, allowed: Allowed
 
 
 def _check_claim(source: Path | None, run_dir: Path, config: RunConfig, options: ResumeOptions) -> None:
-    """Check that a run which does not continue in its own directory may claim it."""
+    """Check that the run may claim the directory, unless it continues a state of this directory."""
     if source is None or not is_own(source, run_dir):
         check_run_directory(run_dir, config, start_over=options.source != NEVER)

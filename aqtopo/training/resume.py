@@ -37,7 +37,7 @@ from aqtopo.training.engine import build_engine, group_parameters, set_lrs
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.validation import probe_loss
 
-CHANGE_PROBE = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
+PROBE_SETTINGS = ("model", "data", "deepspeed.bf16", "deepspeed.fp16")
 """Settings on which the probe loss depends."""
 
 PROBE_TOLERANCE = {"fp32": 1e-5, "bf16": 2e-3, "fp16": 2e-3}
@@ -47,7 +47,7 @@ AVERAGED_STEPS = 20
 """Steps over which the training loss is averaged."""
 
 JUMP = 1.25
-"""Ratio of the mean loss after a resume to the saved one from which the log warns."""
+"""Ratio of the mean loss after a resume to the saved one above which the log warns."""
 
 
 def resume(
@@ -55,12 +55,7 @@ def resume(
 ) -> tuple[Any, Manifest, dict[str, Any]]:
     """Build an engine with the saved state and verify it; a collective.
 
-    Args:
-        prepared: the run, whose configuration is compatible with the state.
-        model: freshly initialised.
-        probe: the probe batch.
-        ranks: all processes of the run.
-        device: this rank's device.
+    The configuration of `prepared` must be compatible with the state, and `model` freshly initialised.
 
     Returns:
         The engine, ready for the next step; the manifest of the state; and the log's resume event.
@@ -151,7 +146,7 @@ def _compare_probe(
 ) -> tuple[float, list[str]]:
     """Return the probe loss and its difference from the saved one, unless an allowed change affects it."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
-    changed = any(allowed.changes_within(part) for part in CHANGE_PROBE)
+    changed = any(allowed.allows_change_in(part) for part in PROBE_SETTINGS)
     if saved is None or verified.fresh or changed:
         return loss, []
     tolerance = PROBE_TOLERANCE[config.deepspeed.precision] * abs(saved)
@@ -163,7 +158,7 @@ def _compare_probe(
 def _compare_samples(manifest: Manifest, prepared: Prepared) -> list[str]:
     """Compare the next step's samples with those predicted when saving."""
     position = manifest.run.position
-    if position.next_samples is None or prepared.options.allowed.changes("data.store"):
+    if position.next_samples is None or prepared.options.allowed.allows_change("data.store"):
         return []
     place = position.epoch, position.step_in_epoch
     found = next_samples(prepared.config, prepared.store, prepared.plan, *place)
@@ -193,7 +188,7 @@ def model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ..
             name=group,
             hyperparameters={},
             next_lr=None,
-            parameters=tuple(_info(name, trained[name]) for name in names),
+            parameters=tuple(TensorInfo.of(name, trained[name]) for name in names),
         )
         for group, names in group_parameters(trained, config).items()
     )
@@ -204,11 +199,7 @@ def other_tensors(model: AirQualityViT) -> tuple[TensorInfo, ...]:
     every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
     buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in every}
-    return tuple(_info(name, tensor) for name, tensor in (frozen | buffers).items())
-
-
-def _info(name: str, tensor: torch.Tensor) -> TensorInfo:
-    return TensorInfo(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
+    return tuple(TensorInfo.of(name, tensor) for name, tensor in (frozen | buffers).items())
 
 
 @contextmanager

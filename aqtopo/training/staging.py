@@ -12,8 +12,10 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import stat
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +51,7 @@ COPY_THREADS = 8
 
 _METADATA = ("zarr.json", "fields/zarr.json")
 _KINDS: tuple[type[Exception], ...] = (UnreadableDataError, ValueError, OSError)
-"""Errors of a copy, the narrower first. The kind decides if the job is requeued."""
+"""Classes of errors of a copy, subclasses first. They determine if the job is requeued."""
 
 
 def needed_shards(store: Store, config: RunConfig) -> list[int]:
@@ -75,7 +77,7 @@ def check_stage(store: Store, config: RunConfig) -> NDArray[np.uint64]:
         raise_store_error(
             store.path,
             "has no checksums, so a copy of it cannot be verified",
-            "Write it anew with this version, which adds them, or set `data.stage` to null.",
+            "Write it again with this version, which adds them, or set `data.stage` to null.",
         )
     if not Path(config.data.stage).is_dir():
         raise ValueError(f"There is no folder {config.data.stage} on {host}. Choose another `data.stage`.")
@@ -95,11 +97,11 @@ def _size(store: Store, shard: int) -> int:
     try:
         return shard_path(store.path, first).stat().st_size
     except FileNotFoundError:
-        store.raise_damaged(first, DamagedShardError("is gone"))
+        store.raise_damaged(first, DamagedShardError("is missing"))
 
 
 def copy_shards(store: Store, config: RunConfig, folder: Path) -> None:
-    """Copy the shards of a run to a new folder; nothing remains if that fails.
+    """Copy the shards of a run to a new folder; remove everything if that fails.
 
     Raises:
         ValueError: as `check_stage`, or a shard is damaged.
@@ -147,7 +149,7 @@ def _copy_shard(store: Store, shard: int, target: Path, checksum: int) -> None:
 
 
 def _written(file: BinaryIO, pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Write each piece to a file as it passes."""
+    """Yield each piece after writing it to a file."""
     for piece in pieces:
         file.write(piece)
         yield piece
@@ -176,11 +178,14 @@ def staged(prepared: Prepared, job: BatchJob, watchdog: Watchdog, log: RunLog) -
 
     if copies:
         watchdog.on_abort(remove)
+    # Until the trainer records SIGTERM, it must not end the process without the removal.
+    default = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         _copy_on_every_node(prepared, folder, job, watchdog, log)
         yield replace(store, copy=str(folder))
-        process_group.barrier()  # no rank of the node reads any more
+        process_group.barrier()  # all ranks of the node have finished reading
     finally:
+        signal.signal(signal.SIGTERM, default)
         if copies:
             remove()
 
@@ -198,7 +203,7 @@ def _copy_on_every_node(
             copy_shards(prepared.store, prepared.config, folder)
     except (ValueError, OSError) as error:
         problem = error
-    watchdog.enter("stage", "of all nodes")  # ranks that still copy are one phase behind
+    watchdog.enter("stage", "of all nodes")  # a higher phase count than that of ranks that still copy
     _agree(problem)
     if not _is_own(folder):
         problem = ValueError(
@@ -224,7 +229,7 @@ def _is_own(folder: Path) -> bool:
 
 
 def _agree(problem: Exception | None) -> None:
-    """Raise the problem of any rank on all ranks: its own on a rank that has one, else the first."""
+    """Raise on all ranks if any rank has a problem: the rank's own problem, or else the first one."""
     kind = next((kind.__name__ for kind in _KINDS if isinstance(problem, kind)), "")
     texts = process_group.gather_texts(json.dumps([kind, str(problem or "")]))
     if problem is not None:

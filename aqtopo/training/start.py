@@ -1,4 +1,4 @@
-"""Training from start to end: join the process group, check, resume or build the engine, train, leave."""
+"""Course of a run: join the process group, check, resume or build the engine, train, leave."""
 
 import signal
 from dataclasses import replace
@@ -36,11 +36,7 @@ def train(
 ) -> None:
     """Train a model as one of `launch.size` processes.
 
-    Args:
-        config: the run.
-        launch: this process.
-        stop_after: last step, as if a signal stopped the run; None for the whole run.
-        options: the state to resume; None always starts fresh.
+    The run stops after the step `stop_after`, if it is given. Without `options` it always starts fresh.
 
     Raises:
         ValueError: the input is invalid; nothing is written.
@@ -50,9 +46,9 @@ def train(
     job = BatchJob.from_environment()
     # Rank 0 reads the job's folder; the all-reduce of each step tells the others.
     stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
-    with stops.recording(signal.SIGUSR1):  # its default action kills, and it may come during the start
+    with stops.recording(signal.SIGUSR1):  # its default action ends the process
         if job.has_saved_in(config.training.run_dir):
-            options = ResumeOptions()  # instead of its first start's --resume
+            options = ResumeOptions()  # --resume is for the job's first start
         prepared = prepare(config, launch, options or ResumeOptions(NEVER))
         with start_watchdog(launch, prepared.run_dir, config.world_size / launch.size) as watchdog:
             _train_on_all_ranks(prepared, job, stops, watchdog, stop_after)
@@ -78,7 +74,7 @@ def _train_on_all_ranks(
                 prepared = replace(prepared, store=store)
                 trainer = _build_trainer(prepared, ranks, log, job, stops, watchdog, stop_after)
                 watchdog.on_abort(trainer.saver.abandon)
-                # Earlier there is nothing to save, and these signals end the process.
+                # Until here there is nothing to save, so these signals end the process.
                 with stops.recording(signal.SIGINT, signal.SIGTERM), trainer.saver, watchdog.reporting():
                     trainer.run()
     finally:

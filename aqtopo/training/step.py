@@ -25,7 +25,7 @@ from aqtopo.training.engine import set_lrs
 from aqtopo.training.stopping import Stop
 
 MAX_DESCRIBED = 4
-"""Largest number of batches per rank, and of ranks, in a message about a non-finite value."""
+"""Largest number of ranks, and of batches per rank, in a message about a non-finite value."""
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -65,15 +65,8 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches and update the weights.
 
-    Args:
-        engine: the DeepSpeed engine.
-        micro_batches: this rank's micro-batches; their number is equal on all ranks.
-        config: the run.
-        epoch: the epoch; it selects the dropout masks.
-        step: number of this step, from 1.
-        lrs: learning rate by group.
-        stop: this rank's stop request.
-        save_failed: True if the last saved state cannot be committed on this rank.
+    All ranks have equally many micro-batches. The epoch selects the dropout masks; `step` counts from 1.
+    `stop` is this rank's stop request, and `save_failed` is True if this rank cannot commit the last state.
 
     Raises:
         NonFiniteLossError: on all ranks, before the update.

@@ -34,9 +34,8 @@ class StopRequests:
     SIGUSR1, Slurm's warning before the time limit, requests a restart; SIGINT and SIGTERM (`scancel`) request
     the end. The all-reduce of each step combines the requests of all ranks.
 
-    Args:
-        restart_requested: returns True if the batch job's file requests a restart, for launchers that do not
-            survive SIGUSR1.
+    `restart_requested` returns True if the batch job's file requests a restart. It is for launchers that
+    SIGUSR1 kills.
     """
 
     REQUESTS = {  # noqa: RUF012 - constant

@@ -25,16 +25,7 @@ from aqtopo.training.validation import probe_loss, validation_loss
 class Trainer:
     """Training loop of one rank, from the sanity validation to the last save.
 
-    Args:
-        prepared: the run.
-        engine: the DeepSpeed engine.
-        ranks: all ranks.
-        probe: the probe batch.
-        log: receives events and messages.
-        job: the batch job; may be empty.
-        stops: stop requests to this rank.
-        watchdog: enforces the deadlines of the phases.
-        stop_after: last step; None for the whole run.
+    `stop_after` is the last step; None for the whole run.
     """
 
     def __init__(
@@ -104,15 +95,15 @@ class Trainer:
         self.log.say(
             f"{self.config.name}: {size} rank(s) on {self.device.type}, micro-batch "
             f"{fields['train_micro_batch_size_per_gpu']} x accumulation "
-            f"{fields['gradient_accumulation_steps']}, {self.config.train_batch} samples a step, "
-            f"{prepared.plan.steps_per_epoch} steps an epoch, {prepared.schedule.total_steps} in all"
+            f"{fields['gradient_accumulation_steps']}, {self.config.train_batch} samples per step, "
+            f"{prepared.plan.steps_per_epoch} steps per epoch, {prepared.schedule.total_steps} in all"
         )
         self.log.say(f"attention: {self.engine.module.attention_backends(self.device)}")
         limit = self.config.training.sanity_micro_batches
         if limit:
             self.watchdog.enter("sanity validation")
             val_loss = validation_loss(self.engine, self.validation_batches, limit)
-            self.log.say(f"sanity validation on {limit} batch(es) a rank: loss {val_loss:.4f}")
+            self.log.say(f"sanity validation on {limit} batch(es) per rank: loss {val_loss:.4f}")
         self.log.event(
             "start",
             step=self.step,
@@ -127,7 +118,7 @@ class Trainer:
     def _train(self) -> str:
         """Run the remaining epochs; return the stop reason."""
         if self.stop_after is not None and self.step >= self.stop_after:
-            return f"--stop-after {self.stop_after}: already there"
+            return f"--stop-after {self.stop_after}: already reached"
         if self.validation_due and (reason := self._stop_reason(self._validate(Stop.NO))):
             return reason
         for epoch in range(self.epoch, self.config.training.epochs):
@@ -210,9 +201,9 @@ class Trainer:
         return every is not None and self.step % every == 0
 
     def _validate(self, stop: Stop) -> Stop:
-        """Validate and save, unless there is a stop request: then the next start validates.
+        """Validate and save; return the ranks' common stop request.
 
-        A validation may take longer than the remaining time. Takes and returns the ranks' common request.
+        With a stop request there may be too little time for a validation: the next start repeats it.
         """
         self.watchdog.enter("validation")
         val_loss = None
@@ -224,7 +215,7 @@ class Trainer:
             )
         stop = max(stop, self.stops.agreed(self.device))
         if val_loss is None:
-            self.log.say(f"step {self.step}: stop requested, the next start validates")
+            self.log.say(f"step {self.step}: stop requested; the next start validates")
             return stop
         best = self.early.update(val_loss)
         self.log.event(
@@ -251,7 +242,7 @@ class Trainer:
         self.saved_step = self.step
 
     def _note_save(self, tag: Tag) -> None:
-        if tag.step > self.first_step:  # progress of this start
+        if tag.step > self.first_step:  # the job counts only progress of this start
             self.job.note_save(tag.name, self.prepared.run_dir)
 
     def _facts(self) -> RunFacts:

@@ -17,7 +17,7 @@ from aqtopo.distributed import process_group
 from aqtopo.training.step import NonFiniteLossError, squared_error
 
 BATCHES_BETWEEN_STOP_CHECKS = 8
-"""Batches between two checks for a stop request."""
+"""Number of batches between two checks for a stop request."""
 
 
 class Batches(Protocol):
@@ -39,11 +39,7 @@ def validation_loss(
 ) -> float | None:
     """Return the mean squared error over the valid pixels of all ranks, in normalised units.
 
-    Args:
-        engine: the DeepSpeed engine; its mode is restored.
-        batches: this rank's validation batches.
-        limit: number of batches; None for all.
-        stop_requested: collective check for a stop request.
+    `limit` is the number of batches of a rank; None for all. `stop_requested` is a collective.
 
     Returns:
         The loss; None if a stop request ended the validation.

@@ -55,14 +55,14 @@ was not compared and uses the width of bfloat16."""
 def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> bool:
     """Return True if attention without bias is faster by this package than by PyTorch, as estimated.
 
-    True only on gfx90a, by a comparison of compiled code (`benchmarks/README.md`, from
-    `python -m benchmarks.vendor_kernels`); no kernel was run on a GPU. For a head of 96 columns, forward and
+    True only on gfx90a, by a comparison of compiled code (`benchmarks/README.md`, from `python -m
+    benchmarks.vendor_kernels`), without a measurement on a GPU. For a head of 96 columns, forward and
     backward, these kernels take 0.65 (bfloat16) and 0.63 (float32) of the clocks of AMD's Triton kernels in
-    flash-attn. PyTorch uses AMD's AOTriton kernels, which split 96 columns as these do instead of padding
-    them, and which were not compared. At widths without padding, flash-attn's kernels stand for them: the
-    ratios are 0.77 and 0.92 at 64 columns, 1.02 (PyTorch is kept) and 0.87 at 128. On gfx942 PyTorch may run
-    assembly kernels, which were not compared. Elsewhere PyTorch uses the vendors' best kernels, or on the CPU
-    the same ones as this package.
+    flash-attn. PyTorch uses AMD's AOTriton kernels, which were not compared. They split 96 columns as these
+    kernels do, and flash-attn's pad them. At widths without padding, flash-attn's kernels are more similar to
+    AOTriton's: the ratios are 0.77 and 0.92 at 64 columns, 1.02 (PyTorch is used) and 0.87 at 128. On gfx942
+    PyTorch may run assembly kernels, which were not compared. Elsewhere PyTorch uses the vendors' best
+    kernels, or on the CPU the same ones as this package.
     """
     on_rocm = torch.version.hip is not None and torch.device(device).type == "cuda"
     if not on_rocm or head_dim % 16 or head_dim > _WIDEST_FASTER.get(dtype, 0):

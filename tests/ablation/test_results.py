@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.ablation.factors import parse_grid
+from aqtopo.ablation.factors import parse_factors
 from aqtopo.ablation.plan import Ablation, claim_folder, plan_ablation
-from aqtopo.ablation.report import result_tables, write_results
-from aqtopo.ablation.results import compare, contrasts
+from aqtopo.ablation.report import result_tables, write_comparison
+from aqtopo.ablation.results import compare_variants, contrasts
 from aqtopo.ablation.results_file import NOT_SHOWN, read_results
 from aqtopo.data import open_store
 from aqtopo.report import write_ablation_report
@@ -23,8 +23,8 @@ POLLUTANTS, HORIZONS = ["pm25", "o3"], [12, 96]
 @pytest.fixture
 def ablation(tiny_config: TinyConfig, tmp_path: Path) -> Ablation:
     path = tmp_path / "config.json"
-    path.write_text(tiny_config(model={"lead_time": "decoder"}).to_json())
-    return plan_ablation(path, [], parse_grid(["wind_order,elevation_bias"]), SEEDS, tmp_path / "out")
+    path.write_text(tiny_config(model={"lead_time": "decoder"}).to_json(), encoding="utf-8")
+    return plan_ablation(path, [], parse_factors(["wind_order,elevation_bias"]), SEEDS, tmp_path / "out")
 
 
 def errors(ablation: Ablation, gain: dict[str, float], noise: float = 0.01) -> xr.Dataset:
@@ -59,7 +59,9 @@ def errors(ablation: Ablation, gain: dict[str, float], noise: float = 0.01) -> x
 
 
 def test_an_effective_factor_is_shown_and_an_ineffective_one_is_not(ablation: Ablation) -> None:
-    result = compare(ablation, errors(ablation, {"wind_order": 0.9}, noise=0.002), block_days=5, draws=300)
+    result = compare_variants(
+        ablation, errors(ablation, {"wind_order": 0.9}, noise=0.002), block_days=5, draws=300
+    )
     wind, bias = (result.isel(contrast=place) for place in (0, 1))
     assert str(wind["contrast"].values).startswith("wind_order=true")
     for score in ("all", "all plains", "pm25 12 h", "o3 96 h"):
@@ -74,7 +76,7 @@ def test_an_effective_factor_is_shown_and_an_ineffective_one_is_not(ablation: Ab
 
 def test_an_effect_that_differs_between_seeds_is_not_shown(ablation: Ablation) -> None:
     """All days agree: the interval over days alone excludes 0."""
-    result = compare(ablation, errors(ablation, {}, noise=0.05), block_days=5, draws=300)
+    result = compare_variants(ablation, errors(ablation, {}, noise=0.05), block_days=5, draws=300)
     wind = result.isel(contrast=0).sel(score="all")
     assert float(wind["days_low"]) * float(wind["days_high"]) > 0
     assert not wind["shown"]
@@ -82,7 +84,7 @@ def test_an_effect_that_differs_between_seeds_is_not_shown(ablation: Ablation) -
 
 def test_a_harmful_factor_is_shown(ablation: Ablation) -> None:
     made = errors(ablation, {"elevation_bias": 1.2}, noise=0.002)
-    result = compare(ablation, made, block_days=5, draws=300)
+    result = compare_variants(ablation, made, block_days=5, draws=300)
     rows = {(row[0], row[1]): row for row in result_tables(result)[1].rows}
     assert rows["elevation_bias=published (not false)", "all"][-1] == "worse"
 
@@ -98,7 +100,7 @@ def test_main_effects_pair_variants_that_differ_in_one_factor(ablation: Ablation
 
 
 def test_markdown_tables_have_all_rows_and_columns(ablation: Ablation) -> None:
-    result = compare(ablation, errors(ablation, {}), block_days=5, draws=300)
+    result = compare_variants(ablation, errors(ablation, {}), block_days=5, draws=300)
     for table in result_tables(result):
         lines = table.as_markdown().splitlines()[2:]
         assert len(lines) == len(table.rows) + 2
@@ -107,9 +109,11 @@ def test_markdown_tables_have_all_rows_and_columns(ablation: Ablation) -> None:
 
 def test_written_results_can_be_read_by_the_report(ablation: Ablation) -> None:
     made = errors(ablation, {"wind_order": 0.9}, noise=0.002)
-    result = compare(ablation, made, block_days=5, draws=300).assign_attrs(alike="initial weights: equal")
+    result = compare_variants(ablation, made, block_days=5, draws=300).assign_attrs(
+        alike="initial weights: equal"
+    )
     claim_folder(ablation)
-    content = read_results(write_results(ablation, result).parent)
+    content = read_results(write_comparison(ablation, result).parent)
     assert [one.variant for one in content.variants] == [variant.label for variant in ablation.variants]
     assert [one.folder for one in content.variants] == [variant.slug for variant in ablation.variants]
     assert content.variants[0].alpha == (None,) * SEEDS
@@ -136,15 +140,15 @@ def test_trials_differ_only_in_factors_seed_and_directory(ablation: Ablation) ->
 def test_only_the_same_ablation_may_add_seeds_to_a_folder(ablation: Ablation, tmp_path: Path) -> None:
     claim_folder(ablation)
     path, grid = tmp_path / "config.json", ["wind_order,elevation_bias"]
-    claim_folder(plan_ablation(path, [], parse_grid(grid), SEEDS + 2, ablation.out))
+    claim_folder(plan_ablation(path, [], parse_factors(grid), SEEDS + 2, ablation.out))
     for overrides, other_grid in ((["model.dim=64"], grid), ([], ["wind_order"])):
-        other = plan_ablation(path, overrides, parse_grid(other_grid), SEEDS, ablation.out)
+        other = plan_ablation(path, overrides, parse_factors(other_grid), SEEDS, ablation.out)
         with pytest.raises(ValueError, match="another configuration or other factors"):
             claim_folder(other)
 
 
 def test_a_file_as_output_folder_is_refused(ablation: Ablation) -> None:
-    ablation.out.write_text("notes")
+    ablation.out.write_text("notes", encoding="utf-8")
     with pytest.raises(ValueError, match=r"is a file.*Choose another --out"):
         claim_folder(ablation)
     assert ablation.out.read_text(encoding="utf-8") == "notes"

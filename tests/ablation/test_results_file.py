@@ -39,7 +39,7 @@ def without(*way: str | int) -> Callable[[Content], str]:
         (lambda content: json.dumps(content | {"format_version": 1}), "format_version = 1: must be 2"),
         (without("machine"), "machine: missing"),
         (without("variants", 0, "alpha"), "variants[0].alpha: missing"),
-        (without("variants", 0, "alpha", 1), "variants[0].alpha = [2.1]: must hold 2, one a seed"),
+        (without("variants", 0, "alpha", 1), "variants[0].alpha = [2.1]: must hold 2, one per seed"),
         (without("changes", 0), "changes = 4: must have `all`"),
         (without("changes", 2, "shown"), "changes[2].shown: missing"),
         (lambda content: json.dumps(content).replace("pm25", "smog"), "must have known pollutants"),
@@ -53,7 +53,7 @@ def test_damage_is_named_with_its_place_and_the_remedy(
     message: str,
 ) -> None:
     path = ablation / RESULTS_FILE
-    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))))
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         write_ablation_report(ablation)
     assert str(path) in str(caught.value)

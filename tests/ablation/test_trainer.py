@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import re
+import shlex
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from aqtopo.ablation.factors import parse_grid, variants
+from aqtopo.ablation.factors import parse_factors, variants
 from aqtopo.ablation.plan import Ablation, Trial, claim_folder, plan_ablation
 from aqtopo.ablation.starts import compare_starts
 from aqtopo.ablation.trainer import Scorer, format_tasks, is_done, is_scored, run_trials
@@ -43,12 +44,12 @@ def config_path(tiny_config: TinyConfig, tmp_path: Path) -> Path:
         checkpoint={"every_steps": 2, "keep_best": 1},
     )
     path = tmp_path / "config.json"
-    path.write_text(config.to_json())
+    path.write_text(config.to_json(), encoding="utf-8")
     return path
 
 
 def plan(config_path: Path, grid: str) -> Ablation:
-    return plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out")
+    return plan_ablation(config_path, [], parse_factors([grid]), 1, config_path.parent / "out")
 
 
 def kill_in(run_dir: Path, finished: threading.Event) -> None:
@@ -71,7 +72,7 @@ def test_variants_have_equal_initial_weights_and_sample_order(config_path: Path)
 
 
 def test_position_embeddings_by_sector_are_compared_in_raster_order(config_path: Path) -> None:
-    grid = parse_grid(["wind_order"])
+    grid = parse_factors(["wind_order"])
     also = ["wind_order=true sector_embedding=true"]
     ablation = plan_ablation(config_path, [], grid, 1, config_path.parent / "out", also)
     configs = [trial.config for trial in ablation.trials]
@@ -100,13 +101,13 @@ def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
 )
 def test_equal_variants_are_refused(config_path: Path, grid: str, also: list[str]) -> None:
     with pytest.raises(ValueError, match=r"are equal\. Remove one of them"):
-        plan_ablation(config_path, [], parse_grid([grid]), 1, config_path.parent / "out", also)
+        plan_ablation(config_path, [], parse_factors([grid]), 1, config_path.parent / "out", also)
 
 
 def test_variants_with_the_same_folder_are_refused(config_path: Path) -> None:
     also = [f"optimizer.groups[{group}].lr_multiplier=1.25" for group in (0, 1)]
     with pytest.raises(ValueError, match=r"also_lr_multiplier-1\.25.*Train one of them with another --out"):
-        plan_ablation(config_path, [], parse_grid(["wind_order"]), 1, config_path.parent / "out", also)
+        plan_ablation(config_path, [], parse_factors(["wind_order"]), 1, config_path.parent / "out", also)
 
 
 def test_a_run_directory_of_another_variant_is_refused(config_path: Path) -> None:
@@ -115,9 +116,9 @@ def test_a_run_directory_of_another_variant_is_refused(config_path: Path) -> Non
     claim_folder(ablation)
     first, second = ablation.trials
     first.run_dir.mkdir(parents=True)
-    (first.run_dir / "config.json").write_text(first.config.to_json())
+    (first.run_dir / "config.json").write_text(first.config.to_json(), encoding="utf-8")
     claim_folder(ablation)
-    (first.run_dir / "config.json").write_text(second.config.to_json())
+    (first.run_dir / "config.json").write_text(second.config.to_json(), encoding="utf-8")
     with pytest.raises(
         ValueError, match=rf"{first.run_dir} contains another training than wind_order=true, seed 0"
     ):
@@ -146,7 +147,7 @@ def test_a_damaged_description_is_refused(
         if isinstance(change, str)
         else json.dumps(json.loads(path.read_text(encoding="utf-8")) | change)
     )
-    path.write_text(damaged)
+    path.write_text(damaged, encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(f"{path}{message}")) as caught:
         claim_folder(ablation)
     assert f"Choose another --out, or remove {ablation.out}." in str(caught.value)
@@ -187,7 +188,7 @@ def test_slurm_prints_the_job_array_and_trains_nothing(config_path: Path) -> Non
     out = config_path.parent / "out"
     options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--block-days", "2", "--slurm"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
-    assert f"sbatch --array=0-7 slurm/ablation.sbatch {out}" in result.output
+    assert f"sbatch --array=0-7 slurm/ablation.sbatch {shlex.quote(str(out))}" in result.output
     assert sorted(path.name for path in out.iterdir()) == ["ablation.json", "configs"]
     assert len(list((out / "configs").iterdir())) == 8
 
@@ -220,7 +221,7 @@ def test_task_numbers_are_stable_when_the_ablation_grows(config_path: Path) -> N
     before = trained_by_task(out)
     assert before == {"0": "wind_order-true/seed0", "1": "wind_order-false/seed0"}
     said = array("--grid", "wind_order", "--also", "alpha=1.0", "--seeds", "2")
-    assert f"sbatch --array=0-5 slurm/ablation.sbatch {out}" in said
+    assert f"sbatch --array=0-5 slurm/ablation.sbatch {shlex.quote(str(out))}" in said
     assert "0-1 may already be queued" in said
     after = trained_by_task(out)
     assert before.items() <= after.items()
@@ -237,7 +238,7 @@ def test_finished_trainings_are_not_submitted_again(config_path: Path) -> None:
         for number in done:
             run_dir = ablation.trials[number].run_dir
             run_dir.mkdir(parents=True, exist_ok=True)
-            (run_dir / METRICS_FILE).write_text(ENDED)
+            (run_dir / METRICS_FILE).write_text(ENDED, encoding="utf-8")
         assert said in CliRunner().invoke(app, ["ablate", str(config_path), *options]).output
 
 
@@ -251,7 +252,7 @@ def test_scores_of_another_split_or_fewer_days_are_not_accepted(
     """`aqtopo evaluate` in the folder of a training leaves such scores."""
     config = tiny_config()
     run_dir = save_untrained(config)
-    trial = Trial(0, variants(parse_grid(["wind_order"]))[0], 0, config)
+    trial = Trial(0, variants(parse_factors(["wind_order"]))[0], 0, config)
     assert not is_scored(trial)
     write_results(evaluate(load_run(run_dir), split, options=EvalOptions(every_hours=every_hours)), run_dir)
     assert not is_scored(trial)

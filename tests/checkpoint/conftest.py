@@ -51,7 +51,7 @@ def run_jobs_in(folder: Path, jobs: list[Job]) -> list[Ended]:
     folder.mkdir(parents=True, exist_ok=True)
     folders = [folder / f"job{number}" for number in range(len(jobs))]
     plan = [job.__dict__ | {"folder": str(place)} for job, place in zip(jobs, folders, strict=True)]
-    (folder / "jobs.json").write_text(json.dumps(plan))
+    (folder / "jobs.json").write_text(json.dumps(plan), encoding="utf-8")
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RANK", "WORLD_SIZE"))}
     done = subprocess.run(
         [sys.executable, str(HERE / "forked.py"), str(folder / "jobs.json")],

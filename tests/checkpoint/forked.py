@@ -64,7 +64,7 @@ def run_job(module: Any, job: dict[str, Any]) -> None:
             os._exit(code)
         children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    (Path(job["folder"]) / "codes.json").write_text(json.dumps(codes))
+    (Path(job["folder"]) / "codes.json").write_text(json.dumps(codes), encoding="utf-8")
 
 
 if __name__ == "__main__":

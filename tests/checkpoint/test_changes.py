@@ -59,8 +59,8 @@ def test_removed_or_changed_schedule_is_refused(
         check_changes(changes, Allowed())
     allowed = Allowed(settings=(path,))
     check_changes(changes, allowed)
-    assert allowed.changes_within("schedule")  # what it decides, the rates, may then differ too
-    assert not allowed.changes_within("model")
+    assert allowed.allows_change_in("schedule")  # what it decides, the rates, may then differ too
+    assert not allowed.allows_change_in("model")
 
 
 def test_refusal_shows_both_values_and_what_to_type(tiny_config: TinyConfig) -> None:

@@ -117,7 +117,7 @@ def test_undamaged_tag_under_another_name_is_refused(run_dir: Path) -> None:
     tag = tag_folder(run_dir)
     shutil.rmtree(tag)
     shutil.copytree(tag_folder(run_dir, 6), tag)
-    with pytest.raises(RefusedError, match="is that of epoch00-step000006, but lies in epoch00-step000005"):
+    with pytest.raises(RefusedError, match="describes epoch00-step000006, but is in epoch00-step000005"):
         open_universal(tag, SINGLE_RANK)
 
 
@@ -127,7 +127,7 @@ def test_universal_form_of_another_state_is_converted_again(run_dir: Path) -> No
     shutil.rmtree(universal_folder(tag).parent)
     shutil.copytree(universal_folder(other).parent, universal_folder(tag).parent)
     universal_folder(tag).with_name(other.name).rename(universal_folder(tag))
-    with pytest.warns(UserWarning, match="lies in epoch00-step000005"):
+    with pytest.warns(UserWarning, match="but is in epoch00-step000005"):
         state = open_universal(tag, SINGLE_RANK)
     assert state.manifest.run.position.step == 5
 

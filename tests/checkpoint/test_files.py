@@ -45,7 +45,7 @@ def test_flipped_bit_is_found_and_located(folder: Path, place: int) -> None:
     data[place] ^= 1 << (place % 8)
     (folder / "long").write_bytes(data)
     block = place // 10 * 10
-    with pytest.raises(RefusedError, match=f"long: changed within bytes {block} to {block + 10}"):
+    with pytest.raises(RefusedError, match=f"long: bytes {block} to {block + 10} have changed"):
         check_files(folder, known, SINGLE_RANK)
 
 

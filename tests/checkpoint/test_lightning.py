@@ -68,7 +68,7 @@ def published(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> tup
     }
     config = RunConfig.model_validate(tree)
     path = folder / "config.json"
-    path.write_text(config.to_json())
+    path.write_text(config.to_json(), encoding="utf-8")
     out = folder / "imported"
     train = ["train", str(path), "--resume", str(out), "--stop-after", str(SAVED_STEP + MORE)]
     lightning = {"config_path": str(path), "out": str(folder), "save_at": SAVED_STEP, "more": MORE}

@@ -39,7 +39,7 @@ def test_every_single_flipped_bit_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"schema": 2}'])
 def test_other_content_is_refused(folder: Path, text: str) -> None:
-    (folder / "manifest.json").write_text(text)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
     with pytest.raises(RefusedError, match=r"manifest\.json is damaged or not of schema 1"):
         read_manifest(folder)
 

@@ -19,7 +19,7 @@ def test_validation_skipped_by_a_stop_is_done_by_the_next_start(
 ) -> None:
     config = tiny_config(training={"validate_every": 2})  # the first step has two micro-steps
     file, job_dir = tmp_path / "run.json", tmp_path / "job"
-    file.write_text(config.to_json())
+    file.write_text(config.to_json(), encoding="utf-8")
     command = ["train", str(file), "--stop-after", "2"]
     told = Job(1, "aqtopo_told_to_stop", {"arguments": command, "job_dir": str(job_dir)})
     stopped, went_on = run_jobs(told, Job(1, "aqtopo", {"arguments": command}))

@@ -141,7 +141,7 @@ def test_newest_state_is_inspected_if_the_pointer_is_invalid(
 def test_import_lightning_refuses_a_planted_pickle(
     tmp_path: Path, tiny_config: Callable[..., RunConfig], typed: Type, key: str
 ) -> None:
-    (tmp_path / "config.json").write_text(tiny_config().to_json())
+    (tmp_path / "config.json").write_text(tiny_config().to_json(), encoding="utf-8")
     content = {"state_dict": {}, "optimizer_states": [{}], "epoch": 0, "global_step": 0}
     torch.save(content | {key: Payload(tmp_path / "proof")}, tmp_path / "x.ckpt")
     files = tmp_path / "x.ckpt", tmp_path / "out", "--config", tmp_path / "config.json"
@@ -185,7 +185,7 @@ def resumed(
     """Where the proof would be, and how `aqtopo train` ended, with a payload in each kind of file."""
     folder = tmp_path_factory.mktemp("planted")
     config = _config(tiny_store, folder / "run")
-    (folder / "config.json").write_text(config.to_json())
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
     train = ["train", str(folder / "config.json")]
     (first,) = run_jobs_in(folder / "first", [Job(1, "aqtopo", {"arguments": [*train, "--stop-after", "2"]})])
     assert first.codes == [0], first.output

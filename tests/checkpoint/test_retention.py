@@ -120,8 +120,8 @@ def test_remove_stale_removes_leftovers_only(tmp_path: Path) -> None:
     folder = tmp_path / CHECKPOINTS
     for name in ("a.tmp", "b.discarded", "c.universal", f"{tags[0].name}.universal"):
         (folder / name).mkdir()
-        (folder / name / "file").write_text("")
-    (folder / "latest.tmp").write_text("half")
+        (folder / name / "file").write_text("", encoding="utf-8")
+    (folder / "latest.tmp").write_text("half", encoding="utf-8")
     remove_stale(tmp_path)
     assert {path.name for path in folder.iterdir()} == {
         tags[0].name,
@@ -145,7 +145,7 @@ def test_pointer_to_no_saved_state_is_refused(tmp_path: Path, text: str) -> None
     tag = make(tmp_path, [None])[0]
     update_pointer(tag, tmp_path)
     check_pointer(tmp_path)
-    (tmp_path / CHECKPOINTS / "latest").write_text(text)
+    (tmp_path / CHECKPOINTS / "latest").write_text(text, encoding="utf-8")
     with pytest.raises(RefusedError, match=r"latest names .*--resume epoch00-step000001"):
         check_pointer(tmp_path)
 

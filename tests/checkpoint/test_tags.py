@@ -46,7 +46,7 @@ def test_run_without_states_is_refused_with_a_remedy(tmp_path: Path) -> None:
 
 def test_damaged_state_file_gives_a_warning_and_other_states_are_listed(run_dir: Path) -> None:
     path = TAGS[0].folder(run_dir) / "state.json"
-    path.write_text('{"epoch": 1}')
+    path.write_text('{"epoch": 1}', encoding="utf-8")
     with pytest.warns(UserWarning, match=r"state.json does not describe a saved state"):
         assert list_tags(run_dir) == TAGS[1:]
 
@@ -65,7 +65,7 @@ def test_flipped_bit_in_any_byte_of_a_state_file_is_found(run_dir: Path) -> None
 def test_copied_folder_is_not_listed(run_dir: Path) -> None:
     folder = TAGS[0].folder(run_dir)
     shutil.copytree(folder, folder.with_name("backup"))
-    with pytest.warns(UserWarning, match=f"describes {folder.name}, but lies in backup"):
+    with pytest.warns(UserWarning, match=f"describes {folder.name}, but is in backup"):
         assert list_tags(run_dir) == TAGS
 
 

@@ -14,11 +14,11 @@ from aqtopo.config import RunConfig, load_config, schema
 DEMO = "ds_configs/demo_cpu.json"
 
 
-def run(*arguments: str, program: str = "-m aqtopo config") -> subprocess.CompletedProcess[str]:
+def run(
+    *arguments: str, program: tuple[str, ...] = ("-m", "aqtopo", "config")
+) -> subprocess.CompletedProcess[str]:
     """The real command, in a process of its own."""
-    return subprocess.run(
-        [sys.executable, *program.split(), *arguments], capture_output=True, text=True, check=False
-    )
+    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_validate_needs_no_data_and_counts_the_groups() -> None:
@@ -76,7 +76,8 @@ def test_help_and_show_start_without_torch(tmp_path: Path) -> None:
         "import sys\n"
         "from aqtopo.cli.config import app\n"
         f"app(['show', {DEMO!r}, '--json'], standalone_mode=False)\n"
-        "sys.exit('torch' in sys.modules)\n"
+        "sys.exit('torch' in sys.modules)\n",
+        encoding="utf-8",
     )
-    result = run(program=str(program))
+    result = run(program=(str(program),))
     assert result.returncode == 0, result.stderr

@@ -61,7 +61,8 @@ def test_output_of_libraries_stays_out_of_the_json(
         (["--detail", "station"], "needs observations"),
         (["--region", "nowhere"], "not of the form NAME=SOUTH:NORTH,WEST:EAST"),
         (["--stations", "gone.csv"], "cannot be read"),
-        (["--against", "gone.nc"], "cannot be read"),
+        (["--against", "gone.nc"], "there is no such file"),
+        (["--against", "gone*.nc"], "'gone*.nc' matches no file"),
     ],
 )
 def test_bad_options_are_refused_before_writing(
@@ -92,7 +93,7 @@ def test_stations_and_another_model_are_scored_in_one_command(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     csv, other = tmp_path / "stations.csv", tmp_path / "cams.nc"
-    csv.write_text("id,lat,lon,time,pollutant,value\nA,30,100,2018-01-04T00,pm25,40\n")
+    csv.write_text("id,lat,lon,time,pollutant,value\nA,30,100,2018-01-04T00,pm25,40\n", encoding="utf-8")
     assert aqtopo("forecast", untrained_run, other, "--init", "2018-01-03T00").code == 0
     ended = aqtopo(
         "evaluate",
@@ -123,7 +124,7 @@ def test_directory_without_a_run_is_refused(aqtopo: Command, tmp_path: Path) -> 
 def test_removed_store_is_named(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
     config = json.loads((untrained_run / "config.json").read_text(encoding="utf-8"))
     config["data"]["store"] = str(tmp_path / "gone.zarr")
-    (untrained_run / "config.json").write_text(json.dumps(config))
+    (untrained_run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert "gone.zarr" in aqtopo("evaluate", untrained_run).complaint
 
 

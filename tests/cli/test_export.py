@@ -52,7 +52,9 @@ def write_made_scores(run_dir: Path, tag: str) -> dict[str, Any]:
     head = {"run": "tiny", "tag": tag, "split": "test", "years": [2018], "created": "2018-02-01", **init}
     scores = [entry | {"skill": dict.fromkeys(BASELINES, 0.0) | {"climatology": None}}]
     content = {"format_version": FORMAT_VERSION, **head, "scores": scores, "exceedances": [], "spectra": []}
-    (run_dir / SCORES_FILE).write_text(json.dumps(content | {"strata": {"season": {"DJF": scores}}}))
+    (run_dir / SCORES_FILE).write_text(
+        json.dumps(content | {"strata": {"season": {"DJF": scores}}}), encoding="utf-8"
+    )
     return content
 
 
@@ -123,7 +125,7 @@ def test_damaged_scores_are_refused_before_the_export(
 ) -> None:
     content = write_made_scores(untrained_run, "any")
     del content["scores"][0]["skill"]
-    (untrained_run / SCORES_FILE).write_text(json.dumps(content))
+    (untrained_run / SCORES_FILE).write_text(json.dumps(content), encoding="utf-8")
     complaint = aqtopo("export", untrained_run, tmp_path / "model").complaint
     assert f"{untrained_run / SCORES_FILE}: scores[0].skill: missing" in complaint
     assert f"Score the run again with `aqtopo evaluate {untrained_run}`." in complaint
@@ -134,7 +136,7 @@ def test_scores_of_another_state_are_not_exported(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     tag = load_run(untrained_run).tag.name
-    assert "not evaluated" in aqtopo("export", untrained_run, tmp_path / "before").out
+    assert "without scores: the run has none" in aqtopo("export", untrained_run, tmp_path / "before").out
     write_made_scores(untrained_run, "epoch00-step000003")
     said = aqtopo("export", untrained_run, tmp_path / "model").out
     assert "without scores: those of the run are of epoch00-step000003" in said
@@ -194,7 +196,7 @@ def test_a_damaged_file_is_refused(aqtopo: Command, exported: Path, tmp_path: Pa
 
 
 def test_unreadable_card_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
-    (exported / CARD_FILE).write_text("{}")
+    (exported / CARD_FILE).write_text("{}", encoding="utf-8")
     complaint = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
     assert f"{exported / CARD_FILE}: name: missing" in complaint
     assert "Export the model again" in complaint
@@ -203,7 +205,7 @@ def test_unreadable_card_is_refused(aqtopo: Command, exported: Path, tmp_path: P
 def test_unknown_settings_in_a_card_are_named(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
     card["config"]["model"]["sixth_sense"] = True
-    (exported / CARD_FILE).write_text(json.dumps(card))
+    (exported / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
     ended = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT)
     assert "model.sixth_sense" in ended.complaint
     assert "use that version" in ended.complaint
@@ -213,7 +215,7 @@ def test_damaged_facts_of_the_training_are_named(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:
     for facts, fault in (("{", " is not JSON"), ("[]", " does not hold one JSON object")):
-        (untrained_run / "run.json").write_text(facts)
+        (untrained_run / "run.json").write_text(facts, encoding="utf-8")
         assert f"run.json{fault}" in aqtopo("export", untrained_run, tmp_path / "model").complaint
     assert not list(tmp_path.glob("model*"))
 

@@ -58,7 +58,7 @@ def test_data_info_loads_no_tensors(tmp_path: Path, tiny_store: Path) -> None:
 
 def test_config_validate_loads_pytorch_without_its_compiler(tmp_path: Path, tiny_config: TinyConfig) -> None:
     config = tmp_path / "config.json"
-    config.write_text(tiny_config().to_json())
+    config.write_text(tiny_config().to_json(), encoding="utf-8")
     loaded = loaded_by(tmp_path, "config", "validate", config)
     assert "torch" in loaded
     assert not loaded & (TRAINING | COMPILER | DATA)
@@ -72,7 +72,7 @@ def test_plan_loads_pytorch_without_its_compiler_and_data_libraries_only_for_a_s
     if not stored:
         settings["data"]["store"] = str(tmp_path / "absent.zarr")
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(settings))
+    config.write_text(json.dumps(settings), encoding="utf-8")
     loaded = loaded_by(tmp_path, "plan", config)
     assert "torch" in loaded
     assert not loaded & (TRAINING | COMPILER | (set() if stored else DATA))

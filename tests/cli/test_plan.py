@@ -44,7 +44,7 @@ def test_overrides_are_planned_with_an_existing_store(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:
     path = tmp_path / "tiny.json"
-    path.write_text(tiny_config().to_json())
+    path.write_text(tiny_config().to_json(), encoding="utf-8")
     done = run(str(path), "--set", "model.depth=3", "--json")
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)

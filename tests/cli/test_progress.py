@@ -1,10 +1,10 @@
-"""Progress: a bar on a terminal, otherwise plain lines."""
+"""ProgressBar: a bar on a terminal, otherwise plain lines."""
 
 import io
 
 import pytest
 
-from aqtopo.cli.progress import Progress
+from aqtopo.cli.progress import ProgressBar
 
 
 class Terminal(io.StringIO):
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_plain_lines_come_every_five_seconds_and_at_the_end(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show = Progress()
+    show = ProgressBar()
     for done in range(9):
         show("forecasts", done, 8)
         clock[0] += 2.0
@@ -37,7 +37,7 @@ def test_plain_lines_come_every_five_seconds_and_at_the_end(
 
 
 def test_new_count_restarts_the_rate(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    show = Progress()
+    show = ProgressBar()
     show("hours", 0, 10)
     clock[0] += 10.0
     show("hours", 10, 10)
@@ -53,7 +53,7 @@ def test_new_count_restarts_the_rate(clock: list[float], capsys: pytest.CaptureF
 def test_terminal_shows_one_bar_per_count(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stderr", terminal)
-    show = Progress()
+    show = ProgressBar()
     show("hours", 5, 10)
     show("forecasts", 4, 4)
     text = terminal.getvalue()

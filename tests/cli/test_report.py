@@ -16,8 +16,10 @@ def test_path_of_the_page_is_printed(untrained_run: Path) -> None:
     lrs = '{"vit_blocks": 1e-4}'
     time = "2026-11-21T20:15:01+00:00"
     line = f'{{"event": "step", "time": "{time}", "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {lrs}}}\n'
-    (untrained_run / "metrics.jsonl").write_text(line)
-    (untrained_run / "run.json").write_text('{"started": "2026-11-21T20:15:00+00:00", "versions": {}}')
+    (untrained_run / "metrics.jsonl").write_text(line, encoding="utf-8")
+    (untrained_run / "run.json").write_text(
+        '{"started": "2026-11-21T20:15:00+00:00", "versions": {}}', encoding="utf-8"
+    )
     result = CliRunner().invoke(
         app, ["report", str(untrained_run), "--init", "2018-01-02T00", "--place", "Lanzhou=36.1,103.8"]
     )
@@ -32,18 +34,18 @@ def test_run_without_scores_is_refused_with_the_remedy(untrained_run: Path) -> N
 
 
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no folder \S+absent\. Name a run directory"):
+    with pytest.raises(ValueError, match=r"there is no folder .+absent\. Name a run directory"):
         CliRunner().invoke(app, ["report", str(tmp_path / "absent")], catch_exceptions=False)
 
 
 def test_unfinished_ablation_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "ablation.json").write_text("{}")
+    (tmp_path / "ablation.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="Let `aqtopo ablate` finish"):
         CliRunner().invoke(app, ["report", str(tmp_path)], catch_exceptions=False)
 
 
 def test_initial_time_is_refused_for_an_ablation(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text("{}")
+    (tmp_path / "results.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="--init is for maps"):
         CliRunner().invoke(app, ["report", str(tmp_path), "--init", "2018-01-02T00"], catch_exceptions=False)
 

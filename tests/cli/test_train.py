@@ -21,7 +21,7 @@ def refusal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def refuse(config: RunConfig, *arguments: str) -> str:
         path = tmp_path / "config.json"
-        path.write_text(config.to_json())
+        path.write_text(config.to_json(), encoding="utf-8")
         monkeypatch.setattr("sys.argv", ["aqtopo", "train", str(path), *arguments])
         with pytest.raises(SystemExit) as ending:
             main()
@@ -81,7 +81,7 @@ def test_run_directory_of_another_configuration(tiny_config: TinyConfig, refusal
     config = tiny_config()
     run_dir = Path(config.training.run_dir)
     run_dir.mkdir()
-    (run_dir / "config.json").write_text(tiny_config(name="other").to_json())
+    (run_dir / "config.json").write_text(tiny_config(name="other").to_json(), encoding="utf-8")
     assert "is already used by another configuration" in refusal(config)
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
 
@@ -90,7 +90,7 @@ def test_run_directory_of_the_same_configuration(tiny_config: TinyConfig, refusa
     config = tiny_config()
     run_dir = Path(config.training.run_dir)
     run_dir.mkdir()
-    (run_dir / "config.json").write_text(config.to_json())
+    (run_dir / "config.json").write_text(config.to_json(), encoding="utf-8")
     assert "is already used by the same configuration" in refusal(config, "--resume", "never")
     assert [path.name for path in run_dir.iterdir()] == ["config.json"]
 

@@ -32,7 +32,7 @@ def write_resumed_run(run_dir: Path, loss: float) -> Path:
     ]
     run_dir.mkdir()
     lines = [json.dumps({"time": moment, **event}) for event in events]
-    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return run_dir
 
 
@@ -47,7 +47,9 @@ def test_output_contains_the_documented_strings(tmp_path: Path) -> None:
 
 def test_invalid_log_line_is_named(tmp_path: Path) -> None:
     path = write_resumed_run(tmp_path / "run", 0.7) / "metrics.jsonl"
-    path.write_text(path.read_text(encoding="utf-8").replace('"val_loss": 0.5', '"val_loss": "low"'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace('"val_loss": 0.5', '"val_loss": "low"'), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2: val_loss = "low"(.|\n)*Remove that line'):
         CliRunner().invoke(app, ["watch", str(path.parent)], catch_exceptions=False)
 

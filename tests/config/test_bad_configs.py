@@ -100,12 +100,12 @@ CHOICES: list[tuple[Any, ...]] = [
     (
         "deepspeed.zero_optimization.stage",
         3,
-        "must be 2: saving, resuming and the memory plan are made for it",
+        "must be 2: saving, resuming and the memory plan support no other stage",
     ),
     (
         "deepspeed.zero_optimization.stage",
         1,
-        "must be 2: saving, resuming and the memory plan are made for it",
+        "must be 2: saving, resuming and the memory plan support no other stage",
     ),
     (
         "deepspeed.zero_optimization.round_robin_gradients",

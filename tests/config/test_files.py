@@ -65,7 +65,7 @@ def test_the_schema_is_strict_and_describes_every_key() -> None:
             "run.json: line 3, column 3: not JSON: expecting ',' delimiter.",
         ),
         ("", "run.json: line 1, column 1: not JSON: expecting value."),
-        ("[1, 2]", "run.json: must hold one JSON object, and holds a list."),
+        ("[1, 2]", "run.json: must hold one JSON object, but holds a list."),
         ('{"name": "x", "name": "y"}', "run.json: name: is a duplicate key; keep one of them"),
         ('{"model": {"dim": 1, "dim": 2}}', "run.json: model.dim: is a duplicate key; keep one of them"),
         ('{"a": [{"b": 1, "b": 2}]}', "run.json: a[0].b: is a duplicate key; keep one of them"),

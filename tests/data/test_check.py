@@ -20,7 +20,7 @@ def test_check_of_a_valid_store_returns_the_normalisation(tiny_store: Path, tiny
 def test_another_grid_is_refused_with_both_shapes(tiny_store: Path, tiny_config: TinyConfig) -> None:
     config = tiny_config(data={"grid": [16, 16]})
     with pytest.raises(
-        ValueError, match=r"has 8 x 16 cells, and `data.grid` says 16 x 16.*\[8, 16\]"
+        ValueError, match=r"has 8 x 16 cells, but `data.grid` is 16 x 16.*\[8, 16\]"
     ) as caught:
         check_store(open_store(tiny_store), config)
     assert str(tiny_store) in str(caught.value)

@@ -204,7 +204,7 @@ def flip_a_byte(shard: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize(
     ("damage", "message"),
-    [(cut_short, "has no valid index"), (flip_a_byte, "has a wrong checksum"), (Path.unlink, "is gone")],
+    [(cut_short, "has no valid index"), (flip_a_byte, "has a wrong checksum"), (Path.unlink, "is missing")],
     ids=["cut short", "flipped byte", "gone"],
 )
 def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
@@ -213,7 +213,7 @@ def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
     damage(damaged / SHARD)
     loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
     with pytest.raises(
-        ValueError, match=rf"lost the fields of 2018-01-01T00: the shard {SHARD} {message}"
+        ValueError, match=rf"unreadable fields at 2018-01-01T00: the shard {SHARD} {message}"
     ) as caught:
         list(loader)
     assert "Traceback" not in str(caught.value)

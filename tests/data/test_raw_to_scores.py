@@ -99,7 +99,7 @@ def test_archives_to_scores_with_three_killed_preparations(tmp_path: Path) -> No
 
     config, node = tmp_path / "config.json", tmp_path / "node"
     node.mkdir()
-    config.write_text(json.dumps(run_config(store, run_dir, node)))
+    config.write_text(json.dumps(run_config(store, run_dir, node)), encoding="utf-8")
     trained = aqtopo("train", config)
     assert trained.returncode == 0, trained.stderr
     assert f"{2 * DAYS} shards (" in trained.stderr  # of the training and validation years

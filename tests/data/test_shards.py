@@ -64,7 +64,7 @@ def test_a_flipped_byte_in_a_compressed_store_is_found_too(damaged: Path) -> Non
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1
     shard.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"lost the fields of 2016-01-03T00: the shard .* cannot be read"):
+    with pytest.raises(ValueError, match=r"unreadable fields at 2016-01-03T00: the shard .* cannot be read"):
         open_store(damaged).read(48)
 
 

@@ -29,6 +29,19 @@ def test_statistics_equal_those_of_numpy_over_the_years(tiny_dataset: xr.Dataset
     assert statistics.std["elevation"] == pytest.approx(elevation.std())
 
 
+def test_fill_values_are_counted_and_refused(damaged: Path) -> None:
+    fields = zarr.open_array(damaged / "fields", mode="r+")
+    channels = open_store(damaged).channels
+    fields[30:40, channels.index("pm25"), 2, 3] = -9999.0
+    fields[50, channels.index("temp"), 1, 1] = 12.0
+    with pytest.raises(
+        ValueError,
+        match=r"10 values of pm25, the first -9999 at 2016-01-02T06.*1 values of temp, the first 12 at",
+    ):
+        write_statistics(damaged, [2016])
+    write_statistics(damaged, [2017])
+
+
 def test_missing_values_and_hours_are_left_out(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
     tiny_dataset["fields"][5:40, 2] = np.nan
     tiny_dataset["fields"][50, 3, 2, 2] = np.inf
@@ -132,7 +145,7 @@ def test_a_store_without_statistics_is_refused_with_the_command(
 def test_stale_statistics_are_refused_with_the_command(damaged: Path, tiny_config: TinyConfig) -> None:
     write_statistics(damaged, [2016, 2017])
     with pytest.raises(
-        ValueError, match=r"statistics over 2016, 2017, and the run trains on 2016.*--years 2016`"
+        ValueError, match=r"statistics over 2016, 2017, but the run trains on 2016.*--years 2016`"
     ):
         normalization_for(tiny_config(), open_store(damaged))
 

@@ -101,28 +101,34 @@ def change_units(path: Path) -> None:
     metadata = path / "fields" / "zarr.json"
     described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["channel_units"]["co"] = "mg m-3"
-    metadata.write_text(json.dumps(described))
+    metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
 def count_time_in_minutes(path: Path) -> None:
     metadata = path / "time" / "zarr.json"
     described = json.loads(metadata.read_text(encoding="utf-8"))
     described["attributes"]["units"] = "minutes since 2016-01-01"
-    metadata.write_text(json.dumps(described))
+    metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, r"There is no data store at .*aqtopo synth"),
     "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"cannot be read as a zarr v3 group"),
-    "broken metadata": (lambda p: (p / "zarr.json").write_text("{"), r"cannot be read as a zarr v3 group"),
-    "a file": (lambda p: (shutil.rmtree(p), p.write_text("hello")), r"cannot be read as a zarr v3 group"),
+    "broken metadata": (
+        lambda p: (p / "zarr.json").write_text("{", encoding="utf-8"),
+        r"cannot be read as a zarr v3 group",
+    ),
+    "a file": (
+        lambda p: (shutil.rmtree(p), p.write_text("hello", encoding="utf-8")),
+        r"cannot be read as a zarr v3 group",
+    ),
     "zarr v2": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=2)),
         r"cannot be read as a zarr v3 group",
     ),
     "schema version": (
         lambda p: set_attribute(p, "schema_version", 99),
-        r"has the schema version 99, and this aqtopo reads version 1\. Write it anew",
+        r"has the schema version 99, but this aqtopo reads version 1\. Write it again",
     ),
     "no schema version": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=3)),
@@ -199,7 +205,7 @@ READ_FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda f: f.write_bytes(b""), "has no valid index at its end"),
     "flipped byte in the data": (lambda f: flip(f, 300), "has a wrong checksum"),
     "flipped byte in the index": (lambda f: flip(f, -20), "has no valid index at its end"),
-    "gone": (Path.unlink, "is gone"),
+    "gone": (Path.unlink, "is missing"),
 }
 
 
@@ -209,7 +215,7 @@ def test_a_damaged_shard_is_named_with_its_time(damaged: Path, fault: str) -> No
     damage(shard(damaged, 2))
     store = open_store(damaged)
     store.read(47)
-    with pytest.raises(ValueError, match=rf"lost the fields of 2016-01-03T00.*fields/c/2/0/0/0 {message}"):
+    with pytest.raises(ValueError, match=rf"unreadable fields at 2016-01-03T00.*fields/c/2/0/0/0 {message}"):
         store.read(48)
 
 

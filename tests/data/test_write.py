@@ -49,6 +49,57 @@ def test_every_shard_has_the_checksum_of_its_file(tiny_store: Path) -> None:
     assert len(set(digests)) == 30
 
 
+# The form of the dataset.
+
+
+def same_store(one: Path, other: Path) -> None:
+    first, second = open_store(one), open_store(other)
+    np.testing.assert_array_equal(first.times, second.times)
+    assert first.channels == second.channels
+    for index in (0, 47, 48, len(first.times) - 1):
+        np.testing.assert_allclose(first.read(index), second.read(index), rtol=1e-6)
+
+
+@pytest.mark.parametrize("consolidated", [True, False])
+def test_a_zarr_v2_store_of_others_is_read(
+    tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path, consolidated: bool
+) -> None:
+    tiny_dataset["fields"].encoding["chunks"] = (7, 11, 5, 16)
+    tiny_dataset.to_zarr(tmp_path / "v2.zarr", zarr_format=2, consolidated=consolidated)
+    write_store(xr.open_zarr(tmp_path / "v2.zarr", consolidated=consolidated), tmp_path / "new.zarr")
+    same_store(tmp_path / "new.zarr", tiny_store)
+
+
+@pytest.mark.parametrize("chunks", [{"time": 100}, {"time": 1, "lat": 3}, {"channel": 1}])
+def test_chunks_of_any_shape_are_written(
+    tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path, chunks: dict[str, int]
+) -> None:
+    write_store(tiny_dataset.chunk(chunks), tmp_path / "new.zarr")
+    same_store(tmp_path / "new.zarr", tiny_store)
+
+
+def test_encodings_of_the_source_do_not_travel(
+    tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path
+) -> None:
+    packed = {"dtype": "int16", "scale_factor": 2.0, "_FillValue": -32768}
+    tiny_dataset["fields"].encoding = packed
+    tiny_dataset["lat"].encoding = {"dtype": "float32"}
+    write_store(days(tiny_dataset, 48, 672), tmp_path / "new.zarr")
+    same_store(tmp_path / "new.zarr", tiny_store)
+
+
+def test_units_of_channels_are_converted(tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path) -> None:
+    factor = xr.DataArray(
+        [1e-3 if c == "co" else 0.01 if c == "psfc" else 1.0 for c in DYNAMIC_VARIABLES], dims="channel"
+    )
+    units = {"co": "mg m-3", "psfc": "hPa", "pm25": "µg/m³"}
+    changed = (tiny_dataset["fields"].astype(np.float64) * factor).assign_attrs(channel_units=units)
+    write_store(tiny_dataset.assign(fields=changed), tmp_path / "new.zarr")
+    same_store(tmp_path / "new.zarr", tiny_store)
+    written = xr.open_zarr(tmp_path / "new.zarr", consolidated=False)["fields"]
+    assert written.attrs["channel_units"]["co"] == "ug m-3"
+
+
 # What cannot be written.
 
 
@@ -77,8 +128,8 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "channel twice": (lambda d: d.isel(channel=[*range(11), 0]), r"names a channel twice"),
     "wrong units": (
-        lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"co": "mg m-3"})),
-        r"channel co in 'mg m-3'",
+        lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"co": "ppb"})),
+        r"channel co in units that cannot be used\. 'ppb' is a ratio",
     ),
     "time runs backwards": (lambda d: d.isel(time=slice(None, None, -1)), r"out of order"),
     "half an hour": (
@@ -93,6 +144,39 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "latitude twice": (
         lambda d: d.assign_coords(lat=d["lat"].values.round(-1)),
         r"`lat` that is not strictly",
+    ),
+    "torn longitudes": (
+        lambda d: d.assign_coords(lon=[*range(1, 9), *range(352, 360)]),
+        r"a jump in the coordinate `lon` from 8 to 352, where the other steps are 1.*-180\.\.180",
+    ),
+    "longitudes out of order": (
+        lambda d: d.assign_coords(lon=[*range(352, 360), *range(8)]),
+        r"`lon` that is not strictly monotonic\. Bring the longitudes to -180\.\.180",
+    ),
+    "missing row": (lambda d: d.isel(lat=[0, 1, 2, 4, 5, 6, 7]), r"a jump in the coordinate `lat`"),
+    "packed": (
+        lambda d: d.assign(fields=d["fields"].assign_attrs(scale_factor=0.1)),
+        r"new\.zarr has the undecoded variable fields: scale_factor.*decode_cf",
+    ),
+    "times as numbers": (
+        lambda d: d.assign_coords(time=("time", np.arange(720), {"units": "hours since 2016-01-01"})),
+        "undecoded time time",
+    ),
+    "another calendar": (
+        lambda d: d.assign_coords(time=xr.date_range("2016-01-01", periods=720, freq="h", calendar="noleap")),
+        "time in the calendar 'noleap'",
+    ),
+    "a fill value": (
+        lambda d: d.assign(fields=d["fields"].where(d["time"] != d["time"][30], -9999.0)),
+        r"has u = -9999 in 128 of .*first at time 2016-01-02T06:00, latitude 20, longitude 74.*_FillValue",
+    ),
+    "kelvin in Celsius": (
+        lambda d: d.assign(fields=d["fields"] - 273.15 * (d["channel"] == "temp")),
+        r"has temp = .*far outside 180 to 340 K",
+    ),
+    "a fill value in static": (
+        lambda d: d.assign(static=d["static"].where(d["lat"] > 21, -9999.0)),
+        r"-9999 in 16 of|mask with values",
     ),
 }
 
@@ -135,7 +219,7 @@ def test_running_writer_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Pat
 
 
 def test_path_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"file/new\.zarr cannot be written"):
         write_store(tiny_dataset, tmp_path / "file" / "new.zarr")
 

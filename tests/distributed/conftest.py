@@ -73,7 +73,7 @@ RunTraining = Callable[..., Finished]
 
 def write_config(config: RunConfig, folder: Path) -> Path:
     path = folder / f"{config.name}.json"
-    path.write_text(config.to_json())
+    path.write_text(config.to_json(), encoding="utf-8")
     return path
 
 

@@ -29,13 +29,13 @@ def test_one_rank_copies_what_both_read_and_both_end_when_it_cannot(
         )
 
     bad = tmp_path / "bad.json"
-    bad.write_text(config(damaged).to_json())
+    bad.write_text(config(damaged).to_json(), encoding="utf-8")
     program = str(Path(__file__).with_name("stage.py"))
     ranks = start_ranks(config(tiny_store), program=[program], command=str(bad))
     for rank in ranks:
         code, output = rank.finish()
         assert code == 0, output
         found = json.loads(output.splitlines()[-1])
-        lost = "lost the fields of 2016-01-04T00: the shard fields/c/3/0/0/0 is gone"
+        lost = "has unreadable fields at 2016-01-04T00: the shard fields/c/3/0/0/0 is missing"
         assert f"{damaged} {lost}" in found.pop("problem")
         assert found == {"retry": "failed", "shards": 20, "equal": 480, "left": False}

@@ -93,7 +93,7 @@ def cyclic_dataset(tiny_dataset: xr.Dataset, first_gap: str = "", last_gap: str 
     times = np.arange("2016-01-01", "2018-01-01", dtype="datetime64[h]")[::12]
     in_year = np.array([str(time)[5:10] for time in times])
     times = times[(in_year < first_gap) | (in_year >= last_gap)]
-    fields = np.ones((times.size, *tiny_dataset["fields"].shape[1:]), np.float32)
+    fields = np.repeat(tiny_dataset["fields"].values[:1], times.size, axis=0)
     fields[:, tiny_dataset["channel"].values.tolist().index("pm25")] = cycle(times)[:, None, None]
     coords = {name: tiny_dataset[name] for name in ("channel", "lat", "lon")}
     coords["time"] = ("time", times.astype("datetime64[ns]"))

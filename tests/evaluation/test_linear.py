@@ -322,7 +322,7 @@ def test_other_predictors_targets_and_years_have_files_of_their_own(
 def test_a_fit_is_kept_in_the_run_directory_if_the_stores_folder_cannot_be_written(
     copied: Path, data: DataConfig, tmp_path: Path
 ) -> None:
-    (tmp_path / "copy.zarr.baselines").write_text("in the way")
+    (tmp_path / "copy.zarr.baselines").write_text("in the way", encoding="utf-8")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     baseline = LinearBaseline(open_store(copied), data, SOME_FIELDS)
@@ -334,7 +334,7 @@ def test_a_fit_is_kept_in_the_run_directory_if_the_stores_folder_cannot_be_writt
 
 def test_a_fit_that_can_be_kept_nowhere_is_used(copied: Path, data: DataConfig, tmp_path: Path) -> None:
     for folder in (tmp_path / "copy.zarr.baselines", tmp_path / "run"):
-        folder.write_text("in the way")
+        folder.write_text("in the way", encoding="utf-8")
     fitted = LinearBaseline(open_store(copied), data, SOME_FIELDS).fit_once(tmp_path / "run")
     assert fitted.coefficients.any()
 

@@ -120,7 +120,7 @@ def test_a_damaged_file_names_what_is_wrong_and_the_remedy(
     scores: xr.Dataset, tmp_path: Path, damage: Callable[[Content], str], message: str
 ) -> None:
     path = write_scores(scores, tmp_path, {"season": scores.expand_dims(season=["DJF"])})
-    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))))
+    path.write_text(damage(json.loads(path.read_text(encoding="utf-8"))), encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         scores_from_record(read_score_file(tmp_path))
     assert str(caught.value).endswith(f"Score the run again with `aqtopo evaluate {tmp_path}`.")
@@ -133,7 +133,7 @@ def test_an_exceedance_without_all_its_forecasts_is_named(scores: xr.Dataset, tm
     content = json.loads(path.read_text(encoding="utf-8")) | {
         "exceedances": [{"forecast": "model", "csi": None, **record}]
     }
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=f"exceedances = 1: must have each of {', '.join(FORECASTS)}"):
         scores_from_record(read_score_file(tmp_path))
 
@@ -158,14 +158,14 @@ def cut_short(path: Path) -> None:
     "damage",
     [
         lambda group: cut_short(group / "zarr.json"),
-        lambda group: (group / "squared" / "zarr.json").write_text("[]"),
+        lambda group: (group / "squared" / "zarr.json").write_text("[]", encoding="utf-8"),
         lambda group: cut_short(chunk(group)),
     ],
     ids=["group", "array", "chunk"],
 )
 def test_a_damaged_table_is_named_with_the_remedy(tmp_path: Path, damage: Callable[[Path], object]) -> None:
     damage(write_tables({"by_day": TABLE}, tmp_path) / "by_day")
-    with pytest.raises(ValueError, match=r"by_day of \S+scores\.zarr cannot be read .*`aqtopo evaluate"):
+    with pytest.raises(ValueError, match=r"by_day of .+scores\.zarr cannot be read .*`aqtopo evaluate"):
         read_table(tmp_path, "by_day")
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import xarray as xr
 
 from aqtopo.data import Store, open_store
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
@@ -60,6 +61,17 @@ def csv(table: pd.DataFrame, tmp_path: Path) -> Path:
     path = tmp_path / "stations.csv"
     table.to_csv(path, index=False)
     return path
+
+
+@pytest.mark.parametrize("turn", [-360.0, 360.0])
+def test_longitudes_are_compared_modulo_360(
+    run: LoadedRun, csv: Path, table: pd.DataFrame, tmp_path: Path, turn: float
+) -> None:
+    table.assign(lon=table["lon"] + turn).to_csv(tmp_path / "turned.csv", index=False)
+    turned = read_stations(tmp_path / "turned.csv", run.store, TARGET_VARIABLES)
+    usual = read_stations(csv, run.store, TARGET_VARIABLES)
+    xr.testing.assert_allclose(turned.observed, usual.observed)
+    assert (turned.outside, turned.masked) == (usual.outside, usual.masked)
 
 
 def test_persistence_at_stations_equals_bilinear_interpolation_by_hand(run: LoadedRun, csv: Path) -> None:

@@ -18,14 +18,14 @@ def test_folder_in_use_is_refused(tmp_path: Path) -> None:
 
 
 def test_ranks_that_do_not_divide_the_batch_are_refused(tiny_config: TinyConfig, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(tiny_config().to_json())
+    (tmp_path / "config.json").write_text(tiny_config().to_json(), encoding="utf-8")
     with pytest.raises(ValueError, match="4 samples per step cannot be divided among 3 ranks"):
         fault_test(tmp_path / "config.json", tmp_path / "out", 1, [3], 5, 2, 0)
 
 
 @pytest.mark.slow
 def test_killed_run_equals_the_undisturbed_run(tiny_config: TinyConfig, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(tiny_config().to_json())
+    (tmp_path / "config.json").write_text(tiny_config().to_json(), encoding="utf-8")
     result = fault_test(tmp_path / "config.json", tmp_path / "out", 2, [2, 1], 12, 2, seed=1)
     assert result.passed, result
     assert result.kills >= result.resumes == 2

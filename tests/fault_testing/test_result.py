@@ -50,8 +50,8 @@ def test_good_result_passes() -> None:
         ({"kills": 59}, "60 verified resumes after 60 kills"),
         ({"unverified": 1}, "1 starts continued without a verified resume"),
         ({"lost_tags": ["a: gone"]}, "a: gone"),
-        ({"missing_steps": 1}, "1 steps of the reference were never made"),
-        ({"steps": 0}, "0 compared"),
+        ({"missing_steps": 1}, "1 steps of the reference are missing"),
+        ({"steps": 0}, "0 were compared"),
         ({"worst_loss": 1e-3}, "a loss differs"),
         ({"worst_loss": float("nan")}, "a loss differs"),
         ({"worst_state": 0.1}, "weights or moments differ"),
@@ -95,7 +95,7 @@ def write_losses(run_dir: Path, losses: dict[int, float]) -> None:
     run_dir.mkdir(parents=True)
     every = {"event": "step", "time": "2026-01-01T00:00:00+00:00", "epoch": 0, "lr": {}}
     lines = [json.dumps(every | {"step": s, "train_loss": loss}) for s, loss in losses.items()]
-    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    (run_dir / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def test_missing_steps_are_counted(tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Forecasts of a run as CF datasets, and the truth in the same layout."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import xarray as xr
+import zarr
 
 from aqtopo.config import RunConfig
-from aqtopo.data import write_statistics, write_store
+from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.inference.forecast import forecast, parse_init_time, read_truth
 from aqtopo.inference.load import LoadedRun, load_run
@@ -23,6 +26,13 @@ def run(untrained_run: Path) -> LoadedRun:
     return load_run(untrained_run)
 
 
+@pytest.fixture
+def damaged(tiny_store: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny store, which a test may damage."""
+    shutil.copytree(tiny_store, tmp_path / "damaged.zarr")
+    return tmp_path / "damaged.zarr"
+
+
 def test_the_forecast_is_that_of_the_model_for_the_same_time(run: LoadedRun) -> None:
     batches = EvaluationLoader(run.store, run.config, "test", rank=0, world=1, batch=1)
     batch = next(batch for batch in batches if batch.times[0] == INIT)
@@ -32,6 +42,28 @@ def test_the_forecast_is_that_of_the_model_for_the_same_time(run: LoadedRun) -> 
     for c, name in enumerate(TARGET_VARIABLES):
         expected = normalised[:, c] * run.store.std[name] + run.store.mean[name]
         np.testing.assert_allclose(dataset[name], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("channel", "change", "message"),
+    [
+        ("temp", lambda v: v - 273.15, "has temp = .*far outside 180 to 340 K"),
+        ("psfc", lambda v: v / 100, "has psfc = .*far outside 30000 to 110000 Pa"),
+        ("pm25", lambda v: v * 1e-9, r"no pm25 above \S+ ug m-3, and the mean of the training years is"),
+        ("co", lambda v: v / 1000, "no co above"),
+        ("o3", lambda v: v * 0 - 999, "o3 = -999 in 128 of 128 values"),
+        ("rh", lambda v: v * np.nan, "has no value of rh"),
+    ],
+)
+def test_an_hour_in_other_units_or_without_values_is_refused(
+    run: LoadedRun, damaged: Path, channel: str, change: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    store = open_store(damaged)
+    fields = zarr.open_array(damaged / "fields", mode="r+")
+    hour, place = int(store.locate(INIT)), store.channels.index(channel)
+    fields[hour, place] = change(np.asarray(fields[hour, place]))
+    with pytest.raises(ValueError, match=rf"at 2018-01-03T00 {message}|at 2018-01-03T00 has {message}"):
+        forecast(replace(run, store=open_store(damaged)), INIT)
 
 
 def test_the_truth_has_the_layout_of_the_forecast_and_the_values_of_the_store(run: LoadedRun) -> None:
@@ -87,12 +119,12 @@ def test_missing_inputs_are_counted(
     tiny_config: Callable[..., RunConfig],
     save_untrained: Callable[[RunConfig], Path],
 ) -> None:
-    tiny_dataset["fields"].loc[{"channel": "temp", "time": "2018-01-03T00"}] = np.nan
+    tiny_dataset["fields"].loc[{"channel": "temp", "time": "2018-01-03T00", "lat": slice(25, None)}] = np.nan
     path = tmp_path / "holes.zarr"
     write_store(tiny_dataset, path)
     write_statistics(path, [2016])
     dataset = forecast(load_run(save_untrained(tiny_config(data={"store": str(path)}))), INIT)
-    assert dataset.attrs["inputs_filled"] == 8 * 16
+    assert dataset.attrs["inputs_filled"] == 6 * 16
     assert dataset["o3"].notnull().all()
 
 

@@ -153,7 +153,7 @@ def test_an_unknown_suffix_is_refused(tmp_path: Path, name: str) -> None:
 
 
 def test_a_missing_directory_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"does not exist\. Make it first"):
+    with pytest.raises(ValueError, match=r"does not exist\. Create it first"):
         check_output(tmp_path / "nowhere" / "forecast.nc")
 
 

@@ -88,11 +88,11 @@ def test_rename_removes_prefixes_and_applies_rules() -> None:
 
 
 def test_stated_order_is_read_and_must_name_every_parameter(tmp_path: Path) -> None:
-    (tmp_path / "order").write_text("model.y\nmodel.x\n")
+    (tmp_path / "order").write_text("model.y\nmodel.x\n", encoding="utf-8")
     assert ParameterOrder.parse(str(tmp_path / "order")).positions([], [A, B], []) == {"y": 0, "x": 1}
     assert ParameterOrder.parse("named_parameters").positions(["x", "y"], [A, B], []) == {"x": 0, "y": 1}
     assert not ParameterOrder.parse(None).stated
-    (tmp_path / "order").write_text("x z")
+    (tmp_path / "order").write_text("x z", encoding="utf-8")
     with pytest.raises(RefusedError, match=r"(?s)it lacks y.*does not train z"):
         ParameterOrder.parse(str(tmp_path / "order")).positions([], [A, B], [])
     with pytest.raises(ValueError, match="there is no such file"):

@@ -62,7 +62,7 @@ def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
         engine.backward(output.square().mean())
         engine.step()
     if rank == 0:
-        (folder / f"{world}.json").write_text(json.dumps(counted))
+        (folder / f"{world}.json").write_text(json.dumps(counted), encoding="utf-8")
     process_group.disconnect()
 
 

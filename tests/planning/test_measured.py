@@ -64,7 +64,7 @@ def test_peaks_of_seven_sizes_are_within_15_percent_of_the_plan(
     ]
     configs = {tmp_path / f"{i}.json": sized(tiny_config, *size) for i, size in enumerate(sizes)}
     for path, config in configs.items():
-        path.write_text(config.to_json())
+        path.write_text(config.to_json(), encoding="utf-8")
     run_alone("measured_peaks.py", tmp_path / "peaks.json", *configs)
     measured = json.loads((tmp_path / "peaks.json").read_text(encoding="utf-8"))
     ratios = {config.name: make_plan(config).peak / measured[str(path)] for path, config in configs.items()}
@@ -87,7 +87,7 @@ def test_bytes_sent_by_2_to_8_ranks_are_within_5_percent_of_the_plan(
         "zero_optimization": {"stage": 2, "reduce_bucket_size": 20_000, **zero},
     }
     config = tiny_config(data={"store": "none.zarr"}, deepspeed=block)
-    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
     run_alone("counted_traffic.py", tmp_path / "config.json", tmp_path, *worlds)
     for world in worlds:
         here = tiny_config(data={"store": "none.zarr"}, deepspeed=block, training={"ranks_per_node": world})

@@ -89,7 +89,7 @@ def test_two_deepspeed_ranks_hold_the_planned_bytes(
     block = {**config.deepspeed.verbatim(), "gradient_accumulation_steps": 1}
     block["zero_optimization"] = {"stage": 2, "reduce_bucket_size": 1_000_000}
     tree = json.loads(config.to_json()) | {"deepspeed": block}
-    (tmp_path / "config.json").write_text(json.dumps(tree))
+    (tmp_path / "config.json").write_text(json.dumps(tree), encoding="utf-8")
     script = "tests/planning/held_by_deepspeed.py"
     common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "DS_ACCELERATOR": "cpu"}
     common |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}

@@ -84,7 +84,7 @@ def finish(save_untrained: Callable[[RunConfig], Path]) -> Callable[[RunConfig],
 
     def make(config: RunConfig) -> Path:
         run_dir = save_untrained(config)
-        (run_dir / "run.json").write_text(json.dumps(RUN_FACTS))
+        (run_dir / "run.json").write_text(json.dumps(RUN_FACTS), encoding="utf-8")
         steps = [step_line(step, 2.0 / step) for step in range(1, 8)]
         write_metrics(run_dir / "metrics.jsonl", [{"event": "start"}, *steps, validation_line(7, 0.5)])
         write_scores(evaluate(load_run(run_dir)).scores, run_dir)
@@ -156,5 +156,5 @@ def ablation(tmp_path: Path) -> Path:
             run_dir.mkdir(parents=True)
             steps = [step_line(step, 2.0 / step) for step in range(1, 8)]
             write_metrics(run_dir / "metrics.jsonl", [*steps, validation_line(7, 0.5)])
-    (folder / "results.json").write_text(json.dumps(content))
+    (folder / "results.json").write_text(json.dumps(content), encoding="utf-8")
     return folder

@@ -106,7 +106,7 @@ def test_an_ablation_without_a_shown_difference_has_that_as_its_finding(ablation
     content = json.loads((ablation / "results.json").read_text(encoding="utf-8"))
     for each in content["changes"]:
         each["shown"] = False
-    (ablation / "results.json").write_text(json.dumps(content))
+    (ablation / "results.json").write_text(json.dumps(content), encoding="utf-8")
     assert "No difference is shown" in write_ablation_report(ablation).read_text(encoding="utf-8")
 
 
@@ -119,7 +119,7 @@ def test_an_ablation_that_grew_shows_what_is_compared_and_names_what_is_not(
     (ablation / "configs").mkdir()
     for number, place in enumerate(trainings):
         config = tiny_config(training={"run_dir": str(ablation / "runs" / place)})
-        (ablation / "configs" / f"{number}.json").write_text(config.to_json())
+        (ablation / "configs" / f"{number}.json").write_text(config.to_json(), encoding="utf-8")
     shutil.copytree(ablation / "runs" / "wind_order-true", ablation / "runs" / "also_alpha-1")
     html = write_ablation_report(ablation).read_text(encoding="utf-8")
     assert "2 trainings of this ablation are not compared here" in html

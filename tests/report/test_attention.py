@@ -13,8 +13,8 @@ from aqtopo.model.attention import ElevationAttention, SelfAttention, split_head
 from aqtopo.model.geometry import PatchCentres, Terrain, TokenGeometry
 from aqtopo.model.locality import LocalityBias
 from aqtopo.report.attention import (
-    Attention,
     AttentionInput,
+    AttentionLayer,
     Place,
     attention_row,
     draw_attention,
@@ -98,7 +98,7 @@ OF_BLOCK_0: dict[str, Any] = {"dropout": 0.0, "layer": "blocks.0.attn"}
     ],
     ids=["local", "elevation and local"],
 )
-def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[LocalityBias], Attention]) -> None:
+def test_the_row_of_any_bias_is_that_of_the_model(make: Callable[[LocalityBias], AttentionLayer]) -> None:
     torch.manual_seed(0)
     attention = make(LocalityBias(1, 1, CENTRES, upwind=True))
     geometry = TokenGeometry(patch_wind=6.0 * torch.randn(1, 2, 24))

@@ -107,7 +107,9 @@ def browser(tmp_path: Path) -> Browser:
 def _looks(browser: Browser, report: Path, use: str) -> list[list[dict[str, Any]]]:
     """What is seen of a page at both widths, at first and when `use` looks; nothing on the console."""
     page = report.with_name("frames.html")
-    page.write_text(FRAMES.format(page=html.escape(report.read_text(encoding="utf-8")), use=use))
+    page.write_text(
+        FRAMES.format(page=html.escape(report.read_text(encoding="utf-8")), use=use), encoding="utf-8"
+    )
     markup, console = browser.open(page)
     assert console == []
     found = re.search(r'<pre id="findings">(.+?)</pre>', markup, re.DOTALL)
@@ -154,6 +156,6 @@ def test_the_page_of_an_ablation_works_at_two_widths(ablation: Path, browser: Br
 @pytest.mark.slow
 def test_the_browser_would_report_an_error(browser: Browser, tmp_path: Path) -> None:
     page = tmp_path / "broken.html"
-    page.write_text("<!doctype html><script>missing();</script>")
+    page.write_text("<!doctype html><script>missing();</script>", encoding="utf-8")
     _, console = browser.open(page)
     assert any("missing is not defined" in line for line in console)

@@ -139,8 +139,8 @@ def test_missing_scores_are_asked_for_and_nothing_is_written(untrained_run: Path
     ],
 )
 def test_an_older_page_survives_damaged_facts(finished_run: Path, facts: str, message: str) -> None:
-    (finished_run / "report.html").write_text("older")
-    (finished_run / "run.json").write_text(facts)
+    (finished_run / "report.html").write_text("older", encoding="utf-8")
+    (finished_run / "run.json").write_text(facts, encoding="utf-8")
     with pytest.raises(ValueError, match=rf"{message}(.|\n)*restore it from a copy of the run directory"):
         write_report(finished_run)
     assert (finished_run / "report.html").read_text(encoding="utf-8") == "older"
@@ -154,7 +154,7 @@ def test_a_run_says_that_it_was_resumed_and_what_its_heads_prefer(finished_run: 
         "step": 0,
         "preferences": {"blocks.0 width [km]": [150.0, 300.0]},
     }
-    path.write_text(json.dumps(start) + "\n" + path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(start) + "\n" + path.read_text(encoding="utf-8"), encoding="utf-8")
     html = write_report(finished_run).read_text(encoding="utf-8")
-    assert "7 steps in 1 epoch, started 2 times, 3.5 samples a second (median)." in html
+    assert "7 steps in 1 epoch, started 2 times, 3.5 samples per second (median)." in html
     assert '<th scope="row">block 0 width [km]</th><td>150, 300</td>' in html

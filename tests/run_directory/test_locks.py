@@ -63,7 +63,7 @@ def test_wait_for_a_lock_is_announced_and_succeeds(path: Path, capsys: pytest.Ca
         release.start()
         with exclusive_lock_on_all_ranks(path, SINGLE_RANK, "the run is at work", "", timeout_s=60.0):
             release.join()
-    assert capsys.readouterr().err == "aqtopo: the run is at work: waiting up to 60 s for it\n"
+    assert capsys.readouterr().err == "aqtopo: the run is at work: waiting up to 60 s\n"
 
 
 def test_wait_for_a_lock_ends_after_its_timeout(path: Path) -> None:

@@ -29,9 +29,9 @@ def test_missing_file_has_no_events(tmp_path: Path) -> None:
 
 def test_incomplete_last_line_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / METRICS_FILE
-    path.write_text(json.dumps(STEP) + '\n{"event": "step", "st')
+    path.write_text(json.dumps(STEP) + '\n{"event": "step", "st', encoding="utf-8")
     assert len(list(read_log(path))) == 1
-    path.write_text(json.dumps(STEP))  # all but the end of the line
+    path.write_text(json.dumps(STEP), encoding="utf-8")  # all but the end of the line
     assert len(list(read_log(path))) == 1
 
 
@@ -86,7 +86,7 @@ def test_line_in_another_encoding_is_refused_by_number(tmp_path: Path, encoding:
 )
 def test_line_without_a_required_field_is_refused_by_number(tmp_path: Path, line: str, fault: str) -> None:
     path = tmp_path / METRICS_FILE
-    path.write_text(f"{json.dumps(STEP)}\n{line}\n")
+    path.write_text(f"{json.dumps(STEP)}\n{line}\n", encoding="utf-8")
     with pytest.raises(ValueError, match=re.escape(f"{path}, line 2{fault}")) as caught:
         list(read_log(path))
     assert "Remove that line, or restore the file from a backup" in str(caught.value)

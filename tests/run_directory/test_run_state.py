@@ -18,7 +18,7 @@ def write_run(run_dir: Path, *events: dict[str, Any], half_a_line: str = "") -> 
         json.dumps({"time": (BEGIN + timedelta(seconds=i)).isoformat(), **event}) + "\n"
         for i, event in enumerate(events)
     ]
-    (run_dir / "metrics.jsonl").write_text("".join(lines) + half_a_line)
+    (run_dir / "metrics.jsonl").write_text("".join(lines) + half_a_line, encoding="utf-8")
     return run_dir
 
 
@@ -131,7 +131,7 @@ def test_errors_before_the_last_start_are_ignored(tmp_path: Path) -> None:
     for rank, seconds in ((0, -10.0), (3, 10.0)):
         file = run / "stacks" / f"rank{rank:05d}.txt"
         file.parent.mkdir(exist_ok=True)
-        file.write_text(f"rank {rank} failed\nTraceback")
+        file.write_text(f"rank {rank} failed\nTraceback", encoding="utf-8")
         os.utime(file, times=(BEGIN.timestamp() + seconds,) * 2)
     assert read_run_state(run, BEGIN).error == "rank 3 failed"
     (run / "stacks" / "rank00003.txt").unlink()

@@ -109,7 +109,7 @@ def submit(
     run_dir = Path(config.training.run_dir)
     folder = run_dir.parent
     file = folder / f"{config.name}.json"
-    file.write_text(config.to_json())
+    file.write_text(config.to_json(), encoding="utf-8")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {
         "PATH": path,

@@ -198,7 +198,7 @@ class SlurmCluster:
             node2_port=node2_port,
             first_job=secrets.randbelow(10_000) + 1,
         )
-        (self.directory / "slurm.conf").write_text(text)
+        (self.directory / "slurm.conf").write_text(text, encoding="utf-8")
 
     def _start_munged(self) -> None:
         files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed"}

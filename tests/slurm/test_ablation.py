@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.ablation.factors import parse_grid
+from aqtopo.ablation.factors import parse_factors
 from aqtopo.ablation.plan import claim_folder, plan_ablation
 from aqtopo.ablation.trainer import is_trained
 from aqtopo.config import RunConfig
@@ -22,8 +22,8 @@ def test_each_array_task_trains_one_variant(
 ) -> None:
     config = tiny_config(training={"epochs": 1, "validate_every": 6})
     path = tmp_path / "config.json"
-    path.write_text(config.to_json())
-    ablation = plan_ablation(path, [], parse_grid(["wind_order"]), 1, tmp_path / "out")
+    path.write_text(config.to_json(), encoding="utf-8")
+    ablation = plan_ablation(path, [], parse_factors(["wind_order"]), 1, tmp_path / "out")
     claim_folder(ablation)
     job = submit(slurm_cluster, config, "--array=0-1", script="ablation", argument=ablation.out)
     job.wait("both trained", lambda: all(is_trained(trial) for trial in ablation.trials))

@@ -66,10 +66,10 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
     for folder in (programs, fakes):
         folder.mkdir()
     for name, text in COMMANDS.items():
-        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
-    (fakes / "reason").write_text("None\n")
-    (fakes / "restarts").write_text("0\n")
+    (fakes / "reason").write_text("None\n", encoding="utf-8")
+    (fakes / "restarts").write_text("0\n", encoding="utf-8")
     config = tmp_path / "run.json"
     config.touch()
     started: list[subprocess.Popen[bytes]] = []
@@ -115,7 +115,7 @@ def test_permanent_failure_is_not_requeued_and_keeps_the_code_of_the_rank(start:
     script = start(fails("never", 3))
     code, log = script.end()
     assert code == 3
-    assert "ended with code 3, not requeued because a retry cannot help: because of it" in log
+    assert "ended with code 3; not requeued, because a retry cannot fix the cause: because of it" in log
     assert not script.requeued
 
 
@@ -158,7 +158,7 @@ def test_only_this_task_of_an_array_is_requeued(start: StartScript) -> None:
 
 def test_requeue_is_retried_if_the_controller_is_busy(start: StartScript, tmp_path: Path) -> None:
     busy = '[[ -e $FAKES/asked ]] || { touch "$FAKES/asked"; echo "Socket timed out" >&2; exit 1; }'
-    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/bash\n{busy}\n{RECORD}\n")
+    (tmp_path / "bin" / "scontrol").write_text(f"#!/bin/bash\n{busy}\n{RECORD}\n", encoding="utf-8")
     script = start("exit 1")
     assert (script.end()[0], script.requeued) == (0, True)
 
@@ -219,7 +219,7 @@ def interrupted(script: Script) -> tuple[int, str]:
 
 def test_job_is_requeued_if_ranks_are_too_slow_for_the_time_limit(start: StartScript) -> None:
     script = start(f'touch "$AQTOPO_JOB_DIR/saved"; {WAITS} & wait', variables={"AQTOPO_LAST_WAIT_S": "0.2"})
-    (script.fakes / "reason").write_text("TimeLimit\n")
+    (script.fakes / "reason").write_text("TimeLimit\n", encoding="utf-8")
     code, log = interrupted(script)
     assert "the time limit came before all ranks had stopped; requeued" in log
     assert (code, script.requeued) == (0, True)
@@ -227,7 +227,7 @@ def test_job_is_requeued_if_ranks_are_too_slow_for_the_time_limit(start: StartSc
 
 def test_job_requeued_by_slurm_is_not_reported_as_cancelled(start: StartScript) -> None:
     script = start('touch "$FAKES/started"; sleep 0.3')
-    (script.fakes / "restarts").write_text("1\n")
+    (script.fakes / "restarts").write_text("1\n", encoding="utf-8")
     code, log = interrupted(script)
     assert "Slurm, which has requeued the job" in log
     assert "cancelled" not in log

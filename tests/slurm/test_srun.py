@@ -41,7 +41,7 @@ def test_srun_trains_with_a_rank_in_each_task(
         training={"nodes": nodes, "ranks_per_node": 2 // nodes, "epochs": 1, "validate_every": 12}
     )
     file, run_dir = tmp_path / "tiny.json", Path(config.training.run_dir)
-    file.write_text(config.to_json())
+    file.write_text(config.to_json(), encoding="utf-8")
 
     slurm_cluster.run(
         "srun", f"-N{nodes}", "-n2", AQTOPO, "train", file, timeout_s=240, **ON_CPU, **variables

@@ -36,7 +36,7 @@ def kill_loader_process(run_dir: Path) -> None:
 
 
 def train(config: Path) -> NoReturn:
-    with config.with_suffix(".out").open("w") as out:
+    with config.with_suffix(".out").open("w", encoding="utf-8") as out:
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
     if config.stem == "killed":
@@ -63,7 +63,9 @@ def run(config: Path) -> None:
         time.sleep(0.02)
     if not ended[0]:
         os.kill(process, 9)
-    config.with_suffix(".code").write_text(str(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hung"))
+    config.with_suffix(".code").write_text(
+        str(os.waitstatus_to_exitcode(ended[1]) if ended[0] else "hung"), encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":  # loader processes import this file under another name

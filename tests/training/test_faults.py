@@ -38,11 +38,11 @@ def stall(path: Path) -> None:
     os.mkfifo(path)  # opening it waits for a writer, who never comes
 
 
-LOST = r"lost the fields of 2016-01-03T\d\d: the shard fields/c/2/0/0/0 "
+LOST = r"unreadable fields at 2016-01-03T\d\d: the shard fields/c/2/0/0/0 "
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (cut_short, LOST + "has no valid index at its end"),
     "flipped": (flip_a_byte, LOST + "has a wrong checksum"),
-    "vanished": (Path.unlink, LOST + "is gone"),
+    "vanished": (Path.unlink, LOST + "is missing"),
     "stalled": (stall, r"did not answer for 2 s: the micro-batch of .*2016-01-03T\d\d.*fields/c/2/0/0/0"),
     "killed": (
         Path.exists,
@@ -71,7 +71,7 @@ def run_all(configs: dict[str, RunConfig], folder: Path) -> dict[str, tuple[str,
     """Exit code and what was said, in one line, by name."""
     files = {name: folder / f"{name}.json" for name in configs}
     for name, config in configs.items():
-        files[name].write_text(config.to_json())
+        files[name].write_text(config.to_json(), encoding="utf-8")
     program = Path(__file__).with_name("faulty_runs.py")
     subprocess.run([sys.executable, program, *files.values()], check=True, timeout=1500)
     return {

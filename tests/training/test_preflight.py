@@ -8,12 +8,14 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.distributed.launch import read_launch
 from aqtopo.training.kernel_check import kernel_problem
-from aqtopo.training.preflight import Checkup, Finding, _folder_problems, _problems, _stage_problems
+from aqtopo.training.preflight import Checkup, RankFindings, _folder_problems, _problems, _stage_problems
 from aqtopo.training.prepare import NEVER, ResumeOptions, prepare
 
 
-def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[Finding]:
-    return [Finding(f"nid{rank}", own, [], clocks[rank] if clocks else 0.0) for rank, own in enumerate(facts)]
+def findings(*facts: dict[str, str], clocks: tuple[float, ...] = ()) -> list[RankFindings]:
+    return [
+        RankFindings(f"nid{rank}", own, [], clocks[rank] if clocks else 0.0) for rank, own in enumerate(facts)
+    ]
 
 
 def test_a_difference_names_rank_host_and_both_values() -> None:
@@ -23,7 +25,10 @@ def test_a_difference_names_rank_host_and_both_values() -> None:
 
 
 def test_a_clock_that_is_off_and_a_rank_s_own_problem_are_named() -> None:
-    ranks = [*findings({}, {}, {}, clocks=(100.0, 100.5, 130.0)), Finding("nid3", {}, ["no disk"], 101.0)]
+    ranks = [
+        *findings({}, {}, {}, clocks=(100.0, 100.5, 130.0)),
+        RankFindings("nid3", {}, ["no disk"], 101.0),
+    ]
     assert _problems(ranks, {}) == [
         "rank 3 on nid3: no disk",
         "clocks differ from the median: rank 2 on nid2 +29 s",
@@ -31,7 +36,9 @@ def test_a_clock_that_is_off_and_a_rank_s_own_problem_are_named() -> None:
 
 
 def test_what_many_ranks_have_is_said_once() -> None:
-    ranks = [Finding(f"nid{rank}", {"data": str(rank)}, ["no disk"], 100.0 * rank) for rank in range(400)]
+    ranks = [
+        RankFindings(f"nid{rank}", {"data": str(rank)}, ["no disk"], 100.0 * rank) for rank in range(400)
+    ]
     said = _problems(ranks, {"data": "0"})
     assert len(said) == 3
     assert said[0].startswith("rank 0 on nid0, rank 1 on nid1, ")

@@ -62,7 +62,9 @@ def test_a_copy_is_complete_private_and_read_instead_of_the_store(staging: RunCo
         assert shard(folder, number).read_bytes() == shard(store.path, number).read_bytes()
     shutil.rmtree(Path(store.path, "fields"))
     np.testing.assert_array_equal(copied.read(30), before)
-    with pytest.raises(ValueError, match=r"2018-01-01T00: the shard fields/c/20/0/0/0 of its copy .*is gone"):
+    with pytest.raises(
+        ValueError, match=r"2018-01-01T00: the shard fields/c/20/0/0/0 of its copy .*is missing"
+    ):
         copied.read(480)
 
 
@@ -129,7 +131,7 @@ def test_damaged_and_lost_shards_are_named_with_their_time(staging: RunConfig) -
     assert_refused(
         staging, flip, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 differs from its checksum"
     )
-    assert_refused(staging, Path.unlink, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 is gone")
+    assert_refused(staging, Path.unlink, ValueError, "2016-01-04T00: the shard fields/c/3/0/0/0 is missing")
 
 
 def test_a_store_that_does_not_answer_ends_at_the_deadline(

@@ -1,6 +1,6 @@
 """Conversion of the distributed Chinese Air Quality Reanalysis to a data store.
 
-Three stages, each of which a resumed command finds finished or repeats:
+Three stages; a resumed command skips finished stages and repeats the others:
 
 1. every day to a part file, in several processes (`aqtopo.data.prepare.days`);
 2. the parts to a store, in order (`write_store`, which renames a finished store into place);
@@ -53,7 +53,7 @@ SOURCE = "Chinese Air Quality Reanalysis (CAQRA; Kong et al. 2021, doi:10.5194/e
 _CHUNK_DAYS = 4
 _RECIPE_FILE, _LOCK_FILE = "recipe.json", "lock"
 _MAX_PROBES = 48
-"""Number of files tried as source grid before giving up: two days."""
+"""Largest number of unusable files in the search for the source grid: two days."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
         ValueError: the settings or files are invalid, the store exists, or a process was killed (finished
             days are kept).
     """
-    # The recipe file is written first and removed first: without it, the store is finished or foreign.
+    # The recipe file is written first and removed first: without it, the store is not an unfinished one.
     if recipe.out.exists() and not (recipe.parts / _RECIPE_FILE).exists():
         raise ValueError(f"{recipe.out} exists already. Choose another name.")
     with _locked(recipe):
@@ -161,7 +161,7 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
         statistics = write_statistics(recipe.out, recipe.train_years, report)
         quality = quality_report(_reports(recipe), statistics, recipe.time_zone, open_store(recipe.out))
         temporary = recipe.report.with_name(f"{recipe.report.name}.tmp")
-        temporary.write_text(json.dumps(quality, indent=2))
+        temporary.write_text(json.dumps(quality, indent=2), encoding="utf-8")
         temporary.rename(recipe.report)
     (recipe.parts / _RECIPE_FILE).unlink()
     shutil.rmtree(recipe.parts)
@@ -175,13 +175,13 @@ def _locked(recipe: Recipe) -> Iterator[None]:
         recipe.parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{recipe.out} cannot be written ({error}). Choose another path.") from error
-    with (recipe.parts / _LOCK_FILE).open("w") as lock:
+    with (recipe.parts / _LOCK_FILE).open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"Another process is preparing {recipe.out}. Wait until it ends.") from error
         _check_part_settings(recipe)
-        # Under the lock, a partial store can only be the remainder of a killed run.
+        # Because of the lock, a partial store is the remainder of a killed run.
         shutil.rmtree(recipe.out.with_name(f"{recipe.out.name}.partial"), ignore_errors=True)
         yield
 
@@ -198,7 +198,7 @@ def _check_part_settings(recipe: Recipe) -> None:
                 "to resume, or remove the folder to restart."
             )
     else:
-        path.write_text(json.dumps(recipe.part_settings))
+        path.write_text(json.dumps(recipe.part_settings), encoding="utf-8")
 
 
 def _find_grid(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> SourceGrid:
@@ -268,7 +268,7 @@ def _check_free_space(recipe: Recipe, maker: DayMaker) -> None:
 def _chunks(
     recipe: Recipe, static: xr.DataArray, reports: Sequence[DayReport], report: Report
 ) -> Iterator[xr.Dataset]:
-    """Yield the joined days in chunks of whole shards; with missing hours, shards are not days."""
+    """Yield the days, concatenated and cut into whole shards; after missing hours, shards are not days."""
     hour = (len(DYNAMIC_VARIABLES), *recipe.grid.shape)
     fields, times = np.empty((0, *hour), np.float32), np.empty(0, "datetime64[h]")
     chunk_hours = _CHUNK_DAYS * HOURS_PER_SHARD

@@ -1,7 +1,7 @@
 """Regridding of days in parallel: each day becomes a part file and a report.
 
-A day's report is renamed into place last: a day is either finished or missing, and a killed command resumes
-with the unfinished days. Days are independent.
+The report of a day is written last, by rename: a day with a report is finished, and a killed command resumes
+with the other days. Days are independent.
 
 Shapes: h hours present, C channels, H x W target grid, n x m source grid.
 """
@@ -86,7 +86,7 @@ class DayMaker:
         report, fields = DayReport(str(day)), dict[int, Fields]()
         self._collect(day, report, fields)
         report.hours = sorted(fields)
-        # An hour with a damaged file may have another, usable one.
+        # An hour may have a damaged file and a usable one.
         report.missing = {hour: why for hour, why in report.missing.items() if int(hour) not in fields}
         if fields:
             _write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
@@ -121,7 +121,7 @@ class DayMaker:
                 rotate_wind(found.fields, self.grid.angle) if self.turn_wind else found.fields
             )
             fields[hour] = regridded
-            # += drops zeros.
+            # += removes counts of zero.
             report.out_of_range += Counter(found.out_of_range)
             report.converted += Counter(f"{name}: {units}" for name, units in found.converted.items())
             empty = (~np.isfinite(regridded) & covered).sum(axis=(1, 2))
@@ -201,7 +201,7 @@ def _start(maker: DayMaker) -> None:
     _maker = maker
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # Workers of a killed command must not write beside those of the next one.
+    # Workers of a killed command must end, because the next command starts its own.
     threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
 
 

@@ -7,18 +7,21 @@ Shapes: a x b cells of the file, H x W target grid.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import netCDF4
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.data.channels import open_channel, read_channel
 from aqtopo.data.grid import Grid
+from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.topography import load_topography, overlap
+from aqtopo.variables import VARIABLES, Variable
 
-ELEVATION_NAMES = ("elevation", "z", "height", "HGT", "topo", "altitude", "Band1")
-POPULATION_NAMES = ("population", "population_density", "pop", "Band1")
-_LATITUDES = ("lat", "latitude", "y", "lat2d", "XLAT")
-_LONGITUDES = ("lon", "longitude", "x", "lon2d", "XLONG")
+TOO_HIGH = 2.5
+"""Ratio to the altitude map's mean height from which a file is not in metres: feet have 3.3."""
+LEAST_MEAN_METRES = 50.0
+"""Mean height from which the ratio says something: the altitude map has steps of 28 m."""
 
 Values = NDArray[np.float64]
 
@@ -35,15 +38,23 @@ def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
     """Return the mean elevation (H, W) [m], 0 over sea; from pvlib's altitude map if no file is given.
 
     Raises:
-        ValueError: the file cannot be read, does not cover the grid, or is not in metres.
+        ValueError: the file cannot be read, does not cover the grid, or has unusable units or values.
     """
     if file is None:
         return load_topography(grid).elevation
-    height = _on_grid(file, grid, ELEVATION_NAMES)
+    height = _on_grid(file, grid, VARIABLES["elevation"])
     if not (height.min() >= -500.0 and 10.0 <= height.max() <= 9000.0):
         raise ValueError(
             f"{file} has elevations from {height.min():g} to {height.max():g} on the grid, which are not "
             "metres. Convert it to metres."
+        )
+    known = load_topography(grid).elevation
+    ratio = float(height.mean()) / max(float(known.mean()), LEAST_MEAN_METRES)
+    if ratio > TOO_HIGH:
+        raise ValueError(
+            f"{file} is {ratio:.1f} times as high as the altitude map of pvlib on the grid; feet would be "
+            "3.3 times, and geopotential 9.8 times as high. Correct the attribute `units`, or convert it to "
+            "metres."
         )
     return height
 
@@ -52,21 +63,18 @@ def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
     """Return the inhabitants per square kilometre (H, W); 0 if no file is given.
 
     Raises:
-        ValueError: the file cannot be read, does not cover the grid, or has negative values.
+        ValueError: the file cannot be read, does not cover the grid, or has unusable units or values.
     """
     if file is None:
         return np.zeros(grid.shape, dtype=np.float32)
-    density = _on_grid(file, grid, POPULATION_NAMES)
-    if density.min() < 0:
-        raise ValueError(f"{file} has negative population densities. Mark missing cells as missing.")
-    return density
+    return _on_grid(file, grid, VARIABLES["population"])
 
 
-def _on_grid(file: Path, grid: Grid, names: tuple[str, ...]) -> NDArray[np.float32]:
+def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
     read = _read_tiff if file.suffix.lower() in (".tif", ".tiff") else _read_netcdf
-    if not file.is_file():
+    if not file.exists():
         raise ValueError(f"{file} does not exist. Correct its path.")
-    raster = read(file, grid, names)
+    raster = read(file, grid, variable)
     if raster.lat.ndim == 2:
         regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
         return np.where(np.isfinite(regridded), regridded, np.float32(0))
@@ -86,44 +94,22 @@ def _on_grid(file: Path, grid: Grid, names: tuple[str, ...]) -> NDArray[np.float
     return mean.astype(np.float32)
 
 
-def _read_netcdf(file: Path, grid: Grid, names: tuple[str, ...]) -> Raster:
-    try:
-        dataset = netCDF4.Dataset(file)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(
-            f"{file} cannot be read as NetCDF ({error}). Give a NetCDF or GeoTIFF file."
-        ) from error
-    with dataset:
-        found, lat, lon = (_first_of(file, dataset, n) for n in (names, _LATITUDES, _LONGITUDES))
-        if lat.ndim == 2:
-            return Raster(_filled(found[...]).squeeze(), _filled(lat[...]), _filled(lon[...]))
-        if found.ndim != 2:
-            raise ValueError(
-                f"{file} has {found.name} on the dimensions {found.dimensions}. Give a single 2-D field."
-            )
-        if found.dimensions != (lat.dimensions[0], lon.dimensions[0]):
-            raise ValueError(f"{file} has {found.name} on {found.dimensions}. Reorder them to lat, lon.")
-        rows, columns = (
-            _slice(_filled(axis[...]), span) for axis, span in ((lat, grid.lat), (lon, grid.lon))
-        )
-        return _ascending(Raster(_filled(found[rows, columns]), _filled(lat[rows]), _filled(lon[columns])))
-
-
-def _first_of(file: Path, dataset: Any, names: tuple[str, ...]) -> Any:
-    for name in names:
-        if name in dataset.variables:
-            return dataset.variables[name]
-    raise ValueError(
-        f"{file} has none of the variables {', '.join(names)}, only "
-        f"{', '.join(dataset.variables)}. Rename one."
-    )
+def _read_netcdf(file: Path, grid: Grid, variable: Variable) -> Raster:
+    channel = open_channel(open_outside(file), variable)
+    lat, lon = (channel.given[axis].values.astype(np.float64) for axis in ("lat", "lon"))
+    if lat.ndim == 2:
+        return Raster(channel.load().values.values.astype(np.float64), lat, lon)
+    rows, columns = _slice(lat, grid.lat), _slice(lon, grid.lon)
+    values = channel.load(lat=rows, lon=columns).values.values
+    return Raster(values.astype(np.float64), lat[rows], lon[columns])
 
 
 def _filled(values: Any) -> Values:
     return np.ma.filled(np.ma.asarray(values).astype(np.float64), np.nan)
 
 
-def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
+def _read_tiff(file: Path, grid: Grid, variable: Variable) -> Raster:
+    """Read a GeoTIFF, which is taken to be in the variable's units if it names none."""
     import rasterio
     from rasterio.errors import RasterioError
     from rasterio.windows import Window
@@ -141,9 +127,15 @@ def _read_tiff(file: Path, grid: Grid, _names: tuple[str, ...]) -> Raster:
             rows, columns = _slice(lat, grid.lat), _slice(lon, grid.lon)
             window = Window.from_slices(rows, columns)
             values = _filled(raster.read(1, window=window, masked=True))
+            units = raster.units[0] or variable.units
     except RasterioError as error:
         raise ValueError(f"{file} cannot be read as GeoTIFF ({error}). Check that it is complete.") from error
-    return _ascending(Raster(values, lat[rows], lon[columns]))
+    dataset = xr.Dataset(
+        {variable.name: (("lat", "lon"), values, {"units": units})},
+        coords={"lat": lat[rows], "lon": lon[columns]},
+    )
+    read = read_channel(normalise(dataset, str(file)), variable).values
+    return Raster(read.values.astype(np.float64), read["lat"].values, read["lon"].values)
 
 
 def _slice(axis: Values, span: tuple[float, float]) -> slice:
@@ -152,12 +144,6 @@ def _slice(axis: Values, span: tuple[float, float]) -> slice:
     if not inside.size:
         inside = np.array([np.abs(axis - np.mean(span)).argmin()])
     return slice(max(int(inside[0]) - 1, 0), int(inside[-1]) + 2)
-
-
-def _ascending(raster: Raster) -> Raster:
-    down, left = raster.lat[0] > raster.lat[-1], raster.lon[0] > raster.lon[-1]
-    rows, columns = slice(None, None, -1 if down else 1), slice(None, None, -1 if left else 1)
-    return Raster(raster.values[rows, columns], raster.lat[rows], raster.lon[columns])
 
 
 def _edges(centres: Values) -> Values:

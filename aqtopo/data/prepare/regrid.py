@@ -1,9 +1,9 @@
-"""Regridding from a curvilinear to a regular grid; the weights are computed once a command.
+"""Regridding from a curvilinear to a regular grid; the weights are computed once per command.
 
 A target cell takes the mean of k x k points inside it, each interpolated bilinearly between the four source
 cells around it; k grows with the ratio of grid spacings, so that no source cell is skipped. The operation is
-linear, hence one sparse matrix. pyresample is not used: it treats a curvilinear grid as scattered points and
-searches the corners among the nearest.
+one sparse matrix, because it is linear. pyresample is not used: it treats a curvilinear grid as scattered
+points and searches the corners among the nearest points.
 
 Shapes: n x m source grid, H x W target grid.
 """

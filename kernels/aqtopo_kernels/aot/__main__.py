@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 _ADVICE = """Set TRITON_CACHE_DIR to a copy of {out} on each node; then no rank compiles at job start.
 The cache's keys include a hash of Triton: fill it inside the container of the job.
-It is valid for token counts that are multiples of 16 and of the kernels' blocks where {tokens} is."""
+It is valid for token counts with the same divisibility as {tokens} by 16 and by the kernels' blocks."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of a full disk, an exceeded quota and an exceeded file size limit."""

@@ -1,8 +1,8 @@
 """llvm-mca's estimate of a loop on CDNA, and eff1, the share of it with useful work of the matrix unit.
 
 llvm-mca is in Debian's llvm-22 package; any LLVM from 22 on works. It models one wavefront with fixed
-latencies. One of its cycles is four clocks. Its count is right for matrix instructions; a transcendental
-takes four cycles and is counted as one.
+latencies. One of its cycles is four clocks. Its count is correct for matrix instructions. It counts a
+transcendental, which takes four cycles, as one.
 """
 
 import re

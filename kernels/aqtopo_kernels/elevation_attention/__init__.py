@@ -1,1 +1,1 @@
-"""Attention in which a rise of the ground between two tokens weakens the flow between them."""
+"""Attention with a bias against keys that lie higher than the query."""

@@ -10,9 +10,9 @@ output and log-sum-exp.
 
 Alternatives: chunks of queries against all keys, as plain matrix products, take twice the time from 4096
 tokens on (`benchmarks/cpu_candidates.py`). Two causal attentions, one for each half of the sorted score
-matrix, need fewer calls, but spend 6% of their work on masked scores (N 8192), and their float32
-log-sum-exps contain alpha z of the whole terrain: the error of alpha's gradient was 7 times that of the dense
-formula (alpha 5, heights to 9 km).
+matrix, need fewer calls. But 6% of their work is on masked scores (N 8192), and their float32 log-sum-exps
+contain alpha z of the whole terrain: the error of alpha's gradient was 7 times that of the dense formula
+(alpha 5, heights to 9 km).
 
 16-bit inputs are computed in float32, float64 in float64.
 

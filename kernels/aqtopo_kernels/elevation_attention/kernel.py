@@ -112,9 +112,9 @@ def _high_half(bits):
 def _rounded(x, dtype: tl.constexpr, BY_BITS: tl.constexpr):
     """Round x to dtype.
 
-    CDNA2 and CDNA3 have no conversion instruction to bfloat16: Triton's takes five instructions, integer
-    arithmetic on the bits (BY_BITS) one and a half. BY_BITS rounds ties away from zero. It would lose a NaN
-    whose payload is only in the low bits, which no instruction produces.
+    CDNA2 and CDNA3 have no conversion instruction to bfloat16: Triton's conversion takes five instructions,
+    integer arithmetic on the bits (BY_BITS) one and a half. BY_BITS rounds ties away from zero. It would lose
+    a NaN whose payload is only in the low bits, but no instruction produces such a NaN.
     """
     if BY_BITS:
         low = _high_half(x.to(tl.uint32, bitcast=True) + 0x8000)
@@ -243,21 +243,21 @@ def delta_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = rows < tokens
     columns = tl.arange(0, WIDTH)[None, :]
-    within = inside[:, None] & (columns < D)
+    valid = inside[:, None] & (columns < D)
     places = rows
     if ORDERED:
         places = tl.load(order + batch.to(tl.int64) * tokens + rows, mask=inside, other=0)
     dout_at = _head_start(dout, batch, head, dout_b, dout_h) + rows[:, None] * dout_n + columns
     out_at = _head_start(out, batch, head, out_b, out_h) + rows[:, None] * out_n + columns
-    dout_block = tl.load(dout_at, mask=within, other=0.0)
-    out_block = tl.load(out_at, mask=within, other=0.0)
+    dout_block = tl.load(dout_at, mask=valid, other=0.0)
+    out_block = tl.load(out_at, mask=valid, other=0.0)
     row_delta = tl.sum(dout_block.to(tl.float32) * out_block.to(tl.float32), 1)
     tl.store(delta + tl.program_id(1).to(tl.int64) * tokens + places, row_delta, mask=inside)
     if ORDERED:
         stored_at = (
             _head_start(stored, batch, head, stored_b, stored_h) + places[:, None] * stored_n + columns
         )
-        tl.store(stored_at, dout_block, mask=within)
+        tl.store(stored_at, dout_block, mask=valid)
 
 
 @triton.jit(do_not_specialize=["heads"])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 BIN = 256
-"""Tokens per bin of a band: smaller bins need more columns, larger ones a larger direct sum."""
+"""Tokens per bin of a band: smaller bins need more columns, larger bins a larger direct sum."""
 
 _BINS_ABOVE = 4
 """Number of bins of the keys above a band: shorter sums have smaller rounding errors."""

@@ -1,1 +1,1 @@
-"""Wind gather: reorders tokens into wind order, and back."""
+"""Wind gather and its inverse: reorder tokens into wind order, and back."""

@@ -21,17 +21,17 @@ def move_rows_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     inside = rows < tokens
-    within = inside[:, None] & (columns < width)
+    valid = inside[:, None] & (columns < width)
     # 64-bit rows cost no time: the kernel is limited by memory bandwidth.
     places = tl.load(order + batch * tokens + rows, mask=inside, other=0).to(tl.int64)[:, None]
     rows = rows.to(tl.int64)[:, None]
     if INVERSE:
-        values = tl.load(source + batch * source_b + rows * source_n + columns, mask=within, other=0.0)
-        tl.store(target + batch * target_b + places * target_n + columns, values, mask=within)
+        values = tl.load(source + batch * source_b + rows * source_n + columns, mask=valid, other=0.0)
+        tl.store(target + batch * target_b + places * target_n + columns, values, mask=valid)
     else:
-        values = tl.load(source + batch * source_b + places * source_n + columns, mask=within, other=0.0)
+        values = tl.load(source + batch * source_b + places * source_n + columns, mask=valid, other=0.0)
         values = values.to(target.dtype.element_ty)
         if ADD:
-            added = tl.load(add + batch * add_b + rows * add_n + columns, mask=within, other=0.0)
+            added = tl.load(add + batch * add_b + rows * add_n + columns, mask=valid, other=0.0)
             values += added.to(target.dtype.element_ty)
-        tl.store(target + batch * target_b + rows * target_n + columns, values, mask=within)
+        tl.store(target + batch * target_b + rows * target_n + columns, values, mask=valid)

@@ -1,7 +1,7 @@
 """Wind gather operator and its inverse: check the arguments, then run the device's implementation.
 
 The PyTorch operators `aqtopo_kernels::wind_gather` and `aqtopo_kernels::wind_scatter` are each other's
-gradient. Every implementation returns the bits of the reference: only the addition rounds.
+gradient. Every implementation returns the same bits as the reference: only the addition rounds.
 
 Shapes: B batch, N tokens, D width.
 """

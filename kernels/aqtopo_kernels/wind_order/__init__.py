@@ -1,1 +1,1 @@
-"""The order of the tokens along the wind."""
+"""Order of the tokens along the wind."""

@@ -136,7 +136,7 @@ def test_a_truncated_archive_is_reported(tmp_path: Path, suffix: str) -> None:
 
 
 def test_a_folder_without_the_data_set_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / "readme.txt").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds neither .* nor archives"):
         Inventory.of(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):

@@ -118,7 +118,9 @@ def test_a_wrong_time_zone_is_detected_from_the_daily_cycle(
 def test_days_of_another_recipe_are_refused(recipe: MakeRecipe) -> None:
     made = recipe()
     made.parts.mkdir()
-    (made.parts / "recipe.json").write_text(json.dumps(made.part_settings | {"time_zone": "Beijing"}))
+    (made.parts / "recipe.json").write_text(
+        json.dumps(made.part_settings | {"time_zone": "Beijing"}), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=r"holds days made with another time_zone.*remove the folder"):
         prepare(made)
 
@@ -136,7 +138,7 @@ def test_invalid_settings_are_refused(recipe: MakeRecipe, tmp_path: Path) -> Non
     useless = tmp_path / "useless"
     useless.mkdir()
     for hour in range(24):
-        (useless / f"CN-Reanalysis20130101{hour:02d}.nc").write_text("no")
+        (useless / f"CN-Reanalysis20130101{hour:02d}.nc").write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match=r"24 files are unusable.*is not a complete NetCDF file"):
         prepare(recipe(source=useless, out=tmp_path / "d.zarr"))
 
@@ -163,7 +165,7 @@ def test_a_complete_store_of_a_killed_command_is_not_remade(recipe: MakeRecipe, 
 def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, parts: bool) -> None:
     made = recipe()
     made.out.mkdir()
-    made.report.write_text("what was found")
+    made.report.write_text("what was found", encoding="utf-8")
     if parts:
         made.parts.mkdir()
     with pytest.raises(ValueError, match=r"exists already\. Choose another name"):
@@ -175,13 +177,15 @@ def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, par
 def peak_of_assembly(made: Recipe, days: int) -> int:
     """Return the peak memory of the assembly of so many finished days."""
     made.parts.mkdir()
-    (made.parts / "recipe.json").write_text(json.dumps(made.part_settings))
+    (made.parts / "recipe.json").write_text(json.dumps(made.part_settings), encoding="utf-8")
     hour = (len(DYNAMIC_VARIABLES), *made.grid.shape)
     levels = np.array([LEVELS[name] for name in DYNAMIC_VARIABLES], np.float32)[:, None, None]
     levels[DYNAMIC_VARIABLES.index("co")] *= 1e3
     for day in made.days[:days]:
         np.save(made.parts / f"{day}.npy", np.broadcast_to(levels, (24, *hour)))
-        (made.parts / f"{day}.json").write_text(json.dumps({"day": str(day), "hours": [*range(24)]}))
+        (made.parts / f"{day}.json").write_text(
+            json.dumps({"day": str(day), "hours": [*range(24)]}), encoding="utf-8"
+        )
     tracemalloc.start()
     prepare(made)
     peak = tracemalloc.get_traced_memory()[1]
@@ -204,7 +208,7 @@ def test_only_one_command_prepares_a_store(recipe: MakeRecipe) -> None:
 
     made = recipe()
     made.parts.mkdir()
-    with (made.parts / "lock").open("w") as lock:
+    with (made.parts / "lock").open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match="Another process is preparing"):
             prepare(made)

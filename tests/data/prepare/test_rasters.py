@@ -16,7 +16,9 @@ def heights(lat: np.ndarray, lon: np.ndarray) -> np.ndarray:
     return (1000.0 + 50.0 * (lat[:, None] - 32.0) + 20.0 * (lon - 104.0)).astype(np.float32)
 
 
-def write_netcdf(path: Path, name: str = "elevation", north_first: bool = False, scale: float = 1.0) -> Path:
+def write_netcdf(
+    path: Path, name: str = "elevation", north_first: bool = False, scale: float = 1.0, units: str = "m"
+) -> Path:
     lat, lon = np.arange(29.05, 35.0, 0.1), np.arange(99.05, 109.0, 0.1)
     lat = lat[::-1] if north_first else lat
     with netCDF4.Dataset(path, "w") as file:
@@ -24,19 +26,24 @@ def write_netcdf(path: Path, name: str = "elevation", north_first: bool = False,
         file.createDimension("lon", lon.size)
         file.createVariable("lat", "f8", ("lat",))[:] = lat
         file.createVariable("lon", "f8", ("lon",))[:] = lon
-        file.createVariable(name, "f4", ("lat", "lon"))[:] = heights(lat, lon) * scale
+        variable = file.createVariable(name, "f4", ("lat", "lon"))
+        variable[:] = heights(lat, lon) * scale
+        if units:
+            variable.units = units
     return path
 
 
-def write_tiff(path: Path, crs: str = "EPSG:4326") -> Path:
+def write_tiff(path: Path, crs: str = "EPSG:4326", scale: float = 1.0, units: str = "") -> Path:
     lat, lon = np.arange(34.95, 29.0, -0.1), np.arange(99.05, 109.0, 0.1)
-    values = heights(lat, lon)
+    values = heights(lat, lon) * np.float32(scale)
     values[:3] = -32768
     with rasterio.open(
         path, "w", driver="GTiff", width=lon.size, height=lat.size, count=1, dtype="float32", crs=crs,
         transform=from_origin(99.0, 35.0, 0.1, 0.1), nodata=-32768,
     ) as file:  # fmt: skip
         file.write(values, 1)
+        if units:
+            file.units = [units]
     return path
 
 
@@ -57,7 +64,7 @@ def test_the_altitude_map_is_the_default() -> None:
 
 
 def test_population_is_read(tmp_path: Path) -> None:
-    file = write_netcdf(tmp_path / "p.nc", "population_density")
+    file = write_netcdf(tmp_path / "p.nc", "population_density", units="Persons per square kilometer")
     assert population(file, GRID).mean() == pytest.approx(1000, rel=0.01)
 
 
@@ -69,8 +76,50 @@ def test_a_curvilinear_file_is_regridded(tmp_path: Path) -> None:
         file.createVariable("XLAT", "f8", ("y", "x"))[:] = np.broadcast_to(lat[:, None], (lat.size, lon.size))
         file.createVariable("XLONG", "f8", ("y", "x"))[:] = np.broadcast_to(lon, (lat.size, lon.size))
         file.createVariable("HGT", "f4", ("y", "x"))[:] = heights(lat, lon)
+        file["HGT"].units = "m"
     expected = heights(GRID.lat_centres, GRID.lon_centres)
     np.testing.assert_allclose(elevation(tmp_path / "wrf.nc", GRID), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "units", "factor"),
+    [
+        ("z", "m**2 s**-2", 9.80665),
+        ("orog", "gpm", 1.0),
+        ("elevation", "ft", 1 / 0.3048),
+        ("topo", "km", 1e-3),
+    ],
+)
+def test_heights_are_converted_by_their_units(tmp_path: Path, name: str, units: str, factor: float) -> None:
+    file = write_netcdf(tmp_path / "z.nc", name, scale=factor, units=units)
+    expected = heights(GRID.lat_centres, GRID.lon_centres)
+    np.testing.assert_allclose(elevation(file, GRID), expected, rtol=1e-5)
+    if units == "ft":
+        file = write_tiff(tmp_path / "z.tif", scale=factor, units=units)
+        np.testing.assert_allclose(elevation(file, GRID), expected, rtol=1e-5)
+
+
+def test_heights_without_units_that_are_no_metres_are_refused(tmp_path: Path) -> None:
+    # The altitude map has a mean of 2257 m here; six times 1000 m is 2.7 times as much.
+    with pytest.raises(ValueError, match=r"2\.7 times as high as the altitude map.*`units`"):
+        elevation(write_tiff(tmp_path / "z.tif", scale=6.0), GRID)
+    with pytest.raises(ValueError, match=r"elevation without units.*attrs\['units'\] = 'm'"):
+        elevation(write_netcdf(tmp_path / "z.nc", units=""), GRID)
+
+
+def test_undeclared_fill_values_are_refused(tmp_path: Path) -> None:
+    file = write_netcdf(tmp_path / "p.nc", "population", units="km-2")
+    with netCDF4.Dataset(file, "a") as dataset:
+        dataset["population"][20, 30] = -9999
+    with pytest.raises(ValueError, match=r"population = -9999 in 1 of .* latitude 31\.05, longitude 102\.05"):
+        population(file, GRID)
+
+
+def test_longitudes_are_compared_modulo_360(tmp_path: Path) -> None:
+    expected = elevation(write_netcdf(tmp_path / "z.nc"), GRID)
+    with netCDF4.Dataset(write_netcdf(tmp_path / "turned.nc"), "a") as dataset:
+        dataset["lon"][:] = dataset["lon"][:] - 360.0
+    np.testing.assert_allclose(elevation(tmp_path / "turned.nc", GRID), expected, rtol=1e-5)
 
 
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
@@ -81,15 +130,15 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
         elevation(kilometres, GRID)
     with pytest.raises(ValueError, match=r"covers latitude 29 to 34\.1, the grid 25"):
         elevation(write_netcdf(tmp_path / "z.nc"), Grid((4, 8), (25.0, 34.0), (100.0, 108.0)))
-    with pytest.raises(ValueError, match="has none of the variables elevation"):
+    with pytest.raises(ValueError, match=r"has no elevation \(elevation\); it has other"):
         elevation(write_netcdf(tmp_path / "other.nc", "other"), GRID)
     with pytest.raises(ValueError, match=r"not on a latitude-longitude grid .*gdalwarp"):
         elevation(write_tiff(tmp_path / "utm.tif", "EPSG:32648"), GRID)
     with pytest.raises(ValueError, match="does not exist"):
         elevation(tmp_path / "nowhere.nc", GRID)
-    (tmp_path / "broken.nc").write_text("no")
-    with pytest.raises(ValueError, match="cannot be read as NetCDF"):
+    (tmp_path / "broken.nc").write_text("no", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a NetCDF file: it begins with no"):
         population(tmp_path / "broken.nc", GRID)
-    (tmp_path / "broken.tif").write_text("no")
+    (tmp_path / "broken.tif").write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match="cannot be read as GeoTIFF"):
         population(tmp_path / "broken.tif", GRID)

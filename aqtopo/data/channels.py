@@ -1,0 +1,364 @@
+"""Reading of a variable from a dataset of `aqtopo.data.outside`, in the units of `aqtopo.variables`.
+
+`open_channel` finds a variable and stays lazy; `Channel.load` reads a part of it, converts and checks it;
+`read_channel` does both for all of it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.data.axes import AXES
+from aqtopo.data.units import Conversion, UnitsError, conversion
+from aqtopo.refusal import raise_input_error
+from aqtopo.variables import VARIABLES, Variable
+
+OnInvalid = Literal["refuse", "mask"]
+
+FILL_VALUES = (
+    -9999.0,
+    -9999.9,
+    -999.0,
+    -999.9,
+    -999.99,
+    -99.0,
+    -99.9,
+    -99.99,
+    -32768.0,
+    -32767.0,
+    1e15,
+    1e20,
+)
+"""Fill values that files leave undeclared; larger ones are out of any range."""
+
+GAS_CONSTANT_DRY_AIR = 287.05
+"""[J kg-1 K-1]"""
+
+_ALIASES = {
+    "u": ("u10", "10u", "u10m", "uwnd", "uas"),
+    "v": ("v10", "10v", "v10m", "vwnd", "vas"),
+    "temp": ("t2m", "2t", "t2", "tas", "temperature", "airtemperature", "t"),
+    "rh": ("relativehumidity", "rh2m", "2r", "r2", "hurs", "r"),
+    "psfc": ("sp", "ps", "surfacepressure", "pres"),
+    "pm25": ("pm2p5", "pm25dry", "pm25conc"),
+    "pm10": ("pm10conc",),
+    "so2": ("so2conc", "sulphurdioxide", "sulfurdioxide"),
+    "no2": ("no2conc", "nitrogendioxide"),
+    "co": ("coconc", "carbonmonoxide"),
+    "o3": ("o3conc", "go3", "ozone"),
+    "elevation": ("z", "height", "hgt", "topo", "altitude", "orog", "oro", "orography", "band1"),
+    "population": ("populationdensity", "popdensity", "pop", "density", "band1"),
+}
+"""Names in lower case without `_`, `.` and `-`."""
+
+_STANDARD_ALIASES = {
+    "geopotential": "elevation",
+    "surface_geopotential": "elevation",
+    "altitude": "elevation",
+    "height": "elevation",
+    "height_above_mean_sea_level": "elevation",
+    "surface_pressure": "psfc",
+}
+
+
+class LoadedChannel(NamedTuple):
+    """Values in the variable's units, float32, with counts.
+
+    Attributes:
+        values: dimensions in the order of `AXES`; NaN if missing, infinite or masked.
+        masked: values that were no measurements and are now NaN; 0 unless masking was asked for.
+        negative: small negative concentrations, which are kept.
+    """
+
+    values: xr.DataArray
+    masked: int
+    negative: int
+
+
+@dataclass(frozen=True, eq=False)
+class Channel:
+    """One variable of a dataset, lazy.
+
+    Attributes:
+        variable: description of the variable.
+        given: array as it is in the dataset, in its own units; dimensions in the order of `AXES`.
+        conversion: conversion to the variable's units.
+        density: air density [kg m-3] on the same dimensions, if the conversion needs it.
+        source: name of the dataset in messages.
+    """
+
+    variable: Variable
+    given: xr.DataArray
+    conversion: Conversion
+    density: xr.DataArray | None
+    source: str
+
+    def load(self, on_invalid: OnInvalid = "refuse", **positions: Any) -> LoadedChannel:
+        """Read values at some positions by dimension, as for `isel`, convert and check them.
+
+        Args:
+            on_invalid: `refuse` an undeclared fill value or an impossible magnitude, or `mask` and count it.
+            **positions: positions by dimension; all of a dimension that is not named.
+
+        Raises:
+            ValueError: the file is damaged, or `refuse` and a value is no measurement.
+        """
+        given, density = self.given.isel(positions), self.density
+        try:
+            raw = given.load()
+            if np.isinf(raw.values).any():
+                raw = raw.where(np.isfinite(raw))
+            if density is not None:
+                density = density.isel({d: p for d, p in positions.items() if d in density.dims}).load()
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            # TypeError: packing attributes that are text. ValueError: a checksum of zarr.
+            raise_input_error(
+                self.source, f"is damaged in {given.name} ({error})", "Download or copy the file again"
+            )
+        exact = self.conversion == Conversion() and density is None
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = raw if exact else self.conversion(raw.astype(np.float64))
+            if density is not None:
+                values = (values * density).transpose(*raw.dims)
+            low, high = possible_range(self.variable)
+            fill = _is_fill_value(self.variable, raw.values)
+            beyond = ((values.values < low) | (values.values > high)) & ~fill
+        if on_invalid == "refuse":
+            self._refuse_fill(raw, fill)
+            self._refuse_beyond(values, beyond)
+        invalid = fill | beyond
+        with np.errstate(over="ignore"):
+            kept = (values.where(~invalid) if invalid.any() else values).astype(np.float32)
+        kept.attrs = {"units": self.variable.units, "long_name": self.variable.long_name}
+        negative = int((kept.values < 0).sum()) if is_concentration(self.variable) else 0
+        return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), negative)
+
+    def _refuse_fill(self, raw: xr.DataArray, fill: NDArray[np.bool_]) -> None:
+        if not fill.any():
+            return
+        value = raw.values[fill][0]
+        raise_input_error(
+            self.source,
+            f"has {raw.name} = {value:g} in {fill.sum()} of {fill.size} values, first at "
+            f"{_place(raw, fill)}: a fill value that is not declared",
+            f"Declare it as the attribute `_FillValue`, or replace it: `d['{raw.name}'].where("
+            f"d['{raw.name}'] != {value:g})`",
+        )
+
+    def _refuse_beyond(self, values: xr.DataArray, beyond: NDArray[np.bool_]) -> None:
+        if not beyond.any():
+            return
+        low, high = self.variable.valid_range
+        units = self.variable.units
+        given = self.given.attrs.get("units")
+        raise_input_error(
+            self.source,
+            f"has {self.given.name} = {values.values[beyond][0]:g} {units} (given in {given!r}), and "
+            f"{beyond.sum()} of {beyond.size} values are far outside {low:g} to {high:g} {units}, first at "
+            f"{_place(values, beyond)}",
+            "Correct the attribute `units` if it is wrong, or set impossible values to NaN",
+        )
+
+
+def read_channel(
+    dataset: xr.Dataset, variable: Variable, *, on_invalid: OnInvalid = "refuse"
+) -> LoadedChannel:
+    """Return all values of a variable in its units.
+
+    Args:
+        dataset: as `open_outside` returns it.
+        variable: the variable to find, by its name, else CF standard name, else a known alias.
+        on_invalid: `refuse` an undeclared fill value or an impossible magnitude, or `mask` and count it.
+
+    Raises:
+        ValueError: it is missing, ambiguous, in unusable units, on other dimensions, or has no value.
+    """
+    channel = open_channel(dataset, variable)
+    loaded = channel.load(on_invalid)
+    if not np.isfinite(loaded.values.values).any():
+        raise_input_error(
+            channel.source, f"has no value of {channel.given.name}", "Give a file with at least one value"
+        )
+    return loaded
+
+
+def open_channel(dataset: xr.Dataset, variable: Variable) -> Channel:
+    """Find a variable and its conversion, without reading values.
+
+    Raises:
+        ValueError: it is missing, ambiguous, in unusable units, or on other dimensions.
+    """
+    source = str(dataset.encoding.get("source", "The dataset"))
+    name = find_variable(dataset, variable, source)
+    given = _on_axes(dataset[name], variable, source)
+    if given.dtype.kind not in "iuf":
+        raise_input_error(source, f"has {name} of the type {given.dtype}", "Write it as numbers")
+    units = given.attrs.get("units")
+    if not isinstance(units, str) or not units.strip():
+        raise_input_error(
+            source,
+            f"has {name} without units",
+            f"Set them, for example `d['{name}'].attrs['units'] = '{variable.units}'`",
+        )
+    try:
+        change = conversion(units, variable.units)
+    except UnitsError as error:
+        raise_input_error(source, f"has {name} in units that cannot be used: {error}", "No value was changed")
+    density = _air_density(dataset, str(name), units, variable, source) if change.needs_density else None
+    return Channel(variable, given, change, density, source)
+
+
+def find_variable(dataset: xr.Dataset, variable: Variable, source: str) -> str:
+    """Return the name of a variable in a dataset: its short name, else by standard name, else an alias.
+
+    Raises:
+        ValueError: it is missing, two variables fit, or the standard name contradicts the name.
+    """
+    plain = {str(name): _plain(str(name)) for name in dataset.data_vars}
+    by_standard_name = [n for n in plain if _describes(dataset[n], variable)]
+    candidates = [
+        [n for n in plain if n == variable.name],
+        by_standard_name,
+        [n for n, p in plain.items() if p == _plain(variable.name)],
+        [n for n, p in plain.items() if p in _ALIASES.get(variable.name, ())],
+    ]
+    found = next((names for names in candidates if names), [])
+    if not found:
+        raise_input_error(
+            source,
+            f"has no {variable.name} ({variable.long_name}); it has {', '.join(plain) or 'no variable'}",
+            f"Rename it to {variable.name}"
+            + (f", or give it the standard_name {variable.standard_name}" if variable.standard_name else ""),
+        )
+    if len(found) > 1:
+        raise_input_error(
+            source,
+            f"has more than one variable for {variable.name}: {', '.join(found)}",
+            f"Rename the right one to {variable.name}, or drop the others",
+        )
+    standard = dataset[found[0]].attrs.get("standard_name")
+    others = {v.standard_name: v.name for v in VARIABLES.values() if v.name != variable.name}
+    if standard is not None and standard in others and not _describes(dataset[found[0]], variable):
+        raise_input_error(
+            source,
+            f"has {found[0]} with the standard_name {standard}, which is {others[standard]}",
+            "Correct the name or the standard_name",
+        )
+    return found[0]
+
+
+def possible_range(variable: Variable) -> tuple[float, float]:
+    """Return the limits beyond which a value is no measurement and no forecast, in the variable's units.
+
+    A constant field must lie within the valid range. A forecast may overshoot it: by a tenth of the range, a
+    concentration to twice the highest and, below zero, by 1% of the highest or three standard deviations.
+    """
+    low, high = variable.valid_range
+    if variable.kind == "static":
+        return low, high
+    if is_concentration(variable):
+        return -max(0.01 * high, 3.0 * variable.topoflow_std), 2.0 * high
+    margin = 0.1 * (high - low)
+    return low - margin, high + margin
+
+
+def no_data(variable: Variable, values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Return where values in the variable's units are fill values or impossible; False where missing."""
+    low, high = possible_range(variable)
+    with np.errstate(invalid="ignore"):
+        beyond = (values < low) | (values > high)
+    found: NDArray[np.bool_] = (beyond | _is_fill_value(variable, values)) & np.isfinite(values)
+    return found
+
+
+def is_concentration(variable: Variable) -> bool:
+    """Return whether a variable is a mass concentration."""
+    return variable.units == "ug m-3"
+
+
+def _on_axes(array: xr.DataArray, variable: Variable, source: str) -> xr.DataArray:
+    """Return an array with its dimensions in the order of `AXES`; others of size 1 are dropped."""
+    name = array.name
+    allowed = ("lat", "lon") if variable.kind == "static" else tuple(AXES)
+    curvilinear = {d for axis in ("lat", "lon") if axis in array.coords for d in array[axis].dims}
+    more = [d for d in array.dims if d not in allowed and d not in curvilinear]
+    large = [f"{d} (size {array.sizes[d]})" for d in more if array.sizes[d] != 1]
+    if large:
+        raise_input_error(
+            source,
+            f"has {name} on the further dimension {', '.join(large)}",
+            f"Select one value, for example `d.isel({str(more[0]).split(' ')[0]}=0)`, or take a mean",
+        )
+    for axis in ("lat", "lon"):
+        if axis not in array.coords or (axis not in array.dims and array[axis].ndim < 2):
+            raise_input_error(
+                source,
+                f"has {name} on {array.dims} without the {AXES[axis]}s of its cells",
+                f"Add the coordinate `{axis}` with the standard_name {AXES[axis]}",
+            )
+    array = array.squeeze(more, drop=True)
+    order = [d for d in AXES if d in array.dims]
+    return array.transpose(*order, *(d for d in array.dims if d not in order))
+
+
+def _air_density(dataset: xr.Dataset, name: str, units: str, variable: Variable, source: str) -> xr.DataArray:
+    """Return the density of dry air [kg m-3] from the dataset's surface pressure and temperature."""
+    found: Mapping[str, Channel] | None = None
+    try:
+        found = {needed: open_channel(dataset, VARIABLES[needed]) for needed in ("psfc", "temp")}
+    except ValueError as error:
+        raise_input_error(
+            source,
+            f"has {name} in {units!r}, a ratio of masses, which needs surface pressure and air temperature "
+            f"to become {variable.units!r} ({error})",
+            f"Add both to the dataset, or convert {name} to {variable.units!r}",
+        )
+    pressure, temperature = (c.conversion(c.given.astype(np.float64)) for c in found.values())
+    density: xr.DataArray = pressure / (GAS_CONSTANT_DRY_AIR * temperature)
+    return density
+
+
+def _describes(array: xr.DataArray, variable: Variable) -> bool:
+    standard = str(array.attrs.get("standard_name", "")).replace("aerosol_particles", "aerosol")
+    if not standard:
+        return False
+    return standard == str(variable.standard_name).replace("aerosol_particles", "aerosol") or (
+        _STANDARD_ALIASES.get(standard) == variable.name
+    )
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace(".", "").replace("-", "")
+
+
+def _is_fill_value(variable: Variable, raw: NDArray[Any]) -> NDArray[np.bool_]:
+    suspicious = ~((raw > -99.0 + 1e-3) & (raw < 1e15 * 0.999)) & ~np.isnan(raw)
+    found = np.zeros(raw.shape, dtype=bool)
+    if suspicious.any():
+        chosen = raw[suspicious].astype(np.float64)
+        # Relative: float32 cannot hold -999.9 or 1e20.
+        found[suspicious] = np.isclose(chosen[:, None], FILL_VALUES, rtol=1e-6, atol=0).any(axis=1) | (
+            np.abs(chosen) >= 1e15 * 0.999
+        )
+    if variable.kind == "static" and variable.valid_range[0] < 0:
+        found &= (raw < variable.valid_range[0]) | (raw > variable.valid_range[1])  # -99 m is a depression
+    return found
+
+
+def _place(array: xr.DataArray, where: NDArray[np.bool_]) -> str:
+    """Return the coordinates of the first True as text."""
+    index = np.unravel_index(int(where.argmax()), where.shape)
+    position = dict(zip(array.dims, index, strict=True))
+    shown = []
+    for axis in AXES:
+        if axis not in array.coords:
+            continue
+        coordinate = array[axis]
+        value = coordinate.isel({d: position[d] for d in coordinate.dims}).values
+        text = np.datetime_as_string(value, "m") if coordinate.dtype.kind == "M" else f"{float(value):g}"
+        shown.append(f"{AXES[axis]} {text}")
+    return ", ".join(shown) or str(tuple(int(i) for i in index))

@@ -1,0 +1,296 @@
+"""Opening of datasets from outside: NetCDF or zarr, decoded, with the axes of `aqtopo`.
+
+`open_outside` returns a lazy dataset with the coordinates `init_time`, `lead_time` [h], `time`, `lat` and
+`lon`, as far as the file has them. `aqtopo.data.axes` recognises them; `aqtopo.data.channels` reads variables
+in the units of `aqtopo.variables`.
+"""
+
+import fcntl
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import xarray as xr
+
+from aqtopo.data.axes import AXES, EQUAL_DEGREES, normalise_axes
+from aqtopo.data.classic_netcdf import classic_size
+from aqtopo.data.units import UnitsError, conversion
+from aqtopo.refusal import raise_input_error
+
+CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+
+_OTHER_FORMATS = (
+    (b"\x1f\x8b", "is compressed (gzip)", "Decompress it with `gunzip`"),
+    (b"PK\x03\x04", "is compressed (zip)", "Decompress it with `unzip`"),
+    (b"BZh", "is compressed (bzip2)", "Decompress it with `bunzip2`"),
+    (b"\xfd7zXZ", "is compressed (xz)", "Decompress it with `unxz`"),
+    (b"\x28\xb5\x2f\xfd", "is compressed (zstd)", "Decompress it with `unzstd`"),
+    (b"GRIB", "is a GRIB file", "Convert it with `cdo -f nc4 copy`"),
+    (b"version https://git-lfs", "is a pointer of Git LFS", "Fetch the file with `git lfs pull`"),
+)
+"""First bytes, fact and remedy of files that are often taken for NetCDF."""
+
+_PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
+"""Attributes that xarray moves to `encoding` when it decodes."""
+
+
+def open_outside(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
+    """Open a file, or several that follow each other in time, as one lazy dataset.
+
+    Args:
+        paths: NetCDF files or zarr stores. Each is decoded on its own; their times must differ.
+
+    Raises:
+        ValueError: a file is missing, damaged, undecoded, or has axes that are not understood.
+    """
+    files = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
+    if not files:
+        raise ValueError("No file is given. Name at least one NetCDF file or zarr store.")
+    # Chunks make the joined dataset lazy.
+    opened = [normalise(_open(file, {} if len(files) > 1 else None), str(file)) for file in files]
+    return opened[0] if len(files) == 1 else _join(opened, [str(file) for file in files])
+
+
+def normalise(dataset: xr.Dataset, source: str) -> xr.Dataset:
+    """Return an open dataset with the axes of `aqtopo` and without the encodings of its source.
+
+    Args:
+        dataset: dataset in memory or lazy.
+        source: its name in messages; kept in `encoding["source"]`.
+
+    Raises:
+        ValueError: it is undecoded, or has axes that are not understood.
+    """
+    check_decoded(dataset, source)
+    normal = normalise_axes(dataset.drop_encoding(), source)
+    normal.encoding["source"] = source
+    return normal
+
+
+def check_decoded(dataset: xr.Dataset, source: str) -> None:
+    """Refuse packed values, undeclared times and calendars with other years than the civil one.
+
+    Raises:
+        ValueError: the dataset is undecoded, or its times are not those of the standard calendar in UTC.
+    """
+    for name, variable in dataset.variables.items():
+        packed = [key for key in _PACKING if key in variable.attrs]
+        if packed:
+            raise_input_error(
+                source,
+                f"has the undecoded variable {name}: {packed[0]} = {variable.attrs[packed[0]]} is among its "
+                "attributes",
+                "Open it with xarray's defaults (mask_and_scale=True), or decode it with `xr.decode_cf`",
+            )
+        if variable.dtype.kind in "iuf" and " since " in str(variable.attrs.get("units", "")):
+            raise_input_error(
+                source,
+                f"has the undecoded time {name}: numbers in {variable.attrs['units']!r}",
+                "Open it with xarray's defaults (decode_times=True), or decode it with `xr.decode_cf`",
+            )
+        if (calendar := _calendar(variable)) not in CALENDARS:
+            _refuse_calendar(source, name, calendar)
+        zone = getattr(variable.dtype, "tz", None) or _first(variable, "tzinfo")
+        if zone is not None:
+            raise_input_error(
+                source,
+                f"has times with a time zone in {name} ({zone})",
+                "Convert them to UTC: `index.tz_convert('UTC').tz_localize(None)` in pandas",
+            )
+
+
+def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
+    engine = _engine(path)
+    options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+    try:
+        # Times are decoded below, after a look at their calendars: xarray takes noleap in silence.
+        dataset = xr.open_dataset(
+            path, engine=engine, chunks=chunks, decode_times=False, decode_timedelta=False, **options
+        )
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        _refuse_unreadable(path, error)
+    for name, variable in dataset.variables.items():
+        if " since " in str(variable.attrs.get("units", "")):
+            calendar = str(variable.attrs.get("calendar", "standard")).lower()
+            if calendar not in CALENDARS:
+                _refuse_calendar(str(path), name, calendar)
+    try:
+        return xr.decode_cf(dataset, mask_and_scale=False, decode_timedelta=False)
+    except (ValueError, OverflowError) as error:
+        raise_input_error(
+            str(path),
+            f"has times that cannot be decoded ({str(error).split('. Try')[0]})",
+            "Write them in hours since a date, in the standard calendar",
+        )
+
+
+def _engine(path: Path) -> str:
+    """Return xarray's engine by the content of a file, or refuse what is no NetCDF file or zarr store."""
+    if not path.exists():
+        raise_input_error(str(path), "does not exist: there is no such file", "Correct the path")
+    if path.is_dir():
+        if not any((path / name).is_file() for name in _ZARR_FILES):
+            raise_input_error(
+                str(path),
+                f"is a directory without a zarr group ({', '.join(_ZARR_FILES)})",
+                "Name a NetCDF file or the folder of a zarr store. If it was copied, copy it again",
+            )
+        return "zarr"
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError as error:
+        raise_input_error(str(path), f"cannot be read ({error.strerror})", "Correct its permissions")
+    if not head:
+        raise_input_error(str(path), "is empty (0 bytes)", "Download or write it again")
+    for start, fact, remedy in _OTHER_FORMATS:
+        if head.startswith(start):
+            raise_input_error(str(path), fact, remedy)
+    if not head.startswith((b"\x89HDF\r\n\x1a\n", b"CDF\x01", b"CDF\x02", b"CDF\x05")):
+        begin = head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n").split("\n")[0][:40].rstrip()
+        shown = begin if begin.isprintable() else repr(head[:8])
+        web = " but a web page" if begin.startswith("<") else ""
+        raise_input_error(
+            str(path),
+            f"is not a NetCDF file{web}: it begins with {shown}",
+            "Download it again, and look at its text for the server's reason"
+            if web or begin.startswith("{")
+            else "Name a NetCDF file or a zarr store",
+        )
+    if importlib.util.find_spec("netCDF4") is None:
+        raise_input_error(
+            str(path),
+            "cannot be read without the package netCDF4",
+            "Install it with `pip install 'aqtopo[prepare]'`",
+        )
+    if head.startswith(b"CDF"):
+        _check_classic(path)
+    return "netcdf4"
+
+
+def _check_classic(path: Path) -> None:
+    """Refuse a classic NetCDF file that is too short: the NetCDF library reads its end as zeros."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            needed = classic_size(file)
+    except (ValueError, IndexError) as error:
+        _refuse_damaged(path, error)
+    if size < needed:
+        _refuse_damaged(path, ValueError(f"{needed} bytes are declared"))
+
+
+def _refuse_unreadable(path: Path, error: Exception) -> NoReturn:
+    if path.is_file():
+        with path.open("rb") as file:
+            try:
+                # HDF5 locks files in the same way.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise_input_error(
+                    str(path), "is locked: another program is writing it", "Wait until that program has ended"
+                )
+            except OSError:
+                pass  # a file system without locks
+    _refuse_damaged(path, error)
+
+
+def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
+    if path.is_dir():
+        raise_input_error(str(path), f"is a damaged zarr store ({error})", "Copy or write it again")
+    size = path.stat().st_size
+    cause = str(error).split("\n")[0].split(": '/")[0]
+    raise_input_error(
+        str(path),
+        f"is damaged or incomplete: it has {size} bytes, which do not fit its header ({cause})",
+        "Download or copy it again, and compare its size with the source's",
+    )
+
+
+def _join(datasets: Sequence[xr.Dataset], files: Sequence[str]) -> xr.Dataset:
+    """Concatenate along the initial times, or the times; refuse other grids and times that two files have."""
+    axis = next((name for name in ("init_time", "time") if name in datasets[0].coords), None)
+    if axis is None:
+        raise_input_error(
+            files[0], "has no time axis along which files could be joined", "Give a single file"
+        )
+    first = datasets[0]
+    known: dict[Any, str] = {}
+    shared = [name for name in first.data_vars if all(name in other for other in datasets)]
+    pieces = []
+    for dataset, file in zip(datasets, files, strict=True):
+        if axis not in dataset.coords:
+            raise_input_error(file, f"has no {axis}, and {files[0]} has", "Give files of the same form")
+        if axis not in dataset.dims:
+            dataset = dataset.expand_dims(axis)
+        for name in ("lat", "lon", "lead_time"):
+            _check_same(name, first, dataset, files[0], file)
+        for time in dataset[axis].values:
+            if time in known:
+                raise_input_error(
+                    file,
+                    f"has the {axis} {np.datetime_as_string(time, 'm')}, and {known[time]} has it too",
+                    "Give files whose times do not overlap",
+                )
+        known.update(dict.fromkeys(dataset[axis].values, file))
+        aligned = dataset.assign_coords(
+            {name: first[name].variable for name in ("lat", "lon") if name in first.coords}
+        )
+        pieces.append(_in_units_of(first, aligned[shared], file))
+    joined = xr.concat(
+        pieces,
+        axis,
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override",
+        combine_attrs="override",
+    ).sortby(axis)
+    joined.encoding["source"] = f"{files[0]} and {len(files) - 1} more"
+    return joined
+
+
+def _check_same(name: str, first: xr.Dataset, other: xr.Dataset, first_file: str, file: str) -> None:
+    one, two = (d[name].values if name in d.coords else np.array([]) for d in (first, other))
+    if one.shape != two.shape or not np.allclose(one, two, rtol=0, atol=EQUAL_DEGREES):
+        raise_input_error(
+            file, f"has another {AXES[name]} axis than {first_file}", "Bring the files to one grid first"
+        )
+
+
+def _in_units_of(first: xr.Dataset, dataset: xr.Dataset, file: str) -> xr.Dataset:
+    """Convert variables whose units differ from the first file's: joined arrays have one attribute."""
+    converted = {}
+    for name, variable in dataset.data_vars.items():
+        given, wanted = (d[name].attrs.get("units") for d in (dataset, first))
+        if given == wanted:
+            continue
+        try:
+            change = conversion(str(given or ""), str(wanted or ""))
+        except UnitsError as error:
+            raise_input_error(file, f"has {name} in {given!r}, and the first file in {wanted!r}", f"{error}")
+        converted[name] = change(variable).assign_attrs(variable.attrs | {"units": wanted})
+    return dataset.assign(converted)
+
+
+def _calendar(variable: xr.Variable) -> str:
+    return str(_first(variable, "calendar") or "standard").lower()
+
+
+def _first(variable: xr.Variable, attribute: str) -> Any:
+    """Return an attribute of the first element of an object array, such as cftime's calendar."""
+    if variable.dtype != object or variable.size == 0 or variable.ndim > 1:
+        return None
+    return getattr(np.asarray(variable.values).reshape(-1)[0], attribute, None)
+
+
+def _refuse_calendar(source: str, name: object, calendar: str) -> NoReturn:
+    raise_input_error(
+        source,
+        f"has {name} in the calendar {calendar!r}; only {', '.join(CALENDARS)} are read",
+        "Convert it with xarray's `dataset.convert_calendar('standard')`",
+    )

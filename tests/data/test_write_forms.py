@@ -1,0 +1,165 @@
+"""Property tests of write_store: another form gives the same store, a harmful change is refused."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, note
+from hypothesis import strategies as st
+
+from aqtopo.data import Store, open_store, write_store
+from aqtopo.variables import VARIABLES
+from tests.conftest import make_tiny_dataset
+from tests.data.test_outside_forms import UNITS, door_draws
+
+Draw = Callable[[st.SearchStrategy[Any]], Any]
+HOURS = 50
+
+
+def usual() -> xr.Dataset:
+    dataset = make_tiny_dataset().isel(time=slice(0, HOURS))
+    del dataset.attrs["simulated"]  # NetCDF has no booleans
+    return dataset
+
+
+def in_other_units(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    names = dataset["channel"].values.tolist()
+    chosen = {name: draw(st.sampled_from(UNITS[VARIABLES[name].units])) for name in names}
+    factor, offset = (xr.DataArray([chosen[n][i] for n in names], dims="channel") for i in (1, 2))
+    fields = dataset["fields"].astype(np.float64) * factor + offset
+    return dataset.assign(fields=fields.assign_attrs(channel_units={n: chosen[n][0] for n in names}))
+
+
+def channels_in_another_order(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    return dataset.isel(channel=draw(st.permutations(range(dataset.sizes["channel"]))))
+
+
+def other_types(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    return dataset.astype(draw(st.sampled_from(["f8", ">f4", ">f8"])))
+
+
+def coordinates_in_float32(dataset: xr.Dataset, _: Draw) -> xr.Dataset:
+    return dataset.assign_coords(lat=dataset["lat"].astype("f4"), lon=dataset["lon"].astype("f4"))
+
+
+def extra(dataset: xr.Dataset, _: Draw) -> xr.Dataset:
+    return dataset.assign(notes=("time", np.zeros(HOURS))).assign_coords(level=1000.0)
+
+
+def foreign_encodings(dataset: xr.Dataset, _: Draw) -> xr.Dataset:
+    dataset["fields"].encoding = {"dtype": "int16", "scale_factor": 3.0, "chunks": (7, 3, 5, 2), "zlib": True}
+    dataset["time"].encoding = {"units": "days since 1900-01-01", "dtype": "int32"}
+    return dataset
+
+
+HARMLESS = [
+    in_other_units,
+    channels_in_another_order,
+    other_types,
+    coordinates_in_float32,
+    extra,
+    foreign_encodings,
+]
+
+
+def given_to_writer(dataset: xr.Dataset, draw: Draw, folder: Path) -> Any:
+    """Return the dataset in memory, chunked, in blocks, or opened from a file."""
+    kind = draw(st.sampled_from(["memory", "chunked", "blocks", "zarr2", "zarr3", "nc"]))
+    note(kind)
+    if kind == "chunked":
+        return dataset.chunk({axis: draw(st.integers(1, size)) for axis, size in dataset.sizes.items()})
+    if kind == "blocks":
+        cut = draw(st.sampled_from([24, 48]))
+        return [dataset.isel(time=slice(None, cut)), dataset.isel(time=slice(cut, None))]
+    if kind == "memory":
+        return dataset
+    plain = dataset.drop_encoding()
+    for array in ("fields", "static"):
+        plain[array].attrs.pop("channel_units", None) if kind == "nc" else None
+    if kind == "nc":
+        plain.to_netcdf(folder / "given.nc")
+        opened = xr.open_dataset(folder / "given.nc")
+        if units := dataset["fields"].attrs.get("channel_units"):
+            opened["fields"].attrs["channel_units"] = units  # NetCDF has no mappings
+        return opened
+    plain.to_zarr(folder / "given.zarr", zarr_format=int(kind[4]))
+    return xr.open_zarr(folder / "given.zarr", chunks=draw(st.sampled_from([None, {}, {"time": 11}])))
+
+
+def written(dataset: Any, folder: Path) -> Store:
+    write_store(dataset, folder / "new.zarr")
+    return open_store(folder / "new.zarr")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@door_draws
+@given(data=st.data(), changes=st.lists(st.sampled_from(HARMLESS), max_size=4, unique=True))
+def test_another_form_gives_the_same_store(data: Any, changes: list[Any]) -> None:
+    dataset = usual()
+    expected = dataset["fields"]
+    for change in changes:
+        dataset = change(dataset, data.draw)
+    with tempfile.TemporaryDirectory() as folder:
+        store = written(given_to_writer(dataset, data.draw, Path(folder)), Path(folder))
+        np.testing.assert_array_equal(store.times, expected["time"].values.astype("M8[h]"))
+        np.testing.assert_allclose(store.lon, expected["lon"], atol=1e-4)
+        for hour in (0, 23, 24, HOURS - 1):
+            found = store.read(hour)[[store.channels.index(name) for name in expected["channel"].values]]
+            np.testing.assert_allclose(found, expected[hour], rtol=3e-6, atol=3e-5)
+
+
+def fill_value(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    hour, channel = draw(st.integers(0, HOURS - 1)), draw(st.integers(0, 10))
+    dataset["fields"][hour, channel, 3, 4] = draw(st.sampled_from([-9999.0, -999.0, -99.0, 1e20]))
+    return dataset, f"{dataset['channel'].values[channel]} = .* in 1 of"
+
+
+def packed(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    dataset["fields"].attrs[draw(st.sampled_from(["scale_factor", "add_offset", "_FillValue"]))] = 0.5
+    return dataset, "undecoded variable fields"
+
+
+def other_calendar(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    calendar = draw(st.sampled_from(["noleap", "360_day"]))
+    times = xr.date_range("2016-02-01", periods=HOURS, freq="h", calendar=calendar)
+    return dataset.assign_coords(time=times), f"calendar '{calendar}'"
+
+
+def torn(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    lon = (dataset["lon"].values - draw(st.floats(90.0, 120.0))) % 360
+    return dataset.assign_coords(lon=np.sort(lon)), "jump in the coordinate `lon`.*-180"
+
+
+def wrong_units(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    name, units = (
+        draw(st.sampled_from(["temp", "pm25", "psfc"])),
+        draw(st.sampled_from(["m", "ppb", "kg kg-1"])),
+    )
+    dataset["fields"].attrs["channel_units"] = {name: units}
+    return dataset, f"{name} in .*{units}"
+
+
+def celsius_called_kelvin(dataset: xr.Dataset, _: Draw) -> tuple[xr.Dataset, str]:
+    return dataset.assign(
+        fields=dataset["fields"] - 273.15 * (dataset["channel"] == "temp")
+    ), "temp = .*far outside"
+
+
+HARMFUL = [fill_value, packed, other_calendar, torn, wrong_units, celsius_called_kelvin]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@door_draws
+@given(data=st.data(), harm=st.sampled_from(HARMFUL), lazy=st.booleans())
+def test_a_harmful_change_is_refused_by_name(data: Any, harm: Any, lazy: bool) -> None:
+    dataset, message = harm(usual(), data.draw)
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ValueError, match=message):
+            write_store(dataset.chunk() if lazy else dataset, Path(folder, "new.zarr"))
+        assert not list(Path(folder).iterdir())
