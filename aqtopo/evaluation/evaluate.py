@@ -229,6 +229,7 @@ def _provenance(
         "linear": fits.linear.described,
         "linear_same": fits.linear_same.described,
         "weighting": WEIGHTING,
+        "standard_deviations": {name: run.store.std[name] for name in data.targets},
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

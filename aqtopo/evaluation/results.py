@@ -22,7 +22,7 @@ from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import NonNegative, Positive, Problem, raise_contradictions
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
-from aqtopo.evaluation.scores import count_wins
+from aqtopo.evaluation.scores import count_wins, squared_errors
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
 from aqtopo.variables import VARIABLES
@@ -210,6 +210,7 @@ def scores_to_json(
             "pairs": wins.pairs,
             **{f"model_beats_{name}": count for name, count in wins.over.items()},
             "model_beats_all": wins.over_all,
+            "squared_error": {name: _or_null(value) for name, value in squared_errors(scores).items()},
         },
         "scores": _entries(scores),
         "strata": {
@@ -220,13 +221,14 @@ def scores_to_json(
     }
 
 
+def _or_null(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def _records(table: xr.Dataset) -> list[dict[str, Any]]:
     """Return a flat entry for every forecast, pollutant and horizon."""
     rows = table.to_dataframe().reset_index().to_dict("records")
-    return [
-        {str(k): None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        for row in rows
-    ]
+    return [{str(k): _or_null(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows]
 
 
 def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:

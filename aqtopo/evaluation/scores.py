@@ -222,6 +222,20 @@ class Wins:
     over_all: int
 
 
+def squared_errors(scores: xr.Dataset) -> dict[str, float]:
+    """Return the mean squared error of each forecast over all pairs, in the store's standard deviations.
+
+    A pair counts if all forecasts have a score. Empty if the scores do not hold the standard deviations.
+    """
+    deviations = scores.attrs.get("standard_deviations")
+    if deviations is None:
+        return {}
+    std = xr.DataArray([deviations[str(name)] for name in scores["pollutant"].values], dims="pollutant")
+    squared = (scores["rmse"] / std) ** 2
+    mean = squared.where(squared.notnull().all("forecast")).mean(("pollutant", "horizon"))
+    return {str(name): float(mean.sel(forecast=name)) for name in mean["forecast"].values}
+
+
 def count_wins(scores: xr.Dataset) -> Wins:
     """Count the pairs in which the model is better than the references, from the scores of `overall`."""
     rmse = scores["rmse"]

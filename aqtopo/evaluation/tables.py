@@ -10,7 +10,7 @@ from rich.table import Table
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import MODEL, WHOLE
-from aqtopo.evaluation.scores import count_wins
+from aqtopo.evaluation.scores import count_wins, squared_errors
 from aqtopo.variables import VARIABLES
 
 TABLE_WIDTH = 120
@@ -100,8 +100,17 @@ def summary(scores: xr.Dataset) -> str:
     without = f"; {unscored} more have no data" if unscored else ""
     return (
         f"Of {wins.pairs} pollutant-horizon pairs the model has a lower RMSE than {over}, "
-        f"and than all in {wins.over_all}{without}."
+        f"and than all in {wins.over_all}{without}.{_squared_error_text(scores)}"
     )
+
+
+def _squared_error_text(scores: xr.Dataset) -> str:
+    errors = squared_errors(scores)
+    if not errors:
+        return ""
+    own = errors.pop(MODEL)
+    ratios = ", ".join(f"{own / error:.3f} of {name}" for name, error in errors.items())
+    return f" Squared error over all, in standard deviations of the training years: {own:.4f}; {ratios}."
 
 
 _NUMBERS = ("hits", "misses", "false_alarms")

@@ -171,6 +171,7 @@ def test_scores_have_their_provenance_as_attributes(run: LoadedRun) -> None:
     }
     assert {key: scores.attrs[key] for key in expected} == expected
     assert {"aqtopo", "torch", "numpy", "python"} <= scores.attrs["versions"].keys()
+    assert scores.attrs["standard_deviations"].keys() == set(TARGET_VARIABLES)
     assert told[-1] == ("forecasts", 6, 6)
 
 

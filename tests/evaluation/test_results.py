@@ -81,6 +81,7 @@ def test_the_summary_counts_what_the_model_beats(scores: xr.Dataset, tmp_path: P
         "pairs": 3,
         **{f"model_beats_{name}": int(wins.sum()) for name, wins in better.items()},
         "model_beats_all": int(np.logical_and.reduce(list(better.values())).sum()),
+        "squared_error": {},
     }
 
 

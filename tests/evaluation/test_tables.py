@@ -104,6 +104,18 @@ def test_the_summary_counts_strict_wins_only(scores: xr.Dataset) -> None:
     )
 
 
+def test_the_summary_gives_the_squared_error_over_all_relative_to_each_baseline(scores: xr.Dataset) -> None:
+    deviations = dict.fromkeys(TARGET_VARIABLES, 50.0) | {"o3": 100.0}
+    text = summary(scores.assign_attrs(standard_deviations=deviations))
+    own = (5 * 2.0**2 + 1.0**2) / 6  # RMSE 100 in all pairs
+    assert f"in standard deviations of the training years: {own:.4f}; " in text
+    rmse = scores["rmse"].sel(forecast="climatology")
+    other = np.mean(
+        [float((rmse.sel(pollutant=name) ** 2).mean()) / deviations[name] ** 2 for name in deviations]
+    )
+    assert f"{own / other:.3f} of climatology" in text
+
+
 def test_pairs_without_data_are_dashes_and_are_counted() -> None:
     rmse = np.ones((len(FORECASTS), 4, 6))
     rmse[2, 2:, 0] = np.nan
