@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.config import RunConfig
+from aqtopo.config import DataConfig, RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.points import BASELINES
@@ -98,6 +98,7 @@ def _render(
         canvas=canvas,
         base_map=draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
         wind=draw_wind_arrows(canvas, case.wind),
+        earlier_wind=_earlier_wind(run.config),
         contour_levels=_listed(f"{level:,.0f}" for level in CONTOUR_LEVELS_M),
         init_time=time_text(case.init_time),
         reason=case.reason,
@@ -215,6 +216,7 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
     }
     return [
         ("saved state", run.tag.name),
+        ("inputs", _inputs(run.config.data)),
         ("configuration digest", run.config.digest[:16]),
         (
             "training started",
@@ -222,6 +224,22 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
         ),
         *((label, str(fact)) for key, label in names.items() if (fact := getattr(facts, key)) is not None),
     ]
+
+
+def _inputs(data: DataConfig) -> str:
+    """Describe the model's inputs."""
+    parts = [f"{len(data.variables)} variables"]
+    if data.forcings:
+        parts.append(", ".join(data.forcings))
+    if data.history:
+        names = dict.fromkeys(name for name, _ in data.history)
+        parts.append(f"{len(names)} of the variables {_listed(data.history_hours)} h before")
+    return "; ".join(parts)
+
+
+def _earlier_wind(config: RunConfig) -> str:
+    hours = dict.fromkeys(hours for name, hours in config.data.history if name in ("u", "v"))
+    return f" and {_listed(hours)} h before" if hours else ""
 
 
 def _listed(items: Any) -> str:

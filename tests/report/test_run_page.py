@@ -13,7 +13,7 @@ from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.points import BASELINES
 from aqtopo.evaluation.results import write_scores, write_tables
 from aqtopo.inference.load import load_run
-from aqtopo.report import write_report
+from aqtopo.report import run_page, write_report
 
 from .conftest import station_sums
 
@@ -51,6 +51,8 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
         "torchrun",
         "f00dfeed-dirty",
         "Starts and resumes",
+        "15 variables",
+        "The model reads the wind at the start only.",
         "block 0 from 2.000 to 2.000 km⁻¹, at step 7.",
         "2026-11-21 20:15 UTC",
         "&#34;gradient_accumulation_steps&#34;: 2",
@@ -62,6 +64,14 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
     assert len(images) == 6 * (1 + 4 * 3) + 3 * places + 3
     assert all(len(image["alt"]) > 10 for image in images)
     assert len(page.all("input")) == 6 + 1 + 1 + places  # pollutants, slider, wind, places
+
+
+def test_earlier_fields_and_forcings_are_named(tiny_config: Callable[..., RunConfig]) -> None:
+    config = tiny_config(data={"forcings": ["cos_local_time"], "history_hours": [6, 24]})
+    inputs = "15 variables; cos_local_time; 11 of the variables 6, 24 h before"
+    assert run_page._inputs(config.data) == inputs
+    assert run_page._earlier_wind(config) == " and 6, 24 h before"
+    assert run_page._earlier_wind(tiny_config(data={"history_hours": [6], "history_variables": ["o3"]})) == ""
 
 
 def test_the_page_is_one_small_file_without_dead_links(finished_run: Path) -> None:
