@@ -56,7 +56,7 @@ def read_document(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, not UTF-8, not JSON, not an object, or has a duplicate key.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_object)
+        document = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_object)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}. Name a configuration file.") from None
     except UnicodeDecodeError as error:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.evaluation.observations import read_observations
 from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
 from aqtopo.evaluation.scores import ERRORS, all_reduce, error_terms
 from aqtopo.variables import VARIABLES
-
-COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
 
 LOWEST_OBSERVED = -90.0
 """Lowest valid value [ug m-3]: clean air gives values slightly below zero; -99 and -999 mean missing."""
@@ -47,8 +46,8 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
     """Read observations, one per line: id, lat, lon, time, pollutant, value.
 
     Args:
-        path: the CSV. Times are whole hours in ISO 8601, UTC unless they have an offset; values are in the
-            units of the store (ug m-3, including carbon monoxide); longitudes are compared modulo 360.
+        path: the file, see `read_observations`; values are in the units of the store (ug m-3, including
+            carbon monoxide), and longitudes are compared modulo 360.
         store: the grid.
         pollutants: short names of the forecast pollutants.
 
@@ -94,41 +93,17 @@ def _reachable(places: xr.DataArray, store: Store) -> tuple[NDArray[np.bool_], N
 
 
 def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
-    """Return the lines of `pollutants`, times in UTC, and the names of the other pollutants."""
-    try:
-        table = pd.read_csv(path, dtype={"id": str, "time": str, "pollutant": str})
-        absent = [name for name in COLUMNS if name not in table.columns]
-        if absent:
-            raise ValueError(f"it has no column {', '.join(absent)}")
-        for name in ("lat", "lon", "value"):
-            table[name] = pd.to_numeric(table[name]).astype(np.float64)
-        times = pd.to_datetime(table["time"], utc=True, format="ISO8601").dt.tz_localize(None)
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"the stations {path} cannot be read: {error}. It must be a CSV with the columns "
-            f"{', '.join(COLUMNS)}."
-        ) from error
-    _check_whole(path, table)
-    if (times != times.dt.floor("h")).any():
-        odd = table["time"][times != times.dt.floor("h")].iloc[0]
-        raise ValueError(f"{path} has the time {odd}, which is not a whole hour. Give hourly means.")
+    """Return the lines of `pollutants` with a value, and the names of the other pollutants."""
+    table = read_observations(path)
     ours = table["pollutant"].isin(list(pollutants))
-    ignored = tuple(sorted(table["pollutant"][~ours].dropna().astype(str).unique()))
-    kept = table.assign(time=times.astype("datetime64[ns]"))[ours & table["value"].notna()]
+    ignored = tuple(sorted(table["pollutant"][~ours].unique()))
+    kept = table[ours & table["value"].notna()]
     if kept.empty:
         raise ValueError(
             f"{path} has no value of {', '.join(pollutants)}; its pollutants are "
             f"{', '.join(ignored) or 'none'}. Use the run's names."
         )
-    return kept, ignored
-
-
-def _check_whole(path: Path, table: pd.DataFrame) -> None:
-    """Raise ValueError for a line without id, place, time or pollutant; its value may be missing."""
-    for name in COLUMNS[:-1]:
-        if table[name].isna().any():
-            line = int(np.flatnonzero(table[name].isna())[0]) + 2  # line 1 is the header
-            raise ValueError(f"{path}, line {line} has no {name}. Add it, or remove the line.")
+    return kept.copy(), ignored
 
 
 def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:

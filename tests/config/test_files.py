@@ -87,6 +87,12 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
         load_config(tmp_path)
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text(Path("ds_configs/demo_cpu.json").read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert load_config(path) == load_config("ds_configs/demo_cpu.json")
+
+
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_bytes(b'{"name": "\xff"}')

@@ -151,8 +151,8 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
     ("change", "message"),
     [
         (lambda t: t.drop(columns="lat"), "has no column lat"),
-        (lambda t: t.assign(value="high"), "cannot be read"),
-        (lambda t: t.assign(time="soon"), "cannot be read"),
+        (lambda t: t.assign(value="high"), "line 2, column value: 'high' is not a number"),
+        (lambda t: t.assign(time="soon"), "line 2, column time: 'soon' is not a time"),
         (lambda t: t.assign(time="2018-01-03T00:30"), "not a whole hour"),
         (lambda t: t.assign(pollutant="aqi"), "its pollutants are aqi"),
         (lambda t: pd.concat([t, t[:1]]), "more than one value of pm25 at the station 0101A"),

@@ -1,0 +1,128 @@
+"""Reading of observations from text: one value per line, as spreadsheets and networks write them."""
+
+import codecs
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import pandas as pd
+
+COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
+
+SEPARATORS = (",", ";", "\t")
+
+MISSING = ("", "na", "n/a", "nan", "null", "none")
+"""A missing value, in any case; in the column `value` only, for a station may be called NA."""
+
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""Encodings by the byte order mark that the file begins with."""
+
+
+def read_observations(path: Path) -> pd.DataFrame:
+    """Read a table with the columns `COLUMNS`.
+
+    The separator is a comma, a semicolon or a tab; with the last two, numbers may have a decimal comma. The
+    text is UTF-8, or UTF-16 with a byte order mark. Times are ISO 8601, UTC unless they have an offset; the
+    hour 24:00 is 00:00 of the next day.
+
+    Returns:
+        A row per line, indexed by the line's number in the file: `id`, `pollutant`, `lat`, `lon`, `value`
+        (float64, NaN if missing) and `time` (datetime64[ns], UTC).
+
+    Raises:
+        ValueError: the file cannot be read, lacks a column, or has an invalid entry; the message gives line,
+            column and entry.
+    """
+    table = _read_text(path)
+    for name in COLUMNS[:-1]:
+        empty = table[name] == ""
+        if empty.any():
+            raise ValueError(f"{path}, line {empty.idxmax()} has no {name}. Add it, or remove the line.")
+    for name in ("lat", "lon"):
+        table[name] = _parsed(path, table[name], _numbers, "a number")
+    given = table["value"][~table["value"].str.lower().isin(MISSING)]
+    table["value"] = _parsed(path, given, _numbers, "a number").reindex(table.index)
+    table["time"] = _parsed(path, table["time"], _times, "a time in ISO 8601, such as 2018-01-15T00")
+    odd = table["time"] != table["time"].dt.floor("h")
+    if odd.any():
+        line = odd.idxmax()
+        raise ValueError(
+            f"{path}, line {line} has the time {table.loc[line, 'time']}, which is not a whole hour. Give "
+            "hourly means."
+        )
+    return table
+
+
+def _read_text(path: Path) -> pd.DataFrame:
+    """Return the entries of the columns as text without blanks around it, indexed by line."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        _refuse(path, str(error.strerror))
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        _refuse(path, f"its byte {error.start} is not {encoding.upper()}")
+    header = text.partition("\n")[0].strip()
+    found = {mark: [name.strip().strip('"') for name in header.split(mark)] for mark in SEPARATORS}
+    separator = max(SEPARATORS, key=lambda mark: len(set(COLUMNS) & set(found[mark])))
+    absent = [name for name in COLUMNS if name not in found[separator]]
+    if absent:
+        _refuse(path, f"it has no column {', '.join(absent)}; its first line is {header[:100]!r}")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    names = [name.strip() for name in next(reader)]
+    rows, lines = [], []
+    for entries in reader:
+        if any(entry.strip() for entry in entries):
+            if len(entries) != len(names):
+                _refuse(path, f"line {reader.line_num} has {len(entries)} entries, and line 1 {len(names)}")
+            rows.append([entry.strip() for entry in entries])
+            lines.append(reader.line_num)
+    return pd.DataFrame(rows, columns=names, index=lines, dtype=str)[list(COLUMNS)].copy()
+
+
+def _refuse(path: Path, fact: str) -> NoReturn:
+    raise ValueError(
+        f"the stations {path} cannot be read: {fact}. It must be UTF-8 text with the columns "
+        f"{', '.join(COLUMNS)}, separated by comma, semicolon or tab."
+    )
+
+
+def _parsed(
+    path: Path, entries: pd.Series, parse: Callable[[pd.Series], pd.Series], expected: str
+) -> pd.Series:
+    """Parse a column with a function that returns NaN or NaT for an invalid entry.
+
+    Raises:
+        ValueError: an entry is invalid.
+    """
+    parsed = parse(entries)
+    if parsed.isna().any():
+        line = parsed.isna().idxmax()
+        raise ValueError(
+            f"{path}, line {line}, column {entries.name}: {entries[line]!r} is not {expected}. Correct it, "
+            "or remove the line."
+        )
+    return parsed
+
+
+def _numbers(entries: pd.Series) -> pd.Series:
+    # A comma is a decimal comma if there is only one and no point; elsewhere it may separate thousands.
+    decimal = entries.str.fullmatch(r"[-+]?\d*,\d+")
+    points = entries.mask(decimal, entries.str.replace(",", "."))
+    return pd.to_numeric(points, errors="coerce").astype(np.float64)
+
+
+def _times(entries: pd.Series) -> pd.Series:
+    midnight = entries.str.fullmatch(r".*[T ]24(:?00){0,2}(Z|[-+]\d\d:?\d\d)?")
+    hours = entries.mask(midnight, entries.str.replace(r"([T ])24", r"\g<1>00", regex=True))
+    times = pd.to_datetime(hours, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
+    return (times + pd.to_timedelta(midnight.astype(int), unit="D")).astype("datetime64[ns]")
