@@ -74,11 +74,13 @@ class SampleTable:
         times: (n,) usable start times, ascending.
         horizons: lead times [h].
         paired: True if a sample is a (time, horizon) pair, False if it is a time with all horizons.
+        history_hours: hours before the start whose fields are inputs.
     """
 
     times: Hours
     horizons: tuple[int, ...]
     paired: bool
+    history_hours: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return self.times.size * (len(self.horizons) if self.paired else 1)
@@ -97,9 +99,11 @@ class SampleTable:
         return self.times[samples], np.broadcast_to(horizons, (samples.size, horizons.size))
 
     def hours(self, samples: NDArray[np.int64]) -> Hours:
-        """Return the start and target times of the sample numbers `samples`, ascending, each once."""
+        """Return the hours that the sample numbers `samples` are read from, ascending, each once."""
         starts, leads = self.lookup(samples)
-        return np.unique(np.concatenate([starts, (starts[:, None] + leads * _HOUR).ravel()]))
+        earlier = -np.array(self.history_hours, dtype=np.int64)
+        offsets = np.concatenate([leads, np.broadcast_to(earlier, (len(starts), earlier.size))], axis=1)
+        return np.unique(np.concatenate([starts, (starts[:, None] + offsets * _HOUR).ravel()]))
 
 
 def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
@@ -125,7 +129,8 @@ def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
             f"has targets {_listed(data.horizons)} h ahead in the same year{before}. Choose years in the "
             "store (`aqtopo data info` lists them), shorter horizons or a shorter history."
         )
-    return SampleTable(usable, data.horizons, split == "train" and config.model.lead_time == "encoder")
+    paired = split == "train" and config.model.lead_time == "encoder"
+    return SampleTable(usable, data.horizons, paired, data.history_hours)
 
 
 def _listed(values: Sequence[int]) -> str:

@@ -55,7 +55,8 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
     Raises:
         ValueError: no test time has all its horizons in the store.
     """
-    times = usable_times(store.times, config.data.test_years, config.data.horizons)
+    data = config.data
+    times = usable_times(store.times, data.test_years, data.horizons, history_hours=data.history_hours)
     if not len(times):
         years = ", ".join(str(year) for year in config.data.test_years)
         raise ValueError(

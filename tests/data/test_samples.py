@@ -109,6 +109,14 @@ def test_pairs_are_numbered_by_time_then_horizon() -> None:
     np.testing.assert_array_equal(leads, [[12, 24]])
 
 
+def test_the_hours_of_a_sample_are_its_start_history_and_targets() -> None:
+    times = np.array(["2016-01-01T00", "2016-01-02T00"], "datetime64[h]")
+    table = SampleTable(times, (12, 24), paired=True, history_hours=(6,))
+    expected = np.array(["2016-01-01T18", "2016-01-02T00", "2016-01-03T00"], "datetime64[h]")
+    np.testing.assert_array_equal(table.hours(np.array([3])), expected)
+    assert SampleTable(times, (12,), paired=False).hours(np.array([0, 1])).size == 4
+
+
 def test_only_training_with_the_encoder_takes_pairs(tiny_config: TinyConfig) -> None:
     times = calendar_times([2016, 2017, 2018])
     encoder, decoder = tiny_config(), tiny_config(model={"lead_time": "decoder"})
