@@ -25,6 +25,13 @@ class ScoredSplit(StrEnum):
     TEST = "test"
 
 
+class Weighting(StrEnum):
+    """Weights of the cells in the scores."""
+
+    NONE = "none"
+    AREA = "area"
+
+
 class Detail(StrEnum):
     """Optional tables."""
 
@@ -59,6 +66,9 @@ def evaluate(
             metavar="FILE", help="Another model's forecasts, NetCDF or zarr; repeatable, or 'cams_*.nc'."
         ),
     ] = None,
+    weights: Annotated[
+        Weighting, typer.Option(help="Weights of the cells: none, or their area (cosine of latitude).")
+    ] = Weighting.NONE,
     as_json: Json = False,
 ) -> None:
     """Score a run beside its baselines; write RUN/scores.json and RUN/scores.zarr.
@@ -85,7 +95,7 @@ def evaluate(
         from aqtopo.inference.load import load_run
 
         run = load_run(run_dir, tag)
-        options = _options(run, region or (), stations, against or (), every)
+        options = _options(run, region or (), stations, against or (), every, weights)
         ranks = join()
         done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
@@ -112,6 +122,7 @@ def _options(
     stations: Path | None,
     against: Sequence[str],
     every_hours: int | None,
+    weights: Weighting,
 ) -> "EvalOptions":
     """Read and check the optional inputs before anything is computed."""
     from aqtopo.evaluation.against import open_forecasts
@@ -126,6 +137,7 @@ def _options(
         stations=None if stations is None else read_stations(stations, run.store, data.targets),
         against=open_forecasts(files, run.store, data.targets, data.horizons) if files else None,
         every_hours=every_hours,
+        weighting=weights.value,
     )
 
 

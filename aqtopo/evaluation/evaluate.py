@@ -23,7 +23,7 @@ from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
     FORECASTS,
     MODEL,
-    WEIGHTING,
+    WEIGHTINGS,
     Areas,
     Region,
     ScoredBatch,
@@ -67,6 +67,7 @@ class EvalOptions:
         regions: boxes to score separately; None for `aqtopo.evaluation.points.REGIONS`.
         stations: observations to score forecasts against, in addition to the gridded truth.
         against: another model, scored on the initial times and cells that both have.
+        weighting: of the cells, for RMSE, MAE, bias, ACC and skill; see `WEIGHTINGS`.
         every_hours: stride of the initial times, in place of the configuration's for the split.
     """
 
@@ -74,6 +75,7 @@ class EvalOptions:
     stations: Stations | None = None
     against: OtherForecasts | None = None
     every_hours: int | None = None
+    weighting: Literal["none", "area"] = "none"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def evaluate(
     init_times = _init_times(run, config, split, against)
     if options.stations is not None:
         check_observed(options.stations, valid_times(init_times, data.horizons))
-    areas = areas_of(run.store, options.regions)
+    areas = areas_of(run.store, options.regions, options.weighting)
     fits = fit_baselines(run.store, data, run.run_dir, report, ranks, climatology)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
     others = dict(baseline_forecasts(run.store, data, fits))
@@ -152,7 +154,9 @@ def evaluate(
         accumulator.all_reduce(ranks)
     filled = int(ranks.all_reduce_sum(torch.tensor(filled)))
     tables = {name: table for accumulator in accumulators for name, table in accumulator.tables().items()}
-    provenance = _provenance(run, split, init_times, fits, areas)
+    provenance = _provenance(run, split, init_times, fits, areas) | {
+        "weighting": WEIGHTINGS[options.weighting]
+    }
     return _evaluation(tables, provenance | {"inputs_filled": filled})
 
 
@@ -228,7 +232,6 @@ def _provenance(
         "climatology_years": list(fits.climatology.years),
         "linear": fits.linear.described,
         "linear_same": fits.linear_same.described,
-        "weighting": WEIGHTING,
         "standard_deviations": {name: run.store.std[name] for name in data.targets},
         "areas_without_cells": list(areas.empty),
         "data_source": run.store.source,

@@ -99,7 +99,7 @@ class Exceedances:
         above = day.values / np.maximum(day.hours, 1.0) > self._limits
         forecast, truth = above[:-1], above[-1]
         outcomes = np.stack([forecast & truth, ~forecast & truth, forecast & ~truth, ~forecast & ~truth])
-        self._counts[:, :, key[0]] += self._axes.areas.sums(outcomes & enough)
+        self._counts[:, :, key[0]] += self._axes.areas.counts(outcomes & enough)
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Complete the days that several processes share, then sum the counts over all processes."""

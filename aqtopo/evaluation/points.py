@@ -108,8 +108,13 @@ def valid_times(init_times: Hours, horizons_h: Sequence[int]) -> Hours:
 WHOLE = "all"
 """Name of the area that holds every cell."""
 
-WEIGHTING = "none: every cell inside the mask has the same weight"
-"""Description of `Areas.weights` for readers of the scores."""
+WEIGHTINGS = MappingProxyType(
+    {
+        "none": "none: every cell inside the mask has the same weight",
+        "area": "area: a cell has the weight of its area, the cosine of its latitude",
+    }
+)
+"""Description of each weighting of cells by name, for readers of the scores."""
 
 
 @dataclass(frozen=True)
@@ -189,28 +194,48 @@ class Areas:
         names: of the A areas.
         kinds: `all`, `elevation` or `region`, for each area.
         cells: (A, H, W), true where a cell belongs to the area.
+        cell_weights: (H, W), weights of the cells in the sums of errors.
         empty: bands and regions without a cell inside the mask; they have no scores.
     """
 
     names: tuple[str, ...]
     kinds: tuple[str, ...]
     cells: NDArray[np.bool_]
+    cell_weights: NDArray[np.float64]
     empty: tuple[str, ...] = ()
 
     @cached_property
-    def weights(self) -> NDArray[np.float64]:
-        """Weights (H W, A) of the cells in the sums over areas: 1 inside the area, 0 outside."""
+    def _members(self) -> NDArray[np.float64]:
+        """1 for the cells of each area, 0 for the others, (H W, A)."""
         return self.cells.reshape(len(self.names), -1).T.astype(np.float64)
 
-    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+    @cached_property
+    def _weights(self) -> NDArray[np.float64]:
+        """Weights of the cells of each area, 0 for the others, (H W, A)."""
+        return self._members * self.cell_weights.reshape(-1, 1)
+
+    def counts(self, flags: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the number (..., A) of true flags (..., H, W) in each area."""
+        return _over_cells(flags, self._members)
+
+    def weighted(self, values: NDArray[Any]) -> NDArray[np.float64]:
         """Return the weighted sums (..., A) of values (..., H, W) over the cells of each area."""
-        flat = values.reshape(*values.shape[:-2], len(self.weights))
-        sums: NDArray[np.float64] = flat.astype(np.float64, copy=False) @ self.weights
-        return sums
+        return _over_cells(values, self._weights)
 
 
-def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
+def _over_cells(values: NDArray[Any], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    flat = values.reshape(*values.shape[:-2], len(weights))
+    sums: NDArray[np.float64] = flat.astype(np.float64, copy=False) @ weights
+    return sums
+
+
+def areas_of(store: Store, regions: Sequence[Region] | None = None, weighting: str = "none") -> Areas:
     """Return the whole domain, the elevation bands, and the requested regions or those of `REGIONS`.
+
+    Args:
+        store: its grid, mask and elevation.
+        regions: boxes; None for `REGIONS`.
+        weighting: one of `WEIGHTINGS`.
 
     Raises:
         ValueError: a requested region has no cell inside the mask, or two have the same name.
@@ -238,5 +263,17 @@ def areas_of(store: Store, regions: Sequence[Region] | None = None) -> Areas:
         names=(WHOLE, *kept),
         kinds=(WHOLE, *(kind for kind, _ in kept.values())),
         cells=np.stack([whole, *(cells for _, cells in kept.values())]),
+        cell_weights=_cell_weights(store, weighting),
         empty=empty,
     )
+
+
+def _cell_weights(store: Store, weighting: str) -> NDArray[np.float64]:
+    """Return the weights (H, W) of a weighting, whose mean inside the mask is 1."""
+    weights = np.ones((store.lat.size, store.lon.size))
+    if weighting == "none":
+        return weights
+    assert weighting == "area", weighting
+    weights *= np.cos(np.deg2rad(store.lat))[:, None]
+    normalised: NDArray[np.float64] = weights / weights[store.static["mask"] > 0].mean()
+    return normalised

@@ -51,7 +51,7 @@ class ErrorSums:
         per_pair = (len(axes.horizons_h), len(axes.pollutants), len(axes.areas.names))
         per_forecast = (bins, len(axes.forecasts), *per_pair)
         return {name: np.zeros(per_forecast) for name in ERRORS} | {
-            name: np.zeros((bins, *per_pair)) for name in _COUNTS
+            name: np.zeros((bins, *per_pair)) for name in ("weight", *_COUNTS)
         }
 
     def add(self, batch: ScoredBatch) -> None:
@@ -71,9 +71,13 @@ class ErrorSums:
         areas, climatology = self._axes.areas, batch.forecasts[CLIMATOLOGY]
         for name in self._axes.forecasts:
             for term, values in error_terms(batch.forecasts[name], batch.truth, climatology, batch.scored):
-                parts[term].append(areas.sums(values))
+                parts[term].append(areas.weighted(values))
         summed = {name: np.stack(by_forecast, axis=1) for name, by_forecast in parts.items()}
-        return summed | {"count": areas.sums(batch.scored), "left_out": areas.sums(batch.left_out)}
+        return summed | {
+            "weight": areas.weighted(batch.scored),
+            "count": areas.counts(batch.scored),
+            "left_out": areas.counts(batch.left_out),
+        }
 
     def all_reduce(self, ranks: RankGroup) -> None:
         """Sum over all processes."""
@@ -84,9 +88,10 @@ class ErrorSums:
 
         Returns:
             `squared`, `absolute`, `signed` (errors) and `anomaly_squared` (forecast minus climatology), each
-            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units; `count`, the number
-            of scored points, and `left_out`, points with a truth where a baseline has no value, each (day,
-            area, pollutant, horizon).
+            (forecast, day, area, pollutant, horizon) in powers of the pollutant's units, with the weights of
+            the cells; `weight`, the sum of the weights of the scored points, `count`, their number, and
+            `left_out`, points with a truth where a baseline has no value, each (day, area, pollutant,
+            horizon).
         """
         return self._dataset(self._by_day, "day", self._axes.days.astype("datetime64[ns]"))
 
@@ -102,6 +107,7 @@ class ErrorSums:
         axes, per_pair = self._axes, ("horizon", "pollutant", "area")
         return xr.Dataset(
             {name: ((bin_name, "forecast", *per_pair), sums[name]) for name in ERRORS}
+            | {"weight": ((bin_name, *per_pair), sums["weight"])}
             | {name: ((bin_name, *per_pair), sums[name].astype(np.int64)) for name in _COUNTS},
             coords={
                 "forecast": list(axes.forecasts),
@@ -148,7 +154,7 @@ def scores_from_sums(sums: xr.Dataset) -> xr.Dataset:
         `rmse`, `mae`, `bias` and `acc` (forecast, ...); `skill` (reference, ...), see `skill_against`;
         `count` and `left_out` (...). The dimensions ... are the others of `sums`, pollutant and horizon last.
     """
-    counted = sums["count"].where(sums["count"] > 0)
+    counted = sums["weight"].where(sums["count"] > 0)
     scores = xr.Dataset(
         {
             "rmse": np.sqrt(sums["squared"] / counted),

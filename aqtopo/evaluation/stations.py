@@ -203,6 +203,7 @@ class StationSums:
         observed, per_pair = self._stations.observed, ("horizon", "pollutant", "station")
         sums = xr.Dataset(
             {name: (("forecast", *per_pair), values) for name, values in self._sums.items()}
+            | {"weight": (per_pair, self._counts["count"])}
             | {name: (per_pair, values.astype(np.int64)) for name, values in self._counts.items()},
             coords={
                 "forecast": list(self._forecasts),

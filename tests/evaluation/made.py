@@ -18,7 +18,7 @@ def init_times(count: int) -> np.ndarray:
 
 
 def whole_domain(shape: tuple[int, ...]) -> Areas:
-    return Areas((WHOLE,), (WHOLE,), np.ones((1, *shape[-2:]), dtype=np.bool_))
+    return Areas((WHOLE,), (WHOLE,), np.ones((1, *shape[-2:]), dtype=np.bool_), np.ones(shape[-2:]))
 
 
 def summed(

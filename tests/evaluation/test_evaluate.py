@@ -12,6 +12,7 @@ import xarray as xr
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.data.samples import sample_table
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import BASELINES, FORECASTS, Region
 from aqtopo.evaluation.results import read_table, write_results, write_tables
@@ -206,3 +207,26 @@ def test_elevation_bands_share_the_cells_of_the_domain(run: LoadedRun) -> None:
     squares = area["rmse"] ** 2 * area["count"]
     bands = squares.isel(area=(area["area_kind"] == "elevation").values).sum("area")
     np.testing.assert_allclose(bands, squares.sel(area="all"), rtol=1e-10)
+
+
+def test_area_weights_change_errors_and_skill_but_not_counts_and_days(run: LoadedRun) -> None:
+    weighted, plain = evaluate(run, options=EvalOptions(weighting="area")), evaluate(run)
+    assert weighted.scores.attrs["weighting"].startswith("area: ")
+    assert plain.scores.attrs["weighting"].startswith("none: ")
+    xr.testing.assert_identical(weighted.scores["count"], plain.scores["count"])
+    xr.testing.assert_identical(weighted.exceedances.drop_attrs(), plain.exceedances.drop_attrs())
+    xr.testing.assert_identical(weighted.spectra.drop_attrs(), plain.spectra.drop_attrs())
+    for measure in ("rmse", "mae", "bias", "acc", "skill"):
+        assert not np.allclose(weighted.scores[measure], plain.scores[measure], rtol=1e-4, equal_nan=True)
+    times = sample_table(run.config, run.store.times, "test").times
+    first = run.store.locate(times)
+    channel = run.store.channels.index("pm25")
+    ends = run.store.locate(times + np.timedelta64(12, "h"))
+    error = np.stack(
+        [run.store.read(a)[channel] - run.store.read(b)[channel] for a, b in zip(first, ends, strict=True)]
+    )
+    mask = run.store.static["mask"] > 0
+    weights = np.broadcast_to(np.cos(np.deg2rad(run.store.lat))[:, None] * mask, error.shape)
+    expected = np.sqrt((weights * error.astype(np.float64) ** 2).sum() / weights.sum())
+    pair = weighted.scores["rmse"].sel(forecast="persistence", pollutant="pm25", horizon=12)
+    assert float(pair) == pytest.approx(expected, rel=1e-5)

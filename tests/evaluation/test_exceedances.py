@@ -41,7 +41,8 @@ class Made:
         self.forecasts = {name: field() for name in FORECASTS}
         self.truth = np.where(rng.random(shape) < 0.05, np.float32(np.nan), field())
         wanted = np.ones(shape, dtype=np.bool_)
-        areas = Areas((WHOLE, "east"), (WHOLE, "region"), np.concatenate([np.ones_like(EAST), EAST]))
+        cells = np.concatenate([np.ones_like(EAST), EAST])
+        areas = Areas((WHOLE, "east"), (WHOLE, "region"), cells, cell_weights=np.full(cells.shape[1:], 0.5))
         axes = ScoreAxes(
             FORECASTS, POLLUTANTS, HORIZONS_H, np.unique(init_times.astype("datetime64[D]")), areas
         )

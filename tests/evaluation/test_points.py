@@ -61,3 +61,18 @@ def test_two_regions_of_one_name_are_refused(store: Store) -> None:
     east = Region("east", 20.0, 48.0, 110.0, 134.0)
     with pytest.raises(ValueError, match="two regions are called east"):
         areas_of(store, [east, east])
+
+
+def test_area_weights_are_cosines_of_latitude_with_mean_1_inside_the_mask(tiny_store: Path) -> None:
+    store = open_store(tiny_store)
+    areas = areas_of(store, weighting="area")
+    mask = store.static["mask"] > 0
+    ratios = areas.cell_weights / np.cos(np.deg2rad(store.lat))[:, None]
+    np.testing.assert_allclose(ratios, ratios[0, 0])
+    assert areas.cell_weights[mask].mean() == pytest.approx(1.0)
+    plain = areas_of(store)
+    assert (plain.cell_weights == 1.0).all()
+    flags = np.arange(mask.size).reshape(mask.shape) % 3 == 0
+    np.testing.assert_array_equal(areas.counts(flags), plain.weighted(flags))
+    expected = [(areas.cell_weights * flags)[cells].sum() for cells in areas.cells]
+    np.testing.assert_allclose(areas.weighted(flags), expected)

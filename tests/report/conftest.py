@@ -65,7 +65,7 @@ def station_sums(stations: int) -> xr.Dataset:
     return xr.Dataset(
         dict.fromkeys(("squared", "absolute", "anomaly_squared"), (("forecast", *per_pair), errors))
         | {"signed": (("forecast", *per_pair), errors - 50.0)}
-        | {"count": (per_pair, count), "left_out": (per_pair, 0 * count)},
+        | {"count": (per_pair, count), "weight": (per_pair, 1.0 * count), "left_out": (per_pair, 0 * count)},
         coords={
             "forecast": list(FORECASTS),
             "station": [f"<b>{number}</b>" for number in range(stations)],
