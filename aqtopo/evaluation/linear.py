@@ -27,6 +27,7 @@ from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
+from aqtopo.data.shards import stored_checksums
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
@@ -142,9 +143,11 @@ class LinearBaseline:
     def _digest(self) -> str:
         """Return the SHA-256 of what determines the fit."""
         data = self._data
+        checksums = stored_checksums(self._store.path)
         settings = {
             "version": 1,
-            "store": self._store.digest,
+            "store": self._store.digest,  # metadata and statistics
+            "hours": hashlib.sha256(checksums.tobytes()).hexdigest(),
             "predictors": asdict(self.predictors),
             "targets": data.targets,
             "horizons": data.horizons,

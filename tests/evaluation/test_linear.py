@@ -303,6 +303,22 @@ def test_a_fit_is_kept_beside_the_store_and_read_the_second_time(
     np.testing.assert_array_equal(baseline.fit_once(tmp_path / "run").coefficients, doubled)
 
 
+def test_a_store_with_other_hours_is_fitted_again(
+    tiny_dataset: xr.Dataset, data: DataConfig, tmp_path: Path
+) -> None:
+    stores = []
+    for change in (0.0, 1.0):
+        # The last hour of the test year: no statistics and no fit depend on it.
+        tiny_dataset["fields"][-1] += change
+        path = tmp_path / f"{change:g}.zarr"
+        write_store(tiny_dataset, path)
+        write_statistics(path, [2016])
+        stores.append(open_store(path))
+    assert stores[0].digest == stores[1].digest
+    digests = [LinearBaseline(store, data, SOME_FIELDS)._digest() for store in stores]
+    assert digests[0] != digests[1]
+
+
 def test_other_predictors_targets_and_years_have_files_of_their_own(
     copied: Path, data: DataConfig, tmp_path: Path
 ) -> None:
