@@ -20,7 +20,7 @@ import torch
 from aqtopo.checkpoint.tags import Tag, write_tag
 from aqtopo.run_directory.log_file import METRICS_FILE
 from benchmarks.measure import parse_arguments, report
-from benchmarks.start_up import CONFIG, make_store
+from benchmarks.start_up import CONFIG, PUBLISHED_INPUTS, make_store
 
 ROUNDS = 5
 
@@ -45,7 +45,7 @@ def commands(folder: Path) -> dict[str, list[str]]:
     make_run(run_dir)
     config, aqtopo = str(CONFIG), ["-m", "aqtopo"]
     stored = [f"data.store={store}", "data.grid=[8,16]", "data.time_stride_hours=1", "model.regions=[2,2]"]
-    stored.append("data.validation_stride_hours=12")
+    stored += ["data.validation_stride_hours=12", *PUBLISHED_INPUTS]
     settings = [part for setting in stored for part in ("--set", setting)]
     return {
         "python": ["-c", "print(1)"],

@@ -25,6 +25,7 @@ from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, build_model
 from aqtopo.training.step import squared_error
 from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
+from benchmarks.start_up import PUBLISHED_INPUTS
 from benchmarks.train_step import SEED, Clock, make_batch, make_terrain
 
 RANKS = 2
@@ -148,6 +149,7 @@ def _rank(
 
 def _config(program: str, grid: tuple[int, int], shape: dict[str, int]) -> RunConfig:
     changes = ["optimizer.implementation=cpu_adam"] if program == CPU_ADAM else []
+    changes += PUBLISHED_INPUTS
     changes += [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
     fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
@@ -184,7 +186,7 @@ def _ddp_step(
     _: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
 ) -> Callable[[Clock], None]:
     replica = nn.parallel.DistributedDataParallel(model.to(where))
-    optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
     def step(clock: Clock) -> None:
         loss = _loss(replica, batch)
