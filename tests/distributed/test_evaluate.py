@@ -25,10 +25,10 @@ def numbers(content: Any) -> list[float]:
     return [] if isinstance(content, str) else [float("nan") if content is None else float(content)]
 
 
-@pytest.mark.slow
-def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
+def scores_of_two_ranks(run_dir: Path, *options: str) -> Any:
+    """The content of `scores.json` from `aqtopo evaluate` on two real ranks."""
     ended = subprocess.run(
-        [*launcher_command("torchrun", 2), "evaluate", str(untrained_run), "--json", "--every", "1"],
+        [*launcher_command("torchrun", 2), "evaluate", str(run_dir), "--json", *options],
         env=environment(),
         capture_output=True,
         text=True,
@@ -36,7 +36,12 @@ def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
         check=False,
     )
     assert ended.returncode == 0, ended.stderr
-    shared = json.loads(ended.stdout)
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_scores_of_one(untrained_run: Path) -> None:
+    shared = scores_of_two_ranks(untrained_run, "--every", "1")
     tables = {
         name: read_table(untrained_run, name) for name in ("by_day", "by_hour", "exceedances", "spectra")
     }
