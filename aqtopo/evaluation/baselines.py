@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqtopo.config import DataConfig
+from aqtopo.data.forcings import DAYS_A_YEAR, HOURS_A_DAY
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
@@ -103,9 +104,7 @@ def persistence(
     return np.broadcast_to(initial[:, None], (len(initial), horizons, *initial.shape[1:]))
 
 
-HOURS_A_DAY = 24
 MAX_HARMONICS = 2
-DAYS_A_YEAR = 365.2425
 
 Values = NDArray[np.float64]
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
+from aqtopo.data.forcings import DAYS_A_YEAR, HOURS_A_DAY
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
 from aqtopo.data.shards import stored_checksums
@@ -33,8 +34,6 @@ from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.variables import DYNAMIC_VARIABLES
 
-HOURS_A_DAY = 24
-DAYS_A_YEAR = 365.2425
 PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 """Candidates for the ridge penalty, as a multiple of the number of times."""
 
@@ -174,6 +173,12 @@ class LinearBaseline:
                 f"{HOURS_PER_PREDICTOR * len(self.predictors)} hours, and the training years "
                 f"{', '.join(map(str, data.train_years))} have {train.size} in {self._store.path} with all "
                 "fields and targets. Score the run on a store with more hours of its training years."
+            )
+        if not validation.size:
+            raise ValueError(
+                f"the validation years {', '.join(map(str, data.validation_years))} have no hour in "
+                f"{self._store.path} with all fields and targets, so the regression's penalty cannot be "
+                "chosen. Score the run on a store that holds its validation years."
             )
         found, errors = [], np.zeros(len(PENALTIES))
         for rows in self._row_blocks():

@@ -285,6 +285,12 @@ def change(file: Path) -> np.ndarray:
     return doubled
 
 
+def test_years_without_a_validation_hour_are_refused(copied: Path, data: DataConfig) -> None:
+    absent = data.model_copy(update={"validation_years": (2015,)})
+    with pytest.raises(ValueError, match=r"validation years 2015 have no hour in .*penalty cannot be chosen"):
+        LinearBaseline(open_store(copied), absent, SOME_FIELDS).fit()
+
+
 def test_a_fit_is_kept_beside_the_store_and_read_the_second_time(
     copied: Path, data: DataConfig, tmp_path: Path
 ) -> None:
