@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,10 +131,11 @@ class LinearBaseline:
         digest, path = self._digest(), Path(self._store.path)
         folders = (path.with_name(f"{path.name}.baselines"), run_dir / "baselines")
         files = [folder / f"linear-{digest[:16]}.safetensors" for folder in folders]
+        outputs = len(self._data.horizons) * len(self._data.targets)
         for file in files:
             # Rank 0 decides, since a file may appear between the looks of two ranks.
             if int(ranks.all_reduce_sum(torch.tensor(int(ranks.rank == 0 and file.is_file())))):
-                return _read(file, self.predictors)
+                return _read(file, self.predictors, (len(self.predictors), outputs, *self._shape))
         fitted = self.fit(report, ranks)
         if ranks.rank == 0:
             _write(fitted, files)
@@ -272,7 +274,7 @@ class LinearBaseline:
 
 
 def _write(fitted: Linear, files: Sequence[Path]) -> None:
-    """Write a fit to the first of the files whose folder can be written."""
+    """Write a fit to the first of the files whose folder can be written; warn if there is none."""
     metadata = {"penalty": repr(fitted.penalty), "times": str(fitted.times)}
     for file in files:
         temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
@@ -285,12 +287,18 @@ def _write(fitted: Linear, files: Sequence[Path]) -> None:
             )
             temporary.replace(file)
             return
-        except (OSError, SafetensorError):  # the latter if the disk is full
+        except (OSError, SafetensorError) as error:  # the latter if the disk is full
+            problem = f"{file.parent} ({error})"
             with contextlib.suppress(OSError):
                 temporary.unlink()
+    warnings.warn(
+        f"the regression cannot be kept and will be fitted again each time: no folder can be written, the last "
+        f"tried is {problem}",
+        stacklevel=2,
+    )
 
 
-def _read(file: Path, predictors: Predictors) -> Linear:
+def _read(file: Path, predictors: Predictors, shape: tuple[int, ...]) -> Linear:
     """Read a fit.
 
     Raises:
@@ -299,8 +307,12 @@ def _read(file: Path, predictors: Predictors) -> Linear:
     try:
         with safe_open(file, "numpy") as opened:
             metadata, coefficients = opened.metadata(), opened.get_tensor("coefficients")
+        if coefficients.shape != shape or coefficients.dtype != np.float32:
+            raise ValueError(
+                f"its coefficients are {coefficients.dtype} {coefficients.shape} instead of {shape}"
+            )
         return Linear(predictors, coefficients, float(metadata["penalty"]), int(metadata["times"]))
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"the regression in {file} is damaged ({error}). Remove it; it is fitted anew."
         ) from error

@@ -355,7 +355,8 @@ def test_a_fit_is_kept_in_the_run_directory_if_the_stores_folder_cannot_be_writt
 def test_a_fit_that_can_be_kept_nowhere_is_used(copied: Path, data: DataConfig, tmp_path: Path) -> None:
     for folder in (tmp_path / "copy.zarr.baselines", tmp_path / "run"):
         folder.write_text("in the way", encoding="utf-8")
-    fitted = LinearBaseline(open_store(copied), data, SOME_FIELDS).fit_once(tmp_path / "run")
+    with pytest.warns(UserWarning, match=r"cannot be kept .* the last tried is .*run.baselines"):
+        fitted = LinearBaseline(open_store(copied), data, SOME_FIELDS).fit_once(tmp_path / "run")
     assert fitted.coefficients.any()
 
 
@@ -366,8 +367,9 @@ def test_a_fit_that_can_be_kept_nowhere_is_used(copied: Path, data: DataConfig, 
         lambda file: file.write_bytes(b""),
         lambda file: save_file({"other": np.zeros(3)}, file, {"penalty": "0.1", "times": "9"}),
         lambda file: save_file({"coefficients": np.zeros(3)}, file),
+        lambda file: save_file({"coefficients": np.zeros(3)}, file, {"penalty": "0.1", "times": "9"}),
     ],
-    ids=["truncated", "empty", "another tensor", "no metadata"],
+    ids=["truncated", "empty", "another tensor", "no metadata", "another shape"],
 )
 def test_a_damaged_file_is_refused_by_name(
     copied: Path, data: DataConfig, tmp_path: Path, damage: Callable[[Path], object]
