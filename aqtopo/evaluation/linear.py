@@ -292,8 +292,8 @@ def _write(fitted: Linear, files: Sequence[Path]) -> None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
     warnings.warn(
-        f"the regression cannot be kept and will be fitted again each time: no folder can be written, the last "
-        f"tried is {problem}",
+        "the regression cannot be kept and will be fitted again each time: no folder can be written, the "
+        f"last tried is {problem}",
         stacklevel=2,
     )
 
