@@ -1,4 +1,4 @@
-"""Variables of the data set: names, units, physical ranges and the published normalisation constants.
+"""Variables of the data set: names, units, ranges, published normalisation; and the time limit of a read.
 
 The order of `INPUT_VARIABLES` must not change: the model's per-variable weights are stored in it.
 """
@@ -85,3 +85,6 @@ TARGET_VARIABLES = ("pm25", "pm10", "so2", "no2", "co", "o3")
 
 HORIZONS_H = (12, 24, 48, 96)
 """Forecast horizons [h]."""
+
+READ_DEADLINE_S = 300
+"""Default timeout of the file system [s]; a shard takes milliseconds."""

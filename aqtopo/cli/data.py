@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from aqtopo.cli.options import Json, YearsCommand, print_json
-from aqtopo.config import READ_DEADLINE_S
+from aqtopo.variables import READ_DEADLINE_S
 
 app = typer.Typer(no_args_is_help=True, help="Summarise and check a data store, and compute its statistics.")
 

@@ -4,7 +4,6 @@ from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.files import load_config, schema
 from aqtopo.config.run import RunConfig
 from aqtopo.config.sections import (
-    READ_DEADLINE_S,
     AttentionSetting,
     CheckpointConfig,
     DataConfig,
@@ -16,7 +15,6 @@ from aqtopo.config.sections import (
 )
 
 __all__ = [
-    "READ_DEADLINE_S",
     "AttentionSetting",
     "CheckpointConfig",
     "DataConfig",

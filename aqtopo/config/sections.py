@@ -6,7 +6,7 @@ from pydantic import Field
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.strict import NonNegative, Pair, Positive, Probability, Strict
-from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, INPUT_VARIABLES, TARGET_VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, INPUT_VARIABLES, READ_DEADLINE_S, TARGET_VARIABLES
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
 Hours = Annotated[int, Field(ge=1, le=8759)]
@@ -21,9 +21,6 @@ GlobSafePath = Annotated[str, Field(pattern=r"^[^*?\[\]]+$")]
 
 Forcing = Literal["cos_local_time", "sin_local_time", "cos_julian_day", "sin_julian_day", "insolation"]
 AttentionSetting = Literal["auto", "torch", "fused"]
-
-READ_DEADLINE_S = 300
-"""Default timeout of the file system [s]; a shard takes milliseconds."""
 
 
 LOCAL_PATH_DILATIONS = (1, 2, 4)

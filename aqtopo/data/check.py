@@ -5,15 +5,18 @@
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from aqtopo.config import RunConfig
 from aqtopo.data.schema import MIN_PEAK_M, PLAUSIBLE_LEVEL, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
 from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
+if TYPE_CHECKING:
+    from aqtopo.config import RunConfig
 
-def check_store(store: Store, config: RunConfig) -> Normalization:
+
+def check_store(store: Store, config: "RunConfig") -> Normalization:
     """Check that the grid, channels and statistics of a store fit a run; return the run's normalisation.
 
     Raises:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.check import implausible_values
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import (
@@ -22,7 +21,7 @@ from aqtopo.data.shards import (
 )
 from aqtopo.data.statistics import Moments
 from aqtopo.data.store import Report, Store, no_progress, open_store
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import READ_DEADLINE_S, VARIABLES
 
 Severity = Literal["fault", "note"]
 

@@ -25,8 +25,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 
-from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import HOURS_PER_SHARD
+from aqtopo.variables import READ_DEADLINE_S
 
 READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
 """Errors of zarr and its codecs on damaged data (a truncated shard, a wrong checksum, invalid JSON)."""

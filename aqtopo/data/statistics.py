@@ -8,16 +8,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from aqtopo.config import READ_DEADLINE_S, RunConfig
 from aqtopo.data.channels import no_data
 from aqtopo.data.schema import raise_store_error
 from aqtopo.data.store import Report, Store, no_progress, open_store, shard_ranges
-from aqtopo.variables import STATIC_VARIABLES, VARIABLES
+from aqtopo.variables import READ_DEADLINE_S, STATIC_VARIABLES, VARIABLES
+
+if TYPE_CHECKING:
+    from aqtopo.config import RunConfig
 
 Values = NDArray[np.float64]
 
@@ -183,7 +186,7 @@ class Normalization:
         return values * self.stds(names) + self.means(names)
 
 
-def normalization_for(config: RunConfig, store: Store) -> Normalization:
+def normalization_for(config: "RunConfig", store: Store) -> Normalization:
     """Return the normalisation of a run.
 
     The store must always have statistics: they show that each channel of the run has data. For `dataset` they

@@ -16,7 +16,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.config import READ_DEADLINE_S
 from aqtopo.data.schema import (
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
@@ -36,6 +35,7 @@ from aqtopo.data.shards import (
     read_with_deadline,
     shard_path,
 )
+from aqtopo.variables import READ_DEADLINE_S
 
 Report = Callable[[str, int, int], None]
 """Progress callback: name of the items, number done, total number."""
