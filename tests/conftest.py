@@ -185,9 +185,10 @@ def save_untrained() -> SaveUntrained:
     from aqtopo.checkpoint.files import describe_file
     from aqtopo.checkpoint.manifest import WEIGHTS_FILE, write_manifest
     from aqtopo.checkpoint.tags import Tag, write_tag
-    from aqtopo.checkpoint.weights import CONFIG_FILE, scaling_digest
     from aqtopo.data import open_store
+    from aqtopo.data.statistics import scaling_digest
     from aqtopo.model import Terrain, build_model
+    from aqtopo.run_directory.run_file import CONFIG_FILE
 
     def save(config: RunConfig, factor: float = 1.0) -> Path:
         run_dir, store = Path(config.training.run_dir), open_store(config.data.store)

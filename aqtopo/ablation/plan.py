@@ -19,10 +19,10 @@ from aqtopo.ablation.factors import Factor, Variant, format_level, variants
 from aqtopo.ablation.results_file import ABLATION_FILE, CONFIGS, RUNS, training_numbers
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.checkpoint.manifest import package_versions
-from aqtopo.checkpoint.weights import CONFIG_FILE, read_run_config
 from aqtopo.config import RunConfig, load_config
 from aqtopo.config.errors import describe
 from aqtopo.config.record import Record, Time, read_record
+from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config
 
 
 @dataclass(frozen=True)

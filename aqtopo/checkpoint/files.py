@@ -1,30 +1,36 @@
-"""Files of a saved state: checksums, atomic writes, and tensor files read without running code.
+"""Files of a saved state: checksums, atomic writes, locks, and tensor files read without running code.
 
 A `FileRecord` has the size of a file and the SHA-256 of each 1 MiB block. Ranks check disjoint blocks of one
 file, and a message can name the damaged bytes. The hash of a file of one block is the output of `sha256sum`.
+
+The operating system releases a lock when its process ends.
 
 Torch files are read with `weights_only`; the only globals allowed are the data classes that DeepSpeed
 stores in its shards. A file that needs any other global is refused before any object of it is built.
 """
 
 import copyreg
+import fcntl
 import hashlib
 import os
 import pickle
 import re
 import stat
+import sys
+import time
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
-from aqtopo.refusal import RefusedError
+from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
+from aqtopo.refusal import BusyError, RefusedError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +38,9 @@ if TYPE_CHECKING:
 # Functions that need PyTorch import it, so that commands that read only names and sizes start faster.
 BLOCK_BYTES = 2**20
 HASH_THREADS = 4
+
+POLL_S = 0.5
+"""Time between two attempts to get a lock that another process holds [s]."""
 
 _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
@@ -140,6 +149,75 @@ def write_durably(path: Path, text: str) -> None:
     sync(path.parent)
 
 
+@contextmanager
+def shared_lock(path: Path) -> Iterator[None]:
+    """Hold a shared lock on a file, which excludes exclusive locks of other processes."""
+    with path.open(encoding="utf-8") as file:
+        _lock(file, fcntl.LOCK_SH)
+        yield
+
+
+@contextmanager
+def exclusive_lock(path: Path, timeout_s: float = 0.0, reason: str = "") -> Iterator[bool]:
+    """Try to hold an exclusive lock on a file; yield True if this process holds it.
+
+    Waits at most `timeout_s` [s] for another process to release the lock. The message about the wait, on
+    stderr, has the `reason` why the other process holds it.
+    """
+    until = time.monotonic() + timeout_s
+    with path.open("rb+") as file:
+        held = _try_exclusive(file)
+        if not held and timeout_s:
+            print(f"aqtopo: {reason}: waiting up to {timeout_s:g} s", file=sys.stderr, flush=True)  # noqa: T201
+        while not held and time.monotonic() < until:
+            time.sleep(POLL_S)
+            held = _try_exclusive(file)
+        yield held
+
+
+@contextmanager
+def exclusive_lock_on_all_ranks(
+    path: Path, ranks: RankGroup, reason: str, remedy: str, timeout_s: float = 0.0
+) -> Iterator[None]:
+    """Hold an exclusive lock through rank 0 while all ranks work.
+
+    Raises:
+        BusyError: on all ranks: another process still holds the lock after `timeout_s`, or the file cannot be
+            opened.
+    """
+    problems = []
+    with ExitStack() as locks:
+        if ranks.rank == 0:
+            try:
+                if not locks.enter_context(exclusive_lock(path, timeout_s, reason)):
+                    waited = f", also after a wait of {timeout_s:g} s" if timeout_s else ""
+                    problems = [f"another process holds {path}{waited}"]
+            except OSError as error:
+                problems = [str(error)]
+        raise_problems_on_all_ranks(ranks, reason, problems, remedy, BusyError)
+        yield
+
+
+def _try_exclusive(file: IO[Any]) -> bool:
+    try:
+        _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock(file: IO[Any], mode: int) -> None:
+    try:
+        fcntl.flock(file, mode)
+    except BlockingIOError:
+        raise
+    except OSError as error:  # a parallel file system mounted without locks
+        warnings.warn(
+            f"{file.name} cannot be locked ({error.strerror}). Make sure that only one run uses it.",
+            stacklevel=5,
+        )
+
+
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file with the access rights of any new file in its folder.
 
@@ -151,6 +229,21 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
     rights = stat.S_IMODE(path.stat().st_mode)
     save_file(tensors, path, metadata)
     path.chmod(rights)
+
+
+def load_weights(path: Path) -> "dict[str, Tensor]":
+    """Read the tensors of a safetensors file by name.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read the weights {path}: {error}. Choose another --tag.") from error
 
 
 def load_torch(path: Path) -> Any:

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.files import check_files
+from aqtopo.checkpoint.files import check_files, load_weights
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
 from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState, same_bits
 from aqtopo.checkpoint.tags import CHECKPOINTS, STATE_FILE, last_tag, read_lock
 from aqtopo.checkpoint.universal import LATEST, SavedState, UniversalState, folder_in
-from aqtopo.checkpoint.weights import load_weights
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.refusal import raise_problems
 
 

@@ -25,7 +25,7 @@ from aqtopo.checkpoint.engine_state import engine_groups, optimizer_step, owned_
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, GroupInfo, Manifest
 from aqtopo.checkpoint.shards import KINDS, MASTER, fragments, same_bits
 from aqtopo.checkpoint.universal import UniversalState
-from aqtopo.distributed.rank_group import (
+from aqtopo.distributed.process_group import (
     RankGroup,
     gather_mappings,
     raise_problems_on_all_ranks,

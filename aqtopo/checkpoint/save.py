@@ -41,7 +41,7 @@ from aqtopo.checkpoint.tags import (
     write_tag,
 )
 from aqtopo.config import CheckpointConfig
-from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.distributed.process_group import RankGroup
 
 HASH_FILES = "hashes-*.json*"
 """Files with the hashes of each rank's files."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import load_torch
 from aqtopo.checkpoint.manifest import Manifest
-from aqtopo.distributed.rank_group import RankGroup, shard
+from aqtopo.distributed.process_group import RankGroup, shard
 from aqtopo.refusal import RefusedError
 
 ALIGNMENT = 2

@@ -18,10 +18,15 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from aqtopo.checkpoint.files import append_checksum, remove_checksum, write_durably
+from aqtopo.checkpoint.files import (
+    append_checksum,
+    exclusive_lock,
+    remove_checksum,
+    shared_lock,
+    write_durably,
+)
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
-from aqtopo.run_directory.locks import exclusive_lock, shared_lock
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"

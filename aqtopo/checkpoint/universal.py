@@ -19,7 +19,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.files import FileRecord, check_files, load_torch, save_torch, sync, sync_and_hash
+from aqtopo.checkpoint.files import (
+    FileRecord,
+    check_files,
+    exclusive_lock_on_all_ranks,
+    load_torch,
+    save_torch,
+    sync,
+    sync_and_hash,
+)
 from aqtopo.checkpoint.manifest import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
@@ -36,7 +44,7 @@ from aqtopo.checkpoint.shards import (
     same_bits,
 )
 from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
-from aqtopo.distributed.rank_group import (
+from aqtopo.distributed.process_group import (
     RankGroup,
     gather_mappings,
     refusals_on_all_ranks,
@@ -44,7 +52,6 @@ from aqtopo.distributed.rank_group import (
     shard_by_size,
 )
 from aqtopo.refusal import RefusedError
-from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 
 LATEST = "latest_universal"
 ZERO = "zero"

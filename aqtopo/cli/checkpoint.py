@@ -92,7 +92,7 @@ def convert(tag: State, out: Annotated[Path, typer.Argument(help="New folder.")]
     from aqtopo.checkpoint.manifest import read_manifest
     from aqtopo.checkpoint.tags import read_lock
     from aqtopo.checkpoint.universal import convert as convert_state
-    from aqtopo.distributed.rank_group import SINGLE_RANK
+    from aqtopo.distributed.process_group import SINGLE_RANK
 
     source = find_state(tag)
     manifest = read_manifest(source)

@@ -4,6 +4,7 @@ Statistics cover all finite values of the hourly fields in the given calendar ye
 static fields, including cells outside the mask, since the model reads them.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -219,3 +220,18 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
         )
     # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
     return Normalization(store.mean, {name: std if std > 0 else 1.0 for name, std in store.std.items()})
+
+
+def scaling_digest(config: "RunConfig", store: Store) -> str:
+    """Return the SHA-256 of what determines the model's inputs: normalisation, terrain, latitudes.
+
+    Longitudes are included only where something is computed from them: distances of the local bias, forcings.
+    """
+    normalization = normalization_for(config, store)
+    digest = hashlib.sha256()
+    for names in (config.data.variables, config.data.targets):
+        digest.update(normalization.means(names).tobytes() + normalization.stds(names).tobytes())
+    digest.update(store.static["elevation"].tobytes() + store.lat.tobytes())
+    if config.model.local_bias or config.data.forcings:
+        digest.update(store.lon.tobytes())
+    return digest.hexdigest()

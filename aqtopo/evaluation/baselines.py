@@ -17,7 +17,7 @@ from aqtopo.config import DataConfig
 from aqtopo.data.forcings import DAYS_A_YEAR, HOURS_A_DAY
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
-from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.evaluation.linear import OWN_FIELDS, Linear, LinearBaseline, Predictors
 from aqtopo.evaluation.points import (
     BASELINES,

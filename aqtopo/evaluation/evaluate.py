@@ -16,7 +16,7 @@ from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
-from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup
+from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.against import OtherForecasts
 from aqtopo.evaluation.baselines import Climatology, Fits, baseline_forecasts, fit_baselines
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores

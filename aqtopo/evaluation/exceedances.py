@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.samples import evaluation_share
 from aqtopo.data.schema import Hours
-from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.points import ScoredBatch, valid_times
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 

@@ -32,7 +32,7 @@ from aqtopo.data.schema import HOURS_PER_SHARD, Hours
 from aqtopo.data.shards import stored_checksums
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
-from aqtopo.distributed.rank_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

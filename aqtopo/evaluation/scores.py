@@ -17,7 +17,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.data.forcings import HOURS_A_DAY
-from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.baselines import hour_of_day
 from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, FloatArray, ScoredBatch
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.points import ScoredBatch
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 

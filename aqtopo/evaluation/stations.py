@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
-from aqtopo.distributed.rank_group import RankGroup
+from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.observations import read_observations
 from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
 from aqtopo.evaluation.scores import ERRORS, all_reduce, error_terms

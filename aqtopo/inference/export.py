@@ -15,15 +15,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aqtopo.checkpoint.files import FileRecord, check_files, sync, sync_and_hash, write_durably, write_tensors
+from aqtopo.checkpoint.files import (
+    FileRecord,
+    check_files,
+    load_weights,
+    sync,
+    sync_and_hash,
+    write_durably,
+    write_tensors,
+)
 from aqtopo.checkpoint.inspection import opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
 from aqtopo.checkpoint.universal import SavedState
-from aqtopo.checkpoint.weights import load_weights
 from aqtopo.data.store import Store
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file

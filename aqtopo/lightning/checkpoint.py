@@ -20,7 +20,7 @@ from aqtopo.checkpoint.files import FileRecord, load_torch, sync_and_hash, write
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, TensorInfo
 from aqtopo.checkpoint.shards import KINDS, MASTER
 from aqtopo.checkpoint.universal import write_universal
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.lightning.match import (
     NAMED_PARAMETERS,
     ParameterOrder,

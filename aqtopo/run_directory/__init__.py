@@ -1,1 +1,1 @@
-"""Files of a run directory: run.json, metrics.jsonl and the locks, and the state read from them."""
+"""Files of a run directory: records, metrics.jsonl, the batch job's notes, and the state read from them."""

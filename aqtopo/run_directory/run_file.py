@@ -1,14 +1,16 @@
-"""`run.json`: environment of a run's first start."""
+"""Records of a run: `config.json`, its configuration, and `run.json`, the environment of its first start."""
 
 from pathlib import Path
 
+from aqtopo.config import RunConfig, load_config
 from aqtopo.config.record import Record, Time, read_record
 
+CONFIG_FILE = "config.json"
 RUN_FILE = "run.json"
 
 
 class RunFile(Record):
-    """Contents of the file; unknown values are null."""
+    """Contents of `run.json`; unknown values are null."""
 
     started: Time
     """Time of the first start."""
@@ -44,3 +46,17 @@ def read_run_file(run_dir: Path) -> RunFile:
     """
     remedy = "`aqtopo train` wrote it when the run began: restore it from a copy of the run directory."
     return read_record(run_dir / RUN_FILE, RunFile, remedy)
+
+
+def read_run_config(run_dir: Path) -> RunConfig:
+    """Read the configuration that a run was trained with.
+
+    Raises:
+        ValueError: `run_dir` is not a run directory.
+    """
+    if not (run_dir / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{run_dir} is not a run directory: it has no {CONFIG_FILE}. "
+            "Name the directory that `aqtopo train` wrote (training.run_dir)."
+        )
+    return load_config(run_dir / CONFIG_FILE)

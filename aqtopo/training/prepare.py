@@ -1,28 +1,53 @@
-"""Choice of the state to resume, and checks of a run before its processes communicate or write files."""
+"""Start of a run: the state to resume, checks before its processes communicate, claim of its directory.
+
+A claimed directory belongs to one configuration.
+"""
 
 import json
+import os
+import platform
+import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from aqtopo.checkpoint.changes import Allowed, check_changes, config_changes
-from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
-from aqtopo.checkpoint.tags import CHECKPOINTS, check_pointer, find_tag, last_tag
+from aqtopo.checkpoint.files import exclusive_lock_on_all_ranks, write_durably
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, package_versions, read_manifest, source_commit
+from aqtopo.checkpoint.tags import (
+    CHECKPOINTS,
+    UNFINISHED,
+    check_pointer,
+    find_tag,
+    last_tag,
+    list_tags,
+    remove_stale,
+    repair_pointer,
+)
 from aqtopo.checkpoint.universal import LATEST, folder_in
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
+from aqtopo.distributed.deadlines import STACKS
 from aqtopo.distributed.launch import Launch
-from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks, refusals_on_all_ranks
+from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, refusals_on_all_ranks
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError, raise_problems
-from aqtopo.training.claim import check_run_directory
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_file import CONFIG_FILE, RUN_FILE, RunFile, read_run_config
 from aqtopo.training.engine import check_supported, group_parameters
 from aqtopo.training.schedule import Schedule
 
 AUTO, NEVER = "auto", "never"
+
+LOCK_FILE = ".lock"
+
+LOCK_TIMEOUT_S = 120.0
+"""Time that a batch job waits for the lock [s]; its own previous start may still hold it."""
 
 
 @dataclass(frozen=True)
@@ -167,3 +192,99 @@ def _check_claim(source: Path | None, run_dir: Path, config: RunConfig, options:
     """Check that the run may claim the directory, unless it continues a state of this directory."""
     if source is None or not is_own(source, run_dir):
         check_run_directory(run_dir, config, start_over=options.source != NEVER)
+
+
+def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = False) -> None:
+    """Check that a fresh run may use a directory; leaves no files.
+
+    `start_over` accepts a directory that the same configuration claimed, if it has no saved state.
+
+    Raises:
+        ValueError: the directory is in use, is not a directory or is not writable.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        same = read_run_config(run_dir).digest == config.digest
+        if same and start_over and not list_tags(run_dir):
+            return
+        whose = "the same configuration" if same else "another configuration"
+        raise ValueError(
+            f"the run directory {run_dir} is already used by {whose}. Runs are never overwritten. "
+            "Choose another with --set training.run_dir=DIR, or move the old run away."
+        )
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    if any(not name.endswith(UNFINISHED) for name in names - {LOCK_FILE, STACKS}):
+        raise ValueError(
+            f"the run directory {run_dir} is not empty and holds no run ({CONFIG_FILE} is missing). "
+            "Choose another with --set training.run_dir=DIR."
+        )
+    ancestor = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    try:
+        # Access bits are meaningless for root and on read-only file systems, so this writes a file.
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the run directory {run_dir} cannot be written ({error.strerror}: {ancestor}). "
+            "Choose another with --set training.run_dir=DIR."
+        ) from error
+
+
+def lock_run_directory(
+    run_dir: Path, ranks: RankGroup, timeout_s: float = 0.0
+) -> AbstractContextManager[None]:
+    """Lock a run directory while a run uses it.
+
+    Waits at most `timeout_s` [s] for another run to end, with a message on stderr.
+
+    Raises:
+        BusyError: on all ranks: another run uses the directory.
+    """
+    if ranks.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / LOCK_FILE).touch()
+    return exclusive_lock_on_all_ranks(
+        run_dir / LOCK_FILE,
+        ranks,
+        f"another run uses {run_dir}",
+        "Wait for its end, stop it, or choose another directory with --set training.run_dir=DIR.",
+        timeout_s,
+    )
+
+
+def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device: torch.device) -> None:
+    """Write config.json and run.json, which records versions and machine, to a new run directory."""
+    facts = RunFile(
+        name=config.name,
+        config_digest=config.digest,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        world_size=launch.size,
+        launcher=launch.launcher,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        host_cores=os.cpu_count(),
+        threads_per_rank=torch.get_num_threads(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        versions=package_versions(),
+        commit=source_commit(),
+    )
+    # Write the configuration first: it is the claim if the process is killed before the second write.
+    write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
+    write_durably(run_dir / RUN_FILE, facts.model_dump_json(indent=2) + "\n")
+
+
+def reclaim_run_directory(run_dir: Path, config: RunConfig) -> None:
+    """Remove unfinished files of killed processes and update config.json."""
+    remove_stale(run_dir)
+    repair_pointer(run_dir)
+    truncate_metrics(run_dir / METRICS_FILE)
+    if read_run_config(run_dir).digest != config.digest:
+        write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")
+
+
+def truncate_metrics(path: Path) -> None:
+    """Remove an incomplete last line of a killed process."""
+    if not path.is_file():
+        return
+    with path.open("rb+") as file:
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)

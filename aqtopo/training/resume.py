@@ -30,7 +30,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
 from aqtopo.data.samples import StepPlan, epoch_order, sample_table
 from aqtopo.data.store import Store
-from aqtopo.distributed.rank_group import RankGroup, raise_problems_on_all_ranks
+from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks
 from aqtopo.model import AirQualityViT
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training.engine import build_engine, group_parameters, set_lrs

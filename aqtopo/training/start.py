@@ -12,15 +12,19 @@ from aqtopo.distributed.watchdog import Watchdog, start_watchdog
 from aqtopo.model import Terrain, build_model
 from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.run_log import RunLog
-from aqtopo.training.claim import (
-    LOCK_TIMEOUT_S,
-    claim_run_directory,
-    lock_run_directory,
-    reclaim_run_directory,
-)
 from aqtopo.training.engine import build_engine
 from aqtopo.training.preflight import check_up
-from aqtopo.training.prepare import NEVER, Prepared, ResumeOptions, prepare, prepare_again
+from aqtopo.training.prepare import (
+    LOCK_TIMEOUT_S,
+    NEVER,
+    Prepared,
+    ResumeOptions,
+    claim_run_directory,
+    lock_run_directory,
+    prepare,
+    prepare_again,
+    reclaim_run_directory,
+)
 from aqtopo.training.resume import resume
 from aqtopo.training.staging import staged
 from aqtopo.training.stopping import StopRequests

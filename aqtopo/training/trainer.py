@@ -7,9 +7,9 @@ from typing import Any
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
 from aqtopo.checkpoint.save import Saver
 from aqtopo.checkpoint.tags import Tag, val_loss_in
-from aqtopo.checkpoint.weights import scaling_digest
 from aqtopo.data.batch import Batch
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
+from aqtopo.data.statistics import scaling_digest
 from aqtopo.distributed import process_group
 from aqtopo.distributed.watchdog import Watchdog
 from aqtopo.run_directory.batch_job import BatchJob

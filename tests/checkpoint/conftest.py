@@ -14,7 +14,7 @@ import pytest
 
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import open_universal
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 
 HERE = Path(__file__).parent
 TIME_LIMIT_S = 560

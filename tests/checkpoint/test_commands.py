@@ -10,11 +10,10 @@ import torch
 from safetensors import safe_open
 
 from aqtopo.checkpoint import inspection
-from aqtopo.checkpoint.files import describe_file, load_torch, save_torch
+from aqtopo.checkpoint.files import describe_file, load_torch, load_weights, save_torch
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS, prune
 from aqtopo.checkpoint.universal import SavedState, universal_folder
-from aqtopo.checkpoint.weights import load_weights
 from aqtopo.cli.main import main
 from aqtopo.config import CheckpointConfig
 

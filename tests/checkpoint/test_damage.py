@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 
 from aqtopo.checkpoint import universal
-from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.files import describe_file, exclusive_lock_on_all_ranks
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.checkpoint.universal import open_universal, universal_folder
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.refusal import RefusedError
-from aqtopo.run_directory.locks import exclusive_lock_on_all_ranks
 
 from .conftest import tag_folder
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from aqtopo.checkpoint import files
 from aqtopo.checkpoint.files import FileRecord, check_files, describe_file, write_durably, write_tensors
-from aqtopo.distributed.rank_group import SINGLE_RANK, SingleRank, shard, shard_by_size
+from aqtopo.distributed.process_group import SINGLE_RANK, SingleRank, shard, shard_by_size
 from aqtopo.refusal import RefusedError
 
 

@@ -15,7 +15,7 @@ from aqtopo.checkpoint.restore import read_weights, restore_engine
 from aqtopo.checkpoint.shards import KINDS, fragments, part_size
 from aqtopo.checkpoint.universal import STEP, UniversalState, assigned_files, open_universal
 from aqtopo.config import load_config
-from aqtopo.distributed.rank_group import SINGLE_RANK, SingleRank
+from aqtopo.distributed.process_group import SINGLE_RANK, SingleRank
 from aqtopo.model import Terrain, build_model
 from aqtopo.training.resume import model_groups
 

@@ -20,10 +20,10 @@ from aqtopo.checkpoint.universal import (
     open_universal,
     universal_folder,
 )
-from aqtopo.checkpoint.weights import CONFIG_FILE
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
+from aqtopo.run_directory.run_file import CONFIG_FILE
 
 from .conftest import Ended, Job, run_jobs_in, tag_folder
 from .test_pickles import Payload

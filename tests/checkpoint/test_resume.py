@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
+from aqtopo.checkpoint.files import exclusive_lock
 from aqtopo.checkpoint.inspection import diff_states, open_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS, last_tag, list_tags, update_pointer
 from aqtopo.checkpoint.universal import universal_folder
 from aqtopo.config import RunConfig, load_config
 from aqtopo.distributed.launch import read_launch
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.refusal import RefusedError
-from aqtopo.run_directory.locks import exclusive_lock
 from aqtopo.training.prepare import ResumeOptions, prepare, prepare_again
 from tests.events import events
 
@@ -314,7 +314,7 @@ def test_failed_commit_ends_the_run_after_the_step_that_notices_it(
 
 
 def test_incomplete_last_metrics_line_is_removed(tmp_path: Path) -> None:
-    from aqtopo.training.claim import truncate_metrics
+    from aqtopo.training.prepare import truncate_metrics
 
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"event":"step"}\n{"event":"st', encoding="utf-8")

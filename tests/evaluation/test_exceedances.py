@@ -9,7 +9,7 @@ import xarray as xr
 from rich.console import Console
 from scores.categorical import BinaryContingencyManager
 
-from aqtopo.distributed.rank_group import SINGLE_RANK
+from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.evaluation.exceedances import LIMITS, MIN_HOURS, Exceedances, exceedance_scores
 from aqtopo.evaluation.points import FORECASTS, WHOLE, Areas, make_scored_batch
 from aqtopo.evaluation.scores import ScoreAxes

@@ -9,9 +9,8 @@ import xarray as xr
 from safetensors.torch import save_file
 
 from aqtopo.checkpoint import Tag
-from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.files import describe_file, load_weights
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.weights import load_weights
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.inference.load import load_run

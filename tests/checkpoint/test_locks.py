@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.distributed.rank_group import SINGLE_RANK, SingleRank
+from aqtopo.checkpoint.files import exclusive_lock, exclusive_lock_on_all_ranks, shared_lock
+from aqtopo.distributed.process_group import SINGLE_RANK, SingleRank
 from aqtopo.refusal import BusyError
-from aqtopo.run_directory.locks import exclusive_lock, exclusive_lock_on_all_ranks, shared_lock
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_lock_is_exclusive_or_shared(path: Path) -> None:
 HOLD = """
 import sys, time
 from pathlib import Path
-from aqtopo.run_directory.locks import exclusive_lock
+from aqtopo.checkpoint.files import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])) as held:
     print(held, flush=True)
     time.sleep(600)
