@@ -52,7 +52,7 @@ _PARSER_ERRORS = (
     ValueError,
     TokenError,
 )
-"""What pint's parser raises for text that is no unit."""
+"""Exceptions of pint's parser for text that is no unit."""
 
 
 class UnitsError(ValueError):

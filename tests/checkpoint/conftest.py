@@ -32,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended: each rank's exit code, and what all of them printed."""
+    """Result of a job: exit code of each rank, and the output of all."""
 
     codes: list[int]
     output: str
@@ -79,7 +79,7 @@ def run_jobs(tmp_path: Path) -> RunJobs:
 
 
 def tag_folder(run_dir: Path, step: int = 5) -> Path:
-    """Where the toy's state of a step lies."""
+    """Return the folder of the toy's state of a step."""
     return run_dir / CHECKPOINTS / f"epoch00-step{step:06d}"
 
 

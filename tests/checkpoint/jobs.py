@@ -1,4 +1,4 @@
-"""What the ranks of a test do: run the real program, or save and resume a toy model."""
+"""Work of a test's ranks: run the real program, or save and resume a toy model."""
 
 import os
 import sys
@@ -184,7 +184,7 @@ class FusedAdamOnCpu:
         bias_correction: int,
         decay: float,
     ) -> None:
-        """What the kernel computes. Source: DeepSpeed 0.19.8, `csrc/adam/multi_tensor_adam.cu`."""
+        """Compute the kernel's update. Source: DeepSpeed 0.19.8, `csrc/adam/multi_tensor_adam.cu`."""
         assert adam_w
         assert bias_correction
         for gradient, weight, m, v in zip(*lists, strict=True):

@@ -1,4 +1,4 @@
-"""What the ranks of a test do: spoil one thing in a restored engine, on one rank, and let it be verified."""
+"""Work of a test's ranks: change one value in a restored engine, on one rank, and verify the engine."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from aqtopo.checkpoint.universal import open_universal
 from aqtopo.refusal import RefusedError
 
 Change = tuple[Callable[[], Any], Callable[[Any], None]]
-"""How to read a value, and how to write one."""
+"""Functions that read and write a value."""
 
 
 def tensor_element(tensor: torch.Tensor) -> Change:
@@ -34,7 +34,7 @@ def counter(owner: Any, name: str) -> Change:
 
 
 def spoils(engine: Any) -> dict[str, tuple[Change, Any]]:
-    """What is spoilt, by name, and what it becomes."""
+    """Return the values to change, by name, each with its wrong value."""
     zero, module = engine.optimizer, engine.module
     groups = {group["name"]: group for group in zero.param_groups}
     masters = dict(zip(groups, zero.single_partition_of_fp32_groups, strict=True))

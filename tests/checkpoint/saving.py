@@ -1,4 +1,4 @@
-"""What the ranks of a test do: save a toy model in all kinds of trouble."""
+"""Work of a test's ranks: save a toy model in all kinds of trouble."""
 
 import errno
 import json
@@ -104,7 +104,7 @@ def lost_shard(_: Path, ranks: TorchRanks) -> Iterator[None]:
 
 @contextmanager
 def no_pointer(folder: Path, ranks: TorchRanks) -> Iterator[None]:
-    """What comes after a state has its name cannot be done."""
+    """Make the update of the pointer fail, which follows the rename."""
     in_the_way = folder / "checkpoints" / "latest.tmp"
     if ranks.rank == 0:
         in_the_way.mkdir()

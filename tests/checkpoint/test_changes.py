@@ -1,4 +1,4 @@
-"""What may differ from the saved run: nothing that was not named."""
+"""Differences from the saved run: only named ones are allowed."""
 
 import json
 from collections.abc import Callable

@@ -25,7 +25,7 @@ Records = dict[str, FileRecord]
 
 @dataclass
 class Meeting:
-    """Where the threads of a test, each a rank, tell each other something."""
+    """Exchange of values between the threads of a test, each of which is a rank."""
 
     size: int
     told: dict[int, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a file must contain, to the bit, checked by many ranks together."""
+"""Checks of all bits of files, shared by many ranks."""
 
 import os
 import subprocess

@@ -22,7 +22,7 @@ CHANGES = [("AdamW", CPU), (CPU, "AdamW"), ("AdamW", FUSED), (FUSED, "AdamW"), (
 def outcomes(
     cpp_extensions: None, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, str], Outcome]:
-    """What was saved under one optimizer on two ranks and resumed under another on three."""
+    """Results of runs saved under one optimizer on two ranks and resumed under another on three."""
     folder = tmp_path_factory.mktemp("optimizers")
     names = ("AdamW", CPU, FUSED)
     jobs = [Job(2, "save_toy", {"folder": str(folder / name), "optimizer": name}) for name in names]

@@ -47,7 +47,7 @@ READ: dict[tuple[str, str], tuple[str, ...]] = {
     ("export", "sharded"): (MANIFEST_FILE, WEIGHTS_FILE, SHARD),
     ("export", "universal"): (MANIFEST_FILE, WEIGHTS_FILE, TENSORS[0]),
 }
-"""What each command understands of each layout; other files it only hashes, if it looks at them at all."""
+"""Files that each command parses, by layout; it hashes or ignores the others."""
 
 CASES = [(command, layout, name) for (command, layout), names in READ.items() for name in names]
 
@@ -182,7 +182,7 @@ RESUMED = {
 def resumed(
     tmp_path_factory: pytest.TempPathFactory, tiny_store: Path
 ) -> dict[tuple[str, str], tuple[Path, Ended]]:
-    """Where the proof would be, and how `aqtopo train` ended, with a payload in each kind of file."""
+    """Result of `aqtopo train` with a payload in each kind of file, and the file that it would write."""
     folder = tmp_path_factory.mktemp("planted")
     config = _config(tiny_store, folder / "run")
     (folder / "config.json").write_text(config.to_json(), encoding="utf-8")

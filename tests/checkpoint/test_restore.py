@@ -17,7 +17,7 @@ EXACT = {"rtol": 0.0, "atol": 0.0, "equal_nan": True}
 
 @pytest.fixture(scope="session")
 def crossed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[int, Any], dict[int, Any]]:
-    """What was saved at each world size, and what each world size made of every one of them."""
+    """States saved at each world size, and the result of each resume at every world size."""
     folder = tmp_path_factory.mktemp("crossed")
     saves = [Job(w, "save_toy", {"folder": str(folder / str(w)), "more": STEPS}) for w in WORLDS]
     sources = {str(w): str(tag_folder(folder / str(w))) for w in WORLDS}

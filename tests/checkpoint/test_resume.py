@@ -129,7 +129,7 @@ def test_verification_result_is_one_line(crossed: Path, after: int) -> None:
 
 @pytest.fixture(scope="session")
 def refusals(crossed: Path) -> dict[str, Ended]:
-    """What resuming a run of two ranks says to changes and damage, one job each; all on copies."""
+    """Results of resuming copies of a two-rank run with changes or damage, one job each."""
     folder = crossed / "refusals"
     cases: dict[str, list[str]] = {
         "lr": ["--set", "optimizer.base_lr=0.002"],

@@ -1,4 +1,4 @@
-"""What is kept, and that nothing half removed or half written is ever taken for a saved state."""
+"""Retention of saved states; incomplete folders are never used as saved states."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def make(run_dir: Path, losses: Sequence[float | None]) -> list[Tag]:
 
 
 def save(run_dir: Path, tag: Tag) -> Tag:
-    """What the saver does about names."""
+    """Make the files and names of a saved state as the saver does."""
     tag = next_tag(tag, run_dir)
     tag.folder(run_dir).mkdir(parents=True)
     record_name(tag, run_dir)

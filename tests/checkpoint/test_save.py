@@ -37,7 +37,7 @@ def run_dir(small_disk: Path | None, tmp_path_factory: pytest.TempPathFactory) -
 def told(
     run_dir: Path, small_disk: Path | None, tmp_path_factory: pytest.TempPathFactory
 ) -> list[dict[str, str]]:
-    """What each of two ranks was told when saving in each trouble."""
+    """Errors of each of two ranks, by the trouble in which they saved."""
     out = tmp_path_factory.mktemp("told")
     troubles = ["limited", "lost shard", "no pointer", *(["full", "read-only"] if small_disk else [])]
     job = Job(

@@ -1,4 +1,4 @@
-"""What DeepSpeed's own resume gets wrong without a word, and what it cannot do: here it is refused or right.
+"""Silent failures and limits of DeepSpeed's own resume: aqtopo resumes correctly or refuses.
 
 All toy runs are made by one process that forks ranks; each test looks at what came out of its own. Some
 failures are shown elsewhere in this folder, or where a file is named:
@@ -101,7 +101,7 @@ REFUSED_ENGINES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a resume ended, what it came to, and what had been saved."""
+    """Exit codes of a resume, the resumed state and the saved state."""
 
     ended: Ended
     resumed: dict[str, Any]

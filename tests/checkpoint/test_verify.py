@@ -29,7 +29,7 @@ SPOILT = {
 
 @pytest.fixture(scope="session")
 def heard(saved: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """What each of two ranks heard of each thing that was spoilt on the second."""
+    """Messages of two ranks about each value that was changed on the second."""
     folder = tmp_path_factory.mktemp("heard")
     arguments = {"source": str(tag_folder(saved)), "out": str(folder)}
     (ended,) = run_jobs_in(folder / "jobs", [Job(2, "perturb", arguments, file="perturb")])

@@ -10,7 +10,7 @@ from aqtopo.cli.main import main
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: exit code, and what it wrote to stdout and stderr."""
+    """Result of a command: exit code, stdout and stderr."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What a user has to put right ends with code 2, a paragraph and no trace on the disk."""
+"""Errors of the user end with code 2 and a paragraph, and leave no file."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -13,18 +13,18 @@ class Part(Record):
     """A part."""
 
     size: Positive
-    """How large it is."""
+    """Size of the part."""
 
 
 class Whole(Record):
     """The whole."""
 
     name: str
-    """What it is called."""
+    """Name of the whole."""
     parts: tuple[Part, ...]
     """In order."""
     by_place: dict[str, Part] | None = None
-    """Where they lie."""
+    """Parts by place."""
 
 
 def read(folder: Path, content: object) -> Whole:

@@ -1,4 +1,4 @@
-"""What a configuration derives, and what makes two of them the same."""
+"""Values that a configuration derives, and equality of two configurations."""
 
 import pickle
 from typing import Any

@@ -34,7 +34,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def launcher_command(launcher: str, ranks: int) -> list[str]:
-    """What to put in front of `train CONFIG`."""
+    """Return the words of the command before `train CONFIG`."""
     port = str(free_port())
     match launcher:
         case "alone":

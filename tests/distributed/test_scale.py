@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 
 
 def start_up(*worlds: int) -> list[dict[str, Any]]:
-    """What the benchmark measures for these numbers of ranks, in a process of its own, which forks."""
+    """Measure these numbers of ranks with the benchmark, in a separate process because it forks."""
     code = f"import json; from benchmarks.start_up import measure; print(json.dumps(measure({worlds})))"
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -56,7 +56,7 @@ def write_metrics(path: Path, events: list[dict[str, Any]]) -> None:
 
 
 def station_sums(stations: int) -> xr.Dataset:
-    """What `aqtopo evaluate --stations` sums up: PM2.5 and ozone observed, nothing else; invented figures."""
+    """Return invented sums of `aqtopo evaluate --stations`; only PM2.5 and ozone are observed."""
     rng = np.random.default_rng(0)
     per_pair = ("station", "pollutant", "horizon")
     count = np.full((stations, len(TARGET_VARIABLES), len(HORIZONS_H)), 50)

@@ -105,7 +105,10 @@ def browser(tmp_path: Path) -> Browser:
 
 
 def _looks(browser: Browser, report: Path, use: str) -> list[list[dict[str, Any]]]:
-    """What is seen of a page at both widths, at first and when `use` looks; nothing on the console."""
+    """Return the visible parts of a page at both widths, at first and at each look of `use`.
+
+    The console must be empty.
+    """
     page = report.with_name("frames.html")
     page.write_text(
         FRAMES.format(page=html.escape(report.read_text(encoding="utf-8")), use=use), encoding="utf-8"

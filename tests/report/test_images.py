@@ -23,7 +23,7 @@ Colours = NDArray[np.uint8]
 
 
 def steps(shades: Colours) -> NDArray[np.floating]:
-    """How far apart colours look that are ten levels from each other; over fewer, whole bytes would show."""
+    """Return the visible difference of colours ten levels apart; over fewer, rounding to bytes would show."""
     lab = oklab(shades / 255)
     return np.linalg.norm(lab[10::10] - lab[:-10:10], axis=1)
 

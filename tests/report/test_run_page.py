@@ -21,7 +21,7 @@ MAX_BYTES = 2_000_000
 
 
 class Page(HTMLParser):
-    """What a page holds, element by element."""
+    """Elements of a page, in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
         *(f"{name} ({markupsafe.escape(description)})" for name, description in BASELINES.items()),
         "Simulated data",
         "smooth waves made for tests",
-        "6 forecasts, started from 2018-01-01 00:00 UTC to 2018-01-06 00:00 UTC.",
+        "6 forecasts, initial times from 2018-01-01 00:00 UTC to 2018-01-06 00:00 UTC.",
         "epoch00-step000007-val0.5000",
         "not installed",  # triton, by run.json
         "torchrun",

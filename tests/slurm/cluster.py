@@ -33,7 +33,7 @@ INHERITED = (
     "TORCH_EXTENSIONS_DIR",
     "MPLCONFIGDIR",
 )
-"""What daemons and jobs see of the caller's environment: no traces of a launcher (RANK, SLURM_*, ...)."""
+"""Variables that daemons and jobs inherit: none of a launcher (RANK, SLURM_*, ...)."""
 
 SLURM_CONF = """\
 ClusterName=aqtopo

@@ -1,4 +1,4 @@
-"""What goes wrong with the data ends `aqtopo train` with store, shard and time, or is masked and counted."""
+"""Faults in the data: `aqtopo train` ends and names store, shard and time, or masks and counts the values."""
 
 import os
 import re
@@ -49,7 +49,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"a loader process ended unexpectedly .* before it had read the micro-batch of 201\d-01-\d\dT",
     ),
 }
-"""What is done to the shard, and the message that ends the run."""
+"""Damage to the shard, and the message that ends the run."""
 
 
 def config_of(tiny_config: Callable[..., RunConfig], folder: Path, name: str) -> RunConfig:
