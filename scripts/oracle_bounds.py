@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.synthetic.chemistry import BACKGROUND
 from aqtopo.synthetic.config import SCENARIO_OPTIONS, Scenario, ScenarioOptions, SimulationConfig
-from aqtopo.synthetic.simulator import HOURS_PER_DAY, SPIN_UP_DAYS, Simulator, build_simulator
+from aqtopo.synthetic.simulator import SPIN_UP_DAYS, Simulator, build_simulator
 from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, TARGET_VARIABLES
 
 GRID, LAT, LON = (16, 32), (22.0, 38.0), (92.0, 124.0)

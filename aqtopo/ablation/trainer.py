@@ -65,7 +65,7 @@ def is_done(trial: Trial) -> bool:
 
 
 def scored_days(config: RunConfig, store: Store) -> int:
-    """Return the number of days on which scored forecasts start."""
+    """Return the number of days with scored initial times."""
     return np.unique(sample_table(config, store.times, "test").times.astype("datetime64[D]")).size
 
 

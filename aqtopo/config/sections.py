@@ -50,7 +50,7 @@ class DataConfig(Strict):
     0 at night."""
 
     history_hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
-    """Earlier fields as further inputs: hours before the start, ascending, such as [6, 12, 24]."""
+    """Earlier fields as further inputs: hours before the initial time, ascending, such as [6, 12, 24]."""
 
     history_variables: Names | None = None
     """Channels of the earlier fields; null for all of `variables` that vary in time."""
@@ -99,7 +99,7 @@ class DataConfig(Strict):
 
     @property
     def history(self) -> tuple[tuple[str, int], ...]:
-        """Variable and hours before the start of each earlier field, in input order."""
+        """Variable and hours before the initial time of each earlier field, in input order."""
         dynamic = tuple(name for name in self.variables if name in DYNAMIC_VARIABLES)
         names = dynamic if self.history_variables is None else self.history_variables
         return tuple((name, hours) for hours in self.history_hours for name in names)

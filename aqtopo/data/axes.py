@@ -23,8 +23,8 @@ AXES = {
 }
 """Coordinates of a normalised dataset, with their names in messages, in the order of dimensions."""
 
-EQUAL_DEGREES = 1e-4
-"""Float32 coordinates differ by 1e-5 degrees."""
+GRID_TOLERANCE_DEG = 1e-4
+"""Tolerance of equal coordinates [degrees]; those in float32 differ by 1e-5."""
 
 UNEVEN = 1.25
 """Ratio of neighbouring steps from which an axis is irregular; Gaussian and Mercator grids have 1.02."""
@@ -107,7 +107,7 @@ def rows_of(values: Values, wanted: Values, period: float | None = None) -> NDAr
         difference = (difference + period / 2) % period - period / 2
     distance = np.abs(difference)
     rows = distance.argmin(axis=1)
-    return rows if np.all(distance[np.arange(wanted.size), rows] <= EQUAL_DEGREES) else None
+    return rows if np.all(distance[np.arange(wanted.size), rows] <= GRID_TOLERANCE_DEG) else None
 
 
 def continuous_longitudes(lon: Values) -> tuple[Values, NDArray[np.intp]]:
@@ -131,7 +131,7 @@ def check_steps(values: Values, axis: str, source: str) -> None:
     steps = np.diff(values)
     if not steps.size:
         return
-    repeated = np.flatnonzero(steps <= EQUAL_DEGREES / 10)
+    repeated = np.flatnonzero(steps <= GRID_TOLERANCE_DEG / 10)
     if repeated.size:
         raise_input_error(
             source,

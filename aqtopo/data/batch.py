@@ -101,7 +101,7 @@ class BatchReader:
         self._inputs = config.data.inputs
         self._lat, self._lon = store.lat, store.lon
         self._forcings = list(enumerate(config.data.forcings, len(variables)))
-        # The channels that are read from each source: the start, then the hours of the history.
+        # The channels that are read from each source: the initial time, then the hours of the history.
         self._sources, first = [channels(variables)], len(variables) + len(self._forcings)
         self._hours_before = np.array([0, *config.data.history_hours], dtype="timedelta64[h]")
         for hours in config.data.history_hours:
@@ -157,21 +157,21 @@ class BatchReader:
         """Read one micro-batch; read each hour once.
 
         Args:
-            times: (B,) start times; ignored for padding.
+            times: (B,) initial times; ignored for padding.
             lead_hours: (B, K) [h]. A target hour that is not stored is invalid in all cells.
             places: (B,) places in the epoch's order, or `PADDING`.
             into: buffer of at least `size` bytes for the tensors; None allocates one.
 
         Raises:
-            ValueError: a start time or its history is not in the store, or a shard cannot be read.
+            ValueError: an initial time or its history is not in the store, or a shard cannot be read.
             TimeoutError: the file system does not answer; only if not `watched`.
         """
         real = np.flatnonzero(places != PADDING)
-        starts = times[real].astype("datetime64[h]")
+        init_times = times[real].astype("datetime64[h]")
         leads = lead_hours[real].astype("timedelta64[h]")
-        ends = starts[:, None] + leads
+        ends = init_times[:, None] + leads
         stored = self._store.holds(ends)
-        sources = starts - self._hours_before[:, None]
+        sources = init_times - self._hours_before[:, None]
         hours, where = np.unique(np.concatenate([sources.ravel(), ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
         batch = self.tensors(len(places), lead_hours.shape[1], into)
@@ -191,9 +191,9 @@ class BatchReader:
             filled += self._put_hour(
                 int(index), batch, (numbers, real[samples]), (real[rows[takes]], lead_places[takes])
             )
-        for sample, start in zip(real, starts, strict=True):
+        for sample, time in zip(real, init_times, strict=True):
             for place, name in self._forcings:
-                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, start, self._lat, self._lon))
+                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, time, self._lat, self._lon))
         batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
             **batch,

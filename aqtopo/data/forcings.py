@@ -5,9 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-HOURS_A_DAY = 24
-DAYS_A_YEAR = 365.2425
-DEGREES_AN_HOUR = 15.0
+HOURS_PER_DAY = 24
+DAYS_PER_YEAR = 365.2425
+DEGREES_PER_HOUR = 15.0
 
 Values = NDArray[np.float64]
 
@@ -30,13 +30,13 @@ def forcing(name: str, time: np.datetime64, lat: Values, lon: Values) -> NDArray
 
 def _local_time(time: np.datetime64, lon: Values) -> Values:
     """Return the mean solar time as an angle [radians], 0 at midnight."""
-    hour = time.astype(np.int64) % HOURS_A_DAY + lon / DEGREES_AN_HOUR
-    return 2.0 * np.pi * hour / HOURS_A_DAY
+    hour = time.astype(np.int64) % HOURS_PER_DAY + lon / DEGREES_PER_HOUR
+    return 2.0 * np.pi * hour / HOURS_PER_DAY
 
 
 def _time_of_year(time: np.datetime64) -> Values:
     """Return the time of the mean tropical year as an angle [radians], 0 at the start of 1970."""
-    return np.array([[2.0 * np.pi * time.astype(np.int64) / HOURS_A_DAY / DAYS_A_YEAR]])
+    return np.array([[2.0 * np.pi * time.astype(np.int64) / HOURS_PER_DAY / DAYS_PER_YEAR]])
 
 
 def _insolation(time: np.datetime64, lat: Values, lon: Values) -> Values:

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import numpy as np
 import xarray as xr
 
-from aqtopo.data.axes import AXES, EQUAL_DEGREES, normalise_axes
+from aqtopo.data.axes import AXES, GRID_TOLERANCE_DEG, normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
@@ -256,7 +256,7 @@ def _join(datasets: Sequence[xr.Dataset], files: Sequence[str]) -> xr.Dataset:
 
 def _check_same(name: str, first: xr.Dataset, other: xr.Dataset, first_file: str, file: str) -> None:
     one, two = (d[name].values if name in d.coords else np.array([]) for d in (first, other))
-    if one.shape != two.shape or not np.allclose(one, two, rtol=0, atol=EQUAL_DEGREES):
+    if one.shape != two.shape or not np.allclose(one, two, rtol=0, atol=GRID_TOLERANCE_DEG):
         raise_input_error(
             file, f"has another {AXES[name]} axis than {first_file}", "Bring the files to one grid first"
         )

@@ -48,7 +48,7 @@ def usable_times(
         years: calendar years of the split.
         horizons: lead times [h]; each must have its target.
         stride_hours: keep times whose index from the start of their year is a multiple of it.
-        history_hours: hours before the start whose fields must be stored; they may lie in the year before.
+        history_hours: hours before the initial time whose fields must be stored, also in the year before.
 
     Returns:
         (n,) a subset of `times`, ascending.
@@ -71,10 +71,10 @@ class SampleTable:
     """Samples of one split, numbered 0 to `len(table)` - 1 in order of time, then horizon.
 
     Attributes:
-        times: (n,) usable start times, ascending.
+        times: (n,) usable initial times, ascending.
         horizons: lead times [h].
         paired: True if a sample is a (time, horizon) pair, False if it is a time with all horizons.
-        history_hours: hours before the start whose fields are inputs.
+        history_hours: hours before the initial time whose fields are inputs.
     """
 
     times: Hours
@@ -91,7 +91,7 @@ class SampleTable:
         return 1 if self.paired else len(self.horizons)
 
     def lookup(self, samples: NDArray[np.int64]) -> tuple[Hours, NDArray[np.int64]]:
-        """Return start times (B,) and lead times (B, K) [h] of the sample numbers `samples` (B,)."""
+        """Return initial times (B,) and lead times (B, K) [h] of the sample numbers `samples` (B,)."""
         horizons = np.array(self.horizons, dtype=np.int64)
         if self.paired:
             time, horizon = np.divmod(samples, horizons.size)
@@ -100,10 +100,10 @@ class SampleTable:
 
     def hours(self, samples: NDArray[np.int64]) -> Hours:
         """Return the hours that the sample numbers `samples` are read from, ascending, each once."""
-        starts, leads = self.lookup(samples)
+        init_times, leads = self.lookup(samples)
         earlier = -np.array(self.history_hours, dtype=np.int64)
-        offsets = np.concatenate([leads, np.broadcast_to(earlier, (len(starts), earlier.size))], axis=1)
-        return np.unique(np.concatenate([starts, (starts[:, None] + offsets * _HOUR).ravel()]))
+        offsets = np.concatenate([leads, np.broadcast_to(earlier, (len(leads), earlier.size))], axis=1)
+        return np.unique(np.concatenate([init_times, (init_times[:, None] + offsets * _HOUR).ravel()]))
 
 
 def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from aqtopo.config import DataConfig
-from aqtopo.data.forcings import DAYS_A_YEAR, HOURS_A_DAY
+from aqtopo.data.forcings import DAYS_PER_YEAR, HOURS_PER_DAY
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
@@ -153,12 +153,12 @@ class Climatology:
 
 def hour_of_day(times: Hours) -> NDArray[np.int64]:
     """Return the hour of the day, 0 to 23 UTC."""
-    return times.astype("datetime64[h]").astype(np.int64) % HOURS_A_DAY
+    return times.astype("datetime64[h]").astype(np.int64) % HOURS_PER_DAY
 
 
 def annual_waves(times: Hours, harmonics: int) -> Values:
     """Return cosine and sine of each annual harmonic, (..., 2N), at times (...)."""
-    turns = (times.astype("datetime64[h]").astype(np.int64) / HOURS_A_DAY / DAYS_A_YEAR)[..., None]
+    turns = (times.astype("datetime64[h]").astype(np.int64) / HOURS_PER_DAY / DAYS_PER_YEAR)[..., None]
     angles = 2.0 * np.pi * turns * np.arange(1, harmonics + 1)
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1).reshape(*times.shape, 2 * harmonics)
 
@@ -203,7 +203,7 @@ def _harmonics_for(times: Hours) -> int:
     years = np.unique(times.astype("datetime64[Y]")).size
     days = np.unique(times.astype("datetime64[D]") - times.astype("datetime64[Y]")).astype(np.int64)
     longest_gap = np.diff(days, append=days[0] + 365).max()
-    return int(min(years, MAX_HARMONICS, DAYS_A_YEAR / 4.0 // longest_gap))
+    return int(min(years, MAX_HARMONICS, DAYS_PER_YEAR / 4.0 // longest_gap))
 
 
 class _Sums:
@@ -211,7 +211,7 @@ class _Sums:
 
     def __init__(self, harmonics: int, shape: tuple[int, ...]) -> None:
         self._harmonics = harmonics
-        self._count = np.zeros((HOURS_A_DAY, *shape))
+        self._count = np.zeros((HOURS_PER_DAY, *shape))
         self._values = np.zeros_like(self._count)
         self._waves = np.zeros((2 * harmonics, *self._count.shape))
         self._products = np.zeros_like(self._waves)

@@ -174,8 +174,8 @@ def _init_times(
     common: Hours = times[np.isin(times, against.init_times)]
     if not common.size:
         raise ValueError(
-            f"the forecasts {against.name} start at none of the {times.size} initial times of the {split} "
-            f"split ({times[0]} to {times[-1]}, UTC); they start from {against.init_times.min()} to "
+            f"the forecasts {against.name} have none of the {times.size} initial times of the {split} "
+            f"split ({times[0]} to {times[-1]}, UTC); they have {against.init_times.min()} to "
             f"{against.init_times.max()}. Make forecasts for those times, or choose other times with "
             "--every (1 takes every hour)."
         )

@@ -1,7 +1,7 @@
 """Hits and false alarms for days above the limits of China's air-quality standard.
 
 A day is a calendar day in Beijing (UTC+8), as in GB 3095-2012, and its mean needs at least 20 hourly values.
-The model forecasts a few lead times only, so the daily mean at lead time k averages the forecasts started k
+The model forecasts a few lead times only, so the daily mean at lead time k averages the forecasts from k
 hours before each hour of the day. That needs a forecast every hour; truth and baselines are averaged over
 the same hours.
 
@@ -32,7 +32,7 @@ MIN_HOURS = 20
 
 NO_DAILY_MEANS = (
     f"No day has forecasts for {MIN_HOURS} of its hours at one lead time, so there are no 24-hour means. "
-    "Score forecasts started every hour: aqtopo evaluate --every 1."
+    "Score forecasts from every hour: aqtopo evaluate --every 1."
 )
 """Message if no outcome was counted."""
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
-from aqtopo.data.forcings import DAYS_A_YEAR, HOURS_A_DAY
+from aqtopo.data.forcings import DAYS_PER_YEAR, HOURS_PER_DAY
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
 from aqtopo.data.shards import stored_checksums
@@ -243,7 +243,7 @@ class LinearBaseline:
             for name, hours in self.predictors.history
         ]
         hour = times.astype("datetime64[h]").astype(np.int64)
-        day, year = 2 * np.pi * hour / HOURS_A_DAY, 2 * np.pi * hour / HOURS_A_DAY / DAYS_A_YEAR
+        day, year = 2 * np.pi * hour / HOURS_PER_DAY, 2 * np.pi * hour / HOURS_PER_DAY / DAYS_PER_YEAR
         waves = [wave(angle) for angle in (day, 2 * day, year) for wave in (np.cos, np.sin)]
         common = np.stack([np.ones(day.shape), *waves], axis=1).astype(np.float32)[:, :, None, None]
         shape = (*common.shape[:2], *fields.shape[2:])

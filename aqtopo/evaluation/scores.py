@@ -16,7 +16,7 @@ import torch
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.forcings import HOURS_A_DAY
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.baselines import hour_of_day
 from aqtopo.evaluation.points import CLIMATOLOGY, MODEL, WHOLE, Areas, BoolArray, FloatArray, ScoredBatch
@@ -45,7 +45,7 @@ class ErrorSums:
     def __init__(self, axes: ScoreAxes) -> None:
         self._axes = axes
         self._by_day = self._empty(axes.days.size)
-        self._by_hour = self._empty(HOURS_A_DAY)
+        self._by_hour = self._empty(HOURS_PER_DAY)
 
     def _empty(self, bins: int) -> dict[str, Values]:
         axes = self._axes
@@ -98,7 +98,7 @@ class ErrorSums:
 
     def by_hour(self) -> xr.Dataset:
         """Return the sums of `by_day` by hour of the valid time, 0 to 23 UTC, along `hour`."""
-        return self._dataset(self._by_hour, "hour", np.arange(HOURS_A_DAY))
+        return self._dataset(self._by_hour, "hour", np.arange(HOURS_PER_DAY))
 
     def tables(self) -> Mapping[str, xr.Dataset]:
         """Return both tables by name."""

@@ -15,7 +15,6 @@ from aqtopo.config.strict import Strict
 
 CARD_FILE = "card.json"
 STATIC_FILE = "static.safetensors"
-GRID_TOLERANCE_DEG = 1e-4
 
 
 class DataFacts(Strict):

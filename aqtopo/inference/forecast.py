@@ -79,7 +79,7 @@ def check_initial_fields(run: LoadedRun, init_time: np.datetime64) -> None:
         ).assign_attrs(units=variable.units)
         found = Channel(variable, given, Conversion(), None, source).load().values.values
         if not np.isfinite(found).any():
-            raise_input_error(source, f"has no value of {name}", "Start from an hour that has all variables")
+            raise_input_error(source, f"has no value of {name}", "Choose an initial time with all variables")
         highest, mean = float(np.nanmax(found)), store.mean[name]
         if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
             raise_input_error(

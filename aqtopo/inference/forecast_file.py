@@ -42,17 +42,17 @@ def lead_time_dataset(
         `lead_time` [h] and `time`, the valid time.
     """
     assert values.shape == (len(horizons_h), len(pollutants), len(lat), len(lon)), "(K, C, H, W)"
-    start, hours = init_time.astype("datetime64[ns]"), np.asarray(horizons_h, dtype=np.int64)
+    initial, hours = init_time.astype("datetime64[ns]"), np.asarray(horizons_h, dtype=np.int64)
     dataset = xr.Dataset(
         {
             name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(name))
             for c, name in enumerate(pollutants)
         },
         coords={
-            "init_time": ((), start, _COORDINATES["init_time"]),
+            "init_time": ((), initial, _COORDINATES["init_time"]),
             # A number of hours instead of a timedelta, because every CF reader supports it.
             "lead_time": ("lead_time", hours, _COORDINATES["lead_time"]),
-            "time": ("lead_time", start + hours.astype("timedelta64[h]"), _COORDINATES["time"]),
+            "time": ("lead_time", initial + hours.astype("timedelta64[h]"), _COORDINATES["time"]),
             "lat": ("lat", lat, _COORDINATES["lat"]),
             "lon": ("lon", lon, _COORDINATES["lon"]),
         },

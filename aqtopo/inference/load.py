@@ -15,11 +15,12 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE, RunFacts, read_manifest
 from aqtopo.checkpoint.tags import Tag, find_tag, read_lock
 from aqtopo.config import RunConfig
 from aqtopo.config.errors import describe
+from aqtopo.data.axes import GRID_TOLERANCE_DEG
 from aqtopo.data.batch import Batch
 from aqtopo.data.statistics import Normalization, normalization_for, scaling_digest
 from aqtopo.data.store import Store, open_store
 from aqtopo.distributed.process_group import SINGLE_RANK
-from aqtopo.inference.card import CARD_FILE, GRID_TOLERANCE_DEG, STATIC_FILE, Card, is_export, read_card
+from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config
 

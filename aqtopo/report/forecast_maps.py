@@ -72,10 +72,11 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
         float(np.nanmean(store.read(index)[target][scored])) if scored.any() else 0.0
         for index in store.locate(candidates).tolist()
     ]
-    starts = f"{len(candidates)} starts {'at 00 UTC ' if len(midnights) else ''}in the test period"
+    at_midnight = "at 00 UTC " if len(midnights) else ""
     label = VARIABLES[config.data.targets[0]].long_name
     reason = (
-        f"the start with the highest mean {label} of {starts}, chosen without regard to the forecast's error"
+        f"the initial time with the highest mean {label} of {len(candidates)} {at_midnight}in the test "
+        "period, chosen without regard to the forecast's error"
     )
     return candidates[int(np.nanargmax(means))], reason
 
@@ -190,7 +191,7 @@ def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
         scale,
         difference,
         picture(
-            f"At the start, {time_text(case.init_time)}",
+            f"Initial time, {time_text(case.init_time)}",
             case.initial[c],
             scale,
             f"Map of {variable.long_name} at the initial time, with wind arrows.",

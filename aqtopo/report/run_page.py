@@ -93,7 +93,7 @@ def _render(
         summary=summary(scores),
         scored_on=f"the {content.split} period {_listed(content.years)}",
         seen=_SEEN[content.split],
-        starts=_starts(content),
+        init_times=_init_times(content),
         numbers=_numbers(run, score_table, history),
         canvas=canvas,
         base_map=draw_base_map(canvas, store.static["elevation"], store.static["mask"]),
@@ -163,10 +163,10 @@ def _numbers(run: LoadedRun, score_table: ScoreTable, history: History) -> list[
     ]
 
 
-def _starts(content: ScoreRecord) -> str:
+def _init_times(content: ScoreRecord) -> str:
     """Return the number and range of the scored forecasts as text."""
     first, last = (time_text(np.datetime64(time)) for time in (content.first_init, content.last_init))
-    return f"{content.initialisations:,} forecasts, started from {first} to {last}."
+    return f"{content.initialisations:,} forecasts, initial times from {first} to {last}."
 
 
 def _learning(history: History) -> str:
@@ -197,10 +197,10 @@ def _sample_rule(config: RunConfig) -> str:
     horizons = _listed(config.data.horizons)
     if config.model.lead_time == "encoder":
         return (
-            f"A training sample is a pair of a start time and one horizon ({horizons} h). "
+            f"A training sample is a pair of an initial time and one horizon ({horizons} h). "
             "Validation and test take each time with all its horizons."
         )
-    return f"A sample is a start time with all its horizons ({horizons} h)."
+    return f"A sample is an initial time with all its horizons ({horizons} h)."
 
 
 def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:

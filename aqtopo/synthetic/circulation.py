@@ -16,12 +16,13 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.grid import EARTH_RADIUS, Array, Grid
 from aqtopo.data.topography import Topography
 
 EARTH_ROTATION = 7.292e-5
 """[rad s-1]"""
-TROPICAL_YEAR_H = 365.2422 * 24
+TROPICAL_YEAR_H = 365.2422 * HOURS_PER_DAY
 WAVES = 28
 STEERING = 9.0
 """Westerly flow that advects the waves [m s-1]: surface lows follow the 700-500 hPa flow."""

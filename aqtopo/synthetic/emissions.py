@@ -6,6 +6,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.grid import Array, Grid
 from aqtopo.data.topography import Topography
 from aqtopo.synthetic.circulation import season
@@ -34,7 +35,7 @@ TERAGRAMS = np.array([2.6, 10.5, 22.0, 136.2, 0.0, 7.6 + 7.0])
 
 PM2.5 is 7.6 Tg primary plus an assumed 7 Tg of organic vapours that condense within hours.
 """
-UG_PER_HEAD_HOUR = TERAGRAMS * 1e18 / PEOPLE / (365.25 * 24)
+UG_PER_HEAD_HOUR = TERAGRAMS * 1e18 / PEOPLE / (365.25 * HOURS_PER_DAY)
 """[ug h-1]"""
 PRIMARY_NO2 = 0.1
 """Share of NOx that is emitted as NO2 and so adds to Ox."""

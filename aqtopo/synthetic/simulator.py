@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.grid import Array
 from aqtopo.data.topography import Topography, load_topography
 from aqtopo.synthetic.chemistry import BACKGROUND, build_rates, photostationary, react
@@ -19,7 +20,6 @@ from aqtopo.synthetic.transport import Transport, transport_hour
 from aqtopo.synthetic.weather import Climate, Weather, build_climate
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 
-HOURS_PER_DAY = 24
 SPIN_UP_DAYS = 12
 """Days from background air to the first hour; pollutants live for two to six days."""
 CHUNK_BYTES = 256 * 2**20

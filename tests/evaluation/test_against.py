@@ -233,7 +233,7 @@ def test_a_duplicate_name_is_refused(
 
 def test_forecasts_of_other_days_are_refused(run: LoadedRun, written: Written) -> None:
     other = opened(written(forecast(run, INITS[2])), run)
-    with pytest.raises(ValueError, match=r"at none of the 6 initial times of the test split.*--every"):
+    with pytest.raises(ValueError, match=r"have none of the 6 initial times of the test split.*--every"):
         evaluate(run, options=EvalOptions(against=other))
 
 

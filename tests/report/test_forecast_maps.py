@@ -54,7 +54,7 @@ def test_the_most_polluted_midnight_is_chosen(
     time, reason = most_polluted_time(run.store, run.config)
     assert time == np.datetime64("2018-01-04T00")
     assert reason == (
-        "the start with the highest mean PM2.5 of 6 starts at 00 UTC in the test period, "
+        "the initial time with the highest mean PM2.5 of 6 at 00 UTC in the test period, "
         "chosen without regard to the forecast's error"
     )
 

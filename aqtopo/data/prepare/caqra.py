@@ -24,10 +24,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.grid import Grid
 from aqtopo.data.prepare.archives import Inventory
 from aqtopo.data.prepare.days import (
-    HOURS_PER_DAY,
     DayMaker,
     DayReport,
     hours_of,

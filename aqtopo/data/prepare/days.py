@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.prepare.archives import Inventory
 from aqtopo.data.prepare.hourly import Fields, SourceGrid, UnusableFileError, read_hour, rotate_wind
 from aqtopo.data.prepare.regrid import Regridder
@@ -28,7 +29,6 @@ from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report
 from aqtopo.variables import DYNAMIC_VARIABLES
 
-HOURS_PER_DAY = 24
 _HOUR = np.timedelta64(1, "h")
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from aqtopo.data.prepare.days import HOURS_PER_DAY, DayReport, hours_of
+from aqtopo.data.forcings import DEGREES_PER_HOUR, HOURS_PER_DAY
+from aqtopo.data.prepare.days import DayReport, hours_of
 from aqtopo.data.statistics import Statistics
 from aqtopo.data.store import Store
 from aqtopo.variables import DYNAMIC_VARIABLES
@@ -95,7 +96,7 @@ def time_zone_check(days: Sequence[DayReport], time_zone: str, longitude: float)
     """
     by_hour = np.array([day.temperature for day in days], dtype=np.float64).reshape(-1, HOURS_PER_DAY)
     counts = np.isfinite(by_hour).sum(axis=0)
-    expected = (_WARMEST_LOCAL_HOUR - longitude / 15.0) % HOURS_PER_DAY
+    expected = (_WARMEST_LOCAL_HOUR - longitude / DEGREES_PER_HOUR) % HOURS_PER_DAY
     if not counts.all():
         return {"given": time_zone, "warmest_hour": None, "expected": expected, "agrees": None}
     mean = np.where(np.isfinite(by_hour), by_hour, 0.0).sum(axis=0) / counts
