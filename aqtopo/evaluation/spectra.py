@@ -14,6 +14,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.data.grid import EARTH_RADIUS
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.distributed.process_group import RankGroup
@@ -21,8 +22,8 @@ from aqtopo.evaluation.points import ScoredBatch
 from aqtopo.evaluation.scores import ScoreAxes, Values, all_reduce
 
 TRUTH = "truth"
-KM_PER_DEGREE = 111.195
-"""Length of a degree of latitude [km], on a sphere of 6371 km."""
+KM_PER_DEGREE = np.deg2rad(EARTH_RADIUS) / 1e3
+"""Length of a degree of latitude [km]."""
 
 RESOLVED_SHARE = 0.5
 """Minimum share of the truth's power at a resolved wavelength."""

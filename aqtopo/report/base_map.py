@@ -11,6 +11,7 @@ from contourpy import contour_generator
 from matplotlib.colors import LightSource
 from PIL import Image
 
+from aqtopo.data.grid import EARTH_RADIUS
 from aqtopo.report.images import FloatArray, png_uri
 from aqtopo.report.text import degrees_text
 
@@ -43,8 +44,8 @@ class Canvas:
 
     @property
     def cell_size_m(self) -> tuple[float, float]:
-        """Height and width of a cell [m] at the middle latitude, on a sphere of 6371 km."""
-        degree = math.pi * 6.371e6 / 180.0
+        """Height and width of a cell [m] at the middle latitude."""
+        degree = math.radians(EARTH_RADIUS)
         shrink = math.cos(math.radians(float(np.mean(self.lat))))
         return self._lat_step * degree, self._lon_step * degree * shrink
 
