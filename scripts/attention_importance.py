@@ -32,7 +32,7 @@ def loss(model: AirQualityViT, batches: Sequence[Batch]) -> float:
     """Return the mean squared error over valid pixels."""
     error = pixels = 0.0
     for batch in batches:
-        prediction = model(batch.inputs, batch.wind, batch.lead_hours, None)
+        prediction = model(*batch.model_inputs)
         error += float(squared_error(prediction, batch.targets, batch.valid))
         pixels += float(batch.valid.sum())
     return error / pixels

@@ -36,6 +36,7 @@ def _channels(config: RunSections) -> Iterator[Problem]:
         "targets": TARGET_VARIABLES,
         "forcings": data.forcings,
         "history_variables": dynamic,
+        "weather_at_horizons": tuple(name for name in DYNAMIC_VARIABLES if name not in TARGET_VARIABLES),
     }
     for field, known in known_names.items():
         names = getattr(data, field) or ()

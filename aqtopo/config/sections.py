@@ -55,6 +55,10 @@ class DataConfig(Strict):
     history_variables: Names | None = None
     """Channels of the earlier fields; null for all of `variables` that vary in time."""
 
+    weather_at_horizons: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    """Weather at the valid times as further inputs, such as ["u", "v", "temp", "rh", "psfc"]: read from the
+    store (perfect weather)."""
+
     targets: Names = TARGET_VARIABLES
     """Pollutants that are forecast, in the order of the head's outputs."""
 
@@ -112,6 +116,11 @@ class DataConfig(Strict):
         """
         earlier = (f"{name}_{hours}h_before" for name, hours in self.history)
         return (*self.variables, *self.forcings, *earlier)
+
+    @property
+    def at_horizons(self) -> tuple[str, ...]:
+        """Names of the fields at each valid time: the weather, then the insolation if it is a forcing."""
+        return (*self.weather_at_horizons, *(name for name in self.forcings if name == "insolation"))
 
 
 class ModelConfig(Strict):
@@ -346,6 +355,17 @@ class RunSections(Strict):
 
     deepspeed: DeepSpeedConfig
     """DeepSpeed's configuration, with batch, accumulation, clipping and precision."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of all inputs of the model: `data.inputs`, then the fields at the valid times.
+
+        A pass in encoder mode has those of its own horizon, such as `u_ahead`. The pass of decoder mode has
+        those of all horizons, such as `u_12h_ahead`.
+        """
+        horizons = ("",) if self.model.lead_time == "encoder" else tuple(f"{h}h_" for h in self.data.horizons)
+        ahead = (f"{name}_{hours}ahead" for hours in horizons for name in self.data.at_horizons)
+        return (*self.data.inputs, *ahead)
 
     @property
     def world_size(self) -> int:

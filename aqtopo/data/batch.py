@@ -1,11 +1,12 @@
 """Micro-batches: samples read from the store, filled, normalised and masked.
 
-Shapes: B samples, V input variables, K lead times, C targets, H x W grid.
+Shapes: B samples, V input variables, A fields at the valid times, K lead times, C targets, H x W grid.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.workers import ByteBuffer, shared_buffer
 
-_TENSORS = ("inputs", "wind", "targets", "valid", "lead_hours")
+_TENSORS = ("inputs", "weather", "wind", "targets", "valid", "lead_hours")
 
 Fields = NDArray[np.float32]
 Missing = NDArray[np.bool_] | None
@@ -35,6 +36,8 @@ class Batch:
 
     Attributes:
         inputs: (B, V, H, W) float32, finite, in the order of `data.inputs`; all but the forcings normalised.
+        weather: (B, K, A, H, W) float32, finite, in the order of `data.at_horizons`; normalised but for the
+            insolation.
         wind: (B, 2, H, W) float32, eastward and northward wind [m/s], never normalised; finite.
         targets: (B, K, C, H, W) float32, normalised; 0 for missing values.
         valid: (B, K, C, H, W) bool, True for the loss and the scores: the static mask is 1, the target is
@@ -46,6 +49,7 @@ class Batch:
     """
 
     inputs: Tensor
+    weather: Tensor
     wind: Tensor
     targets: Tensor
     valid: Tensor
@@ -58,6 +62,11 @@ class Batch:
     def samples(self) -> int:
         """Number of samples without padding."""
         return sum(place != PADDING for place in self.places)
+
+    @property
+    def model_inputs(self) -> tuple[Tensor, Tensor, Tensor, None, Tensor]:
+        """Arguments of the model's forward pass in evaluation mode, without seeds."""
+        return self.inputs, self.wind, self.lead_hours, None, self.weather
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch on a device; a copy from pinned memory overlaps with kernels."""
@@ -109,6 +118,7 @@ class BatchReader:
             self._sources.append(channels(names, first))
             first += len(names)
         self._wind, self._target = channels(("u", "v")), channels(config.data.targets)
+        self._at_horizons, self._weather = config.data.at_horizons, channels(config.data.weather_at_horizons)
         # Static channels are the same in every sample, so they are normalised once.
         self._static = [
             (place, self._normalization.normalize(store.static[name][None], [name])[0])
@@ -121,6 +131,7 @@ class BatchReader:
         targets = (samples, leads, len(self._target), *self._mask.shape)
         return {  # bool last, so that the floats before it are aligned
             "inputs": (samples, len(self._inputs), *self._mask.shape),
+            "weather": (samples, leads, len(self._at_horizons), *self._mask.shape),
             "wind": (samples, 2, *self._mask.shape),
             "targets": targets,
             "lead_hours": (samples, leads),
@@ -158,12 +169,14 @@ class BatchReader:
 
         Args:
             times: (B,) initial times; ignored for padding.
-            lead_hours: (B, K) [h]. A target hour that is not stored is invalid in all cells.
+            lead_hours: (B, K) [h]. A target hour that is not stored is invalid in all cells; with weather to
+                come, it is refused.
             places: (B,) places in the epoch's order, or `PADDING`.
             into: buffer of at least `size` bytes for the tensors; None allocates one.
 
         Raises:
-            ValueError: an initial time or its history is not in the store, or a shard cannot be read.
+            ValueError: an initial time, its history or its weather is not in the store, or a shard cannot be
+                read.
             TimeoutError: the file system does not answer; only if not `watched`.
         """
         real = np.flatnonzero(places != PADDING)
@@ -171,12 +184,14 @@ class BatchReader:
         leads = lead_hours[real].astype("timedelta64[h]")
         ends = init_times[:, None] + leads
         stored = self._store.holds(ends)
+        if self._weather:
+            self._store.locate(ends)
         sources = init_times - self._hours_before[:, None]
         hours, where = np.unique(np.concatenate([sources.ravel(), ends[stored]]), return_inverse=True)
         indices = self._store.locate(hours)
         batch = self.tensors(len(places), lead_hours.shape[1], into)
         padding = places == PADDING
-        for name in ("inputs", "wind", "targets", "valid"):
+        for name in ("inputs", "weather", "wind", "targets", "valid"):
             batch[name].numpy()[padding] = 0
         rows, lead_places = np.nonzero(~stored)
         for name in ("targets", "valid"):
@@ -191,9 +206,7 @@ class BatchReader:
             filled += self._put_hour(
                 int(index), batch, (numbers, real[samples]), (real[rows[takes]], lead_places[takes])
             )
-        for sample, time in zip(real, init_times, strict=True):
-            for place, name in self._forcings:
-                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, time, self._lat, self._lon))
+        self._put_forcings(batch, real, init_times, ends)
         batch["lead_hours"].numpy()[:] = np.where(padding[:, None], 0, lead_hours)
         return Batch(
             **batch,
@@ -201,6 +214,18 @@ class BatchReader:
             times=np.where(padding, np.datetime64("NaT", "h"), times.astype("datetime64[h]")),
             filled=filled,
         )
+
+    def _put_forcings(
+        self, batch: dict[str, Tensor], samples: NDArray[np.int64], init_times: Hours, ends: Hours
+    ) -> None:
+        """Write the forcings of the initial times (n,) and, at the valid times (n, K), the insolation."""
+        places = range(len(self._weather), len(self._at_horizons))
+        for sample, time, valid_times in zip(samples, init_times, ends, strict=True):
+            for place, name in self._forcings:
+                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, time, self._lat, self._lon))
+            for (lead, valid_time), place in product(enumerate(valid_times), places):
+                values = forcing(self._at_horizons[place], valid_time, self._lat, self._lon)
+                batch["weather"][sample, lead, place] = torch.from_numpy(values)
 
     def _put_hour(
         self,
@@ -231,6 +256,10 @@ class BatchReader:
                 filled += int(np.count_nonzero(missing[[channel.stored for channel in channels]]))
         for place in zip(*ends, strict=True):
             self._put_targets(fields, missing, batch["targets"][place].numpy(), batch["valid"][place].numpy())
+            for channel in self._weather:
+                channel.normalize(fields, missing, batch["weather"][place].numpy()[channel.place])
+            if missing is not None:
+                filled += int(np.count_nonzero(missing[[channel.stored for channel in self._weather]]))
         return filled
 
     def _put_static_and_wind(self, fields: Fields, missing: Missing, inputs: Fields, wind: Fields) -> None:

@@ -29,7 +29,7 @@ def check_store(store: Store, config: "RunConfig") -> Normalization:
             f"has {store.lat.size} x {store.lon.size} cells, but `data.grid` is {rows} x {columns}",
             f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose another store.",
         )
-    for name in (*config.data.variables, *config.data.targets):
+    for name in (*config.data.variables, *config.data.targets, *config.data.weather_at_horizons):
         if name not in store.channels and name not in store.static:
             raise_store_error(
                 store.path, f"lacks the channel {name}", f"Leave {name} out of the run's variables."

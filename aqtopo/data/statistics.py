@@ -229,7 +229,7 @@ def scaling_digest(config: "RunConfig", store: Store) -> str:
     """
     normalization = normalization_for(config, store)
     digest = hashlib.sha256()
-    for names in (config.data.variables, config.data.targets):
+    for names in (config.data.variables, config.data.targets, config.data.weather_at_horizons):
         digest.update(normalization.means(names).tobytes() + normalization.stds(names).tobytes())
     digest.update(store.static["elevation"].tobytes() + store.lat.tobytes())
     if config.model.local_bias or config.data.forcings:

@@ -1,8 +1,9 @@
 """Linear baselines: a ridge regression for each cell, from the fields at the cell and the time.
 
 Predictors of a cell, normalised: a constant, the fields of the initial time, two harmonics of the day, one of
-the year, the first day harmonic times each field and, as far as given, earlier fields. A missing input counts
-as its channel's mean; a time that lacks any target of a cell is left out for that cell.
+the year, the first day harmonic times each field and, as far as given, earlier fields and the weather at the
+valid times of all horizons. A missing input counts as its channel's mean; a time that lacks any target of a
+cell is left out for that cell.
 
 Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cells, H x W grid.
 """
@@ -63,19 +64,23 @@ class Predictors:
     Attributes:
         variables: of the initial time.
         history: variables with their hours before the initial time.
+        weather: variables with their hours after the initial time.
     """
 
     variables: tuple[str, ...]
     history: tuple[tuple[str, int], ...] = ()
+    weather: tuple[tuple[str, int], ...] = ()
 
     @classmethod
     def of_run(cls, data: DataConfig) -> "Predictors":
         """The fields that a run itself reads."""
-        return cls(tuple(name for name in data.variables if name in DYNAMIC_VARIABLES), data.history)
+        own = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
+        weather = tuple((name, hours) for hours in data.horizons for name in data.weather_at_horizons)
+        return cls(own, data.history, weather)
 
     def __len__(self) -> int:
         """Number of predictors P."""
-        return 1 + 6 + 3 * len(self.variables) + len(self.history)
+        return 1 + 6 + 3 * len(self.variables) + len(self.history) + len(self.weather)
 
 
 OWN_FIELDS = Predictors(DYNAMIC_VARIABLES)
@@ -195,11 +200,21 @@ class LinearBaseline:
         shape = (*coefficients.shape[:2], *self._shape)
         return Linear(self.predictors, coefficients.reshape(shape), PENALTIES[best], train.size)
 
-    def forecast(self, fitted: Linear, times: Hours) -> FloatArray:
-        """Return the forecasts (T, K, C, H, W) from initial times (T,), in physical units."""
+    def forecast(self, fitted: Linear, times: Hours, weather: FloatArray | None = None) -> FloatArray:
+        """Return the forecasts (T, K, C, H, W) from initial times (T,), in physical units.
+
+        `weather` (T, K, A, H, W), in physical units, replaces the store's at the valid times.
+        """
         data = self._data
+        inputs = self._inputs(times, slice(None))
+        if self.predictors.weather and weather is not None:
+            names = [name for name, _ in self.predictors.weather][: weather.shape[2]]
+            given = self._normalization.normalize(weather, names)
+            inputs[..., -len(self.predictors.weather) :] = (
+                torch.from_numpy(given).flatten(3).flatten(1, 2).permute(2, 0, 1)
+            )
         coefficients = torch.from_numpy(fitted.coefficients).flatten(2)
-        values = torch.einsum("mtp,pjm->tjm", self._inputs(times, slice(None)), coefficients)
+        values = torch.einsum("mtp,pjm->tjm", inputs, coefficients)
         shape = (len(times), len(data.horizons), len(data.targets), *self._shape)
         return self._normalization.denormalize(values.numpy().reshape(shape), data.targets)
 
@@ -238,9 +253,10 @@ class LinearBaseline:
     def _inputs(self, times: Hours, rows: slice) -> Tensor:
         """Return the predictors (M, T, P); 0, a channel's mean, for missing values."""
         fields = self._fields(times, self.predictors.variables)[..., rows, :]
-        earlier = [
-            self._fields(times - np.timedelta64(hours, "h"), [name])[..., rows, :]
-            for name, hours in self.predictors.history
+        offsets = [(name, -hours) for name, hours in self.predictors.history]
+        others = [
+            self._fields(times + np.timedelta64(hours, "h"), [name])[..., rows, :]
+            for name, hours in [*offsets, *self.predictors.weather]
         ]
         hour = times.astype("datetime64[h]").astype(np.int64)
         day, year = 2 * np.pi * hour / HOURS_PER_DAY, 2 * np.pi * hour / HOURS_PER_DAY / DAYS_PER_YEAR
@@ -248,7 +264,7 @@ class LinearBaseline:
         common = np.stack([np.ones(day.shape), *waves], axis=1).astype(np.float32)[:, :, None, None]
         shape = (*common.shape[:2], *fields.shape[2:])
         parts = [np.broadcast_to(common, shape), fields, fields * common[:, 1:2], fields * common[:, 2:3]]
-        values = np.nan_to_num(np.concatenate([*parts, *earlier], axis=1), nan=0.0)
+        values = np.nan_to_num(np.concatenate([*parts, *others], axis=1), nan=0.0)
         return torch.from_numpy(values).flatten(2).permute(2, 0, 1).contiguous()
 
     def _targets(self, times: Hours, rows: slice) -> Tensor:

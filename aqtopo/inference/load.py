@@ -156,5 +156,5 @@ def predict(run: LoadedRun, batch: Batch) -> NDArray[np.float32]:
     model = run.model.to(device).eval()
     on_device = batch.to(device)
     with torch.inference_mode():
-        normalised = model(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+        normalised = model(*on_device.model_inputs)
     return run.normalization.denormalize(normalised.float().cpu().numpy(), run.config.data.targets)

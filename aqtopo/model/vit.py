@@ -8,7 +8,8 @@ to raster order and become pixels.
 The position embedding belongs to the scan position and all other features to the patch. The order acts
 through this embedding alone, because attention is equivariant to permutations of its tokens.
 
-Shapes: B batch, V input variables, C targets, K horizons, Y, X the grid's cells, N tokens, D width.
+Shapes: B batch, V input variables, A fields at a valid time, C targets, K horizons, Y, X the grid's cells, N
+tokens, D width.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +47,7 @@ class AirQualityViT(nn.Module):
     Args:
         config: the `model` part of a run's configuration.
         terrain: elevation [m] and coordinates of the grid.
-        variables: V.
+        variables: V, those at the valid times included.
         targets: C.
         present: index of each target among the input variables, if the model predicts tendencies.
         seed: of the initial weights.
@@ -94,14 +95,23 @@ class AirQualityViT(nn.Module):
         self.local_path = LocalPath(config, self.grid, variables, targets) if config.local_path else None
         self._initialise(seed)
 
-    def forward(self, inputs: Tensor, wind: Tensor, lead_hours: Tensor, seeds: Seeds = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        wind: Tensor,
+        lead_hours: Tensor,
+        seeds: Seeds = None,
+        weather: Tensor | None = None,
+    ) -> Tensor:
         """Compute the forecast.
 
         Args:
-            inputs: (B, V, Y, X), normalised.
+            inputs: (B, V - A or V - K A, Y, X), normalised.
             wind: (B, 2, Y, X), eastward and northward wind [m s-1], not normalised.
             lead_hours: (B, K), lead times [h]. In encoder mode the blocks run once per horizon.
             seeds: one seed per sample (see `sample_seed`); needed only in training.
+            weather: (B, K, A, Y, X), fields at the valid times, normalised. In encoder mode a horizon is
+                embedded with its own, in decoder mode all horizons with all.
 
         Returns:
             (B, K, C, Y, X), normalised.
@@ -109,6 +119,11 @@ class AirQualityViT(nn.Module):
         Raises:
             ValueError: a shape does not match the model, or dropout has no seeds.
         """
+        if weather is not None and weather.shape[2]:
+            if self.config.lead_time == "encoder" and weather.shape[1] > 1:
+                own = [(lead_hours[:, k, None], weather[:, k, None]) for k in range(lead_hours.shape[1])]
+                return torch.cat([self(inputs, wind, lead_B1, seeds, ahead) for lead_B1, ahead in own], 1)
+            inputs = torch.cat([inputs, weather.flatten(1, 2)], 1)
         self._check_shapes(inputs, wind, lead_hours)
         order_BN = None if self.wind_order is None else self.wind_order(wind)
         geometry = self._token_geometry(wind)
@@ -216,9 +231,10 @@ class AirQualityViT(nn.Module):
         batch = len(inputs)
         fits = inputs.shape == (batch, self.variables, *self.grid) and wind.shape == (batch, 2, *self.grid)
         if not fits or lead_hours.ndim != 2 or len(lead_hours) != batch or not lead_hours.shape[1]:
+            rows, columns = self.grid
             raise ValueError(
-                f"The model needs inputs (B, {self.variables}, {self.grid[0]}, {self.grid[1]}), wind (B, 2, "
-                f"{self.grid[0]}, {self.grid[1]}) and lead_hours (B, K), but got {tuple(inputs.shape)}, "
+                f"The model needs inputs and weather (B, {self.variables}, {rows}, {columns}), wind (B, 2, "
+                f"{rows}, {columns}) and lead_hours (B, K), but got {tuple(inputs.shape)}, "
                 f"{tuple(wind.shape)} and {tuple(lead_hours.shape)}."
             )
 
@@ -248,7 +264,7 @@ def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
             f"data.grid is {config.data.grid[0]} x {config.data.grid[1]}, but the terrain has {rows} x "
             f"{columns} cells; set data.grid to the store's grid."
         )
-    inputs, targets = config.data.inputs, config.data.targets
+    inputs, targets = config.inputs, config.data.targets
     tendency = config.model.prediction == "tendency"
     return AirQualityViT(
         config.model,

@@ -87,7 +87,7 @@ def _norm_bytes(config: RunConfig) -> int:
 def _embedding_bytes(config: RunConfig) -> int:
     """Return the bytes of `collapsed_embedding`, and of position and lead time."""
     model, B, T = config.model, config.micro_batch, _samples_tokens(config)
-    D, H, V = model.dim, model.heads, len(config.data.inputs)
+    D, H, V = model.dim, model.heads, len(config.inputs)
     columns = V * (model.patch**2 + 1)  # V Q
     element = ELEMENT_BYTES[config.deepspeed.precision]
     per_token = columns + H * V + H * columns  # pixels, softmax of the scores, weighted pixels
@@ -163,7 +163,7 @@ def _head_bytes(config: RunConfig) -> int:
 def _local_path_bytes(config: RunConfig) -> int:
     """Return the bytes that the local path saves."""
     model, B, K = config.model, config.micro_batch, _horizons_at_head(config)
-    inputs, width, targets = len(config.data.inputs), model.local_width, len(config.data.targets)
+    inputs, width, targets = len(config.inputs), model.local_width, len(config.data.targets)
     cells = B * config.data.grid[0] * config.data.grid[1]
     total = cells * (inputs + 6 * width)  # inputs of the convolutions, of GELU, and of the last layer
     total += B * K * (1 + 2 * width + LEAD_FUNCTIONS)  # lead time, its GELU and functions
@@ -234,7 +234,7 @@ def count_flop(config: RunConfig) -> MicroStepFlop:
 def _embedding_flop(config: RunConfig) -> int:
     """Return the FLOP of `collapsed_embedding` and of the lead time."""
     model = config.model
-    D, H, V = model.dim, model.heads, len(config.data.inputs)
+    D, H, V = model.dim, model.heads, len(config.inputs)
     columns = V * (model.patch**2 + 1)
     per_token = columns * H * V + H * columns * D  # scores, tokens
     query = D * D + D * D + H * D * columns  # query_D, projected_HD, projected_HQV
@@ -246,7 +246,7 @@ def _embedding_flop(config: RunConfig) -> int:
 def _local_path_flop(config: RunConfig) -> int:
     """Return the FLOP of the local path."""
     model, BK = config.model, config.micro_batch * _horizons_at_head(config)
-    inputs, width, targets = len(config.data.inputs), model.local_width, len(config.data.targets)
+    inputs, width, targets = len(config.inputs), model.local_width, len(config.data.targets)
     cells = config.data.grid[0] * config.data.grid[1]
     convolutions = config.micro_batch * cells * 9 * (inputs + 2 * width) * width
     lead_time = BK * (width + width * LEAD_FUNCTIONS)

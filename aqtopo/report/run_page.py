@@ -12,7 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint.files import write_durably
-from aqtopo.config import DataConfig, RunConfig
+from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.points import BASELINES
@@ -216,7 +216,7 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
     }
     return [
         ("saved state", run.tag.name),
-        ("inputs", _inputs(run.config.data)),
+        ("inputs", _inputs(run.config)),
         ("configuration digest", run.config.digest[:16]),
         (
             "training started",
@@ -226,14 +226,19 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
     ]
 
 
-def _inputs(data: DataConfig) -> str:
+def _inputs(config: RunConfig) -> str:
     """Describe the model's inputs."""
+    data = config.data
     parts = [f"{len(data.variables)} variables"]
     if data.forcings:
         parts.append(", ".join(data.forcings))
     if data.history:
         names = dict.fromkeys(name for name, _ in data.history)
         parts.append(f"{len(names)} of the variables {_listed(data.history_hours)} h before")
+    if data.at_horizons:
+        encoder = config.model.lead_time == "encoder"
+        when = "the horizon's own valid time" if encoder else "the valid times of all horizons"
+        parts.append(f"{_listed(data.at_horizons)} at {when}")
     return "; ".join(parts)
 
 

@@ -124,7 +124,7 @@ def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:
     """Return the squared error of a micro-batch; a sample's place in the epoch seeds its dropout."""
     seeds = [sample_seed(config.training.seed, epoch, place) for place in batch.places]
-    prediction = engine(batch.inputs, batch.wind, batch.lead_hours, seeds)
+    prediction = engine(batch.inputs, batch.wind, batch.lead_hours, seeds, batch.weather)
     return squared_error(prediction, batch.targets, batch.valid)
 
 
@@ -154,8 +154,9 @@ def _describe(
 
 def _describe_batch(batch: Batch, config: RunConfig) -> str:
     times = ", ".join(str(time) for time in batch.times)
+    fields = torch.cat([batch.inputs, batch.weather.flatten(1, 2)], 1)
     ranges = ", ".join(
         f"{name} {values.min():.3g}..{values.max():.3g}"
-        for name, values in zip(config.data.inputs, batch.inputs.transpose(0, 1), strict=True)
+        for name, values in zip(config.inputs, fields.transpose(0, 1), strict=True)
     )
     return f"times {times}; normalised ranges {ranges}"

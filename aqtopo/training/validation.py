@@ -80,7 +80,7 @@ def _sums(
         for batch in islice(iterator, min(BATCHES_BETWEEN_STOP_CHECKS, most - first)):
             on_device = batch.to(engine.device)
             # The engine's forward would register hooks for a backward pass.
-            prediction = engine.module(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+            prediction = engine.module(*on_device.model_inputs)
             sums[0] += squared_error(prediction, on_device.targets, on_device.valid)
             sums[1] += on_device.valid.sum()
     return sums
@@ -98,7 +98,7 @@ def probe_loss(engine: Any, batch: Batch) -> float:
     """Return the mean squared error on the probe batch in evaluation mode, equal on all ranks."""
     engine.eval()
     on_device = batch.to(engine.device)
-    prediction = engine.module(on_device.inputs, on_device.wind, on_device.lead_hours, None)
+    prediction = engine.module(*on_device.model_inputs)
     error = squared_error(prediction, on_device.targets, on_device.valid)
     engine.train()
     return float(error / on_device.valid.sum().clamp(min=1))

@@ -77,6 +77,8 @@ def _base(tiny_store: Path) -> str:
             "data": {
                 "store": str(tiny_store),
                 "grid": [8, 16],
+                "forcings": ["insolation"],
+                "weather_at_horizons": ["u", "rh"],
                 "train_years": [2016],
                 "validation_years": [2017],
                 "test_years": [2018],

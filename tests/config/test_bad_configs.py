@@ -170,6 +170,13 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
     ("data.variables", ["u", "v"], "must hold elevation, which model.elevation_bias needs"),
     ("data.targets[0]", "temp", "must be one of pm25, pm10, so2, no2, co, o3"),
     ("data.horizons", [24, 12], "must be ascending, without repetition"),
+    (
+        "data.weather_at_horizons",
+        ["o3"],
+        "must be one of u, v, temp, rh, psfc",
+        "data.weather_at_horizons[0]",
+    ),
+    ("data.weather_at_horizons", ["u", "u"], "must be named once", "data.weather_at_horizons[1]"),
     ("data.horizons", [12, 12], "must be ascending, without repetition"),
     ("data.train_years", [2014, 2013], "must be ascending, without repetition"),
     ("data.validation_years", [2014], "must share no year with data.train_years, and 2014 is in both"),

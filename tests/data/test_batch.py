@@ -125,6 +125,54 @@ def test_a_start_without_its_history_is_refused(tiny_store: Path, tiny_config: T
         read(tiny_store, tiny_config(data=HISTORY), first, LEADS[:1], (0,))
 
 
+AHEAD = {"forcings": ["insolation"], "weather_at_horizons": ["rh", "u"]}
+
+
+def test_the_weather_has_the_fields_and_the_insolation_of_the_valid_times(
+    tiny_store: Path, tiny_config: TinyConfig
+) -> None:
+    config = tiny_config(data=AHEAD)
+    assert config.data.at_horizons == ("rh", "u", "insolation")
+    batch, plain = read(tiny_store, config), read(tiny_store, tiny_config())
+    store = open_store(tiny_store)
+    assert batch.weather.shape == (2, 4, 3, 8, 16)
+    assert plain.weather.shape == (2, 4, 0, 8, 16)
+    np.testing.assert_array_equal(batch.inputs[:, :15], plain.inputs)
+    np.testing.assert_array_equal(batch.targets, plain.targets)
+    for sample, lead in np.ndindex(2, 4):
+        time = TIMES[sample] + LEADS[sample, lead]
+        then = read(tiny_store, tiny_config(), np.array([time]), LEADS[:1], (0,)).inputs[0]
+        for place, name in enumerate(("rh", "u")):
+            np.testing.assert_array_equal(
+                batch.weather[sample, lead, place], then[INPUT_VARIABLES.index(name)]
+            )
+        expected = forcing("insolation", time, store.lat, store.lon)
+        np.testing.assert_array_equal(batch.weather[sample, lead, 2], expected)
+
+
+def test_padding_has_no_weather(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    batch = read(tiny_store, tiny_config(data=AHEAD), places=(PADDING, 3))
+    assert not batch.weather[0].any()
+    assert batch.weather[1].any()
+
+
+def test_gaps_in_the_weather_are_filled_and_counted(
+    tiny_dataset: xr.Dataset, tmp_path: Path, tiny_config: TinyConfig
+) -> None:
+    gap = {"time": TIMES[0] + 12, "lon": tiny_dataset["lon"][3]}
+    tiny_dataset["fields"].loc[gap | {"channel": "rh"}] = np.nan
+    batch = read(rewritten(tiny_dataset, tmp_path / "gap.zarr"), tiny_config(data=AHEAD))
+    assert batch.filled == tiny_dataset["lat"].size
+    assert (batch.weather[0, 0, 0, :, 3] == 0).all()
+
+
+def test_a_start_without_its_weather_is_refused(tiny_store: Path, tiny_config: TinyConfig) -> None:
+    late = np.array(["2018-01-10T00"], "datetime64[h]")
+    assert not read(tiny_store, tiny_config(), late, LEADS[:1], (0,)).valid[0, 1:].any()
+    with pytest.raises(ValueError, match="has no fields for 2018-01-11T00"):
+        read(tiny_store, tiny_config(data=AHEAD), late, LEADS[:1], (0,))
+
+
 def test_targets_are_the_normalised_fields_at_the_lead_times(
     tiny_dataset: xr.Dataset, tiny_store: Path, tiny_config: TinyConfig
 ) -> None:

@@ -27,6 +27,7 @@ INPUT_GAP, TARGET_GAP = (2, 5), (4, 9)
 
 GAP_HOURS = [f"{year}-01-{day}" for year in (2016, 2018) for day in ("02T03", "03T12", "05T20")]
 SOME_FIELDS = Predictors(("pm25", "o3", "temp"), history=(("pm25", 3), ("u", 24)))
+WITH_WEATHER = Predictors(("pm25", "o3"), history=(("pm25", 3),), weather=(("u", 12), ("u", 96)))
 TEST_TIMES = np.arange("2018-01-02T00", "2018-01-06T00", dtype="datetime64[h]")
 
 
@@ -81,12 +82,13 @@ def design(store: Store, times: np.ndarray, predictors: Predictors) -> np.ndarra
     common = np.broadcast_to(
         np.stack([np.ones(times.size), *waves], 1)[:, :, None, None], (times.size, 7, *TINY_GRID)
     )
-    earlier = [
-        fields.sel(time=(times - np.timedelta64(lag, "h")).astype("datetime64[ns]"), channel=[name]).values
-        for name, lag in predictors.history
+    others = [*((name, -lag) for name, lag in predictors.history), *predictors.weather]
+    further = [
+        fields.sel(time=(times + np.timedelta64(hours, "h")).astype("datetime64[ns]"), channel=[name]).values
+        for name, hours in others
     ]
     return np.nan_to_num(
-        np.concatenate([common, now, now * common[:, 1:2], now * common[:, 2:3], *earlier], 1)
+        np.concatenate([common, now, now * common[:, 1:2], now * common[:, 2:3], *further], 1)
     )
 
 
@@ -135,7 +137,9 @@ def assert_forecast(
     np.testing.assert_array_less(np.abs(got - expected), 1e-4 * (np.abs(expected) + std))
 
 
-@pytest.mark.parametrize("predictors", [OWN_FIELDS, SOME_FIELDS], ids=["own", "history"])
+@pytest.mark.parametrize(
+    "predictors", [OWN_FIELDS, SOME_FIELDS, WITH_WEATHER], ids=["own", "history", "weather"]
+)
 @pytest.mark.parametrize("cell", [(0, 1), INPUT_GAP, TARGET_GAP, (7, 15)])
 def test_a_cell_is_forecast_as_by_the_ridge_regression_of_numpy(
     store: Store, data: DataConfig, predictors: Predictors, cell: tuple[int, int], tmp_path: Path
@@ -156,6 +160,9 @@ def test_the_predictors_are_a_constant_fields_waves_and_the_runs_earlier_fields(
     same = Predictors.of_run(tiny_config(data=earlier).data)
     assert same.history == (("pm25", 6), ("pm25", 12))
     assert len(same) == 1 + 6 + 3 * len(same.variables) + 2
+    ahead = Predictors.of_run(tiny_config(data=earlier | {"weather_at_horizons": ["u", "rh"]}).data)
+    assert ahead.weather == tuple((name, hours) for hours in HORIZONS_H for name in ("u", "rh"))
+    assert len(ahead) == len(same) + 8
 
 
 def test_a_missing_input_counts_as_the_mean_of_its_channel(

@@ -258,6 +258,42 @@ def test_decoder_mode_encodes_once_and_adds_the_horizon_before_the_head(make_mod
     assert not torch.allclose(together[:, 0], together[:, 3])
 
 
+@pytest.mark.parametrize("path", [{}, {"local_path": True, "local_width": 4}])
+def test_each_horizon_sees_its_own_weather_in_encoder_mode_and_all_in_decoder_mode(
+    tiny_config: Callable[..., RunConfig], path: dict[str, object]
+) -> None:
+    grid = (16, 16)
+    data = {"grid": list(grid), "weather_at_horizons": ["u", "rh"], "horizons": [12, 24, 96]}
+    generator = torch.Generator().manual_seed(0)
+    inputs, wind = torch.randn(2, 15, *grid, generator=generator), torch.ones(2, 2, *grid)
+    weather = torch.randn(2, 3, 2, *grid, generator=generator)
+    leads = torch.tensor([[12.0, 24.0, 96.0]]).expand(2, -1)
+    for lead_time, moved in (("encoder", [False, True, False]), ("decoder", [True, True, True])):
+        model = build_model(tiny_config(data=data, model={"lead_time": lead_time} | path), Terrain.flat(grid))
+        if model.local_path is not None:
+            torch.nn.init.normal_(model.local_path.weight, generator=generator)
+        torch.nn.init.normal_(model.head[-1].weight, generator=generator)
+        changed = weather.clone()
+        changed[:, 1, 1] += 1.0
+        before = model(inputs, wind, leads, None, weather)
+        difference = (model(inputs, wind, leads, None, changed) - before).abs()
+        assert (difference.amax((0, 2, 3, 4)) > 1e-4).tolist() == moved
+        with pytest.raises(ValueError, match="needs inputs and weather"):
+            model(inputs, wind, leads)
+
+
+def test_the_weather_is_listed_after_the_other_inputs(tiny_config: Callable[..., RunConfig]) -> None:
+    data = {"forcings": ["insolation"], "history_hours": [6], "history_variables": ["o3"]}
+    data |= {"weather_at_horizons": ["u"], "horizons": [12, 24]}
+    encoder, decoder = (
+        tiny_config(data=data, model={"lead_time": mode}).inputs for mode in ("encoder", "decoder")
+    )
+    assert encoder[15:] == ("insolation", "o3_6h_before", "u_ahead", "insolation_ahead")
+    assert decoder[15:17] == encoder[15:17]
+    ahead = ("u_12h_ahead", "insolation_12h_ahead", "u_24h_ahead", "insolation_24h_ahead")
+    assert decoder[17:] == ahead
+
+
 def test_lead_times_are_fed_in_hundreds_of_hours(make_model: ModelMaker) -> None:
     model = make_model()
     embedded = model.embed_lead_time(lead(50.0, batch=1))
@@ -316,7 +352,7 @@ def test_refuses_shapes_that_do_not_fit_and_names_them(
     make_model: ModelMaker, shapes: tuple[tuple[int, ...], ...]
 ) -> None:
     model = make_model()
-    with pytest.raises(ValueError, match=r"inputs \(B, 5, 8, 16\).*but got \(2, "):
+    with pytest.raises(ValueError, match=r"inputs and weather \(B, 5, 8, 16\).*but got \(2, "):
         model(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
 

@@ -23,9 +23,9 @@ def run(model: AirQualityViT, config: RunConfig) -> Tensor:
     batch, (rows, columns) = config.micro_batch, config.data.grid
     leads = 1 if config.model.lead_time == "encoder" else len(config.data.horizons)
     inputs = torch.randn(batch, len(config.data.inputs), rows, columns, dtype=model.norm.weight.dtype)
-    output: Tensor = model(
-        inputs, torch.randn(batch, 2, rows, columns), torch.ones(batch, leads), [1] * batch
-    )
+    weather = inputs.new_zeros(batch, leads, len(config.data.at_horizons), rows, columns)
+    wind = torch.randn(batch, 2, rows, columns)
+    output: Tensor = model(inputs, wind, torch.ones(batch, leads), [1] * batch, weather)
     return output
 
 

@@ -30,6 +30,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "origin": {"local_bias": "origin", "bias_blocks": [0, 2], "dropout": 0.1},
     "local path": {"local_path": True, "local_width": 12, "lead_time": "decoder"},
     "local path, encoder": {"local_path": True, "local_width": 5},
+    "weather": {"lead_time": "decoder", "local_path": True},
+    "weather, encoder": {"local_path": True},
     "origin, some heads": {"local_bias": "origin", "local_heads": 3, "elevation_bias": False},
 }
 
@@ -44,7 +46,9 @@ def variant(request: pytest.FixtureRequest, tiny_config: TinyConfig) -> Callable
         block |= {"train_micro_batch_size_per_gpu": 3, "gradient_accumulation_steps": 1}
         data = {"store": "none.zarr"}
         if "local_path" in model:  # it needs a larger grid; and further inputs
-            data |= {"grid": [16, 32], "forcings": ["cos_local_time"], "history_hours": [6]}
+            data |= {"grid": [16, 32], "forcings": ["insolation"], "history_hours": [6]}
+        if "weather" in request.param:
+            data["weather_at_horizons"] = ["u", "temp"]
         return tiny_config(model=model, data=data, deepspeed=block)
 
     return make

@@ -69,7 +69,14 @@ def test_the_page_shows_scores_maps_curves_and_set_up(finished_run: Path) -> Non
 def test_earlier_fields_and_forcings_are_named(tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config(data={"forcings": ["cos_local_time"], "history_hours": [6, 24]})
     inputs = "15 variables; cos_local_time; 11 of the variables 6, 24 h before"
-    assert run_page._inputs(config.data) == inputs
+    assert run_page._inputs(config) == inputs
+    ahead = {"forcings": ["insolation"], "weather_at_horizons": ["u", "rh"]}
+    texts = [
+        run_page._inputs(tiny_config(data=ahead, model={"lead_time": mode}))
+        for mode in ("encoder", "decoder")
+    ]
+    assert texts[0] == "15 variables; insolation; u, rh, insolation at the horizon's own valid time"
+    assert texts[1] == "15 variables; insolation; u, rh, insolation at the valid times of all horizons"
     assert run_page._earlier_wind(config) == " and 6, 24 h before"
     assert run_page._earlier_wind(tiny_config(data={"history_hours": [6], "history_variables": ["o3"]})) == ""
 
