@@ -1,7 +1,6 @@
 """`aqtopo evaluate`: score a run's forecasts."""
 
 import contextlib
-import glob
 import sys
 from collections.abc import Sequence
 from enum import StrEnum
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import Json, RunDir, SavedTag
+from aqtopo.cli.options import Json, RunDir, SavedTag, matching_files, read_weather
 from aqtopo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -66,6 +65,15 @@ def evaluate(
             metavar="FILE", help="Another model's forecasts, NetCDF or zarr; repeatable, or 'cams_*.nc'."
         ),
     ] = None,
+    weather: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weather to come, for a run that reads it: forecasts, NetCDF or zarr, repeatable; or "
+            "perfect, the store's own hours.",
+            show_default="perfect",
+        ),
+    ] = None,
     weights: Annotated[
         Weighting, typer.Option(help="Weights of the cells: none, or their area (cosine of latitude).")
     ] = Weighting.NONE,
@@ -95,7 +103,7 @@ def evaluate(
         from aqtopo.inference.load import load_run
 
         run = load_run(run_dir, tag)
-        options = _options(run, region or (), stations, against or (), every, weights)
+        options = _options(run, region or (), stations, against or (), every, weights, weather or ())
         ranks = join()
         done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
@@ -123,29 +131,22 @@ def _options(
     against: Sequence[str],
     every_hours: int | None,
     weights: Weighting,
+    weather: Sequence[str],
 ) -> "EvalOptions":
     """Read and check the optional inputs before anything is computed."""
-    from aqtopo.evaluation.against import open_forecasts
+    from aqtopo.evaluation.against import open_model
     from aqtopo.evaluation.evaluate import EvalOptions
     from aqtopo.evaluation.points import parse_region
     from aqtopo.evaluation.stations import read_stations
 
     data = run.config.data
-    files = [path for name in against for path in _matching(name)]
+    files = matching_files("--against", against)
+    given = read_weather(weather, run)
     return EvalOptions(
         regions=[parse_region(text) for text in regions] or None,
         stations=None if stations is None else read_stations(stations, run.store, data.targets),
-        against=open_forecasts(files, run.store, data.targets, data.horizons) if files else None,
+        against=open_model(files, run.store, data.targets, data.horizons) if files else None,
+        weather=None if given == "perfect" else given,
         every_hours=every_hours,
         weighting=weights.value,
     )
-
-
-def _matching(name: str) -> list[Path]:
-    """Return a file, or the files of a pattern in the order of their names."""
-    if "*" not in name:
-        return [Path(name)]
-    found = sorted(glob.glob(name))  # noqa: PTH207  (Path.glob takes no absolute pattern)
-    if not found:
-        raise ValueError(f"--against {name!r} matches no file. Correct the pattern.")
-    return [Path(path) for path in found]

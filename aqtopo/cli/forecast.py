@@ -1,18 +1,26 @@
 """`aqtopo forecast`: write one forecast as a CF dataset."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import SavedTag
+from aqtopo.cli.options import SavedTag, read_weather
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from aqtopo.inference.load import LoadedRun
 
 
 def forecast(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="Run directory, or folder of `aqtopo export`.")
     ],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="New dataset: OUT.zarr or OUT.nc.")],
+    output: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="New dataset: OUT.zarr or OUT.nc.")
+    ] = None,
+    *,
     init: Annotated[
         str, typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00.")
     ],
@@ -20,6 +28,17 @@ def forecast(
     store: Annotated[
         Path | None, typer.Option(help="Store of the initial hour, for an exported model; default: its own.")
     ] = None,
+    weather: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weather to come, for a run that reads it: a forecast, NetCDF or zarr; or perfect, the "
+            "store's own later hours.",
+        ),
+    ] = None,
+    needs: Annotated[
+        bool, typer.Option("--needs", help="Only list the hours and variables that the forecast needs.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older forecast.")] = False,
 ) -> None:
     """Forecast all pollutants from one hour of a store; write a CF-1.11 dataset."""
@@ -30,8 +49,35 @@ def forecast(
 
     # Check the input before the network is loaded.
     init_time = parse_init_time(init)
-    check_output(output, overwrite)
-    dataset = make_forecast(load_model(run_dir, tag, store), init_time)
+    if output is None and not needs:
+        raise ValueError("no output is named. Name OUT.nc or OUT.zarr, or list what is needed with --needs.")
+    if output is not None and not needs:
+        check_output(output, overwrite)
+    run = load_model(run_dir, tag, store)
+    if output is None or needs:
+        _list_needs(run, init_time)
+        return
+    dataset = make_forecast(run, init_time, read_weather([weather] if weather else [], run))
     write_forecast(dataset, output, overwrite)
     leads = ", ".join(map(str, dataset["lead_time"].values))
-    typer.echo(f"{output}: {', '.join(map(str, dataset.data_vars))} at {leads} h from {init_time} UTC")
+    given = f", {dataset.attrs['weather']}" if "weather" in dataset.attrs else ""
+    names = ", ".join(map(str, dataset.data_vars))
+    typer.echo(f"{output}: {names} at {leads} h from {init_time} UTC{given}")
+
+
+def _list_needs(run: "LoadedRun", init_time: "np.datetime64") -> None:
+    """Print the hours and variables that a forecast needs, and those that the store lacks."""
+    import numpy as np
+
+    from aqtopo.inference.weather import needs
+
+    fields, weather = needs(run.store, run.config.data, init_time)
+    typer.echo(f"fields of a store, {run.store.path} or --store:")
+    for need in fields:
+        when = f"{-need.lead_h} h before" if need.lead_h else "initial time"
+        absent = "" if run.store.holds(np.array(need.time)) else "; not in this store"
+        typer.echo(f"  {need.time}  {when:12}  {', '.join(need.variables)}{absent}")
+    if weather:
+        typer.echo(f"weather forecast from init_time {init_time}, --weather:")
+    for need in weather:
+        typer.echo(f"  {need.time}  lead_time {need.lead_h:3}  {', '.join(need.variables)}")

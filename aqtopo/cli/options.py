@@ -1,11 +1,17 @@
 """Options and arguments that several commands share."""
 
+import glob
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from aqtopo.inference.load import LoadedRun
+    from aqtopo.inference.weather import Weather
 
 ConfigFile = Annotated[Path, typer.Argument(help="The run's JSON file.")]
 Overrides = Annotated[
@@ -31,6 +37,39 @@ Longitudes = Annotated[
 ]
 CHINA_LAT = (17.0, 49.0)
 CHINA_LON = (72.0, 136.0)
+
+
+def matching_files(option: str, names: Sequence[str]) -> list[Path]:
+    """Return files and those of patterns, the latter in the order of their names.
+
+    Raises:
+        ValueError: a pattern matches no file.
+    """
+    files = []
+    for name in names:
+        found = sorted(glob.glob(name)) if "*" in name else [name]  # noqa: PTH207  (Path.glob takes no absolute pattern)
+        if not found:
+            raise ValueError(f"{option} {name!r} matches no file. Correct the pattern.")
+        files += [Path(path) for path in found]
+    return files
+
+
+def read_weather(names: Sequence[str], run: "LoadedRun") -> "Weather | None":
+    """Open the weather of `--weather`: None without names, `perfect`, or a weather forecast.
+
+    Raises:
+        ValueError: the run reads no weather, a file cannot be used, or `perfect` is not alone.
+    """
+    from aqtopo.inference.weather import PERFECT, check_weather, open_weather
+
+    if not names:
+        return None
+    check_weather(run.config, PERFECT)
+    if list(names) == [PERFECT]:
+        return PERFECT
+    if PERFECT in names:
+        raise ValueError("--weather perfect cannot be combined with files. Give one of them.")
+    return open_weather(matching_files("--weather", names), run.store, run.config.data)
 
 
 def print_json(value: Any) -> None:

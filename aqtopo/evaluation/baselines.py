@@ -79,11 +79,19 @@ def fit_baselines(
     return Fits(climatology, linear, linear_same)
 
 
-def baseline_forecasts(store: Store, data: DataConfig, fits: Fits) -> Mapping[str, BaselineForecast]:
-    """Return the forecast of each baseline by name, for the pollutants and horizons of a run."""
+def baseline_forecasts(
+    store: Store, data: DataConfig, fits: Fits, weather: BaselineForecast | None = None
+) -> Mapping[str, BaselineForecast]:
+    """Return the forecast of each baseline by name, for the pollutants and horizons of a run.
+
+    `weather` returns the weather to come (B, K, A, H, W) of initial times; None for the store's.
+    """
 
     def regression(fitted: Linear) -> BaselineForecast:
-        return functools.partial(LinearBaseline(store, data, fitted.predictors).forecast, fitted)
+        baseline = LinearBaseline(store, data, fitted.predictors)
+        if weather is None or not fitted.predictors.weather:
+            return functools.partial(baseline.forecast, fitted)
+        return lambda times: baseline.forecast(fitted, times, weather(times))
 
     forecasts: dict[str, BaselineForecast] = {
         PERSISTENCE: lambda times: persistence(store, data.targets, times, len(data.horizons)),

@@ -12,12 +12,12 @@ import torch
 import xarray as xr
 
 from aqtopo.config import RunConfig
+from aqtopo.data.forecasts import OtherForecasts
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup
-from aqtopo.evaluation.against import OtherForecasts
 from aqtopo.evaluation.baselines import Climatology, Fits, baseline_forecasts, fit_baselines
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
@@ -35,6 +35,14 @@ from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall, scores_from_
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums, check_observed
 from aqtopo.inference.load import LoadedRun, predict
+from aqtopo.inference.weather import (
+    PERFECT,
+    WeatherForecast,
+    check_weather,
+    reading_config,
+    weather_label,
+    with_weather,
+)
 from aqtopo.variables import VARIABLES
 
 TOKENS_PER_BATCH = 2**13
@@ -68,12 +76,14 @@ class EvalOptions:
         stations: observations to score forecasts against, in addition to the gridded truth.
         against: another model, scored on the initial times and cells that both have.
         weighting: of the cells, for RMSE, MAE, bias, ACC and skill; see `WEIGHTINGS`.
+        weather: the weather to come, for a run that reads it; None for perfect weather.
         every_hours: stride of the initial times, in place of the configuration's for the split.
     """
 
     regions: Sequence[Region] | None = None
     stations: Stations | None = None
     against: OtherForecasts | None = None
+    weather: WeatherForecast | None = None
     every_hours: int | None = None
     weighting: Literal["none", "area"] = "none"
 
@@ -128,20 +138,25 @@ def evaluate(
     stride = {} if options.every_hours is None else {f"{split}_stride_hours": options.every_hours}
     config = run.config.model_copy(update={"data": data.model_copy(update=stride)})
     init_times = _init_times(run, config, split, against)
+    weather = options.weather
+    if weather is not None:
+        check_weather(run.config, weather)
+        weather.check(init_times)
     if options.stations is not None:
         check_observed(options.stations, valid_times(init_times, data.horizons))
     areas = areas_of(run.store, options.regions, options.weighting)
     fits = fit_baselines(run.store, data, run.run_dir, report, ranks, climatology)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
-    others = dict(baseline_forecasts(run.store, data, fits))
+    others = dict(baseline_forecasts(run.store, data, fits, None if weather is None else weather.at))
     if against is not None:
         others[against.name] = against.at
     batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
-    batches = EvaluationLoader(run.store, config, split, ranks.rank, ranks.size, batch_size, init_times)
+    reading = reading_config(config, weather)
+    batches = EvaluationLoader(run.store, reading, split, ranks.rank, ranks.size, batch_size, init_times)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
-        forecasts = {MODEL: predict(run, batch)}
+        forecasts = {MODEL: predict(run, with_weather(batch, weather, run.normalization))}
         forecasts |= {name: forecast(batch.times) for name, forecast in others.items()}
         truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
         valid = batch.valid.numpy()
@@ -157,6 +172,9 @@ def evaluate(
     provenance = _provenance(run, split, init_times, fits, areas) | {
         "weighting": WEIGHTINGS[options.weighting]
     }
+    if data.weather_at_horizons:
+        provenance |= {"weather": weather_label(weather or PERFECT)}
+        provenance |= {} if weather is None else {"weather_forecast": weather.name}
     return _evaluation(tables, provenance | {"inputs_filled": filled})
 
 

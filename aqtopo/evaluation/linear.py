@@ -207,12 +207,10 @@ class LinearBaseline:
         """
         data = self._data
         inputs = self._inputs(times, slice(None))
-        if self.predictors.weather and weather is not None:
-            names = [name for name, _ in self.predictors.weather][: weather.shape[2]]
-            given = self._normalization.normalize(weather, names)
-            inputs[..., -len(self.predictors.weather) :] = (
-                torch.from_numpy(given).flatten(3).flatten(1, 2).permute(2, 0, 1)
-            )
+        if weather is not None:
+            given = self._normalization.normalize(weather, data.weather_at_horizons)
+            ahead = torch.from_numpy(given).flatten(3).flatten(1, 2).permute(2, 0, 1)
+            inputs[..., -len(self.predictors.weather) :] = ahead
         coefficients = torch.from_numpy(fitted.coefficients).flatten(2)
         values = torch.einsum("mtp,pjm->tjm", inputs, coefficients)
         shape = (len(times), len(data.horizons), len(data.targets), *self._shape)

@@ -3,7 +3,8 @@
 `scores.json` holds the scores for people and programs without xarray: the provenance; `scores`, an entry for
 each pollutant and horizon; `strata`, the same by season, hour and area; `exceedances` and `spectra`, an
 entry for each forecast, pollutant and horizon. Missing values are null. `scores.zarr` has one group per
-table of sums. Scores against another model go to `scores_against_NAME` and leave the run's own unchanged.
+table of sums. Scores against another model or with a weather forecast go to `scores_against_NAME` or
+`scores_weather_NAME` and leave the run's own unchanged.
 """
 
 import json
@@ -323,7 +324,8 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
         ValueError: the run directory cannot be written.
     """
     against = [name for name in done.scores["forecast"].values.tolist() if name not in FORECASTS]
-    stem = "_against_".join([SCORES, *against])
+    weather = done.scores.attrs.get("weather_forecast")
+    stem = "_against_".join([SCORES if weather is None else f"{SCORES}_weather_{weather}", *against])
     by_station = done.strata.get("station")
     strata = {name: scores for name, scores in done.strata.items() if name != "station"}
     others = {
@@ -343,8 +345,9 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
 def station_frame(by_station: xr.Dataset) -> Any:
     """Return a pandas DataFrame with a row for each station, pollutant, horizon and forecast."""
     rows = by_station.drop_vars(["skill", "reference"]).to_dataframe().reset_index()
+    given = {"weather": by_station.attrs["weather"]} if "weather" in by_station.attrs else {}
     first = ["station", "lat", "lon", "pollutant", "units", "horizon", "forecast", "count"]
-    return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0")
+    return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0").assign(**given)
 
 
 def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SCORES) -> Path:

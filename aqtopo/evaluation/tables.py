@@ -38,7 +38,7 @@ def score_table(scores: xr.Dataset) -> Table:
             *(f"{measure}\n{MODEL}" for measure in ("ACC", "bias")),
         ),
         title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
-        f"{forecasts}",
+        f"{forecasts}{_weather(scores)}",
         caption=f"RMSE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the best of the other "
         "forecasts, positive is better; ACC = correlation of anomalies from climatology",
     )
@@ -48,6 +48,11 @@ def score_table(scores: xr.Dataset) -> Table:
             table.add_row(*_row(scores.sel(pollutant=pollutant, horizon=horizon)))
         table.add_section()
     return table
+
+
+def _weather(scores: xr.Dataset) -> str:
+    """Return the words for the weather to come that a run was given, to follow a title; empty without."""
+    return f"; {scores.attrs['weather']}" if "weather" in scores.attrs else ""
 
 
 def _table(texts: Sequence[str], numbers: Sequence[str], title: str, caption: str | None = None) -> Table:
@@ -133,7 +138,7 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
     """Table of the model's RMSE and skill against the best reference, by season, hour, area or station."""
     scores = done.strata[stratum]
     columns = [name for h in scores["horizon"].values for name in (f"RMSE\n{h} h", "skill")]
-    title = f"RMSE of the model by {stratum}, and skill against the best reference"
+    title = f"RMSE of the model by {stratum}, and skill against the best reference{_weather(scores)}"
     table = _table(("pollutant", stratum), columns, title)
     # Most stations observe some of the pollutants.
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:
@@ -171,7 +176,8 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
     table = _table(
         ("pollutant", "forecast"),
         ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)),
-        title="days and cells whose 24-hour mean exceeds the limit (GB 3095-2012, grade II)",
+        title="days and cells whose 24-hour mean exceeds the limit (GB 3095-2012, grade II)"
+        + _weather(whole),
         caption="POD = hits / (hits + misses); FAR = false alarms / (hits + false alarms); "
         "CSI = hits / (hits + misses + false alarms)"
         + (f"; no event and no alarm: {quiet}" if quiet else ""),
@@ -202,7 +208,7 @@ def spectra_table(spectra: xr.Dataset) -> Table:
     table = _table(
         ("pollutant",),
         [name for horizon in model["horizon"].values for name in (f"km\n{horizon} h", "short")],
-        title="smoothness: power of the model relative to the truth's",
+        title=f"smoothness: power of the model relative to the truth's{_weather(spectra)}",
         caption="km: the shortest wavelength down to which the model has at least half of the truth's power; "
         "short: its power over the shortest third of the wavelengths, divided by the truth's",
     )

@@ -54,6 +54,8 @@ class Card(Strict):
     tag: str
     data: DataFacts
     normalization: NormalizationFacts
+    inputs: tuple[str, ...] = ()
+    """All inputs in the model's order; empty in cards of earlier versions."""
     scores: dict[str, Any] | None
     """Content of `scores.json` for this state, without its strata; None if the state was not evaluated."""
     config: dict[str, Any]

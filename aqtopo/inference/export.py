@@ -103,6 +103,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
             mean={name: value for name, value in store.mean.items() if math.isfinite(value)},
             std={name: value for name, value in store.std.items() if math.isfinite(value)},
         ),
+        inputs=config.inputs,
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
         config=json.loads(config.to_json()),
         config_digest=config.digest,

@@ -16,6 +16,14 @@ from aqtopo.data.store import Store
 from aqtopo.data.units import Conversion
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.inference.load import LoadedRun, predict
+from aqtopo.inference.weather import (
+    PERFECT,
+    Weather,
+    check_weather,
+    reading_config,
+    weather_label,
+    with_weather,
+)
 from aqtopo.refusal import raise_input_error
 from aqtopo.variables import VARIABLES
 
@@ -63,16 +71,37 @@ def check_init_time(store: Store, init_time: np.datetime64) -> None:
         )
 
 
-def check_initial_fields(run: LoadedRun, init_time: np.datetime64) -> None:
-    """Check that the fields of an hour are data in the units of the run.
+def check_perfect_weather(run: LoadedRun, init_time: np.datetime64) -> None:
+    """Check that the store has the weather at all valid times.
+
+    Raises:
+        ValueError: it lacks an hour, or has no usable values of a channel.
+    """
+    store, data = run.store, run.config.data
+    times = init_time + np.array(data.horizons, dtype="timedelta64[h]")
+    absent = times[~store.holds(times)]
+    if absent.size:
+        raise_input_error(
+            f"The data store {store.path}",
+            f"has no fields at {', '.join(map(str, absent))}, so no perfect weather for a forecast from "
+            f"{init_time}",
+            "Choose another initial time, or give a weather forecast with --weather FILE",
+        )
+    for time in times:
+        check_fields(run, time, data.weather_at_horizons)
+
+
+def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str] | None = None) -> None:
+    """Check that the fields of an hour are data in the units of the run; all of them, or `names`.
 
     Raises:
         ValueError: a channel has no value, an undeclared fill value, or values of another magnitude.
     """
     store = run.store
-    fields = store.read(int(store.locate(np.asarray(init_time))))
-    source = f"The data store {store.path} at {init_time}"
-    for name, values in zip(store.channels, fields, strict=True):
+    fields = store.read(int(store.locate(np.asarray(time))))
+    source = f"The data store {store.path} at {time}"
+    for name in names or store.channels:
+        values = fields[store.channels.index(name)]
         variable = VARIABLES[name]
         given = xr.DataArray(
             values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
@@ -90,8 +119,10 @@ def check_initial_fields(run: LoadedRun, init_time: np.datetime64) -> None:
             )
 
 
-def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
+def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None = None) -> xr.Dataset:
     """Forecast all pollutants and horizons of a run from the fields of one hour.
+
+    `weather` is the weather to come, if the run reads it: `open_weather`'s, or "perfect".
 
     Concentrations are not clipped: setting negative values to zero would bias the mean. The `comment` of each
     variable has the number of negative values. `init_time` is a whole hour UTC that is in the store; the
@@ -102,19 +133,25 @@ def forecast(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:
 
     Raises:
         ValueError: the store has no fields at `init_time`, its shard is damaged, or a field has no value,
-            undeclared fill values, impossible magnitudes or wrong units.
+            undeclared fill values, impossible magnitudes or wrong units; or the weather is not given or lacks
+            an hour.
         FloatingPointError: the network returns values that are not finite.
     """
+    check_weather(run.config, weather)
     check_init_time(run.store, init_time)
-    check_initial_fields(run, init_time)
+    check_fields(run, init_time)
+    if weather == PERFECT:
+        check_perfect_weather(run, init_time)
     data = run.config.data
-    values, filled = _model_values(run, init_time)
+    values, filled = _model_values(run, init_time, weather)
     dataset = _dataset(run, init_time, values)
     for name in data.targets:
         negative, size = int((dataset[name] < 0).sum()), dataset[name].size
         dataset[name].attrs["comment"] = (
             f"network output, not clipped: {negative} of {size} values are negative"
         )
+    if weather is not None:
+        dataset = dataset.assign_attrs(weather=weather_label(weather))
     return dataset.assign_attrs(
         title=f"{run.config.name}: air-quality forecast from {init_time} UTC",
         source=f"neural network (aqtopo), trained on and started from: {run.store.source}",
@@ -152,13 +189,15 @@ def read_hours(store: Store, names: Sequence[str], times: Hours) -> NDArray[np.f
     return values
 
 
-def _model_values(run: LoadedRun, init_time: np.datetime64) -> tuple[NDArray[np.float32], int]:
+def _model_values(
+    run: LoadedRun, init_time: np.datetime64, weather: Weather | None
+) -> tuple[NDArray[np.float32], int]:
     """Return the network's output (K, C, H, W) in physical units, and the number of missing inputs."""
     leads = np.array([run.config.data.horizons], dtype=np.int64)
-    batch = BatchReader(run.store, run.config).batch(
+    batch = BatchReader(run.store, reading_config(run.config, weather)).batch(
         np.array([init_time]), leads, places=np.zeros(1, dtype=np.int64)
     )
-    values = predict(run, batch)[0]
+    values = predict(run, with_weather(batch, weather, run.normalization))[0]
     if not np.isfinite(values).all():
         raise FloatingPointError(
             f"the forecast from {init_time} has values that are not finite; the weights of {run.tag.name} "

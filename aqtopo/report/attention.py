@@ -21,7 +21,7 @@ from aqtopo.inference.load import LoadedRun
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.geometry import TokenGeometry, from_float32_bits
 from aqtopo.report.base_map import CITIES, Canvas
-from aqtopo.report.forecast_maps import ForecastCase, MapImage
+from aqtopo.report.forecast_maps import ForecastCase, MapImage, perfect_weather
 from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import place_text
 
@@ -231,7 +231,7 @@ def _attention_input(attention: AttentionLayer, run: LoadedRun, init_time: np.da
     seen: list[tuple[Any, ...]] = []
     hook = attention.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     try:
-        forecast(run, init_time)
+        forecast(run, init_time, perfect_weather(run))
     finally:
         hook.remove()
     x_BND, _, _, geometry = seen[0]

@@ -12,6 +12,7 @@ from aqtopo.data.samples import usable_times
 from aqtopo.data.store import Store
 from aqtopo.inference.forecast import forecast, read_hours, read_truth
 from aqtopo.inference.load import LoadedRun
+from aqtopo.inference.weather import PERFECT, Weather
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, time_text
@@ -91,7 +92,7 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
         init_time, reason = most_polluted_time(run.store, run.config)
     else:
         reason = "chosen with --init"
-    forecasts, truths = forecast(run, init_time), read_truth(run, init_time)
+    forecasts, truths = forecast(run, init_time, perfect_weather(run)), read_truth(run, init_time)
     pollutants, horizons = run.config.data.targets, run.config.data.horizons
     scored = run.store.static["mask"] > 0
     truth = _stacked(truths, pollutants, scored)
@@ -113,6 +114,11 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
         truth,
         read_hours(run.store, ("u", "v"), times),
     )
+
+
+def perfect_weather(run: LoadedRun) -> Weather | None:
+    """Return the weather of the report's forecasts: perfect, if the run reads any."""
+    return PERFECT if run.config.data.weather_at_horizons else None
 
 
 def _stacked(dataset: xr.Dataset, pollutants: Sequence[str], scored: npt.NDArray[np.bool_]) -> FloatArray:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.evaluation.against import OtherForecasts, open_forecasts
+from aqtopo.data.forecasts import OtherForecasts
+from aqtopo.evaluation.against import open_model
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_results
@@ -51,7 +52,7 @@ def written(tmp_path: Path) -> Written:
 
 
 def opened(path: Path, run: LoadedRun) -> OtherForecasts:
-    return open_forecasts(path, run.store, TARGET_VARIABLES, HORIZONS_H)
+    return open_model(path, run.store, TARGET_VARIABLES, HORIZONS_H)
 
 
 @pytest.mark.parametrize("name", ["cams.zarr", "cams.nc"])
@@ -97,7 +98,7 @@ def test_packed_files_are_joined_without_wrapping(
             }
         paths.append(tmp_path / f"cams_{place}.nc")
         part.to_netcdf(paths[-1], encoding=encoding)
-    other = open_forecasts(paths, run.store, TARGET_VARIABLES, HORIZONS_H)
+    other = open_model(paths, run.store, TARGET_VARIABLES, HORIZONS_H)
     assert other.name == "cams"
     alike(other, dataset)
 
@@ -250,5 +251,5 @@ def test_an_unreadable_forecast_file_is_refused_in_one_sentence(
 ) -> None:
     (tmp_path / "other.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match=message) as caught:
-        open_forecasts(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
+        open_model(tmp_path / name, run.store, TARGET_VARIABLES, HORIZONS_H)
     assert len(str(caught.value)) < len(str(tmp_path)) + 200

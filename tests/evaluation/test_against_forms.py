@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqtopo.data import open_store
-from aqtopo.evaluation.against import open_forecasts
+from aqtopo.evaluation.against import open_model
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 from tests.data.test_outside_forms import HARMLESS, Change, Form, door_draws, pack
@@ -72,9 +72,9 @@ def test_another_form_gives_the_same_forecasts(
                 part.to_netcdf(paths[-1], encoding=each.encoding)
         if len(paths) == 2 and xr.open_dataset(paths[0]).sizes[axis] == 2:
             with pytest.raises(ValueError, match="has it too"):
-                open_forecasts(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
+                open_model(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
             return
-        other = open_forecasts(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
+        other = open_model(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
         for init in other.init_times:
             stacked = np.stack([usual[n].sel(init_time=init).values for n in TARGET_VARIABLES], axis=1)
             found = other.at(np.array([init]))[0]

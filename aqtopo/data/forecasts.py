@@ -1,0 +1,113 @@
+"""Forecasts from outside by initial and lead time, on a store's grid: another model's, or of the weather."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from aqtopo.data.axes import AXES, rows_of
+from aqtopo.data.channels import Channel, open_channel
+from aqtopo.data.outside import open_outside
+from aqtopo.data.schema import Hours
+from aqtopo.data.store import Store
+from aqtopo.variables import VARIABLES
+
+
+@dataclass(frozen=True, eq=False)
+class OtherForecasts:
+    """Forecasts on a store's grid, loaded on demand.
+
+    Attributes:
+        name: the file's name without suffix; of several files, what their names begin with.
+        channels: a variable each (init_time, lead_time, lat, lon), cells in the store's order.
+        init_times: (T,) UTC, in the order of `channels`.
+    """
+
+    name: str
+    channels: Sequence[Channel]
+    init_times: Hours
+
+    def at(self, init_times: Hours) -> NDArray[np.float32]:
+        """Return the forecasts (B, K, C, H, W) from `init_times` (B,), all of which must exist.
+
+        Raises:
+            ValueError: the file is damaged, or a value is an undeclared fill value or impossible.
+        """
+        rows = [int(np.flatnonzero(self.init_times == time)[0]) for time in init_times]
+        return np.stack([channel.load(init_time=rows).values.values for channel in self.channels], axis=2)
+
+
+def open_forecasts(
+    paths: Path | Sequence[Path], store: Store, names: Sequence[str], horizons_h: Sequence[int]
+) -> OtherForecasts:
+    """Open forecasts and check that they fit a store.
+
+    Args:
+        paths: NetCDF or zarr, one or several of different initial times. Axes, names and units are recognised
+            as `aqtopo.data.outside` does.
+        store: its grid.
+        names: C short names of variables.
+        horizons_h: K lead times [h].
+
+    Raises:
+        ValueError: a file cannot be read, or variables, units, grid or lead times do not fit.
+    """
+    files = [paths] if isinstance(paths, Path) else list(paths)
+    dataset = open_outside(files)
+    source = str(dataset.encoding["source"])
+    for axis in ("init_time", "lead_time"):
+        if axis not in dataset.coords:
+            _fail(source, f"has no {AXES[axis]}")
+        if axis not in dataset.dims:
+            dataset = dataset.expand_dims(axis)
+    leads = dataset["lead_time"].values
+    rows = {hours: np.flatnonzero(np.isclose(leads, hours, rtol=0, atol=1e-4)) for hours in horizons_h}
+    absent = [hours for hours in horizons_h if not rows[hours].size]
+    if absent:
+        _fail(source, f"has no lead time of {absent[0]} h (it has {', '.join(f'{h:g}' for h in leads)} h)")
+    for axis, wanted, period in (("lat", store.lat, None), ("lon", store.lon, 360.0)):
+        if axis not in dataset.dims:
+            _fail(source, f"has no dimension of {AXES[axis]}s")
+        found = rows_of(dataset[axis].values, np.asarray(wanted, dtype=np.float64), period)
+        if found is None:
+            _fail(source, f"is on another grid than {store.path}; interpolate it to that grid first")
+        dataset = dataset.isel({axis: found})
+    dataset = dataset.isel(lead_time=[int(rows[hours][0]) for hours in horizons_h])
+    dataset.encoding["source"] = source
+    channels = [open_channel(dataset, VARIABLES[name]) for name in names]
+    for channel in channels:
+        lost = [AXES[axis] for axis in ("init_time", "lead_time") if axis not in channel.given.dims]
+        if lost:
+            _fail(source, f"has {channel.given.name} without the dimension of {lost[0]}s")
+    return OtherForecasts(_name(files), channels, _init_times(source, dataset))
+
+
+def _init_times(source: str, dataset: xr.Dataset) -> Hours:
+    """Return the initial times as whole hours."""
+    given = dataset["init_time"].values
+    hours: Hours = given.astype("datetime64[h]")
+    if (odd := given[hours != given]).size:
+        _fail(source, f"has the initial time {odd[0]}, which is not a whole hour")
+    return hours
+
+
+def _name(files: Sequence[Path]) -> str:
+    """Return the file's name without its suffix; of several files, what their names begin with."""
+    same = takewhile(
+        lambda letters: len(set(letters)) == 1, zip(*(path.stem for path in files), strict=False)
+    )
+    common = re.sub(r"[\d_.-]+$", "", "".join(letters[0] for letters in same))
+    return files[0].stem if len(files) == 1 or not common else common
+
+
+def _fail(source: str, what: str) -> NoReturn:
+    raise ValueError(
+        f"{source} {what}, so it cannot be used. Give initial times, lead times, latitudes "
+        "and longitudes as `aqtopo forecast` writes them, or with their CF standard names."
+    )
