@@ -25,6 +25,7 @@ class StartComparison:
         different: tensors of equal shape and different values: the comparison is confounded.
         steps: updates of each variant.
         same_order: True if all variants have the same samples in the same order.
+        perfect_weather: True if a variant is given the weather to come, from the store.
     """
 
     equal: int
@@ -32,13 +33,15 @@ class StartComparison:
     different: tuple[str, ...]
     steps: tuple[int, ...]
     same_order: bool
+    perfect_weather: bool = False
 
     def __str__(self) -> str:
         only = f"; only in some: {', '.join(self.only_in_some)}" if self.only_in_some else ""
         other = f"; DIFFERENT: {', '.join(self.different)}" if self.different else ""
         order = "same samples in the same order" if self.same_order else "DIFFERENT samples or order"
         steps = "/".join(map(str, dict.fromkeys(self.steps)))
-        return f"initial weights: {self.equal} tensors equal{only}{other}; {order}, {steps} steps"
+        weather = "; perfect weather" if self.perfect_weather else ""
+        return f"initial weights: {self.equal} tensors equal{only}{other}; {order}, {steps} steps{weather}"
 
 
 def compare_starts(configs: Sequence[RunConfig], store: Store) -> StartComparison:
@@ -57,6 +60,7 @@ def compare_starts(configs: Sequence[RunConfig], store: Store) -> StartCompariso
         different=different,
         steps=tuple(steps for steps, _ in orders),
         same_order=len({digest for _, digest in orders}) == 1,
+        perfect_weather=any(config.data.weather_at_horizons for config in configs),
     )
 
 

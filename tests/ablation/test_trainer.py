@@ -87,6 +87,10 @@ def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
     assert "head.0.weight" in compare_starts(deeper, store).different
     lead = [trial.config for trial in plan(config_path, "lead_time").trials]
     assert not compare_starts(lead, store).same_order
+    weather = lead[0].data.model_copy(update={"weather_at_horizons": ("u",)})
+    ahead = compare_starts([lead[0], lead[0].model_copy(update={"data": weather})], store)
+    assert str(ahead).endswith("; perfect weather")
+    assert "weather" not in str(compare_starts(lead, store))
 
 
 @pytest.mark.parametrize(
