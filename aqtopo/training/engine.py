@@ -5,7 +5,10 @@ Groups are identified by name, not by position; each parameter belongs to exactl
 
 import math
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from functools import partial
 from importlib.util import find_spec
@@ -144,6 +147,35 @@ def _optimizer_class(config: RunConfig) -> Callable[..., torch.optim.Optimizer]:
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     return DeepSpeedCPUAdam if config.optimizer.implementation == "cpu_adam" else FusedAdam  # type: ignore[no-any-return]
+
+
+def optimizer_problem(implementation: str) -> str | None:
+    """Compile and load the operation of a DeepSpeed optimizer; return the problem or None."""
+    if implementation == "torch":
+        return None
+    from deepspeed.ops.op_builder import CPUAdamBuilder, FusedAdamBuilder
+    from deepspeed.ops.op_builder.builder import MissingCUDAException
+
+    builder = CPUAdamBuilder() if implementation == "cpu_adam" else FusedAdamBuilder()
+    try:
+        with redirect_stdout(sys.stderr):  # DeepSpeed prints warnings; `doctor --json` prints JSON
+            builder.load()
+    except (RuntimeError, OSError, ImportError, subprocess.SubprocessError, MissingCUDAException) as error:
+        return (
+            f'optimizer.implementation = "{implementation}" needs an operation that DeepSpeed compiles at '
+            f"the start, which failed: {_cause(str(error))}. Install a C++ compiler, Python's headers and "
+            "ninja (on Debian: apt-get install g++ python3-dev ninja-build), or set "
+            'optimizer.implementation = "torch", with offload_optimizer also '
+            "deepspeed.zero_force_ds_cpu_optimizer = false."
+        )
+    return None
+
+
+def _cause(output: str) -> str:
+    """Return the line of a failed build that names the cause, or its first line."""
+    lines = output.strip().splitlines() or ["no message"]
+    named = [line for line in lines if "error:" in line or "not found" in line or "No space" in line]
+    return (named or lines)[0].strip().rstrip(".")
 
 
 def _parameter_groups(config: RunConfig, model: AirQualityViT) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
+from aqtopo.training.engine import optimizer_problem
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.staging import check_stage
@@ -143,13 +144,14 @@ def _driver(device: torch.device) -> str:
 
 
 def _kernels(prepared: Prepared, device: torch.device) -> list[str]:
-    """Check the kernels, first on one rank of each node, which compiles them, then on the others."""
+    """Check kernels and optimizer on one rank of each node, which compiles them, then on the others."""
     model = prepared.config.model
     problems: list[str | None] = []
     first = prepared.launch.local_rank == 0
     for turn in (True, False):
         if first is turn:
             problems = [kernel_problem(model.heads, width, device) for width in kernel_head_widths(model)]
+            problems.append(optimizer_problem(prepared.config.optimizer.implementation))
         process_group.barrier()
     return [problem for problem in problems if problem]
 

@@ -1,4 +1,7 @@
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +10,8 @@ import torch
 
 from aqtopo.config import RunConfig
 from aqtopo.distributed.launch import read_launch
+from aqtopo.run_directory.batch_job import JOB_DIR
+from aqtopo.training.engine import _cause
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.preflight import Checkup, RankFindings, _folder_problems, _problems, _stage_problems
 from aqtopo.training.prepare import NEVER, ResumeOptions, prepare
@@ -100,3 +105,41 @@ def test_a_wrong_kernel_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = kernel_problem(2, 16, torch.device("cpu"))
     assert problem is not None
     assert "differ from their references by 0.0" in problem
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["doctor", "train"])
+def test_an_optimizer_that_cannot_be_compiled_is_refused_before_the_run_starts(
+    tiny_config: Callable[..., RunConfig], tmp_path: Path, command: str
+) -> None:
+    config = tiny_config(optimizer={"implementation": "cpu_adam"}, training={"validate_every": 4})
+    (tmp_path / "config.json").write_text(config.to_json(), encoding="utf-8")
+    for folder in ("programs", "job"):
+        (tmp_path / folder).mkdir()
+    for program in ("bash", "sh"):
+        (tmp_path / "programs" / program).symlink_to(shutil.which(program) or "")
+    environment = {
+        "PATH": str(tmp_path / "programs"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built"),
+        JOB_DIR: str(tmp_path / "job"), "AQTOPO_DEADLINES": "preflight=60",
+    }  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "aqtopo", command, tmp_path / "config.json"],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    said = " ".join(ended.stderr.split())
+    assert 'optimizer.implementation = "cpu_adam" needs an operation that DeepSpeed compiles' in said
+    assert "ninja not being installed. Install a C++ compiler" in said
+    assert [path.name for path in (tmp_path / "job").iterdir()] == ["never"]
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_line_of_a_failed_build_that_names_the_cause_is_shown() -> None:
+    built = "Error building extension 'cpu_adam'\n[1/2] c++ -MMD\n/bin/sh: 1: c++: not found\nninja: stopped."
+    assert _cause(built) == "/bin/sh: 1: c++: not found"
+    assert _cause("no ninja.\nmore") == "no ninja"
