@@ -168,9 +168,11 @@ def import_lightning_command(
         Allowed(tuple(allow_change or ()), unexpected=tuple(allow_unexpected or ())),
     )
     groups = ", ".join(f"{group.name} {len(group.parameters)}" for group in manifest.groups)
+    position, made = manifest.run.position, max(manifest.optimizer_steps.values())
+    counted = "" if made == position.step else f" (step {made:.0f} in the file, whose epochs are longer)"
     typer.echo(
         f"{out}: {len(manifest.parameters)} parameters with both moments ({groups}), "
-        f"epoch {manifest.run.position.epoch}, step {manifest.run.position.step}"
+        f"epoch {position.epoch}, step {position.step}{counted}"
     )
 
 

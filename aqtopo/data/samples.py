@@ -207,6 +207,11 @@ class StepPlan:
         return self.samples // self._micro_step_samples
 
     @property
+    def all_micro_steps_per_epoch(self) -> int:
+        """Micro-steps of an epoch with the incomplete one, as PyTorch counts with `drop_last=False`."""
+        return math.ceil(self.samples / self._micro_step_samples)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer updates of an epoch; the last may have fewer micro-steps than the others."""
         return math.ceil(self.micro_steps_per_epoch / self.accumulation)

@@ -7,13 +7,14 @@ from typing import Any
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.engine_state import as_json
-from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts, package_versions
+from aqtopo.checkpoint.manifest import Losses, Manifest, RunFacts, package_versions
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.store import Store, open_store
+from aqtopo.data.store import open_store
 from aqtopo.lightning.checkpoint import collect_tensors, read_lightning, write_import
 from aqtopo.lightning.match import ParameterOrder, Rules, same_rate
+from aqtopo.lightning.position import loop_position
 from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
 from aqtopo.training.resume import model_groups, next_samples, other_tensors
@@ -45,7 +46,9 @@ def import_lightning(
     store = open_store(config.data.store, config.data.read_deadline_s)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
-    position = _position(path, content, config, store, plan)
+    place = loop_position(path, content, plan)
+    samples = next_samples(config, store, plan, place.epoch, place.step_in_epoch)
+    position = place.model_copy(update={"next_samples": samples})
     rates = schedule.lrs(min(position.step, schedule.total_steps - 1))
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
@@ -87,26 +90,6 @@ def import_lightning(
     )
     write_import(manifest, tensors, out)
     return manifest
-
-
-def _position(
-    path: Path, content: Mapping[str, Any], config: RunConfig, store: Store, plan: StepPlan
-) -> Position:
-    """Return the position at which the file was saved; refuse a position that the run does not have."""
-    epoch, step = int(content["epoch"]), int(content["global_step"])
-    step_in_epoch = step - epoch * plan.steps_per_epoch
-    if not 0 <= step_in_epoch <= plan.steps_per_epoch:
-        raise_problems(
-            f"{path}: its position does not exist in this run",
-            [f"step {step} in epoch {epoch}, but this run has {plan.steps_per_epoch} steps per epoch"],
-            "Use the data, batch and accumulation of the run that saved it.",
-        )
-    return Position(
-        epoch=epoch,
-        step_in_epoch=step_in_epoch,
-        step=step,
-        next_samples=next_samples(config, store, plan, epoch, step_in_epoch),
-    )
 
 
 def _check_hyperparameters(

@@ -71,6 +71,9 @@ class Published(lightning.LightningModule):
         if self.trainer.global_step == self.save_at and not self.path.exists():
             self.trainer.save_checkpoint(self.path)
 
+    def on_train_epoch_end(self) -> None:
+        self.trainer.save_checkpoint(self.path.with_name(f"epoch{self.trainer.current_epoch}.ckpt"))
+
 
 class Fed:
     """An epoch's micro-batches, in the run's own order, with what the loss divides by."""

@@ -105,6 +105,19 @@ def test_import_has_all_tensors_in_four_groups_at_the_known_position(
 
 
 @pytest.mark.slow
+def test_the_end_of_an_epoch_is_imported_with_the_next_epoch_s_rates(
+    published: tuple[Path, RunConfig], tmp_path: Path
+) -> None:
+    folder, config = published
+    manifest = import_lightning(folder / "epoch2.ckpt", tmp_path / "out", config)
+    position = manifest.run.position
+    assert (position.epoch, position.step, position.step_in_epoch) == (2, 261, 87)
+    assert position.next_samples is not None
+    assert (position.next_samples.epoch, position.next_samples.step_in_epoch) == (3, 0)
+    assert {group.name: group.next_lr for group in manifest.groups} == pytest.approx(KNOWN_RATES, rel=1e-6)
+
+
+@pytest.mark.slow
 def test_every_moment_belongs_to_its_parameter(published: tuple[Path, RunConfig]) -> None:
     state = open_state(published[0] / "imported")
     content = torch.load(published[0] / "run.ckpt", weights_only=True)
