@@ -3,8 +3,10 @@
 The attribute `retry` of our own errors names the reaction; `retry_after` decides it for all other errors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import NoReturn
 
 SHOWN = 12
@@ -56,6 +58,17 @@ def retry_after(error: BaseException) -> Retry:
     if isinstance(retry, Retry):
         return retry
     return Retry.NEVER if isinstance(error, ValueError) else Retry.PERHAPS
+
+
+@contextmanager
+def file_named(path: Path) -> Iterator[None]:
+    """Add the path to the errors of writing a file: Python leaves it out of those of `write` and `close`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def raise_input_error(source: object, fact: str, remedy: str) -> NoReturn:

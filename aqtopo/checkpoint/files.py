@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
-from aqtopo.refusal import BusyError, RefusedError
+from aqtopo.refusal import BusyError, RefusedError, file_named
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -143,7 +143,8 @@ def sync(path: Path) -> None:
 def write_durably(path: Path, text: str) -> None:
     """Write a small UTF-8 file: temporary file, fsync, atomic rename. Readers see the old or the new text."""
     temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with file_named(temporary):
+        temporary.write_text(text, encoding="utf-8")
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

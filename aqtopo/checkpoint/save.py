@@ -34,6 +34,7 @@ from aqtopo.checkpoint.tags import (
     NAME_PATTERN,
     UNFINISHED,
     Tag,
+    how_to_continue,
     next_tag,
     prune,
     record_name,
@@ -285,9 +286,10 @@ def raise_on_all_ranks(temporary: Path, error: BaseException | None, ranks: Rank
         assert temporary.name.endswith(UNFINISHED), temporary
         shutil.rmtree(temporary, ignore_errors=True)  # frees the space on a full disk
     more = f"; and {len(problems) - LISTED_RANKS} more ranks" if len(problems) > LISTED_RANKS else ""
+    state = temporary.with_name(temporary.stem)
     raise OSError(
-        f"{temporary.stem} could not be saved: {'; '.join(problems[:LISTED_RANKS])}{more}. Earlier "
-        "states are unchanged. Remove the cause and repeat the command: it resumes from the last of them."
+        f"{state} could not be saved: {'; '.join(problems[:LISTED_RANKS])}{more}. "
+        f"{how_to_continue(temporary.parent.parent)}"
     ) from error
 
 

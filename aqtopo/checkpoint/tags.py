@@ -134,6 +134,16 @@ def last_tag(run_dir: Path) -> Tag | None:
     return next(reversed(list_tags(run_dir)), None)
 
 
+def how_to_continue(run_dir: Path) -> str:
+    """Return the last sound state and the remedy, for the message of a run that could not write."""
+    last = last_tag(run_dir)
+    if last is None:
+        return "No state is saved yet. Remove the cause and repeat the command."
+    return (
+        f"The last sound state is {last.name}. Remove the cause and repeat the command: it resumes from it."
+    )
+
+
 def find_tag(run_dir: Path, name: str) -> Tag:
     """Return the state called `name`, or the `best` or `last` one.
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from aqtopo.refusal import Retry
+from aqtopo.refusal import Retry, file_named
 
 JOB_DIR = "AQTOPO_JOB_DIR"
 FACTS = {
@@ -82,4 +82,5 @@ class BatchJob:
 
     def _write(self, name: str, text: str) -> None:
         if self.folder is not None:
-            (self.folder / name).write_text(text + "\n", encoding="utf-8")
+            with file_named(path := self.folder / name):
+                path.write_text(text + "\n", encoding="utf-8")

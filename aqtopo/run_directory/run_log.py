@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from aqtopo.refusal import file_named
 from aqtopo.run_directory.log_file import METRICS_FILE
 
 PLAIN_LINE_EVERY_S = 5.0
@@ -32,7 +33,7 @@ class RunLog:
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with self._path.open("a", encoding="utf-8") as file:
+        with file_named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
 
     def say(self, text: str) -> None:

@@ -91,6 +91,7 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
     """
     began, launch = time.monotonic(), prepared.launch
     problems = [*_kernels(prepared, device), *check_reduction(launch.rank, launch.size, device)]
+    problems += _shared_memory_problems(prepared)
     if launch.local_rank == 0:
         problems += _folder_problems(prepared.run_dir)
         problems += _stage_problems(prepared) if stage_too else []
@@ -202,6 +203,18 @@ def _stage_problems(prepared: Prepared) -> list[str]:
     except (ValueError, OSError) as error:
         return [str(error)]
     return []
+
+
+def _shared_memory_problems(prepared: Prepared) -> list[str]:
+    """Allocate the shared memory of the loaders, on all ranks of a node at the same time; a collective."""
+    loaders, problems = None, []
+    try:
+        loaders = prepared.loaders()
+    except ValueError as error:
+        problems = [str(error)]
+    process_group.barrier()
+    del loaders
+    return problems
 
 
 def _existing(path: Path) -> Path:

@@ -30,6 +30,7 @@ from aqtopo.checkpoint.tags import (
 from aqtopo.checkpoint.universal import LATEST, folder_in
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
+from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.data.samples import StepPlan, sample_table
 from aqtopo.data.store import Store, open_store
 from aqtopo.distributed.deadlines import STACKS
@@ -83,6 +84,18 @@ class Prepared:
     def continues(self) -> bool:
         """True if the run resumes a state of its own run directory."""
         return self.source is not None and is_own(self.source, self.run_dir)
+
+    def loaders(self) -> tuple[TrainingLoader, EvaluationLoader]:
+        """Return this rank's loaders of training and validation; with workers they take shared memory.
+
+        Raises:
+            ValueError: there is too little shared memory.
+        """
+        place = self.launch.rank, self.launch.size
+        return (
+            TrainingLoader(self.store, self.config, *place),
+            EvaluationLoader(self.store, self.config, "validation", *place, self.config.micro_batch),
+        )
 
 
 def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepared:

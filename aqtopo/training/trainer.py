@@ -1,14 +1,14 @@
 """Trainer: epochs of steps with validation, saving, early stopping and stop requests."""
 
+import errno
 import json
 import time
 from typing import Any
 
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
 from aqtopo.checkpoint.save import Saver
-from aqtopo.checkpoint.tags import Tag, val_loss_in
+from aqtopo.checkpoint.tags import Tag, how_to_continue, val_loss_in
 from aqtopo.data.batch import Batch
-from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.data.statistics import scaling_digest
 from aqtopo.distributed import process_group
 from aqtopo.distributed.watchdog import Watchdog
@@ -20,6 +20,9 @@ from aqtopo.training.resume import RunningLoss, next_samples
 from aqtopo.training.step import StepResult, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import probe_loss, validation_loss
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""Errors of a disk that is full or faulty, and of a quota."""
 
 
 class Trainer:
@@ -53,11 +56,7 @@ class Trainer:
         self.validation_due = False
         self.scaling_digest = scaling_digest(self.config, prepared.store)
         self.validation_steps = prepared.plan.validation_steps(self.config.training.validate_every)
-        place = ranks.rank, ranks.size
-        self.training_batches = TrainingLoader(prepared.store, self.config, *place)
-        self.validation_batches = EvaluationLoader(
-            prepared.store, self.config, "validation", *place, self.config.micro_batch
-        )
+        self.training_batches, self.validation_batches = prepared.loaders()
 
     def restore(self, manifest: Manifest, event: dict[str, Any]) -> None:
         """Continue at the position of a saved state, and log the resume."""
@@ -77,7 +76,22 @@ class Trainer:
         self.log.event("resume", **event)
 
     def run(self) -> None:
-        """Train to the last step, a stop request or the end of patience, and save."""
+        """Train to the last step, a stop request or the end of patience, and save.
+
+        Raises:
+            OSError: a file cannot be written; the message names it, the step and the last sound state.
+        """
+        try:
+            self._run()
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise OSError(
+                f"{error.filename or 'a file'} could not be written at step {self.step} ({error.strerror}). "
+                f"{how_to_continue(self.prepared.run_dir)}"
+            ) from error
+
+    def _run(self) -> None:
         self._start()
         reason = self._train()
         if self.saved_step != self.step:
