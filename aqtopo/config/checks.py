@@ -152,13 +152,26 @@ def _deepspeed(config: RunSections) -> Iterator[Problem]:
 
 
 def _batch(config: RunSections) -> Iterator[Problem]:
-    given = config.deepspeed.train_batch_size
-    if given is not None and given != config.train_batch:
+    block, world = config.deepspeed, config.world_size
+    given, micro, accumulation = (
+        block.train_batch_size, block.train_micro_batch_size_per_gpu, block.gradient_accumulation_steps,
+    )  # fmt: skip
+    if given is None and micro is None:
+        allowed = "must be given, or deepspeed.train_batch_size"
+        yield _problem(config, "deepspeed.train_micro_batch_size_per_gpu", allowed)
+    if given is None or given == config.train_batch:
+        return
+    if micro is not None and accumulation is not None:
         allowed = (
-            f"must be {config.train_batch}: micro-batch {config.micro_batch} x accumulation "
-            f"{config.accumulation} x world size {config.world_size}; or leave it out"
+            f"must be {config.train_batch}: micro-batch {micro} x accumulation {accumulation} x world size "
+            f"{world}; or leave it out"
         )
-        yield _problem(config, "deepspeed.train_batch_size", allowed)
+    elif micro is not None:
+        allowed = f"must be a multiple of {micro * world}: micro-batch {micro} x world size {world}"
+    else:
+        steps = accumulation or 1
+        allowed = f"must be a multiple of {steps * world}: accumulation {steps} x world size {world}"
+    yield _problem(config, "deepspeed.train_batch_size", allowed)
 
 
 def _saving(config: RunSections) -> Iterator[Problem]:

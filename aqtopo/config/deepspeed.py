@@ -223,14 +223,14 @@ class TagCheckpoint(Strict):
 class DeepSpeedConfig(Strict):
     """Configuration for `deepspeed.initialize`; `verbatim` returns it as written."""
 
-    train_micro_batch_size_per_gpu: Positive
-    """Samples per rank and micro-step."""
+    train_micro_batch_size_per_gpu: Positive | None = None
+    """Samples per rank and micro-step; null for train_batch_size / (accumulation x world size)."""
 
-    gradient_accumulation_steps: Positive = 1
-    """Micro-steps per step, at the configured world size."""
+    gradient_accumulation_steps: Positive | None = None
+    """Micro-steps per step, at the configured world size; null for the quotient of the two batches, or 1."""
 
     train_batch_size: Positive | None = None
-    """Samples per step over all ranks; if given, it must be micro-batch x accumulation x world size."""
+    """Samples per step over all ranks: micro-batch x accumulation x world size; null for this product."""
 
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0 disables clipping."""

@@ -374,13 +374,18 @@ class RunSections(Strict):
 
     @property
     def micro_batch(self) -> int:
-        """Samples per rank and micro-step."""
-        return self.deepspeed.train_micro_batch_size_per_gpu
+        """Samples per rank and micro-step, given or derived as DeepSpeed does."""
+        block = self.deepspeed
+        given, ranks = block.train_batch_size or 0, self.world_size * (block.gradient_accumulation_steps or 1)
+        return block.train_micro_batch_size_per_gpu or given // ranks
 
     @property
     def accumulation(self) -> int:
-        """Micro-steps per step, at the configured world size."""
-        return self.deepspeed.gradient_accumulation_steps
+        """Micro-steps per step at the configured world size, given or derived as DeepSpeed does."""
+        block = self.deepspeed
+        micro, given = block.train_micro_batch_size_per_gpu, block.train_batch_size
+        derived = given // (micro * self.world_size) if micro and given else 1
+        return block.gradient_accumulation_steps or derived
 
     @property
     def train_batch(self) -> int:

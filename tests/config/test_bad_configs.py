@@ -156,11 +156,6 @@ MISSING_KEYS: list[tuple[Any, ...]] = [
     ("optimizer.base_lr", MISSING, "missing, and required (learning rate after warm-up"),
     ("training.run_dir", MISSING, "missing, and required (folder of this run's results"),
     ("deepspeed.zero_optimization", MISSING, "missing, and required (settings of ZeRO stage 2)"),
-    (
-        "deepspeed.train_micro_batch_size_per_gpu",
-        MISSING,
-        "missing, and required (samples per rank and micro-step",
-    ),
 ]
 
 CONTRADICTIONS: list[tuple[Any, ...]] = [
@@ -203,7 +198,19 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
     ),
     ("schedule.eta_min", 2e-4, "must be at most 0.0001, where group vit_blocks starts"),
     ("schedule.interval", "epoch", 'must be 0 with schedule.interval = "epoch"', "schedule.warmup_steps"),
-    ("deepspeed.train_batch_size", 16, "must be 8: micro-batch 4 x accumulation 1 x world size 2"),
+    ("deepspeed.train_batch_size", 12, "must be a multiple of 8: micro-batch 4 x world size 2"),
+    (
+        "deepspeed",
+        {"train_batch_size": 9, "zero_optimization": {"stage": 2}},
+        "must be a multiple of 2: accumulation 1 x world size 2",
+        "deepspeed.train_batch_size",
+    ),
+    (
+        "deepspeed",
+        {"gradient_accumulation_steps": 2, "zero_optimization": {"stage": 2}},
+        "must be given, or deepspeed.train_batch_size",
+        "deepspeed.train_micro_batch_size_per_gpu",
+    ),
     (
         "deepspeed.zero_optimization.offload_optimizer",
         {"device": "cpu"},

@@ -4,11 +4,13 @@ import pickle
 from typing import Any
 
 import pytest
+from deepspeed.runtime.config import DeepSpeedConfig as Theirs
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aqtopo.config import RunConfig, load_config
+from aqtopo.training.engine import batch_fields
 from aqtopo.variables import HORIZONS_H, INPUT_VARIABLES, TARGET_VARIABLES
 
 Document = dict[str, Any]
@@ -148,6 +150,34 @@ def test_a_given_train_batch_passes_only_if_it_is_the_product(
             RunConfig.model_validate(document)
     else:
         assert RunConfig.model_validate(document).train_batch == batch
+
+
+@given(micro=SMALL, accumulation=SMALL, nodes=SMALL, excess=st.integers(0, 5), keys=st.integers(1, 7))
+def test_missing_batch_fields_are_derived_as_deepspeed_derives_them(
+    micro: int, accumulation: int, nodes: int, excess: int, keys: int
+) -> None:
+    given = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": micro * accumulation * nodes + excess,
+    }
+    batch = {name: value for place, (name, value) in enumerate(given.items()) if keys >> place & 1}
+    document = _minimal([4, 4], patch=2, regions=(1, 1))
+    document["training"]["nodes"] = nodes
+    document["deepspeed"] = batch | {"zero_optimization": {"stage": 2}}
+    theirs = Theirs.__new__(Theirs)  # without a process group
+    vars(theirs).update(dict.fromkeys(given) | batch | {"world_size": nodes})
+    try:
+        theirs._configure_train_batch_size()
+    except AssertionError:
+        with pytest.raises(ValidationError, match=r"train_batch_size|train_micro_batch_size_per_gpu"):
+            RunConfig.model_validate(document)
+        return
+    config = RunConfig.model_validate(document)
+    assert (config.micro_batch, config.accumulation, config.train_batch) == (
+        theirs.train_micro_batch_size_per_gpu, theirs.gradient_accumulation_steps, theirs.train_batch_size,
+    )  # fmt: skip
+    assert batch_fields(config, nodes)["train_batch_size"] == theirs.train_batch_size
 
 
 def _minimal(grid: list[int], **model: object) -> Document:
