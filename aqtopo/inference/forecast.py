@@ -56,18 +56,26 @@ def channel_indices(store: Store, names: Sequence[str]) -> list[int]:
     return [store.channels.index(name) for name in names]
 
 
-def check_init_time(store: Store, init_time: np.datetime64) -> None:
-    """Check that the store has fields at an initial time.
+def check_init_time(run: LoadedRun, init_time: np.datetime64) -> None:
+    """Check that the store has fields at an initial time and at the earlier hours that the run reads.
 
     Raises:
         ValueError: it has none; the message names the nearest time.
     """
+    store = run.store
     times = store.times
-    nearest = times[np.argmin(np.abs(times - init_time))]
-    if nearest != init_time:
+    if not store.holds(np.asarray(init_time)):
         raise ValueError(
             f"the store {store.path} has no fields for the initial time {init_time} (it covers {times[0]} to "
-            f"{times[-1]}, UTC). The nearest time it has is {nearest}."
+            f"{times[-1]}, UTC). The nearest time it has is {times[np.argmin(np.abs(times - init_time))]}."
+        )
+    earlier = init_time - np.array(run.config.data.history_hours, dtype="timedelta64[h]")
+    absent = earlier[~store.holds(earlier)]
+    if absent.size:
+        raise ValueError(
+            f"the store {store.path} has no fields at {', '.join(map(str, absent))}, which the run reads for "
+            f"a forecast from {init_time} (data.history_hours = {list(run.config.data.history_hours)}). "
+            "Choose an initial time with these hours, or write a store that has them."
         )
 
 
@@ -91,32 +99,47 @@ def check_perfect_weather(run: LoadedRun, init_time: np.datetime64) -> None:
         check_fields(run, time, data.weather_at_horizons)
 
 
-def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str] | None = None) -> None:
-    """Check that the fields of an hour are data in the units of the run; all of them, or `names`.
+def check_inputs(run: LoadedRun, init_time: np.datetime64) -> None:
+    """Check the fields of the initial time and of the earlier hours that the run reads.
+
+    Raises:
+        ValueError: as `check_fields`.
+    """
+    data = run.config.data
+    check_fields(run, init_time, ("u", "v", *data.variables))
+    for hours in data.history_hours:
+        names = [name for name, before in data.history if before == hours]
+        check_fields(run, init_time - np.timedelta64(hours, "h"), names)
+
+
+def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str]) -> None:
+    """Check that the fields `names` of an hour are data in the units of the run.
 
     Raises:
         ValueError: a channel has no value, an undeclared fill value, or values of another magnitude.
     """
-    store = run.store
-    fields = store.read(int(store.locate(np.asarray(time))))
-    source = f"The data store {store.path} at {time}"
-    for name in names or store.channels:
-        values = fields[store.channels.index(name)]
-        variable = VARIABLES[name]
-        given = xr.DataArray(
-            values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
-        ).assign_attrs(units=variable.units)
-        found = Channel(variable, given, Conversion(), None, source).load().values.values
-        if not np.isfinite(found).any():
-            raise_input_error(source, f"has no value of {name}", "Choose an initial time with all variables")
-        highest, mean = float(np.nanmax(found)), store.mean[name]
-        if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
-            raise_input_error(
-                source,
-                f"has no {name} above {highest:g} {variable.units}, and the mean of the training years is "
-                f"{mean:g}: it is in other units",
-                f"Convert it to {variable.units} and write the store anew",
-            )
+    fields = run.store.read(int(run.store.locate(np.asarray(time))))
+    for place, name in enumerate(run.store.channels):
+        if name in names:
+            _check_field(run.store, time, name, fields[place])
+
+
+def _check_field(store: Store, time: np.datetime64, name: str, values: NDArray[np.float32]) -> None:
+    source, variable = f"The data store {store.path} at {time}", VARIABLES[name]
+    given = xr.DataArray(
+        values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
+    ).assign_attrs(units=variable.units)
+    found = Channel(variable, given, Conversion(), None, source).load().values.values
+    if not np.isfinite(found).any():
+        raise_input_error(source, f"has no value of {name}", "Choose an initial time with all variables")
+    highest, mean = float(np.nanmax(found)), store.mean[name]
+    if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
+        raise_input_error(
+            source,
+            f"has no {name} above {highest:g} {variable.units}, and the mean of the training years is "
+            f"{mean:g}: it is in other units",
+            f"Convert it to {variable.units} and write the store anew",
+        )
 
 
 def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None = None) -> xr.Dataset:
@@ -132,14 +155,14 @@ def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None =
         A CF-1.11 dataset, see `lead_time_dataset`.
 
     Raises:
-        ValueError: the store has no fields at `init_time`, its shard is damaged, or a field has no value,
-            undeclared fill values, impossible magnitudes or wrong units; or the weather is not given or lacks
-            an hour.
+        ValueError: the store has no fields at `init_time` or at the earlier hours that the run reads, a shard
+            is damaged, or a field has no value, undeclared fill values, impossible magnitudes or wrong units;
+            or the weather is not given or lacks an hour.
         FloatingPointError: the network returns values that are not finite.
     """
     check_weather(run.config, weather)
-    check_init_time(run.store, init_time)
-    check_fields(run, init_time)
+    check_init_time(run, init_time)
+    check_inputs(run, init_time)
     if weather == PERFECT:
         check_perfect_weather(run, init_time)
     data = run.config.data

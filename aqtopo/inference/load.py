@@ -127,18 +127,31 @@ def _config_in(card: Card, folder: Path) -> RunConfig:
 
 
 def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, Any]]) -> Store:
-    """Return the store with the training's fields and statistics; raise ValueError for another grid."""
-    axes = {"lat": store.lat, "lon": store.lon}
-    for name, axis in axes.items():
-        expected = static.pop(name)
-        if axis.shape != expected.shape or np.abs(axis - expected).max() > GRID_TOLERANCE_DEG:
+    """Return the store with the training's grid, static fields and statistics.
+
+    Longitudes are compared modulo 360.
+
+    Raises:
+        ValueError: it is on another grid.
+    """
+    axes = {name: static.pop(name) for name in ("lat", "lon")}
+    for name, expected in axes.items():
+        axis: NDArray[np.float64] = getattr(store, name)
+        turn = 360.0 * np.round((axis[0] - expected[0]) / 360.0) if name == "lon" else 0.0
+        if axis.shape != expected.shape or np.abs(axis - turn - expected).max() > GRID_TOLERANCE_DEG:
+            remedy = "Interpolate the data to that grid."
+            if axis.shape == expected.shape and np.abs(axis[::-1] - expected).max() <= GRID_TOLERANCE_DEG:
+                way = f"`d.sortby('{name}', ascending={expected[0] < expected[-1]})`"
+                remedy = f"Write the store with its rows the other way: {way}."
             raise ValueError(
                 f"{store.path} is on another grid than {card.name} was trained on: its {name} has "
                 f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
-                f"from {expected[0]:g} to {expected[-1]:g}. Interpolate the data to that grid."
+                f"from {expected[0]:g} to {expected[-1]:g}. {remedy}"
             )
     return replace(
         store,
+        lat=axes["lat"],
+        lon=axes["lon"],
         static=static,
         mean=card.normalization.mean,
         std=card.normalization.std,

@@ -13,7 +13,7 @@ import xarray as xr
 
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
-from aqtopo.data import write_store
+from aqtopo.data import write_statistics, write_store
 from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
@@ -166,6 +166,39 @@ def test_a_store_on_another_grid_is_refused(
         "forecast", exported, tmp_path / "out.nc", "--init", INIT, "--store", tmp_path / "east.zarr"
     )
     assert "is on another grid than tiny was trained on: its lon" in ended.complaint
+
+
+def test_a_store_in_another_convention_of_longitude_gives_the_same_forecast(
+    aqtopo: Command,
+    tiny_config: Callable[..., RunConfig],
+    save_untrained: Callable[..., Path],
+    tiny_dataset: xr.Dataset,
+    tmp_path: Path,
+) -> None:
+    for path, shift in (("west.zarr", -200.0), ("turned.zarr", 160.0)):
+        dataset = tiny_dataset.assign_coords(lon=tiny_dataset["lon"] + shift).copy(deep=True)
+        dataset["static"].loc[{"static_channel": "lon2d"}] += shift
+        write_store(dataset, tmp_path / path)
+    write_statistics(tmp_path / "west.zarr", [2016])
+    run = save_untrained(tiny_config(data={"store": str(tmp_path / "west.zarr")}))
+    assert aqtopo("export", run, tmp_path / "model").code == 0
+    for out, store in (("one.nc", "west.zarr"), ("other.nc", "turned.zarr")):
+        ended = aqtopo(
+            "forecast", tmp_path / "model", tmp_path / out, "--init", INIT, "--store", tmp_path / store
+        )
+        assert ended.code == 0, ended.err
+    with xr.open_dataset(tmp_path / "one.nc") as one, xr.open_dataset(tmp_path / "other.nc") as other:
+        xr.testing.assert_equal(one, other)
+
+
+def test_a_store_with_its_rows_the_other_way_is_refused_with_the_remedy(
+    aqtopo: Command, exported: Path, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    write_store(tiny_dataset.isel(lat=slice(None, None, -1)), tmp_path / "south.zarr")
+    ended = aqtopo(
+        "forecast", exported, tmp_path / "o.nc", "--init", INIT, "--store", tmp_path / "south.zarr"
+    )
+    assert "with its rows the other way: `d.sortby('lat', ascending=True)`" in ended.complaint
 
 
 def test_exported_model_has_only_one_state(aqtopo: Command, exported: Path, tmp_path: Path) -> None:

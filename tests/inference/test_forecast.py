@@ -66,6 +66,43 @@ def test_an_hour_in_other_units_or_without_values_is_refused(
         forecast(replace(run, store=open_store(damaged)), INIT)
 
 
+@pytest.fixture
+def run_with_history(tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]) -> LoadedRun:
+    data = {"history_hours": [6, 30], "history_variables": ["pm25", "temp"]}
+    return load_run(save_untrained(tiny_config(data=data)))
+
+
+@pytest.mark.parametrize("hours", [6, 30])
+def test_the_earlier_hours_of_a_run_with_history_are_checked_too(
+    run_with_history: LoadedRun, damaged: Path, hours: int
+) -> None:
+    store, time = open_store(damaged), INIT - np.timedelta64(hours, "h")
+    fields = zarr.open_array(damaged / "fields", mode="r+")
+    place = store.channels.index("temp")
+    fields[int(store.locate(time)), place] = np.asarray(fields[int(store.locate(time)), place]) - 273.15
+    with pytest.raises(ValueError, match=rf"at {time} has temp = .*far outside 180 to 340 K"):
+        forecast(replace(run_with_history, store=open_store(damaged)), INIT)
+
+
+def test_an_earlier_hour_that_is_not_stored_is_named(run_with_history: LoadedRun) -> None:
+    with pytest.raises(
+        ValueError, match=r"no fields at 2016-12-31T18, 2016-12-30T18, which the run reads .*\[6, 30\]"
+    ):
+        forecast(run_with_history, np.datetime64("2017-01-02T00", "h") - np.timedelta64(24, "h"))
+
+
+def test_a_channel_that_the_run_does_not_read_may_be_empty(
+    tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path], damaged: Path
+) -> None:
+    names = [name for name in tiny_config().data.variables if name != "rh"]
+    run = load_run(save_untrained(tiny_config(data={"variables": names})))
+    store = open_store(damaged)
+    fields = zarr.open_array(damaged / "fields", mode="r+")
+    fields[int(store.locate(INIT)), store.channels.index("rh")] = np.nan
+    made = forecast(replace(run, store=open_store(damaged)), INIT)
+    xr.testing.assert_equal(made, forecast(run, INIT))
+
+
 def test_the_truth_has_the_layout_of_the_forecast_and_the_values_of_the_store(run: LoadedRun) -> None:
     made, truth = forecast(run, INIT), read_truth(run, INIT)
     assert set(truth.variables) == set(made.variables)
