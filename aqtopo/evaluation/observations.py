@@ -3,7 +3,8 @@
 import codecs
 import csv
 import io
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -11,6 +12,9 @@ import numpy as np
 import pandas as pd
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
+
+UNITS = ("units", "unit")
+"""Names of the optional column of units."""
 
 SEPARATORS = (",", ";", "\t")
 
@@ -26,15 +30,17 @@ _MARKS = {
 
 
 def read_observations(path: Path) -> pd.DataFrame:
-    """Read a table with the columns `COLUMNS`.
+    """Read a table with the columns `COLUMNS`, and maybe `units`.
 
-    The separator is a comma, a semicolon or a tab; with the last two, numbers may have a decimal comma. The
-    text is UTF-8, or UTF-16 with a byte order mark. Times are ISO 8601, UTC unless they have an offset; the
-    hour 24:00 is 00:00 of the next day.
+    The units may also be in the header of the values, as in `value [mg/m3]`. The separator is a comma, a
+    semicolon or a tab; with the last two, numbers may have a decimal comma. The text is UTF-8, or UTF-16 with
+    a byte order mark. Times are ISO 8601, UTC unless they have an offset; the hour 24:00 is 00:00 of the next
+    day.
 
     Returns:
         A row per line, indexed by the line's number in the file: `id`, `pollutant`, `lat`, `lon`, `value`
-        (float64, NaN if missing) and `time` (datetime64[ns], UTC).
+        (float64, NaN if missing, as in the file), `time` (datetime64[ns], UTC), and `units`, "" if the file
+        has none.
 
     Raises:
         ValueError: the file cannot be read, lacks a column, or has an invalid entry; the message gives line,
@@ -72,13 +78,13 @@ def _read_text(path: Path) -> pd.DataFrame:
     except UnicodeDecodeError as error:
         _refuse(path, f"its byte {error.start} is not {encoding.upper()}")
     header = text.partition("\n")[0].strip()
-    found = {mark: [name.strip().strip('"') for name in header.split(mark)] for mark in SEPARATORS}
+    found = {mark: _names(name.strip('"\t ') for name in header.split(mark))[0] for mark in SEPARATORS}
     separator = max(SEPARATORS, key=lambda mark: len(set(COLUMNS) & set(found[mark])))
     absent = [name for name in COLUMNS if name not in found[separator]]
     if absent:
         _refuse(path, f"it has no column {', '.join(absent)}; its first line is {header[:100]!r}")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-    names = [name.strip() for name in next(reader)]
+    names, units = _names(next(reader))
     rows, lines = [], []
     for entries in reader:
         if any(entry.strip() for entry in entries):
@@ -86,7 +92,23 @@ def _read_text(path: Path) -> pd.DataFrame:
                 _refuse(path, f"line {reader.line_num} has {len(entries)} entries, and line 1 {len(names)}")
             rows.append([entry.strip() for entry in entries])
             lines.append(reader.line_num)
-    return pd.DataFrame(rows, columns=names, index=lines, dtype=str)[list(COLUMNS)].copy()
+    table = pd.DataFrame(rows, columns=names, index=lines, dtype=str)
+    table = table.loc[:, ~table.columns.duplicated()].reindex(columns=[*COLUMNS, "units"], fill_value=units)
+    if "units" in names and (table["units"] == "").any():
+        line = (table["units"] == "").idxmax()
+        raise ValueError(f"{path}, line {line} has no units. Add them, or leave out the column for ug m-3.")
+    return table
+
+
+def _names(header: Iterable[str]) -> tuple[list[str], str]:
+    """Return the names of columns, and the units in the header of the values, as in `value [mg/m3]`."""
+    names, units = [name.strip() for name in header], ""
+    for place, name in enumerate(names):
+        if match := re.fullmatch(r"value\s*[\[(](.*)[\])]", name):
+            names[place], units = "value", match[1].strip()
+        elif name in UNITS:
+            names[place] = "units"
+    return names, units
 
 
 def _refuse(path: Path, fact: str) -> NoReturn:

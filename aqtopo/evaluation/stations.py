@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
+from aqtopo.data.units import UnitsError, conversion
 from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.observations import read_observations
 from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
@@ -46,8 +47,8 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
     """Read observations, one per line: id, lat, lon, time, pollutant, value.
 
     Args:
-        path: the file, see `read_observations`; values are in the units of the store (ug m-3, including
-            carbon monoxide), and longitudes are compared modulo 360.
+        path: the file, see `read_observations`; values without units are in those of the store (ug m-3,
+            including carbon monoxide), and longitudes are compared modulo 360.
         store: the grid.
         pollutants: short names of the forecast pollutants.
 
@@ -103,7 +104,35 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
             f"{path} has no value of {', '.join(pollutants)}; its pollutants are "
             f"{', '.join(ignored) or 'none'}. Use the run's names."
         )
-    return kept.copy(), ignored
+    return _in_store_units(path, kept.copy()), ignored
+
+
+def _in_store_units(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """Convert the values, and refuse units that cannot be converted and impossible values, by line."""
+    given = table["value"].copy()
+    for (pollutant, units), rows in table[table["units"] != ""].groupby(["pollutant", "units"], sort=False):
+        wanted = VARIABLES[str(pollutant)].units
+        try:
+            change = conversion(str(units), wanted)
+            if change.needs_density:
+                raise UnitsError(f"{units!r} is a ratio of masses. Convert the values to {wanted!r}")
+        except UnitsError as error:
+            raise ValueError(f"{path}, line {rows.index[0]} gives {pollutant} in {error}.") from error
+        table.loc[rows.index, "value"] = change(rows["value"])
+    highest = table["pollutant"].map(
+        {name: VARIABLES[name].valid_range[1] for name in set(table["pollutant"])}
+    )
+    wrong = (table["value"] < LOWEST_OBSERVED) | (table["value"] > highest)
+    if wrong.any():
+        line = wrong.idxmax()
+        first = table.loc[line]
+        raise ValueError(
+            f"{path} has {wrong.sum()} of {wrong.size} values that are impossible, the first in line {line}: "
+            f"{first['pollutant']} = {given[line]:g} {first['units'] or 'ug m-3'} at the station "
+            f"{first['id']}. Leave missing values empty, and name units other than ug m-3 in a column "
+            "`units`."
+        )
+    return table
 
 
 def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
@@ -125,22 +154,14 @@ def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_level(path: Path, values: xr.DataArray) -> None:
-    """Raise ValueError for a value or median that suggests other units or a number for missing values."""
-    for name in values["pollutant"].values:
-        given = values.sel(pollutant=name).values
-        wrong = given[(given < LOWEST_OBSERVED) | (given > VARIABLES[name].valid_range[1])]
-        if wrong.size:
-            raise ValueError(
-                f"{path} has a value of {wrong[0]:g} ug m-3 for {name}, which is impossible. Leave missing "
-                "values empty, and give the others in ug m-3."
-            )
+    """Raise ValueError for a median that suggests other units."""
     for name, (low, high) in PLAUSIBLE_LEVEL.items():
         if name in values["pollutant"].values:
             median = float(values.sel(pollutant=name).median())
             if median == median and not low <= median <= high:
                 raise ValueError(
                     f"{path} has a median {name} of {median:g}, outside {low:g} to {high:g} ug m-3. "
-                    "Convert its values to ug m-3."
+                    "Give their units in a column `units`."
                 )
 
 

@@ -74,6 +74,44 @@ def test_longitudes_are_compared_modulo_360(
     assert (turned.outside, turned.masked) == (usual.outside, usual.masked)
 
 
+@pytest.mark.parametrize(
+    ("pollutant", "factor", "changes"),
+    [
+        ("pm25", 1e-3, {"units": "mg/m3"}),
+        ("pm25", 1e-9, {"unit": "kg m**-3"}),
+        ("o3", 1.0, {"units": "µg/m³"}),
+        ("o3", 1e-3, {}),
+    ],
+)
+def test_values_are_converted_by_their_units(
+    run: LoadedRun,
+    csv: Path,
+    table: pd.DataFrame,
+    tmp_path: Path,
+    pollutant: str,
+    factor: float,
+    changes: dict[str, str],
+) -> None:
+    ours = table["pollutant"] == pollutant
+    others = table[~ours].assign(**dict.fromkeys(changes, "ug m-3"))
+    changed = pd.concat([table[ours].assign(value=table["value"][ours] * factor, **changes), others])
+    if not changes:  # units in the header count for all lines
+        changed["value"] = changed["value"].where(ours, changed["value"] * factor)
+        changed = changed.rename(columns={"value": "value (mg/m3)"})
+    changed.to_csv(tmp_path / "units.csv", index=False)
+    read = read_stations(tmp_path / "units.csv", run.store, TARGET_VARIABLES)
+    usual = read_stations(csv, run.store, TARGET_VARIABLES)
+    xr.testing.assert_allclose(read.observed, usual.observed, rtol=1e-9)
+
+
+def test_units_of_other_pollutants_are_not_converted(
+    run: LoadedRun, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    more = table[:1].assign(pollutant="benzene", units="ppb")
+    pd.concat([table.assign(units="ug/m3"), more]).to_csv(tmp_path / "more.csv", index=False)
+    assert read_stations(tmp_path / "more.csv", run.store, TARGET_VARIABLES).ignored == ("benzene",)
+
+
 def test_persistence_at_stations_equals_bilinear_interpolation_by_hand(run: LoadedRun, csv: Path) -> None:
     stations = read_stations(csv, run.store, TARGET_VARIABLES)
     done = evaluate(run, options=EvalOptions(stations=stations))
@@ -162,8 +200,13 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
         (lambda t: t.assign(time=[*t["time"][:3], ""]), "line 5 has no time"),
         (lambda t: t.assign(lat=""), "line 2 has no lat"),
         (lambda t: t.assign(pollutant=["pm25", "", "pm25", "pm25"]), "line 3 has no pollutant"),
-        (lambda t: t.assign(value=[-999.0, *t["value"][1:]]), "value of -999 ug m-3 for pm25"),
-        (lambda t: t.assign(value=np.inf), "value of inf ug m-3 for pm25"),
+        (lambda t: t.assign(value=[-999.0, *t["value"][1:]]), "1 of 4 .*line 2: pm25 = -999 ug m-3 at"),
+        (lambda t: t.assign(value=np.inf), "4 of 4 values that are impossible.*pm25 = inf"),
+        (lambda t: t.assign(units="ppb"), r"line 2 gives pm25 in 'ppb' is a ratio of volumes"),
+        (lambda t: t.assign(units="kg kg-1"), r"line 2 gives pm25 in 'kg kg-1' is a ratio of masses"),
+        (lambda t: t.assign(unit="K"), r"line 2 gives pm25 in 'K' .*cannot be converted to 'ug m-3'"),
+        (lambda t: t.assign(units=["ug/m3", "", "ug/m3", "ug/m3"]), "line 3 has no units"),
+        (lambda t: t.assign(units="mg/m3"), r"4 of 4 values .* pm25 = \S+ mg/m3 at the station 0101A"),
         (lambda t: t.assign(pollutant="co", value=1.2), r"median co of 1.2.*ug m-3"),
     ],
 )
