@@ -125,7 +125,7 @@ class Channel:
             if density is not None:
                 values = (values * density).transpose(*raw.dims)
             low, high = possible_range(self.variable)
-            fill = _is_fill_value(self.variable, raw.values)
+            fill = is_fill_value(self.variable, raw.values)
             beyond = ((values.values < low) | (values.values > high)) & ~fill
         if on_invalid == "refuse":
             self._refuse_fill(raw, fill)
@@ -271,7 +271,7 @@ def no_data(variable: Variable, values: NDArray[np.floating[Any]]) -> NDArray[np
     low, high = possible_range(variable)
     with np.errstate(invalid="ignore"):
         beyond = (values < low) | (values > high)
-    found: NDArray[np.bool_] = (beyond | _is_fill_value(variable, values)) & np.isfinite(values)
+    found: NDArray[np.bool_] = (beyond | is_fill_value(variable, values)) & np.isfinite(values)
     return found
 
 
@@ -335,7 +335,8 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace(".", "").replace("-", "")
 
 
-def _is_fill_value(variable: Variable, raw: NDArray[Any]) -> NDArray[np.bool_]:
+def is_fill_value(variable: Variable, raw: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values as they are in a file are undeclared fill values."""
     suspicious = ~((raw > -99.0 + 1e-3) & (raw < 1e15 * 0.999)) & ~np.isnan(raw)
     found = np.zeros(raw.shape, dtype=bool)
     if suspicious.any():

@@ -1,5 +1,6 @@
 """Conversion of units as people write them to the units of a variable."""
 
+import functools
 import logging
 import re
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ _ALIASES = {
     "pa": "Pa",
     "k": "K",
     "degk": "K",
+    "c": "degC",
     "degc": "degC",
     "degreec": "degC",
     "degreesc": "degC",
@@ -78,6 +80,7 @@ class Conversion:
         return values if self == Conversion() else values * self.factor + self.offset
 
 
+@functools.cache
 def conversion(given: str, wanted: str) -> Conversion:
     """Return the conversion between two units.
 
@@ -150,7 +153,7 @@ def _parse(text: str) -> Any:
     for spelling in (plain, plain.lower()):
         try:
             found = _registry().Quantity(1, spelling) if spelling == "1" else _registry()(spelling)
-            if float(found.magnitude) > 0:
+            if float(found.magnitude) > 0 and "grain" not in str(found.units):  # "gr" is meant as gram
                 return found
         except (pint.PintError, *_PARSER_ERRORS):
             continue

@@ -3,7 +3,6 @@
 Its dimensions are west-east, south-north and bottom-top (1); `lat2d` and `lon2d` are curvilinear.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,37 +11,14 @@ import netCDF4
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.channels import is_fill_value
 from aqtopo.data.schema import PLAUSIBLE_LEVEL
+from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
 
 Fields = NDArray[np.float32]
 
 ROWS, COLUMNS = "south-north", "west-east"
-
-_SPELLINGS = {
-    "m s-1": ("m/s", "ms-1", "m.s-1"),
-    "K": ("k", "kelvin"),
-    "degC": ("degc", "c", "celsius", "degreescelsius"),
-    "%": ("%", "percent"),
-    "1": ("1", "fraction"),
-    "Pa": ("pa", "pascal"),
-    "hPa": ("hpa", "mb", "mbar", "millibar"),
-    "ug m-3": ("ug/m3", "ugm-3", "ug.m-3", "microgram/m3"),
-    "mg m-3": ("mg/m3", "mgm-3", "mg.m-3", "milligram/m3"),
-    "kg m-3": ("kg/m3", "kgm-3", "kg.m-3"),
-}
-"""Spellings of units, in lower case without spaces, underscores, ^ and **."""
-
-_UNITS = {spelling: units for units, spellings in _SPELLINGS.items() for spelling in spellings}
-
-_CONVERSIONS = {
-    ("mg m-3", "ug m-3"): (1e3, 0.0),
-    ("kg m-3", "ug m-3"): (1e9, 0.0),
-    ("hPa", "Pa"): (1e2, 0.0),
-    ("degC", "K"): (1.0, 273.15),
-    ("1", "%"): (1e2, 0.0),
-}
-"""Factor and offset from the file's units to the store's."""
 
 
 class UnusableFileError(Exception):
@@ -87,8 +63,8 @@ def read_grid(content: bytes) -> SourceGrid:
     """
     with _open(content) as file:
         lat, lon = (_field(file, name)[0].astype(np.float64) for name in ("lat2d", "lon2d"))
-    if not (np.isfinite(lat).all() and np.isfinite(lon).all()):
-        raise UnusableFileError("has missing values in lat2d, lon2d")
+    if not ((np.abs(lat) <= 90.0).all() and (np.abs(lon) <= 360.0).all()):
+        raise UnusableFileError("has missing or impossible values in lat2d, lon2d")
     return SourceGrid(lat, lon)
 
 
@@ -111,8 +87,9 @@ def read_hour(content: bytes, grid: SourceGrid) -> HourlyFields:
     out_of_range: dict[str, int] = {}
     converted: dict[str, str] = {}
     for place, (name, (values, units)) in enumerate(read.items()):
-        fields[place], out_of_range[name] = _in_range(name, _in_store_units(name, values, units), units)
-        if _UNITS.get(_plain(units)) != VARIABLES[name].units:
+        change = _conversion(name, units)
+        fields[place], out_of_range[name] = _in_range(name, values, change, units)
+        if change != Conversion():
             converted[name] = units
     if not np.isfinite(fields).any():
         raise UnusableFileError("has no value")
@@ -154,28 +131,30 @@ def _field(file: Any, name: str) -> tuple[Fields, str]:
     return flat if horizontal == [ROWS, COLUMNS] else flat.T, str(getattr(variable, "units", ""))
 
 
-def _in_store_units(name: str, values: Fields, units: str) -> Fields:
-    known, wanted = _UNITS.get(_plain(units)), VARIABLES[name].units
-    if known is not None and known == wanted:
-        return values
-    if known is None or (known, wanted) not in _CONVERSIONS:
-        raise UnusableFileError(f"gives {name} in {units!r}, which cannot be converted to {wanted!r}")
-    factor, offset = _CONVERSIONS[known, wanted]
-    with np.errstate(over="ignore"):  # missing values may be marked by the largest float32
-        return values * np.float32(factor) + np.float32(offset)
+def _conversion(name: str, units: str) -> Conversion:
+    if not units.strip():
+        raise UnusableFileError(f"gives {name} without units")
+    try:
+        change = conversion(units, VARIABLES[name].units)
+    except UnitsError as error:
+        raise UnusableFileError(f"gives {name} in units that cannot be used: {error}") from error
+    if change.needs_density:
+        raise UnusableFileError(f"gives {name} in {units!r}, a ratio of masses")
+    return change
 
 
-def _plain(units: str) -> str:
-    plain = units.strip().lower().replace("µ", "u").replace("μ", "u")
-    return re.sub(r"[\s_^]|\*\*", "", plain)
+def _in_range(name: str, given: Fields, change: Conversion, units: str) -> tuple[Fields, int]:
+    """Return converted values, with NaN for fill values and outside the physical range, and their number.
 
-
-def _in_range(name: str, values: Fields, units: str) -> tuple[Fields, int]:
-    """Return the values with NaN outside the physical range, and their number; refuse implausible units."""
-    low, high = VARIABLES[name].valid_range
-    finite = np.isfinite(values)
-    with np.errstate(invalid="ignore"):
-        inside = finite & (values >= low) & (values <= high)
+    Raises:
+        UnusableFileError: the values show that the units are wrong.
+    """
+    variable = VARIABLES[name]
+    low, high = variable.valid_range
+    finite = np.isfinite(given)
+    with np.errstate(over="ignore", invalid="ignore"):  # missing values may be the largest float32
+        values = change(given.astype(np.float64)).astype(np.float32) if change != Conversion() else given
+        inside = finite & (values >= low) & (values <= high) & ~is_fill_value(variable, given)
     wrong = int(finite.sum() - inside.sum())
     kept = np.where(inside, values, np.float32(np.nan))
     if 2 * wrong > finite.sum():

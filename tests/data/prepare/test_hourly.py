@@ -24,7 +24,9 @@ def test_fields_have_the_order_and_units_of_the_store(grid: SourceGrid) -> None:
     assert not any(hour.out_of_range.values())
 
 
-@pytest.mark.parametrize("units", ["mg/m3", "mg m-3", "mg m^-3", "mg m**-3", " mg/m^3 "])
+@pytest.mark.parametrize(
+    "units", ["mg/m3", "mg m-3", "mg m^-3", "mg m**-3", " mg/m^3 ", "milligram/m³", "1e-6 kg m-3"]
+)
 def test_all_spellings_of_units_are_known(grid: SourceGrid, units: str) -> None:
     hour = read_hour(hourly_file(grid.lat, grid.lon, 5, units={"co": units}), grid)
     assert 700 < hour.fields[CO].mean() < 900
@@ -45,10 +47,25 @@ def test_missing_and_impossible_values_become_nan(grid: SourceGrid, sentinel: fl
     assert hour.out_of_range["temp"] == impossible
 
 
+def test_a_fill_value_within_the_physical_range_becomes_nan(grid: SourceGrid) -> None:
+    hour = read_hour(hourly_file(grid.lat, grid.lon, 5, blank=BLOCK, sentinel=-99.0), grid)
+    assert np.isnan(hour.fields[0, 2:4, 3:6]).all()
+    assert hour.out_of_range["u"] == 6
+
+
+@pytest.mark.parametrize("value", [-9999.0, np.nan, 1e20])
+def test_a_position_that_is_no_position_is_refused(grid: SourceGrid, value: float) -> None:
+    lat = grid.lat.copy()
+    lat[3, 4] = value
+    with pytest.raises(UnusableFileError, match="missing or impossible values in lat2d, lon2d"):
+        read_grid(hourly_file(lat, grid.lon, 5))
+
+
 UNUSABLE: dict[str, tuple[dict[str, object], str]] = {
-    "units unknown": ({"units": {"no2": "ppb"}}, "gives no2 in 'ppb', which cannot be converted to 'ug m-3'"),
-    "no units": ({"units": {"no2": ""}}, "gives no2 in ''"),
-    "wrong dimension": ({"units": {"u": "K"}}, "gives u in 'K'"),
+    "units unknown": ({"units": {"no2": "ppb"}}, "gives no2 in units .*'ppb' is a ratio of volumes"),
+    "ratio of masses": ({"units": {"no2": "kg/kg"}}, "gives no2 in 'kg/kg', a ratio of masses"),
+    "no units": ({"units": {"no2": ""}}, "gives no2 without units"),
+    "wrong dimension": ({"units": {"u": "K"}}, "gives u in units .*'K' .temperature. cannot be converted"),
     "co says micrograms": ({"units": {"co": "ug m-3 "}}, "a median co of 0.795"),
     "pressure says hPa": ({"units": {"psfc": "hPa"}}, "768 of 768 values of psfc outside"),
     "no value": ({"blank": (slice(None), slice(None))}, "has no value"),
