@@ -108,17 +108,12 @@ TinyConfig = Callable[..., RunConfig]
 """Function that returns a `RunConfig`; each keyword changes a section."""
 
 
-@pytest.fixture
-def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
-    """Make a run on the tiny store: `tiny_config(training={"ranks_per_node": 2}, model={"dropout": 0.1})`.
-
-    Every keyword is a section of the configuration (or `name`, `description`). It is merged over a run of one
-    rank with 24 training, 6 validation and 6 test times. The run directory is in the test's folder.
-    """
-    base: dict[str, Any] = {
+def tiny_tree(store: Path, run_dir: Path) -> dict[str, Any]:
+    """Return a run of one rank with 24 training, 6 validation and 6 test times of a tiny store."""
+    return {
         "name": "tiny",
         "data": {
-            "store": str(tiny_store),
+            "store": str(store),
             "grid": list(TINY_GRID),
             "horizons": [12, 24, 48, 96],
             "train_years": [2016],
@@ -139,7 +134,7 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
             "regions": [2, 2],
         },
         "optimizer": {"base_lr": 1e-3},
-        "training": {"run_dir": str(tmp_path / "run"), "epochs": 2, "nodes": 1, "ranks_per_node": 1},
+        "training": {"run_dir": str(run_dir), "epochs": 2, "nodes": 1, "ranks_per_node": 1},
         "deepspeed": {
             "train_micro_batch_size_per_gpu": 2,
             "gradient_accumulation_steps": 2,
@@ -147,6 +142,16 @@ def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
             "zero_optimization": {"stage": 2},
         },
     }
+
+
+@pytest.fixture
+def tiny_config(tiny_store: Path, tmp_path: Path) -> TinyConfig:
+    """Make a run on the tiny store: `tiny_config(training={"ranks_per_node": 2}, model={"dropout": 0.1})`.
+
+    Every keyword is a section of the configuration (or `name`, `description`). It is merged over `tiny_tree`.
+    The run directory is in the test's folder.
+    """
+    base = tiny_tree(tiny_store, tmp_path / "run")
 
     def make(**changes: Any) -> RunConfig:
         merged = {
@@ -174,7 +179,7 @@ SaveUntrained = Callable[..., Path]
 """Function that saves the first weights of a run as a trained state and returns the run directory."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def save_untrained() -> SaveUntrained:
     """Make a run directory with one saved state, for tests of evaluation, forecasts and reports.
 

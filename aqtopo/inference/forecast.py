@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
 from aqtopo.data.channels import Channel, is_concentration
-from aqtopo.data.schema import Hours
+from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import Conversion
 from aqtopo.inference.forecast_file import lead_time_dataset
@@ -20,6 +20,7 @@ from aqtopo.inference.weather import (
     PERFECT,
     Weather,
     check_weather,
+    needs,
     reading_config,
     weather_label,
     with_weather,
@@ -105,11 +106,9 @@ def check_inputs(run: LoadedRun, init_time: np.datetime64) -> None:
     Raises:
         ValueError: as `check_fields`.
     """
-    data = run.config.data
-    check_fields(run, init_time, ("u", "v", *data.variables))
-    for hours in data.history_hours:
-        names = [name for name, before in data.history if before == hours]
-        check_fields(run, init_time - np.timedelta64(hours, "h"), names)
+    stored, _ = needs(run.store, run.config.data, init_time)
+    for need in stored:
+        check_fields(run, need.time, need.variables)
 
 
 def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str]) -> None:
@@ -133,13 +132,14 @@ def _check_field(store: Store, time: np.datetime64, name: str, values: NDArray[n
     if not np.isfinite(found).any():
         raise_input_error(source, f"has no value of {name}", "Choose an initial time with all variables")
     highest, mean = float(np.nanmax(found)), store.mean[name]
+    median, (low, high) = float(np.nanmedian(found)), PLAUSIBLE_LEVEL.get(name, (-np.inf, np.inf))
+    fact = f"has a median {name} of {median:g}, outside {low:g} to {high:g} {variable.units}"
     if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
-        raise_input_error(
-            source,
-            f"has no {name} above {highest:g} {variable.units}, and the mean of the training years is "
-            f"{mean:g}: it is in other units",
-            f"Convert it to {variable.units} and write the store anew",
-        )
+        fact = f"has no {name} above {highest:g} {variable.units}, and the training years' mean is {mean:g}"
+    elif low <= median <= high:
+        return
+    remedy = f"Convert it to {variable.units} and write the store anew"
+    raise_input_error(source, f"{fact}: it is in other units", remedy)
 
 
 def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None = None) -> xr.Dataset:
