@@ -1,87 +1,209 @@
-"""Variables of the data set: names, units, ranges, published normalisation; and the time limit of a read.
+"""Descriptions of variables; those of CAQRA are the default; and the time limit of a read.
 
-The order of `INPUT_VARIABLES` must not change: the model's per-variable weights are stored in it.
+A store describes its own channels, so it may hold variables that are not listed here. The order of
+`INPUT_VARIABLES` must not change: the model's per-variable weights are stored in it.
 """
 
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from numbers import Real
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 VariableKind = Literal["dynamic", "static"]
 
+NAME_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}$"
+"""Names of variables, which become keys of files and names of their variables."""
 
-@dataclass(frozen=True)
+RESERVED_NAMES = frozenset(
+    {"all", "channel", "init_time", "lat", "lead_time", "lon", "mask", "static_channel", "time", "val_loss"}
+)
+"""Names with another meaning in stores, forecasts and results."""
+
+MAX_TEXT = 200
+"""Characters of a long name, a standard name or units."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Variable:
     """One physical field.
 
     Attributes:
-        name: short name, as in CAQRA and the store.
+        name: short name in the store and the configuration: letters, digits and underscore.
         long_name: name in tables, plots and files.
         standard_name: CF standard name, or None where CF has none.
-        units: UDUNITS string; concentrations are in ug m-3, carbon monoxide too.
+        units: UDUNITS string; concentrations of CAQRA are in ug m-3, carbon monoxide too.
         kind: `dynamic` for hourly fields, `static` for constant ones.
         valid_range: lowest and highest physically plausible value, in `units`.
-        topoflow_mean: mean published with TopoFlow, in `units`.
-        topoflow_std: standard deviation published with TopoFlow, in `units`.
+        pollutant: it can be a target; small negative values of it are kept.
+        topoflow_mean: mean published with TopoFlow, in `units`, or None.
+        topoflow_std: standard deviation published with TopoFlow, in `units`, or None.
+
+    Raises:
+        ValueError: an attribute has another type or an impossible value.
     """
 
     name: str
     long_name: str
-    standard_name: str | None
     units: str
-    kind: VariableKind
     valid_range: tuple[float, float]
-    topoflow_mean: float
-    topoflow_std: float
+    standard_name: str | None = None
+    kind: VariableKind = "dynamic"
+    pollutant: bool = False
+    topoflow_mean: float | None = None
+    topoflow_std: float | None = None
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for key in ("long_name", "units", "standard_name"):
+            text = getattr(self, key)
+            if not (key == "standard_name" and text is None) and not _is_text(text):
+                self._refuse(key, f"printable text of 1 to {MAX_TEXT} characters")
+        if self.kind not in ("dynamic", "static"):
+            self._refuse("kind", "'dynamic' or 'static'")
+        if not isinstance(self.pollutant, bool):
+            self._refuse("pollutant", "True or False")
+        if self.pollutant and self.kind == "static":
+            self._refuse("pollutant", "False for a static variable")
+        pair = self.valid_range
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(_is_number, pair)):
+            self._refuse("valid_range", "two numbers, the lowest and the highest value")
+        low, high = map(float, pair)
+        if not low < high:
+            self._refuse("valid_range", "two numbers, the lower one first")
+        object.__setattr__(self, "valid_range", (low, high))
+        for key in ("topoflow_mean", "topoflow_std"):
+            value = getattr(self, key)
+            if value is not None and not _is_number(value):
+                self._refuse(key, "a number or None")
+
+    def _refuse(self, key: str, allowed: str) -> None:
+        raise ValueError(
+            f"The variable {self.name} has {key} = {getattr(self, key)!r}. It must be {allowed}."
+        )
 
 
-def _pollutant(
-    name: str, long_name: str, species: str, highest: float, topoflow_mean: float, topoflow_std: float
+Variables = Mapping[str, Variable]
+"""Descriptions by short name."""
+
+
+def variables_as_json(variables: Iterable[Variable]) -> list[dict[str, Any]]:
+    """Return descriptions as they are kept in files and attributes."""
+    return [{**asdict(variable), "valid_range": list(variable.valid_range)} for variable in variables]
+
+
+def variables_from_json(described: Iterable[Mapping[str, Any]]) -> Variables:
+    """Return descriptions from a file, and those of CAQRA for files without any.
+
+    Raises:
+        ValueError: a description has another type or an impossible value.
+    """
+    try:
+        return with_defaults(Variable(**each) for each in described)
+    except TypeError as error:
+        raise ValueError(f"The descriptions of variables cannot be read ({error}).") from error
+
+
+def with_defaults(variables: Iterable[Variable]) -> Variables:
+    """Return descriptions by name, together with those of CAQRA."""
+    return {**VARIABLES, **{variable.name: variable for variable in variables}}
+
+
+def check_name(name: object) -> None:
+    """Check that a name can be a variable's.
+
+    Raises:
+        ValueError: it has other characters, or another meaning.
+    """
+    if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
+        raise ValueError(
+            f"{name!r} cannot be the name of a variable. It must begin with a letter and have at most 64 "
+            "letters, digits and underscores."
+        )
+    if name in RESERVED_NAMES:
+        raise ValueError(f"{name!r} cannot be the name of a variable: it has another meaning. Rename it.")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value.strip()) <= MAX_TEXT and value.isprintable()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _published(
+    name: str,
+    long_name: str,
+    standard_name: str | None,
+    units: str,
+    valid_range: tuple[float, float],
+    topoflow: tuple[float, float],
+    kind: VariableKind = "dynamic",
+    pollutant: bool = False,
 ) -> Variable:
-    standard_name = f"mass_concentration_of_{species}_in_air"
-    valid_range = (0.0, highest)
     return Variable(
-        name, long_name, standard_name, "ug m-3", "dynamic", valid_range, topoflow_mean, topoflow_std
+        name=name,
+        long_name=long_name,
+        standard_name=standard_name,
+        units=units,
+        valid_range=valid_range,
+        kind=kind,
+        pollutant=pollutant,
+        topoflow_mean=topoflow[0],
+        topoflow_std=topoflow[1],
     )
 
 
+def _pollutant(
+    name: str, long_name: str, species: str, highest: float, topoflow: tuple[float, float]
+) -> Variable:
+    standard_name = f"mass_concentration_of_{species}_in_air"
+    return _published(name, long_name, standard_name, "ug m-3", (0.0, highest), topoflow, pollutant=True)
+
+
 _ALL = (
-    Variable("u", "eastward wind", "eastward_wind", "m s-1", "dynamic", (-120.0, 120.0), 0.0, 10.0),
-    Variable("v", "northward wind", "northward_wind", "m s-1", "dynamic", (-120.0, 120.0), 0.0, 10.0),
-    Variable("temp", "air temperature", "air_temperature", "K", "dynamic", (180.0, 340.0), 273.15, 30.0),
-    Variable("rh", "relative humidity", "relative_humidity", "%", "dynamic", (0.0, 110.0), 50.0, 30.0),
-    Variable(
-        "psfc", "surface pressure", "surface_air_pressure", "Pa", "dynamic", (3e4, 1.1e5), 101325.0, 1000.0
+    _published("u", "eastward wind", "eastward_wind", "m s-1", (-120.0, 120.0), (0.0, 10.0)),
+    _published("v", "northward wind", "northward_wind", "m s-1", (-120.0, 120.0), (0.0, 10.0)),
+    _published("temp", "air temperature", "air_temperature", "K", (180.0, 340.0), (273.15, 30.0)),
+    _published("rh", "relative humidity", "relative_humidity", "%", (0.0, 110.0), (50.0, 30.0)),
+    _published("psfc", "surface pressure", "surface_air_pressure", "Pa", (3e4, 1.1e5), (101325.0, 1000.0)),
+    _pollutant("pm10", "PM10", "pm10_ambient_aerosol_particles", 1e4, (50.0, 25.0)),
+    _pollutant("so2", "sulfur dioxide", "sulfur_dioxide", 5e3, (5.0, 5.0)),
+    _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2e3, (20.0, 15.0)),
+    _pollutant("co", "carbon monoxide", "carbon_monoxide", 1e5, (200.0, 100.0)),
+    _pollutant("o3", "ozone", "ozone", 2e3, (40.0, 20.0)),
+    _published("lat2d", "latitude", "latitude", "degrees_north", (-90.0, 90.0), (32.0, 12.0), "static"),
+    _published("lon2d", "longitude", "longitude", "degrees_east", (-180.0, 360.0), (106.0, 16.0), "static"),
+    _pollutant("pm25", "PM2.5", "pm2p5_ambient_aerosol_particles", 5e3, (25.0, 15.0)),
+    _published(
+        "elevation", "elevation", "surface_altitude", "m", (-500.0, 9000.0), (1039.13, 1931.40), "static"
     ),
-    _pollutant("pm10", "PM10", "pm10_ambient_aerosol_particles", 1e4, 50.0, 25.0),
-    _pollutant("so2", "sulfur dioxide", "sulfur_dioxide", 5e3, 5.0, 5.0),
-    _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2e3, 20.0, 15.0),
-    _pollutant("co", "carbon monoxide", "carbon_monoxide", 1e5, 200.0, 100.0),
-    _pollutant("o3", "ozone", "ozone", 2e3, 40.0, 20.0),
-    Variable("lat2d", "latitude", "latitude", "degrees_north", "static", (-90.0, 90.0), 32.0, 12.0),
-    Variable("lon2d", "longitude", "longitude", "degrees_east", "static", (-180.0, 360.0), 106.0, 16.0),
-    _pollutant("pm25", "PM2.5", "pm2p5_ambient_aerosol_particles", 5e3, 25.0, 15.0),
-    Variable("elevation", "elevation", "surface_altitude", "m", "static", (-500.0, 9000.0), 1039.13, 1931.40),
-    Variable("population", "population density", None, "km-2", "static", (0.0, 5e6), 13381.20, 67986.97),
+    _published("population", "population density", None, "km-2", (0.0, 5e6), (13381.20, 67986.97), "static"),
 )
 
 VARIABLES = MappingProxyType({variable.name: variable for variable in _ALL})
-"""Every variable by its short name."""
+"""CAQRA's variables by short name: the default description of a channel."""
 
 INPUT_VARIABLES = tuple(VARIABLES)
-"""Input channels of the model, in the order of its per-variable weights."""
+"""Default input channels of the model, in the order of its per-variable weights."""
 
 DYNAMIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "dynamic")
-"""Hourly fields, in input order: the channels of the store's `fields` array."""
+"""CAQRA's hourly fields, in input order."""
 
 STATIC_VARIABLES = tuple(name for name, variable in VARIABLES.items() if variable.kind == "static")
-"""Constant inputs, in input order."""
+"""CAQRA's constant inputs, in input order."""
 
 STATIC_CHANNELS = ("elevation", "population", "lat2d", "lon2d", "mask")
-"""Channels of the store's `static` array; `mask` is 1 on the cells of the loss and the scores."""
+"""Static channels of CAQRA's store; `mask` is 1 on the cells of the loss and the scores."""
+
+NEEDED_CHANNELS = {"fields": ("u", "v"), "static": ("elevation", "lat2d", "lon2d", "mask")}
+"""Channels of each array that every store holds: wind order and terrain need them."""
 
 TARGET_VARIABLES = ("pm25", "pm10", "so2", "no2", "co", "o3")
-"""Forecast pollutants, in the order of the head's outputs."""
+"""Default forecast pollutants, in the order of the head's outputs."""
 
 HORIZONS_H = (12, 24, 48, 96)
 """Forecast horizons [h]."""

@@ -136,6 +136,7 @@ def _results(ablation: Ablation, result: xr.Dataset) -> Results:
         factors={factor.path: factor.levels for factor in ablation.factors},
         seeds=ablation.seeds,
         starts=result.attrs["alike"],
+        variables=tuple(store.variables[str(name)] for name in result["pollutant"].values),
         variants=tuple(_compared(result, variant) for variant in ablation.variants),
         changes=tuple(
             _change(result.sel(contrast=contrast, score=score))

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from aqtopo.config import load_config
 from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import Problem, raise_contradictions
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable, Variables, with_defaults
 
 ABLATION_FILE = "ablation.json"
 RESULTS_FILE = "results.json"
@@ -132,6 +132,8 @@ class Results(Record):
     """Seeds of each variant."""
     starts: str
     """Comparison of the variants before the first step."""
+    variables: tuple[Variable, ...] = ()
+    """Descriptions of the pollutants; empty in older results, whose pollutants are CAQRA's."""
     variants: Annotated[tuple[VariantResult, ...], Field(min_length=1)]
     """Variants, the baseline last."""
     changes: Annotated[tuple[ScoreChange, ...], Field(min_length=1)]
@@ -142,6 +144,11 @@ class Results(Record):
     """Machine of the comparison."""
     versions: dict[str, str | None]
     """Versions of the packages."""
+
+    @property
+    def described(self) -> Variables:
+        """Description of each pollutant."""
+        return with_defaults(self.variables)
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -163,8 +170,8 @@ def _gaps(results: Results) -> Iterator[Problem]:
         yield Problem(("changes",), len(found), f"must have `{OVERALL}` and each score once per contrast")
     pairs = {change.pair for change in results.changes if not change.is_summary}
     pollutants, horizons = ({pair[side] for pair in pairs} for side in (0, 1))
-    if len(pairs) != len(pollutants) * len(horizons) or not pollutants <= VARIABLES.keys():
-        yield Problem(("changes",), len(found), "must have known pollutants, each at the same horizons")
+    if len(pairs) != len(pollutants) * len(horizons) or not pollutants <= results.described.keys():
+        yield Problem(("changes",), len(found), "must have described pollutants, each at the same horizons")
 
 
 def read_results(folder: Path) -> Results:

@@ -61,12 +61,12 @@ def ablate(
     from aqtopo.ablation.starts import compare_starts
     from aqtopo.ablation.trainer import run_trials, scored_days
     from aqtopo.config import load_config
-    from aqtopo.data import open_store
+    from aqtopo.data.store import open_run_store
 
     name = load_config(config, overrides or []).name
     folder = out or Path(f"runs/ablate_{name}")
     plan = plan_ablation(config, overrides or [], parse_factors(grid), seeds, folder, also or [])
-    store = open_store(plan.base.data.store)
+    store = open_run_store(plan.base)
     check_blocks(scored_days(plan.base, store), block_days)
     first_seed = [trial.config for trial in plan.trials[: len(plan.variants)]]
     alike = compare_starts(first_seed, store)

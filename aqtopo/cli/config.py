@@ -1,4 +1,4 @@
-"""`aqtopo config`: check, show and describe a run's configuration, without its data."""
+"""`aqtopo config`: check, show and describe a run's configuration."""
 
 import json
 from pathlib import Path
@@ -18,16 +18,37 @@ File = Annotated[Path, typer.Argument(help="The run's JSON file.", metavar="FILE
 
 @app.command()
 def validate(file: File, overrides: Overrides = None) -> None:
-    """Check a configuration, including the parameters that its optimizer groups match."""
+    """Check a configuration: its values, its optimizer groups and, if the store is there, that it fits."""
     from aqtopo.config import load_config
 
     config = load_config(file, overrides or [])
+    _check_store(config)
     groups = _parameters_by_group(config, file)
     sizes = ", ".join(f"{name} {len(parameters)}" for name, parameters in groups.items())
     typer.echo(
         f"{file}: valid: {config.name}, {config.training.nodes} x {config.training.ranks_per_node} ranks, "
         f"{config.train_batch} samples per step, {config.deepspeed.precision}, tensors per group: {sizes}"
     )
+
+
+def _check_store(config: "RunConfig") -> None:
+    """Check grid, channels and hours of the run's store, as training does; say what is left unchecked."""
+    from aqtopo.variables import VARIABLES
+
+    path = Path(config.data.store)
+    if path.exists():
+        from aqtopo.data.metadata import check_fit, read_metadata
+        from aqtopo.data.samples import sample_table
+
+        store = read_metadata(path)
+        check_fit(store, config)
+        for split in ("train", "validation"):
+            sample_table(config, store.times, split)
+        return
+    names = config.data.channels
+    own = ", ".join(name for name in names if name not in VARIABLES)
+    if own:
+        typer.echo(f"There is no store at {path}, so these variables are not checked: {own}.", err=True)
 
 
 @app.command("schema")

@@ -38,12 +38,14 @@ def statistics(
 ) -> None:
     """Compute the mean and standard deviation of every channel over the training years; save them."""
     from aqtopo.cli.progress import ProgressBar
+    from aqtopo.data.inspection import summarize_store
     from aqtopo.data.statistics import write_statistics
+    from aqtopo.data.store import open_store
 
     written = write_statistics(store, years, ProgressBar(), deadline)
     _print_channels(
         f"Statistics over {', '.join(map(str, written.years))}, saved in {store}",
-        {name: (written.mean[name], written.std[name]) for name in written.mean},
+        summarize_store(open_store(store, deadline, written.years))["channels"],
     )
 
 
@@ -92,28 +94,23 @@ def _print_summary(summary: dict[str, Any]) -> None:
     if len(missing) > _GAPS_SHOWN:
         typer.echo(f"         and {len(missing) - _GAPS_SHOWN} more (see --json)")
     covered = ", ".join(map(str, summary["statistics_years"]))
+    further = "; ".join(", ".join(map(str, years)) for years in summary["further_statistics_years"])
     _print_channels(
-        f"Statistics over {covered}" if covered else "No statistics yet: run `aqtopo data statistics`",
-        {name: (channel["mean"], channel["std"]) for name, channel in summary["channels"].items()},
+        (f"Statistics over {covered}" if covered else "No statistics yet: run `aqtopo data statistics`")
+        + (f" (also stored: {further})" if further else ""),
+        summary["channels"],
     )
 
 
-def _print_channels(title: str, channels: dict[str, tuple[float | None, float | None]]) -> None:
+def _print_channels(title: str, channels: dict[str, dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
-
-    from aqtopo.variables import VARIABLES
 
     table = Table("channel", "meaning", "units", title=title, title_justify="left")
     table.add_column("mean", justify="right")
     table.add_column("std", justify="right")
-    for name, (mean, std) in channels.items():
-        known = VARIABLES.get(name)
-        numbers = ["-" if number is None else f"{number:.6g}" for number in (mean, std)]
-        table.add_row(
-            name,
-            known.long_name if known else "1 where loss and scores count",
-            known.units if known else "1",
-            *numbers,
-        )
+    for name, channel in channels.items():
+        numbers = ["-" if channel[key] is None else f"{channel[key]:.6g}" for key in ("mean", "std")]
+        table.add_row(name, escape(channel["long_name"]), escape(channel["units"]), *numbers)
     Console().print(table)

@@ -7,7 +7,7 @@ from typing import Any
 from aqtopo.config.paths import parse
 from aqtopo.config.sections import LOCAL_PATH_CELLS, RunSections
 from aqtopo.config.strict import Problem
-from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, RESERVED_NAMES, STATIC_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 
 def _problem(config: RunSections, path: str, allowed: str) -> Problem:
@@ -30,21 +30,22 @@ def contradictions(config: RunSections) -> Iterator[Problem]:
 
 def _channels(config: RunSections) -> Iterator[Problem]:
     data, model = config.data, config.model
-    dynamic = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
-    known_names = {
-        "variables": tuple(VARIABLES),
-        "targets": TARGET_VARIABLES,
-        "forcings": data.forcings,
-        "history_variables": dynamic,
-        "weather_at_horizons": tuple(name for name in DYNAMIC_VARIABLES if name not in TARGET_VARIABLES),
-    }
-    for field, known in known_names.items():
-        names = getattr(data, field) or ()
+    dynamic = tuple(name for name in data.variables if name not in STATIC_VARIABLES)
+    weather = tuple(name for name in DYNAMIC_VARIABLES if name not in TARGET_VARIABLES)
+    # Accepted names among those of CAQRA; a store's own are checked by `aqtopo.data.metadata.check_fit`.
+    published = {"variables": VARIABLES, "targets": TARGET_VARIABLES, "weather_at_horizons": weather}
+    chosen = {"forcings": data.forcings, "history_variables": dynamic}
+    for field, known in {**published, **chosen}.items():
+        names, free = getattr(data, field) or (), field in published
         for place, name in enumerate(names):
-            if name not in known:
-                yield _problem(config, f"data.{field}.{place}", f"must be one of {', '.join(known)}")
+            path = f"data.{field}.{place}"
+            if name not in known and (name in VARIABLES or not free):
+                more = " or of the store's own" if free else ""
+                yield _problem(config, path, f"must be one of {', '.join(known)}{more}")
+            elif name in RESERVED_NAMES:
+                yield _problem(config, path, "must be another name: it has another meaning")
             elif name in names[:place]:
-                yield _problem(config, f"data.{field}.{place}", "must be named once")
+                yield _problem(config, path, "must be named once")
     needed = {"u": model.wind_order, "v": model.wind_order, "elevation": bool(model.elevation_bias)}
     for variable, is_needed in needed.items():
         if is_needed and variable not in data.variables:
@@ -61,6 +62,9 @@ def _inputs(config: RunSections) -> Iterator[Problem]:
     data = config.data
     if any(later <= earlier for earlier, later in pairwise(data.history_hours)):
         yield _problem(config, "data.history_hours", "must be ascending, without repetition")
+    repeated = [name for place, name in enumerate(config.inputs) if name in config.inputs[:place]]
+    if repeated and len(set(data.variables)) == len(data.variables):
+        yield _problem(config, "data.variables", f"must hold no {repeated[0]}: another input has this name")
     if data.history_variables is not None and not data.history_hours:
         yield _problem(config, "data.history_variables", "must be null without data.history_hours")
 

@@ -88,7 +88,7 @@ def _allowed(detail: ErrorDetails, root: type[Strict]) -> str:
         case "missing":
             return f"missing, and required{f' ({meaning})' if meaning else ''}"
         case "string_pattern_mismatch":
-            return f"must match {detail['ctx']['pattern']} ({meaning})"
+            return f"must match {detail['ctx']['pattern']}{f' ({meaning})' if meaning else ''}"
         case "literal_error" if meaning.startswith("must be "):
             return meaning
         case "literal_error":

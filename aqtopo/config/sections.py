@@ -6,9 +6,18 @@ from pydantic import Field
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.strict import NonNegative, Pair, Positive, Probability, Strict
-from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, INPUT_VARIABLES, READ_DEADLINE_S, TARGET_VARIABLES
+from aqtopo.variables import (
+    HORIZONS_H,
+    INPUT_VARIABLES,
+    NAME_PATTERN,
+    READ_DEADLINE_S,
+    STATIC_VARIABLES,
+    TARGET_VARIABLES,
+)
 
 Names = Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+Channel = Annotated[str, Field(pattern=NAME_PATTERN)]
+Channels = Annotated[tuple[Channel, ...], Field(min_length=1, strict=False)]
 Hours = Annotated[int, Field(ge=1, le=8759)]
 Year = Annotated[int, Field(ge=1900, le=2200)]
 Years = Annotated[tuple[Year, ...], Field(min_length=1, strict=False)]
@@ -42,8 +51,8 @@ class DataConfig(Strict):
     grid: Pair = (128, 256)
     """Cells of the store's grid, [rows (latitude), columns (longitude)]."""
 
-    variables: Names = INPUT_VARIABLES
-    """Input channels, in the order of the model's per-variable weights."""
+    variables: Channels = INPUT_VARIABLES
+    """Input channels of the store, in the order of the model's per-variable weights."""
 
     forcings: Annotated[tuple[Forcing, ...], Field(strict=False)] = ()
     """Inputs computed from time and place, not scaled. `insolation` is the cosine of the solar zenith angle,
@@ -52,15 +61,15 @@ class DataConfig(Strict):
     history_hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
     """Earlier fields as further inputs: hours before the initial time, ascending, such as [6, 12, 24]."""
 
-    history_variables: Names | None = None
+    history_variables: Channels | None = None
     """Channels of the earlier fields; null for all of `variables` that vary in time."""
 
-    weather_at_horizons: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    weather_at_horizons: Annotated[tuple[Channel, ...], Field(strict=False)] = ()
     """Weather at the valid times as further inputs, such as ["u", "v", "temp", "rh", "psfc"]: read from the
     store (perfect weather)."""
 
-    targets: Names = TARGET_VARIABLES
-    """Pollutants that are forecast, in the order of the head's outputs."""
+    targets: Channels = TARGET_VARIABLES
+    """Pollutants of the store that are forecast, in the order of the head's outputs."""
 
     horizons: Annotated[tuple[Hours, ...], Field(min_length=1, strict=False)] = HORIZONS_H
     """Lead times [h], ascending."""
@@ -102,9 +111,14 @@ class DataConfig(Strict):
     """Folder in a node's own memory or disk, such as /tmp, to copy the shards to at start; null for none."""
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """All channels of the store that a run reads, each once."""
+        return tuple(dict.fromkeys(("u", "v", *self.variables, *self.weather_at_horizons, *self.targets)))
+
+    @property
     def history(self) -> tuple[tuple[str, int], ...]:
         """Variable and hours before the initial time of each earlier field, in input order."""
-        dynamic = tuple(name for name in self.variables if name in DYNAMIC_VARIABLES)
+        dynamic = tuple(name for name in self.variables if name not in STATIC_VARIABLES)
         names = dynamic if self.history_variables is None else self.history_variables
         return tuple((name, hours) for hours in self.history_hours for name in names)
 

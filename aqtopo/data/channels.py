@@ -1,4 +1,4 @@
-"""Reading of a variable from a dataset of `aqtopo.data.outside`, in the units of `aqtopo.variables`.
+"""Reading of a variable from a dataset of `aqtopo.data.outside`, in the units of its description.
 
 `open_channel` finds a variable and stays lazy; `Channel.load` reads a part of it, converts and checks it;
 `read_channel` does both for all of it.
@@ -125,7 +125,7 @@ class Channel:
             if density is not None:
                 values = (values * density).transpose(*raw.dims)
             low, high = possible_range(self.variable)
-            fill = is_fill_value(self.variable, raw.values)
+            fill = is_fill_value(self.variable, raw.values, values.values)
             beyond = ((values.values < low) | (values.values > high)) & ~fill
         if on_invalid == "refuse":
             self._refuse_fill(raw, fill)
@@ -134,7 +134,7 @@ class Channel:
         with np.errstate(over="ignore"):
             kept = (values.where(~invalid) if invalid.any() else values).astype(np.float32)
         kept.attrs = {"units": self.variable.units, "long_name": self.variable.long_name}
-        negative = int((kept.values < 0).sum()) if is_concentration(self.variable) else 0
+        negative = int((kept.values < 0).sum()) if self.variable.pollutant else 0
         return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), negative)
 
     def _refuse_fill(self, raw: xr.DataArray, fill: NDArray[np.bool_]) -> None:
@@ -255,13 +255,13 @@ def possible_range(variable: Variable) -> tuple[float, float]:
     """Return the limits beyond which a value is no measurement and no forecast, in the variable's units.
 
     A constant field must lie within the valid range. A forecast may overshoot it: by a tenth of the range, a
-    concentration to twice the highest and, below zero, by 1% of the highest or three standard deviations.
+    pollutant to twice the highest and, below zero, by 1% of the highest or three standard deviations.
     """
     low, high = variable.valid_range
     if variable.kind == "static":
         return low, high
-    if is_concentration(variable):
-        return -max(0.01 * high, 3.0 * variable.topoflow_std), 2.0 * high
+    if variable.pollutant:
+        return min(low, -max(0.01 * high, 3.0 * (variable.topoflow_std or 0.0))), 2.0 * high
     margin = 0.1 * (high - low)
     return low - margin, high + margin
 
@@ -271,13 +271,8 @@ def no_data(variable: Variable, values: NDArray[np.floating[Any]]) -> NDArray[np
     low, high = possible_range(variable)
     with np.errstate(invalid="ignore"):
         beyond = (values < low) | (values > high)
-    found: NDArray[np.bool_] = (beyond | is_fill_value(variable, values)) & np.isfinite(values)
+    found: NDArray[np.bool_] = (beyond | is_fill_value(variable, values, values)) & np.isfinite(values)
     return found
-
-
-def is_concentration(variable: Variable) -> bool:
-    """Return whether a variable is a mass concentration."""
-    return variable.units == "ug m-3"
 
 
 def _on_axes(array: xr.DataArray, variable: Variable, source: str) -> xr.DataArray:
@@ -335,8 +330,8 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace(".", "").replace("-", "")
 
 
-def is_fill_value(variable: Variable, raw: NDArray[Any]) -> NDArray[np.bool_]:
-    """Return where values as they are in a file are undeclared fill values."""
+def is_fill_value(variable: Variable, raw: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where values, raw in their file and converted, are fill values that are not declared."""
     suspicious = ~((raw > -99.0 + 1e-3) & (raw < 1e15 * 0.999)) & ~np.isnan(raw)
     found = np.zeros(raw.shape, dtype=bool)
     if suspicious.any():
@@ -345,8 +340,9 @@ def is_fill_value(variable: Variable, raw: NDArray[Any]) -> NDArray[np.bool_]:
         found[suspicious] = np.isclose(chosen[:, None], FILL_VALUES, rtol=1e-6, atol=0).any(axis=1) | (
             np.abs(chosen) >= 1e15 * 0.999
         )
-    if variable.kind == "static" and variable.valid_range[0] < 0:
-        found &= (raw < variable.valid_range[0]) | (raw > variable.valid_range[1])  # -99 m is a depression
+    if found.any() and (variable.kind == "static" or variable.name not in VARIABLES):
+        low, high = variable.valid_range
+        found &= (values < low) | (values > high)  # -99 m is a depression, 1e16 cm-2 a column of HCHO
     return found
 
 

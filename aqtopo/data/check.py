@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from aqtopo.data.metadata import check_fit
 from aqtopo.data.schema import MIN_PEAK_M, PLAUSIBLE_LEVEL, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
-from aqtopo.variables import STATIC_VARIABLES, VARIABLES
 
 if TYPE_CHECKING:
     from aqtopo.config import RunConfig
@@ -22,18 +22,7 @@ def check_store(store: Store, config: "RunConfig") -> Normalization:
     Raises:
         ValueError: they do not fit; the message names the store, the mismatch and the remedy.
     """
-    rows, columns = config.data.grid
-    if (store.lat.size, store.lon.size) != (rows, columns):
-        raise_store_error(
-            store.path,
-            f"has {store.lat.size} x {store.lon.size} cells, but `data.grid` is {rows} x {columns}",
-            f"Set `data.grid` to [{store.lat.size}, {store.lon.size}], or choose another store.",
-        )
-    for name in (*config.data.variables, *config.data.targets, *config.data.weather_at_horizons):
-        if name not in store.channels and name not in store.static:
-            raise_store_error(
-                store.path, f"lacks the channel {name}", f"Leave {name} out of the run's variables."
-            )
+    check_fit(store, config)
     if not (store.static["mask"] > 0).any():
         raise_store_error(
             store.path,
@@ -47,13 +36,15 @@ def check_store(store: Store, config: "RunConfig") -> Normalization:
 
 def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
     """Yield each implausible terrain value or mean with its remedy; wrong units are the usual cause."""
-    for name in STATIC_VARIABLES:
-        values, (low, high) = store.static[name], VARIABLES[name].valid_range
+    for name, variable in store.variables.items():
+        if variable.kind == "dynamic":
+            continue
+        values, (low, high), units = store.static[name], variable.valid_range, variable.units
         if values.min() < low or values.max() > high:
             yield (
                 f"has values of {name} from {values.min():g} to {values.max():g}, outside {low:g} to "
-                f"{high:g} {VARIABLES[name].units}",
-                f"Write it again with {name} in {VARIABLES[name].units}.",
+                f"{high:g} {units}",
+                f"Write it again with {name} in {units}.",
             )
     highest = float(store.static["elevation"].max())
     if 0 < highest < MIN_PEAK_M:
@@ -69,9 +60,10 @@ def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
             )
     for name, mean in store.mean.items():
         if name in store.channels and math.isfinite(mean):
-            low, high = PLAUSIBLE_LEVEL.get(name, VARIABLES[name].valid_range)
+            variable = store.variables[name]
+            low, high = PLAUSIBLE_LEVEL.get(name, variable.valid_range)
             if not low <= mean <= high:
                 yield (
-                    f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {VARIABLES[name].units}",
-                    f"Write it again with {name} in {VARIABLES[name].units}.",
+                    f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {variable.units}",
+                    f"Write it again with {name} in {variable.units}.",
                 )

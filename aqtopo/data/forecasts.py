@@ -16,7 +16,6 @@ from aqtopo.data.channels import Channel, open_channel
 from aqtopo.data.outside import open_outside
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.variables import VARIABLES
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +79,7 @@ def open_forecasts(
         dataset = dataset.isel({axis: found})
     dataset = dataset.isel(lead_time=[int(rows[hours][0]) for hours in horizons_h])
     dataset.encoding["source"] = source
-    channels = [open_channel(dataset, VARIABLES[name]) for name in names]
+    channels = [open_channel(dataset, store.variables[name]) for name in names]
     for channel in channels:
         lost = [AXES[axis] for axis in ("init_time", "lead_time") if axis not in channel.given.dims]
         if lost:

@@ -20,8 +20,8 @@ from aqtopo.data.shards import (
     stored_checksums,
 )
 from aqtopo.data.statistics import Moments
-from aqtopo.data.store import Report, Store, no_progress, open_store
-from aqtopo.variables import READ_DEADLINE_S, VARIABLES
+from aqtopo.data.store import Report, Statistics, Store, no_progress, open_store
+from aqtopo.variables import READ_DEADLINE_S
 
 Severity = Literal["fault", "note"]
 
@@ -106,7 +106,7 @@ class _Totals:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        ranges = np.array([VARIABLES[name].valid_range for name in store.channels], dtype=np.float32)
+        ranges = np.array([store.variables[name].valid_range for name in store.channels], dtype=np.float32)
         self._low, self._high = ranges[:, 0, None, None], ranges[:, 1, None, None]
         self._counted = (store.static["mask"] > 0)[None, None]
         self._cells = 0
@@ -114,8 +114,8 @@ class _Totals:
         self._missing, self._outside = zero.copy(), zero.copy()
         self._first_outside: dict[str, np.datetime64] = {}
         self._empty_hours: list[np.datetime64] = []
-        self._moments = Moments(zero, zero, zero)
-        self._unread = 0
+        self._moments = {each.years: Moments(zero, zero, zero) for each in store.statistics}
+        self._unread = dict.fromkeys(self._moments, 0)
         self._years = store.times.astype("datetime64[Y]").astype(int) + 1970
 
     def add(self, first: int, fields: NDArray[np.float32]) -> None:
@@ -130,13 +130,15 @@ class _Totals:
             hour = np.flatnonzero(outside[:, channel].any(axis=(1, 2)))[0]
             self._first_outside.setdefault(store.channels[channel], times[hour])
         self._empty_hours += list(times[~finite.any(axis=(1, 2, 3))])
-        trained = np.isin(self._years[first : first + len(fields)], store.statistics_years)
-        if trained.any():
-            self._moments = self._moments.merged(Moments.of(fields[trained]))
+        for years, moments in self._moments.items():
+            covered = np.isin(self._years[first : first + len(fields)], years)
+            if covered.any():
+                self._moments[years] = moments.merged(Moments.of(fields[covered]))
 
     def miss(self, first: int, last: int) -> None:
         """Count unreadable hours [first, last), without which statistics cannot be compared."""
-        self._unread += int(np.isin(self._years[first:last], self._store.statistics_years).sum())
+        for years in self._unread:
+            self._unread[years] += int(np.isin(self._years[first:last], years).sum())
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the counts."""
@@ -146,36 +148,35 @@ class _Totals:
                 text = f"{name}: {int(missing)} values are missing inside the mask ({share:.3%})"
                 yield Finding("fault" if share == 1 else "note", "missing", text)
             if outside:
-                low, high = VARIABLES[name].valid_range
-                text = f"{name}: {int(outside)} values outside {low:g} to {high:g} {VARIABLES[name].units}"
+                variable = self._store.variables[name]
+                low, high = variable.valid_range
+                text = f"{name}: {int(outside)} values outside {low:g} to {high:g} {variable.units}"
                 yield Finding("fault", "range", f"{text}, the first at {self._first_outside[name]}")
         if self._empty_hours:
             text = f"{len(self._empty_hours)} hours without any value, the first {self._empty_hours[0]}"
             yield Finding("fault", "missing", f"{text}: remove these hours from the store")
-        yield from self._statistics()
+        if not self._store.statistics:
+            yield Finding("fault", "statistics", "the store has none: run `aqtopo data statistics`")
+        for each in self._store.statistics:
+            yield from self._compared(each, self._moments[each.years], self._unread[each.years])
 
-    def _statistics(self) -> Iterator[Finding]:
-        store = self._store
-        remedy = "run `aqtopo data statistics`"
-        if not store.statistics_years:
-            yield Finding("fault", "statistics", f"the store has none: {remedy}")
-            return
-        if self._unread:
-            text = f"not compared: {self._unread} h of their years cannot be read"
+    def _compared(self, stored: Statistics, own: Moments, unread: int) -> Iterator[Finding]:
+        if unread:
+            text = f"not compared: {unread} h of their years cannot be read"
             yield Finding("note", "statistics", text)
             return
-        years = ", ".join(map(str, store.statistics_years))
-        for place in np.flatnonzero(self._moments.count > 0):
-            name = store.channels[place]
-            mean, std = self._moments.mean[place], self._moments.std[place]
-            stored_mean, stored_std = store.mean.get(name, np.nan), store.std.get(name, np.nan)
+        years = ", ".join(map(str, stored.years))
+        for place in np.flatnonzero(own.count > 0):
+            name = self._store.channels[place]
+            mean, std = own.mean[place], own.std[place]
+            stored_mean, stored_std = stored.mean.get(name, np.nan), stored.std.get(name, np.nan)
             difference = max(abs(mean - stored_mean), abs(std - stored_std))
             if not difference <= STALE * max(std, 1e-12):  # true for NaN
                 yield Finding(
                     "fault",
                     "statistics",
                     f"{name}: mean {stored_mean:g} and deviation {stored_std:g} are stored for {years}, but "
-                    f"its hours have {mean:g} and {std:g}: {remedy}",
+                    f"its hours have {mean:g} and {std:g}: run `aqtopo data statistics`",
                 )
 
 
@@ -215,14 +216,19 @@ def summarize_store(store: Store) -> dict[str, Any]:
         ],
         "channels": {
             name: {
-                "units": VARIABLES[name].units if name in VARIABLES else "1",
+                "long_name": variable.long_name if variable else "1 where loss and scores count",
+                "standard_name": variable.standard_name if variable else None,
+                "units": variable.units if variable else "1",
+                "valid_range": list(variable.valid_range if variable else (0.0, 1.0)),
+                "pollutant": bool(variable and variable.pollutant),
                 "kind": "hourly" if name in store.channels else "static",
                 "mean": _number(store.mean.get(name)),
                 "std": _number(store.std.get(name)),
             }
-            for name in (*store.channels, *store.static)
+            for name, variable in ((n, store.variables.get(n)) for n in (*store.channels, *store.static))
         },
         "statistics_years": list(store.statistics_years),
+        "further_statistics_years": [list(each.years) for each in store.statistics[1:]],
         "digest": store.digest,
     }
 

@@ -2,14 +2,15 @@
 
 A store is one zarr v3 group:
 
-* `fields (time, channel, lat, lon)` float32: the hourly variables, `aqtopo.variables.DYNAMIC_VARIABLES`, in
-  any order; one chunk per hour, one shard (a file) per day.
-* `static (static_channel, lat, lon)` float32: `aqtopo.variables.STATIC_CHANNELS`, all values finite; `mask`
-  is 1 in the cells of the loss and the scores, else 0.
+* `fields (time, channel, lat, lon)` float32: the hourly variables in any order, `u` and `v` among them; one
+  chunk per hour, one shard (a file) per day.
+* `static (static_channel, lat, lon)` float32: `elevation`, `lat2d`, `lon2d`, `mask` and others, all values
+  finite; `mask` is 1 in the cells of the loss and the scores, else 0.
 * coordinates `time` (UTC, whole hours, increasing, gaps allowed), `lat`, `lon` (strictly monotonic,
   ascending or descending), `channel`, `static_channel`.
 * attributes: `schema_version`, `source`, and after `aqtopo data statistics` `channel_mean`, `channel_std`,
-  `statistics_years`.
+  `statistics_years`, and those of other years in `further_statistics`. The attributes of `fields` and
+  `static` describe their channels (`aqtopo.data.descriptions`).
 
 A failed check raises a `ValueError` of one paragraph: the store, the fault and the remedy.
 """
@@ -20,8 +21,9 @@ from typing import TYPE_CHECKING, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.descriptions import MASK, attribute_mapping
 from aqtopo.refusal import UnreadableDataError
-from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+from aqtopo.variables import NEEDED_CHANNELS, VARIABLES, check_name
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -35,8 +37,8 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
-_ARRAYS = {"fields": (FIELDS_DIMS, DYNAMIC_VARIABLES), "static": (STATIC_DIMS, STATIC_CHANNELS)}
-"""Dimensions and channels of each array."""
+_ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
+"""Dimensions of each array."""
 
 PLAUSIBLE_LEVEL = {"co": (20.0, 2e4), "rh": (2.0, 100.0)}
 """Range of the mean or median over a large area, in the store's units, for variables whose `valid_range` does
@@ -67,7 +69,8 @@ def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> No
         dataset: content of a store or a block of it.
         first: False for a block that is appended, which needs only `fields`.
     """
-    for array, (dims, channels) in _ARRAYS.items():
+    names: dict[str, list[str]] = {}
+    for array, dims in _ARRAYS.items():
         if array == "static" and not first:
             continue
         if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:
@@ -77,9 +80,14 @@ def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> No
         if absent:
             remedy = "Write it from a dataset with that coordinate."
             raise_store_error(store, f"lacks the coordinate `{absent[0]}`", remedy)
-        names = dataset["channel" if array == "fields" else "static_channel"].values
-        _check_names(store, array, [str(name) for name in names], channels)
-        _check_units(store, dataset[array].attrs.get("channel_units", {}))
+        names[array] = dataset["channel" if array == "fields" else "static_channel"].values.tolist()
+        _check_names(store, array, names[array])
+        _check_units(
+            store, attribute_mapping(f"The data store {store}", dataset[array].attrs, "channel_units")
+        )
+    both = set(names["fields"]) & set(names.get("static", ()))
+    if both:
+        raise_store_error(store, f"has {', '.join(both)} in both arrays", "Write it again with one of them.")
     for axis in ("lat", "lon"):
         _check_axis(store, axis, dataset[axis].values)
     if first and not isinstance(dataset.attrs.get("source"), str):
@@ -87,21 +95,25 @@ def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> No
         raise_store_error(store, "has no attribute `source`", remedy)
 
 
-def _check_names(store: object, array: str, found: Sequence[str], expected: Sequence[str]) -> None:
-    """Check that the channels of an array are `expected`, each once, in any order."""
-    remedy = f"`{array}` holds exactly the channels {', '.join(expected)}: write the store again with them."
-    missing = [name for name in expected if name not in found]
+def _check_names(store: object, array: str, found: Sequence[object]) -> None:
+    """Check that an array has the channels that every store holds, and that names are usable and unique."""
+    for name in found:
+        if not (array == "static" and name == MASK):
+            try:
+                check_name(name)
+            except ValueError as error:
+                raise_store_error(store, f"has an unusable channel in `{array}`", str(error))
+    missing = [name for name in NEEDED_CHANNELS[array] if name not in found]
+    remedy = f"Every store has {', '.join(NEEDED_CHANNELS[array])} in `{array}`: write it again with them."
     if missing:
         raise_store_error(store, f"lacks the channel {', '.join(missing)} in `{array}`", remedy)
-    unknown = sorted(set(found) - set(expected))
-    if unknown:
-        raise_store_error(store, f"has the unknown channel {', '.join(unknown)} in `{array}`", remedy)
-    if len(found) != len(expected):
-        raise_store_error(store, f"names a channel twice in `{array}` ({', '.join(found)})", remedy)
+    if len(found) != len(set(found)):
+        listed = ", ".join(map(str, found))
+        raise_store_error(store, f"names a channel twice in `{array}` ({listed})", "Write it again with one.")
 
 
-def _check_units(store: object, units: Mapping[str, str]) -> None:
-    """Check that units are those of `aqtopo.variables`; a channel without units is accepted."""
+def _check_units(store: object, units: Mapping[str, object]) -> None:
+    """Check that units are those of `aqtopo.variables`, for the channels with a name listed there."""
     for name, found in units.items():
         if name in VARIABLES and found != VARIABLES[name].units:
             raise_store_error(
@@ -180,22 +192,6 @@ def check_static(store: object, static: Mapping[str, NDArray[np.float32]]) -> No
             "has a mask with values other than 0 and 1",
             "Write 1 in the cells of the loss and the scores, and 0 elsewhere.",
         )
-
-
-def describe_channels(names: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Return the attributes of a stacked array: units, CF standard name and long name of each channel.
-
-    CF has one `units` string per variable, but a stacked array needs one for each channel: the attributes are
-    mappings by channel name.
-    """
-    known = {name: VARIABLES[name] for name in names if name in VARIABLES}
-    return {
-        "channel_units": {name: variable.units for name, variable in known.items()},
-        "channel_standard_name": {
-            n: v.standard_name for n, v in known.items() if v.standard_name is not None
-        },
-        "channel_long_name": {name: variable.long_name for name, variable in known.items()},
-    }
 
 
 COORDINATE_ATTRIBUTES = {

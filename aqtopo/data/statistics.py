@@ -17,22 +17,22 @@ from numpy.typing import NDArray
 
 from aqtopo.data.channels import no_data
 from aqtopo.data.schema import raise_store_error
-from aqtopo.data.store import Report, Store, no_progress, open_store, shard_ranges
-from aqtopo.variables import READ_DEADLINE_S, STATIC_VARIABLES, VARIABLES
+from aqtopo.data.store import (
+    FURTHER_STATISTICS,
+    Report,
+    Statistics,
+    Store,
+    no_progress,
+    open_store,
+    shard_ranges,
+    statistics_attributes,
+)
+from aqtopo.variables import READ_DEADLINE_S
 
 if TYPE_CHECKING:
     from aqtopo.config import RunConfig
 
 Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """Mean and population standard deviation by variable, in its units; NaN without a finite value."""
-
-    mean: Mapping[str, float]
-    std: Mapping[str, float]
-    years: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,10 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
     known = total.count > 0
     mean = dict(zip(store.channels, np.where(known, total.mean, np.nan).tolist(), strict=True))
     std = dict(zip(store.channels, np.where(known, total.std, np.nan).tolist(), strict=True))
-    for name in STATIC_VARIABLES:
-        values = store.static[name].astype(np.float64)
-        mean[name], std[name] = float(values.mean()), float(values.std())
+    for name, variable in store.variables.items():
+        if variable.kind == "static":
+            values = store.static[name].astype(np.float64)
+            mean[name], std[name] = float(values.mean()), float(values.std())
     return Statistics(mean, std, wanted)
 
 
@@ -114,7 +115,7 @@ def _count_no_data(
 ) -> None:
     """Add values of (n, C, H, W) that are no data to `wrong`: by channel the number, the first, its time."""
     for place, name in enumerate(store.channels):
-        found = no_data(VARIABLES[name], fields[:, place])
+        found = no_data(store.variables[name], fields[:, place])
         if found.any():
             hour, row, column = np.unravel_index(int(found.argmax()), found.shape)
             known = wrong.get(
@@ -131,18 +132,21 @@ def write_statistics(
 ) -> Statistics:
     """Compute the statistics of a store over `years` and write them to its attributes.
 
+    Those of other years are kept beside them.
+
     Raises:
         ValueError: the store is unusable, lacks a year, or cannot be written.
         TimeoutError: the file system did not answer for `deadline_s`.
     """
-    statistics = compute_statistics(open_store(path, deadline_s), years, report)
+    store = open_store(path, deadline_s)
+    statistics = compute_statistics(store, years, report)
+    kept = [each for each in store.statistics if set(each.years) != set(statistics.years)]
+    first = not store.statistics or store.statistics[0] not in kept
+    ordered = [statistics, *kept] if first else [*kept, statistics]
+    further = [statistics_attributes(each) for each in ordered[1:]]
     try:
         zarr.open_group(path, mode="r+").attrs.update(
-            {
-                "channel_mean": _nulls(statistics.mean),
-                "channel_std": _nulls(statistics.std),
-                "statistics_years": list(statistics.years),
-            }
+            statistics_attributes(ordered[0]) | ({FURTHER_STATISTICS: further} if further else {})
         )
     except OSError as error:
         raise_store_error(
@@ -151,11 +155,6 @@ def write_statistics(
             "Statistics are stored in its attributes: allow writing there.",
         )
     return statistics
-
-
-def _nulls(values: Mapping[str, float]) -> dict[str, float | None]:
-    """Return None, JSON's null, for the NaN of a channel without a finite value."""
-    return {name: None if math.isnan(value) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -200,24 +199,23 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
     command = f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, years))}`."
     if not store.statistics_years:
         raise_store_error(store.path, "has no statistics of its channels", command)
-    covered = ", ".join(map(str, store.statistics_years))
+    covered = "; ".join(", ".join(map(str, each.years)) for each in store.statistics)
     if config.data.normalization == "dataset" and set(store.statistics_years) != set(years):
         trained = ", ".join(map(str, years))
         raise_store_error(
             store.path, f"has statistics over {covered}, but the run trains on {trained}", command
         )
-    for name in ("u", "v", *config.data.variables, *config.data.targets):
+    needed = config.data.channels
+    over = ", ".join(map(str, store.statistics_years))
+    for name in needed:
         if not math.isfinite(store.mean.get(name, math.nan)):
             raise_store_error(
                 store.path,
-                f"has no finite value of the channel {name} in the years {covered}",
+                f"has no finite value of the channel {name} in the years {over}",
                 f"Write the store again with values for it, or leave {name} out of the run's variables.",
             )
     if config.data.normalization == "topoflow":
-        return Normalization(
-            {name: variable.topoflow_mean for name, variable in VARIABLES.items()},
-            {name: variable.topoflow_std for name, variable in VARIABLES.items()},
-        )
+        return _published(store, needed)
     # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
     return Normalization(store.mean, {name: std if std > 0 else 1.0 for name, std in store.std.items()})
 
@@ -235,3 +233,19 @@ def scaling_digest(config: "RunConfig", store: Store) -> str:
     if config.model.local_bias or config.data.forcings:
         digest.update(store.lon.tobytes())
     return digest.hexdigest()
+
+
+def _published(store: Store, needed: Sequence[str]) -> Normalization:
+    """Return the published constants of the variables that a run needs."""
+    mean, std = {}, {}
+    for name in needed:
+        variable = store.variables[name]
+        if variable.topoflow_mean is None or variable.topoflow_std is None:
+            raise_store_error(
+                store.path,
+                f"has no published mean and standard deviation of {name}, which `data.normalization` = "
+                '"topoflow" needs',
+                'Set `data.normalization` to "dataset".',
+            )
+        mean[name], std[name] = variable.topoflow_mean, variable.topoflow_std
+    return Normalization(mean, std)

@@ -7,15 +7,16 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.data.descriptions import attribute_mapping, channel_variables
 from aqtopo.data.schema import (
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
@@ -35,10 +36,22 @@ from aqtopo.data.shards import (
     read_with_deadline,
     shard_path,
 )
-from aqtopo.variables import READ_DEADLINE_S
+from aqtopo.variables import READ_DEADLINE_S, Variables
+
+if TYPE_CHECKING:
+    from aqtopo.config import RunConfig
 
 Report = Callable[[str, int, int], None]
 """Progress callback: name of the items, number done, total number."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and population standard deviation by variable, in its units; NaN without a finite value."""
+
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+    years: tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,14 +66,16 @@ class Store:
         channels: names of the hourly fields, in storage order (C of them).
         lat: (H,) degrees north, ascending or descending.
         lon: (W,) degrees east.
-        static: (H, W) float32 by name: elevation [m], population [km-2], lat2d, lon2d [degrees], mask [0/1].
+        static: (H, W) float32 by name: elevation [m], lat2d, lon2d [degrees], mask [0/1] and others.
+        variables: description of every channel but the mask.
+        statistics: of all sets of years that are stored.
         mean: mean by variable over `statistics_years`, in the variable's units; NaN without a finite value.
         std: population standard deviation by variable, in its units; NaN without a finite value.
-        statistics_years: the calendar years of the statistics; empty if there are none.
+        statistics_years: the calendar years of the chosen statistics; empty if there are none.
         source: origin of the data.
         attributes: all attributes of the group.
-        digest: SHA-256 of the metadata (shapes, coordinates, attributes, statistics) and the static fields,
-            without the hourly values.
+        digest: SHA-256 of the metadata (shapes, coordinates, attributes, chosen statistics) and the static
+            fields, without the hourly values.
         copy: folder on this node from which hours are read (`aqtopo.training.staging`); None for `path`.
         deadline_s: longest wait for the file system [s].
     """
@@ -71,6 +86,8 @@ class Store:
     lat: NDArray[np.float64] = field(repr=False)
     lon: NDArray[np.float64] = field(repr=False)
     static: Mapping[str, NDArray[np.float32]] = field(repr=False)
+    variables: Variables = field(repr=False)
+    statistics: tuple[Statistics, ...] = field(repr=False)
     mean: Mapping[str, float] = field(repr=False)
     std: Mapping[str, float] = field(repr=False)
     statistics_years: tuple[int, ...]
@@ -91,6 +108,11 @@ class Store:
     def simulated(self) -> bool:
         """Return True if the attribute `simulated` of the data is `yes` or `true`."""
         return str(self.attributes.get("simulated", "no")).lower() in ("yes", "true")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.lat.size, self.lon.size
 
     @property
     def years(self) -> tuple[int, ...]:
@@ -180,8 +202,20 @@ class Store:
         )
 
 
-def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
+def open_run_store(config: "RunConfig") -> Store:
+    """Open the store of a run with the statistics of its training years, as `open_store`."""
+    return open_store(config.data.store, config.data.read_deadline_s, config.data.train_years)
+
+
+def open_store(
+    path: str | Path, deadline_s: float = READ_DEADLINE_S, years: Sequence[int] | None = None
+) -> Store:
     """Open a store and check everything except the hourly fields.
+
+    Args:
+        path: folder of the store.
+        deadline_s: longest wait for the file system [s].
+        years: the statistics to choose, if they are there; else the first ones.
 
     Raises:
         ValueError: there is no store, it cannot be read, or it violates `aqtopo.data.schema`.
@@ -200,20 +234,31 @@ def open_store(path: str | Path, deadline_s: float = READ_DEADLINE_S) -> Store:
         str(name): dataset["static"].values[i] for i, name in enumerate(dataset["static_channel"].values)
     }
     check_static(path, static)
-    attributes = dict(dataset.attrs)
+    statistics = _statistics(path, dataset.attrs)
+    wanted = [each for each in statistics if years is not None and set(each.years) == set(years)]
+    chosen = next(iter([*wanted, *statistics]), Statistics({}, {}, ()))
+    # A further set must change neither the digest nor the attributes of a run that uses another one.
+    attributes = {key: value for key, value in dataset.attrs.items() if key != FURTHER_STATISTICS}
+    if statistics and chosen is not statistics[0]:
+        attributes |= statistics_attributes(chosen)
+    channels = tuple(dataset["channel"].values.tolist())
     return Store(
         path=str(path),
         times=checked_times(path, dataset["time"].values),
-        channels=tuple(str(name) for name in dataset["channel"].values),
+        channels=channels,
         lat=dataset["lat"].values.astype(np.float64),
         lon=dataset["lon"].values.astype(np.float64),
         static=static,
-        mean=_numbers(attributes.get("channel_mean", {})),
-        std=_numbers(attributes.get("channel_std", {})),
-        statistics_years=tuple(attributes.get("statistics_years", ())),
+        variables=channel_variables(
+            path, (channels, dataset["fields"].attrs), ([*static], dataset["static"].attrs)
+        ),
+        statistics=statistics,
+        mean=chosen.mean,
+        std=chosen.std,
+        statistics_years=chosen.years,
         source=str(attributes["source"]),
         attributes=attributes,
-        digest=_digest(dataset),
+        digest=_digest(dataset, attributes),
         deadline_s=deadline_s,
     )
 
@@ -237,14 +282,53 @@ def _open_dataset(path: Path) -> xr.Dataset:
         )
 
 
-def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
-    """Return stored statistics with NaN for JSON's null, a channel without a finite value."""
-    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+FURTHER_STATISTICS = "further_statistics"
+"""Attribute with the statistics of all sets of years but the first."""
 
 
-def _digest(dataset: xr.Dataset) -> str:
+def statistics_attributes(statistics: Statistics) -> dict[str, Any]:
+    """Return statistics as attributes, with JSON's null for the NaN of a channel without a finite value."""
+
+    def nulls(values: Mapping[str, float]) -> dict[str, float | None]:
+        return {name: None if math.isnan(value) else value for name, value in values.items()}
+
+    return {
+        "channel_mean": nulls(statistics.mean),
+        "channel_std": nulls(statistics.std),
+        "statistics_years": list(statistics.years),
+    }
+
+
+def _statistics(path: str | Path, attributes: Mapping[str, Any]) -> tuple[Statistics, ...]:
+    """Return all stored statistics, the first ones first."""
+    further = attributes.get(FURTHER_STATISTICS, [])
+    if not isinstance(further, list) or not all(isinstance(each, Mapping) for each in further):
+        raise_store_error(path, f"has {FURTHER_STATISTICS} of a wrong type", _STATISTICS_REMEDY)
+    sets = [attributes, *further] if attributes.get("statistics_years") else further
+    return tuple(_read_statistics(path, each) for each in sets)
+
+
+def _read_statistics(path: str | Path, attributes: Mapping[str, Any]) -> Statistics:
+    years = attributes.get("statistics_years")
+    if not isinstance(years, list) or not all(type(year) is int for year in years):
+        raise_store_error(path, f"has statistics_years = {years!r}", _STATISTICS_REMEDY)
+
+    def numbers(key: str) -> dict[str, float]:
+        values = attribute_mapping(f"The data store {path}", attributes, key)
+        wrong = [name for name, value in values.items() if type(value) not in (float, int, type(None))]
+        if wrong:
+            raise_store_error(path, f"has {key} of {wrong[0]} = {values[wrong[0]]!r}", _STATISTICS_REMEDY)
+        return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+    return Statistics(numbers("channel_mean"), numbers("channel_std"), tuple(years))
+
+
+_STATISTICS_REMEDY = "Correct the attribute, or remove it and run `aqtopo data statistics`."
+
+
+def _digest(dataset: xr.Dataset, attributes: Mapping[str, Any]) -> str:
     description = {
-        "attributes": dataset.attrs,
+        "attributes": attributes,
         "fields": [list(dataset["fields"].shape), dataset["fields"].attrs],
         "channels": [str(name) for name in dataset["channel"].values],
         "static_channels": [str(name) for name in dataset["static_channel"].values],

@@ -89,6 +89,8 @@ def conversion(given: str, wanted: str) -> Conversion:
     Raises:
         UnitsError: the units are unknown, or of another dimension.
     """
+    if given.strip() == wanted.strip():
+        return Conversion()  # also of units that the library does not know, such as `molec cm-2`
     target = _parse(wanted)
     if target.dimensionless:
         return _to_fraction(given, wanted)
@@ -122,7 +124,7 @@ def conversion(given: str, wanted: str) -> Conversion:
 def same_units(one: str, other: str) -> bool:
     """Return whether two strings mean the same units."""
     try:
-        return one.strip() == other.strip() or conversion(one, other) == Conversion()
+        return conversion(one, other) == Conversion()
     except UnitsError:
         return False
 

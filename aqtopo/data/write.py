@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from aqtopo.data.channels import Channel
+from aqtopo.data.descriptions import channel_attributes, read_descriptions
 from aqtopo.data.outside import check_decoded
 from aqtopo.data.schema import (
     COORDINATE_ATTRIBUTES,
@@ -32,12 +34,11 @@ from aqtopo.data.schema import (
     check_layout,
     check_static,
     checked_times,
-    describe_channels,
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
-from aqtopo.data.units import Conversion, UnitsError, conversion
+from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable, VariableKind, Variables
 
 _TIME_CHUNK = 2**16
 """Hours in one chunk of the time axis: 7 years, so opening a store reads one or two small files."""
@@ -46,7 +47,9 @@ LAZY_HOURS = 4 * HOURS_PER_SHARD
 """Hours of a lazy dataset that are in memory at a time."""
 
 
-def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> None:
+def write_store(
+    blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path, variables: Iterable[Variable] = ()
+) -> None:
     """Write a new store from one dataset, or from several datasets in order of time.
 
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
@@ -55,9 +58,16 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
 
     Values are converted from the units in `fields.attrs["channel_units"]`, if it is there.
 
+    Args:
+        blocks: the data.
+        path: folder of the store.
+        variables: descriptions of channels that are not in `aqtopo.variables`, or that replace those there.
+            The attributes of `fields` and `static` in the first block may describe channels too, see
+            `aqtopo.data.descriptions`.
+
     Raises:
-        ValueError: `path` exists already or cannot be written, or a block is undecoded, has undeclared fill
-            values or impossible magnitudes, or violates `aqtopo.data.schema`.
+        ValueError: `path` exists already or cannot be written, a channel is not described, or a block is
+            undecoded, has undeclared fill values or impossible magnitudes, or violates `aqtopo.data.schema`.
     """
     final = Path(path)
     partial = final.with_name(final.name + ".partial")
@@ -76,13 +86,15 @@ def write_store(blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path) -> 
             f"{final} cannot be written ({error}). Choose a place where you may write."
         ) from error
     try:
-        _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final)
+        given = {variable.name: variable for variable in variables}
+        _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final, given)
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> None:
+def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given: Variables) -> None:
+    described: dict[str, Variable] = {}
     channels: tuple[str, ...] = ()
     attributes: dict[str, Any] = {}
     last_time: Hours | None = None
@@ -94,7 +106,9 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
                 f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
                 f"must have a multiple of {HOURS_PER_SHARD} h."
             )
-        block = _in_store_units(block, name)
+        if last_time is None:
+            described = _descriptions(block, name, given)
+        block = _in_store_units(block, name, described)
         # float64 is accepted, and stored as float32.
         block = block.assign(
             {array: block[array].astype(np.float32) for array in ("fields", "static") if array in block}
@@ -102,17 +116,18 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path) -> No
         check_layout(name, block, first=last_time is None)
         fields = block["fields"].reset_coords(drop=True)
         fields = fields.assign_coords(time=fields["time"].astype("datetime64[ns]"))
-        fields = fields.assign_attrs(describe_channels(fields["channel"].values.tolist()))
+        names = tuple(fields["channel"].values.tolist())
+        if last_time is not None and names != channels:
+            raise ValueError(
+                f"A block of {name} has its channels in another order than the first block. Reorder them."
+            )
+        fields.attrs |= channel_attributes(described[each] for each in names)
         joined = fields["time"].values if last_time is None else np.append(last_time, fields["time"].values)
         checked_times(name, joined)
         if last_time is None:
-            channels = tuple(fields["channel"].values.tolist())
-            attributes = _create(block, fields, partial, name)
+            channels = names
+            attributes = _create(block, fields, partial, name, described)
         else:
-            if tuple(fields["channel"].values.tolist()) != channels:
-                raise ValueError(
-                    f"A block of {name} has its channels in another order than the first block. Reorder them."
-                )
             # An append replaces the group's attributes by those of the block.
             more = (
                 fields.drop_vars(["channel", "lat", "lon"]).to_dataset(name="fields").assign_attrs(attributes)
@@ -146,7 +161,33 @@ def _loaded(blocks: Iterable[xr.Dataset], name: Path) -> Iterator[xr.Dataset]:
             yield plain.isel({"time": chosen}, missing_dims="ignore").load()
 
 
-def _in_store_units(block: xr.Dataset, name: Path) -> xr.Dataset:
+def _descriptions(block: xr.Dataset, name: Path, given: Variables) -> dict[str, Variable]:
+    """Return the description of each channel of the first block.
+
+    Raises:
+        ValueError: a channel is not described, or a description belongs to none.
+    """
+    source = f"A dataset for {name}"
+    found: dict[str, Variable] = {}
+    arrays: tuple[tuple[str, str, VariableKind], ...] = (
+        ("fields", "channel", "dynamic"),
+        ("static", "static_channel", "static"),
+    )
+    for array, axis, kind in arrays:
+        if array in block and axis in block.coords:
+            names = block[axis].values.tolist()
+            found |= read_descriptions(source, names, kind, block[array].attrs, given)
+    unused = [each for each in given if each not in found]
+    if unused:
+        raise_input_error(
+            source,
+            f"has no channel {', '.join(unused)}, and it is described",
+            f"Name one of {', '.join(found)}",
+        )
+    return found
+
+
+def _in_store_units(block: xr.Dataset, name: Path, described: Variables) -> xr.Dataset:
     """Convert each channel from its `channel_units`, if it has any, and refuse values that are no data."""
     if "fields" not in block or block["fields"].dims != FIELDS_DIMS or "channel" not in block.coords:
         return block
@@ -154,22 +195,10 @@ def _in_store_units(block: xr.Dataset, name: Path) -> xr.Dataset:
     units = dict(fields.attrs.get("channel_units", {}))
     written = fields.values.astype(np.float32)
     for place, channel in enumerate(fields["channel"].values.tolist()):
-        if channel not in VARIABLES:
-            continue
-        variable = VARIABLES[channel]
-        given = fields.isel(channel=place, drop=True).rename(channel)
-        given.attrs = {"units": units.pop(channel, variable.units)}
-        try:
-            change = conversion(given.attrs["units"], variable.units)
-        except UnitsError as error:
-            raise_input_error(source, f"gives the channel {channel} in units that cannot be used", str(error))
-        if change.needs_density:
-            raise_input_error(
-                source,
-                f"gives the channel {channel} in {given.attrs['units']!r}, a ratio of masses",
-                f"Multiply it by the density of air to have {variable.units!r}",
-            )
-        written[:, place] = Channel(variable, given, change, None, source).load().values.values
+        if channel not in described:
+            continue  # of a later block, whose channels are compared with the first one's
+        given = fields.isel(channel=place, drop=True)
+        written[:, place] = _converted(given, units.pop(channel, None), described[channel], source)
     converted = fields.copy(data=written).assign_attrs(channel_units=units)
     times = block["time"].to_index() if "time" in block.coords else None
     if isinstance(times, xr.CFTimeIndex):
@@ -178,15 +207,42 @@ def _in_store_units(block: xr.Dataset, name: Path) -> xr.Dataset:
     return block.assign(fields=converted)
 
 
-def _create(block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path) -> dict[str, Any]:
+def _converted(
+    given: xr.DataArray, units: str | None, variable: Variable, source: str
+) -> NDArray[np.float32]:
+    """Return the values of a channel, converted from its units, if they are given, and checked."""
+    units = variable.units if units is None else units
+    try:
+        change = conversion(units, variable.units)
+    except UnitsError as error:
+        raise_input_error(
+            source, f"gives the channel {variable.name} in units that cannot be used", str(error)
+        )
+    if change.needs_density:
+        raise_input_error(
+            source,
+            f"gives the channel {variable.name} in {units!r}, a ratio of masses",
+            f"Multiply it by the density of air to have {variable.units!r}",
+        )
+    given = given.rename(variable.name)
+    given.attrs = {"units": units}
+    values: NDArray[np.float32] = Channel(variable, given, change, None, source).load().values.values
+    return values
+
+
+def _create(
+    block: xr.Dataset, fields: xr.DataArray, partial: Path, name: Path, described: Variables
+) -> dict[str, Any]:
     """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
     names = block["static_channel"].values.tolist()
-    static = block["static"].reset_coords(drop=True).assign_attrs(describe_channels(names))
+    static = block["static"].reset_coords(drop=True).copy()
     check_static(name, dict(zip(names, static.values, strict=True)))
-    for channel in set(names) & set(VARIABLES):
-        given = static.sel(static_channel=channel, drop=True).rename(channel)
-        given.attrs = {"units": VARIABLES[channel].units}
-        Channel(VARIABLES[channel], given, Conversion(), None, f"A dataset for {name}").load()
+    units = static.attrs.get("channel_units", {})
+    for place, channel in enumerate(names):
+        if channel in described:
+            given = static.isel(static_channel=place, drop=True)
+            static[place] = _converted(given, units.get(channel), described[channel], f"A dataset for {name}")
+    static.attrs |= channel_attributes(described[each] for each in names if each in described)
     dataset = xr.Dataset(
         {"fields": fields, "static": static},
         attrs={**block.attrs, "schema_version": SCHEMA_VERSION, "Conventions": "CF-1.11"},

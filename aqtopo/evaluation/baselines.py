@@ -18,7 +18,7 @@ from aqtopo.data.forcings import DAYS_PER_YEAR, HOURS_PER_DAY
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
-from aqtopo.evaluation.linear import OWN_FIELDS, Linear, LinearBaseline, Predictors
+from aqtopo.evaluation.linear import Linear, LinearBaseline, Predictors
 from aqtopo.evaluation.points import (
     BASELINES,
     CLIMATOLOGY,
@@ -40,7 +40,7 @@ class Fits:
 
     Attributes:
         climatology: mean by hour and season.
-        linear: regression on the fields that every store holds.
+        linear: regression on all fields of the store.
         linear_same: regression on the fields that the run reads.
     """
 
@@ -74,7 +74,7 @@ def fit_baselines(
         climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
     linear, linear_same = (
         LinearBaseline(store, data, predictors).fit_once(run_dir, report, ranks)
-        for predictors in (OWN_FIELDS, Predictors.of_run(data))
+        for predictors in (Predictors.of_store(store), Predictors.of_run(store, data))
     )
     return Fits(climatology, linear, linear_same)
 

@@ -46,7 +46,7 @@ from aqtopo.inference.weather import (
     weather_label,
     with_weather,
 )
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import variables_as_json, variables_from_json
 
 TOKENS_PER_BATCH = 2**13
 """Tokens of one forward pass: one map of the reference grid, sixteen of 32 x 64 cells."""
@@ -189,7 +189,7 @@ def _check_truth(run: LoadedRun, batch: Batch, truth: NDArray[np.float32], valid
         ValueError: there is one.
     """
     for place, name in enumerate(run.config.data.targets):
-        wrong = no_data(VARIABLES[name], truth[:, :, place]) & valid[:, :, place]
+        wrong = no_data(run.store.variables[name], truth[:, :, place]) & valid[:, :, place]
         if wrong.any():
             sample, lead, row, column = np.argwhere(wrong)[0]
             time = batch.times[sample] + np.timedelta64(run.config.data.horizons[lead], "h")
@@ -242,8 +242,10 @@ def _accumulators(
 
 
 def _evaluation(tables: dict[str, xr.Dataset], attrs: dict[str, Any]) -> Evaluation:
+    variables = variables_from_json(attrs["variables"])
+
     def with_units(dataset: xr.Dataset) -> xr.Dataset:
-        units = [VARIABLES[str(name)].units for name in dataset["pollutant"].values]
+        units = [variables[str(name)].units for name in dataset["pollutant"].values]
         return dataset.assign_coords(units=("pollutant", units)).assign_attrs(attrs)
 
     strata = stratified_scores(tables["by_day"], tables["by_hour"])
@@ -269,6 +271,7 @@ def _provenance(
         "config_digest": run.config.digest,
         "split": split,
         "years": list(data.test_years if split == "test" else data.validation_years),
+        "variables": variables_as_json(run.store.variables[name] for name in data.targets),
         "climatology": fits.climatology.described,
         "climatology_years": list(fits.climatology.years),
         "linear": fits.linear.described,

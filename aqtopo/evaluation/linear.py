@@ -72,18 +72,21 @@ class Predictors:
     weather: tuple[tuple[str, int], ...] = ()
 
     @classmethod
-    def of_run(cls, data: DataConfig) -> "Predictors":
+    def of_store(cls, store: Store) -> "Predictors":
+        """All fields of a store; CAQRA's first, in their usual order."""
+        order = {name: place for place, name in enumerate(DYNAMIC_VARIABLES)}
+        return cls(tuple(sorted(store.channels, key=lambda name: order.get(name, len(order)))))
+
+    @classmethod
+    def of_run(cls, store: Store, data: DataConfig) -> "Predictors":
         """The fields that a run itself reads."""
-        own = tuple(name for name in data.variables if name in DYNAMIC_VARIABLES)
+        own = tuple(name for name in data.variables if name in store.channels)
         weather = tuple((name, hours) for hours in data.horizons for name in data.weather_at_horizons)
         return cls(own, data.history, weather)
 
     def __len__(self) -> int:
         """Number of predictors P."""
         return 1 + 6 + 3 * len(self.variables) + len(self.history) + len(self.weather)
-
-
-OWN_FIELDS = Predictors(DYNAMIC_VARIABLES)
 
 
 @dataclass(frozen=True, eq=False)

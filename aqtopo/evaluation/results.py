@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import xarray as xr
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import Record, Time, read_record
@@ -26,16 +26,9 @@ from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
 from aqtopo.evaluation.scores import count_wins, squared_errors
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import NAME_PATTERN, Variable, Variables, variables_as_json, with_defaults
 
-
-def _known(pollutant: str) -> str:
-    if pollutant not in VARIABLES:
-        raise_contradictions("pollutant", [Problem((), pollutant, "is an unknown pollutant")])
-    return pollutant
-
-
-Pollutant = Annotated[str, AfterValidator(_known)]
+Pollutant = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Measures(Record):
@@ -147,6 +140,8 @@ class ScoreRecord(Record):
     """First initial time."""
     last_init: Time
     """Last initial time."""
+    variables: tuple[Variable, ...] = ()
+    """Descriptions of the pollutants; empty in older files, whose pollutants are CAQRA's."""
     scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]
     """Scores of every pollutant at every horizon, over the whole split."""
     strata: dict[str, dict[str, tuple[PairScores, ...]]]
@@ -155,6 +150,13 @@ class ScoreRecord(Record):
     """Days above limits."""
     spectra: tuple[Spectrum, ...] = ()
     """Spectral scores."""
+
+    @property
+    def described(self) -> Variables:
+        """Description of each pollutant, in the order of `scores`."""
+        known = with_defaults(self.variables)
+        names = dict.fromkeys(entry.pollutant for entry in self.scores)
+        return {name: known[name] for name in names if name in known}
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -166,6 +168,9 @@ def _gaps(scores: ScoreRecord) -> Iterator[Problem]:
     """Yield the incomplete parts."""
     found = [(entry.pollutant, entry.horizon_h) for entry in scores.scores]
     pollutants, horizons = (dict.fromkeys(names) for names in zip(*found, strict=True))
+    for name in pollutants:
+        if name not in scores.described:
+            yield Problem(("variables",), name, "is an undescribed pollutant")
     if sorted(found) != sorted((pollutant, horizon) for pollutant in pollutants for horizon in horizons):
         yield _incomplete(("scores",), len(found))
     for name, by_label in scores.strata.items():
@@ -284,7 +289,8 @@ def scores_from_record(content: ScoreRecord) -> xr.Dataset:
             "units": ("pollutant", [entries[name, horizons[0]].units for name in pollutants]),
             "horizon": ("horizon", horizons, {"units": "hours"}),
         },
-        attrs=content.model_dump(mode="json", exclude=_NOT_ATTRIBUTES),
+        attrs=content.model_dump(mode="json", exclude={*_NOT_ATTRIBUTES, "variables"})
+        | {"variables": variables_as_json(content.variables)},
     )
 
 

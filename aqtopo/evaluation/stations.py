@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
+from aqtopo.data.channels import possible_range
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import UnitsError, conversion
@@ -19,7 +20,7 @@ from aqtopo.distributed.process_group import RankGroup
 from aqtopo.evaluation.observations import read_observations
 from aqtopo.evaluation.points import CLIMATOLOGY, ScoredBatch
 from aqtopo.evaluation.scores import ERRORS, all_reduce, error_terms
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable, Variables
 
 LOWEST_OBSERVED = -90.0
 """Lowest valid value [ug m-3]: clean air gives values slightly below zero; -99 and -999 mean missing."""
@@ -30,7 +31,7 @@ class Stations:
     """Stations inside grid and mask, with their observations.
 
     Attributes:
-        observed: (time, pollutant, station) in the units of `aqtopo.variables`, NaN where missing, with `lat`
+        observed: (time, pollutant, station) in the store's units, NaN where missing, with `lat`
             and `lon` along `station`; hours ascending.
         outside: ids beyond the outermost cell centres.
         masked: ids with a cell outside the mask among the four around them.
@@ -56,7 +57,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
         ValueError: the file cannot be read, lacks a column, repeats or contradicts itself, or has no
             value to score.
     """
-    table, ignored = _read_table(path, pollutants)
+    table, ignored = _read_table(path, pollutants, store.variables)
     # To the store's convention, -180..180 or 0..360.
     table["lon"] -= 360.0 * np.round((table["lon"] - store.lon.mean()) / 360.0)
     places = _places(path, table)
@@ -93,7 +94,9 @@ def _reachable(places: xr.DataArray, store: Store) -> tuple[NDArray[np.bool_], N
     return inside.fillna(1.0).interp(at).notnull().values, inside.interp(at).notnull().values
 
 
-def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tuple[str, ...]]:
+def _read_table(
+    path: Path, pollutants: Sequence[str], variables: Variables
+) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return the lines of `pollutants` with a value, and the names of the other pollutants."""
     table = read_observations(path)
     ours = table["pollutant"].isin(list(pollutants))
@@ -104,14 +107,14 @@ def _read_table(path: Path, pollutants: Sequence[str]) -> tuple[pd.DataFrame, tu
             f"{path} has no value of {', '.join(pollutants)}; its pollutants are "
             f"{', '.join(ignored) or 'none'}. Use the run's names."
         )
-    return _in_store_units(path, kept.copy()), ignored
+    return _in_store_units(path, kept.copy(), variables), ignored
 
 
-def _in_store_units(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _in_store_units(path: Path, table: pd.DataFrame, variables: Variables) -> pd.DataFrame:
     """Convert the values, and refuse units that cannot be converted and impossible values, by line."""
     given = table["value"].copy()
     for (pollutant, units), rows in table[table["units"] != ""].groupby(["pollutant", "units"], sort=False):
-        wanted = VARIABLES[str(pollutant)].units
+        wanted = variables[str(pollutant)].units
         try:
             change = conversion(str(units), wanted)
             if change.needs_density:
@@ -119,20 +122,26 @@ def _in_store_units(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         except UnitsError as error:
             raise ValueError(f"{path}, line {rows.index[0]} gives {pollutant} in {error}.") from error
         table.loc[rows.index, "value"] = change(rows["value"])
-    highest = table["pollutant"].map(
-        {name: VARIABLES[name].valid_range[1] for name in set(table["pollutant"])}
-    )
-    wrong = (table["value"] < LOWEST_OBSERVED) | (table["value"] > highest)
+    ranges = {name: _possible(variables[name]) for name in set(table["pollutant"])}
+    lowest, highest = (table["pollutant"].map({n: pair[at] for n, pair in ranges.items()}) for at in (0, 1))
+    wrong = (table["value"] < lowest) | (table["value"] > highest)
     if wrong.any():
         line = wrong.idxmax()
         first = table.loc[line]
+        units = variables[first["pollutant"]].units
         raise ValueError(
             f"{path} has {wrong.sum()} of {wrong.size} values that are impossible, the first in line {line}: "
-            f"{first['pollutant']} = {given[line]:g} {first['units'] or 'ug m-3'} at the station "
-            f"{first['id']}. Leave missing values empty, and name units other than ug m-3 in a column "
+            f"{first['pollutant']} = {given[line]:g} {first['units'] or units} at the station "
+            f"{first['id']}. Leave missing values empty, and name units other than {units} in a column "
             "`units`."
         )
     return table
+
+
+def _possible(variable: Variable) -> tuple[float, float]:
+    """Return the lowest and highest possible observation."""
+    lowest = LOWEST_OBSERVED if variable.units == "ug m-3" else possible_range(variable)[0]
+    return lowest, variable.valid_range[1]
 
 
 def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import rich.box
 import xarray as xr
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import MODEL, WHOLE
 from aqtopo.evaluation.scores import count_wins, squared_errors
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import variables_from_json
 
 TABLE_WIDTH = 120
 """Columns of text that suffice for the score table with the baselines, and for the other tables."""
@@ -28,7 +29,7 @@ def score_table(scores: xr.Dataset) -> Table:
     """Table of the RMSE of every forecast, the lowest marked, and the model's skill, ACC and bias."""
     attrs = scores.attrs
     forecasts = "1 forecast" if attrs["initialisations"] == 1 else f"{attrs['initialisations']:,} forecasts"
-    units = ", ".join(dict.fromkeys(scores["units"].values.tolist()))
+    units = escape(", ".join(dict.fromkeys(scores["units"].values.tolist())))
     table = _table(
         ("pollutant",),
         (
@@ -66,7 +67,7 @@ def _table(texts: Sequence[str], numbers: Sequence[str], title: str, caption: st
 
 
 def _row(pair: xr.Dataset) -> list[str]:
-    name = VARIABLES[str(pair["pollutant"].values)].long_name
+    name = long_name(pair, pair["pollutant"].values)
     rmse = pair["rmse"]
     lowest = float(rmse.min())
     return [
@@ -77,6 +78,11 @@ def _row(pair: xr.Dataset) -> list[str]:
         number_text(float(pair["acc"].sel(forecast=MODEL)), "+.2f"),
         number_text(float(pair["bias"].sel(forecast=MODEL)), "+.2f"),
     ]
+
+
+def long_name(scores: xr.Dataset, pollutant: object) -> str:
+    """Return the name of a pollutant, from the descriptions among the attributes of its scores, as markup."""
+    return escape(variables_from_json(scores.attrs.get("variables", ()))[str(pollutant)].long_name)
 
 
 def number_text(value: float, form: str) -> str:
@@ -149,7 +155,7 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
             for horizon in here["horizon"].values:
                 figures.append(number_text(float(rmse.sel(horizon=horizon)), ".2f"))
                 figures.append(number_text(float(skill.sel(horizon=horizon)), "+.3f"))
-            table.add_row(VARIABLES[str(pollutant)].long_name, str(label), *figures)
+            table.add_row(long_name(scores, pollutant), str(label), *figures)
         table.add_section()
     return table
 
@@ -172,7 +178,7 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
     if not whole[[*_NUMBERS, "correct_negatives"]].to_array().any():
         return NO_DAILY_MEANS
     any_at_all = whole[list(_NUMBERS)].to_array().any(("variable", "forecast", "horizon"))
-    quiet = ", ".join(VARIABLES[str(name)].long_name for name in whole["pollutant"][~any_at_all].values)
+    quiet = ", ".join(long_name(whole, name) for name in whole["pollutant"][~any_at_all].values)
     table = _table(
         ("pollutant", "forecast"),
         ("limit", "lead", *(name.replace("_", " ") for name in _NUMBERS), *map(str.upper, _SHARES)),
@@ -193,7 +199,7 @@ def exceedance_table(exceedances: xr.Dataset) -> Table | str:
 
 def _exceedance_row(case: xr.Dataset) -> list[str]:
     return [
-        VARIABLES[str(case["pollutant"].values)].long_name,
+        long_name(case, case["pollutant"].values),
         str(case["forecast"].values),
         f"{float(case['limit']):.0f}",
         f"{int(case['horizon'])} h",
@@ -216,5 +222,5 @@ def spectra_table(spectra: xr.Dataset) -> Table:
         pairs = [model.sel(pollutant=pollutant, horizon=horizon) for horizon in model["horizon"].values]
         forms = (("resolved_km", ".0f"), ("short_waves", ".2f"))
         figures = [number_text(float(pair[name]), form) for pair in pairs for name, form in forms]
-        table.add_row(VARIABLES[str(pollutant)].long_name, *figures)
+        table.add_row(long_name(spectra, pollutant), *figures)
     return table

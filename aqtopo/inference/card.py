@@ -12,6 +12,7 @@ from aqtopo.checkpoint.files import FileRecord
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config.record import read_record
 from aqtopo.config.strict import Strict
+from aqtopo.variables import Variable
 
 CARD_FILE = "card.json"
 STATIC_FILE = "static.safetensors"
@@ -56,6 +57,8 @@ class Card(Strict):
     normalization: NormalizationFacts
     inputs: tuple[str, ...] = ()
     """All inputs in the model's order; empty in cards of earlier versions."""
+    variables: tuple[Variable, ...] = ()
+    """Descriptions of the run's inputs and targets; empty in older exports, whose variables are CAQRA's."""
     scores: dict[str, Any] | None
     """Content of `scores.json` for this state, without its strata; None if the state was not evaluated."""
     config: dict[str, Any]

@@ -104,6 +104,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
             std={name: value for name, value in store.std.items() if math.isfinite(value)},
         ),
         inputs=config.inputs,
+        variables=tuple(store.variables[name] for name in dict.fromkeys(config.data.channels)),
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
         config=json.loads(config.to_json()),
         config_digest=config.digest,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
-from aqtopo.data.channels import Channel, is_concentration
+from aqtopo.data.channels import Channel
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import Conversion
@@ -26,7 +26,6 @@ from aqtopo.inference.weather import (
     with_weather,
 )
 from aqtopo.refusal import raise_input_error
-from aqtopo.variables import VARIABLES
 
 LEAST_OF_MEAN = 0.01
 """Part of the mean concentration that the highest value of an hour exceeds, unless its units are wrong."""
@@ -124,7 +123,7 @@ def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str]) -> N
 
 
 def _check_field(store: Store, time: np.datetime64, name: str, values: NDArray[np.float32]) -> None:
-    source, variable = f"The data store {store.path} at {time}", VARIABLES[name]
+    source, variable = f"The data store {store.path} at {time}", store.variables[name]
     given = xr.DataArray(
         values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
     ).assign_attrs(units=variable.units)
@@ -134,7 +133,7 @@ def _check_field(store: Store, time: np.datetime64, name: str, values: NDArray[n
     highest, mean = float(np.nanmax(found)), store.mean[name]
     median, (low, high) = float(np.nanmedian(found)), PLAUSIBLE_LEVEL.get(name, (-np.inf, np.inf))
     fact = f"has a median {name} of {median:g}, outside {low:g} to {high:g} {variable.units}"
-    if is_concentration(variable) and highest < LEAST_OF_MEAN * mean:
+    if variable.pollutant and highest < LEAST_OF_MEAN * mean:
         fact = f"has no {name} above {highest:g} {variable.units}, and the training years' mean is {mean:g}"
     elif low <= median <= high:
         return
@@ -233,7 +232,7 @@ def _dataset(run: LoadedRun, init_time: np.datetime64, values: NDArray[np.float3
     return lead_time_dataset(
         values,
         init_time=init_time,
-        pollutants=run.config.data.targets,
+        pollutants=[run.store.variables[name] for name in run.config.data.targets],
         horizons_h=run.config.data.horizons,
         lat=run.store.lat,
         lon=run.store.lon,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable
 
 CONVENTIONS = "CF-1.11"
 
@@ -22,7 +22,7 @@ def lead_time_dataset(
     values: npt.NDArray[np.float32],
     *,
     init_time: np.datetime64,
-    pollutants: Sequence[str],
+    pollutants: Sequence[Variable],
     horizons_h: Sequence[int],
     lat: npt.NDArray[np.floating[Any]],
     lon: npt.NDArray[np.floating[Any]],
@@ -30,9 +30,9 @@ def lead_time_dataset(
     """Return fields by lead time as a CF dataset, whose only global attribute is `Conventions`.
 
     Args:
-        values: (K, C, H, W) in the units of `aqtopo.variables`, NaN where missing.
+        values: (K, C, H, W) in the units of `pollutants`, NaN where missing.
         init_time: initial time, UTC.
-        pollutants: C short names.
+        pollutants: C descriptions.
         horizons_h: K lead times [h], whole hours.
         lat: (H,) latitudes [degrees north], in the order of the rows.
         lon: (W,) longitudes [degrees east].
@@ -45,8 +45,8 @@ def lead_time_dataset(
     initial, hours = init_time.astype("datetime64[ns]"), np.asarray(horizons_h, dtype=np.int64)
     dataset = xr.Dataset(
         {
-            name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(name))
-            for c, name in enumerate(pollutants)
+            each.name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(each))
+            for c, each in enumerate(pollutants)
         },
         coords={
             "init_time": ((), initial, _COORDINATES["init_time"]),
@@ -66,8 +66,7 @@ def lead_time_dataset(
     return dataset
 
 
-def _describe(name: str) -> dict[str, str]:
-    variable = VARIABLES[name]
+def _describe(variable: Variable) -> dict[str, str]:
     described = {"long_name": variable.long_name, "units": variable.units}
     return described | ({"standard_name": variable.standard_name} if variable.standard_name else {})
 

@@ -18,11 +18,13 @@ from aqtopo.config.errors import describe
 from aqtopo.data.axes import GRID_TOLERANCE_DEG
 from aqtopo.data.batch import Batch
 from aqtopo.data.statistics import Normalization, normalization_for, scaling_digest
-from aqtopo.data.store import Store, open_store
+from aqtopo.data.store import Store, open_run_store, open_store
+from aqtopo.data.units import same_units
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config
+from aqtopo.variables import VARIABLES
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     """
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
-    store = open_store(config.data.store, config.data.read_deadline_s)
+    store = open_run_store(config)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
@@ -148,11 +150,21 @@ def _as_in_training(store: Store, card: Card, static: dict[str, np.ndarray[Any, 
                 f"{axis.size} values from {axis[0]:g} to {axis[-1]:g}, and the model needs {expected.size} "
                 f"from {expected[0]:g} to {expected[-1]:g}. {remedy}"
             )
+    trained = {variable.name: variable for variable in card.variables}
+    for name, found in store.variables.items():
+        if name in trained and not same_units(found.units, trained[name].units):
+            raise ValueError(
+                f"{store.path} has {name} in {found.units!r}, and {card.name} was trained on it in "
+                f"{trained[name].units!r}. Convert it and write the store anew."
+            )
+    dynamic = {name: trained.get(name, v) for name, v in store.variables.items() if v.kind == "dynamic"}
+    fixed = {**VARIABLES, **trained}
     return replace(
         store,
         lat=axes["lat"],
         lon=axes["lon"],
         static=static,
+        variables=dynamic | {name: fixed[name] for name in static if name in fixed},
         mean=card.normalization.mean,
         std=card.normalization.std,
         statistics_years=card.normalization.statistics_years,
@@ -163,7 +175,7 @@ def predict(run: LoadedRun, batch: Batch) -> NDArray[np.float32]:
     """Run inference on one batch, on the GPU if there is one.
 
     Returns:
-        (B, K, C, H, W) in the units of `aqtopo.variables`.
+        (B, K, C, H, W) in the units of the targets.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = run.model.to(device).eval()

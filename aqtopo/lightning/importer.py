@@ -11,7 +11,7 @@ from aqtopo.checkpoint.manifest import Losses, Manifest, RunFacts, package_versi
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.store import open_store
+from aqtopo.data.store import open_run_store
 from aqtopo.lightning.checkpoint import collect_tensors, read_lightning, write_import
 from aqtopo.lightning.match import ParameterOrder, Rules, same_rate
 from aqtopo.lightning.position import loop_position
@@ -19,6 +19,7 @@ from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import raise_problems
 from aqtopo.training.resume import model_groups, next_samples, other_tensors
 from aqtopo.training.schedule import Schedule
+from aqtopo.variables import INPUT_VARIABLES, TARGET_VARIABLES
 
 NOT_STATED = ParameterOrder()
 
@@ -33,17 +34,20 @@ def import_lightning(
 ) -> Manifest:
     """Convert a Lightning DDP checkpoint to a universal checkpoint of the run that resumes from it.
 
-    `allowed.settings` may contain `schedule` and `optimizer.*`, which then may differ from the file's.
+    `allowed.settings` may contain `schedule` and `optimizer.*`, which then may differ from the file's, and
+    `data.variables` and `data.targets`, if the file was trained on others than the published ones.
     `allowed.unexpected` tensors of the file are left out.
 
     Raises:
         ValueError: the file lacks what is needed, or `out` exists.
-        RefusedError: names, shapes, groups, position or rates do not fit.
+        RefusedError: names, shapes, groups, position, rates, inputs or targets do not fit.
     """
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten. Name another folder.")
+    allowed = allowed or Allowed()
+    _check_channels(path, config, allowed)
     content = read_lightning(path)
-    store = open_store(config.data.store, config.data.read_deadline_s)
+    store = open_run_store(config)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     schedule = Schedule.from_config(config, plan.steps_per_epoch)
     place = loop_position(path, content, plan)
@@ -53,7 +57,6 @@ def import_lightning(
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     groups = tuple(g.model_copy(update={"next_lr": rates[g.name]}) for g in model_groups(config, model))
     others = other_tensors(model)
-    allowed = allowed or Allowed()
     tensors, steps, saved = collect_tensors(content, groups, others, rules, order, allowed.allows_unexpected)
     _check_hyperparameters(saved, rates, config, allowed)
     keys = ("lr", "weight_decay", "betas", "eps", "amsgrad")
@@ -90,6 +93,22 @@ def import_lightning(
     )
     write_import(manifest, tensors, out)
     return manifest
+
+
+def _check_channels(path: Path, config: RunConfig, allowed: Allowed) -> None:
+    """Refuse other inputs or targets than the published ones: the file does not name its own."""
+    data = config.data
+    own = {"variables": (config.inputs, INPUT_VARIABLES), "targets": (data.targets, TARGET_VARIABLES)}
+    raise_problems(
+        f"{path}: its weights belong to the published inputs and targets, in their order",
+        [
+            f"data.{key}: published {', '.join(published)}; in this run {', '.join(names)}"
+            for key, (names, published) in own.items()
+            if names != published and not allowed.allows_change(f"data.{key}")
+        ],
+        "If the file was trained on those of this run, in this order, allow it: "
+        "--allow-change data.variables --allow-change data.targets",
+    )
 
 
 def _check_hyperparameters(

@@ -13,6 +13,7 @@ from aqtopo.planning.micro_step import ActivationBytes, MicroStepFlop, activatio
 from aqtopo.planning.zero import StateBytes, reduction_bytes, state_bytes, workspace_bytes
 from aqtopo.training.engine import group_parameters
 from aqtopo.training.schedule import Schedule
+from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_VARIABLES
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Calendar:
 
     Attributes:
         from_store: the hours are those of the store; otherwise all hours of the years are assumed.
+        channels: hourly fields of the store; without a store, those of CAQRA and of the run.
         tables: samples of `train`, `validation` and `test`.
         validate_every: micro-steps between validations.
     """
 
     from_store: bool
+    channels: int
     tables: dict[str, SampleTable]
     steps: StepPlan
     epochs: int
@@ -148,21 +151,26 @@ def make_calendar(config: RunConfig) -> Calendar:
     """Count samples and steps of a run; the store is optional.
 
     Raises:
-        ValueError: the store is unusable, a split has no usable time, or an epoch is shorter than one
-            micro-step.
+        ValueError: the store is unusable or does not fit, a split has no usable time, or an epoch is shorter
+            than one micro-step.
     """
     from_store = Path(config.data.store).exists()
     data = config.data
     all_years = (*data.train_years, *data.validation_years, *data.test_years)
     if from_store:
-        from aqtopo.data.store import open_store  # loads pandas, xarray and zarr
+        from aqtopo.data.metadata import check_fit, read_metadata  # loads zarr
 
-        times = open_store(data.store).times
+        store = read_metadata(Path(data.store))
+        check_fit(store, config)
+        times, channels = store.times, store.hourly
     else:
         times = calendar_times(all_years)
+        named = {*DYNAMIC_VARIABLES, *data.channels}
+        channels = len(named - {*STATIC_VARIABLES})
     tables = {split: sample_table(config, times, split) for split in ("train", "validation", "test")}
     return Calendar(
         from_store,
+        channels,
         tables,
         StepPlan.from_config(config, len(tables["train"])),
         config.training.epochs,

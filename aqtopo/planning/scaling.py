@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from aqtopo.config import RunConfig
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.zero import Collective, step_collectives
-from aqtopo.variables import DYNAMIC_VARIABLES
 
 NODES = (1, 2, 4, 8, 16, 32, 50, 64, 128, 256, 512, 1024)
 """Rows of the scaling table."""
@@ -141,7 +140,7 @@ def step_time(plan: Plan, node_type: NodeType, nodes: int, utilization: float = 
         hidden_s=_hidden(reduce_s, gradients, backward_s, config),
         gather_s=gather_s,
         optimizer_s=OPTIMIZER_PASSES * 4 * shard / node_type.memory_rate,
-        node_bytes=config.train_batch // nodes * sample_bytes(config),
+        node_bytes=config.train_batch // nodes * sample_bytes(config, plan.calendar.channels),
         samples=config.train_batch,
     )
 
@@ -154,11 +153,11 @@ def _hidden(reduce_s: float, gradients: Collective, backward_s: float, config: R
     return min(overlapped, backward_s)
 
 
-def sample_bytes(config: RunConfig) -> int:
-    """Return the bytes read per sample: its hour and its targets', each with all channels."""
+def sample_bytes(config: RunConfig, channels: int) -> int:
+    """Return the bytes read per sample: its hour and its targets', each with all channels of the store."""
     rows, columns = config.data.grid
     hours = 2 if config.model.lead_time == "encoder" else 1 + len(config.data.horizons)
-    return 4 * len(DYNAMIC_VARIABLES) * rows * columns * hours
+    return 4 * channels * rows * columns * hours
 
 
 def scaling(plan: Plan, node_type: NodeType, utilization: float = UTILIZATION) -> list[StepTime]:

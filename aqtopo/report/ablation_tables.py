@@ -9,7 +9,7 @@ from aqtopo.ablation import results_file
 from aqtopo.ablation.results_file import OVERALL, VAL_LOSS, Results, SeedValues
 from aqtopo.report.images import Scale
 from aqtopo.report.text import capitalised, plus, rounded
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variables
 
 _DASH = "\N{EN DASH}"
 
@@ -89,7 +89,7 @@ def contrast_tables(content: Results) -> tuple[ContrastTable, ...]:
     by_label: dict[str, list[results_file.ScoreChange]] = {}
     for change in content.changes:
         by_label.setdefault(change.contrast, []).append(change)
-    return tuple(_contrast(label, changes) for label, changes in by_label.items())
+    return tuple(_contrast(label, changes, content.described) for label, changes in by_label.items())
 
 
 def overview(content: Results) -> Overview:
@@ -99,7 +99,7 @@ def overview(content: Results) -> Overview:
     return Overview(_ticks(reach), tuple((change.contrast, _change_row(change, reach)) for change in changes))
 
 
-def _contrast(label: str, changes: Sequence[results_file.ScoreChange]) -> ContrastTable:
+def _contrast(label: str, changes: Sequence[results_file.ScoreChange], variables: Variables) -> ContrastTable:
     sums = [change for change in changes if change.is_summary]
     pairs = [change for change in changes if not change.is_summary]
     reach = _reach(sums)
@@ -108,7 +108,7 @@ def _contrast(label: str, changes: Sequence[results_file.ScoreChange]) -> Contra
     for change in pairs:
         by_pollutant.setdefault(change.pair[0], []).append(_change_row(change, reach))
     rows = tuple(
-        (capitalised(VARIABLES[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
+        (capitalised(variables[name].long_name), tuple(cells)) for name, cells in by_pollutant.items()
     )
     shown = sum(change.shown for change in pairs)
     overall = tuple(_change_row(change, reach) for change in sums)

@@ -16,7 +16,7 @@ from aqtopo.inference.weather import PERFECT, Weather
 from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import FloatArray, Scale, concentration_scale, difference_scale
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, time_text
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable
 
 # Reading every hour of a year takes minutes on the full grid.
 MAX_CANDIDATES = 366
@@ -29,7 +29,7 @@ class ForecastCase:
     Attributes:
         init_time: initial time, UTC.
         reason: reason for the choice of the initial time.
-        pollutants: C short names.
+        pollutants: descriptions of C pollutants.
         horizons_h: K lead times [h].
         initial: (C, H, W) fields at the initial time: the persistence forecast.
         forecast: (K, C, H, W).
@@ -40,7 +40,7 @@ class ForecastCase:
 
     init_time: np.datetime64
     reason: str
-    pollutants: tuple[str, ...]
+    pollutants: tuple[Variable, ...]
     horizons_h: tuple[int, ...]
     initial: FloatArray
     forecast: FloatArray
@@ -74,7 +74,7 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
         for index in store.locate(candidates).tolist()
     ]
     at_midnight = "at 00 UTC " if len(midnights) else ""
-    label = VARIABLES[config.data.targets[0]].long_name
+    label = store.variables[config.data.targets[0]].long_name
     reason = (
         f"the initial time with the highest mean {label} of {len(candidates)} {at_midnight}in the test "
         "period, chosen without regard to the forecast's error"
@@ -107,7 +107,7 @@ def load_case(run: LoadedRun, init_time: np.datetime64 | None = None) -> Forecas
     return ForecastCase(
         init_time,
         reason,
-        pollutants,
+        tuple(run.store.variables[name] for name in pollutants),
         horizons,
         np.where(scored, initial, np.nan),
         _stacked(forecasts, pollutants, scored),
@@ -166,7 +166,7 @@ def draw_pollutant_maps(case: ForecastCase, canvas: Canvas) -> tuple[PollutantMa
 
 
 def _draw(case: ForecastCase, canvas: Canvas, c: int) -> PollutantMaps:
-    variable = VARIABLES[case.pollutants[c]]
+    variable = case.pollutants[c]
     # The scale does not depend on the forecast, so that extreme forecasts are visible.
     scale = concentration_scale([case.initial[c], *case.truth[:, c]])
     difference = difference_scale(list(case.forecast[:, c] - case.truth[:, c]))

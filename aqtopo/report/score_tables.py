@@ -10,7 +10,7 @@ from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL
 from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
-from aqtopo.variables import TARGET_VARIABLES, VARIABLES
+from aqtopo.variables import Variables, variables_from_json
 
 # A smaller absolute skill is noise.
 LEVEL_SKILL = 0.01
@@ -122,10 +122,11 @@ class ScoreTable:
 
 def make_score_table(scores: xr.Dataset) -> ScoreTable:
     """Arrange the scores of `overall` for the page."""
+    variables = variables_from_json(scores.attrs.get("variables", ()))
     horizons = tuple(int(hours) for hours in scores["horizon"].values)
     rows, lines = [], []
     for name in scores["pollutant"].values.tolist():
-        label, units = capitalised(VARIABLES[name].long_name), pretty_units(VARIABLES[name].units)
+        label, units = capitalised(variables[name].long_name), pretty_units(variables[name].units)
         pairs = [scores.sel(pollutant=name, horizon=horizon) for horizon in horizons]
         rows.append(PollutantRow(name, label, units, tuple(map(_cell, pairs))))
         for horizon, pair in zip(horizons, pairs, strict=True):
@@ -164,7 +165,9 @@ class Breakdown:
     groups: tuple[tuple[StratumRow, ...], ...]
 
 
-def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -> tuple[Breakdown, ...]:
+def breakdown_tables(
+    strata: Mapping[str, Mapping[str, Sequence[PairScores]]], variables: Variables
+) -> tuple[Breakdown, ...]:
     """Return a table for every pollutant from `strata` of `scores.json`; none without strata."""
     known = [strata[name] for name in STRATA if strata.get(name)]
     if not known:
@@ -177,7 +180,7 @@ def breakdown_tables(strata: Mapping[str, Mapping[str, Sequence[PairScores]]]) -
     pollutants = dict.fromkeys(entry.pollutant for entry in next(iter(known[0].values())))
     return tuple(
         Breakdown(
-            capitalised(VARIABLES[pollutant].long_name),
+            capitalised(variables[pollutant].long_name),
             tuple(tuple(row(*labelled, pollutant) for labelled in each.items()) for each in known),
         )
         for pollutant in pollutants
@@ -212,12 +215,14 @@ class SharpnessRow:
     short_waves: str
 
 
-def exceedance_rows(records: Iterable[Exceedance]) -> tuple[ExceedanceRow, ...]:
+def exceedance_rows(records: Iterable[Exceedance], variables: Variables) -> tuple[ExceedanceRow, ...]:
     """Return rows for `exceedances` of `scores.json`, without those that have neither event nor alarm."""
     by_pair: dict[tuple[str, int], dict[str, Exceedance]] = {}
     for record in records:
         by_pair.setdefault((record.pollutant, record.horizon), {})[record.forecast] = record
-    return tuple(_exceedance_row(forecasts) for forecasts in by_pair.values() if _events(forecasts[MODEL]))
+    return tuple(
+        _exceedance_row(forecasts, variables) for forecasts in by_pair.values() if _events(forecasts[MODEL])
+    )
 
 
 def no_exceedances(records: Iterable[Exceedance]) -> str:
@@ -230,25 +235,26 @@ def no_exceedances(records: Iterable[Exceedance]) -> str:
     return NO_DAILY_MEANS
 
 
-def sharpness_rows(records: Iterable[Spectrum]) -> tuple[SharpnessRow, ...]:
-    """Return rows for the model in `spectra` of `scores.json`."""
+def sharpness_rows(records: Iterable[Spectrum], variables: Variables) -> tuple[SharpnessRow, ...]:
+    """Return rows for the model in `spectra` of `scores.json`, by pollutant in the order of `variables`."""
+    order = {name: place for place, name in enumerate(variables)}
     return tuple(
         SharpnessRow(
-            _label(record),
+            _label(record, variables),
             record.horizon,
             _text(record.resolved_km, ".0f"),
             _text(record.short_waves, ".2f"),
         )
-        for record in sorted(records, key=lambda each: TARGET_VARIABLES.index(each.pollutant))
+        for record in sorted(records, key=lambda each: order[each.pollutant])
         if record.forecast == MODEL
     )
 
 
-def _exceedance_row(forecasts: dict[str, Exceedance]) -> ExceedanceRow:
+def _exceedance_row(forecasts: dict[str, Exceedance], variables: Variables) -> ExceedanceRow:
     model = forecasts[MODEL]
     known = [csi for name in FORECASTS if (csi := forecasts[name].csi) is not None]
     return ExceedanceRow(
-        f"{_label(model)} above {model.limit:.0f}",
+        f"{_label(model, variables)} above {model.limit:.0f}",
         model.horizon,
         tuple(f"{number:,}" for number in (model.hits, model.misses, model.false_alarms)),
         tuple(_text(forecasts[name].csi, ".2f") for name in FORECASTS),
@@ -260,8 +266,8 @@ def _events(record: Exceedance) -> int:
     return record.hits + record.misses + record.false_alarms
 
 
-def _label(record: Exceedance | Spectrum) -> str:
-    return capitalised(VARIABLES[record.pollutant].long_name)
+def _label(record: Exceedance | Spectrum, variables: Variables) -> str:
+    return capitalised(variables[record.pollutant].long_name)
 
 
 def _text(value: float | None, form: str) -> str:

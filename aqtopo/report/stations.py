@@ -18,7 +18,7 @@ from aqtopo.report.base_map import Canvas
 from aqtopo.report.images import FloatArray, Scale, difference_scale
 from aqtopo.report.score_tables import ShadedSkill
 from aqtopo.report.text import capitalised, place_text, plus, pretty_units, round_together
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import Variable, variables_from_json
 
 MAX_ROWS = 24
 """Largest number of rows; a longer table is cut to the best and the worst stations, half of them each."""
@@ -94,11 +94,12 @@ def station_scores(run_dir: Path, canvas: Canvas) -> StationScores | None:
         bias=scores["bias"].sel(forecast=MODEL),
     ).transpose("station", "horizon", ...)
     names = [str(name) for name in scores["pollutant"].values]
+    variables = variables_from_json(sums.attrs.get("variables", ()))
     known = [name for name in names if (scores["count"].sel(pollutant=name) > 0).any()]
     return StationScores(
         scores.sizes["station"],
         _left_out(sums.attrs),
-        tuple(_pollutant(scores.sel(pollutant=name), name, canvas) for name in known),
+        tuple(_pollutant(scores.sel(pollutant=name), variables[name], canvas) for name in known),
     )
 
 
@@ -111,14 +112,13 @@ def _left_out(head: dict[str, Any]) -> str:
     return ", ".join(f"{count} {words}" for count, words in counts)
 
 
-def _pollutant(scores: xr.Dataset, name: str, canvas: Canvas) -> StationPollutant:
-    variable = VARIABLES[name]
+def _pollutant(scores: xr.Dataset, variable: Variable, canvas: Canvas) -> StationPollutant:
     bias_scale = difference_scale([scores["bias"].values])
     units = pretty_units(variable.units)
     rows = _rows(scores)
     half = MAX_ROWS // 2
     return StationPollutant(
-        name,
+        variable.name,
         capitalised(variable.long_name),
         units,
         bias_scale,

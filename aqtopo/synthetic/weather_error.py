@@ -85,7 +85,7 @@ def _forecast(store: Store, init_time: np.datetime64, leads_h: Sequence[int], se
     return lead_time_dataset(
         values,
         init_time=init_time,
-        pollutants=WEATHER,
+        pollutants=[store.variables[name] for name in WEATHER],
         horizons_h=leads_h,
         lat=store.lat,
         lon=store.lon,

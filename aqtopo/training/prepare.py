@@ -32,7 +32,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.loader import EvaluationLoader, TrainingLoader
 from aqtopo.data.samples import StepPlan, sample_table
-from aqtopo.data.store import Store, open_store
+from aqtopo.data.store import Store, open_run_store
 from aqtopo.distributed.deadlines import STACKS
 from aqtopo.distributed.launch import Launch
 from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, refusals_on_all_ranks
@@ -116,7 +116,7 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
             f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
         )
     _check_claim(source, run_dir, config, options)
-    store = open_store(config.data.store, config.data.read_deadline_s)
+    store = open_run_store(config)
     check_store(store, config)
     check_supported(config)
     with torch.device("meta"):  # names and shapes suffice to check groups and terrain

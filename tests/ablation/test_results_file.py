@@ -42,7 +42,7 @@ def without(*way: str | int) -> Callable[[Content], str]:
         (without("variants", 0, "alpha", 1), "variants[0].alpha = [2.1]: must hold 2, one per seed"),
         (without("changes", 0), "changes = 4: must have `all`"),
         (without("changes", 2, "shown"), "changes[2].shown: missing"),
-        (lambda content: json.dumps(content).replace("pm25", "smog"), "must have known pollutants"),
+        (lambda content: json.dumps(content).replace("pm25", "smog"), "must have described pollutants"),
         (lambda content: json.dumps(content).replace("pm25 24 h", "o3 24 h"), "each at the same horizons"),
         (lambda content: json.dumps(content).replace('"wind_order-true"', '"../x"'), "[0].folder = "),
     ],

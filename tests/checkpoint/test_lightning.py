@@ -16,6 +16,8 @@ from aqtopo.lightning.checkpoint import read_lightning
 from aqtopo.lightning.importer import import_lightning
 from aqtopo.lightning.match import ParameterOrder, rename
 from aqtopo.refusal import RefusedError
+from aqtopo.variables import INPUT_VARIABLES
+from tests.conftest import TinyConfig
 from tests.events import events
 
 from .conftest import Job, run_jobs_in
@@ -149,6 +151,24 @@ def test_other_rates_are_refused_until_allowed(published: tuple[Path, RunConfig]
     with pytest.raises(RefusedError, match=r"group head: lr 3.99007\d+e-05, by this run's schedule"):
         import_lightning(folder / "run.ckpt", tmp_path / "out", changed)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "names"),
+    [
+        ("targets", ("pm25", "pm10", "nh3", "no2", "co", "o3")),
+        ("variables", ("v", "u", *INPUT_VARIABLES[2:])),
+    ],
+)
+def test_other_inputs_and_targets_of_equal_shape_are_refused(
+    tiny_config: TinyConfig, tmp_path: Path, key: str, names: tuple[str, ...]
+) -> None:
+    config = tiny_config(data={key: list(names)})
+    with pytest.raises(RefusedError, match=rf"data\.{key}: published .*; in this run {', '.join(names)}"):
+        import_lightning(tmp_path / "run.ckpt", tmp_path / "out", config)
+    allowed = Allowed((f"data.{key}",))
+    with pytest.raises(ValueError, match=r"run\.ckpt does not exist"):
+        import_lightning(tmp_path / "run.ckpt", tmp_path / "out", config, allowed=allowed)
 
 
 @pytest.fixture

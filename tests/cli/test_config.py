@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -34,6 +35,46 @@ def test_validate_refuses_groups_that_miss_a_parameter() -> None:
     arguments = ["validate", DEMO, "--set", 'optimizer.groups.2.parameters=["head.0.*"]']
     with pytest.raises(ValueError, match=rf"^{DEMO}: .*head\.2\.weight"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+@pytest.mark.parametrize("command", [("config", "validate"), ("plan",), ("train",)])
+def test_a_grid_that_the_store_does_not_have_is_refused(
+    aqtopo: Any, tiny_config: Any, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    file = tmp_path / "wrong.json"
+    file.write_text(tiny_config(data={"grid": [16, 32]}).to_json(), encoding="utf-8")
+    ended = aqtopo(*command, file)
+    assert ended.code == 2
+    assert "has 8 x 16 cells, but `data.grid` is 16 x 32" in ended.complaint
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"variables": ["u", "v", "elevation", "blh"]}, "lacks the channel blh"),
+        ({"train_years": [2015]}, "2015"),
+    ],
+)
+def test_channels_and_years_that_the_store_does_not_have_are_refused(
+    aqtopo: Any, tiny_config: Any, tmp_path: Path, data: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "wrong.json"
+    file.write_text(tiny_config(data=data).to_json(), encoding="utf-8")
+    for command in (("config", "validate"), ("plan",)):
+        ended = aqtopo(*command, file)
+        assert ended.code == 2
+        assert message in ended.complaint
+
+
+def test_validate_names_variables_that_no_store_confirms(
+    aqtopo: Any, tiny_config: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "own.json"
+    data = {"store": "no.zarr", "variables": ["u", "v", "elevation", "blh"]}
+    file.write_text(tiny_config(data=data).to_json(), encoding="utf-8")
+    ended = aqtopo("config", "validate", file)
+    assert ended.code == 0
+    assert "There is no store at no.zarr, so these variables are not checked: blh." in ended.err
 
 
 def test_invalid_value_gives_a_message_and_exit_code_2() -> None:

@@ -39,7 +39,9 @@ def test_statistics_take_several_years_after_one_option(store: Path) -> None:
     result = runner.invoke(app, ["data", "statistics", str(store), "--years", "2016", "2018"])
     assert result.exit_code == 0
     assert "Statistics over 2016, 2018" in result.stdout
-    assert open_store(store).statistics_years == (2016, 2018)
+    assert open_store(store, years=[2016, 2018]).statistics_years == (2016, 2018)
+    info = json.loads(runner.invoke(app, ["data", "info", str(store), "--json"]).stdout)
+    assert (info["statistics_years"], info["further_statistics_years"]) == ([2016], [[2016, 2018]])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
+from aqtopo.variables import Variable
 
 Command = Callable[..., Any]
 
@@ -117,7 +118,7 @@ def test_card_describes_the_model(aqtopo: Command, untrained_run: Path, tmp_path
     assert card["config"] == json.loads(run.config.to_json())
     assert card["config_digest"] == run.config.digest
     assert {"aqtopo", "torch", "commit"} <= card["exported_with"].keys()
-    assert card["scores"] == scores
+    assert card["scores"] == scores | {"variables": []}
 
 
 def test_damaged_scores_are_refused_before_the_export(
@@ -156,6 +157,44 @@ def test_hours_of_another_store_use_terrain_and_statistics_of_the_training(
     assert aqtopo("forecast", exported, tmp_path / "first.nc", "--init", "2016-01-06T00").code == 0
     with xr.open_dataset(out) as one, xr.open_dataset(tmp_path / "first.nc") as other:
         np.testing.assert_array_equal(one["pm25"], other["pm25"])
+
+
+def test_further_channels_of_another_store_are_not_read(
+    aqtopo: Command, exported: Path, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    channels, static = tiny_dataset["channel"].values.tolist(), tiny_dataset["static_channel"].values.tolist()
+    more = tiny_dataset.isel(channel=[*range(11), 0], static_channel=[*range(5), 4])
+    more = more.assign_coords(channel=[*channels, "w"], static_channel=[*static, "sea"])
+    wind = Variable(name="w", long_name="vertical wind", units="m s-1", valid_range=(-50.0, 50.0))
+    sea = Variable(name="sea", long_name="sea", units="1", valid_range=(0.0, 1.0), kind="static")
+    more["fields"][:, -1] = np.nan
+    write_store(more, tmp_path / "more.zarr", variables=[wind, sea])
+    for out, options in (("one.nc", ["--store", tmp_path / "more.zarr"]), ("other.nc", [])):
+        ended = aqtopo("forecast", exported, tmp_path / out, "--init", INIT, *options)
+        assert ended.code == 0, ended.err
+    with xr.open_dataset(tmp_path / "one.nc") as one, xr.open_dataset(tmp_path / "other.nc") as other:
+        np.testing.assert_array_equal(one["pm25"], other["pm25"])
+
+
+def test_a_store_in_other_units_than_the_card_is_refused(
+    aqtopo: Command, exported: Path, tmp_path: Path
+) -> None:
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
+    described = {each["name"]: each for each in card["variables"]}
+    assert described["pm25"]["long_name"] == "PM2.5"
+    described["pm25"]["units"] = "mg m-3"
+    (exported / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
+    ended = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT)
+    assert "has pm25 in 'ug m-3', and tiny was trained on it in 'mg m-3'" in ended.complaint
+
+
+def test_a_card_without_descriptions_has_the_defaults(
+    aqtopo: Command, exported: Path, tmp_path: Path
+) -> None:
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
+    del card["variables"]  # as older versions wrote it
+    (exported / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
+    assert aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).code == 0
 
 
 def test_a_store_on_another_grid_is_refused(

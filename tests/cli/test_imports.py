@@ -56,23 +56,16 @@ def test_data_info_loads_no_tensors(tmp_path: Path, tiny_store: Path) -> None:
     assert not loaded_by(tmp_path, "data", "info", tiny_store) & (TENSORS | {"aqtopo.config"})
 
 
-def test_config_validate_loads_pytorch_without_its_compiler(tmp_path: Path, tiny_config: TinyConfig) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(tiny_config().to_json(), encoding="utf-8")
-    loaded = loaded_by(tmp_path, "config", "validate", config)
-    assert "torch" in loaded
-    assert not loaded & (TRAINING | COMPILER | DATA)
-
-
+@pytest.mark.parametrize("command", ["config validate", "plan"])
 @pytest.mark.parametrize("stored", [True, False])
-def test_plan_loads_pytorch_without_its_compiler_and_data_libraries_only_for_a_store(
-    tmp_path: Path, tiny_config: TinyConfig, stored: bool
+def test_planning_loads_pytorch_without_its_compiler_and_zarr_only_for_a_store(
+    tmp_path: Path, tiny_config: TinyConfig, stored: bool, command: str
 ) -> None:
     settings = json.loads(tiny_config().to_json())
     if not stored:
         settings["data"]["store"] = str(tmp_path / "absent.zarr")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(settings), encoding="utf-8")
-    loaded = loaded_by(tmp_path, "plan", config)
+    loaded = loaded_by(tmp_path, *command.split(), config)
     assert "torch" in loaded
-    assert not loaded & (TRAINING | COMPILER | (set() if stored else DATA))
+    assert not loaded & (TRAINING | COMPILER | DATA - ({"zarr"} if stored else set()))

@@ -159,11 +159,12 @@ MISSING_KEYS: list[tuple[Any, ...]] = [
 ]
 
 CONTRADICTIONS: list[tuple[Any, ...]] = [
-    ("data.variables[0]", "wind", f"must be one of {CHANNELS}"),
+    ("data.variables[2]", "../sky", "must match ^[A-Za-z]"),
+    ("data.variables[2]", "mask", "must be another name: it has another meaning"),
     ("data.variables[1]", "u", "must be named once"),
     ("data.variables", ["u", "elevation"], "must hold v, which model.wind_order needs"),
     ("data.variables", ["u", "v"], "must hold elevation, which model.elevation_bias needs"),
-    ("data.targets[0]", "temp", "must be one of pm25, pm10, so2, no2, co, o3"),
+    ("data.targets[0]", "temp", "must be one of pm25, pm10, so2, no2, co, o3 or of the store's own"),
     ("data.horizons", [24, 12], "must be ascending, without repetition"),
     (
         "data.weather_at_horizons",

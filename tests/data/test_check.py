@@ -28,8 +28,8 @@ def test_another_grid_is_refused_with_both_shapes(tiny_store: Path, tiny_config:
 
 def test_a_channel_that_the_store_lacks_is_refused(tiny_store: Path, tiny_config: TinyConfig) -> None:
     store = open_store(tiny_store)
-    without = replace(store, channels=tuple(name for name in store.channels if name != "so2"))
-    with pytest.raises(ValueError, match="lacks the channel so2"):
+    without = replace(store, variables={n: v for n, v in store.variables.items() if n != "so2"})
+    with pytest.raises(ValueError, match="lacks the channel so2; it has u, v,"):
         check_store(without, tiny_config())
 
 

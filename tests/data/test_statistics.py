@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from aqtopo.config import RunConfig
 from aqtopo.data import Normalization, normalization_for, open_store, write_statistics, write_store
 from aqtopo.data.statistics import Moments, compute_statistics
+from aqtopo.data.store import open_run_store
 from aqtopo.variables import VARIABLES
 
 TinyConfig = Callable[..., RunConfig]
@@ -67,10 +68,55 @@ def test_merged_moments_are_those_of_all_values(seed: int, cut: int, offset: flo
 
 def test_written_statistics_are_read_back(damaged: Path) -> None:
     written = write_statistics(damaged, [2017])
-    store = open_store(damaged)
+    store = open_store(damaged, years=[2017])
     assert store.statistics_years == (2017,)
     assert store.mean == written.mean
     assert store.std == written.std
+
+
+def test_statistics_of_several_sets_of_years_live_side_by_side(
+    damaged: Path, tiny_config: TinyConfig
+) -> None:
+    first = open_store(damaged)
+    before = normalization_for(tiny_config(), first)
+    for years in ([2017], [2016, 2017], [2017]):
+        write_statistics(damaged, years)
+    again = open_store(damaged)
+    assert [each.years for each in again.statistics] == [(2016,), (2016, 2017), (2017,)]
+    assert (again.digest, again.mean) == (first.digest, first.mean)  # a run on 2016 sees no change
+    assert normalization_for(tiny_config(), again) == before
+    other = tiny_config(data={"store": str(damaged), "train_years": [2017], "validation_years": [2016]})
+    second = open_run_store(other)
+    assert normalization_for(other, second).mean == compute_statistics(second, [2017]).mean
+    assert second.digest != first.digest
+
+
+def test_statistics_of_the_same_years_are_replaced(damaged: Path) -> None:
+    stored = zarr.open_group(damaged, mode="r+").attrs
+    expected = open_store(damaged).mean
+    stored["channel_mean"] = dict.fromkeys(stored["channel_mean"], 1.0)  # type: ignore[arg-type]
+    write_statistics(damaged, [2017])
+    write_statistics(damaged, [2016])
+    store = open_store(damaged)
+    assert [each.years for each in store.statistics] == [(2016,), (2017,)]
+    assert store.mean == expected
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("channel_mean", [1.0]),
+        ("channel_mean", {"u": "1"}),
+        ("statistics_years", ["2016"]),
+        ("statistics_years", 2016),
+        ("further_statistics", {"2017": {}}),
+        ("further_statistics", [{"channel_mean": {}}]),
+    ],
+)
+def test_statistics_of_a_wrong_type_are_refused_by_name(damaged: Path, key: str, value: object) -> None:
+    zarr.open_group(damaged, mode="r+").attrs[key] = value
+    with pytest.raises(ValueError, match=rf"damaged\.zarr has .*(statistics_years|{key})"):
+        open_store(damaged)
 
 
 @pytest.mark.parametrize(
@@ -144,10 +190,11 @@ def test_a_store_without_statistics_is_refused_with_the_command(
 
 def test_stale_statistics_are_refused_with_the_command(damaged: Path, tiny_config: TinyConfig) -> None:
     write_statistics(damaged, [2016, 2017])
+    config = tiny_config(data={"train_years": [2017], "validation_years": [2016]})
     with pytest.raises(
-        ValueError, match=r"statistics over 2016, 2017, but the run trains on 2016.*--years 2016`"
+        ValueError, match=r"statistics over 2016; 2016, 2017, but the run trains on 2017.*--years 2017`"
     ):
-        normalization_for(tiny_config(), open_store(damaged))
+        normalization_for(config, open_store(damaged))
 
 
 @pytest.mark.parametrize("normalization", ["dataset", "topoflow"])

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "missing channel": (lambda d: d.isel(channel=slice(1, None)), r"lacks the channel u in `fields`"),
     "unknown channel": (
         lambda d: d.isel(channel=[*range(11), 0]).assign_coords(channel=[*DYNAMIC_VARIABLES, "ch4"]),
-        r"unknown channel ch4",
+        r"no long_name and no units and no valid_range of the channel ch4.*variables=\[Variable",
     ),
     "channel twice": (lambda d: d.isel(channel=[*range(11), 0]), r"names a channel twice"),
     "wrong units": (

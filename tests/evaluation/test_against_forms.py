@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aqtopo.data import open_store
 from aqtopo.evaluation.against import open_model
 from aqtopo.inference.forecast_file import lead_time_dataset
-from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
+from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
 from tests.data.test_outside_forms import HARMLESS, Change, Form, door_draws, pack
 
 INITS = np.array(["2018-01-02", "2018-01-04"], dtype="M8[h]")
@@ -26,7 +26,7 @@ def forecasts(tiny_store: Path, seed: int) -> xr.Dataset:
         lead_time_dataset(
             np.random.default_rng(seed + day).uniform(-5.0, 300.0, shape).astype(np.float32),
             init_time=init,
-            pollutants=TARGET_VARIABLES,
+            pollutants=[VARIABLES[name] for name in TARGET_VARIABLES],
             horizons_h=HORIZONS_H,
             lat=store.lat,
             lon=store.lon,

@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from aqtopo.config import DataConfig, RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.linear import OWN_FIELDS, PENALTIES, Linear, LinearBaseline, Predictors
+from aqtopo.evaluation.linear import PENALTIES, Linear, LinearBaseline, Predictors
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_results
 from aqtopo.inference.load import load_run
@@ -27,6 +28,7 @@ INPUT_GAP, TARGET_GAP = (2, 5), (4, 9)
 
 GAP_HOURS = [f"{year}-01-{day}" for year in (2016, 2018) for day in ("02T03", "03T12", "05T20")]
 SOME_FIELDS = Predictors(("pm25", "o3", "temp"), history=(("pm25", 3), ("u", 24)))
+OWN_FIELDS = Predictors(DYNAMIC_VARIABLES)
 WITH_WEATHER = Predictors(("pm25", "o3"), history=(("pm25", 3),), weather=(("u", 12), ("u", 96)))
 TEST_TIMES = np.arange("2018-01-02T00", "2018-01-06T00", dtype="datetime64[h]")
 
@@ -153,14 +155,16 @@ def test_a_cell_is_forecast_as_by_the_ridge_regression_of_numpy(
 
 
 def test_the_predictors_are_a_constant_fields_waves_and_the_runs_earlier_fields(
-    tiny_config: Callable[..., RunConfig],
+    store: Store, tiny_config: Callable[..., RunConfig]
 ) -> None:
+    assert Predictors.of_store(replace(store, channels=("v", "nh3", "u"))).variables == ("u", "v", "nh3")
+    assert Predictors.of_store(store) == OWN_FIELDS
     assert len(OWN_FIELDS) == 1 + 6 + 3 * len(DYNAMIC_VARIABLES) == 40
     earlier = {"history_hours": [6, 12], "history_variables": ["pm25"]}
-    same = Predictors.of_run(tiny_config(data=earlier).data)
+    same = Predictors.of_run(store, tiny_config(data=earlier).data)
     assert same.history == (("pm25", 6), ("pm25", 12))
     assert len(same) == 1 + 6 + 3 * len(same.variables) + 2
-    ahead = Predictors.of_run(tiny_config(data=earlier | {"weather_at_horizons": ["u", "rh"]}).data)
+    ahead = Predictors.of_run(store, tiny_config(data=earlier | {"weather_at_horizons": ["u", "rh"]}).data)
     assert ahead.weather == tuple((name, hours) for hours in HORIZONS_H for name in ("u", "rh"))
     assert len(ahead) == len(same) + 8
 

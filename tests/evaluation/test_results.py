@@ -17,6 +17,7 @@ from aqtopo.evaluation.results import (
     write_scores,
     write_tables,
 )
+from aqtopo.variables import VARIABLES, variables_as_json
 
 from .made import scores_of_batches
 
@@ -37,8 +38,11 @@ def scores() -> xr.Dataset:
     made = scores_of_batches(batch, pollutants=POLLUTANTS, horizons_h=HORIZONS_H).assign_coords(
         units=("pollutant", ["ug m-3"] * 2)
     )
+    described = variables_as_json(VARIABLES[name] for name in POLLUTANTS)
     head = {"initialisations": 3, "first_init": "2018-02-27T06", "last_init": "2018-02-28T12"}
-    return made.assign_attrs(run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"}, **head)
+    return made.assign_attrs(
+        run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"}, variables=described, **head
+    )
 
 
 def test_what_is_written_is_read_back(scores: xr.Dataset, tmp_path: Path) -> None:
@@ -108,7 +112,9 @@ def damaged(content: Content, path: str, value: object = None) -> str:
         (lambda content: damaged(content, "format_version", 99), "format_version = 99: must be 2"),
         (lambda content: damaged(content, "tag"), "tag: missing"),
         (lambda content: damaged(content, "last_init", "once"), 'last_init = "once": must be a time'),
-        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": is an unknown pollutant'),
+        (lambda content: damaged(content, "scores.1.pollutant", "smog"), '"smog": is an undescribed'),
+        (lambda content: damaged(content, "scores.1.pollutant", "../x"), '"../x": must match'),
+        (lambda content: damaged(content, "variables.0.units", 3), "variables[0].units = 3: must be"),
         (lambda content: damaged(content, "scores.0.model"), "scores[0].model = null: must be given"),
         (lambda content: damaged(content, "scores.0.model.rmse", "5"), 'scores[0].model.rmse = "5": must be'),
         (lambda content: damaged(content, "scores.0.skill", [1]), "scores[0].skill = [1]: must be an object"),

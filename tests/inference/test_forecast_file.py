@@ -24,7 +24,12 @@ def values() -> np.ndarray:
 @pytest.fixture
 def dataset(values: np.ndarray) -> xr.Dataset:
     return lead_time_dataset(
-        values, init_time=INIT, pollutants=TARGET_VARIABLES, horizons_h=HORIZONS_H, lat=LAT, lon=LON
+        values,
+        init_time=INIT,
+        pollutants=[VARIABLES[name] for name in TARGET_VARIABLES],
+        horizons_h=HORIZONS_H,
+        lat=LAT,
+        lon=LON,
     )
 
 
@@ -89,7 +94,7 @@ def gappy() -> xr.Dataset:
     made = lead_time_dataset(
         values,
         init_time=np.datetime64("2018-01-15T00", "h"),
-        pollutants=("pm25", "o3"),
+        pollutants=[VARIABLES["pm25"], VARIABLES["o3"]],
         horizons_h=(12, 96),
         lat=np.linspace(48.0, 20.0, 3),
         lon=np.linspace(74.0, 134.0, 4),

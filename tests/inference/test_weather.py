@@ -47,7 +47,7 @@ def weather(tiny_store: Path) -> xr.Dataset:
             lead_time_dataset(
                 read_hours(store, NAMES, init + np.array(HORIZONS_H, "timedelta64[h]")),
                 init_time=init,
-                pollutants=NAMES,
+                pollutants=[store.variables[name] for name in NAMES],
                 horizons_h=HORIZONS_H,
                 lat=store.lat,
                 lon=store.lon,

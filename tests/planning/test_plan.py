@@ -78,7 +78,7 @@ def test_an_epoch_outside_of_the_run_is_refused(epoch: int) -> None:
 def calendar(micro_steps: int, accumulation: int, every: int) -> Calendar:
     table = SampleTable(np.empty(0, "datetime64[h]"), (12,), True)
     steps = StepPlan(micro_steps, micro_batch=1, accumulation=accumulation, world=1)
-    return Calendar(False, {"train": table}, steps, epochs=5, validate_every=every)
+    return Calendar(False, 11, {"train": table}, steps, epochs=5, validate_every=every)
 
 
 def test_the_reference_run_has_87_steps_of_1600_samples() -> None:

@@ -77,9 +77,11 @@ def test_efficiency_decreases_from_one_node_on(plan: Plan) -> None:
 
 
 def test_the_loader_reads_all_channels(plan: Plan) -> None:
-    assert sample_bytes(plan.config) == 2 * 11 * 128 * 256 * 4
+    assert sample_bytes(plan.config, plan.calendar.channels) == 2 * 11 * 128 * 256 * 4
     step = step_time(plan, MI250X, 50)
-    assert step.loader_rate == pytest.approx(8 * 2 * 2 * sample_bytes(plan.config) / step.seconds)
+    assert step.loader_rate == pytest.approx(
+        8 * 2 * 2 * sample_bytes(plan.config, plan.calendar.channels) / step.seconds
+    )
 
 
 def test_an_unknown_accelerator_is_refused() -> None:

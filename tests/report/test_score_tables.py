@@ -13,6 +13,9 @@ from aqtopo.report.score_tables import (
     sharpness_rows,
 )
 from aqtopo.report.text import plus, pretty_units, round_together
+from aqtopo.variables import TARGET_VARIABLES, VARIABLES
+
+POLLUTANTS = {name: VARIABLES[name] for name in TARGET_VARIABLES}
 
 
 def scores(model: float, persistence: float = 10.0, climatology: float = 20.0) -> xr.Dataset:
@@ -121,7 +124,7 @@ def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
             ],
         },
     }
-    particles, ozone = breakdown_tables(strata)
+    particles, ozone = breakdown_tables(strata, POLLUTANTS)
     assert (particles.label, ozone.label) == ("PM2.5", "Ozone")
     assert [[place.label for place in group] for group in particles.groups] == [["all", "plateau"], ["DJF"]]
     shown = [
@@ -139,7 +142,7 @@ def test_each_pollutant_has_its_rows_areas_before_seasons() -> None:
 
 
 def test_scores_without_strata_have_no_tables() -> None:
-    assert breakdown_tables({}) == ()
+    assert breakdown_tables({}, POLLUTANTS) == ()
 
 
 def exceedance(forecast: str, hits: int, csi: float | None, negatives: int = 0) -> Exceedance:
@@ -162,15 +165,15 @@ def every_forecast(hits: int, model: float | None) -> list[Exceedance]:
 
 
 def test_a_line_has_the_numbers_of_the_model_and_the_index_of_all() -> None:
-    (line,) = exceedance_rows(every_forecast(1200, 0.6))
+    (line,) = exceedance_rows(every_forecast(1200, 0.6), POLLUTANTS)
     assert (line.label, line.numbers) == ("PM2.5 above 75", ("1,200", "0", "0"))
     assert line.csi == ("0.60", "0.50", "n/a", *(len(BASELINES) - 2) * ["0.50"])
     assert line.best
-    assert not exceedance_rows(every_forecast(1200, 0.4))[0].best
+    assert not exceedance_rows(every_forecast(1200, 0.4), POLLUTANTS)[0].best
 
 
 def test_a_limit_that_nothing_came_near_has_no_line() -> None:
-    assert exceedance_rows(every_forecast(0, None)) == ()
+    assert exceedance_rows(every_forecast(0, None), POLLUTANTS) == ()
 
 
 def test_an_empty_exceedance_table_has_a_reason() -> None:
@@ -185,6 +188,6 @@ def test_sharpness_is_that_of_the_model_in_the_order_of_the_other_tables() -> No
         for name in ("climatology", "model")
         for pollutant in ("pm10", "o3", "pm25")
     ]
-    *others, line = sharpness_rows(records)
+    *others, line = sharpness_rows(records, POLLUTANTS)
     assert [other.label for other in others] == ["PM2.5", "PM10"]
     assert (line.label, line.resolved_km, line.short_waves) == ("Ozone", "222", "n/a")

@@ -154,7 +154,7 @@ def _in_range(name: str, given: Fields, change: Conversion, units: str) -> tuple
     finite = np.isfinite(given)
     with np.errstate(over="ignore", invalid="ignore"):  # missing values may be the largest float32
         values = change(given.astype(np.float64)).astype(np.float32) if change != Conversion() else given
-        inside = finite & (values >= low) & (values <= high) & ~is_fill_value(variable, given)
+        inside = finite & (values >= low) & (values <= high) & ~is_fill_value(variable, given, values)
     wrong = int(finite.sum() - inside.sum())
     kept = np.where(inside, values, np.float32(np.nan))
     if 2 * wrong > finite.sum():

@@ -8,8 +8,7 @@ import numpy as np
 
 from aqtopo.data.forcings import DEGREES_PER_HOUR, HOURS_PER_DAY
 from aqtopo.data.prepare.days import DayReport, hours_of
-from aqtopo.data.statistics import Statistics
-from aqtopo.data.store import Store
+from aqtopo.data.store import Statistics, Store
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")

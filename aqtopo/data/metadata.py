@@ -1,0 +1,139 @@
+"""Metadata of a store for checks without its data, and the check that a run fits them.
+
+`read_metadata` needs neither xarray nor pandas, so that `aqtopo config validate` starts quickly.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from aqtopo.data.descriptions import channel_variables
+from aqtopo.data.schema import SCHEMA_VERSION, Hours, checked_times, raise_store_error
+from aqtopo.data.shards import read_with_deadline
+from aqtopo.variables import NEEDED_CHANNELS, READ_DEADLINE_S, Variables
+
+if TYPE_CHECKING:
+    from aqtopo.config import RunConfig
+
+
+class Described(Protocol):
+    """Metadata of a store; a `Store` has them too."""
+
+    @property
+    def path(self) -> str:
+        """Folder."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def variables(self) -> Variables:
+        """Description of every channel."""
+
+
+class Metadata(NamedTuple):
+    """Metadata of a store that is not opened."""
+
+    path: str
+    grid: tuple[int, int]
+    variables: Variables
+    times: Hours
+
+    @property
+    def hourly(self) -> int:
+        """Number of hourly fields."""
+        return sum(variable.kind == "dynamic" for variable in self.variables.values())
+
+
+def read_metadata(path: Path) -> Metadata:
+    """Read the metadata of a store.
+
+    Raises:
+        ValueError: as `aqtopo.data.open_store`.
+    """
+    found = read_with_deadline(path, "its metadata", lambda: _read_quickly(path), READ_DEADLINE_S)
+    if found is not None:
+        return found
+    from aqtopo.data.store import open_store  # names the fault
+
+    store = open_store(path)
+    return Metadata(store.path, store.grid, store.variables, store.times)
+
+
+_ARRAYS = ("fields", "static", "time", "channel", "static_channel")
+
+
+def _read_quickly(path: Path) -> Metadata | None:
+    """Return the metadata of a store in the usual form; None for another."""
+    import zarr
+
+    try:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        arrays: dict[str, Any] = {name: group[name] for name in _ARRAYS}
+    except (KeyError, OSError, ValueError):
+        return None
+    hours = "hours since 1970-01-01"
+    usual = group.attrs.get("schema_version") == SCHEMA_VERSION and arrays["time"].attrs.get("units") == hours
+    if not usual or arrays["fields"].ndim != 4:
+        return None
+    names = {name: [str(each) for each in arrays[name][:]] for name in ("channel", "static_channel")}
+    for array, name in (("fields", "channel"), ("static", "static_channel")):
+        if not set(NEEDED_CHANNELS[array]) <= set(names[name]):
+            return None
+    variables = channel_variables(
+        path,
+        (names["channel"], dict(arrays["fields"].attrs)),
+        (names["static_channel"], dict(arrays["static"].attrs)),
+    )
+    times = np.asarray(arrays["time"][:], dtype="datetime64[h]")
+    rows, columns = arrays["fields"].shape[2:]
+    return Metadata(str(path), (rows, columns), variables, checked_times(path, times))
+
+
+def check_fit(store: Described, config: "RunConfig") -> None:
+    """Check that a store has the grid and the channels of a run.
+
+    Raises:
+        ValueError: it has not; the message names the store, the mismatch and the remedy.
+    """
+    rows, columns = config.data.grid
+    if store.grid != (rows, columns):
+        found, others = store.grid
+        raise_store_error(
+            store.path,
+            f"has {found} x {others} cells, but `data.grid` is {rows} x {columns}",
+            f"Set `data.grid` to [{found}, {others}], or choose another store.",
+        )
+    data = config.data
+    known = ", ".join(store.variables)
+    for name in data.channels:
+        if name not in store.variables:
+            raise_store_error(
+                store.path,
+                f"lacks the channel {name}; it has {known}",
+                f"Leave {name} out of the run's variables.",
+            )
+    pollutants = [name for name, variable in store.variables.items() if variable.pollutant]
+    for name in data.targets:
+        if name not in pollutants:
+            raise_store_error(
+                store.path,
+                f"does not describe {name} as a pollutant, and it is in `data.targets`",
+                f"Choose from {', '.join(pollutants)}, or write the store again with `pollutant=True`.",
+            )
+    for name in data.weather_at_horizons:
+        if store.variables[name].kind == "static" or name in pollutants:
+            raise_store_error(
+                store.path,
+                f"describes {name} as static or as a pollutant, and it is in `data.weather_at_horizons`",
+                "Name only hourly variables there that are no pollutants.",
+            )
+    for name, _ in data.history:
+        if store.variables[name].kind == "static":
+            raise_store_error(
+                store.path,
+                f"has {name} as a static field, and `data.history_hours` asks for earlier ones",
+                "Name the variables in `data.history_variables`, without static ones.",
+            )
