@@ -138,7 +138,7 @@ def _parsed(
 
 def _numbers(entries: pd.Series) -> pd.Series:
     # A comma is a decimal comma if there is only one and no point; elsewhere it may separate thousands.
-    decimal = entries.str.fullmatch(r"[-+]?\d*,\d+")
+    decimal = entries.str.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
     points = entries.mask(decimal, entries.str.replace(",", "."))
     return pd.to_numeric(points, errors="coerce").astype(np.float64)
 

@@ -423,7 +423,7 @@ def two_candidates(form: Form, draw: Draw) -> str:
 
 def variable_lost(form: Form, draw: Draw) -> str:
     name, array = some_variable(form, draw)
-    form.dataset = form.dataset.drop_vars(str(array.name)).assign(unrelated=array)
+    form.dataset = form.dataset.drop_vars(str(array.name)).assign(unrelated=array.drop_attrs(deep=False))
     return f"has no {name}"
 
 

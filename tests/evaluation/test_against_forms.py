@@ -1,26 +1,50 @@
-"""Property test of --against: forecasts of another form are read alike."""
+"""Property tests of --against: forecasts of another form score alike, harmful changes are refused by name."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, note
 from hypothesis import strategies as st
 
-from aqtopo.data import open_store
+from aqtopo.config import RunConfig
+from aqtopo.data import Store
 from aqtopo.evaluation.against import open_model
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.inference.forecast_file import lead_time_dataset
+from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
-from tests.data.test_outside_forms import HARMLESS, Change, Form, door_draws, pack
+from tests.conftest import tiny_tree
+from tests.data.test_outside_forms import (
+    FORMS,
+    HARMFUL,
+    HARMLESS,
+    Change,
+    Draw,
+    Form,
+    Harm,
+    door_draws,
+    drawn_form,
+    pack,
+    packed_in_memory,
+)
 
 INITS = np.array(["2018-01-02", "2018-01-04"], dtype="M8[h]")
 
 
-def forecasts(tiny_store: Path, seed: int) -> xr.Dataset:
-    store = open_store(tiny_store)
+@pytest.fixture(scope="module")
+def run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: Callable[..., Path]
+) -> LoadedRun:
+    tree = tiny_tree(tiny_store, tmp_path_factory.mktemp("run") / "run")
+    return load_run(save_untrained(RunConfig.model_validate(tree)))
+
+
+def forecasts(store: Store, seed: int) -> xr.Dataset:
     shape = (len(HORIZONS_H), len(TARGET_VARIABLES), *store.read(0).shape[1:])
     made = [
         lead_time_dataset(
@@ -36,6 +60,13 @@ def forecasts(tiny_store: Path, seed: int) -> xr.Dataset:
     return xr.concat(made, "init_time")
 
 
+def scores(run: LoadedRun, paths: list[Path]) -> xr.DataArray:
+    """Return the scores of the other model's forecasts."""
+    other = open_model(paths, run.store, TARGET_VARIABLES, HORIZONS_H)
+    found = evaluate(run, options=EvalOptions(against=other)).scores
+    return found[["rmse", "mae", "bias"]].sel(forecast=other.name, drop=True).to_dataarray()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @door_draws
@@ -46,36 +77,92 @@ def forecasts(tiny_store: Path, seed: int) -> xr.Dataset:
     packed=st.booleans(),
     zarr=st.booleans(),
 )
-def test_another_form_gives_the_same_forecasts(
-    tiny_store: Path, data: Any, seed: int, changes: list[Change], packed: bool, zarr: bool
+def test_another_form_gives_the_same_forecasts_and_scores(
+    run: LoadedRun, data: Any, seed: int, changes: list[Change], packed: bool, zarr: bool
 ) -> None:
-    usual = forecasts(tiny_store, seed)
-    names = {str(name): str(name) for name in [*TARGET_VARIABLES, *usual.dims]}
-    form = Form(usual.copy(deep=True), list(TARGET_VARIABLES), names)
-    for change in changes:
-        change(form, data.draw)
+    usual = forecasts(run.store, seed)
+    form = drawn_form(usual, data.draw, changes)
     with tempfile.TemporaryDirectory() as folder:
-        paths = []
-        for day in range(data.draw(st.integers(1, 2))):
-            axis = form.names["init_time"]
-            part = form.dataset.drop_encoding()
-            if day or data.draw(st.booleans()):
-                part = part.isel({axis: [day]})
-            each = Form(part, form.variables, form.names)
+        paths, days, axis = [], list[int](), form.names["init_time"]
+        for part in range(data.draw(st.integers(1, 2))):
+            taken = [part] if part or data.draw(st.booleans()) else [0, 1]
+            days += taken
+            each = Form(form.dataset.drop_encoding().isel({axis: taken}), form.variables, form.names)
             if packed:
                 pack(each, data.draw)
                 form.rounding = max(form.rounding, each.rounding)
-            paths.append(Path(folder, f"{day}.zarr" if zarr else f"{day}.nc"))
+            paths.append(Path(folder, f"{part}.zarr" if zarr else f"{part}.nc"))
             if zarr:
-                part.to_zarr(paths[-1], zarr_format=2, encoding=each.encoding)
+                each.dataset.to_zarr(paths[-1], zarr_format=2, encoding=each.encoding)
             else:
-                part.to_netcdf(paths[-1], encoding=each.encoding)
-        if len(paths) == 2 and xr.open_dataset(paths[0]).sizes[axis] == 2:
+                each.dataset.to_netcdf(paths[-1], encoding=each.encoding)
+        if len(set(days)) < len(days):
             with pytest.raises(ValueError, match="has it too"):
-                open_model(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
+                scores(run, paths)
             return
-        other = open_model(paths, open_store(tiny_store), TARGET_VARIABLES, HORIZONS_H)
+        other = open_model(paths, run.store, TARGET_VARIABLES, HORIZONS_H)
         for init in other.init_times:
             stacked = np.stack([usual[n].sel(init_time=init).values for n in TARGET_VARIABLES], axis=1)
             found = other.at(np.array([init]))[0]
             np.testing.assert_allclose(found, stacked, rtol=3e-6, atol=form.rounding * 400)
+        usual.sel(init_time=other.init_times).to_netcdf(Path(folder, "usual.nc"))
+        np.testing.assert_allclose(
+            scores(run, paths), scores(run, [Path(folder, "usual.nc")]), rtol=1e-5, atol=form.rounding * 400
+        )
+
+
+def lead_time_lost(form: Form, draw: Draw) -> str:
+    axis = form.names["lead_time"]
+    lost = draw(st.sampled_from(HORIZONS_H))
+    form.dataset = form.dataset.isel({axis: np.flatnonzero(form.dataset[axis].values != lost)})
+    return f"has no lead time of {lost} h"
+
+
+def lead_times_without_units(form: Form, _: Draw) -> str:
+    axis = form.dataset[form.names["lead_time"]]
+    form.dataset = form.dataset.assign_coords({axis.name: (axis.name, axis.values.astype(float))})
+    return "lead times without units"
+
+
+def grid_moved(form: Form, draw: Draw) -> str:
+    axis = form.names[draw(st.sampled_from(["lat", "lon"]))]
+    step = draw(st.sampled_from([0.01, -0.5, 1.0]))
+    form.dataset = form.dataset.assign_coords({axis: form.dataset[axis] + step})
+    return "another grid"
+
+
+def other_days(form: Form, _: Draw) -> str:
+    axis = form.names["init_time"]
+    form.dataset = form.dataset.assign_coords({axis: form.dataset[axis] + np.timedelta64(400, "D")})
+    return "none of the 6 initial times"
+
+
+def half_hours(form: Form, _: Draw) -> str:
+    axis = form.names["init_time"]
+    form.dataset = form.dataset.assign_coords({axis: form.dataset[axis] + np.timedelta64(30, "m")})
+    return "not a whole hour"
+
+
+FROM_READER = [harm for harm in HARMFUL if harm is not packed_in_memory]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@door_draws
+@given(
+    data=st.data(),
+    changes=st.lists(st.sampled_from(FORMS), max_size=3),
+    harm=st.sampled_from(
+        [*FROM_READER, lead_time_lost, lead_times_without_units, grid_moved, other_days, half_hours]
+    ),
+)
+def test_a_harmful_change_of_forecasts_is_refused_by_name(
+    run: LoadedRun, data: Any, changes: list[Change], harm: Harm
+) -> None:
+    form = drawn_form(forecasts(run.store, 0), data.draw, changes)
+    message = harm(form, data.draw)
+    note(f"{harm.__name__}: {form.dataset}")
+    with tempfile.TemporaryDirectory() as folder:
+        form.dataset.drop_encoding().to_netcdf(Path(folder, "other.nc"))
+        with pytest.raises(ValueError, match=message):
+            scores(run, [Path(folder, "other.nc")])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from aqtopo.evaluation.observations import COLUMNS, MISSING, read_observations
 
 ROWS = [
-    ("0101A", "30.25", "100.5", "2018-01-15T00", "pm25", "41.5"),
+    ("0101A", "30.25", "100.5", "2018-01-15T00", "pm25", "4.15e+01"),
     ("NA", "31", "-120.75", "2018-01-15T23", "o3", "-0.5"),
     ("null", "31.5", "239.25", "2018-01-15T01:00Z", "co", "1200"),
 ]
