@@ -16,9 +16,10 @@ from aqtopo.data.batch import BatchReader
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.results import station_frame, write_results
 from aqtopo.evaluation.tables import detail_table, score_table
+from aqtopo.inference.export import export_model
 from aqtopo.inference.forecast import forecast, read_hours
 from aqtopo.inference.forecast_file import lead_time_dataset, write_forecast
-from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.inference.load import LoadedRun, load_model, load_run
 from aqtopo.inference.weather import needs, open_weather
 from aqtopo.variables import HORIZONS_H
 
@@ -78,6 +79,16 @@ def fails(
         main()
     assert ended.value.code == 2
     return " ".join(capsys.readouterr().err.split())
+
+
+def test_an_exported_model_needs_the_same_weather(run_dir: Path, run: LoadedRun, tmp_path: Path) -> None:
+    card = export_model(run_dir, "last", tmp_path / "model", None)
+    assert card.inputs == run.config.inputs
+    assert card.inputs[15:] == ("insolation", "rh_ahead", "u_ahead", "insolation_ahead")
+    exported = load_model(tmp_path / "model")
+    with pytest.raises(ValueError, match="needs the weather to come"):
+        forecast(exported, INITS[1])
+    xr.testing.assert_equal(forecast(exported, INITS[1], "perfect"), forecast(run, INITS[1], "perfect"))
 
 
 @pytest.mark.parametrize("name", ["gfs.nc", "gfs.zarr"])
