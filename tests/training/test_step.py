@@ -1,6 +1,12 @@
+from collections.abc import Callable
+
+import pytest
 import torch
 
-from aqtopo.training.step import squared_error
+from aqtopo.config import RunConfig
+from aqtopo.data import open_store
+from aqtopo.data.loader import TrainingLoader
+from aqtopo.training.step import _describe_batch, squared_error
 
 SHAPE = (2, 1, 6, 4, 4)
 
@@ -26,3 +32,14 @@ def test_half_precision_predictions_are_summed_in_fp32() -> None:
     error = squared_error(prediction, torch.zeros(1, 1, 1, 256, 256), torch.ones(1, 1, 1, 256, 256).bool())
     assert error.dtype == torch.float32
     assert error == 4 * 256 * 256
+
+
+@pytest.mark.parametrize("lead_time", ["encoder", "decoder"])
+def test_the_description_of_a_batch_names_every_input(
+    tiny_config: Callable[..., RunConfig], lead_time: str
+) -> None:
+    data = {"forcings": ["insolation"], "weather_at_horizons": ["u"]}
+    config = tiny_config(data=data, model={"lead_time": lead_time})
+    batch = next(TrainingLoader(open_store(config.data.store), config, 0, 1).steps(0))[0]
+    ranges = _describe_batch(batch, config).partition("normalised ranges ")[2]
+    assert [text.split(" ")[0] for text in ranges.split(", ")] == list(config.inputs)
