@@ -2,15 +2,13 @@
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.files import load_config, schema
+from aqtopo.config.optimizer import OptimizerConfig, ParameterGroup, ScheduleConfig
 from aqtopo.config.run import RunConfig
 from aqtopo.config.sections import (
     AttentionSetting,
     CheckpointConfig,
     DataConfig,
     ModelConfig,
-    OptimizerConfig,
-    ParameterGroup,
-    ScheduleConfig,
     TrainingConfig,
 )
 
