@@ -10,6 +10,7 @@ import pytest
 
 from aqtopo.ablation.results_file import RESULTS_FILE, read_results
 from aqtopo.report import write_ablation_report
+from aqtopo.variables import Variable, variables_as_json
 from tests.report.conftest import ablation
 
 __all__ = ["ablation"]
@@ -64,3 +65,13 @@ def test_damage_is_named_with_its_place_and_the_remedy(
 def test_without_results_the_ablation_has_to_finish(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"results\.json is missing\. Let `aqtopo ablate` finish"):
         read_results(tmp_path)
+
+
+def test_a_pollutant_of_ones_own_has_the_name_of_its_description(ablation: Path) -> None:
+    path = ablation / RESULTS_FILE
+    content = json.loads(path.read_text(encoding="utf-8").replace("pm25", "nh3"))
+    nh3 = Variable(name="nh3", long_name="ammonia", units="ug m-3", valid_range=(0.0, 500.0), pollutant=True)
+    content["variables"] = variables_as_json([nh3])
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert read_results(ablation).described["nh3"] == nh3
+    assert "Ammonia" in write_ablation_report(ablation).read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ import xarray as xr
 
 from aqtopo.data import describe_variable, open_store, write_statistics, write_store
 from aqtopo.evaluation.results import read_score_file
+from aqtopo.report.text import pretty_units
 from aqtopo.variables import Variable
 
 WIDE = {**os.environ, "COLUMNS": "160"}
@@ -192,5 +193,5 @@ def test_variables_of_ones_own_go_from_the_store_to_the_report(tmp_path: Path) -
 
     aqtopo("report", run_dir)
     page = (run_dir / "report.html").read_text(encoding="utf-8")
-    for text in ("Ammonia", "[column] of HCHO", "molec cm"):
+    for text in ("Ammonia", "[column] of HCHO", pretty_units("molec cm-2")):
         assert text in page
