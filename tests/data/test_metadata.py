@@ -68,6 +68,13 @@ def test_only_pollutants_are_targets(damaged: Path, tiny_config: TinyConfig) -> 
         check_fit(read_metadata(damaged), tiny_config(data={"targets": ["pm25", "o3"]}))
 
 
+def test_a_pollutant_is_no_weather(damaged: Path, tiny_config: TinyConfig) -> None:
+    fields = zarr.open_group(damaged, mode="r+")["fields"]
+    fields.attrs["channel_pollutant"] = {"rh": True}
+    with pytest.raises(ValueError, match=r"describes rh as static or as a pollutant.*weather_at_horizons"):
+        check_fit(read_metadata(damaged), tiny_config(data={"weather_at_horizons": ["u", "rh"]}))
+
+
 def test_a_static_field_has_no_history(damaged: Path, tiny_config: TinyConfig) -> None:
     group = zarr.open_group(damaged, mode="r+")
     group["static_channel"][1] = "forest"  # type: ignore[index]
