@@ -171,6 +171,12 @@ def test_other_inputs_and_targets_of_equal_shape_are_refused(
         import_lightning(tmp_path / "run.ckpt", tmp_path / "out", config, allowed=allowed)
 
 
+def test_the_weather_to_come_is_another_input(tiny_config: TinyConfig, tmp_path: Path) -> None:
+    config = tiny_config(data={"weather_at_horizons": ["u"]})
+    with pytest.raises(RefusedError, match=r"published .*; in this run .*population, u_ahead"):
+        import_lightning(tmp_path / "run.ckpt", tmp_path / "out", config)
+
+
 @pytest.fixture
 def content(published: tuple[Path, RunConfig]) -> dict[str, Any]:
     """The file's content, to be changed."""
@@ -258,12 +264,3 @@ def test_file_without_optimizer_is_refused(tmp_path: Path, content: Any, message
     torch.save(content, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=message):
         read_lightning(tmp_path / "x.ckpt")
-
-
-@pytest.mark.slow
-def test_a_run_with_other_inputs_is_refused(published: tuple[Path, RunConfig], tmp_path: Path) -> None:
-    folder, config = published
-    data = config.data.model_copy(update={"weather_at_horizons": ("u",)})
-    other = config.model_copy(update={"data": data})
-    with pytest.raises(RefusedError, match=r"var_embed \[1, 16, 16\]: the file has"):
-        import_lightning(folder / "run.ckpt", tmp_path / "out", other)
