@@ -247,6 +247,9 @@ class TrainingConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, sample order and dropout."""
 
+    area_weighted_loss: bool = False
+    """Weight each cell of the loss by its area, the cosine of its latitude."""
+
     validate_every: Positive = 100
     """Micro-steps between validations, counted within the epoch."""
 

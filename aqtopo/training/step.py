@@ -4,6 +4,7 @@ The loss is the mean squared error over the step's valid pixels, for any split i
 
     L = sum over valid pixels of (prediction - target)^2 / number of valid pixels
 
+With `training.area_weighted_loss`, each pixel counts with the cosine of its latitude in both sums.
 Targets are normalised, so all pollutants have equal weight. DeepSpeed averages gradients over the W ranks and
 adds those of the micro-steps, so `squared error x W / valid pixels of the step` on each rank has the gradient
 of L.
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch
+from aqtopo.data.store import Store
 from aqtopo.distributed import process_group
 from aqtopo.model.dropout import sample_seed
 from aqtopo.training.engine import set_lrs
@@ -57,6 +59,7 @@ def train_step(
     engine: Any,
     micro_batches: Sequence[Batch],
     config: RunConfig,
+    row_weights: Tensor | None,
     epoch: int,
     step: int,
     lrs: dict[str, float],
@@ -65,8 +68,9 @@ def train_step(
 ) -> StepResult:
     """Accumulate the gradients of all micro-batches and update the weights.
 
-    All ranks have equally many micro-batches. The epoch selects the dropout masks; `step` counts from 1.
-    `stop` is this rank's stop request, and `save_failed` is True if this rank cannot commit the last state.
+    All ranks have equally many micro-batches. `row_weights` are those of `loss_weights`. The epoch selects
+    the dropout masks; `step` counts from 1. `stop` is this rank's stop request, and `save_failed` is True if
+    this rank cannot commit the last state.
 
     Raises:
         NonFiniteLossError: on all ranks, before the update.
@@ -74,8 +78,10 @@ def train_step(
     set_lrs(engine, lrs)
     device = engine.device
     requests = [stop is Stop.RESTART, stop is Stop.END, save_failed]
-    counts = [[int(b.valid.sum()), b.samples, b.filled, *requests] for b in micro_batches]
-    sums = process_group.total(torch.tensor(counts, device=device).sum(0)).tolist()
+    counts = [
+        [float(pixel_weight(b.valid, row_weights)), b.samples, b.filled, *requests] for b in micro_batches
+    ]
+    sums = process_group.total(torch.tensor(counts, dtype=torch.float64, device=device).sum(0)).tolist()
     pixels, samples, filled, restarts, ends, failures = sums
     if not pixels:
         raise ValueError(
@@ -85,7 +91,7 @@ def train_step(
     errors: list[Tensor] = []
     for index, batch in enumerate(micro_batches):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        error = _forward(engine, batch.to(device), config, epoch)
+        error = _forward(engine, batch.to(device), config, row_weights, epoch)
         engine.backward(error * (engine.world_size / pixels), scale_wrt_gas=False)
         errors.append(error.detach())
         if index < len(micro_batches) - 1:
@@ -101,16 +107,33 @@ def train_step(
         suspects = [True] * len(micro_batches)
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
     agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
-    return StepResult(loss, norm if applied else None, samples, filled, agreed, failures > 0)
+    return StepResult(loss, norm if applied else None, int(samples), int(filled), agreed, failures > 0)
 
 
-def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Return the sum of squared errors over valid pixels.
+def loss_weights(config: RunConfig, store: Store, device: torch.device) -> Tensor | None:
+    """Return the weights (H, 1) of the grid's rows in the loss, in fp32; None if all are 1."""
+    if not config.training.area_weighted_loss:
+        return None
+    return torch.from_numpy(np.cos(np.deg2rad(store.lat))[:, None].astype(np.float32)).to(device)
+
+
+def pixel_weight(valid: Tensor, row_weights: Tensor | None = None) -> Tensor:
+    """Return the summed weight of the valid pixels (B, K, C, H, W); their number without row weights."""
+    if row_weights is None:
+        return valid.sum()
+    return (valid.sum((0, 1, 2, 4))[:, None] * row_weights.to(valid.device, torch.float64)).sum()
+
+
+def squared_error(
+    prediction: Tensor, target: Tensor, valid: Tensor, row_weights: Tensor | None = None
+) -> Tensor:
+    """Return the weighted sum of squared errors over valid pixels.
 
     Args:
         prediction: (B, K, C, H, W), normalised, any float dtype.
         target: (B, K, C, H, W), normalised; any value where it is not valid.
         valid: (B, K, C, H, W), bool.
+        row_weights: (H, 1); None for equal weights.
 
     Returns:
         A scalar in fp32 (fp64 for fp64 predictions).
@@ -118,14 +141,15 @@ def squared_error(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     dtype = torch.promote_types(prediction.dtype, torch.float32)
     # Masked before the square: NaN x 0 is NaN, in the gradient too.
     error = torch.where(valid, prediction.to(dtype) - target.to(dtype), 0)
-    return error.square().sum()
+    squares = error.square()
+    return (squares if row_weights is None else squares * row_weights).sum()
 
 
-def _forward(engine: Any, batch: Batch, config: RunConfig, epoch: int) -> Tensor:
+def _forward(engine: Any, batch: Batch, config: RunConfig, row_weights: Tensor | None, epoch: int) -> Tensor:
     """Return the squared error of a micro-batch; a sample's place in the epoch seeds its dropout."""
     seeds = [sample_seed(config.training.seed, epoch, place) for place in batch.places]
     prediction = engine(batch.inputs, batch.wind, batch.lead_hours, seeds, batch.weather)
-    return squared_error(prediction, batch.targets, batch.valid)
+    return squared_error(prediction, batch.targets, batch.valid, row_weights)
 
 
 def _describe(

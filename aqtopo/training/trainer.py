@@ -17,7 +17,7 @@ from aqtopo.run_directory.run_log import RunLog, peak_memory_gib
 from aqtopo.training.engine import barrier_strengths, batch_fields, preferences
 from aqtopo.training.prepare import Prepared
 from aqtopo.training.resume import RunningLoss, next_samples
-from aqtopo.training.step import StepResult, train_step
+from aqtopo.training.step import StepResult, loss_weights, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import probe_loss, validation_loss
 
@@ -49,6 +49,7 @@ class Trainer:
         self.stop_after = stop_after
         self.epoch = self.step_in_epoch = self.step = 0
         self.train_loss = float("nan")
+        self.row_weights = loss_weights(self.config, prepared.store, ranks.device)
         self.early = EarlyStopping(self.config.training.patience)
         self.running = RunningLoss()
         self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks, self._note_save)
@@ -116,7 +117,7 @@ class Trainer:
         limit = self.config.training.sanity_micro_batches
         if limit:
             self.watchdog.enter("sanity validation")
-            val_loss = validation_loss(self.engine, self.validation_batches, limit)
+            val_loss = validation_loss(self.engine, self.validation_batches, self.row_weights, limit)
             self.log.say(f"sanity validation on {limit} batch(es) per rank: loss {val_loss:.4f}")
         self.log.event(
             "start",
@@ -172,6 +173,7 @@ class Trainer:
             self.engine,
             micro_batches,
             self.config,
+            self.row_weights,
             self.epoch,
             self.step + 1,
             lrs,
@@ -225,6 +227,7 @@ class Trainer:
             val_loss = validation_loss(
                 self.engine,
                 self.validation_batches,
+                self.row_weights,
                 stop_requested=lambda: self.stops.agreed(self.device) is not Stop.NO,
             )
         stop = max(stop, self.stops.agreed(self.device))

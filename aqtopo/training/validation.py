@@ -14,7 +14,7 @@ from aqtopo.data.batch import Batch, BatchReader
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.distributed import process_group
-from aqtopo.training.step import NonFiniteLossError, squared_error
+from aqtopo.training.step import NonFiniteLossError, pixel_weight, squared_error
 
 BATCHES_BETWEEN_STOP_CHECKS = 8
 """Number of batches between two checks for a stop request."""
@@ -34,12 +34,14 @@ class Batches(Protocol):
 def validation_loss(
     engine: Any,
     batches: Batches,
+    row_weights: Tensor | None = None,
     limit: int | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> float | None:
     """Return the mean squared error over the valid pixels of all ranks, in normalised units.
 
-    `limit` is the number of batches of a rank; None for all. `stop_requested` is a collective.
+    `row_weights` are those of `loss_weights`. `limit` is the number of batches of a rank; None for all.
+    `stop_requested` is a collective.
 
     Returns:
         The loss; None if a stop request ended the validation.
@@ -49,7 +51,7 @@ def validation_loss(
         NonFiniteLossError: the loss is NaN or infinite.
     """
     engine.eval()
-    sums = _sums(engine, batches, limit, stop_requested)
+    sums = _sums(engine, batches, row_weights, limit, stop_requested)
     engine.train()
     if sums is None:
         return None
@@ -68,9 +70,13 @@ def validation_loss(
 
 
 def _sums(
-    engine: Any, batches: Batches, limit: int | None, stop_requested: Callable[[], bool]
+    engine: Any,
+    batches: Batches,
+    row_weights: Tensor | None,
+    limit: int | None,
+    stop_requested: Callable[[], bool],
 ) -> Tensor | None:
-    """Return this rank's squared error and valid pixels, (2,) float64; None after a stop request."""
+    """Return this rank's squared error and valid pixels' weight, (2,) float64; None after a stop request."""
     iterator = iter(batches)
     most = process_group.largest(min(len(batches), limit or len(batches)), engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
@@ -81,8 +87,8 @@ def _sums(
             on_device = batch.to(engine.device)
             # The engine's forward would register hooks for a backward pass.
             prediction = engine.module(*on_device.model_inputs)
-            sums[0] += squared_error(prediction, on_device.targets, on_device.valid)
-            sums[1] += on_device.valid.sum()
+            sums[0] += squared_error(prediction, on_device.targets, on_device.valid, row_weights)
+            sums[1] += pixel_weight(on_device.valid, row_weights)
     return sums
 
 
@@ -95,7 +101,7 @@ def probe_batch(store: Store, config: RunConfig) -> Batch:
 
 @torch.no_grad()
 def probe_loss(engine: Any, batch: Batch) -> float:
-    """Return the mean squared error on the probe batch in evaluation mode, equal on all ranks."""
+    """Return the unweighted mean squared error on the probe batch in evaluation mode, equal on all ranks."""
     engine.eval()
     on_device = batch.to(engine.device)
     prediction = engine.module(*on_device.model_inputs)

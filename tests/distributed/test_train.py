@@ -39,7 +39,9 @@ def test_losses_do_not_depend_on_launcher_or_world_size(
     for launcher, ranks, accumulation in (("alone", 1, 2), ("deepspeed", 2, 1), ("torchrun", 4, 1)):
         run_dir = str(tmp_path / launcher)
         finished = run_training(
-            tiny_config(**settings(ranks, accumulation, run_dir=run_dir)), launcher, ranks=ranks
+            tiny_config(**settings(ranks, accumulation, run_dir=run_dir, area_weighted_loss=True)),
+            launcher,
+            ranks=ranks,
         )
         assert finished.code == 0, finished.output
         runs[launcher] = finished
