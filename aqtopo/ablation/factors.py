@@ -15,7 +15,15 @@ DEFAULT_LEVELS: dict[str, tuple[object, ...]] = {"elevation_bias": ("published",
 """Default levels, by setting, that differ from the list of all allowed values."""
 
 VARIABLE_SECTIONS = ("model", "optimizer")
-"""Sections that factors may be in; others would change data, sample order or budget."""
+"""Sections all of whose settings can be varied; others would change samples, their order or the budget."""
+
+VARIABLE_INPUTS = (
+    "data.forcings",
+    "data.history_hours",
+    "data.history_variables",
+    "data.weather_at_horizons",
+)
+"""Inputs that can be varied; all variants have the samples that the longest history leaves."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def parse_factors(texts: Iterable[str]) -> tuple[Factor, ...]:
     A name without a section is in `model`. Default levels are true and false, or all enumerated words.
 
     Raises:
-        ValueError: a factor is unknown, repeated, without levels, or not in model or optimizer.
+        ValueError: a factor is unknown, repeated, without levels, or cannot be varied.
     """
     factors = tuple(itertools.chain.from_iterable(_parse(text) for text in texts))
     for factor in factors:
@@ -128,10 +136,11 @@ def _path(name: str) -> str:
     """Return the full path of a factor; a bare name is in `model`."""
     path = name if "." in name else f"model.{name}"
     section = path.partition(".")[0]
-    if section not in VARIABLE_SECTIONS:
+    if section not in VARIABLE_SECTIONS and path not in VARIABLE_INPUTS:
         raise ValueError(
-            f"{name} cannot be varied: a factor must be in {' or '.join(VARIABLE_SECTIONS)}, so that all "
-            "variants have the same data, sample order and budget. Set other settings with --set."
+            f"{name} cannot be varied: a factor must be in {' or '.join(VARIABLE_SECTIONS)}, or one of "
+            f"{', '.join(VARIABLE_INPUTS)}, so that all variants have the same samples in the same order and "
+            "the same budget. Set other settings with --set."
         )
     field = path.partition(".")[2]
     if section == "model" and field not in ModelConfig.model_fields:

@@ -85,6 +85,7 @@ def plan_ablation(
     base = load_config(config_path, overrides)
     chosen = tuple(range(base.training.seed, base.training.seed + seeds))
     combinations = tuple(variants(factors, also))
+    samples = _common_history(config_path, overrides, combinations)
     trials: list[Trial] = []
     known = training_numbers(out)
     free = itertools.count(1 + max(known.values(), default=-1))
@@ -93,16 +94,28 @@ def plan_ablation(
             run_dir = out / RUNS / variant.slug / f"seed{seed}"
             number = known.get((variant.slug, run_dir.name))
             own = [f"training.seed={seed}", f"training.run_dir={json.dumps(str(run_dir))}"]
-            config = load_config(config_path, [*overrides, *variant.overrides, *own])
+            config = load_config(config_path, [*overrides, *samples, *variant.overrides, *own])
             trials.append(Trial(next(free) if number is None else number, variant, seed, config))
     _check_distinct(trials[: len(combinations)])
     return Ablation(out, base, factors, combinations, chosen, tuple(trials))
 
 
+def _common_history(
+    config_path: Path, overrides: Sequence[str], combinations: Sequence[Variant]
+) -> list[str]:
+    """Return the override that gives all variants the initial times that the longest history allows."""
+    data = [load_config(config_path, [*overrides, *variant.overrides]).data for variant in combinations]
+    if len({one.stored_before for one in data}) == 1:
+        return []
+    hours = sorted({hour for one in data for hour in one.stored_before})
+    return [f"data.required_history_hours={json.dumps(hours)}"]
+
+
 def _check_distinct(trials: Sequence[Trial]) -> None:
     """Raise ValueError if two variants of one seed have the same settings or the same run directory."""
     for one, other in itertools.combinations(trials, 2):
-        if (one.config.model, one.config.optimizer) == (other.config.model, other.config.optimizer):
+        settings = [(trial.config.data, trial.config.model, trial.config.optimizer) for trial in (one, other)]
+        if settings[0] == settings[1]:
             first, second = (
                 f"--also {trial.variant.label}" if trial.variant.also else trial.variant.label
                 for trial in (one, other)

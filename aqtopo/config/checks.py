@@ -60,8 +60,9 @@ def _channels(config: RunSections) -> Iterator[Problem]:
 
 def _inputs(config: RunSections) -> Iterator[Problem]:
     data = config.data
-    if any(later <= earlier for earlier, later in pairwise(data.history_hours)):
-        yield _problem(config, "data.history_hours", "must be ascending, without repetition")
+    for field in ("history_hours", "required_history_hours"):
+        if any(later <= earlier for earlier, later in pairwise(getattr(data, field))):
+            yield _problem(config, f"data.{field}", "must be ascending, without repetition")
     repeated = [name for place, name in enumerate(config.inputs) if name in config.inputs[:place]]
     if repeated and len(set(data.variables)) == len(data.variables):
         yield _problem(config, "data.variables", f"must hold no {repeated[0]}: another input has this name")

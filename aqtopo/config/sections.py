@@ -64,6 +64,10 @@ class DataConfig(Strict):
     history_variables: Channels | None = None
     """Channels of the earlier fields; null for all of `variables` that vary in time."""
 
+    required_history_hours: Annotated[tuple[Hours, ...], Field(strict=False)] = ()
+    """Hours before an initial time that must be stored, besides `history_hours`, so that runs with different
+    histories have the same samples; `aqtopo ablate` sets it."""
+
     weather_at_horizons: Annotated[tuple[Channel, ...], Field(strict=False)] = ()
     """Weather at the valid times as further inputs, such as ["u", "v", "temp", "rh", "psfc"]: read from the
     store (perfect weather)."""
@@ -114,6 +118,11 @@ class DataConfig(Strict):
     def channels(self) -> tuple[str, ...]:
         """All channels of the store that a run reads, each once."""
         return tuple(dict.fromkeys(("u", "v", *self.variables, *self.weather_at_horizons, *self.targets)))
+
+    @property
+    def stored_before(self) -> tuple[int, ...]:
+        """Hours before an initial time that must be stored, ascending."""
+        return tuple(sorted({*self.history_hours, *self.required_history_hours}))
 
     @property
     def history(self) -> tuple[tuple[str, int], ...]:

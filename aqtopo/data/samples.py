@@ -121,9 +121,9 @@ def sample_table(config: RunConfig, times: Hours, split: Split) -> SampleTable:
         "validation": (data.validation_years, data.validation_stride_hours),
         "test": (data.test_years, data.test_stride_hours),
     }[split]
-    usable = usable_times(times, years, data.horizons, stride, data.history_hours)
+    usable = usable_times(times, years, data.horizons, stride, data.stored_before)
     if not usable.size:
-        before = f" and fields {_listed(data.history_hours)} h before" if data.history_hours else ""
+        before = f" and fields {_listed(data.stored_before)} h before" if data.stored_before else ""
         raise ValueError(
             f"No time of `data.{split}_years` ({_listed(years)}) can be used: none in the store {data.store} "
             f"has targets {_listed(data.horizons)} h ahead in the same year{before}. Choose years in the "

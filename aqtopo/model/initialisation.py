@@ -1,4 +1,4 @@
-"""Initial weights: a pure function of a seed, scaled to the width of the model.
+"""Initial weights: a pure function of seed and module name, scaled to the width of the model.
 
 Each layer preserves the variance. Linear weights are Xavier uniform. Patch projections are normal with
 variance 1 / (pixels of a patch), so that tokens of normalised pixels are as large as the position embedding.
@@ -7,6 +7,8 @@ the input would be much smaller than the position embedding. The head's last lay
 first forecasts are near the mean (with tendencies: near the present state). As in ClimaX, biases and the
 variable query are 0, norms are 1, and the variable and position embeddings are sines and cosines.
 """
+
+import hashlib
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +25,9 @@ def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> No
 
     `last_layer` is the last layer of the head.
     """
-    generator = torch.Generator().manual_seed(seed)
-    for module in model.modules():
+    for name, module in model.named_modules():
+        # Each module has random numbers of its own, so another module's shape does not change them.
+        generator = module_generator(seed, name)
         if isinstance(module, nn.Linear):
             if module is last_layer:
                 nn.init.trunc_normal_(module.weight, std=_LAST_LAYER_STD, generator=generator)
@@ -41,6 +44,12 @@ def initialise_modules(model: nn.Module, last_layer: nn.Module, seed: int) -> No
         elif isinstance(module, VariableAggregation):
             nn.init.xavier_uniform_(module.in_proj_weight, generator=generator)
             nn.init.zeros_(module.in_proj_bias)
+
+
+def module_generator(seed: int, name: str) -> torch.Generator:
+    """Return the generator of one module's initial weights."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
 
 
 def sincos_1d(dim: int, positions: npt.ArrayLike) -> npt.NDArray[np.float64]:

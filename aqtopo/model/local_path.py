@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from aqtopo.config import ModelConfig
 from aqtopo.config.sections import LEAD_FUNCTIONS, LOCAL_PATH_DILATIONS
+from aqtopo.model.initialisation import module_generator
 
 
 class LocalPath(nn.Module):
@@ -63,9 +64,9 @@ class LocalPath(nn.Module):
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Set the initial weights from a seed; at first the output is zero."""
-        generator = torch.Generator().manual_seed(seed)
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
+                generator = module_generator(seed, f"local_path.{name}")
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)

@@ -57,7 +57,7 @@ def most_polluted_time(store: Store, config: RunConfig) -> tuple[np.datetime64, 
         ValueError: no test time has all its horizons in the store.
     """
     data = config.data
-    times = usable_times(store.times, data.test_years, data.horizons, history_hours=data.history_hours)
+    times = usable_times(store.times, data.test_years, data.horizons, history_hours=data.stored_before)
     if not len(times):
         years = ", ".join(str(year) for year in config.data.test_years)
         raise ValueError(

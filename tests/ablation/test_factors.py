@@ -62,7 +62,8 @@ def test_an_extra_variant_differs_from_the_baseline_in_its_settings() -> None:
     [
         ([], "is empty"),
         (["wind_ordr"], "the model has no such setting"),
-        (["data.time_stride_hours=1,2"], "must be in model or optimizer"),
+        (["data.time_stride_hours=1,2"], "must be in model or optimizer, or one of data.forcings"),
+        (["data.history_hours"], "needs levels"),
         (["training.epochs=1,2"], "must be in model or optimizer"),
         (["regions"], "needs levels"),
         (["sectors=8"], "at least two levels"),

@@ -83,14 +83,34 @@ def test_position_embeddings_by_sector_are_compared_in_raster_order(config_path:
 
 def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
     store = open_store(plan(config_path, GRID).base.data.store)
-    deeper = [trial.config for trial in plan(config_path, "depth=1,2").trials]
-    assert "head.0.weight" in compare_starts(deeper, store).different
+    seeds = [load_config(config_path, [f"training.seed={seed}"]) for seed in (0, 1)]
+    assert "head.0.weight" in compare_starts(seeds, store).different
     lead = [trial.config for trial in plan(config_path, "lead_time").trials]
     assert not compare_starts(lead, store).same_order
     weather = lead[0].data.model_copy(update={"weather_at_horizons": ("u",)})
     ahead = compare_starts([lead[0], lead[0].model_copy(update={"data": weather})], store)
     assert str(ahead).endswith("; perfect weather")
     assert "weather" not in str(compare_starts(lead, store))
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "data.history_hours=[],[6,12]",
+        'data.forcings=[],["cos_local_time","sin_local_time"]',
+        "depth=1,2",
+    ],
+)
+def test_variants_of_the_inputs_have_the_samples_that_the_longest_history_allows(
+    config_path: Path, grid: str
+) -> None:
+    ablation = plan(config_path, grid)
+    configs = [trial.config for trial in ablation.trials]
+    starts = compare_starts(configs, open_store(ablation.base.data.store))
+    assert starts.different == ()
+    assert starts.same_order
+    longest = (6, 12) if "history" in grid else ()
+    assert {config.data.stored_before for config in configs} == {longest}
 
 
 @pytest.mark.parametrize(
