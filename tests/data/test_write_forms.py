@@ -1,5 +1,6 @@
 """Property tests of write_store: another form gives the same store, a harmful change is refused."""
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from aqtopo.data import Store, open_store, write_store
-from aqtopo.variables import VARIABLES
+from aqtopo.data.metadata import read_metadata
+from aqtopo.variables import NAME_PATTERN, RESERVED_NAMES, VARIABLES, Variable
 from tests.conftest import make_tiny_dataset
 from tests.data.test_outside_forms import UNITS, door_draws
 
@@ -162,4 +164,62 @@ def test_a_harmful_change_is_refused_by_name(data: Any, harm: Any, lazy: bool) -
     with tempfile.TemporaryDirectory() as folder:
         with pytest.raises(ValueError, match=message):
             write_store(dataset.chunk() if lazy else dataset, Path(folder, "new.zarr"))
+        assert not list(Path(folder).iterdir())
+
+
+NAMES = st.from_regex(NAME_PATTERN, fullmatch=True).filter(lambda n: n not in {*VARIABLES, *RESERVED_NAMES})
+OTHER_NAMES = st.text(max_size=80).filter(lambda n: not re.fullmatch(NAME_PATTERN, n))
+OTHER_NAMES |= st.sampled_from(sorted(RESERVED_NAMES))
+TEXTS = st.text(st.characters(codec="utf-8", categories=["L", "N", "P", "S"]), min_size=1, max_size=20)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@door_draws
+@given(data=st.data(), changes=st.lists(st.sampled_from(HARMLESS[1:]), max_size=3, unique=True))
+def test_variables_of_ones_own_are_read_back_from_any_form(data: Any, changes: list[Any]) -> None:
+    dataset, draw = usual(), data.draw
+    usual_names = dataset["channel"].values.tolist()
+    kept = ["u", "v", *draw(st.lists(st.sampled_from(usual_names[2:]), unique=True))]
+    own = draw(st.lists(NAMES, min_size=1, max_size=3, unique=True))
+    described = [
+        Variable(
+            name=name,
+            long_name=draw(TEXTS),
+            standard_name=draw(st.none() | TEXTS),
+            units=draw(st.sampled_from(["m", "ug m-3", "1", "molec cm-2", "kg m-2 s-1"])),
+            valid_range=(-1e6, 1e6),
+            pollutant=draw(st.booleans()),
+        )
+        for name in own
+    ]
+    places = [usual_names.index(name) for name in kept] + [2] * len(own)
+    dataset = dataset.isel(channel=places).assign_coords(channel=[*kept, *own])
+    expected = dataset["fields"]
+    for change in changes:
+        dataset = change(dataset, draw)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "new.zarr"
+        write_store(given_to_writer(dataset, draw, Path(folder)), path, variables=described)
+        store = open_store(path)
+        assert [store.variables[name] for name in own] == described
+        assert set(store.channels) == {*kept, *own}
+        assert read_metadata(path).variables == store.variables
+        for hour in (0, 24, HOURS - 1):
+            found = store.read(hour)[[store.channels.index(name) for name in expected["channel"].values]]
+            np.testing.assert_allclose(found, expected[hour], rtol=3e-6, atol=3e-5)
+
+
+@pytest.mark.slow
+@door_draws
+@given(
+    name=st.text(max_size=80).filter(lambda n: not re.fullmatch(NAME_PATTERN, n))
+    | st.sampled_from(sorted(RESERVED_NAMES))
+)
+def test_any_other_name_is_refused(name: str) -> None:
+    dataset = usual()
+    dataset = dataset.assign_coords(channel=[*dataset["channel"].values[:-1], name])
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(ValueError, match="cannot be the name of a variable"):
+            write_store(dataset, Path(folder) / "new.zarr")
         assert not list(Path(folder).iterdir())
