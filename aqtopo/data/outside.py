@@ -104,7 +104,7 @@ def check_decoded(dataset: xr.Dataset, source: str) -> None:
 
 
 def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
-    engine = _engine(path)
+    engine = engine_of(path)
     options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
     try:
         # Times are decoded below, after a look at their calendars: xarray takes noleap in silence.
@@ -128,7 +128,7 @@ def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
         )
 
 
-def _engine(path: Path) -> str:
+def engine_of(path: Path) -> str:
     """Return xarray's engine by the content of a file, or refuse what is no NetCDF file or zarr store."""
     if not path.exists():
         raise_input_error(str(path), "does not exist: there is no such file", "Correct the path")

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import xarray as xr
+import zarr
 from numpy.typing import NDArray
 
 from aqtopo.data.descriptions import attribute_mapping, channel_variables
 from aqtopo.data.schema import (
+    FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
+    STATIC_DIMS,
     Hours,
     check_layout,
     check_static,
@@ -270,7 +273,10 @@ def _open_dataset(path: Path) -> xr.Dataset:
             f"There is no data store at {path}. Correct `data.store`, or make one, "
             f"for example with `aqtopo synth {path} --years 2016 2017 2018 --grid 32x64`."
         )
+    if not (path / "zarr.json").is_file():
+        _refuse_other(path)
     try:
+        _check_small_arrays(path)
         dataset = xr.open_zarr(path, zarr_format=3, consolidated=False, chunks=None)
         loaded: xr.Dataset = dataset.drop_vars("fields", errors="ignore").load()
         return loaded.assign(fields=dataset["fields"]) if "fields" in dataset else loaded
@@ -280,6 +286,30 @@ def _open_dataset(path: Path) -> xr.Dataset:
             f"cannot be read as a zarr v3 group ({type(error).__name__}: {error})",
             "Check that it is a complete aqtopo store and that you may read it, or write it again.",
         )
+
+
+def _refuse_other(path: Path) -> NoReturn:
+    """Raise the error that says what a path is instead of a store."""
+    from aqtopo.data.outside import engine_of  # takes time, and stores do not need it
+
+    try:
+        found = {"netcdf4": "a NetCDF file", "zarr": "a zarr group of version 2"}[engine_of(path)]
+    except ValueError as error:
+        raise ValueError(f"There is no data store at {path}: {error}") from error
+    remedy = "Make a store from it with `aqtopo.data.write_store`, see docs/data.md."
+    raise_store_error(path, f"is {found}, not a store", remedy)
+
+
+def _check_small_arrays(path: Path) -> None:
+    """Refuse a lost file of a coordinate or of the static fields: zarr reads it as fill values."""
+    for name, array in zarr.open_group(path, mode="r", zarr_format=3).arrays():
+        lost = array.nchunks - array.nchunks_initialized
+        if name in ("static", *FIELDS_DIMS, *STATIC_DIMS) and lost:
+            raise_store_error(
+                path,
+                f"has lost {lost} of {array.nchunks} files of `{name}`",
+                "Copy it again from its source.",
+            )
 
 
 FURTHER_STATISTICS = "further_statistics"

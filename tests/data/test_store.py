@@ -118,18 +118,35 @@ def count_time_in_minutes(path: Path) -> None:
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (shutil.rmtree, r"There is no data store at .*aqtopo synth"),
-    "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"cannot be read as a zarr v3 group"),
+    "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"is a directory without a zarr group"),
+    "a web page": (
+        lambda p: (shutil.rmtree(p), p.write_text("<html>", encoding="utf-8")),
+        r"is not a NetCDF file but a web page",
+    ),
+    "a NetCDF file": (
+        lambda p: (shutil.rmtree(p), xr.Dataset({"pm25": 1.0}).to_netcdf(p)),
+        r"is a NetCDF file, not a store\. Make a store from it with",
+    ),
+    "half a NetCDF file": (
+        lambda p: (shutil.rmtree(p), p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))),
+        r"is a NetCDF file, not a store",
+    ),
+    "lost times": (
+        lambda p: shutil.rmtree(p / "time" / "c"),
+        r"has lost 1 of 1 files of `time`\. Copy it again",
+    ),
+    "lost static fields": (lambda p: shutil.rmtree(p / "static" / "c"), r"has lost 1 of 1 files of `static`"),
     "broken metadata": (
         lambda p: (p / "zarr.json").write_text("{", encoding="utf-8"),
         r"cannot be read as a zarr v3 group",
     ),
     "a file": (
         lambda p: (shutil.rmtree(p), p.write_text("hello", encoding="utf-8")),
-        r"cannot be read as a zarr v3 group",
+        r"There is no data store at .*it begins with hello",
     ),
     "zarr v2": (
         lambda p: (shutil.rmtree(p), zarr.open_group(p, mode="w", zarr_format=2)),
-        r"cannot be read as a zarr v3 group",
+        r"is a zarr group of version 2, not a store",
     ),
     "schema version": (
         lambda p: set_attribute(p, "schema_version", 99),

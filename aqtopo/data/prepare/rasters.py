@@ -71,10 +71,7 @@ def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
 
 
 def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
-    read = _read_tiff if file.suffix.lower() in (".tif", ".tiff") else _read_netcdf
-    if not file.exists():
-        raise ValueError(f"{file} does not exist. Correct its path.")
-    raster = read(file, grid, variable)
+    raster = (_read_tiff if _is_tiff(file) else _read_netcdf)(file, grid, variable)
     if raster.lat.ndim == 2:
         regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
         return np.where(np.isfinite(regridded), regridded, np.float32(0))
@@ -92,6 +89,13 @@ def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
     share = by_row @ finite.astype(np.float64) @ by_column.T
     mean: Values = np.divide(total, share, out=np.zeros(grid.shape), where=share > 0)
     return mean.astype(np.float32)
+
+
+def _is_tiff(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return content.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
 def _read_netcdf(file: Path, grid: Grid, variable: Variable) -> Raster:
@@ -129,7 +133,10 @@ def _read_tiff(file: Path, grid: Grid, variable: Variable) -> Raster:
             values = _filled(raster.read(1, window=window, masked=True))
             units = raster.units[0] or variable.units
     except RasterioError as error:
-        raise ValueError(f"{file} cannot be read as GeoTIFF ({error}). Check that it is complete.") from error
+        raise ValueError(
+            f"{file} is a damaged or incomplete GeoTIFF ({error}). Download or copy it again, and compare "
+            "its size with the source's."
+        ) from error
     dataset = xr.Dataset(
         {variable.name: (("lat", "lon"), values, {"units": units})},
         coords={"lat": lat[rows], "lon": lon[columns]},

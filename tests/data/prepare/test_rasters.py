@@ -139,6 +139,19 @@ def test_unusable_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.nc").write_text("no", encoding="utf-8")
     with pytest.raises(ValueError, match="is not a NetCDF file: it begins with no"):
         population(tmp_path / "broken.nc", GRID)
-    (tmp_path / "broken.tif").write_text("no", encoding="utf-8")
-    with pytest.raises(ValueError, match="cannot be read as GeoTIFF"):
-        population(tmp_path / "broken.tif", GRID)
+    (tmp_path / "page.tif").write_text("<html>", encoding="utf-8")
+    with pytest.raises(ValueError, match="is not a NetCDF file but a web page"):
+        population(tmp_path / "page.tif", GRID)
+    whole = write_tiff(tmp_path / "whole.tif").read_bytes()
+    (tmp_path / "half.tif").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"half\.tif is a damaged or incomplete GeoTIFF"):
+        elevation(tmp_path / "half.tif", GRID)
+
+
+def test_the_content_decides_between_netcdf_and_geotiff(tmp_path: Path) -> None:
+    expected = heights(GRID.lat_centres, GRID.lon_centres)
+    for written, name in (
+        (write_tiff(tmp_path / "a.tif"), "a.nc"),
+        (write_netcdf(tmp_path / "b.nc"), "b.tif"),
+    ):
+        np.testing.assert_allclose(elevation(written.rename(tmp_path / name), GRID), expected, rtol=1e-5)
