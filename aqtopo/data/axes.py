@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
@@ -243,11 +244,27 @@ def _rename(dataset: xr.Dataset, found: dict[str, Hashable | None], source: str)
     return dataset.rename({name: axis for name, axis in names.items() if name != axis})
 
 
+def civil_times(times: xr.CFTimeIndex, source: str) -> pd.DatetimeIndex:
+    """Return cftime's times as datetime64[ns].
+
+    Raises:
+        ValueError: they are outside the years 1678 to 2262.
+    """
+    try:
+        return times.to_datetimeindex(time_unit="ns")
+    except ValueError:
+        raise_input_error(
+            source,
+            f"has the time {times[0]}, which is outside the years 1678 to 2262",
+            "Correct the reference date in the attribute `units` of the time",
+        )
+
+
 def _with_times(dataset: xr.Dataset, axis: str, source: str) -> xr.Dataset:
     """Check times, round them to seconds (days as floats are off by microseconds), and sort them."""
     times = dataset[axis]
     if times.dims == (axis,) and isinstance(times.to_index(), xr.CFTimeIndex):
-        dataset = dataset.assign_coords({axis: times.to_index().to_datetimeindex(time_unit="ns")})
+        dataset = dataset.assign_coords({axis: civil_times(times.to_index(), source)})
         times = dataset[axis]
     if times.dtype.kind != "M":
         raise_input_error(

@@ -22,6 +22,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from aqtopo.data.axes import civil_times
 from aqtopo.data.channels import Channel
 from aqtopo.data.descriptions import channel_attributes, read_descriptions
 from aqtopo.data.outside import check_decoded
@@ -153,6 +154,12 @@ def _loaded(blocks: Iterable[xr.Dataset], name: Path) -> Iterator[xr.Dataset]:
     """Give decoded blocks in memory, without encodings; a lazy block in parts."""
     for block in blocks:
         check_decoded(block, f"A dataset for {name}")
+        if "time" in block.coords and block["time"].dtype.kind in "iufm":
+            raise_input_error(
+                f"A dataset for {name}",
+                f"has times of the type {block['time'].dtype} instead of datetime64",
+                "Give the hours as times in UTC, such as np.datetime64('2016-01-01T00')",
+            )
         plain = block.drop_encoding()
         hours = max(block.sizes.get("time", 0), 1)
         lazy = "fields" in block and not block["fields"].variable._in_memory
@@ -202,7 +209,7 @@ def _in_store_units(block: xr.Dataset, name: Path, described: Variables) -> xr.D
     converted = fields.copy(data=written).assign_attrs(channel_units=units)
     times = block["time"].to_index() if "time" in block.coords else None
     if isinstance(times, xr.CFTimeIndex):
-        block = block.assign_coords(time=times.to_datetimeindex(time_unit="ns"))
+        block = block.assign_coords(time=civil_times(times, source))
         converted = converted.assign_coords(time=block["time"])
     return block.assign(fields=converted)
 

@@ -113,6 +113,15 @@ def test_times_as_floats_are_whole_hours(tmp_path: Path, units: str) -> None:
     np.testing.assert_array_equal(open_outside(tmp_path / "a.nc")["time"], hours["time"])
 
 
+@pytest.mark.parametrize("units", ["days since -4713-01-01", "hours since 9000-01-01"])
+def test_times_beyond_the_range_of_nanoseconds_are_named(tmp_path: Path, units: str) -> None:
+    make_hours().to_netcdf(tmp_path / "a.nc")
+    with netCDF4.Dataset(tmp_path / "a.nc", "a") as file:
+        file["time"].units = units
+    with pytest.raises(ValueError, match=r"a\.nc has the time .* outside the years 1678 to 2262"):
+        open_outside(tmp_path / "a.nc")
+
+
 def test_months_are_refused(tmp_path: Path) -> None:
     make_hours().to_netcdf(tmp_path / "a.nc")
     with netCDF4.Dataset(tmp_path / "a.nc", "a") as file:

@@ -232,3 +232,10 @@ def test_an_interrupted_writer_leaves_nothing_behind(tiny_dataset: xr.Dataset, t
     with pytest.raises(KeyboardInterrupt):
         write_store(interrupted(), tmp_path / "new.zarr")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("times", [np.arange(1), np.zeros(1), np.zeros(1, "m8[h]")])
+def test_numbers_as_times_are_refused(tiny_dataset: xr.Dataset, tmp_path: Path, times: np.ndarray) -> None:
+    dataset = tiny_dataset.isel(time=slice(0, 1)).assign_coords(time=times)
+    with pytest.raises(ValueError, match=r"has times of the type \S+ instead of datetime64"):
+        write_store(dataset, tmp_path / "new.zarr")
