@@ -3,8 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -269,3 +270,25 @@ def plain_manifest() -> MakeManifest:
 def untrained_run(tiny_config: TinyConfig, save_untrained: SaveUntrained) -> Path:
     """Run directory of `tiny_config()` with its first weights saved."""
     return save_untrained(tiny_config())
+
+
+NO_RIGHT = "no right to mount a file system: run as root, with CAP_SYS_ADMIN"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB, to be filled."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip(NO_RIGHT)
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
+def full_disk(small_disk: Path) -> Path:
+    """A file system without a free byte."""
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    return small_disk

@@ -1,6 +1,5 @@
 """State of a DeepSpeed ZeRO-2 engine: description by name, module weights, and saved shards."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from aqtopo.checkpoint.files import first_line, loadable_torch_files
+from aqtopo.checkpoint.files import loadable_torch_files, write_error
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, RunFacts, TensorInfo, package_versions
 from aqtopo.refusal import raise_problems
 
@@ -171,7 +170,7 @@ def _deferred_write_errors(engine: Any) -> Iterator[list[str]]:
         try:
             save(state_dict, path)
         except (OSError, RuntimeError) as error:
-            errors.append(f"{Path(path).name}: {_write_error(Path(path), error)}")
+            errors.append(f"{Path(path).name}: {write_error(Path(path), error)}")
 
     assert callable(engine._copy_recovery_script)
     writer.save, engine._copy_recovery_script = attempt, lambda _: None
@@ -179,16 +178,3 @@ def _deferred_write_errors(engine: Any) -> Iterator[list[str]]:
         yield errors
     finally:
         del writer.save, engine._copy_recovery_script
-
-
-def _write_error(path: Path, error: Exception) -> str:
-    """Return the reason why a file cannot be written; PyTorch's writer reports only `iostream error`."""
-    if isinstance(error, OSError):
-        return str(error)
-    try:
-        with path.open("ab") as file:
-            file.write(bytes(2**20))
-            os.fsync(file.fileno())
-    except OSError as reason:
-        return str(reason)
-    return first_line(error)

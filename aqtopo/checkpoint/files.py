@@ -223,13 +223,33 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", metadata: dict[str, 
     """Write a safetensors file with the access rights of any new file in its folder.
 
     `save_file` alone makes it readable by its owner only.
+
+    Raises:
+        OSError: it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path.touch()
     rights = stat.S_IMODE(path.stat().st_mode)
-    save_file(tensors, path, metadata)
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written ({write_error(path, error)})") from error
     path.chmod(rights)
+
+
+def write_error(path: Path, error: Exception) -> str:
+    """Return the reason why a file cannot be written; some libraries say only `iostream error`."""
+    if isinstance(error, OSError):
+        return str(error)
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as reason:
+        return str(reason)
+    return first_line(error)
 
 
 def load_weights(path: Path) -> "dict[str, Tensor]":

@@ -24,8 +24,6 @@ from threading import Event, Lock
 from types import TracebackType
 from typing import Any, Self
 
-from safetensors import SafetensorError
-
 from aqtopo.checkpoint.engine_state import describe_engine, module_weights, write_shards
 from aqtopo.checkpoint.files import FileRecord, sync, sync_and_hash, write_tensors
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest, RunFacts, write_manifest
@@ -303,6 +301,6 @@ def errors_on_all_ranks(temporary: Path, ranks: RankGroup) -> Iterator[None]:
     failure = None
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         failure = error
     raise_on_all_ranks(temporary, failure, ranks)

@@ -38,7 +38,7 @@ from aqtopo.data.schema import (
 )
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
 from aqtopo.data.units import UnitsError, conversion
-from aqtopo.refusal import raise_input_error
+from aqtopo.refusal import file_named, raise_input_error
 from aqtopo.variables import Variable, VariableKind, Variables
 
 _TIME_CHUNK = 2**16
@@ -87,8 +87,9 @@ def write_store(
             f"{final} cannot be written ({error}). Choose a place where you may write."
         ) from error
     try:
-        given = {variable.name: variable for variable in variables}
-        _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final, given)
+        with file_named(partial):
+            given = {variable.name: variable for variable in variables}
+            _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final, given)
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

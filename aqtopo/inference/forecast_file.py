@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import xarray as xr
 
+from aqtopo.checkpoint.files import write_error
 from aqtopo.variables import Variable
 
 CONVENTIONS = "CF-1.11"
@@ -150,7 +151,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
     if suffix == ".nc":
         packed = {name: {"zlib": True, "complevel": 4} for name in dataset.data_vars}
-        dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=packed)
+        try:
+            dataset.to_netcdf(path, engine="netcdf4", format="NETCDF4", encoding=packed)
+        except (OSError, RuntimeError) as error:  # on a full disk: permission denied, or HDF error
+            raise OSError(write_error(path, RuntimeError(error))) from error
         return
     with warnings.catch_warnings():
         # xarray warns that consolidated metadata are not part of zarr v3; other readers ignore them.

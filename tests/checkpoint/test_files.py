@@ -127,3 +127,8 @@ write_durably(pathlib.Path(sys.argv[1]), chr(252))
     ended = subprocess.run(command, env=os.environ | plain, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (tmp_path / "file").read_bytes() == "ü".encode()
+
+
+def test_tensors_on_a_full_disk_are_named_with_their_file(full_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"a\.safetensors cannot be written \(.*No space left on device"):
+        write_tensors(full_disk / "a.safetensors", {"a": torch.zeros(1000)})

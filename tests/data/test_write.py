@@ -239,3 +239,9 @@ def test_numbers_as_times_are_refused(tiny_dataset: xr.Dataset, tmp_path: Path, 
     dataset = tiny_dataset.isel(time=slice(0, 1)).assign_coords(time=times)
     with pytest.raises(ValueError, match=r"has times of the type \S+ instead of datetime64"):
         write_store(dataset, tmp_path / "new.zarr")
+
+
+def test_a_full_disk_is_named_with_the_store(tiny_dataset: xr.Dataset, full_disk: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left on device: .*new\.zarr"):
+        write_store(tiny_dataset, full_disk / "new.zarr")
+    assert [path.name for path in full_disk.iterdir()] == ["filler"]

@@ -179,13 +179,8 @@ def test_a_failed_write_keeps_the_old_file_and_no_temporary_one(gappy: xr.Datase
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_disk_is_one_message(
-    gappy: xr.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(xr.Dataset, "to_zarr", full)
-    with pytest.raises(ValueError, match=r"cannot write .*forecast.zarr: .*No space left"):
-        write_forecast(gappy, tmp_path / "forecast.zarr")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("suffix", ["nc", "zarr"])
+def test_a_full_disk_is_one_message(gappy: xr.Dataset, full_disk: Path, suffix: str) -> None:
+    with pytest.raises(ValueError, match=rf"cannot write .*forecast.{suffix}: .*No space left"):
+        write_forecast(gappy, full_disk / f"forecast.{suffix}")
+    assert [path.name for path in full_disk.iterdir()] == ["filler"]

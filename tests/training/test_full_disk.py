@@ -5,30 +5,19 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from aqtopo.checkpoint.inspection import open_state, verify_state
 from aqtopo.config import RunConfig
+from tests.conftest import NO_RIGHT
 from tests.events import events
 
 pytestmark = pytest.mark.slow
 
 TinyConfig = Callable[..., RunConfig]
-NO_RIGHT = "no right to mount a file system: run as root, with CAP_SYS_ADMIN"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip(NO_RIGHT)
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def write_config(config: RunConfig, folder: Path) -> Path:

@@ -27,6 +27,7 @@ from aqtopo.data.prepare.hourly import Fields, SourceGrid, UnusableFileError, re
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report
+from aqtopo.refusal import file_named
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")
@@ -149,7 +150,7 @@ def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
 def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> None:
     """Write a temporary file, fsync and rename it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with file_named(temporary), temporary.open("wb") as file:
         if isinstance(content, DayReport):
             file.write(json.dumps(vars(content)).encode())
         else:
