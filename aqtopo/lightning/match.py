@@ -48,7 +48,12 @@ class ParameterOrder:
         """
         if text is None or text == NAMED_PARAMETERS:
             return cls(stated=text is not None)
-        names = Path(text).read_text(encoding="utf-8").split() if Path(text).is_file() else []
+        try:
+            names = Path(text).read_text(encoding="utf-8-sig").split() if Path(text).is_file() else []
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"--order {text}: byte {error.start} is not UTF-8. Save it as UTF-8 text."
+            ) from error
         if not names:
             raise ValueError(
                 f"--order {text}: there is no such file, or it is empty. Name a file with one parameter "

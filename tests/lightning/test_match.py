@@ -97,3 +97,11 @@ def test_stated_order_is_read_and_must_name_every_parameter(tmp_path: Path) -> N
         ParameterOrder.parse(str(tmp_path / "order")).positions([], [A, B], [])
     with pytest.raises(ValueError, match="there is no such file"):
         ParameterOrder.parse(str(tmp_path / "absent"))
+
+
+def test_an_order_may_begin_with_a_byte_order_mark_and_must_be_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "order").write_bytes(b"\xef\xbb\xbfhead.0.weight\r\nhead.0.bias\r\n")
+    assert ParameterOrder.parse(str(tmp_path / "order")).names == ("head.0.weight", "head.0.bias")
+    (tmp_path / "order").write_bytes("head".encode("utf-16"))
+    with pytest.raises(ValueError, match=r"--order .*order: byte 0 is not UTF-8"):
+        ParameterOrder.parse(str(tmp_path / "order"))
