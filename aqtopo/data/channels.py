@@ -218,12 +218,12 @@ def find_variable(dataset: xr.Dataset, variable: Variable, source: str) -> str:
     Raises:
         ValueError: it is missing, two variables fit, or the standard name contradicts the name.
     """
-    plain = {str(name): _plain(str(name)) for name in dataset.data_vars}
+    plain = {str(name): plain_name(str(name)) for name in dataset.data_vars}
     by_standard_name = [n for n in plain if _describes(dataset[n], variable)]
     candidates = [
         [n for n in plain if n == variable.name],
         by_standard_name,
-        [n for n, p in plain.items() if p == _plain(variable.name)],
+        [n for n, p in plain.items() if p == plain_name(variable.name)],
         [n for n, p in plain.items() if p in _ALIASES.get(variable.name, ())],
     ]
     found = next((names for names in candidates if names), [])
@@ -326,7 +326,8 @@ def _describes(array: xr.DataArray, variable: Variable) -> bool:
     )
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name in lower case without `_`, `.` and `-`: `PM2.5` is `pm25`."""
     return name.lower().replace("_", "").replace(".", "").replace("-", "")
 
 

@@ -85,6 +85,10 @@ def _read_text(path: Path) -> pd.DataFrame:
         _refuse(path, f"it has no column {', '.join(absent)}; its first line is {header[:100]!r}")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     names, units = _names(next(reader))
+    given = [*names, *(["units"] if units else [])]
+    twice = [name for name in (*COLUMNS, "units") if given.count(name) > 1]
+    if twice:
+        _refuse(path, f"its first line has more than one {twice[0]}: {header[:100]!r}")
     rows, lines = [], []
     for entries in reader:
         if any(entry.strip() for entry in entries):
@@ -93,6 +97,7 @@ def _read_text(path: Path) -> pd.DataFrame:
             rows.append([entry.strip() for entry in entries])
             lines.append(reader.line_num)
     table = pd.DataFrame(rows, columns=names, index=lines, dtype=str)
+    # Columns of other names may be repeated.
     table = table.loc[:, ~table.columns.duplicated()].reindex(columns=[*COLUMNS, "units"], fill_value=units)
     if "units" in names and (table["units"] == "").any():
         line = (table["units"] == "").idxmax()
@@ -101,13 +106,13 @@ def _read_text(path: Path) -> pd.DataFrame:
 
 
 def _names(header: Iterable[str]) -> tuple[list[str], str]:
-    """Return the names of columns, and the units in the header of the values, as in `value [mg/m3]`."""
-    names, units = [name.strip() for name in header], ""
-    for place, name in enumerate(names):
-        if match := re.fullmatch(r"value\s*[\[(](.*)[\])]", name):
-            names[place], units = "value", match[1].strip()
-        elif name in UNITS:
-            names[place] = "units"
+    """Return the names in lower case, and the units in the header of the values, as in `value [mg/m3]`."""
+    names, units = [], ""
+    for name in (name.strip() for name in header):
+        if match := re.fullmatch(r"(?i)value\s*[\[(](.*)[\])]", name):
+            units = match[1].strip()
+        plain = "value" if match else name.lower()
+        names.append("units" if plain in UNITS else plain)
     return names, units
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.channels import possible_range
+from aqtopo.data.channels import plain_name, possible_range
 from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import UnitsError, conversion
@@ -99,6 +99,8 @@ def _read_table(
 ) -> tuple[pd.DataFrame, tuple[str, ...]]:
     """Return the lines of `pollutants` with a value, and the names of the other pollutants."""
     table = read_observations(path)
+    plain = {plain_name(name): name for name in pollutants}
+    table["pollutant"] = [plain.get(plain_name(name), name) for name in table["pollutant"]]
     ours = table["pollutant"].isin(list(pollutants))
     ignored = tuple(sorted(table["pollutant"][~ours].unique()))
     kept = table[ours & table["value"].notna()]

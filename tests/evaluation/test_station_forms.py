@@ -53,8 +53,10 @@ def write(table: pd.DataFrame, path: Path, draw: Draw | None = None) -> Path:
     end = draw(st.sampled_from(["\n", "\r\n"])) if draw else "\n"
     quotes = draw(st.sampled_from([0, 1])) if draw else 0
     note(f"{mark!r} {decimal} {encoding} {end!r} {quotes}")
-    numbers = [name for name in table if str(name) in ("lat", "lon") or str(name).startswith("value")]
-    written = table.assign(**{n: table[n].str.replace(".", decimal, regex=False) for n in numbers})
+    numbers = [name for name in table if str(name).lower().startswith(("lat", "lon", "value"))]
+    written = table.copy()
+    if decimal != ".":
+        written[numbers] = table[numbers].apply(lambda column: column.str.replace(".", decimal, regex=False))
     written.to_csv(path, sep=mark, index=False, encoding=encoding, lineterminator=end, quoting=quotes)  # type: ignore[call-overload]
     return path
 
@@ -99,6 +101,16 @@ def other_times(table: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     return table.assign(time=(times + pd.Timedelta(hours=hours)).dt.strftime(form))
 
 
+def other_names(table: pd.DataFrame, draw: Draw) -> pd.DataFrame:
+    changed = {
+        "pm25": draw(st.sampled_from(["PM2.5", "PM2_5", "pm25"])),
+        "o3": draw(st.sampled_from(["O3", "o3"])),
+    }
+    case = draw(st.sampled_from([str.upper, str.title, str.lower]))
+    columns = {name: case(name) for name in table if str(name).isalpha()}  # not of units in brackets
+    return table.replace({"pollutant": changed}).rename(columns=columns)
+
+
 def units_in_a_column(table: pd.DataFrame, draw: Draw) -> pd.DataFrame:
     known = UNITS["ug m-3"]
     chosen = {name: draw(st.sampled_from(known)) for name in table["pollutant"].unique()}
@@ -122,7 +134,7 @@ def units_in_the_header(table: pd.DataFrame, draw: Draw) -> pd.DataFrame:
 
 
 FIRST = [rows_in_another_order, more_columns_and_rows, other_longitudes, other_times]
-LAST = [units_in_a_column, units_in_the_header, columns_in_another_order]
+LAST = [units_in_a_column, units_in_the_header, columns_in_another_order, other_names]
 
 
 @pytest.mark.slow
@@ -188,6 +200,17 @@ def column_lost(table: pd.DataFrame, _: int, draw: Draw) -> tuple[pd.DataFrame, 
     return table.drop(columns=column), f"it has no column {column}"
 
 
+def column_twice(table: pd.DataFrame, _: int, draw: Draw) -> tuple[pd.DataFrame, str]:
+    column = draw(st.sampled_from(COLUMNS))
+    doubled = pd.concat([table, table[[column]]], axis=1)
+    return doubled, f"its first line has more than one {column}"
+
+
+def units_twice(table: pd.DataFrame, _: int, __: Draw) -> tuple[pd.DataFrame, str]:
+    table = table.assign(units="ug/m3").rename(columns={"value": "value [ug/m3]"})
+    return table, "its first line has more than one units"
+
+
 def value_twice(table: pd.DataFrame, row: int, _: Draw) -> tuple[pd.DataFrame, str]:
     return pd.concat([table, table[row : row + 1]]), "more than one value of"
 
@@ -221,8 +244,9 @@ def another_year(table: pd.DataFrame, _: int, __: Draw) -> tuple[pd.DataFrame, s
 
 
 HARMFUL = [
-    no_measurement, no_number, no_time, no_whole_hour, entry_lost, column_lost, value_twice, station_moved,
-    units_without_meaning, units_lost, units_exaggerated, all_elsewhere, another_year,
+    no_measurement, no_number, no_time, no_whole_hour, entry_lost, column_lost, column_twice, units_twice,
+    value_twice, station_moved, units_without_meaning, units_lost, units_exaggerated, all_elsewhere,
+    another_year,
 ]  # fmt: skip
 
 
