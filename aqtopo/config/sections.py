@@ -35,9 +35,6 @@ AttentionSetting = Literal["auto", "torch", "fused"]
 LOCAL_PATH_DILATIONS = (1, 2, 4)
 """Dilations of the local path's 3 x 3 convolutions [cells]."""
 
-LEAD_FUNCTIONS = 8
-"""Learnt functions of the lead time that weight the local path's last layer."""
-
 LOCAL_PATH_CELLS = 1 + 2 * sum(LOCAL_PATH_DILATIONS)
 """Side of the square of cells that one cell of the local path depends on."""
 

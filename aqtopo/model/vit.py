@@ -32,6 +32,7 @@ from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
 from aqtopo.model.local_path import LocalPath
 from aqtopo.model.transformer_block import make_block
 from aqtopo.model.wind_order import WindOrder
+from aqtopo.variables import HORIZONS_H
 from aqtopo_kernels import wind_scatter
 
 HOURS_PER_LEAD_UNIT = 100.0
@@ -50,6 +51,7 @@ class AirQualityViT(nn.Module):
         variables: V, those at the valid times included.
         targets: C.
         present: index of each target among the input variables, if the model predicts tendencies.
+        horizons: lead times with weights of their own in the local path [h].
         seed: of the initial weights.
 
     Raises:
@@ -64,6 +66,7 @@ class AirQualityViT(nn.Module):
         variables: int,
         targets: int,
         present: Sequence[int] = (),
+        horizons: Sequence[int] = HORIZONS_H,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -92,7 +95,9 @@ class AirQualityViT(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
-        self.local_path = LocalPath(config, self.grid, variables, targets) if config.local_path else None
+        self.local_path: LocalPath | None = None
+        if config.local_path:
+            self.local_path = LocalPath(config, self.grid, variables, targets, horizons)
         self._initialise(seed)
 
     def forward(
@@ -140,7 +145,7 @@ class AirQualityViT(nn.Module):
             pixels_BKNR = self.head(encoded_BND[:, None] + lead_BKD[:, :, None])
         forecast = self.unpatchify(_to_raster(pixels_BKNR, order_BN))
         if self.local_path is not None:
-            forecast = forecast + self.local_path(inputs, lead_hours / HOURS_PER_LEAD_UNIT)
+            forecast = forecast + self.local_path(inputs, lead_hours)
         if self.config.prediction == "tendency":
             forecast = forecast + inputs[:, None, self.present].to(forecast.dtype)
         return forecast
@@ -272,6 +277,7 @@ def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
         variables=len(inputs),
         targets=len(targets),
         present=[inputs.index(name) for name in targets] if tendency else (),
+        horizons=config.data.horizons,
         seed=config.training.seed,
     )
 

@@ -15,7 +15,6 @@ Sizes: B batch, N tokens, T = B N, D width, H heads, V variables, Q pixels of a 
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
-from aqtopo.config.sections import LEAD_FUNCTIONS
 from aqtopo.model.locality import EXTRA_COLUMNS
 from aqtopo.planning.zero import ELEMENT_BYTES
 
@@ -165,8 +164,9 @@ def _local_path_bytes(config: RunConfig) -> int:
     model, B, K = config.model, config.micro_batch, _horizons_at_head(config)
     inputs, width, targets = len(config.inputs), model.local_width, len(config.data.targets)
     cells = B * config.data.grid[0] * config.data.grid[1]
-    total = cells * (inputs + 6 * width)  # inputs of the convolutions, of GELU, and of the last layer
-    total += B * K * (1 + 2 * width + LEAD_FUNCTIONS)  # lead time, its GELU and functions
+    total = cells * (inputs + 9 * width)  # inputs and outputs of the convolutions, inputs of GELU
+    total += cells // B * 3 * width  # scales of the cells
+    total += B * K * len(config.data.horizons)  # shares of the horizons
     total += B * K * targets * width  # weights of the last layer
     return ELEMENT_BYTES[config.deepspeed.precision] * total
 
@@ -249,6 +249,5 @@ def _local_path_flop(config: RunConfig) -> int:
     inputs, width, targets = len(config.inputs), model.local_width, len(config.data.targets)
     cells = config.data.grid[0] * config.data.grid[1]
     convolutions = config.micro_batch * cells * 9 * (inputs + 2 * width) * width
-    lead_time = BK * (width + width * LEAD_FUNCTIONS)
-    last = BK * targets * (LEAD_FUNCTIONS * (width + 1) + width * cells)  # weights and biases, output
-    return 2 * (convolutions + lead_time + last)
+    last = BK * targets * (len(config.data.horizons) * (width + 1) + width * cells)  # weights, biases, output
+    return 2 * (convolutions + last)

@@ -12,12 +12,15 @@ from aqtopo.model.local_path import LocalPath
 from aqtopo.training.engine import group_parameters
 
 GRID = (20, 24)
-LEADS = torch.tensor([[0.12, 0.96], [0.24, 0.48]])
+HORIZONS = (12, 24, 48, 96)
+LEADS = torch.tensor([[12.0, 96.0], [24.0, 60.0]])
 
 
 @pytest.fixture
 def path() -> LocalPath:
-    path = LocalPath(ModelConfig(local_path=True, local_width=8), GRID, variables=3, targets=2)
+    path = LocalPath(
+        ModelConfig(local_path=True, local_width=8), GRID, variables=3, targets=2, horizons=HORIZONS
+    )
     path.initialise(1)
     torch.nn.init.normal_(path.weight, generator=torch.Generator().manual_seed(2))
     return path
@@ -29,7 +32,7 @@ def inputs() -> Tensor:
 
 
 def test_the_first_output_is_zero(inputs: Tensor) -> None:
-    path = LocalPath(ModelConfig(local_path=True), GRID, variables=3, targets=2)
+    path = LocalPath(ModelConfig(local_path=True), GRID, variables=3, targets=2, horizons=HORIZONS)
     path.initialise(1)
     assert path(inputs, LEADS).shape == (2, 2, 2, *GRID)
     assert not path(inputs, LEADS).any()
@@ -70,5 +73,34 @@ def test_the_model_adds_it_and_has_a_group_for_it(tiny_config: Callable[..., Run
     generator = torch.Generator().manual_seed(0)
     inputs, wind = (torch.randn(1, channels, 16, 16, generator=generator) for channels in (15, 2))
     leads = torch.tensor([[12.0, 96.0]])
-    expected = without.eval()(inputs, wind, leads, None) + model.local_path(inputs, leads / 100.0)
+    expected = without.eval()(inputs, wind, leads, None) + model.local_path(inputs, leads)
     torch.testing.assert_close(model.eval()(inputs, wind, leads, None), expected)
+
+
+def test_a_horizon_has_its_own_weights_and_others_are_interpolated(path: LocalPath, inputs: Tensor) -> None:
+    def at(hours: float) -> Tensor:
+        forecast: Tensor = path(inputs, torch.full((2, 1), hours))
+        return forecast
+
+    before = {hours: at(hours) for hours in HORIZONS}
+    torch.testing.assert_close(at(36), (before[24] + before[48]) / 2)
+    torch.testing.assert_close(at(6), before[12])
+    torch.testing.assert_close(at(120), before[96])
+    with torch.no_grad():
+        path.weight[1] += 1.0
+    assert [torch.equal(at(hours), before[hours]) for hours in HORIZONS] == [True, False, True, True]
+
+
+def test_cells_scale_and_shift_their_features(path: LocalPath) -> None:
+    zeros = torch.zeros(1, 3, *GRID)
+    same = path(zeros, LEADS[:1])
+    with torch.no_grad():
+        path.maps[-1, :, 4, 5] += 1.0
+    moved = (path(zeros, LEADS[:1]) != same).any(2).any(1)[0]
+    assert torch.nonzero(moved).tolist() == [[4, 5]]
+    ones = torch.ones(1, 3, *GRID)
+    same = path(ones, LEADS[:1])
+    with torch.no_grad():
+        path.gains[-1, :, 6, 7] += 1.0
+    moved = (path(ones, LEADS[:1]) != same).any(2).any(1)[0]
+    assert torch.nonzero(moved).tolist() == [[6, 7]]
