@@ -135,12 +135,13 @@ def last_tag(run_dir: Path) -> Tag | None:
 
 
 def how_to_continue(run_dir: Path) -> str:
-    """Return the last sound state and the remedy, for the message of a run that could not write."""
+    """Return the last complete state and the remedy, for the message of a run that could not write."""
     last = last_tag(run_dir)
     if last is None:
         return "No state is saved yet. Remove the cause and repeat the command."
     return (
-        f"The last sound state is {last.name}. Remove the cause and repeat the command: it resumes from it."
+        f"The last complete state is {last.name}. Remove the cause and repeat the command: "
+        "it resumes from that state."
     )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 MASK = "mask"
-"""Static channel that is no variable."""
+"""Static channel of the cells that count, which is not an input."""
 
 _TOPOFLOW = "channel_topoflow"
 _NEEDED = ("long_name", "units", "valid_range")
@@ -156,7 +156,7 @@ def attribute_mapping(source: object, attributes: Mapping[str, Any], key: str) -
     """Return an attribute that is a mapping by channel; empty if it is missing.
 
     Raises:
-        ValueError: it is no mapping.
+        ValueError: the attribute is not a mapping.
     """
     found = attributes.get(key, {})
     if not isinstance(found, Mapping):

@@ -66,7 +66,7 @@ _ARRAYS = ("fields", "static", "time", "channel", "static_channel")
 
 
 def _read_quickly(path: Path) -> Metadata | None:
-    """Return the metadata of a store in the usual form; None for another."""
+    """Return the metadata of a store that `write_store` wrote; None if its form differs."""
     import zarr
 
     try:
@@ -96,7 +96,7 @@ def check_fit(store: Described, config: "RunConfig") -> None:
     """Check that a store has the grid and the channels of a run.
 
     Raises:
-        ValueError: it has not; the message names the store, the mismatch and the remedy.
+        ValueError: one of them differs; the message names the store, the difference and the remedy.
     """
     rows, columns = config.data.grid
     if store.grid != (rows, columns):

@@ -1,9 +1,9 @@
 """Linear baselines: a ridge regression for each cell, from the fields at the cell and the time.
 
 Predictors of a cell, normalised: a constant, the fields of the initial time, two harmonics of the day, one of
-the year, the first day harmonic times each field and, as far as given, earlier fields and the weather at the
-valid times of all horizons. A missing input counts as its channel's mean; a time that lacks any target of a
-cell is left out for that cell.
+the year, the first day harmonic times each field and, for `linear_same`, the run's earlier fields and weather
+at the valid times of all horizons. A missing input counts as its channel's mean; a time that lacks any target
+of a cell is left out for that cell.
 
 Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cells, H x W grid.
 """

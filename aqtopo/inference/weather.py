@@ -61,7 +61,7 @@ class WeatherForecast:
             )
 
     def at(self, init_times: Hours) -> NDArray[np.float32]:
-        """Return the weather (B, K, A, H, W) of initial times (B,), in the units of `aqtopo.variables`.
+        """Return the weather (B, K, A, H, W) of initial times (B,), in the store's units.
 
         Raises:
             ValueError: an initial time or a value is missing, or a value is impossible.
@@ -82,7 +82,7 @@ class WeatherForecast:
 
 
 Weather = WeatherForecast | Literal["perfect"]
-"""Where the weather to come is from."""
+"""Source of the weather to come."""
 
 
 def open_weather(paths: Path | Sequence[Path], store: Store, data: DataConfig) -> WeatherForecast:

@@ -27,7 +27,7 @@ class _Counters:
 
 
 def loop_position(path: Path, content: Mapping[str, Any], plan: StepPlan) -> Position:
-    """Return the position at which a file was saved, in the run's own steps, without the next samples.
+    """Return the position at which a file was saved, counted in the run's own steps.
 
     Args:
         path: the file, for messages.

@@ -92,7 +92,7 @@ class LocalPath(nn.Module):
     def initialise(self, seed: int) -> None:
         """Set the initial weights from a seed; at first the output is zero."""
         for name, module in self.named_modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
+            if isinstance(module, nn.Conv2d):
                 generator = module_generator(seed, f"local_path.{name}")
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 assert module.bias is not None

@@ -80,7 +80,7 @@ class Trainer:
         """Train to the last step, a stop request or the end of patience, and save.
 
         Raises:
-            OSError: a file cannot be written; the message names it, the step and the last sound state.
+            OSError: a file cannot be written; the message names it, the step and the last complete state.
         """
         try:
             self._run()

@@ -50,7 +50,7 @@ def test_a_disk_that_is_full_in_training_is_named_with_step_and_last_sound_state
     assert f"{small_disk}/run/checkpoints/epoch00-step0000" in said
     assert "could not be saved: rank 0: " in said
     assert "No space left on device" in said
-    last = said.partition("The last sound state is ")[2].partition(". Remove the cause and repeat")[0]
+    last = said.partition("The last complete state is ")[2].partition(". Remove the cause and repeat")[0]
     verify_state(open_state(small_disk / "run" / "checkpoints" / last))
 
 
