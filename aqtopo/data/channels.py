@@ -87,14 +87,14 @@ class Channel:
         variable: description of the variable.
         given: array as it is in the dataset, in its own units; dimensions in the order of `AXES`.
         conversion: conversion to the variable's units.
-        density: air density [kg m-3] on the same dimensions, if the conversion needs it.
+        air: surface pressure and temperature, if the conversion needs the density of air.
         source: name of the dataset in messages.
     """
 
     variable: Variable
     given: xr.DataArray
     conversion: Conversion
-    density: xr.DataArray | None
+    air: "tuple[Channel, Channel] | None"
     source: str
 
     def load(self, on_invalid: OnInvalid = "refuse", **positions: Any) -> LoadedChannel:
@@ -107,22 +107,21 @@ class Channel:
         Raises:
             ValueError: the file is damaged, or `refuse` and a value is no measurement.
         """
-        given, density = self.given.isel(positions), self.density
+        given = self.given.isel(positions)
         try:
             raw = given.load()
             if np.isinf(raw.values).any():
                 raw = raw.where(np.isfinite(raw))
-            if density is not None:
-                density = density.isel({d: p for d, p in positions.items() if d in density.dims}).load()
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             # TypeError: packing attributes that are text. ValueError: a checksum of zarr.
             raise_input_error(
                 self.source, f"is damaged in {given.name} ({error})", "Download or copy the file again"
             )
-        exact = self.conversion == Conversion() and density is None
+        exact = self.conversion == Conversion() and self.air is None
         with np.errstate(over="ignore", invalid="ignore"):
             values = raw if exact else self.conversion(raw.astype(np.float64))
-            if density is not None:
+            if self.air is not None:
+                density = _air_density(*self.air, on_invalid, positions)
                 values = (values * density).transpose(*raw.dims)
             low, high = possible_range(self.variable)
             fill = is_fill_value(self.variable, raw.values, values.values)
@@ -208,8 +207,8 @@ def open_channel(dataset: xr.Dataset, variable: Variable) -> Channel:
         change = conversion(units, variable.units)
     except UnitsError as error:
         raise_input_error(source, f"has {name} in units that cannot be used: {error}", "No value was changed")
-    density = _air_density(dataset, str(name), units, variable, source) if change.needs_density else None
-    return Channel(variable, given, change, density, source)
+    air = _open_air(dataset, str(name), units, variable, source) if change.needs_density else None
+    return Channel(variable, given, change, air, source)
 
 
 def find_variable(dataset: xr.Dataset, variable: Variable, source: str) -> str:
@@ -300,11 +299,12 @@ def _on_axes(array: xr.DataArray, variable: Variable, source: str) -> xr.DataArr
     return array.transpose(*order, *(d for d in array.dims if d not in order))
 
 
-def _air_density(dataset: xr.Dataset, name: str, units: str, variable: Variable, source: str) -> xr.DataArray:
-    """Return the density of dry air [kg m-3] from the dataset's surface pressure and temperature."""
-    found: Mapping[str, Channel] | None = None
+def _open_air(
+    dataset: xr.Dataset, name: str, units: str, variable: Variable, source: str
+) -> tuple[Channel, Channel]:
+    """Find the dataset's surface pressure and temperature."""
     try:
-        found = {needed: open_channel(dataset, VARIABLES[needed]) for needed in ("psfc", "temp")}
+        return open_channel(dataset, VARIABLES["psfc"]), open_channel(dataset, VARIABLES["temp"])
     except ValueError as error:
         raise_input_error(
             source,
@@ -312,8 +312,19 @@ def _air_density(dataset: xr.Dataset, name: str, units: str, variable: Variable,
             f"to become {variable.units!r} ({error})",
             f"Add both to the dataset, or convert {name} to {variable.units!r}",
         )
-    pressure, temperature = (c.conversion(c.given.astype(np.float64)) for c in found.values())
-    density: xr.DataArray = pressure / (GAS_CONSTANT_DRY_AIR * temperature)
+
+
+def _air_density(
+    pressure: Channel, temperature: Channel, on_invalid: OnInvalid, positions: Mapping[str, Any]
+) -> xr.DataArray:
+    """Return the density of dry air [kg m-3]; pressure and temperature are checked as any channel is."""
+    pascal, kelvin = (
+        channel.load(on_invalid, **{d: p for d, p in positions.items() if d in channel.given.dims})
+        for channel in (pressure, temperature)
+    )
+    density: xr.DataArray = pascal.values.astype(np.float64) / (
+        GAS_CONSTANT_DRY_AIR * kelvin.values.astype(np.float64)
+    )
     return density
 
 

@@ -90,15 +90,23 @@ def _read_text(path: Path) -> pd.DataFrame:
     if twice:
         _refuse(path, f"its first line has more than one {twice[0]}: {header[:100]!r}")
     rows, lines = [], []
-    for entries in reader:
-        if any(entry.strip() for entry in entries):
-            if len(entries) != len(names):
-                _refuse(path, f"line {reader.line_num} has {len(entries)} entries, and line 1 {len(names)}")
-            rows.append([entry.strip() for entry in entries])
-            lines.append(reader.line_num)
+    try:
+        for entries in reader:
+            if any(entry.strip() for entry in entries):
+                if len(entries) != len(names):
+                    _refuse(
+                        path, f"line {reader.line_num} has {len(entries)} entries, and line 1 {len(names)}"
+                    )
+                rows.append([entry.strip() for entry in entries])
+                lines.append(reader.line_num)
+    except csv.Error as error:  # a quotation mark that is not closed
+        _refuse(path, f"line {reader.line_num}: {error}")
     table = pd.DataFrame(rows, columns=names, index=lines, dtype=str)
     # Columns of other names may be repeated.
     table = table.loc[:, ~table.columns.duplicated()].reindex(columns=[*COLUMNS, "units"], fill_value=units)
+    if separator != ",":  # in a comma-separated file, a quoted comma separates thousands
+        for name in ("lat", "lon", "value"):
+            table[name] = _with_points(table[name])
     if "units" in names and (table["units"] == "").any():
         line = (table["units"] == "").idxmax()
         raise ValueError(f"{path}, line {line} has no units. Add them, or leave out the column for ug m-3.")
@@ -142,10 +150,13 @@ def _parsed(
 
 
 def _numbers(entries: pd.Series) -> pd.Series:
-    # A comma is a decimal comma if there is only one and no point; elsewhere it may separate thousands.
+    return pd.to_numeric(entries, errors="coerce").astype(np.float64)
+
+
+def _with_points(entries: pd.Series) -> pd.Series:
+    """Replace decimal commas: the only comma of a number without a point; others may separate thousands."""
     decimal = entries.str.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
-    points = entries.mask(decimal, entries.str.replace(",", "."))
-    return pd.to_numeric(points, errors="coerce").astype(np.float64)
+    return entries.mask(decimal, entries.str.replace(",", "."))
 
 
 def _times(entries: pd.Series) -> pd.Series:

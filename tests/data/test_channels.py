@@ -54,6 +54,24 @@ def test_a_ratio_of_masses_is_converted_with_the_datasets_pressure_and_temperatu
         read(ratio.drop_vars("psfc"))
 
 
+@pytest.mark.parametrize(
+    ("name", "function", "units"),
+    [
+        ("psfc", lambda a: a.where(a.lat != a.lat[0], -9999.0), "Pa"),
+        ("psfc", lambda a: a / 100, "Pa"),
+        ("temp", lambda a: a.astype("f8") - 273.15, "K"),
+        ("temp", lambda a: a.where(a.lat != a.lat[0], -9999.0), "degC"),
+    ],
+)
+def test_pressure_and_temperature_of_a_ratio_of_masses_are_checked(
+    name: str, function: Callable[[xr.DataArray], xr.DataArray], units: str
+) -> None:
+    hours = make_hours(("pm25", "psfc", "temp"))
+    ratio = hours.assign(pm25=(hours["pm25"] * 1e-9).assign_attrs(units="kg kg-1"))
+    with pytest.raises(ValueError, match=f"has {name} = "):
+        read(change(ratio, name, function, units))
+
+
 ELEVATIONS = [("ft", 1 / 0.3048), ("km", 1e-3), ("gpm", 1.0), ("m**2 s**-2", 9.80665)]
 
 

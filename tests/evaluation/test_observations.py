@@ -121,3 +121,18 @@ def test_a_file_that_is_no_such_table_is_refused(tmp_path: Path, content: bytes,
     with pytest.raises(ValueError, match=message) as caught:
         read_observations(tmp_path / "bad.csv")
     assert "separated by comma, semicolon or tab" in str(caught.value)
+
+
+def test_a_quoted_comma_in_a_comma_separated_file_is_no_decimal_mark(tmp_path: Path) -> None:
+    path = tmp_path / "observed.csv"
+    path.write_text(f'{",".join(COLUMNS)}\na,31.5,100,2018-01-15T01:00Z,co,"1,234"\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 2, column value: '1,234' is not a number"):
+        read_observations(path)
+
+
+def test_a_quotation_mark_that_is_not_closed_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "observed.csv"
+    row = "a,31.5,100,2018-01-15T01:00Z,co,1200\n"
+    path.write_text(f'{",".join(COLUMNS)}\n"{row * 5000}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"cannot be read: line \d+: field larger than field limit"):
+        read_observations(path)
