@@ -44,6 +44,7 @@ def main() -> None:
     moments = [state[key] for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
     held["moments"] = _bytes(moments)
     Path(sys.argv[2]).write_text(json.dumps(held), encoding="utf-8")
+    process_group.barrier()  # a rank that closes its connections first can abort the other
     process_group.disconnect()
 
 
