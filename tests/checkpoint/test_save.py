@@ -10,6 +10,7 @@ import pytest
 
 from aqtopo.checkpoint.inspection import open_state, verify_state
 from aqtopo.checkpoint.tags import CHECKPOINTS, list_tags
+from tests.conftest import NO_RIGHT
 
 from .conftest import Job, run_jobs_in
 
@@ -61,7 +62,7 @@ def test_rank_that_cannot_write_fails_the_save_on_all(
     told: list[dict[str, str]], small_disk: Path | None, trouble: str, texts: tuple[str, ...]
 ) -> None:
     if trouble in ("full", "read-only") and small_disk is None:
-        pytest.skip("no right to mount a file system: run as root, with CAP_SYS_ADMIN")
+        pytest.skip(NO_RIGHT)
     assert told[0][trouble] == told[1][trouble]
     for text in ("could not be saved", *texts):
         assert text in told[0][trouble]

@@ -102,6 +102,8 @@ def test_a_value_in_the_described_range_is_no_fill_value(tiny_dataset: xr.Datase
     own = renamed(tiny_dataset, "so2", "flux")
     own["fields"][3, own["channel"].values.tolist().index("flux")] = -99.0
     write_store(own, tmp_path / "own.zarr", variables=[flux])
+    store = open_store(tmp_path / "own.zarr")
+    assert (store.read(3)[store.channels.index("flux")] == -99.0).all()
 
 
 @pytest.mark.parametrize(

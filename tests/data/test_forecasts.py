@@ -9,9 +9,9 @@ import xarray as xr
 
 from aqtopo.data import Store, open_store
 from aqtopo.data.forecasts import OtherForecasts, open_forecasts
-from aqtopo.inference.forecast import read_hours
-from aqtopo.inference.forecast_file import lead_time_dataset, write_forecast
+from aqtopo.inference.forecast_file import write_forecast
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
+from tests.data.forecast_files import perfect_forecasts
 
 INITS = [np.datetime64(day, "h") for day in ("2018-01-02", "2018-01-04", "2018-01-05")]
 
@@ -23,24 +23,7 @@ def store(tiny_store: Path) -> Store:
 
 @pytest.fixture
 def dataset(store: Store) -> xr.Dataset:
-    """The store's pollutants, as `aqtopo forecast` writes forecasts."""
-    leads = np.array(HORIZONS_H, "timedelta64[h]")
-    return xr.concat(
-        [
-            lead_time_dataset(
-                read_hours(store, TARGET_VARIABLES, init + leads),
-                init_time=init,
-                pollutants=[store.variables[name] for name in TARGET_VARIABLES],
-                horizons_h=HORIZONS_H,
-                lat=store.lat,
-                lon=store.lon,
-            )
-            for init in INITS
-        ],
-        "init_time",
-        coords="different",
-        compat="equals",
-    )
+    return perfect_forecasts(store, TARGET_VARIABLES, INITS)
 
 
 Written = Callable[[xr.Dataset], Path]
@@ -67,7 +50,7 @@ def test_axes_may_run_the_other_way(store: Store, dataset: xr.Dataset, written: 
     )
 
 
-def alike(other: OtherForecasts, dataset: xr.Dataset) -> None:
+def assert_alike(other: OtherForecasts, dataset: xr.Dataset) -> None:
     stacked = np.stack([dataset[name].values for name in TARGET_VARIABLES], axis=2)
     np.testing.assert_allclose(other.at(np.array(INITS)), stacked, rtol=1e-5, atol=1e-2)
 
@@ -89,7 +72,7 @@ def test_packed_files_are_joined_without_wrapping(store: Store, dataset: xr.Data
         part.to_netcdf(paths[-1], encoding=encoding)
     other = open_forecasts(paths, store, TARGET_VARIABLES, HORIZONS_H)
     assert other.name == "cams"
-    alike(other, dataset)
+    assert_alike(other, dataset)
 
 
 def test_another_layout_and_other_units_are_read(store: Store, dataset: xr.Dataset, tmp_path: Path) -> None:
@@ -102,7 +85,7 @@ def test_another_layout_and_other_units_are_read(store: Store, dataset: xr.Datas
         longitude=changed["longitude"] - 360, prediction_timedelta=hours.astype("m8[ns]")
     ).expand_dims(level=[1000])
     changed.to_zarr(tmp_path / "other.zarr", zarr_format=2, encoding={})
-    alike(opened(tmp_path / "other.zarr", store), dataset)
+    assert_alike(opened(tmp_path / "other.zarr", store), dataset)
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")

@@ -52,7 +52,7 @@ def test_every_shard_has_the_checksum_of_its_file(tiny_store: Path) -> None:
 # The form of the dataset.
 
 
-def same_store(one: Path, other: Path) -> None:
+def assert_same_store(one: Path, other: Path) -> None:
     first, second = open_store(one), open_store(other)
     np.testing.assert_array_equal(first.times, second.times)
     assert first.channels == second.channels
@@ -67,7 +67,7 @@ def test_a_zarr_v2_store_of_others_is_read(
     tiny_dataset["fields"].encoding["chunks"] = (7, 11, 5, 16)
     tiny_dataset.to_zarr(tmp_path / "v2.zarr", zarr_format=2, consolidated=consolidated)
     write_store(xr.open_zarr(tmp_path / "v2.zarr", consolidated=consolidated), tmp_path / "new.zarr")
-    same_store(tmp_path / "new.zarr", tiny_store)
+    assert_same_store(tmp_path / "new.zarr", tiny_store)
 
 
 @pytest.mark.parametrize("chunks", [{"time": 100}, {"time": 1, "lat": 3}, {"channel": 1}])
@@ -75,7 +75,7 @@ def test_chunks_of_any_shape_are_written(
     tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path, chunks: dict[str, int]
 ) -> None:
     write_store(tiny_dataset.chunk(chunks), tmp_path / "new.zarr")
-    same_store(tmp_path / "new.zarr", tiny_store)
+    assert_same_store(tmp_path / "new.zarr", tiny_store)
 
 
 def test_encodings_of_the_source_do_not_travel(
@@ -85,7 +85,7 @@ def test_encodings_of_the_source_do_not_travel(
     tiny_dataset["fields"].encoding = packed
     tiny_dataset["lat"].encoding = {"dtype": "float32"}
     write_store(days(tiny_dataset, 48, 672), tmp_path / "new.zarr")
-    same_store(tmp_path / "new.zarr", tiny_store)
+    assert_same_store(tmp_path / "new.zarr", tiny_store)
 
 
 def test_units_of_channels_are_converted(tiny_dataset: xr.Dataset, tiny_store: Path, tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_units_of_channels_are_converted(tiny_dataset: xr.Dataset, tiny_store: P
     units = {"co": "mg m-3", "psfc": "hPa", "pm25": "µg/m³"}
     changed = (tiny_dataset["fields"].astype(np.float64) * factor).assign_attrs(channel_units=units)
     write_store(tiny_dataset.assign(fields=changed), tmp_path / "new.zarr")
-    same_store(tmp_path / "new.zarr", tiny_store)
+    assert_same_store(tmp_path / "new.zarr", tiny_store)
     written = xr.open_zarr(tmp_path / "new.zarr", consolidated=False)["fields"]
     assert written.attrs["channel_units"]["co"] == "ug m-3"
 

@@ -17,11 +17,12 @@ from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.results import station_frame, write_results
 from aqtopo.evaluation.tables import detail_table, score_table
 from aqtopo.inference.export import export_model
-from aqtopo.inference.forecast import forecast, read_hours
-from aqtopo.inference.forecast_file import lead_time_dataset, write_forecast
+from aqtopo.inference.forecast import forecast
+from aqtopo.inference.forecast_file import write_forecast
 from aqtopo.inference.load import LoadedRun, load_model, load_run
 from aqtopo.inference.weather import needs, open_weather
 from aqtopo.variables import HORIZONS_H
+from tests.data.forecast_files import perfect_forecasts
 
 NAMES = ("rh", "u")
 INITS = np.arange("2018-01-01", "2018-01-07", dtype="datetime64[D]").astype("datetime64[h]")
@@ -42,23 +43,7 @@ def run(run_dir: Path) -> LoadedRun:
 @pytest.fixture
 def weather(tiny_store: Path) -> xr.Dataset:
     """The store's own weather at the valid times of `INITS`, as `aqtopo forecast` writes forecasts."""
-    store = open_store(tiny_store)
-    return xr.concat(
-        [
-            lead_time_dataset(
-                read_hours(store, NAMES, init + np.array(HORIZONS_H, "timedelta64[h]")),
-                init_time=init,
-                pollutants=[store.variables[name] for name in NAMES],
-                horizons_h=HORIZONS_H,
-                lat=store.lat,
-                lon=store.lon,
-            )
-            for init in INITS
-        ],
-        "init_time",
-        coords="different",
-        compat="equals",
-    )
+    return perfect_forecasts(open_store(tiny_store), NAMES, INITS)
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def train_and_fill(config: RunConfig, disk: Path, step: int) -> tuple[int, str]:
     return run.returncode, " ".join(said.split())
 
 
-def test_a_disk_that_is_full_in_training_is_named_with_step_and_last_sound_state(
+def test_a_disk_that_is_full_in_training_is_named_with_step_and_last_complete_state(
     tiny_config: TinyConfig, small_disk: Path
 ) -> None:
     training = {"run_dir": str(small_disk / "run"), "validate_every": 4}
