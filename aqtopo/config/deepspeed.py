@@ -3,7 +3,7 @@
 DeepSpeed ignores unknown top-level keys, so it would ignore a misspelt one. All allowed keys are declared
 here; `refused.py` has the other keys of DeepSpeed with the reasons against them.
 Sources, of 0.19.8: `deepspeed/runtime/{config,constants,precision_config}.py`, `runtime/zero/config.py`,
-`monitor/config.py`, `comm/config.py`, `profiling/config.py`, `utils/config.py`.
+`comm/config.py`, `profiling/config.py`, `utils/config.py`.
 """
 
 from typing import Annotated, Any, Literal
@@ -121,35 +121,6 @@ class DataTypes(Strict):
 
     grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = None
     """Type in which gradients are accumulated; null for the model's."""
-
-
-class FileMonitor(Strict):
-    """DeepSpeed's TensorBoard or CSV monitor."""
-
-    enabled: bool = False
-    """Write event files, or one CSV file per metric."""
-
-    output_path: str = ""
-    """Folder, relative to the working directory."""
-
-    job_name: str = "DeepSpeedJobName"
-    """Folder below `output_path`."""
-
-
-class Wandb(Strict):
-    """DeepSpeed's Weights & Biases monitor; needs the `wandb` package."""
-
-    enabled: bool = False
-    """Send metrics to Weights & Biases."""
-
-    group: str | None = None
-    """Group of runs."""
-
-    team: str | None = None
-    """Team or user that owns the project."""
-
-    project: str = "deepspeed"
-    """Project."""
 
 
 class CommsLogger(Strict):
@@ -273,15 +244,6 @@ class DeepSpeedConfig(Strict):
 
     dump_state: bool = False
     """Print DeepSpeed's resolved configuration at start."""
-
-    tensorboard: FileMonitor = FileMonitor()
-    """TensorBoard monitor."""
-
-    csv_monitor: FileMonitor = FileMonitor()
-    """CSV monitor."""
-
-    wandb: Wandb = Wandb()
-    """Weights & Biases monitor."""
 
     comms_logger: CommsLogger = CommsLogger()
     """Log of collectives."""

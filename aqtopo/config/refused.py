@@ -9,6 +9,7 @@ _LOADER = "aqtopo has its own loader; see the section `data`"
 _ONE_RANK = "the model is not divided among ranks"
 _PRECISION = "precision follows from bf16 and fp16"
 _REMOVED = "DeepSpeed has removed it"
+_SAMPLES = "DeepSpeed's own monitor counts samples instead of steps"
 _CPU_OFFLOAD = 'deprecated in DeepSpeed; write "offload_optimizer": {"device": "cpu"}'
 
 REFUSED = MappingProxyType(
@@ -19,7 +20,10 @@ REFUSED = MappingProxyType(
         "bfloat16": "an old name; write bf16",
         "amp": "DeepSpeed has removed it; use bf16 or fp16",
         "torch_autocast": "it would compute the elevation bias in half precision; use bf16",
-        "comet": "use tensorboard, csv_monitor or wandb",
+        "tensorboard": f"write monitors.tensorboard; {_SAMPLES}",
+        "wandb": f"write monitors.wandb; {_SAMPLES}",
+        "csv_monitor": "metrics.jsonl in the run directory holds all values",
+        "comet": "use monitors.tensorboard, monitors.wandb or monitors.mlflow",
         "gradient_allreduce_op": _AVERAGED,
         "prescale_gradients": _AVERAGED,
         "gradient_predivide_factor": _AVERAGED,

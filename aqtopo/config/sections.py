@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
+from aqtopo.config.monitors import MonitorsConfig
 from aqtopo.config.optimizer import LOCAL_PATH_GROUP, OptimizerConfig, ParameterGroup, ScheduleConfig
 from aqtopo.config.strict import NonNegative, Pair, Positive, Probability, Strict
 from aqtopo.variables import (
@@ -308,6 +309,9 @@ class RunSections(Strict):
 
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving and retention of states."""
+
+    monitors: MonitorsConfig = MonitorsConfig()
+    """Programs that also get the values of `metrics.jsonl`, by step."""
 
     deepspeed: DeepSpeedConfig
     """DeepSpeed's configuration, with batch, accumulation, clipping and precision."""

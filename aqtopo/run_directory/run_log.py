@@ -1,4 +1,4 @@
-"""Log of a run: events in metrics.jsonl; a progress bar on a terminal, otherwise plain lines."""
+"""Log of a run: events in metrics.jsonl and its monitors; a progress bar on a terminal, otherwise lines."""
 
 import json
 import resource
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from aqtopo.refusal import file_named
 from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.monitors import Monitors
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -25,16 +26,19 @@ class RunLog:
         self._total = total_steps
         self._first: tuple[int, float] | None = None
         self._last_line = float("-inf")
+        self.monitors: Monitors | None = None
         silent = self._path is None or not sys.stderr.isatty()
         self._bar = tqdm(total=total_steps, unit="step", disable=silent, file=sys.stderr, dynamic_ncols=True)
 
     def event(self, event: str, **facts: Any) -> None:
-        """Append an event to `metrics.jsonl`."""
+        """Append an event to `metrics.jsonl`; send its numbers to the monitors if it has a step."""
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
         with file_named(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
+        if self.monitors is not None and "step" in facts:
+            self.monitors.write(facts)
 
     def say(self, text: str) -> None:
         """Print a line on the console."""
@@ -66,8 +70,10 @@ class RunLog:
         return f"  {steps / seconds:.2f} steps/s, {left} left"
 
     def close(self) -> None:
-        """Close the progress bar."""
+        """Close the progress bar and the monitors; they note a run that ends with an exception."""
         self._bar.close()
+        if self.monitors is not None:
+            self.monitors.close(failed=sys.exc_info()[0] is not None)
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -58,11 +58,11 @@ def check_supported(config: RunConfig) -> None:
             'optimizer.implementation = "cpu_adam" steps in host memory, but the optimizer state is on the '
             'GPU. Set deepspeed.zero_optimization.offload_optimizer.device = "cpu", or use "fused_adam".'
         )
-    for monitor, package in {"tensorboard": "tensorboard", "wandb": "wandb"}.items():
-        if getattr(config.deepspeed, monitor).enabled and find_spec(package) is None:
+    for monitor in config.monitors.chosen:  # each has the name of its package
+        if find_spec(monitor) is None:
             raise ValueError(
-                f"deepspeed.{monitor}.enabled = true needs the package {package}, which is not installed. "
-                f"Run `pip install {package}`, or disable the monitor."
+                f"monitors.{monitor} needs the package {monitor}, which is not installed. "
+                f"Run `pip install {monitor}`, or leave the monitor out."
             )
 
 

@@ -23,6 +23,7 @@ from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
+from aqtopo.run_directory.monitors import login_problems
 from aqtopo.training.engine import optimizer_problem
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared
@@ -96,7 +97,7 @@ def check_up(prepared: Prepared, device: torch.device, *, stage_too: bool = Fals
         problems += _folder_problems(prepared.run_dir)
         problems += _stage_problems(prepared) if stage_too else []
     if launch.is_main:
-        problems += _space_problems(prepared)
+        problems += [*_space_problems(prepared), *login_problems(prepared.config)]
     process_group.barrier()
     common, problems = compare_ranks(
         RankFindings(socket.gethostname(), _facts(prepared, device), problems, time.time())

@@ -11,6 +11,7 @@ from aqtopo.distributed.launch import Launch
 from aqtopo.distributed.watchdog import Watchdog, start_watchdog
 from aqtopo.model import Terrain, build_model
 from aqtopo.run_directory.batch_job import BatchJob
+from aqtopo.run_directory.monitors import Monitors
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training.engine import build_engine
 from aqtopo.training.preflight import check_up
@@ -111,6 +112,9 @@ def _build_trainer(
         reclaim_run_directory(prepared.run_dir, config)
     elif launch.is_main:
         claim_run_directory(prepared.run_dir, config, launch, device)
+    if launch.is_main and config.monitors.chosen:
+        step = 0 if manifest is None else manifest.run.position.step
+        log.monitors = Monitors.open(config, prepared.run_dir, step, log.say)
     trainer = Trainer(prepared, engine, ranks, probe, log, job, stops, watchdog, stop_after)
     if manifest is not None:
         trainer.restore(manifest, event)

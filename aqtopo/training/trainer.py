@@ -202,15 +202,7 @@ class Trainer:
             memory_gib=peak_memory_gib(self.device),
             filled=result.filled,
         )
-        norm = {} if result.grad_norm is None else {"Train/grad_norm": result.grad_norm}
-        self._monitor({"Train/loss": result.loss} | norm)
-        self._monitor({f"Train/lr/{group}": lr for group, lr in lrs.items()})
         self.log.progress(self.step, f"epoch {self.epoch}  loss {result.loss:.4f}")
-
-    def _monitor(self, values: dict[str, float]) -> None:
-        """Send values to DeepSpeed's monitors."""
-        if self.engine.monitor.enabled:
-            self.engine.monitor.write_events([(name, value, self.step) for name, value in values.items()])
 
     def _save_due(self) -> bool:
         every = self.config.checkpoint.every_steps
@@ -244,7 +236,6 @@ class Trainer:
             alpha=barrier_strengths(self.engine),
             preferences=preferences(self.engine),
         )
-        self._monitor({"Validation/loss": val_loss})
         self.log.say(
             f"step {self.step}: val_loss {val_loss:.4f}{' (best)' if best else ''}, "
             f"train loss {self.train_loss:.4f}"

@@ -193,6 +193,6 @@ def test_monitor_whose_package_is_missing(
     tiny_config: TinyConfig, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aqtopo.training.engine.find_spec", lambda _: None)
-    config = tiny_config(deepspeed={"wandb": {"enabled": True}}, training={"validate_every": 4})
+    config = tiny_config(monitors={"wandb": {}}, training={"validate_every": 4})
     assert "needs the package wandb" in refusal(config)
     assert nothing_written(config)

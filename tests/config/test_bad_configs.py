@@ -19,7 +19,7 @@ MISSING = object()
 """Stands for a key that is taken out."""
 
 CHANNELS = "u, v, temp, rh, psfc, pm10, so2, no2, co, o3, lat2d, lon2d, pm25, elevation, population"
-BLOCKS = "name, description, data, model, optimizer, schedule, training, checkpoint, deepspeed"
+BLOCKS = "name, description, data, model, optimizer, schedule, training, checkpoint, monitors, deepspeed"
 ONE_GROUP = {"name": "all", "lr_multiplier": 1.0, "parameters": ["*"]}
 
 UNKNOWN_KEYS: list[tuple[Any, ...]] = [
@@ -27,7 +27,7 @@ UNKNOWN_KEYS: list[tuple[Any, ...]] = [
     ("deepspeed.zero_optimisation", {"stage": 2}, "unknown key; did you mean zero_optimization?"),
     ("deepspeed.zero_optimization.overlap_com", True, "unknown key; did you mean overlap_comm?"),
     ("deepspeed.bf16.enable", True, "unknown key; did you mean enabled?"),
-    ("deepspeed.tensorboard.output_dir", "x", "unknown key; did you mean output_path?"),
+    ("monitors.wandb.projet", "x", "unknown key; did you mean project?"),
     (
         "deepspeed.micro",
         2,
@@ -49,6 +49,8 @@ REFUSED_KEYS: list[tuple[Any, ...]] = [
     ),
     ("deepspeed.scheduler", {}, "not allowed: set the learning rate in the section `schedule`"),
     ("deepspeed.activation_checkpointing", {}, "not allowed: use model.gradient_checkpointing"),
+    ("deepspeed.tensorboard", {"enabled": True}, "not allowed: write monitors.tensorboard"),
+    ("deepspeed.csv_monitor", {"enabled": True}, "not allowed: metrics.jsonl in the run directory"),
     ("deepspeed.bfloat16", {"enabled": True}, "not allowed: an old name; write bf16"),
     ("deepspeed.prescale_gradients", True, "not allowed: gradients are always averaged"),
     ("deepspeed.zero_optimization.offload_param", {}, "not allowed: it needs ZeRO stage 3"),

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from aqtopo.checkpoint import list_tags
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
+from tests.curves import mlflow_curves, tensorboard_curves, wandb_curves
 
 TinyConfig = Callable[..., RunConfig]
 
@@ -157,16 +158,50 @@ def test_loss_that_is_not_a_number_stops_before_the_update(
     assert not list_tags(finished.run_dir)
 
 
-def test_monitors_of_the_deepspeed_block_get_losses_and_rates(
-    tiny_config: TinyConfig, run_training: Callable[..., Any], tmp_path: Path
+def test_monitors_get_every_number_of_a_run_and_of_its_resume(
+    tiny_config: TinyConfig,
+    run_training: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    changes = settings(1, 2)
-    changes["deepspeed"] |= {
-        "csv_monitor": {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "tiny"},
-        "tensorboard": {"enabled": True, "output_path": str(tmp_path / "monitor"), "job_name": "board"},
-    }
-    finished = run_training(tiny_config(**changes), "alone", ["--stop-after", "3"])
-    assert finished.code == 0, finished.output
-    written = {path.name for path in (tmp_path / "monitor").rglob("*") if path.is_file()}
-    assert "Train_loss.csv" in written
-    assert any(name.startswith("events.out.tfevents") for name in written)
+    for package in ("tensorboard", "wandb", "mlflow"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install aqtopo[monitors]")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = tiny_config(
+        **settings(1, 2),
+        monitors={"tensorboard": True, "wandb": {}, "mlflow": {"tracking_uri": str(tmp_path / "ml")}},
+    )
+    for steps in ("13", "15"):
+        finished = run_training(config, "alone", ["--stop-after", steps])
+        assert finished.code == 0, finished.output
+        assert "WARNING" not in finished.output
+    logged = {event["step"]: event["train_loss"] for event in finished.events("step")}
+    for curves in (
+        tensorboard_curves(finished.run_dir),
+        wandb_curves(finished.run_dir),
+        mlflow_curves(tmp_path / "ml"),
+    ):
+        assert curves["train_loss"] == pytest.approx(logged)
+        assert set(curves["val_loss"]) == {12}
+        assert set(curves["lr/wind_embedding"]) == set(range(1, 16))
+        assert {"grad_norm", "samples_per_s", "memory_gib", "alpha/blocks.0.attn.alpha/0"} <= set(curves)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_wandb_without_a_login_is_bad_input(
+    tiny_config: TinyConfig,
+    run_training: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ranks: int,
+) -> None:
+    pytest.importorskip("wandb", reason="needs wandb: pip install aqtopo[monitors]")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = tiny_config(**settings(ranks, 1), monitors={"wandb": {}})
+    finished = run_training(config, "alone" if ranks == 1 else "torchrun")
+    assert finished.code == (2 if ranks == 1 else 1), finished.output  # torchrun's own code is 1
+    assert "not logged in to Weights & Biases" in " ".join(finished.output.split())
+    assert ranks > 1 or "Traceback" not in finished.output
+    assert not finished.run_dir.exists()
