@@ -65,4 +65,4 @@ FORCINGS: dict[str, Callable[[NDArray[np.datetime64], Values, Values], Values]] 
     "sin_julian_day": lambda times, _lat, _lon: np.sin(_time_of_year(times)),
     "insolation": _insolation,
 }
-"""Each forcing by name, as functions of time (T, 1, 1) [UTC], latitude (H, 1) and longitude (W,) [degrees]."""
+"""Each forcing by name, as functions of UTC time (T, 1, 1), latitude (H, 1) and longitude (W,) [degrees]."""
