@@ -224,7 +224,8 @@ class BatchReader:
             batch["inputs"][into, place] = torch.from_numpy(values)
         for place in range(len(self._weather), len(self._at_horizons)):
             values = forcing(self._at_horizons[place], ends.ravel(), self._lat, self._lon)
-            batch["weather"][into, :, place] = torch.from_numpy(values).unflatten(0, ends.shape)
+            values = values.reshape(*ends.shape, *values.shape[1:])
+            batch["weather"][into, :, place] = torch.from_numpy(values)
 
     def _put_hour(
         self,
