@@ -40,6 +40,8 @@ class Variable:
         pollutant: it can be a target; small negative values of it are kept.
         topoflow_mean: mean published with TopoFlow, in `units`, or None.
         topoflow_std: standard deviation published with TopoFlow, in `units`, or None.
+        plausible_level: lowest and highest plausible mean over an area at one hour, in `units`, or None; of a
+            pollutant, the mean of the values above zero. Data with another mean are refused.
 
     Raises:
         ValueError: an attribute has another type or an impossible value.
@@ -54,6 +56,7 @@ class Variable:
     pollutant: bool = False
     topoflow_mean: float | None = None
     topoflow_std: float | None = None
+    plausible_level: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -67,17 +70,22 @@ class Variable:
             self._refuse("pollutant", "True or False")
         if self.pollutant and self.kind == "static":
             self._refuse("pollutant", "False for a static variable")
-        pair = self.valid_range
-        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(_is_number, pair)):
-            self._refuse("valid_range", "two numbers, the lowest and the highest value")
-        low, high = map(float, pair)
-        if not low < high:
-            self._refuse("valid_range", "two numbers, the lower one first")
-        object.__setattr__(self, "valid_range", (low, high))
+        self._check_pair("valid_range", "two numbers, the lowest and the highest value")
+        if self.plausible_level is not None:
+            self._check_pair("plausible_level", "two numbers, the lowest and the highest mean, or None")
         for key in ("topoflow_mean", "topoflow_std"):
             value = getattr(self, key)
             if value is not None and not _is_number(value):
                 self._refuse(key, "a number or None")
+
+    def _check_pair(self, key: str, allowed: str) -> None:
+        pair = getattr(self, key)
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(map(_is_number, pair)):
+            self._refuse(key, allowed)
+        low, high = map(float, pair)
+        if not low < high:
+            self._refuse(key, "two numbers, the lower one first")
+        object.__setattr__(self, key, (low, high))
 
     def _refuse(self, key: str, allowed: str) -> None:
         raise ValueError(
@@ -91,7 +99,10 @@ Variables = Mapping[str, Variable]
 
 def variables_as_json(variables: Iterable[Variable]) -> list[dict[str, Any]]:
     """Return descriptions as they are kept in files and attributes."""
-    return [{**asdict(variable), "valid_range": list(variable.valid_range)} for variable in variables]
+    return [
+        {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(variable).items()}
+        for variable in variables
+    ]
 
 
 def variables_from_json(described: Iterable[Mapping[str, Any]]) -> Variables:
@@ -143,6 +154,7 @@ def _published(
     topoflow: tuple[float, float],
     kind: VariableKind = "dynamic",
     pollutant: bool = False,
+    level: tuple[float, float] | None = None,
 ) -> Variable:
     return Variable(
         name=name,
@@ -154,30 +166,49 @@ def _published(
         pollutant=pollutant,
         topoflow_mean=topoflow[0],
         topoflow_std=topoflow[1],
+        plausible_level=level,
     )
 
 
 def _pollutant(
-    name: str, long_name: str, species: str, highest: float, topoflow: tuple[float, float]
+    name: str,
+    long_name: str,
+    species: str,
+    highest: float,
+    topoflow: tuple[float, float],
+    level: tuple[float, float],
 ) -> Variable:
     standard_name = f"mass_concentration_of_{species}_in_air"
-    return _published(name, long_name, standard_name, "ug m-3", (0.0, highest), topoflow, pollutant=True)
+    return _published(
+        name, long_name, standard_name, "ug m-3", (0.0, highest), topoflow, pollutant=True, level=level
+    )
+
+
+# Plausible levels. The lowest are below the means over the cleanest areas, in ug m-3:
+# - PM2.5 0.1 and PM10 0.2: sulfate and sea salt of the Antarctic plateau in winter; open oceans have 3.
+# - SO2 0.01 and NO2 0.006: 4 and 3 ppt over the South Pacific. Thousandths of polluted areas (5, and 10
+#   to 20) are no lower, so the level tells kg m-3 from ug m-3, but not always mg m-3.
+# - CO 40: 35 ppb, the southern hemisphere's background. In mg m-3, Chinese cities have 1.
+# - O3 1: the Arctic while bromine removes it in spring; other areas have 20 to 150.
+# Humidity is 50 % or 0.5.
 
 
 _ALL = (
     _published("u", "eastward wind", "eastward_wind", "m s-1", (-120.0, 120.0), (0.0, 10.0)),
     _published("v", "northward wind", "northward_wind", "m s-1", (-120.0, 120.0), (0.0, 10.0)),
     _published("temp", "air temperature", "air_temperature", "K", (180.0, 340.0), (273.15, 30.0)),
-    _published("rh", "relative humidity", "relative_humidity", "%", (0.0, 110.0), (50.0, 30.0)),
+    _published(
+        "rh", "relative humidity", "relative_humidity", "%", (0.0, 110.0), (50.0, 30.0), level=(2.0, 100.0)
+    ),
     _published("psfc", "surface pressure", "surface_air_pressure", "Pa", (3e4, 1.1e5), (101325.0, 1000.0)),
-    _pollutant("pm10", "PM10", "pm10_ambient_aerosol_particles", 1e4, (50.0, 25.0)),
-    _pollutant("so2", "sulfur dioxide", "sulfur_dioxide", 5e3, (5.0, 5.0)),
-    _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2e3, (20.0, 15.0)),
-    _pollutant("co", "carbon monoxide", "carbon_monoxide", 1e5, (200.0, 100.0)),
-    _pollutant("o3", "ozone", "ozone", 2e3, (40.0, 20.0)),
+    _pollutant("pm10", "PM10", "pm10_ambient_aerosol_particles", 1e4, (50.0, 25.0), (0.06, 1e4)),
+    _pollutant("so2", "sulfur dioxide", "sulfur_dioxide", 5e3, (5.0, 5.0), (0.003, 5e3)),
+    _pollutant("no2", "nitrogen dioxide", "nitrogen_dioxide", 2e3, (20.0, 15.0), (0.002, 2e3)),
+    _pollutant("co", "carbon monoxide", "carbon_monoxide", 1e5, (200.0, 100.0), (20.0, 2e4)),
+    _pollutant("o3", "ozone", "ozone", 2e3, (40.0, 20.0), (0.3, 2e3)),
     _published("lat2d", "latitude", "latitude", "degrees_north", (-90.0, 90.0), (32.0, 12.0), "static"),
     _published("lon2d", "longitude", "longitude", "degrees_east", (-180.0, 360.0), (106.0, 16.0), "static"),
-    _pollutant("pm25", "PM2.5", "pm2p5_ambient_aerosol_particles", 5e3, (25.0, 15.0)),
+    _pollutant("pm25", "PM2.5", "pm2p5_ambient_aerosol_particles", 5e3, (25.0, 15.0), (0.04, 5e3)),
     _published(
         "elevation", "elevation", "surface_altitude", "m", (-500.0, 9000.0), (1039.13, 1931.40), "static"
     ),

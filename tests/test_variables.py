@@ -28,6 +28,8 @@ BLH = Variable(name="blh", long_name="boundary-layer height", units="m", valid_r
         ({"valid_range": (0.0, float("nan"))}, "has valid_range"),
         ({"valid_range": 3.0}, "has valid_range = 3.0"),
         ({"valid_range": ("0", "1")}, "has valid_range"),
+        ({"plausible_level": (5.0, 1.0)}, "has plausible_level = .*two numbers, the lower one first"),
+        ({"plausible_level": 3.0}, "has plausible_level = 3.0. It must be .* or None"),
         ({"kind": "hourly"}, "has kind = 'hourly'. It must be 'dynamic' or 'static'"),
         ({"pollutant": 1}, "has pollutant = 1. It must be True or False"),
         ({"pollutant": True, "kind": "static"}, "has pollutant = True"),
@@ -47,6 +49,7 @@ def test_ranges_of_any_numbers_are_taken() -> None:
 def test_descriptions_survive_json_and_complete_the_defaults() -> None:
     text = json.dumps(variables_as_json([BLH]), allow_nan=False)
     assert variables_from_json(json.loads(text)) == {**VARIABLES, "blh": BLH}
+    assert variables_from_json(json.loads(json.dumps(variables_as_json(VARIABLES.values())))) == VARIABLES
     assert variables_from_json([]) == VARIABLES
 
 

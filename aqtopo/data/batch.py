@@ -17,6 +17,7 @@ from torch.utils.data import get_worker_info
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
 from aqtopo.data.forcings import forcing
+from aqtopo.data.read_check import HourCheck
 from aqtopo.data.samples import PADDING
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
@@ -118,12 +119,25 @@ class BatchReader:
             first += len(names)
         self._wind, self._target = channels(("u", "v")), channels(config.data.targets)
         self._at_horizons, self._weather = config.data.at_horizons, channels(config.data.weather_at_horizons)
+        self._check = HourCheck(store)
+        self._read = [self._flags([*source, *self._wind]) for source in self._sources]
+        self._read_at_ends = self._flags([*self._target, *self._weather])
         # Static channels are the same in every sample, so they are normalised once.
         self._static = [
             (place, self._normalization.normalize(store.static[name][None], [name])[0])
             for place, name in enumerate(variables)
             if name not in store.channels
         ]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all hourly channels that the reader reads."""
+        read = np.any([*self._read, self._read_at_ends], axis=0)
+        return [name for name, each in zip(self._store.channels, read, strict=True) if each]
+
+    def _flags(self, channels: "Sequence[_Channel]") -> NDArray[np.bool_]:
+        """Return True (C,) for the store's channels that are among these."""
+        return np.isin(np.arange(len(self._store.channels)), [channel.stored for channel in channels])
 
     def shapes(self, samples: int, leads: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the tensors of a batch of B samples with K lead times."""
@@ -174,8 +188,8 @@ class BatchReader:
             into: buffer of at least `size` bytes for the tensors; None allocates one.
 
         Raises:
-            ValueError: an initial time, its history or its weather is not in the store, or a shard cannot be
-                read.
+            ValueError: an initial time, its history or its weather is not in the store, a shard cannot be
+                read, or a value is a fill value or impossible.
             TimeoutError: the file system does not answer; only if not `watched`.
         """
         real = np.flatnonzero(places != PADDING)
@@ -243,6 +257,9 @@ class BatchReader:
         """
         read = self._store.read_without_deadline if self._watched else self._store.read_span
         fields = read(index, index + 1)[0]
+        used = [self._read[source] for source in np.unique(inputs[0])]
+        used += [self._read_at_ends] if ends[0].size else []
+        self._check(index, fields, np.any(used, axis=0))
         finite = np.isfinite(fields)
         missing = None if finite.all() else ~finite
         filled = 0

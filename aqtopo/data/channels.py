@@ -4,6 +4,7 @@
 `read_channel` does both for all of it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -13,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.data.axes import AXES
+from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 from aqtopo.variables import VARIABLES, Variable
@@ -89,6 +91,7 @@ class Channel:
         conversion: conversion to the variable's units.
         air: surface pressure and temperature, if the conversion needs the density of air.
         source: name of the dataset in messages.
+        usual: mean of the training years, for pollutants; NaN if unknown.
     """
 
     variable: Variable
@@ -96,6 +99,7 @@ class Channel:
     conversion: Conversion
     air: "tuple[Channel, Channel] | None"
     source: str
+    usual: float = math.nan
 
     def load(self, on_invalid: OnInvalid = "refuse", **positions: Any) -> LoadedChannel:
         """Read values at some positions by dimension, as for `isel`, convert and check them.
@@ -105,7 +109,8 @@ class Channel:
             **positions: positions by dimension; all of a dimension that is not named.
 
         Raises:
-            ValueError: the file is damaged, or `refuse` and a value is no measurement.
+            ValueError: the file is damaged, the mean shows other units, or `refuse` and a value is no
+                measurement.
         """
         given = self.given.isel(positions)
         try:
@@ -132,6 +137,7 @@ class Channel:
         invalid = fill | beyond
         with np.errstate(over="ignore"):
             kept = (values.where(~invalid) if invalid.any() else values).astype(np.float32)
+        self._refuse_level(kept.values)
         kept.attrs = {"units": self.variable.units, "long_name": self.variable.long_name}
         negative = int((kept.values < 0).sum()) if self.variable.pollutant else 0
         return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), negative)
@@ -161,6 +167,15 @@ class Channel:
             f"{_place(values, beyond)}",
             "Correct the attribute `units` if it is wrong, or set impossible values to NaN",
         )
+
+    def _refuse_level(self, values: NDArray[np.float32]) -> None:
+        fault = implausible_level(self.variable, level(self.variable, values), self.usual)
+        if fault is not None:
+            raise_input_error(
+                self.source,
+                f"{fault} than its `units` {self.given.attrs.get('units')!r}",
+                f"Correct the attribute `units`, or convert {self.given.name} to {self.variable.units}",
+            )
 
 
 def read_channel(

@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from aqtopo.data.levels import implausible_level
 from aqtopo.data.metadata import check_fit
-from aqtopo.data.schema import MIN_PEAK_M, PLAUSIBLE_LEVEL, raise_store_error
+from aqtopo.data.schema import MIN_PEAK_M, raise_store_error
 from aqtopo.data.statistics import Normalization, normalization_for
 from aqtopo.data.store import Store
 
@@ -61,9 +62,9 @@ def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
     for name, mean in store.mean.items():
         if name in store.channels and math.isfinite(mean):
             variable = store.variables[name]
-            low, high = PLAUSIBLE_LEVEL.get(name, variable.valid_range)
-            if not low <= mean <= high:
-                yield (
-                    f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {variable.units}",
-                    f"Write it again with {name} in {variable.units}.",
-                )
+            low, high = variable.valid_range
+            fact = implausible_level(variable, mean)
+            if fact is None and not low <= mean <= high:
+                fact = f"has a mean {name} of {mean:g}, outside {low:g} to {high:g} {variable.units}"
+            if fact is not None:
+                yield fact, f"Write it again with {name} in {variable.units}."

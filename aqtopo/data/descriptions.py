@@ -20,7 +20,7 @@ MASK = "mask"
 
 _TOPOFLOW = "channel_topoflow"
 _NEEDED = ("long_name", "units", "valid_range")
-_KEYS = (*_NEEDED, "standard_name", "pollutant")
+_KEYS = (*_NEEDED, "standard_name", "pollutant", "plausible_level")
 
 
 def channel_attributes(variables: Iterable[Variable]) -> dict[str, dict[str, Any]]:
@@ -32,7 +32,7 @@ def channel_attributes(variables: Iterable[Variable]) -> dict[str, dict[str, Any
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in values.items()
-            if value is not None
+            if value is not None or key == "plausible_level"  # the default of a known name is not None
         }
 
     published = {

@@ -1,8 +1,9 @@
 """Forecasts from outside by initial and lead time, on a store's grid: another model's, or of the weather."""
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -79,7 +80,10 @@ def open_forecasts(
         dataset = dataset.isel({axis: found})
     dataset = dataset.isel(lead_time=[int(rows[hours][0]) for hours in horizons_h])
     dataset.encoding["source"] = source
-    channels = [open_channel(dataset, store.variables[name]) for name in names]
+    channels = [
+        replace(open_channel(dataset, store.variables[name]), usual=store.mean.get(name, math.nan))
+        for name in names
+    ]
     for channel in channels:
         lost = [AXES[axis] for axis in ("init_time", "lead_time") if axis not in channel.given.dims]
         if lost:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.data.check import implausible_values
+from aqtopo.data.levels import implausible_level
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import (
     DamagedShardError,
@@ -102,7 +103,7 @@ def _shards(store: Store, report: Report) -> Iterator[Finding]:
 
 
 class _Totals:
-    """Counts over all hours: missing values, values outside the physical range, and statistics."""
+    """Counts over all hours: missing values, values outside the physical range, means and statistics."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -115,6 +116,7 @@ class _Totals:
         self._first_outside: dict[str, np.datetime64] = {}
         self._empty_hours: list[np.datetime64] = []
         self._moments = {each.years: Moments(zero, zero, zero) for each in store.statistics}
+        self._by_year = {year: Moments(zero, zero, zero) for year in store.years}
         self._unread = dict.fromkeys(self._moments, 0)
         self._years = store.times.astype("datetime64[Y]").astype(int) + 1970
 
@@ -130,8 +132,11 @@ class _Totals:
             hour = np.flatnonzero(outside[:, channel].any(axis=(1, 2)))[0]
             self._first_outside.setdefault(store.channels[channel], times[hour])
         self._empty_hours += list(times[~finite.any(axis=(1, 2, 3))])
+        own_years = self._years[first : first + len(fields)]
+        for year in np.unique(own_years).tolist():
+            self._by_year[year] = self._by_year[year].merged(Moments.of(fields[own_years == year]))
         for years, moments in self._moments.items():
-            covered = np.isin(self._years[first : first + len(fields)], years)
+            covered = np.isin(own_years, years)
             if covered.any():
                 self._moments[years] = moments.merged(Moments.of(fields[covered]))
 
@@ -152,6 +157,7 @@ class _Totals:
                 low, high = variable.valid_range
                 text = f"{name}: {int(outside)} values outside {low:g} to {high:g} {variable.units}"
                 yield Finding("fault", "range", f"{text}, the first at {self._first_outside[name]}")
+        yield from self._levels()
         if self._empty_hours:
             text = f"{len(self._empty_hours)} hours without any value, the first {self._empty_hours[0]}"
             yield Finding("fault", "missing", f"{text}: remove these hours from the store")
@@ -159,6 +165,15 @@ class _Totals:
             yield Finding("fault", "statistics", "the store has none: run `aqtopo data statistics`")
         for each in self._store.statistics:
             yield from self._compared(each, self._moments[each.years], self._unread[each.years])
+
+    def _levels(self) -> Iterator[Finding]:
+        for year, moments in self._by_year.items():
+            for place in np.flatnonzero(moments.count > 0):
+                name = self._store.channels[place]
+                usual = self._store.mean.get(name, math.nan)
+                fault = implausible_level(self._store.variables[name], float(moments.mean[place]), usual)
+                if fault is not None:
+                    yield Finding("fault", "range", f"{year} {fault}")
 
     def _compared(self, stored: Statistics, own: Moments, unread: int) -> Iterator[Finding]:
         if unread:

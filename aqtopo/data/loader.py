@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import Batch, BatchReader
+from aqtopo.data.read_check import check_hours
 from aqtopo.data.samples import (
     PADDING,
     SampleTable,
@@ -67,7 +68,7 @@ class FilledSlot:
     filled: int
 
 
-WorkerResult = Batch | FilledSlot | UnreadableDataError
+WorkerResult = Batch | FilledSlot | ValueError
 
 
 class MicroBatches(Dataset[WorkerResult]):
@@ -84,8 +85,10 @@ class MicroBatches(Dataset[WorkerResult]):
         into = None if slot is None or self._pool is None else self._pool.buffer(slot)
         try:
             batch = self._reader.batch(times, leads, request.places, into)
-        except ValueError as error:
+        except UnreadableDataError as error:
             return UnreadableDataError(str(error))  # raised by the trainer, without the worker's traceback
+        except ValueError as error:
+            return ValueError(str(error))
         return batch if slot is None else FilledSlot(slot, batch.places, batch.times, batch.filled)
 
 
@@ -120,7 +123,8 @@ class BatchLoader:
         held: number of micro-batches that the caller keeps at a time.
 
     Raises:
-        ValueError: the store does not fit the run, or there is too little shared memory.
+        ValueError: the store does not fit the run, a channel has no value or values in other units
+            (`check_hours`), or there is too little shared memory.
     """
 
     def __init__(
@@ -131,6 +135,8 @@ class BatchLoader:
         self._store, self._table = store, table
         self._deadline_s = data.read_deadline_s
         self._reader = BatchReader(store, config, watched=True)
+        hours = table.hours(np.arange(len(table)))
+        check_hours(store, self._reader.names, hours[store.holds(hours)])
         # A batch outside the pool keeps a file open, and a step of 1600 samples on a laptop would exceed the
         # limit of open files. So large steps are copied. With a GPU, pinning copies every batch.
         self._pin = workers > 0 and torch.cuda.is_available()
@@ -164,12 +170,13 @@ class BatchLoader:
 
         Raises:
             UnreadableDataError: a shard cannot be read, or a loader process was killed.
+            ValueError: a value is a fill value or impossible.
             TimeoutError: a micro-batch took longer than `data.read_deadline_s`.
         """
         items = self._items(requests) if requests else iter(())
         for request in requests:
             result = self._guarded(request, functools.partial(next, items))
-            if isinstance(result, UnreadableDataError):
+            if isinstance(result, ValueError):
                 raise result
             yield self._own(result)
 

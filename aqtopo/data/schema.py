@@ -40,10 +40,6 @@ STATIC_DIMS = ("static_channel", "lat", "lon")
 _ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
 """Dimensions of each array."""
 
-PLAUSIBLE_LEVEL = {"co": (20.0, 2e4), "rh": (2.0, 100.0)}
-"""Range of the mean or median over a large area, in the store's units, for variables whose `valid_range` does
-not exclude other units: background carbon monoxide is 100 ug m-3 or 0.1 mg m-3, humidity 50% or 0.5."""
-
 MIN_PEAK_M = 10.0
 """Lowest plausible maximum of a non-flat elevation [m]; Earth's maximum is 8.8 km."""
 

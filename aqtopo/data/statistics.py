@@ -16,6 +16,7 @@ import zarr
 from numpy.typing import NDArray
 
 from aqtopo.data.channels import no_data
+from aqtopo.data.levels import implausible_level
 from aqtopo.data.schema import raise_store_error
 from aqtopo.data.store import (
     FURTHER_STATISTICS,
@@ -73,8 +74,8 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
     """Return the statistics of calendar years, with one shard (a day) in memory at a time.
 
     Raises:
-        ValueError: the store has no hour of one of the years, undeclared fill values or impossible values, or
-            a shard cannot be read.
+        ValueError: the store has no hour of one of the years, undeclared fill values, impossible values or
+            an implausible mean, or a shard cannot be read.
     """
     wanted = tuple(sorted(set(years)))
     absent = sorted(set(wanted) - set(store.years))
@@ -102,6 +103,10 @@ def compute_statistics(store: Store, years: Sequence[int], report: Report = no_p
         )
     known = total.count > 0
     mean = dict(zip(store.channels, np.where(known, total.mean, np.nan).tolist(), strict=True))
+    for name in store.channels:
+        fault = implausible_level(store.variables[name], mean[name])
+        if fault is not None:
+            raise_store_error(store.path, fault, f"Write it again with {name} in its units.")
     std = dict(zip(store.channels, np.where(known, total.std, np.nan).tolist(), strict=True))
     for name, variable in store.variables.items():
         if variable.kind == "static":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from aqtopo.config import DataConfig
 from aqtopo.data.forcings import DAYS_PER_YEAR, HOURS_PER_DAY
+from aqtopo.data.read_check import HourCheck
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, Store, no_progress, shard_ranges
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
@@ -106,9 +107,14 @@ def baseline_forecasts(
 def persistence(
     store: Store, pollutants: Sequence[str], init_times: Hours, horizons: int
 ) -> NDArray[np.float32]:
-    """Return the fields of the initial times, repeated at each horizon: (B, K, C, H, W)."""
-    channels = channel_indices(store, pollutants)
-    initial = np.stack([store.read(index)[channels] for index in store.locate(init_times)])
+    """Return the fields of the initial times, repeated at each horizon: (B, K, C, H, W).
+
+    Raises:
+        ValueError: a value is a fill value or impossible, or a shard cannot be read.
+    """
+    hours, channels = HourCheck(store, pollutants), channel_indices(store, pollutants)
+    read = [hours.read_span(index, index + 1)[0, channels] for index in store.locate(init_times).tolist()]
+    initial = np.stack(read)
     return np.broadcast_to(initial[:, None], (len(initial), horizons, *initial.shape[1:]))
 
 
@@ -185,7 +191,8 @@ def fit_climatology(
     one small matrix serves all cells; hours that are missing in all cells are skipped.
 
     Raises:
-        ValueError: the store has no hour in the years, or a shard cannot be read.
+        ValueError: the store has no hour in the years, a value is a fill value or impossible, or a shard
+            cannot be read.
     """
     ranges = list(shard_ranges(store, years))
     if not ranges:
@@ -196,10 +203,10 @@ def fit_climatology(
     times = np.concatenate([store.times[first:last] for first, last in ranges])
     sums = _Sums(_harmonics_for(times), (len(pollutants), len(store.lat), len(store.lon)))
     own, channels = shard(ranges, ranks), channel_indices(store, pollutants)
-    done, all_hours = 0, sum(last - first for first, last in own)
+    checked, done, all_hours = HourCheck(store, pollutants), 0, sum(last - first for first, last in own)
     report("hours of climatology", done, all_hours)
     for first, last in own:
-        sums.add(store.times[first:last], store.read_span(first, last)[:, channels])
+        sums.add(store.times[first:last], checked.read_span(first, last)[:, channels])
         done += last - first
         report("hours of climatology", done, all_hours)
     mean, cycle = sums.added_up(ranks).fit(times)

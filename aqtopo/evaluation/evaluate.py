@@ -10,15 +10,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
-from aqtopo.data.batch import Batch
-from aqtopo.data.channels import no_data
 from aqtopo.data.forecasts import OtherForecasts
 from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
-from aqtopo.data.schema import Hours, raise_store_error
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup
 from aqtopo.evaluation.baselines import Climatology, Fits, baseline_forecasts, fit_baselines
@@ -163,7 +160,6 @@ def evaluate(
         forecasts |= {name: forecast(batch.times) for name, forecast in others.items()}
         truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
         valid = batch.valid.numpy()
-        _check_truth(run, batch, truth, valid)
         scored = make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, valid)
         for accumulator in accumulators:
             accumulator.add(scored)
@@ -180,25 +176,6 @@ def evaluate(
         provenance |= {"weather": weather_label(weather or PERFECT)}
         provenance |= {} if weather is None else {"weather_forecast": weather.name}
     return _evaluation(tables, provenance | {"inputs_filled": filled})
-
-
-def _check_truth(run: LoadedRun, batch: Batch, truth: NDArray[np.float32], valid: NDArray[np.bool_]) -> None:
-    """Refuse undeclared fill values and impossible values among those to score, (B, K, C, H, W).
-
-    Raises:
-        ValueError: there is one.
-    """
-    for place, name in enumerate(run.config.data.targets):
-        wrong = no_data(run.store.variables[name], truth[:, :, place]) & valid[:, :, place]
-        if wrong.any():
-            sample, lead, row, column = np.argwhere(wrong)[0]
-            time = batch.times[sample] + np.timedelta64(run.config.data.horizons[lead], "h")
-            raise_store_error(
-                run.store.path,
-                f"has fill values or impossible values of {name}, the first "
-                f"{truth[sample, lead, place, row, column]:g} at {time}",
-                "`aqtopo data check` lists all. Set them to NaN and write the store anew.",
-            )
 
 
 def _init_times(

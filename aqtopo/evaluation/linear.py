@@ -28,6 +28,7 @@ from torch import Tensor
 from aqtopo.checkpoint.files import write_tensors
 from aqtopo.config import DataConfig
 from aqtopo.data.forcings import DAYS_PER_YEAR, HOURS_PER_DAY
+from aqtopo.data.read_check import HourCheck
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
 from aqtopo.data.shards import stored_checksums
@@ -127,6 +128,9 @@ class LinearBaseline:
         self._store, self._data, self.predictors = store, data, predictors
         positive = {name: std if std > 0 else 1.0 for name, std in store.std.items()}
         self._normalization = Normalization(store.mean, positive)
+        named = [*predictors.variables, *data.targets]
+        named += [name for name, _ in (*predictors.history, *predictors.weather)]
+        self._hours = HourCheck(store, named)
         self._day = functools.lru_cache(CACHED_SHARDS)(self._read_day)
         self._shape = (store.lat.size, store.lon.size)
 
@@ -287,7 +291,7 @@ class LinearBaseline:
 
     def _read_day(self, number: int) -> FloatArray:
         first = number * HOURS_PER_SHARD
-        return self._store.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
+        return self._hours.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
 
 
 def _write(fitted: Linear, files: Sequence[Path]) -> None:

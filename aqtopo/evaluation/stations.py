@@ -3,6 +3,7 @@
 Shapes: F forecast, B initial time, K horizon, C pollutant, S station, H x W grid.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.data.channels import plain_name, possible_range
-from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
+from aqtopo.data.levels import implausible_level, level
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.distributed.process_group import RankGroup
@@ -66,7 +68,7 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
     values = values.assign_coords(
         {axis: ("station", places.loc[values["station"].values, axis].to_numpy()) for axis in ("lat", "lon")}
     )
-    _check_level(path, values)
+    _check_level(path, values, store)
     on_grid, usable = _reachable(values, store)
     names = values["station"].values.astype(str)
     if not usable.any():
@@ -164,16 +166,14 @@ def _places(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     return by_id.first()
 
 
-def _check_level(path: Path, values: xr.DataArray) -> None:
-    """Raise ValueError for a median that suggests other units."""
-    for name, (low, high) in PLAUSIBLE_LEVEL.items():
-        if name in values["pollutant"].values:
-            median = float(values.sel(pollutant=name).median())
-            if median == median and not low <= median <= high:
-                raise ValueError(
-                    f"{path} has a median {name} of {median:g}, outside {low:g} to {high:g} ug m-3. "
-                    "Give their units in a column `units`."
-                )
+def _check_level(path: Path, values: xr.DataArray, store: Store) -> None:
+    """Raise ValueError for a mean that shows other units."""
+    for name in map(str, values["pollutant"].values):
+        variable = store.variables[name]
+        mean = level(variable, values.sel(pollutant=name).values)
+        fault = implausible_level(variable, mean, store.mean.get(name, math.nan))
+        if fault is not None:
+            raise ValueError(f"{path} {fault}. Give their units in a column `units`.")
 
 
 def check_observed(stations: Stations, valid_times: Hours) -> None:

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from aqtopo.config import RunConfig
 from aqtopo.data.batch import BatchReader
-from aqtopo.data.channels import Channel
-from aqtopo.data.schema import PLAUSIBLE_LEVEL, Hours
+from aqtopo.data.read_check import check_field
+from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
-from aqtopo.data.units import Conversion
 from aqtopo.inference.forecast_file import lead_time_dataset
 from aqtopo.inference.load import LoadedRun, predict
 from aqtopo.inference.weather import (
@@ -26,9 +25,6 @@ from aqtopo.inference.weather import (
     with_weather,
 )
 from aqtopo.refusal import raise_input_error
-
-LEAST_OF_MEAN = 0.01
-"""Part of the mean concentration that the highest value of an hour exceeds, unless its units are wrong."""
 
 
 def parse_init_time(text: str) -> np.datetime64:
@@ -118,27 +114,12 @@ def check_fields(run: LoadedRun, time: np.datetime64, names: Sequence[str]) -> N
     """
     fields = run.store.read(int(run.store.locate(np.asarray(time))))
     for place, name in enumerate(run.store.channels):
-        if name in names:
-            _check_field(run.store, time, name, fields[place])
-
-
-def _check_field(store: Store, time: np.datetime64, name: str, values: NDArray[np.float32]) -> None:
-    source, variable = f"The data store {store.path} at {time}", store.variables[name]
-    given = xr.DataArray(
-        values, dims=("lat", "lon"), coords={"lat": store.lat, "lon": store.lon}, name=name
-    ).assign_attrs(units=variable.units)
-    found = Channel(variable, given, Conversion(), None, source).load().values.values
-    if not np.isfinite(found).any():
-        raise_input_error(source, f"has no value of {name}", "Choose an initial time with all variables")
-    highest, mean = float(np.nanmax(found)), store.mean[name]
-    median, (low, high) = float(np.nanmedian(found)), PLAUSIBLE_LEVEL.get(name, (-np.inf, np.inf))
-    fact = f"has a median {name} of {median:g}, outside {low:g} to {high:g} {variable.units}"
-    if variable.pollutant and highest < LEAST_OF_MEAN * mean:
-        fact = f"has no {name} above {highest:g} {variable.units}, and the training years' mean is {mean:g}"
-    elif low <= median <= high:
-        return
-    remedy = f"Convert it to {variable.units} and write the store anew"
-    raise_input_error(source, f"{fact}: it is in other units", remedy)
+        if name in names and not np.isfinite(check_field(run.store, time, name, fields[place])).any():
+            raise_input_error(
+                f"The data store {run.store.path} at {time}",
+                f"has no value of {name}",
+                "Choose an initial time with all variables",
+            )
 
 
 def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None = None) -> xr.Dataset:

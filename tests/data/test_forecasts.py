@@ -142,6 +142,18 @@ def test_incompatible_forecasts_are_refused(
         opened(tmp_path / "cams.zarr", store)
 
 
+@pytest.mark.parametrize("factor", [1e-3, 1e-9])
+@pytest.mark.parametrize("name", TARGET_VARIABLES)
+def test_other_units_with_the_same_label_are_refused(
+    store: Store, dataset: xr.Dataset, written: Written, name: str, factor: float
+) -> None:
+    other = opened(
+        written(dataset.assign({name: (dataset[name] * factor).assign_attrs(units="ug m-3")})), store
+    )
+    with pytest.raises(ValueError, match=rf"has a mean {name} of .*: it is in other units than its `units`"):
+        other.at(np.array(INITS[:1]))
+
+
 @pytest.mark.parametrize(
     ("name", "message"), [("gone.nc", "there is no such file"), ("gone.zarr", "there is no such file")]
 )

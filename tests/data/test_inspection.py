@@ -11,6 +11,7 @@ import zarr
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.inspection import Finding, gaps, inspect_store, summarize_store
 from aqtopo.data.shards import CHECKSUMS
+from aqtopo.variables import TARGET_VARIABLES
 
 
 def faults(path: Path) -> list[Finding]:
@@ -102,7 +103,6 @@ def emptied(hours: slice, channels: slice) -> Callable[[xr.Dataset], None]:
 WRONG: dict[str, tuple[Callable[[xr.Dataset], None], str, str]] = {
     "elevation in km": (scaled("elevation", 1e-3), "fault", r"no point higher than 3\.\d+ m.*kilometres"),
     "latitudes upside down": (scaled("lat2d", -1), "fault", "lat2d that differs from its axis"),
-    "co in mg": (field_scaled("co", 1e-3), "fault", r"a mean co of 0\.\d*, outside 20 to 20000"),
     "too cold": (field_scaled("temp", 0.7), "fault", r"temp: \d+ values outside 180 to 340 K"),
     "no value in an hour": (
         emptied(slice(30, 31), slice(None)),
@@ -132,6 +132,23 @@ def test_physically_impossible_values_are_listed(
     write_statistics(tmp_path / "wrong.zarr", [2016])
     found = [finding for finding in inspect_store(tmp_path / "wrong.zarr") if finding.subject != "gaps"]
     assert [f.severity for f in found if re.search(message, f.text)] == [severity]
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-9])
+@pytest.mark.parametrize("name", [*TARGET_VARIABLES, "rh"])
+def test_a_level_of_other_units_in_any_year_is_a_fault(damaged: Path, name: str, factor: float) -> None:
+    store, fields = open_store(damaged), zarr.open_array(damaged / "fields", mode="r+")
+    hours, place = np.flatnonzero(store.times >= np.datetime64("2018-01-01")), store.channels.index(name)
+    fields[hours[0] :, place] = np.asarray(fields[hours[0] :, place]) * (0.01 if name == "rh" else factor)
+    (found,) = [finding for finding in faults(damaged) if finding.subject == "range"]
+    assert re.match(rf"2018 has a mean {name} of .*: it is in other units", found.text)
+
+
+@pytest.mark.parametrize("name", TARGET_VARIABLES)
+def test_statistics_of_a_level_of_other_units_are_a_fault(damaged: Path, name: str) -> None:
+    kept = zarr.open_group(damaged, mode="r+").attrs
+    kept.update({"channel_mean": {**kept["channel_mean"], name: 1e-8}})  # type: ignore[dict-item]
+    assert any(f"has a mean {name} of 1e-08, outside" in fault.text for fault in faults(damaged))
 
 
 def test_store_that_cannot_be_opened_is_one_fault(tmp_path: Path) -> None:

@@ -348,6 +348,15 @@ def impossible_value(form: Form, draw: Draw) -> str:
     return one_cell(form, draw, draw(st.sampled_from([1e7, -1e6, 3e10])))
 
 
+def kilograms_called_micrograms(form: Form, draw: Draw) -> str:
+    names = [name for name in form.variables if VARIABLES[name].pollutant]
+    if not names:
+        return impossible_value(form, draw)
+    array = form.dataset[form.names[draw(st.sampled_from(names))]]
+    form.dataset[array.name] = (array.fillna(30.0) * 1e-9).assign_attrs(array.attrs)
+    return "has a mean .*: it is in other units than its `units`"
+
+
 def wrong_units(form: Form, draw: Draw) -> str:
     name, array = some_variable(form, draw)
     others = [
@@ -428,8 +437,8 @@ def variable_lost(form: Form, draw: Draw) -> str:
 
 
 HARMFUL: list[Harm] = [
-    fill_value, impossible_value, wrong_units, no_units, packed_in_memory, several_levels, missing_column,
-    repeated_row, no_axis, other_calendar, two_candidates, variable_lost,
+    fill_value, impossible_value, kilograms_called_micrograms, wrong_units, no_units, packed_in_memory,
+    several_levels, missing_column, repeated_row, no_axis, other_calendar, two_candidates, variable_lost,
 ]  # fmt: skip
 
 FORMS: list[Change] = [change_order, change_dimensions, change_longitudes, add_one_level, add_others]

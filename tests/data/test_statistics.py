@@ -12,7 +12,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data import Normalization, normalization_for, open_store, write_statistics, write_store
 from aqtopo.data.statistics import Moments, compute_statistics
 from aqtopo.data.store import open_run_store
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES
 
 TinyConfig = Callable[..., RunConfig]
 
@@ -41,6 +41,14 @@ def test_fill_values_are_counted_and_refused(damaged: Path) -> None:
     ):
         write_statistics(damaged, [2016])
     write_statistics(damaged, [2017])
+
+
+@pytest.mark.parametrize("name", TARGET_VARIABLES)
+def test_a_level_of_other_units_is_refused(damaged: Path, name: str) -> None:
+    fields, place = zarr.open_array(damaged / "fields", mode="r+"), DYNAMIC_VARIABLES.index(name)
+    fields[:, place] = np.asarray(fields[:, place]) * 1e-9
+    with pytest.raises(ValueError, match=rf"has a mean {name} of .*: it is in other units. Write it again"):
+        write_statistics(damaged, [2016])
 
 
 def test_missing_values_and_hours_are_left_out(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:

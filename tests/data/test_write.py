@@ -1,5 +1,6 @@
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import zarr
 
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.shards import CHECKSUMS
-from aqtopo.variables import DYNAMIC_VARIABLES
+from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES, Variable
 
 Change = Callable[[xr.Dataset], xr.Dataset]
 
@@ -179,6 +180,43 @@ REFUSED: dict[str, tuple[Change, str]] = {
         r"-9999 in 16 of|mask with values",
     ),
 }
+
+
+TOO_LOW = [(name, 1e-9) for name in TARGET_VARIABLES]
+TOO_LOW += [(name, 1e-3) for name in ("pm25", "pm10", "co", "o3")] + [("rh", 1e-2)]
+"""Of SO2 and NO2, a thousandth is as low as in clean air."""
+
+
+@pytest.mark.parametrize(("name", "factor"), TOO_LOW)
+@pytest.mark.parametrize("hours", [1, 240])
+def test_values_in_other_units_with_the_same_label_are_refused(
+    tiny_dataset: xr.Dataset, tmp_path: Path, name: str, factor: float, hours: int
+) -> None:
+    tiny_dataset["fields"].loc[{"channel": name}] *= factor
+    with pytest.raises(ValueError, match=rf"new.zarr has a mean {name} of .*: it is in other units than its"):
+        write_store(tiny_dataset.isel(time=slice(0, hours)), tmp_path / "new.zarr")
+
+
+def test_a_description_may_give_another_level_or_none(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    tiny_dataset["fields"].loc[{"channel": ["o3", "co"]}] *= 1e-3
+    own = [
+        replace(VARIABLES["o3"], plausible_level=(1e-6, 1.0)),
+        replace(VARIABLES["co"], plausible_level=None),
+    ]
+    write_store(tiny_dataset, tmp_path / "new.zarr", variables=own)
+    write_statistics(tmp_path / "new.zarr", [2016])
+    variables = open_store(tmp_path / "new.zarr").variables
+    assert (variables["o3"], variables["co"], variables["pm25"]) == (*own, VARIABLES["pm25"])
+
+
+def test_the_level_of_a_variable_of_ones_own_is_checked(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    nh3 = Variable(name="nh3", long_name="ammonia", units="ug m-3", valid_range=(0, 500), pollutant=True)
+    names = [*DYNAMIC_VARIABLES[:-1], "nh3"]
+    dataset = tiny_dataset.assign_coords(channel=names)
+    dataset["fields"].loc[{"channel": "nh3"}] *= 1e-9
+    write_store(dataset, tmp_path / "unchecked.zarr", variables=[nh3])
+    with pytest.raises(ValueError, match=r"a mean nh3 of .*, outside 0\.001 to 100 ug m-3"):
+        write_store(dataset, tmp_path / "new.zarr", variables=[replace(nh3, plausible_level=(0.001, 100))])
 
 
 @pytest.mark.parametrize("fault", REFUSED)

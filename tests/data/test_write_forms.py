@@ -17,6 +17,7 @@ from aqtopo.data.metadata import read_metadata
 from aqtopo.variables import NAME_PATTERN, RESERVED_NAMES, VARIABLES, Variable
 from tests.conftest import make_tiny_dataset
 from tests.data.test_outside_forms import UNITS, door_draws
+from tests.data.test_write import TOO_LOW
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 HOURS = 50
@@ -152,7 +153,16 @@ def celsius_called_kelvin(dataset: xr.Dataset, _: Draw) -> tuple[xr.Dataset, str
     ), "temp = .*far outside"
 
 
-HARMFUL = [fill_value, packed, other_calendar, torn, wrong_units, celsius_called_kelvin]
+def other_units_called_micrograms(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    name, factor = draw(st.sampled_from(TOO_LOW))
+    dataset["fields"].loc[{"channel": name}] *= factor
+    return dataset, f"has a mean {name} of .*: it is in other units"
+
+
+HARMFUL = [
+    fill_value, packed, other_calendar, torn, wrong_units, celsius_called_kelvin,
+    other_units_called_micrograms,
+]  # fmt: skip
 
 
 @pytest.mark.slow

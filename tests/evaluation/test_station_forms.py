@@ -235,6 +235,12 @@ def units_exaggerated(table: pd.DataFrame, _: int, draw: Draw) -> tuple[pd.DataF
     return table.rename(columns={"value": f"value [{units}]"}), f"values that are impossible.* {units} at"
 
 
+def other_units_called_micrograms(table: pd.DataFrame, _: int, draw: Draw) -> tuple[pd.DataFrame, str]:
+    name, factor = draw(st.sampled_from(["pm25", "o3"])), draw(st.sampled_from([1e-3, 1e-9]))
+    numbers = table["value"].astype(float) * np.where(table["pollutant"] == name, factor, 1.0)
+    return table.assign(value=numbers.map("{:.6g}".format)), f"has a mean {name} of .*: it is in other units"
+
+
 def all_elsewhere(table: pd.DataFrame, _: int, __: Draw) -> tuple[pd.DataFrame, str]:
     return table.assign(lat="-20.0"), "none of the 3 stations"
 
@@ -245,8 +251,8 @@ def another_year(table: pd.DataFrame, _: int, __: Draw) -> tuple[pd.DataFrame, s
 
 HARMFUL = [
     no_measurement, no_number, no_time, no_whole_hour, entry_lost, column_lost, column_twice, units_twice,
-    value_twice, station_moved, units_without_meaning, units_lost, units_exaggerated, all_elsewhere,
-    another_year,
+    value_twice, station_moved, units_without_meaning, units_lost, units_exaggerated,
+    other_units_called_micrograms, all_elsewhere, another_year,
 ]  # fmt: skip
 
 

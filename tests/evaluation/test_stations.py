@@ -207,7 +207,7 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
         (lambda t: t.assign(unit="K"), r"line 2 gives pm25 in 'K' .*cannot be converted to 'ug m-3'"),
         (lambda t: t.assign(units=["ug/m3", "", "ug/m3", "ug/m3"]), "line 3 has no units"),
         (lambda t: t.assign(units="mg/m3"), r"4 of 4 values .* pm25 = \S+ mg/m3 at the station 0101A"),
-        (lambda t: t.assign(pollutant="co", value=1.2), r"median co of 1.2.*ug m-3"),
+        (lambda t: t.assign(pollutant="co", value=1.2), r"mean co of 1.2, outside 20 to .*ug m-3"),
     ],
 )
 def test_files_that_cannot_be_scored_are_refused(
@@ -218,6 +218,20 @@ def test_files_that_cannot_be_scored_are_refused(
     change(table.query("id == '0101A' and pollutant == 'pm25'")[:4]).to_csv(path, index=False)
     with pytest.raises(ValueError, match=message):
         read_stations(path, run.store, TARGET_VARIABLES)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e-9])
+@pytest.mark.parametrize("name", TARGET_VARIABLES)
+def test_values_in_other_units_with_the_same_label_are_refused(
+    run: LoadedRun, table: pd.DataFrame, tmp_path: Path, name: str, factor: float
+) -> None:
+    lines = table.query("id == '0101A' and pollutant == 'pm25'")
+    values = run.store.mean[name] * np.linspace(0.5, 2.0, len(lines))
+    lines.assign(pollutant=name, value=values).to_csv(tmp_path / "right.csv", index=False)
+    read_stations(tmp_path / "right.csv", run.store, TARGET_VARIABLES)
+    lines.assign(pollutant=name, value=factor * values).to_csv(tmp_path / "wrong.csv", index=False)
+    with pytest.raises(ValueError, match=rf"wrong.csv has a mean {name} of .*other units. Give their units"):
+        read_stations(tmp_path / "wrong.csv", run.store, TARGET_VARIABLES)
 
 
 def test_observations_of_other_days_are_refused(run: LoadedRun, table: pd.DataFrame, tmp_path: Path) -> None:

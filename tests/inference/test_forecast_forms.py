@@ -19,6 +19,7 @@ from aqtopo.data.shards import shard_path
 from aqtopo.inference.export import export_model
 from aqtopo.inference.forecast import forecast
 from aqtopo.inference.load import load_model
+from aqtopo.variables import TARGET_VARIABLES
 from tests.conftest import make_tiny_dataset, tiny_tree
 from tests.data.test_outside_forms import door_draws
 from tests.data.test_write_forms import HARMLESS, Draw, given_to_writer
@@ -131,14 +132,12 @@ def other_units(path: Path, hour: int, draw: Draw) -> str:
         "temp": [(1.0, -273.15), (1.8, -459.67)],
         "psfc": [(0.01, 0.0), (1e-3, 0.0)],
         "rh": [(0.01, 0.0)],
-        "pm25": [(1e-3, 0.0), (1e-9, 0.0)],
-        "co": [(1e-3, 0.0), (1e-9, 0.0)],
-        "o3": [(1e-3, 0.0), (1e-9, 0.0)],
+        **{name: [(1e-3, 0.0), (1e-9, 0.0)] for name in TARGET_VARIABLES},
     }
     channel = draw(st.sampled_from(sorted(changes)))
     factor, offset = draw(st.sampled_from(changes[channel]))
     change_hour(path, hour, channel, lambda values: values * np.float32(factor) + np.float32(offset))
-    return f"has (no |a median )?{channel} "
+    return f"has (a mean )?{channel} "
 
 
 def no_value(path: Path, hour: int, draw: Draw) -> str:

@@ -181,6 +181,10 @@ def test_needs_are_the_hours_and_variables_that_the_reader_takes(
         ),
         (lambda d: d.assign(rh=d["rh"].assign_attrs(units="K")), "has rh in units that cannot be used"),
         (lambda d: d.assign(u=d["u"] * 0 - 9999), "u = -9999"),
+        (
+            lambda d: d.assign(rh=(d["rh"] / 100).assign_attrs(units="%")),
+            "outside 2 to 100 %: it is in other units than its `units` '%'",
+        ),
         (lambda d: d.isel(lon=slice(1, None)), "is on another grid"),
     ],
 )

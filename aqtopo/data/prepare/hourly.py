@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.data.channels import is_fill_value
-from aqtopo.data.schema import PLAUSIBLE_LEVEL
+from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
 
@@ -162,11 +162,7 @@ def _in_range(name: str, given: Fields, change: Conversion, units: str) -> tuple
             f"has {wrong} of {finite.sum()} values of {name} outside {low:g} to {high:g} "
             f"{VARIABLES[name].units}: its units {units!r} are wrong"
         )
-    if name in PLAUSIBLE_LEVEL and inside.any():
-        median, (least, most) = float(np.median(kept[inside])), PLAUSIBLE_LEVEL[name]
-        if not least <= median <= most:
-            raise UnusableFileError(
-                f"has a median {name} of {median:g} {VARIABLES[name].units}, outside {least:g} to {most:g}: "
-                f"its units {units!r} are wrong"
-            )
+    fault = implausible_level(variable, level(variable, kept))
+    if fault is not None:
+        raise UnusableFileError(f"{fault} than {units!r}")
     return kept, wrong

@@ -66,7 +66,11 @@ UNUSABLE: dict[str, tuple[dict[str, object], str]] = {
     "ratio of masses": ({"units": {"no2": "kg/kg"}}, "gives no2 in 'kg/kg', a ratio of masses"),
     "no units": ({"units": {"no2": ""}}, "gives no2 without units"),
     "wrong dimension": ({"units": {"u": "K"}}, "gives u in units .*'K' .temperature. cannot be converted"),
-    "co says micrograms": ({"units": {"co": "ug m-3 "}}, "a median co of 0.795"),
+    "co says micrograms": (
+        {"units": {"co": "ug m-3 "}},
+        "a mean co of .*, outside 20 to 20000 ug m-3: it is in other units than 'ug m-3 '",
+    ),
+    "pm25 says nanograms": ({"units": {"pm25": "ng m-3"}}, "a mean pm25 of .*, outside 0.04 to 5000 ug m-3"),
     "pressure says hPa": ({"units": {"psfc": "hPa"}}, "768 of 768 values of psfc outside"),
     "no value": ({"blank": (slice(None), slice(None))}, "has no value"),
 }
