@@ -185,7 +185,7 @@ class _Totals:
             name = self._store.channels[place]
             mean, std = own.mean[place], own.std[place]
             stored_mean, stored_std = stored.mean.get(name, np.nan), stored.std.get(name, np.nan)
-            difference = max(abs(mean - stored_mean), abs(std - stored_std))
+            difference = np.maximum(abs(mean - stored_mean), abs(std - stored_std))
             if not difference <= STALE * max(std, 1e-12):  # true for NaN
                 yield Finding(
                     "fault",

@@ -16,6 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
+from zarr.dtype import Float32
 
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.variables import READ_DEADLINE_S
@@ -58,11 +60,15 @@ def field_reader(store: str) -> "PlainShards | ZarrFields":
     """Return the reader for the encoding of a store's fields."""
     array = zarr.open_group(store, mode="r")["fields"]
     assert isinstance(array, zarr.Array)
-    codecs: Any = getattr(array.metadata, "codecs", ())
+    metadata: Any = array.metadata
+    codecs = getattr(metadata, "codecs", ())
+    checksummed = (BytesCodec(endian="little"), Crc32cCodec())
     plain = (
         [type(codec) for codec in codecs] == [ShardingCodec]
-        and [type(codec) for codec in codecs[0].codecs] == [BytesCodec, Crc32cCodec]
+        and codecs[0].codecs == codecs[0].index_codecs == checksummed
         and codecs[0].index_location is ShardingCodecIndexLocation.end
+        and metadata.data_type == Float32()
+        and metadata.encode_chunk_key((0, 0, 0, 0)) == "c/0/0/0/0"
         and array.shards == (HOURS_PER_SHARD, *array.shape[1:])
         and array.chunks == (1, *array.shape[1:])
     )
@@ -169,9 +175,16 @@ class ZarrFields:
         except READ_ERRORS as error:
             raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
         # zarr returns the fill value if the file is missing; `write_store` stores empty hours too.
-        if np.isnan(values.flat[0]) and not shard_path(self._store, first).exists():
+        if np.isnan(values).any() and not all(map(Path.exists, self._files(first, last))):
             raise DamagedShardError("is missing")
         return values
+
+    def _files(self, first: int, last: int) -> list[Path]:
+        """Return the files of the hours [first, last)."""
+        hours, *sizes = self._array.shards or self._array.chunks
+        rest = [range(-(-length // size)) for length, size in zip(self._array.shape[1:], sizes, strict=True)]
+        places = product(range(first // hours, (last - 1) // hours + 1), *rest)
+        return [Path(self._store, "fields", self._array.metadata.encode_chunk_key(p)) for p in places]
 
 
 def shard_checksum(store: str | Path, number: int) -> int:

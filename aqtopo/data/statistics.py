@@ -221,8 +221,28 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
             )
     if config.data.normalization == "topoflow":
         return _published(store, needed)
+    for name in needed:
+        if store.std[name] == 0:
+            _check_constant(store, name)
     # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
-    return Normalization(store.mean, {name: std if std > 0 else 1.0 for name, std in store.std.items()})
+    return Normalization(store.mean, {name: 1.0 if std == 0 else std for name, std in store.std.items()})
+
+
+def _check_constant(store: Store, name: str) -> None:
+    """Refuse a stored standard deviation of 0 if the first and last hours of its years show other values."""
+    if name in store.static:
+        values = store.static[name]
+    else:
+        ranges = list(shard_ranges(store, store.statistics_years))
+        hours = [index for first, last in ranges[:1] + ranges[-1:] for index in (first, last - 1)]
+        values = np.array([store.read(index)[store.channels.index(name)] for index in hours])
+    finite = values[np.isfinite(values)]
+    if finite.size and finite.min() < finite.max():
+        raise_store_error(
+            store.path,
+            f"has a standard deviation of 0 for {name}, whose values are {finite.min():g} to {finite.max():g}",
+            f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, store.statistics_years))}`.",
+        )
 
 
 def scaling_digest(config: "RunConfig", store: Store) -> str:

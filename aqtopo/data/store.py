@@ -345,14 +345,21 @@ def _read_statistics(path: str | Path, attributes: Mapping[str, Any]) -> Statist
 
     def numbers(key: str) -> dict[str, float]:
         values = attribute_mapping(f"The data store {path}", attributes, key)
-        wrong = [name for name, value in values.items() if type(value) not in (float, int, type(None))]
-        if wrong:
-            raise_store_error(path, f"has {key} of {wrong[0]} = {values[wrong[0]]!r}", _STATISTICS_REMEDY)
+        for name, value in values.items():
+            number = type(value) in (float, int) and math.isfinite(value) and (key == _MEAN or value >= 0)
+            if value is not None and not number:
+                raise_store_error(path, f"has {key} of {name} = {value!r}", _STATISTICS_REMEDY)
         return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
-    return Statistics(numbers("channel_mean"), numbers("channel_std"), tuple(years))
+    mean, std = numbers(_MEAN), numbers("channel_std")
+    for name in mean | std:
+        if math.isnan(mean.get(name, math.nan)) != math.isnan(std.get(name, math.nan)):
+            fact = f"has a channel_mean of {name} without a channel_std, or the reverse"
+            raise_store_error(path, fact, _STATISTICS_REMEDY)
+    return Statistics(mean, std, tuple(years))
 
 
+_MEAN = "channel_mean"
 _STATISTICS_REMEDY = "Correct the attribute, or remove it and run `aqtopo data statistics`."
 
 

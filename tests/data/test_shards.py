@@ -1,14 +1,19 @@
 import gc
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from aqtopo.data import open_store
+from aqtopo.data.inspection import inspect_store
 from aqtopo.data.shards import PlainShards, ZarrFields, field_reader
+
+
+DAILY: dict[str, object] = {"chunks": (1, 11, 8, 16), "shards": (24, 11, 8, 16)}
 
 
 def open_files() -> int:
@@ -45,11 +50,13 @@ def test_hours_equal_those_read_by_zarr(tiny_store: Path) -> None:
 @pytest.mark.parametrize(
     "encoding",
     [
-        {"chunks": (1, 11, 8, 16), "shards": (24, 11, 8, 16), "compressors": [ZstdCodec(checksum=True)]},
+        DAILY | {"compressors": [ZstdCodec(checksum=True)]},
         {"chunks": (1, 11, 8, 16), "compressors": None},
         {"chunks": (12, 11, 4, 16), "shards": (24, 11, 8, 16), "compressors": None},
+        DAILY | {"compressors": [Crc32cCodec()], "serializer": BytesCodec(endian="big")},
+        DAILY | {"compressors": [Crc32cCodec()], "chunk_key_encoding": {"name": "default", "separator": "."}},
     ],
-    ids=["compressed", "no shards", "other chunks"],
+    ids=["compressed", "no shards", "other chunks", "big-endian", "other names"],
 )
 def test_other_encodings_are_read_through_zarr(damaged: Path, encoding: dict[str, object]) -> None:
     before = open_store(damaged).read_span(24, 48)
@@ -59,7 +66,7 @@ def test_other_encodings_are_read_through_zarr(damaged: Path, encoding: dict[str
 
 
 def test_a_flipped_byte_in_a_compressed_store_is_found_too(damaged: Path) -> None:
-    rewrite(damaged, chunks=(1, 11, 8, 16), shards=(24, 11, 8, 16), compressors=[ZstdCodec(checksum=True)])
+    rewrite(damaged, **DAILY, compressors=[ZstdCodec(checksum=True)])
     shard = damaged / "fields" / "c" / "2" / "0" / "0" / "0"
     raw = bytearray(shard.read_bytes())
     raw[300] ^= 1
@@ -78,3 +85,21 @@ def test_number_of_open_shards_is_limited(tiny_store: Path, monkeypatch: pytest.
     np.testing.assert_array_equal(reader.read(0, 1)[0], open_store(tiny_store).read(0))
     del reader
     assert open_files() == before
+
+
+@pytest.mark.parametrize("codec", ["codecs", "index_codecs"])
+def test_a_byte_order_edited_in_the_metadata_is_not_ignored(damaged: Path, codec: str) -> None:
+    described = json.loads((damaged / "fields" / "zarr.json").read_text(encoding="utf-8"))
+    (found,) = (each for each in described["codecs"][0]["configuration"][codec] if each["name"] == "bytes")
+    found["configuration"]["endian"] = "big"
+    (damaged / "fields" / "zarr.json").write_text(json.dumps(described), encoding="utf-8")
+    assert [finding for finding in inspect_store(damaged) if finding.severity == "fault"]
+
+
+@pytest.mark.parametrize("chunks", [(1, 11, 8, 16), (24, 11, 4, 16)], ids=["of an hour", "of half a grid"])
+def test_a_lost_file_of_any_encoding_is_named(damaged: Path, chunks: tuple[int, ...]) -> None:
+    rewrite(damaged, chunks=chunks, compressors=None)
+    places = ("30", "0", "0", "0") if chunks[0] == 1 else ("1", "0", "1", "0")
+    Path(damaged, "fields", "c", *places).unlink()
+    with pytest.raises(ValueError, match=r"unreadable fields at 2016-01-02T06: the shard .* is missing"):
+        open_store(damaged).read(30)

@@ -1,9 +1,12 @@
 """Search for the hourly files of a reanalysis, unpacked or in daily zip and tar archives.
 
 Members are read into memory and never written, so their names cannot escape a folder. Links and devices are
-skipped; files and members larger than `MAX_BYTES` are refused unread.
+skipped; files and members larger than `MAX_BYTES` are refused unread. No member of a gzip file is used before
+its checksum, which is at its end, is verified.
 """
 
+import gzip
+import os
 import re
 import stat
 import tarfile
@@ -13,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
@@ -24,6 +28,9 @@ MAX_BYTES = 256 * 2**20
 
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compressions that zipfile decompresses incrementally. 179 bytes of bzip2 can hold 64 MB."""
+
+_BLOCK, _NO_BLOCK = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
+_PIECE_BYTES = 2**20
 
 _HOURLY_NAME = re.compile(r"CN-Reanalysis(\d{10})\.nc")
 _DATE = re.compile(r"(?<!\d)(\d{8})(?!\d)")
@@ -99,7 +106,8 @@ class Inventory:
     def read(self, stamps: Hours) -> Iterator[HourlyFile]:
         """Yield the hourly files of `stamps`, one in memory at a time; a damaged one has a `problem`.
 
-        A truncated archive yields its readable members, then one file whose `stamp` is NaT.
+        A damaged archive yields its readable members, none if it is compressed with gzip, then one file whose
+        `stamp` is NaT.
         """
         wanted = {stamp_name(stamp): stamp for stamp in stamps}
         for path in self.paths(stamps):
@@ -174,9 +182,12 @@ def _zip(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile
 
 
 def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
-    # "|" streams: a compressed archive is decompressed once and never held in memory.
-    with tarfile.open(path, "r|" if path.name.lower().endswith(".tar") else "r|gz") as archive:
-        for member in archive:
+    with path.open("rb") if path.name.lower().endswith(".tar") else gzip.GzipFile(path) as file:
+        if isinstance(file, gzip.GzipFile):
+            while file.read(_PIECE_BYTES):  # verifies the checksum
+                pass
+            file.seek(0)
+        for archive, member in _tar_members(file):
             stamp, where = wanted.get(PurePosixPath(member.name).name), f"{path}:{member.name}"
             if not member.isfile() or stamp is None:
                 continue
@@ -186,6 +197,27 @@ def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile
             content = archive.extractfile(member)
             assert content is not None
             yield HourlyFile(stamp, where, content.read())
+
+
+def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the members of one or several concatenated tars; each must end with a block of zeros.
+
+    Raises:
+        ReadError: a header is damaged, or the end is missing; `tarfile` takes both for the end.
+    """
+    block = b"-"
+    while block:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                yield archive, member
+            end = archive.offset
+        file.seek(end)
+        block = file.read(_BLOCK)
+        if block != _NO_BLOCK:
+            raise tarfile.ReadError(f"no header and no end at byte {end}")
+        while block == _NO_BLOCK:
+            block = file.read(_BLOCK)
+        file.seek(-len(block), os.SEEK_CUR)
 
 
 def _too_large(size: int) -> str:

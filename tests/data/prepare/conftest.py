@@ -21,7 +21,7 @@ def source_grid() -> tuple[Values, Values]:
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Values]) -> Path:
-    """Four days of 2013: a zip, a tar, a tar.gz and unpacked files.
+    """Four days of 2013: a zip, a tar.gz, a tar and unpacked files.
 
     2013-01-01 has no file for 05, a truncated one for 06, co in ug m-3 in 07, a gap of fill values in 08, of
     -9999 in 09 and of NaN in 11, and only NaN in 10; the archive of 2013-01-03 is truncated; 2013-01-04 has
@@ -38,8 +38,8 @@ def raw(tmp_path_factory: pytest.TempPathFactory, source_grid: tuple[Values, Val
     first[names[10]] = hourly_file(lat, lon, 10, blank=(slice(None), slice(None)), sentinel=np.nan)
     first[names[11]] = hourly_file(lat, lon, 11, blank=(slice(8, 16), slice(10, 20)), sentinel=np.nan)
     write_archive(folder / "CN-Reanalysis20130101.zip", first)
-    write_archive(folder / "CN-Reanalysis20130102.tar", day_files(lat, lon, DAYS[1]))
-    broken = folder / "CN-Reanalysis20130103.tar.gz"
+    write_archive(folder / "CN-Reanalysis20130102.tar.gz", day_files(lat, lon, DAYS[1]))
+    broken = folder / "CN-Reanalysis20130103.tar"
     write_archive(broken, day_files(lat, lon, DAYS[2]))
     broken.write_bytes(broken.read_bytes()[: broken.stat().st_size // 2])
     (folder / "unpacked" / "again").mkdir(parents=True)

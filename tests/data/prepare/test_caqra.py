@@ -67,7 +67,7 @@ def test_faults_of_files_are_in_the_quality_report(prepared: Prepared) -> None:
     assert "has no value" in quality["unusable"]["2013-01-01T10"]
     assert {"first": "2013-01-01T05", "last": "2013-01-01T06", "hours": 2} in quality["missing_hours"]
     (damaged,) = quality["damaged_archives"]
-    assert "CN-Reanalysis20130103.tar.gz is damaged" in damaged
+    assert "CN-Reanalysis20130103.tar is damaged" in damaged
     third = np.sum(store.times.astype("datetime64[D]") == np.datetime64(DAYS[2]))
     assert 5 <= third < 24
     assert hours["present"] == 21 + 24 + third + 24
