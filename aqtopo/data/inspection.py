@@ -181,17 +181,21 @@ class _Totals:
             yield Finding("note", "statistics", text)
             return
         years = ", ".join(map(str, stored.years))
-        for place in np.flatnonzero(own.count > 0):
-            name = self._store.channels[place]
-            mean, std = own.mean[place], own.std[place]
+        names = self._store.channels
+        found = [(names[p], own.mean[p], own.std[p]) for p in np.flatnonzero(own.count > 0)]
+        for name, variable in self._store.variables.items():
+            if variable.kind == "static":
+                values = self._store.static[name].astype(np.float64)
+                found.append((name, values.mean(), values.std()))
+        for name, mean, std in found:
             stored_mean, stored_std = stored.mean.get(name, np.nan), stored.std.get(name, np.nan)
             difference = np.maximum(abs(mean - stored_mean), abs(std - stored_std))
-            if not difference <= STALE * max(std, 1e-12):  # true for NaN
+            if not difference <= STALE * max(std, 1e-12):  # also for NaN
                 yield Finding(
                     "fault",
                     "statistics",
                     f"{name}: mean {stored_mean:g} and deviation {stored_std:g} are stored for {years}, but "
-                    f"its hours have {mean:g} and {std:g}: run `aqtopo data statistics`",
+                    f"its values have {mean:g} and {std:g}: run `aqtopo data statistics`",
                 )
 
 

@@ -61,7 +61,8 @@ def field_reader(store: str) -> "PlainShards | ZarrFields":
     array = zarr.open_group(store, mode="r")["fields"]
     assert isinstance(array, zarr.Array)
     metadata: Any = array.metadata
-    codecs = getattr(metadata, "codecs", ())
+    hour: tuple[int, ...] = array.shape[1:]
+    codecs: Any = getattr(metadata, "codecs", ())
     checksummed = (BytesCodec(endian="little"), Crc32cCodec())
     plain = (
         [type(codec) for codec in codecs] == [ShardingCodec]
@@ -69,10 +70,10 @@ def field_reader(store: str) -> "PlainShards | ZarrFields":
         and codecs[0].index_location is ShardingCodecIndexLocation.end
         and metadata.data_type == Float32()
         and metadata.encode_chunk_key((0, 0, 0, 0)) == "c/0/0/0/0"
-        and array.shards == (HOURS_PER_SHARD, *array.shape[1:])
-        and array.chunks == (1, *array.shape[1:])
+        and array.shards == (HOURS_PER_SHARD, *hour)
+        and array.chunks == (1, *hour)
     )
-    return PlainShards(store, array.shape[1:]) if plain else ZarrFields(store, array)
+    return PlainShards(store, hour) if plain else ZarrFields(store, array)
 
 
 class PlainShards:
@@ -170,13 +171,13 @@ class ZarrFields:
 
     def read(self, first: int, last: int) -> NDArray[np.float32]:
         """Read as `PlainShards.read` does."""
+        # zarr returns the fill value if a file is missing; `write_store` stores empty hours too.
+        if not all(map(Path.exists, self._files(first, last))):
+            raise DamagedShardError("is missing")
         try:
             values = np.asarray(self._array[first:last], dtype=np.float32)
         except READ_ERRORS as error:
             raise DamagedShardError(f"cannot be read ({type(error).__name__}: {error})") from error
-        # zarr returns the fill value if the file is missing; `write_store` stores empty hours too.
-        if np.isnan(values).any() and not all(map(Path.exists, self._files(first, last))):
-            raise DamagedShardError("is missing")
         return values
 
     def _files(self, first: int, last: int) -> list[Path]:

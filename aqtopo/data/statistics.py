@@ -229,7 +229,7 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
 
 
 def _check_constant(store: Store, name: str) -> None:
-    """Refuse a stored standard deviation of 0 if the first and last hours of its years show other values."""
+    """Refuse a stored standard deviation of 0 if the first and last hours of its years differ."""
     if name in store.static:
         values = store.static[name]
     else:
@@ -238,10 +238,11 @@ def _check_constant(store: Store, name: str) -> None:
         values = np.array([store.read(index)[store.channels.index(name)] for index in hours])
     finite = values[np.isfinite(values)]
     if finite.size and finite.min() < finite.max():
+        years, low, high = " ".join(map(str, store.statistics_years)), finite.min(), finite.max()
         raise_store_error(
             store.path,
-            f"has a standard deviation of 0 for {name}, whose values are {finite.min():g} to {finite.max():g}",
-            f"Run `aqtopo data statistics {store.path} --years {' '.join(map(str, store.statistics_years))}`.",
+            f"has a standard deviation of 0 for {name} and values from {low:g} to {high:g}",
+            f"Run `aqtopo data statistics {store.path} --years {years}`.",
         )
 
 

@@ -12,7 +12,6 @@ from aqtopo.data import open_store
 from aqtopo.data.inspection import inspect_store
 from aqtopo.data.shards import PlainShards, ZarrFields, field_reader
 
-
 DAILY: dict[str, object] = {"chunks": (1, 11, 8, 16), "shards": (24, 11, 8, 16)}
 
 

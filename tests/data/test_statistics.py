@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig
 from aqtopo.data import Normalization, normalization_for, open_store, write_statistics, write_store
+from aqtopo.data.inspection import inspect_store
 from aqtopo.data.statistics import Moments, compute_statistics
 from aqtopo.data.store import open_run_store
 from aqtopo.variables import DYNAMIC_VARIABLES, TARGET_VARIABLES, VARIABLES
@@ -231,3 +233,30 @@ def test_a_channel_without_any_value_is_refused(
     config = tiny_config(data={"normalization": normalization})
     with pytest.raises(ValueError, match=r"has no finite value of the channel no2 in the years 2016"):
         normalization_for(config, open_store(tmp_path / "nan.zarr"))
+
+
+@pytest.mark.parametrize("value", [None, -1.0, math.nan, math.inf, "1", True])
+def test_a_stored_deviation_that_is_none_is_refused(damaged: Path, value: object) -> None:
+    attributes = zarr.open_group(damaged, mode="r+").attrs
+    attributes["channel_std"] = {**attributes["channel_std"], "o3": value}  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=r"channel_std.*Correct the attribute, or remove it and run"):
+        open_store(damaged)
+
+
+@pytest.mark.parametrize("key", ["channel_mean", "channel_std"])
+def test_a_mean_without_a_deviation_is_refused(damaged: Path, key: str) -> None:
+    attributes = zarr.open_group(damaged, mode="r+").attrs
+    attributes[key] = {name: each for name, each in attributes[key].items() if name != "o3"}  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="has a channel_mean of o3 without a channel_std, or the reverse"):
+        open_store(damaged)
+
+
+@pytest.mark.parametrize("name", ["o3", "elevation"])
+def test_a_stored_deviation_of_0_needs_a_constant_channel(
+    damaged: Path, tiny_config: TinyConfig, name: str
+) -> None:
+    attributes = zarr.open_group(damaged, mode="r+").attrs
+    attributes["channel_std"] = {**attributes["channel_std"], name: 0}  # type: ignore[dict-item]
+    with pytest.raises(ValueError, match=f"has a standard deviation of 0 for {name} and values"):
+        normalization_for(tiny_config(), open_store(damaged))
+    assert any(f"{name}: " in finding.text for finding in inspect_store(damaged))

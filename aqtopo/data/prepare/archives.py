@@ -15,8 +15,8 @@ import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import numpy as np
 
@@ -199,7 +199,7 @@ def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile
             yield HourlyFile(stamp, where, content.read())
 
 
-def _tar_members(file: BinaryIO) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+def _tar_members(file: BufferedReader | gzip.GzipFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members of one or several concatenated tars; each must end with a block of zeros.
 
     Raises:
