@@ -58,6 +58,12 @@ class Variable:
     topoflow_std: float | None = None
     plausible_level: tuple[float, float] | None = None
 
+    @property
+    def attributes(self) -> dict[str, str]:
+        """CF attributes of an array of this variable."""
+        described = {"long_name": self.long_name, "units": self.units}
+        return described | ({"standard_name": self.standard_name} if self.standard_name else {})
+
     def __post_init__(self) -> None:
         check_name(self.name)
         for key in ("long_name", "units", "standard_name"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import Json, RunDir, SavedTag, matching_files, read_weather
+from aqtopo.cli.options import Json, ModelDir, SavedTag, StorePath, matching_files, read_weather
 from aqtopo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
@@ -43,8 +43,9 @@ class Detail(StrEnum):
 
 
 def evaluate(
-    run_dir: RunDir,
+    run_dir: ModelDir,
     tag: SavedTag = "best",
+    store: StorePath = None,
     split: Annotated[ScoredSplit, typer.Option(help="Years to score.")] = ScoredSplit.TEST,
     detail: Annotated[list[Detail] | None, typer.Option(help="Also print this table; repeatable.")] = None,
     every: Annotated[
@@ -77,9 +78,12 @@ def evaluate(
     weights: Annotated[
         Weighting, typer.Option(help="Weights of the cells: none, or their area (cosine of latitude).")
     ] = Weighting.NONE,
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the scores; default: RUN.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a run beside its baselines; write RUN/scores.json and RUN/scores.zarr.
+    """Score a model beside its baselines; write RUN/scores.json and RUN/scores.zarr.
 
     Several processes, started by `torchrun`, `deepspeed` or `srun`, share the work.
     """
@@ -100,16 +104,18 @@ def evaluate(
             summary,
             table_width,
         )
-        from aqtopo.inference.load import load_run
+        from aqtopo.inference.load import load_model
 
-        run = load_run(run_dir, tag)
+        if output is not None and not output.is_dir():
+            raise ValueError(f"--output {output} is not a folder. Create it first.")
+        run = load_model(run_dir, tag, store)
         options = _options(run, region or (), stations, against or (), every, weights, weather or ())
         ranks = join()
         done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
         disconnect()
         if ranks.rank != 0:
             return
-        written = write_results(done, run_dir)
+        written = write_results(done, output or run_dir)
     if as_json:
         typer.echo(written[0].read_text(encoding="utf-8"), nl=False)
         return

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aqtopo.cli.options import SavedTag, read_weather
+from aqtopo.cli.options import ModelDir, SavedTag, StorePath, read_weather
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 
 def forecast(
-    run_dir: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Run directory, or folder of `aqtopo export`.")
-    ],
+    run_dir: ModelDir,
     output: Annotated[
         Path | None, typer.Argument(metavar="OUT", help="New dataset: OUT.zarr or OUT.nc.")
     ] = None,
@@ -25,9 +23,7 @@ def forecast(
         str, typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00.")
     ],
     tag: SavedTag = "best",
-    store: Annotated[
-        Path | None, typer.Option(help="Store of the initial hour, for an exported model; default: its own.")
-    ] = None,
+    store: StorePath = None,
     weather: Annotated[
         str | None,
         typer.Option(

@@ -19,6 +19,14 @@ Overrides = Annotated[
     typer.Option("--set", metavar="A.B=VALUE", help="Override a value of the configuration; repeatable."),
 ]
 RunDir = Annotated[Path, typer.Argument(metavar="RUN", help="The run directory.")]
+ModelDir = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory, or folder of `aqtopo export`.")]
+StorePath = Annotated[
+    Path | None,
+    typer.Option(
+        help="Data in place of the training's store: for a run the same data elsewhere, for an exported "
+        "model any on its grid."
+    ),
+]
 SavedTag = Annotated[str, typer.Option(help="Saved state: best, last, or its name.")]
 Json = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 AllowChange = Annotated[

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.axes import AXES, rows_of
 from aqtopo.data.channels import Channel, open_channel
-from aqtopo.data.outside import open_outside
+from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 
@@ -25,11 +25,13 @@ class OtherForecasts:
 
     Attributes:
         name: the file's name without suffix; of several files, what their names begin with.
+        source: the files, for messages.
         channels: a variable each (init_time, lead_time, lat, lon), cells in the store's order.
         init_times: (T,) UTC, in the order of `channels`.
     """
 
     name: str
+    source: str
     channels: Sequence[Channel]
     init_times: Hours
 
@@ -44,13 +46,13 @@ class OtherForecasts:
 
 
 def open_forecasts(
-    paths: Path | Sequence[Path], store: Store, names: Sequence[str], horizons_h: Sequence[int]
+    paths: Path | Sequence[Path] | xr.Dataset, store: Store, names: Sequence[str], horizons_h: Sequence[int]
 ) -> OtherForecasts:
     """Open forecasts and check that they fit a store.
 
     Args:
-        paths: NetCDF or zarr, one or several of different initial times. Axes, names and units are recognised
-            as `aqtopo.data.outside` does.
+        paths: NetCDF or zarr, one or several of different initial times; or an open dataset. Axes, names and
+            units are recognised as `aqtopo.data.outside` does.
         store: its grid.
         names: C short names of variables.
         horizons_h: K lead times [h].
@@ -58,8 +60,11 @@ def open_forecasts(
     Raises:
         ValueError: a file cannot be read, or variables, units, grid or lead times do not fit.
     """
-    files = [paths] if isinstance(paths, Path) else list(paths)
-    dataset = open_outside(files)
+    if isinstance(paths, xr.Dataset):
+        dataset, name = normalise(paths, str(paths.encoding.get("source") or "the dataset")), "dataset"
+    else:
+        files = [paths] if isinstance(paths, Path) else list(paths)
+        dataset, name = open_outside(files), _name(files)
     source = str(dataset.encoding["source"])
     for axis in ("init_time", "lead_time"):
         if axis not in dataset.coords:
@@ -88,7 +93,7 @@ def open_forecasts(
         lost = [AXES[axis] for axis in ("init_time", "lead_time") if axis not in channel.given.dims]
         if lost:
             _fail(source, f"has {channel.given.name} without the dimension of {lost[0]}s")
-    return OtherForecasts(_name(files), channels, _init_times(source, dataset))
+    return OtherForecasts(name, source, channels, _init_times(source, dataset))
 
 
 def _init_times(source: str, dataset: xr.Dataset) -> Hours:

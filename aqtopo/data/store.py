@@ -205,9 +205,9 @@ class Store:
         )
 
 
-def open_run_store(config: "RunConfig") -> Store:
-    """Open the store of a run with the statistics of its training years, as `open_store`."""
-    return open_store(config.data.store, config.data.read_deadline_s, config.data.train_years)
+def open_run_store(config: "RunConfig", path: str | Path | None = None) -> Store:
+    """Open the store of a run, or its copy at `path`, with the statistics of its training years."""
+    return open_store(path or config.data.store, config.data.read_deadline_s, config.data.train_years)
 
 
 def open_store(
@@ -269,9 +269,10 @@ def open_store(
 def _open_dataset(path: Path) -> xr.Dataset:
     """Return the store's metadata, coordinates and static fields; `fields` stays on disk."""
     if not path.exists():
+        where = "" if path.is_absolute() else f", relative to {Path.cwd()}"
         raise ValueError(
-            f"There is no data store at {path}. Correct `data.store`, or make one, "
-            f"for example with `aqtopo synth {path} --years 2016 2017 2018 --grid 32x64`."
+            f"There is no data store at {path}{where}. Correct the path (`data.store`), or make the store: "
+            "docs/data.md describes `aqtopo prepare` for real data and `aqtopo synth` for simulated ones."
         )
     if not (path / "zarr.json").is_file():
         _refuse_other(path)

@@ -142,7 +142,10 @@ def disconnect() -> None:
     from torch import distributed as dist
 
     if dist.is_initialized():
-        dist.destroy_process_group()
+        from deepspeed import comm
+
+        # DeepSpeed keeps groups that PyTorch does not know to be destroyed; a second training would use them.
+        comm.destroy_process_group()
 
 
 def barrier() -> None:

@@ -34,7 +34,7 @@ from aqtopo.evaluation.points import (
 from aqtopo.evaluation.scores import ErrorSums, ScoreAxes, overall, scores_from_sums, stratified_scores
 from aqtopo.evaluation.spectra import Spectra, spectral_scores
 from aqtopo.evaluation.stations import Stations, StationSums, check_observed
-from aqtopo.inference.load import LoadedRun, predict
+from aqtopo.inference.load import LoadedRun, check_hours, predict
 from aqtopo.inference.weather import (
     PERFECT,
     WeatherForecast,
@@ -133,6 +133,7 @@ def evaluate(
             for the split, or the store is damaged.
         FloatingPointError: the model returns values that are not finite.
     """
+    check_hours(run)
     options = options or EvalOptions()
     data, against = run.config.data, options.against
     stride = {} if options.every_hours is None else {f"{split}_stride_hours": options.every_hours}

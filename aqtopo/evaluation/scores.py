@@ -220,6 +220,25 @@ def stratified_scores(by_day: xr.Dataset, by_hour: xr.Dataset) -> dict[str, xr.D
     }
 
 
+def tidy_scores(scores: xr.Dataset) -> xr.Dataset:
+    """Return the scores of `overall` as one variable, whose `to_dataframe()` has a row for each score.
+
+    Returns:
+        `value` (pollutant, lead_time, score, forecast), in the pollutant's units except for `acc`; with
+        `units` of the pollutant and `count`, the number of scored points, as coordinates.
+    """
+    names = ["rmse", "mae", "bias", "acc"]
+    value = scores[names].to_array("score", "value").rename(horizon="lead_time")
+    value = value.transpose("pollutant", "lead_time", "score", "forecast")
+    tidy = value.assign_attrs(long_name="score", units="").to_dataset(name="value").assign_attrs(scores.attrs)
+    hours = ("lead_time", tidy["lead_time"].values, {"long_name": "lead time", "units": "hours"})
+    return tidy.assign_coords(
+        lead_time=hours,
+        units=("pollutant", scores["units"].values),
+        count=scores["count"].rename(horizon="lead_time").transpose("pollutant", "lead_time").variable,
+    )
+
+
 @dataclass(frozen=True)
 class Wins:
     """Number of scored pollutant-horizon pairs, and of pairs in which the model has the lower RMSE."""

@@ -108,7 +108,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
         scores={k: v for k, v in scores.items() if k != "strata"} if scores and own else None,
         config=json.loads(config.to_json()),
         config_digest=config.digest,
-        trained_with=facts.model_dump(mode="json", exclude_unset=True) if facts else {},
+        trained_with=facts.model_dump(mode="json", exclude_unset=True, exclude={"folder"}) if facts else {},
         exported_with={"commit": source_commit(), **package_versions()},
         files=files,
     )

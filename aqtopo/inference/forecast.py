@@ -14,7 +14,7 @@ from aqtopo.data.read_check import check_field
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.inference.forecast_file import lead_time_dataset
-from aqtopo.inference.load import LoadedRun, predict
+from aqtopo.inference.load import LoadedRun, check_hours, predict
 from aqtopo.inference.weather import (
     PERFECT,
     Weather,
@@ -26,13 +26,17 @@ from aqtopo.inference.weather import (
 )
 from aqtopo.refusal import raise_input_error
 
+InitTime = str | datetime | np.datetime64
+"""Initial time: ISO 8601 text such as `2018-01-15T00`, or a time; UTC unless it has an offset."""
 
-def parse_init_time(text: str) -> np.datetime64:
-    """Parse a whole hour from ISO 8601 text, such as `2018-01-15T00`; UTC unless the text has an offset.
+
+def parse_init_time(given: InitTime) -> np.datetime64:
+    """Return an initial time as a whole hour UTC.
 
     Raises:
         ValueError: the text is not a time, or not a whole hour.
     """
+    text = str(given.astype("datetime64[us]") if isinstance(given, np.datetime64) else given)
     try:
         time = datetime.fromisoformat(text)
         if time.tzinfo is not None:
@@ -58,6 +62,7 @@ def check_init_time(run: LoadedRun, init_time: np.datetime64) -> None:
     Raises:
         ValueError: it has none; the message names the nearest time.
     """
+    check_hours(run)
     store = run.store
     times = store.times
     if not store.holds(np.asarray(init_time)):
@@ -149,10 +154,7 @@ def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None =
     values, filled = _model_values(run, init_time, weather)
     dataset = _dataset(run, init_time, values)
     for name in data.targets:
-        negative, size = int((dataset[name] < 0).sum()), dataset[name].size
-        dataset[name].attrs["comment"] = (
-            f"network output, not clipped: {negative} of {size} values are negative"
-        )
+        _note_negatives(dataset[name])
     if weather is not None:
         dataset = dataset.assign_attrs(weather=weather_label(weather))
     return dataset.assign_attrs(
@@ -168,6 +170,34 @@ def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None =
         weights_step=run.tag.step,
         simulated="yes" if run.store.simulated else "no",
     )
+
+
+def forecasts(
+    run: LoadedRun, init_times: Sequence[np.datetime64], weather: Weather | None = None
+) -> xr.Dataset:
+    """Forecast from several initial times, at least one.
+
+    Returns:
+        The datasets of `forecast` along `init_time`; `source` and other attributes that differ are left out.
+
+    Raises:
+        ValueError, FloatingPointError: as `forecast`.
+    """
+    each = [forecast(run, time, weather) for time in init_times]
+    joined = xr.concat(each, "init_time", combine_attrs="drop_conflicts", coords="different", compat="equals")
+    for name in run.config.data.targets:
+        _note_negatives(joined[name])
+    return joined.assign_attrs(
+        title=f"{run.config.name}: air-quality forecasts from {len(each)} initial times, {init_times[0]} to "
+        f"{init_times[-1]} UTC",
+        inputs_filled=sum(one.attrs["inputs_filled"] for one in each),
+        history=each[-1].attrs["history"],
+    )
+
+
+def _note_negatives(values: xr.DataArray) -> None:
+    negative = int((values < 0).sum())
+    values.attrs["comment"] = f"network output, not clipped: {negative} of {values.size} values are negative"
 
 
 def read_truth(run: LoadedRun, init_time: np.datetime64) -> xr.Dataset:

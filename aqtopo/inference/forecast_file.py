@@ -46,7 +46,7 @@ def lead_time_dataset(
     initial, hours = init_time.astype("datetime64[ns]"), np.asarray(horizons_h, dtype=np.int64)
     dataset = xr.Dataset(
         {
-            each.name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), _describe(each))
+            each.name: (("lead_time", "lat", "lon"), values[:, c].astype(np.float32), each.attributes)
             for c, each in enumerate(pollutants)
         },
         coords={
@@ -65,11 +65,6 @@ def lead_time_dataset(
         # CF forbids missing values in coordinates; xarray declares one for floats.
         dataset[name].encoding["_FillValue"] = None
     return dataset
-
-
-def _describe(variable: Variable) -> dict[str, str]:
-    described = {"long_name": variable.long_name, "units": variable.units}
-    return described | ({"standard_name": variable.standard_name} if variable.standard_name else {})
 
 
 _COORDINATES: dict[str, dict[str, str]] = {

@@ -23,7 +23,7 @@ from aqtopo.data.units import same_units
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
-from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config
+from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
 from aqtopo.variables import VARIABLES
 
 
@@ -39,8 +39,10 @@ class LoadedRun:
     normalization: Normalization
 
 
-def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
+def load_run(run_dir: Path, tag: str = "best", store_path: Path | None = None) -> LoadedRun:
     """Load the saved state `tag` of a run: `best`, `last` or a tag's name.
+
+    `store_path` is the place of the training's store, if it has moved.
 
     Raises:
         ValueError: the run or tag does not exist, its weights do not fit the model, or its store is unusable
@@ -49,7 +51,13 @@ def load_run(run_dir: Path, tag: str = "best") -> LoadedRun:
     """
     config = read_run_config(run_dir)
     found = find_tag(run_dir, tag)
-    store = open_run_store(config)
+    place = store_path or training_path(run_dir, config, config.data.store)
+    if not place.exists():
+        raise ValueError(
+            f"There is no data store at {place}, with which the run {run_dir} was trained. Restore it, or "
+            "name its new place with --store (from Python: store=)."
+        )
+    store = open_run_store(config, place)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     path = found.folder(run_dir) / WEIGHTS_FILE
     try:
@@ -69,11 +77,12 @@ def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -
         return
     if run.scaling_digest != scaling_digest(config, store):
         raise ValueError(
-            f"{config.data.store} has another normalisation or terrain than the data that {run_dir} was "
-            "trained on, so forecasts would be wrong. Restore the store of the training."
+            f"{store.path} has another normalisation or terrain than the data that {run_dir} was trained on, "
+            "so forecasts would be wrong. Restore the store of the training. To use other data, export the "
+            f"run first (`aqtopo export {run_dir} OUT`)."
         )
     warnings.warn(
-        f"{config.data.store} has changed since {run_dir} was trained, but not its normalisation and "
+        f"{store.path} has changed since {run_dir} was trained, but not its normalisation and "
         "terrain: the results are those of the current data",
         stacklevel=3,
     )
@@ -83,7 +92,8 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
     """Load a trained model from a run directory or from an exported folder.
 
     `tag` selects a state of a run; an exported model has only one. `store` replaces the store of the
-    training; it is only for exported models.
+    training: for a run it must have the same normalisation and terrain, for an exported model the same grid.
+    An exported model whose training store does not exist here is loaded without hours.
 
     Raises:
         ValueError: there is no such model or state, or the store has another grid.
@@ -91,12 +101,7 @@ def load_model(path: Path, tag: str = "best", store: Path | None = None) -> Load
     """
     if is_export(path):
         return _load_export(path, tag, store)
-    if store is not None:
-        raise ValueError(
-            f"{path} is a run, which always reads its training store. Export it first "
-            f"(`aqtopo export {path} OUT`), then forecast from OUT with --store."
-        )
-    return load_run(path, tag)
+    return load_run(path, tag, store)
 
 
 def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
@@ -109,13 +114,52 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     check_files(folder, card.files, SINGLE_RANK)
     config = _config_in(card, folder)
     static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
-    store = _as_in_training(open_store(store_path or config.data.store), card, static)
+    place = store_path or Path(config.data.store)
+    if store_path is None and not place.exists():
+        store = _store_of_card(card, config, static)
+    else:
+        store = _as_in_training(open_store(place), card, static)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     try:
         model.load_state_dict(load_weights(folder / WEIGHTS_FILE), strict=True)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
     return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))
+
+
+def check_hours(run: LoadedRun) -> None:
+    """Check that a model has a store.
+
+    Raises:
+        ValueError: it was exported, and the store of its training does not exist here.
+    """
+    if not run.store.times.size:
+        raise ValueError(
+            f"There is no data store at {run.store.path}, with which the exported model {run.run_dir} was "
+            "trained. Name a store on its grid with --store (from Python: store=)."
+        )
+
+
+def _store_of_card(card: Card, config: RunConfig, static: dict[str, np.ndarray[Any, Any]]) -> Store:
+    """Return the grid, channels and statistics of the training."""
+    described = {**VARIABLES, **{variable.name: variable for variable in card.variables}}
+    channels = tuple(name for name in config.data.channels if described[name].kind == "dynamic")
+    return Store(
+        path=config.data.store,
+        times=np.empty(0, "datetime64[h]"),
+        channels=channels,
+        lat=static.pop("lat"),
+        lon=static.pop("lon"),
+        static=static,
+        variables={name: described[name] for name in (*channels, *static) if name in described},
+        statistics=(),
+        mean=card.normalization.mean,
+        std=card.normalization.std,
+        statistics_years=card.normalization.statistics_years,
+        source=card.data.source,
+        attributes={"simulated": "yes" if card.data.simulated else "no"},
+        digest=card.data.digest,
+    )
 
 
 def _config_in(card: Card, folder: Path) -> RunConfig:

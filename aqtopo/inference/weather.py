@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.config import DataConfig, RunConfig
@@ -85,23 +86,24 @@ Weather = WeatherForecast | Literal["perfect"]
 """Source of the weather to come."""
 
 
-def open_weather(paths: Path | Sequence[Path], store: Store, data: DataConfig) -> WeatherForecast:
+def open_weather(
+    paths: Path | Sequence[Path] | xr.Dataset, store: Store, data: DataConfig
+) -> WeatherForecast:
     """Open weather forecasts for a run's variables and horizons.
 
     Args:
-        paths: NetCDF or zarr with initial and lead times, one or several of different initial times.
+        paths: NetCDF or zarr with initial and lead times, one or several of different initial times; or an
+            open dataset.
         store: its grid.
         data: of the run.
 
     Raises:
         ValueError: a file cannot be read, or variables, units, grid or lead times do not fit.
     """
-    files = [paths] if isinstance(paths, Path) else list(paths)
-    forecasts = open_forecasts(files, store, data.weather_at_horizons, data.horizons)
+    forecasts = open_forecasts(paths, store, data.weather_at_horizons, data.horizons)
     if forecasts.name == PERFECT:
-        raise ValueError(f"the file name {files[0]} means perfect weather in the scores. Rename it.")
-    source = str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
-    return WeatherForecast(source, forecasts, data.weather_at_horizons, data.horizons)
+        raise ValueError(f"the file name {forecasts.source} means perfect weather in the scores. Rename it.")
+    return WeatherForecast(forecasts.source, forecasts, data.weather_at_horizons, data.horizons)
 
 
 def check_weather(config: RunConfig, weather: Weather | None) -> None:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -100,6 +101,25 @@ class AirQualityViT(nn.Module):
             self.local_path = LocalPath(config, self.grid, variables, targets, horizons)
         self._initialise(seed)
 
+    @classmethod
+    def for_grid(
+        cls, terrain: Terrain, *, variables: int, targets: int, seed: int = 0, **settings: Any
+    ) -> Self:
+        """Build a model for a grid of one's own.
+
+        `settings` are fields of `ModelConfig`. The default of `regions` is, along each axis, the largest
+        number up to 32 that divides the patches.
+
+        Raises:
+            ValueError: the grid is not a multiple of the patches and regions, or a setting is invalid.
+        """
+        patch = settings.get("patch", ModelConfig.model_fields["patch"].default)
+        regions = [
+            max(n for n in range(1, 33) if cells // patch % n == 0) for cells in terrain.elevation_m.shape
+        ]
+        config = ModelConfig(**{"regions": tuple(regions), **settings})
+        return cls(config, terrain, variables=variables, targets=targets, seed=seed)
+
     def forward(
         self,
         inputs: Tensor,
@@ -114,7 +134,8 @@ class AirQualityViT(nn.Module):
             inputs: (B, V - A or V - K A, Y, X), normalised.
             wind: (B, 2, Y, X), eastward and northward wind [m s-1], not normalised.
             lead_hours: (B, K), lead times [h]. In encoder mode the blocks run once per horizon.
-            seeds: one seed per sample (see `sample_seed`); needed only in training.
+            seeds: one seed per sample (see `sample_seed`) for dropout in training; None to draw them from
+                PyTorch's default generator.
             weather: (B, K, A, Y, X), fields at the valid times, normalised. In encoder mode a horizon is
                 embedded with its own, in decoder mode all horizons with all.
 
@@ -122,8 +143,10 @@ class AirQualityViT(nn.Module):
             (B, K, C, Y, X), normalised.
 
         Raises:
-            ValueError: a shape does not match the model, or dropout has no seeds.
+            ValueError: a shape does not match the model, or the number of seeds is not B.
         """
+        if seeds is None and self.training:
+            seeds = torch.randint(2**62, (len(inputs),)).tolist()
         if weather is not None and weather.shape[2]:
             if self.config.lead_time == "encoder" and weather.shape[1] > 1:
                 own = [(lead_hours[:, k, None], weather[:, k, None]) for k in range(lead_hours.shape[1])]

@@ -36,6 +36,8 @@ class RunFile(Record):
     """Python version."""
     commit: str | None = None
     """Git commit of the code, with `-dirty` if files differed; null without a checkout."""
+    folder: str | None = None
+    """Working directory of the first start, to which the configuration's relative paths refer."""
 
 
 def read_run_file(run_dir: Path) -> RunFile:
@@ -46,6 +48,21 @@ def read_run_file(run_dir: Path) -> RunFile:
     """
     remedy = "`aqtopo train` wrote it when the run began: restore it from a copy of the run directory."
     return read_record(run_dir / RUN_FILE, RunFile, remedy)
+
+
+def training_path(run_dir: Path, config: RunConfig, path: str) -> Path:
+    """Return a path of a run's configuration, a relative one from where the run was trained.
+
+    That is the folder from which `training.run_dir` leads to `run_dir`, so a tree may be moved as a whole;
+    else the recorded one; else the current one.
+    """
+    own, where = Path(config.training.run_dir), run_dir.resolve()
+    bases = []
+    if not own.is_absolute() and where.parts[-len(own.parts) :] == own.parts:
+        bases.append(where.parents[len(own.parts) - 1])
+    if (run_dir / RUN_FILE).is_file() and (folder := read_run_file(run_dir).folder):
+        bases.append(Path(folder))
+    return next((base / path for base in bases if (base / path).exists()), Path(path))
 
 
 def read_run_config(run_dir: Path) -> RunConfig:

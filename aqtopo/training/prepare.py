@@ -279,6 +279,7 @@ def claim_run_directory(run_dir: Path, config: RunConfig, launch: Launch, device
         python=platform.python_version(),
         versions=package_versions(),
         commit=source_commit(),
+        folder=str(Path.cwd()),
     )
     # Write the configuration first: it is the claim if the process is killed before the second write.
     write_durably(run_dir / CONFIG_FILE, config.to_json() + "\n")

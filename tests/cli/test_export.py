@@ -15,7 +15,7 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.evaluation.points import BASELINES, FORECASTS
-from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE
+from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE, read_score_file
 from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
 from aqtopo.variables import Variable
@@ -250,11 +250,30 @@ def test_exported_model_has_only_one_state(aqtopo: Command, exported: Path, tmp_
     assert aqtopo("forecast", exported, tmp_path / "o.nc", "--init", INIT, "--tag", tag).code == 0
 
 
-def test_run_accepts_no_other_store(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
-    ended = aqtopo(
-        "forecast", untrained_run, tmp_path / "o.nc", "--init", INIT, "--store", tmp_path / "x.zarr"
+def test_run_accepts_its_store_elsewhere_and_no_other_one(
+    aqtopo: Command, untrained_run: Path, tiny_store: Path, tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "same.zarr").symlink_to(tiny_store)
+    write_store(
+        tiny_dataset.assign(fields=tiny_dataset["fields"] * np.float32(1.01)), tmp_path / "other.zarr"
     )
-    assert "Export it first" in ended.complaint
+    write_statistics(tmp_path / "other.zarr", [2016])
+    command = ("forecast", untrained_run, tmp_path / "o.nc", "--init", INIT, "--store")
+    assert aqtopo(*command, tmp_path / "same.zarr").code == 0
+    complaint = aqtopo(*command, tmp_path / "other.zarr", "--overwrite").complaint
+    assert "export the run first" in complaint
+
+
+def test_exported_model_is_scored_like_its_run(
+    aqtopo: Command, untrained_run: Path, exported: Path, tiny_store: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "scores"
+    command = ("evaluate", exported, "--store", tiny_store, "--output", output)
+    assert "is not a folder" in aqtopo(*command).complaint
+    output.mkdir()
+    assert aqtopo(*command).code == aqtopo("evaluate", untrained_run).code == 0
+    assert read_score_file(output).scores == read_score_file(untrained_run).scores
+    assert sorted(path.name for path in exported.iterdir()) == sorted([CARD_FILE, STATIC_FILE, WEIGHTS_FILE])
 
 
 @pytest.mark.parametrize("name", [WEIGHTS_FILE, STATIC_FILE])

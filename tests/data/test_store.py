@@ -117,7 +117,7 @@ def count_time_in_minutes(path: Path) -> None:
 
 
 UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing": (shutil.rmtree, r"There is no data store at .*aqtopo synth"),
+    "missing": (shutil.rmtree, r"There is no data store at .*aqtopo prepare"),
     "empty folder": (lambda p: (shutil.rmtree(p), p.mkdir()), r"is a directory without a zarr group"),
     "a web page": (
         lambda p: (shutil.rmtree(p), p.write_text("<html>", encoding="utf-8")),

@@ -366,3 +366,24 @@ def test_refuses_a_grid_that_is_not_a_multiple_of_patches_and_regions(
     config = ModelConfig.model_validate({**SMALL, **changes})
     with pytest.raises(ValueError, match=message):
         AirQualityViT(config, random_terrain(), variables=VARIABLES, targets=TARGETS)
+
+
+def test_model_for_any_grid_trains_without_seeds() -> None:
+    terrain = Terrain.flat((12, 44))
+    model = AirQualityViT.for_grid(terrain, variables=VARIABLES, targets=TARGETS, dim=16, depth=2, heads=2)
+    assert model.config.regions == (6, 22)
+    inputs, wind = torch.randn(2, VARIABLES, 12, 44), torch.zeros(2, 2, 12, 44)
+    lead_hours = torch.full((2, 1), 12.0)
+    first, second, third = (_forecast_with(seed, model, inputs, wind, lead_hours) for seed in (0, 0, 1))
+    assert first.shape == (2, 1, TARGETS, 12, 44)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert not torch.equal(first, third)
+    first.square().mean().backward()
+    with pytest.raises(ValueError, match=r"choose a model\.patch that divides both"):
+        AirQualityViT.for_grid(Terrain.flat((12, 45)), variables=VARIABLES, targets=TARGETS)
+
+
+def _forecast_with(seed: int, model: AirQualityViT, *given: torch.Tensor) -> torch.Tensor:
+    torch.manual_seed(seed)
+    forecast: torch.Tensor = model.train()(*given)
+    return forecast
