@@ -18,6 +18,8 @@ FREE_SETTINGS = (
     "data.read_deadline_s",
     "data.stage",
     "training.run_dir",
+    "training.initial_weights",
+    "training.fresh_weights",
     "training.log_every",
     "training.sanity_micro_batches",
     "checkpoint.*",

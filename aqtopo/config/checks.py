@@ -24,7 +24,7 @@ def contradictions(config: RunSections) -> Iterator[Problem]:
         (_channels, _inputs, _times, _shapes, _biases),
         (_groups, _learning_rate, _deepspeed),
     )
-    for check in (*sizes, *optimization, _batch, _saving):
+    for check in (*sizes, *optimization, _batch, _saving, _fine_tuning):
         yield from check(config)
 
 
@@ -186,3 +186,8 @@ def _saving(config: RunSections) -> Iterator[Problem]:
         if every is None:
             allowed = "must be null without checkpoint.every_steps"
         yield _problem(config, "checkpoint.keep_every_steps", allowed)
+
+
+def _fine_tuning(config: RunSections) -> Iterator[Problem]:
+    if config.training.fresh_weights and config.training.initial_weights is None:
+        yield _problem(config, "training.fresh_weights", "must be [] without training.initial_weights")

@@ -254,6 +254,14 @@ class TrainingConfig(Strict):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of weights, sample order and dropout."""
 
+    initial_weights: FilePath | None = None
+    """Weights to fine-tune: a run (its best state), a saved state, an exported model, a safetensors file, or
+    a .ckpt of ClimaX; null for random ones. The optimizer starts fresh at step 0; ignored in a resume."""
+
+    fresh_weights: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
+    """What may start fresh in a fine-tuning: patterns of tensors and of rows, such as ["inputs.no2",
+    "targets.*", "blocks.0.attn.*"]."""
+
     area_weighted_loss: bool = False
     """Weight each cell of the loss by its area, the cosine of its latitude."""
 

@@ -35,6 +35,9 @@ from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, Norma
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 
+CONFIG_KEY = "config"
+"""Metadata of a file of weights: the run's configuration as JSON, which names the rows of the tensors."""
+
 
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
     """Write a trained model into a new folder, by atomic rename.
@@ -122,7 +125,7 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
     or a run (its last tag).
 
     Returns:
-        The file's metadata: tag, step, epoch, val_loss and config_digest, as text.
+        Facts of the file's metadata: tag, step, epoch, val_loss and config_digest, as text.
 
     Raises:
         ValueError: there is no state, or `out` exists or its parent is missing.
@@ -133,7 +136,8 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
     with opened(path) as (state,):
         check_files(state.folder, state.manifest.files, SINGLE_RANK)
         metadata = _metadata(state)
-        write_tensors(temporary, _weights(state), metadata)
+        config = {CONFIG_KEY: json.dumps(state.manifest.run.config)}
+        write_tensors(temporary, _weights(state), metadata | config)
     sync(temporary)
     temporary.rename(out)
     sync(out.parent)

@@ -9,12 +9,12 @@ from typing import Any
 
 from aqtopo.checkpoint.manifest import GroupInfo, TensorInfo
 from aqtopo.refusal import raise_problems
+from aqtopo.training.initial_weights import PREFIX
 
 NAMED_PARAMETERS = "named_parameters"
 """Value of `--order` for groups built by iterating over the model's parameters."""
 
-PREFIX = r"^(model|net|module|climax|_orig_mod)\."
-BUILT_IN_MAP = ((PREFIX, ""), (PREFIX, ""), (PREFIX, ""), (r"^patch_embed\.", "token_embeds."))
+BUILT_IN_MAP = ((PREFIX, ""), (r"^patch_embed\.", "token_embeds."))
 """Renaming rules for the prefixes of Lightning, DDP and torch.compile, and for TopoFlow's own names."""
 
 RATE_TOLERANCE = 1e-6

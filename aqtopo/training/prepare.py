@@ -41,6 +41,7 @@ from aqtopo.refusal import RefusedError, raise_problems
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import CONFIG_FILE, RUN_FILE, RunFile, read_run_config
 from aqtopo.training.engine import check_supported, group_parameters
+from aqtopo.training.initial_weights import initial_weights
 from aqtopo.training.schedule import Schedule
 
 AUTO, NEVER = "auto", "never"
@@ -123,6 +124,8 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
         model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     elements = {name: parameter.numel() for name, parameter in model.named_parameters()}
     group_parameters(elements, config)
+    if source is None and config.training.initial_weights is not None:
+        initial_weights(config, model)
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
     if not plan.validation_steps(config.training.validate_every):
         raise ValueError(
@@ -175,7 +178,8 @@ def find_source(run_dir: Path, source: str) -> Path | None:
     if path.is_dir():
         raise ValueError(
             f"--resume {source}: the folder holds no saved state ({MANIFEST_FILE} is missing). "
-            "Name a tag of the run directory, or the folder of a tag or a universal checkpoint."
+            "Name a tag of the run directory, or the folder of a tag or a universal checkpoint. To begin "
+            "with the weights of a run or of an exported model, set training.initial_weights."
         )
     return find_tag(run_dir, source).folder(run_dir)
 

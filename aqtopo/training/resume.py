@@ -6,6 +6,7 @@ with the saved ones; a difference refuses the resume on all ranks.
 """
 
 import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from aqtopo.checkpoint.changes import Allowed, match_names
+from aqtopo.checkpoint.changes import Allowed, config_changes, match_names
 from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.manifest import GroupInfo, Manifest, NextSamples, TensorInfo
 from aqtopo.checkpoint.restore import (
@@ -178,6 +179,14 @@ def _line(verified: Verified, manifest: Manifest, loss: float, world: int) -> st
         f"{verified.step}, {verified.groups}/{len(verified.rates)} groups, lr {rates}, probe loss {loss:.4f} "
         f"(saved {'none' if saved is None else f'{saved:.4f}'}), world {manifest.world_size} -> {world}"
     )
+
+
+def data_changed(manifest: Manifest, prepared: Prepared) -> bool:
+    """Return True if validation losses of the saved run are of other data or of another weighting."""
+    run, now = manifest.run, json.loads(prepared.config.to_json())
+    settings = [change.path for change in config_changes(run.config, now)]
+    other = any(path.startswith("data.") or path == "training.area_weighted_loss" for path in settings)
+    return other or run.data_digest not in (None, prepared.store.digest)
 
 
 def model_groups(config: RunConfig, model: AirQualityViT) -> tuple[GroupInfo, ...]:

@@ -14,6 +14,7 @@ from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.monitors import Monitors
 from aqtopo.run_directory.run_log import RunLog
 from aqtopo.training.engine import build_engine
+from aqtopo.training.initial_weights import initial_weights
 from aqtopo.training.preflight import check_up
 from aqtopo.training.prepare import (
     LOCK_TIMEOUT_S,
@@ -102,7 +103,11 @@ def _build_trainer(
     probe = probe_batch(store, config)
     manifest = None
     watchdog.enter("engine" if prepared.source is None else "resume")
+    initial = None
     if prepared.source is None:
+        if config.training.initial_weights is not None:
+            initial = initial_weights(config, model)
+            model.load_state_dict(initial.state)
         engine = build_engine(config, model, launch.size, device)
         check_restorable(engine)  # fails at the start, not at the first resume
     else:
@@ -118,4 +123,7 @@ def _build_trainer(
     trainer = Trainer(prepared, engine, ranks, probe, log, job, stops, watchdog, stop_after)
     if manifest is not None:
         trainer.restore(manifest, event)
+    if initial is not None:
+        log.say(initial.line(str(config.training.initial_weights)))
+        log.event("initial_weights", **initial.facts(str(config.training.initial_weights)))
     return trainer

@@ -16,7 +16,7 @@ from aqtopo.run_directory.batch_job import BatchJob
 from aqtopo.run_directory.run_log import RunLog, peak_memory_gib
 from aqtopo.training.engine import barrier_strengths, batch_fields, preferences
 from aqtopo.training.prepare import Prepared
-from aqtopo.training.resume import RunningLoss, next_samples
+from aqtopo.training.resume import RunningLoss, data_changed, next_samples
 from aqtopo.training.step import StepResult, loss_weights, train_step
 from aqtopo.training.stopping import EarlyStopping, Stop, StopRequests
 from aqtopo.training.validation import probe_loss, validation_loss
@@ -64,9 +64,11 @@ class Trainer:
         position, losses = manifest.run.position, manifest.run.losses
         self.epoch, self.step_in_epoch, self.step = position.epoch, position.step_in_epoch, position.step
         self.train_loss = float("nan") if losses.train is None else losses.train
-        if losses.best_validation is not None:
-            self.early.best = losses.best_validation
-        self.early.waited = losses.validations_waited
+        if data_changed(manifest, self.prepared):
+            self._report_reset(losses)
+        else:
+            self.early.best = float("inf") if losses.best_validation is None else losses.best_validation
+            self.early.waited = losses.validations_waited
         self.first_step = position.step
         self.running.saved = losses.running
         if self.prepared.continues:
@@ -75,6 +77,15 @@ class Trainer:
             self.validation_due = due and val_loss_in(manifest.tag) is None
         self.log.say(event["line"])
         self.log.event("resume", **event)
+
+    def _report_reset(self, losses: Losses) -> None:
+        """Log that validation losses of other data do not count."""
+        best = "none" if losses.best_validation is None else f"{losses.best_validation:.4f}"
+        self.log.say(
+            f"the data are not those of the saved run: its best val_loss ({best}) and its "
+            f"{losses.validations_waited} validations without a better one do not count"
+        )
+        self.log.event("validation_reset", step=self.step, saved_best=losses.best_validation)
 
     def run(self) -> None:
         """Train to the last step, a stop request or the end of patience, and save.
