@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aqtopo.api import Model, load, train
+    from aqtopo.api import Model, export, load, train
     from aqtopo.config import load_config
     from aqtopo.data.dataset import open_dataset
     from aqtopo.model import AirQualityViT, Terrain
@@ -22,6 +22,7 @@ __all__ = [
     "Model",
     "Terrain",
     "__version__",
+    "export",
     "load",
     "load_config",
     "open_dataset",
@@ -32,6 +33,7 @@ _MODULE_OF = {
     "AirQualityViT": "aqtopo.model",
     "Terrain": "aqtopo.model",
     "Model": "aqtopo.api",
+    "export": "aqtopo.api",
     "load": "aqtopo.api",
     "load_config": "aqtopo.config",
     "open_dataset": "aqtopo.data.dataset",

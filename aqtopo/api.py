@@ -11,13 +11,17 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import xarray as xr
+from torch import nn
 
 from aqtopo.checkpoint.tags import CHECKPOINTS, STATE_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data.fields import open_fields, read_fields
 from aqtopo.data.schema import Hours
 from aqtopo.evaluation.evaluate import EvalOptions, EvaluatedSplit, evaluate
+from aqtopo.evaluation.results import SCORES_FILE, read_score_file
 from aqtopo.evaluation.scores import tidy_scores
+from aqtopo.inference.card import Card
+from aqtopo.inference.export import export_module, export_run
 from aqtopo.inference.forecast import InitTime, forecast, forecasts, parse_init_time
 from aqtopo.inference.load import LoadedRun, load_model
 from aqtopo.inference.weather import PERFECT, Need, Weather, check_weather, needs, open_weather
@@ -59,7 +63,7 @@ class Model:
     def __repr__(self) -> str:
         data, rows, columns = self.config.data, *self.config.data.grid
         return (
-            f"<aqtopo.Model {self.config.name}, {self.run.tag.name}: {', '.join(data.targets)} at "
+            f"<aqtopo.Model {self.config.name}, {self.run.tag_name}: {', '.join(data.targets)} at "
             f"{', '.join(map(str, data.horizons))} h on {rows} x {columns} cells>"
         )
 
@@ -187,6 +191,38 @@ class Model:
         hours = np.unique(np.array([need.time for need in read], "datetime64[h]"))
         names = list(dict.fromkeys(name for need in read for name in need.variables))
         return replace(self.run, store=read_fields(given, self.run.store, names, hours)), time
+
+
+def export(
+    model: "Model | AirQualityViT | str | Path",
+    out: str | Path,
+    *,
+    config: RunConfig | None = None,
+    store: str | Path | None = None,
+) -> Card:
+    """Write a model into a new folder that `load` reads: weights, terrain and a card, without pickle.
+
+    Args:
+        model: from `load`; a run directory; or a module that other code trained.
+        out: new folder. Its files have the names that Hugging Face uses.
+        config: of a module: its inputs, targets, grid and training years.
+        store: of a module: the store with its grid and statistics; default: that of `config`.
+
+    Raises:
+        ValueError: `out` exists, or the parts do not fit each other.
+    """
+    if isinstance(model, nn.Module):
+        if not isinstance(model, AirQualityViT) or config is None:
+            raise ValueError(
+                f"A module of the class {type(model).__name__} cannot be exported with config = "
+                f"{config!r:.40}. Give an AirQualityViT, without wrappers, and the configuration of its data."
+            )
+        return export_module(model, Path(out), config, None if store is None else Path(store))
+    if config is not None or store is not None:
+        raise ValueError("config and store are for a module. Leave them out for a loaded model or a run.")
+    run = model.run if isinstance(model, Model) else load(model).run
+    scores = read_score_file(run.run_dir) if (run.run_dir / SCORES_FILE).is_file() else None
+    return export_run(run, Path(out), None if scores is None else scores.model_dump(mode="json"))
 
 
 def train(config: RunConfig, *, stop_after: int | None = None, resume: str = "auto") -> Path:

@@ -14,9 +14,11 @@ import torch
 import xarray as xr
 
 import aqtopo
+from aqtopo.data import open_store
 from aqtopo.inference.export import export_model
 from aqtopo.inference.forecast import forecast, parse_init_time
 from aqtopo.inference.load import load_run
+from aqtopo.model import build_model
 from tests.conftest import SaveUntrained, TinyConfig
 
 INIT = "2018-01-03T00"
@@ -151,7 +153,7 @@ def test_export_forecasts_from_fields_without_a_store(
     model: aqtopo.Model, fields: xr.Dataset, tmp_path: Path
 ) -> None:
     export_model(model.run.run_dir, "best", tmp_path / "model", None)
-    path = tmp_path / "model" / "card.json"
+    path = tmp_path / "model" / "config.json"
     card = json.loads(path.read_text())
     card["config"]["data"]["store"] = "elsewhere.zarr"
     path.write_text(json.dumps(card))
@@ -253,6 +255,38 @@ def test_run_works_from_any_folder(
         json.dumps({"started": "2026-01-01T00:00:00+00:00", "versions": {}, "folder": str(project)})
     )
     xr.testing.assert_equal(aqtopo.load(moved).forecast(INIT), expected)
+
+
+def test_module_of_other_code_is_exported(
+    tiny_config: TinyConfig, tiny_store: Path, fields: xr.Dataset, tmp_path: Path
+) -> None:
+    config, store = tiny_config(), open_store(tiny_store)
+    module = build_model(config, aqtopo.Terrain(store.static["elevation"], store.lat, store.lon)).double()
+    card = aqtopo.export(module, tmp_path / "model", config=config)
+    assert (card.tag, card.state) == ("module", None)
+    model = aqtopo.load(tmp_path / "model")
+    forecast = model.forecast(fields)
+    assert forecast.attrs["tag"] == "module"
+    assert model.evaluate(every_hours=120).attrs["tag"] == "module"
+    torch.testing.assert_close(model.module.pos_embed, module.pos_embed.float(), rtol=0, atol=0)
+    other = tiny_config(model={"depth": 3})
+    for given, settings, message in (
+        (module, {"config": other}, "does not fit the configuration"),
+        (module, {}, "cannot be exported with config = None"),
+        (torch.nn.Linear(1, 1), {"config": config}, "class Linear cannot be exported"),
+        (model, {}, "is an exported model"),
+        (model, {"config": config}, "are for a module"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            aqtopo.export(given, tmp_path / "other", **settings)
+    assert not (tmp_path / "other").exists()
+
+
+def test_export_of_a_run_loads_again(model: aqtopo.Model, tmp_path: Path) -> None:
+    aqtopo.export(model, tmp_path / "one")
+    aqtopo.export(str(model.run.run_dir), str(tmp_path / "two"))
+    for name in ("one", "two"):
+        xr.testing.assert_equal(aqtopo.load(tmp_path / name).forecast(INIT), model.forecast(INIT))
 
 
 @pytest.mark.slow

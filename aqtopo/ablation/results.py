@@ -88,7 +88,7 @@ def _training_scores(trial: Trial) -> xr.Dataset:
     alphas = [values.mean().item() for name, values in run.model.state_dict().items() if name.endswith(ALPHA)]
     return by_day.assign(
         scale=("pollutant", run.normalization.stds(trial.config.data.targets).ravel().astype(np.float64)),
-        val_loss=np.nan if run.tag.val_loss is None else run.tag.val_loss,
+        val_loss=np.nan if run.tag is None or run.tag.val_loss is None else run.tag.val_loss,
         alpha=np.mean(alphas) if alphas else np.nan,
     )
 

@@ -245,7 +245,7 @@ def _provenance(
     data = run.config.data
     return {
         "run": run.config.name,
-        "tag": run.tag.name,
+        "tag": run.tag_name,
         "config_digest": run.config.digest,
         "split": split,
         "years": list(data.test_years if split == "test" else data.validation_years),

@@ -1,10 +1,14 @@
-"""Card of an exported model.
+"""Card of an exported model, whose files have the names that Hugging Face uses.
 
-OUT/card.json            provenance, scores, normalisation, hashes of the other files
-OUT/weights.safetensors  every weight by name in fp32, as `aqtopo evaluate` uses them
-OUT/static.safetensors   static fields and coordinates of the grid
+OUT/config.json         provenance, scores, normalisation, hashes of the tensors' files
+OUT/model.safetensors   every weight by name in fp32, as `aqtopo evaluate` uses them
+OUT/static.safetensors  static fields and coordinates of the grid
+OUT/README.md           the card for people
+
+Exports of earlier versions hold `card.json` and `weights.safetensors` instead; they can be loaded too.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +18,14 @@ from aqtopo.config.record import read_record
 from aqtopo.config.strict import Strict
 from aqtopo.variables import Variable
 
-CARD_FILE = "card.json"
+CARD_FILE = "config.json"
+MODEL_FILE = "model.safetensors"
+README_FILE = "README.md"
+EARLIER_CARD_FILE, EARLIER_MODEL_FILE = "card.json", "weights.safetensors"
 STATIC_FILE = "static.safetensors"
+
+MODULE = "module"
+"""Name of the state of a model that other code trained."""
 
 
 class DataFacts(Strict):
@@ -45,13 +55,16 @@ class NormalizationFacts(Strict):
 
 
 class Card(Strict):
-    """Content of `card.json`."""
+    """Content of `config.json`."""
 
-    format_version: Literal[1] = 1
+    model_type: Literal["aqtopo"] = "aqtopo"
+    architectures: tuple[str, ...] = ("AirQualityViT",)
+    format_version: Literal[1, 2] = 2
     name: str
     description: str
     exported: str
-    state: Tag
+    state: Tag | None
+    """Saved state of a run; None for a module that was trained without aqtopo's trainer."""
     tag: str
     data: DataFacts
     normalization: NormalizationFacts
@@ -64,14 +77,19 @@ class Card(Strict):
     config: dict[str, Any]
     config_digest: str
     trained_with: dict[str, Any]
-    """Content of `run.json`: machine, versions and commit."""
+    """Content of `run.json`: machine, versions and commit; empty without a run."""
     exported_with: dict[str, str | None]
     files: dict[str, FileRecord]
+
+    @property
+    def model_file(self) -> str:
+        """Name of the file of weights."""
+        return MODEL_FILE if MODEL_FILE in self.files else EARLIER_MODEL_FILE
 
 
 def is_export(path: Path) -> bool:
     """Return True if a folder is an exported model."""
-    return (path / CARD_FILE).is_file()
+    return (path / MODEL_FILE).is_file() or (path / EARLIER_CARD_FILE).is_file()
 
 
 def read_card(folder: Path) -> Card:
@@ -80,4 +98,110 @@ def read_card(folder: Path) -> Card:
     Raises:
         ValueError: it is missing, damaged or of another version.
     """
-    return read_record(folder / CARD_FILE, Card, "Export the model again with `aqtopo export`.")
+    name = CARD_FILE if (folder / MODEL_FILE).is_file() else EARLIER_CARD_FILE
+    card = read_record(folder / name, Card, "Export the model again with `aqtopo export`.")
+    if card.files.keys() != {card.model_file, STATIC_FILE}:
+        raise ValueError(
+            f"{folder / name} lists the files {', '.join(card.files)} instead of {card.model_file} and "
+            f"{STATIC_FILE}. Export the model again with `aqtopo export`."
+        )
+    return card
+
+
+_README = """---
+library_name: aqtopo
+tags:
+- air-quality
+- forecasting
+- vision-transformer
+metrics:
+- rmse
+---
+
+# {name}
+
+{description}
+
+- Forecasts: {targets}
+- Lead times: {horizons} h
+- Grid: {rows} x {columns} cells, {south:g} to {north:g} degrees north, {west:g} to {east:g} degrees east
+- State: {tag}
+
+## Use
+
+```python
+import aqtopo
+
+model = aqtopo.load("FOLDER")  # this folder
+model.needs()  # the hours and channels that a start requires
+forecast = model.forecast(fields)  # fields: an xarray.Dataset of these channels on the model's grid
+```
+
+## Training data
+
+{source}
+
+- Years of training: {train}
+- Years of validation: {validation}
+- Years of the test: {test}
+
+## Scores
+
+{scores}
+"""
+
+
+def readme(card: Card) -> str:
+    """Return the card for people, with the metadata of Hugging Face."""
+    data, config = card.data, card.config["data"]
+    simulated = (
+        "\n\n**The data are simulated: this model says nothing about real air.**" if data.simulated else ""
+    )
+    return _README.format(
+        name=card.name,
+        description=card.description or "Air-quality forecasts.",
+        targets=", ".join(config["targets"]),
+        horizons=_listed(config["horizons"]),
+        rows=data.cells[0],
+        columns=data.cells[1],
+        south=data.lat_range[0],
+        north=data.lat_range[1],
+        west=data.lon_range[0],
+        east=data.lon_range[1],
+        tag=card.tag,
+        source=data.source + simulated,
+        train=_listed(data.train_years),
+        validation=_listed(data.validation_years),
+        test=_listed(data.test_years),
+        scores=_score_table(card.scores),
+    )
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values))
+
+
+def _score_table(scores: Mapping[str, Any] | None) -> str:
+    """Return the RMSE of model and persistence as a table."""
+    if scores is None:
+        return "Not scored: `aqtopo evaluate` scores the model beside four baselines."
+
+    def rmse(measures: Mapping[str, float | None]) -> str:
+        return "-" if measures["rmse"] is None else f"{measures['rmse']:.4g}"
+
+    rows = [
+        ("RMSE", "lead time", "model", "persistence", "units"),
+        ("---",) * 5,
+        *(
+            (
+                pair["pollutant"],
+                f"{pair['horizon_h']} h",
+                rmse(pair["model"]),
+                rmse(pair["persistence"]),
+                pair["units"],
+            )
+            for pair in scores["scores"]
+        ),
+    ]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"Split: {scores['split']}, {_listed(scores['years'])}.\n\n{table}"

@@ -29,10 +29,23 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_co
 from aqtopo.checkpoint.shards import MASTER
 from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
 from aqtopo.checkpoint.universal import SavedState
-from aqtopo.data.store import Store
+from aqtopo.config import RunConfig
+from aqtopo.data.check import check_store
+from aqtopo.data.store import Store, open_run_store
 from aqtopo.distributed.process_group import SINGLE_RANK
-from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, DataFacts, NormalizationFacts
+from aqtopo.inference.card import (
+    CARD_FILE,
+    MODEL_FILE,
+    README_FILE,
+    STATIC_FILE,
+    Card,
+    DataFacts,
+    NormalizationFacts,
+    is_export,
+    readme,
+)
 from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 
 CONFIG_KEY = "config"
@@ -40,26 +53,63 @@ CONFIG_KEY = "config"
 
 
 def export_model(run_dir: Path, tag: str, out: Path, scores: Mapping[str, Any] | None) -> Card:
-    """Write a trained model into a new folder, by atomic rename.
-
-    `scores` is the content of `scores.json`, if the run has been evaluated. Scores of another state are
-    ignored.
+    """Write a state of a run into a new folder, as `export_run`.
 
     Raises:
         ValueError: as `load_run`, or `out` exists or its parent is missing.
         RefusedError: the state's files have changed since they were saved.
     """
     _check_new(out, "folder")
-    run = load_run(run_dir, tag)
+    return export_run(load_run(run_dir, tag), out, scores)
+
+
+def export_module(
+    module: AirQualityViT, out: Path, config: RunConfig, store_path: Path | None = None
+) -> Card:
+    """Write a model that was trained by other code into a new folder.
+
+    Args:
+        module: the model.
+        out: new folder.
+        config: inputs, targets, grid and training years of the model.
+        store_path: store with the grid and the statistics of the training years; default: `data.store`.
+
+    Raises:
+        ValueError: the module or the store does not fit the configuration, or `out` exists.
+    """
+    _check_new(out, "folder")
+    store = open_run_store(config, store_path)
+    normalization = check_store(store, config)
+    model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
+    try:
+        model.load_state_dict(module.state_dict(), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the module does not fit the configuration {config.name}: {error}") from error
+    return export_run(LoadedRun(Path(), config, None, model.eval(), store, normalization), out, None)
+
+
+def export_run(run: LoadedRun, out: Path, scores: Mapping[str, Any] | None) -> Card:
+    """Write a loaded run into a new folder, by atomic rename.
+
+    `scores` is the content of `scores.json`, if the run has been evaluated. Scores of another state are
+    ignored.
+
+    Raises:
+        ValueError: `out` exists or its parent is missing, or the model was loaded from an export.
+    """
+    _check_new(out, "folder")
+    if is_export(run.run_dir):
+        raise ValueError(f"{run.run_dir} is an exported model. Copy the folder.")
     temporary = out.with_name(out.name + UNFINISHED)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        write_tensors(temporary / WEIGHTS_FILE, run.model.state_dict())
+        write_tensors(temporary / MODEL_FILE, run.model.state_dict(), {"format": "pt"})
         write_tensors(temporary / STATIC_FILE, _static_tensors(run.store))
-        files = {name: sync_and_hash(temporary / name) for name in (WEIGHTS_FILE, STATIC_FILE)}
+        files = {name: sync_and_hash(temporary / name) for name in (MODEL_FILE, STATIC_FILE)}
         card = _card(run, scores, files)
         write_durably(temporary / CARD_FILE, card.model_dump_json(indent=2) + "\n")
+        write_durably(temporary / README_FILE, readme(card))
         temporary.rename(out)
         sync(out.absolute().parent)
     finally:
@@ -81,14 +131,14 @@ def _static_tensors(store: Store) -> dict[str, torch.Tensor]:
 
 def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, FileRecord]) -> Card:
     config, store = run.config, run.store
-    own = scores is not None and scores.get("tag") == run.tag.name
+    own = scores is not None and scores.get("tag") == run.tag_name
     facts = read_run_file(run.run_dir) if (run.run_dir / RUN_FILE).exists() else None
     return Card(
         name=config.name,
         description=config.description,
         exported=datetime.now(UTC).isoformat(timespec="seconds"),
         state=run.tag,
-        tag=run.tag.name,
+        tag=run.tag_name,
         data=DataFacts(
             source=store.source,
             simulated=store.simulated,

@@ -163,12 +163,12 @@ def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None =
         init_time_split=_split_of(run.config, init_time),
         inputs_filled=filled,
         history=f"{datetime.now(UTC).isoformat(timespec='seconds')} made by aqtopo "
-        f"{importlib.metadata.version('aqtopo')} from the run {run.config.name}, tag {run.tag.name}",
+        f"{importlib.metadata.version('aqtopo')} from the run {run.config.name}, tag {run.tag_name}",
         run=run.config.name,
-        tag=run.tag.name,
+        tag=run.tag_name,
         config_digest=run.config.digest,
-        weights_step=run.tag.step,
         simulated="yes" if run.store.simulated else "no",
+        **({} if run.tag is None else {"weights_step": run.tag.step}),
     )
 
 
@@ -233,7 +233,7 @@ def _model_values(
     values = predict(run, with_weather(batch, weather, run.normalization))[0]
     if not np.isfinite(values).all():
         raise FloatingPointError(
-            f"the forecast from {init_time} has values that are not finite; the weights of {run.tag.name} "
+            f"the forecast from {init_time} has values that are not finite; the weights of {run.tag_name} "
             "have diverged: choose another --tag, or lower the learning rate and train again"
         )
     return values, batch.filled

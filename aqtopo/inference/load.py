@@ -21,7 +21,7 @@ from aqtopo.data.statistics import Normalization, normalization_for, scaling_dig
 from aqtopo.data.store import Store, open_run_store, open_store
 from aqtopo.data.units import same_units
 from aqtopo.distributed.process_group import SINGLE_RANK
-from aqtopo.inference.card import CARD_FILE, STATIC_FILE, Card, is_export, read_card
+from aqtopo.inference.card import CARD_FILE, MODULE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
 from aqtopo.variables import VARIABLES
@@ -29,14 +29,22 @@ from aqtopo.variables import VARIABLES
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A trained model with its data, in evaluation mode on the CPU; `run_dir` may be an exported folder."""
+    """A trained model with its data, in evaluation mode on the CPU.
+
+    `run_dir` may be an exported folder; `tag` is None if other code trained the model.
+    """
 
     run_dir: Path
     config: RunConfig
-    tag: Tag
+    tag: Tag | None
     model: AirQualityViT
     store: Store
     normalization: Normalization
+
+    @property
+    def tag_name(self) -> str:
+        """Name of the saved state."""
+        return MODULE if self.tag is None else self.tag.name
 
 
 def load_run(run_dir: Path, tag: str = "best", store_path: Path | None = None) -> LoadedRun:
@@ -121,7 +129,7 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
         store = _as_in_training(open_store(place), card, static)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
     try:
-        model.load_state_dict(load_weights(folder / WEIGHTS_FILE), strict=True)
+        model.load_state_dict(load_weights(folder / card.model_file), strict=True)
     except RuntimeError as error:
         raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
     return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))

@@ -215,7 +215,7 @@ def _run_facts(run: LoadedRun, facts: RunFile) -> list[tuple[str, str]]:
         "python": "Python",
     }
     return [
-        ("saved state", run.tag.name),
+        ("saved state", run.tag_name),
         ("inputs", _inputs(run.config)),
         ("configuration digest", run.config.digest[:16]),
         (

@@ -291,7 +291,7 @@ def read_source(path: Path) -> Source:
     if is_export(folder):
         card = read_card(folder)
         check_files(folder, card.files, SINGLE_RANK)
-        return _with_config(load_weights(folder / WEIGHTS_FILE), card.config, folder)
+        return _with_config(load_weights(folder / card.model_file), card.config, folder)
     if path.is_file():
         weights, metadata = load_weights(path), _metadata(path)
         if CONFIG_KEY not in metadata:

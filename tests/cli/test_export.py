@@ -16,13 +16,14 @@ from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE, read_score_file
-from aqtopo.inference.card import CARD_FILE, STATIC_FILE, read_card
+from aqtopo.inference.card import CARD_FILE, MODEL_FILE, README_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
 from aqtopo.variables import Variable
 
 Command = Callable[..., Any]
 
 INIT = "2018-01-03T00"
+FILES = sorted([CARD_FILE, MODEL_FILE, README_FILE, STATIC_FILE])
 
 WITHOUT_DEEPSPEED = """
 import sys
@@ -97,8 +98,8 @@ def test_exported_model_forecasts_without_deepspeed(exported: Path, tmp_path: Pa
 
 def test_exported_files_contain_no_pickle(exported: Path) -> None:
     names = sorted(path.name for path in exported.iterdir())
-    assert names == sorted([CARD_FILE, STATIC_FILE, WEIGHTS_FILE])
-    for name in (STATIC_FILE, WEIGHTS_FILE):
+    assert names == FILES
+    for name in (STATIC_FILE, MODEL_FILE):
         length = int.from_bytes((exported / name).read_bytes()[:8], "little")
         assert json.loads((exported / name).read_bytes()[8 : 8 + length])
 
@@ -273,10 +274,10 @@ def test_exported_model_is_scored_like_its_run(
     output.mkdir()
     assert aqtopo(*command).code == aqtopo("evaluate", untrained_run).code == 0
     assert read_score_file(output).scores == read_score_file(untrained_run).scores
-    assert sorted(path.name for path in exported.iterdir()) == sorted([CARD_FILE, STATIC_FILE, WEIGHTS_FILE])
+    assert sorted(path.name for path in exported.iterdir()) == FILES
 
 
-@pytest.mark.parametrize("name", [WEIGHTS_FILE, STATIC_FILE])
+@pytest.mark.parametrize("name", [MODEL_FILE, STATIC_FILE])
 def test_a_damaged_file_is_refused(aqtopo: Command, exported: Path, tmp_path: Path, name: str) -> None:
     data = bytearray((exported / name).read_bytes())
     data[-1] ^= 1
@@ -325,3 +326,41 @@ def test_existing_folder_is_kept_and_failed_export_is_removed(
     weights.write_bytes(weights.read_bytes()[:-1])
     assert aqtopo("export", run_dir, tmp_path / "broken").code == 3
     assert not list(tmp_path.glob("broken*"))
+
+
+def test_readme_is_a_card_of_hugging_face(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> None:
+    write_made_scores(untrained_run, load_run(untrained_run).tag_name)
+    assert aqtopo("export", untrained_run, tmp_path / "model").code == 0
+    readme = (tmp_path / "model" / README_FILE).read_text(encoding="utf-8")
+    assert readme.startswith("---\nlibrary_name: aqtopo\n")
+    assert "# tiny" in readme
+    assert "8 x 16 cells, 20 to 48 degrees north, 74 to 134 degrees east" in readme
+    assert "The data are simulated" in readme
+    assert "| pm25 | 12 h | 1 | 1 | ug m-3 |" in readme
+    config = json.loads((tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8"))
+    assert (config["model_type"], config["architectures"]) == ("aqtopo", ["AirQualityViT"])
+
+
+def test_export_of_an_earlier_version_can_be_loaded(
+    aqtopo: Command, exported: Path, untrained_run: Path, tmp_path: Path
+) -> None:
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
+    for name in ("model_type", "architectures"):
+        del card[name]
+    card["format_version"] = 1
+    card["files"][WEIGHTS_FILE] = card["files"].pop(MODEL_FILE)
+    (exported / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    (exported / MODEL_FILE).rename(exported / WEIGHTS_FILE)
+    for name in (CARD_FILE, README_FILE):
+        (exported / name).unlink()
+    for source, name in ((untrained_run, "run.nc"), (exported, "model.nc")):
+        assert aqtopo("forecast", source, tmp_path / name, "--init", INIT).code == 0
+    xr.testing.assert_identical(without_history(tmp_path / "run.nc"), without_history(tmp_path / "model.nc"))
+
+
+def test_card_with_other_files_is_refused(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
+    card["files"]["../../secret"] = card["files"][STATIC_FILE]
+    (exported / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
+    complaint = aqtopo("forecast", exported, tmp_path / "o.nc", "--init", INIT).complaint
+    assert "lists the files" in complaint

@@ -62,7 +62,7 @@ def test_same_model_takes_every_tensor(
 ) -> None:
     export_model(trained, "best", tmp_path / "model", None)
     sources = {"run": trained, "state": load_run(trained).tag.folder(trained), "export": tmp_path / "model"}
-    sources["file of an export"] = tmp_path / "model" / "weights.safetensors"
+    sources["file of an export"] = tmp_path / "model" / "model.safetensors"
     state, fresh = begun(fine_tuning(tiny_config, sources[kind]))
     assert not fresh
     expected = load_run(trained).model.state_dict()
