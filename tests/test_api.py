@@ -62,6 +62,11 @@ def test_public_names_are_imported_on_use() -> None:
     assert (Path(aqtopo.__file__).parent / "py.typed").is_file()
 
 
+def test_every_public_name_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    assert not [name for name in aqtopo.__all__ if f"aqtopo.{name}" not in page and f"`{name}`" not in page]
+
+
 def test_model_loads_from_a_run_a_state_and_an_export(run_dir: Path, tmp_path: Path) -> None:
     export_model(run_dir, "best", tmp_path / "model", None)
     run = load_run(run_dir)
