@@ -25,7 +25,7 @@ from aqtopo.checkpoint.inspection import find_state
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, read_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS, best_tag, read_lock
 from aqtopo.config import RunConfig
-from aqtopo.config.errors import describe
+from aqtopo.config.record import faults
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import is_export, read_card
 from aqtopo.inference.export import CONFIG_KEY
@@ -296,7 +296,13 @@ def read_source(path: Path) -> Source:
         weights, metadata = load_weights(path), _metadata(path)
         if CONFIG_KEY not in metadata:
             return Source(weights, None, None, None)
-        return _with_config(weights, json.loads(metadata[CONFIG_KEY]), path)
+        try:
+            tree = json.loads(metadata[CONFIG_KEY])
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path}: its metadata `{CONFIG_KEY}` is not JSON ({error}). Export it again."
+            ) from None
+        return _with_config(weights, tree, path)
     best = best_tag(path) if (path / CHECKPOINTS).is_dir() else None
     state = find_state(path) if best is None else best.folder(path)
     with read_lock(state):
@@ -309,7 +315,7 @@ def _with_config(weights: Mapping[str, Tensor], tree: Mapping[str, Any], path: P
     try:
         config = RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(describe(error, RunConfig, f"{path}, its configuration")) from None
+        raise ValueError(faults(error, RunConfig, f"{path}, its configuration,")) from None
     return Source(weights, config, config.inputs, config.patch_grid)
 
 
@@ -321,7 +327,11 @@ def _metadata(path: Path) -> dict[str, str]:
 def _from_lightning(path: Path) -> Source:
     """Read the weights of a Lightning checkpoint of ClimaX, of which only data are loaded."""
     content = load_torch(path)
-    saved = content.get("state_dict", content) if isinstance(content, dict) else {}
+    saved = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(saved, dict):
+        raise ValueError(
+            f"training.initial_weights = {path} holds no `state_dict`. Name a checkpoint of a model."
+        )
     tensors = {
         re.sub(PREFIX, "", str(name)).replace("channel_", "var_"): value
         for name, value in saved.items()
@@ -331,10 +341,13 @@ def _from_lightning(path: Path) -> Source:
     for end, stacked in (("weight", "token_embeds.proj_weights"), ("bias", "token_embeds.proj_biases")):
         pattern = re.compile(rf"token_embeds\.(\d+)\.proj\.{end}")
         found = {int(m[1]): name for name in tensors if (m := pattern.fullmatch(name))}
-        if found:
-            tensors[stacked] = torch.stack([tensors.pop(found[index]) for index in sorted(found)])
-    count = len(tensors.get("var_embed", torch.empty(1, 0))[0])
-    tokens = tensors["pos_embed"].shape[1] if "pos_embed" in tensors else 0
+        parts = [tensors.pop(found[index]) for index in sorted(found)]
+        if len({part.shape for part in parts}) == 1:
+            tensors[stacked] = torch.stack(parts)
+    count, tokens = (
+        tensors[name].shape[1] if name in tensors and tensors[name].ndim == 3 else 0
+        for name in ("var_embed", "pos_embed")
+    )
     rows = math.isqrt(tokens // 2)
     globe = (rows, 2 * rows) if tokens and 2 * rows * rows == tokens else None
     return Source(tensors, None, CLIMAX_VARIABLES if count == len(CLIMAX_VARIABLES) else None, globe)

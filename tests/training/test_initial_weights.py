@@ -199,13 +199,21 @@ def test_unusable_files_are_refused(
 ) -> None:
     climax(tmp_path / "harmful.ckpt", tiny_config(), extra=Harmful())
     (tmp_path / "old.ckpt").write_bytes(pickle.dumps(Harmful()))
-    torch.save({"state_dict": {"other": torch.zeros(1)}}, tmp_path / "other.ckpt")
+    odd = {"other": torch.zeros(1), "var_embed": torch.zeros(()), "pos_embed": torch.zeros(3)}
+    odd |= {f"token_embeds.{size}.proj.bias": torch.zeros(size) for size in (0, 1)}
+    torch.save({"state_dict": odd}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": [1]}, tmp_path / "list.ckpt")
+    save_file({"var_query": torch.zeros(1)}, tmp_path / "text.safetensors", {"config": "{"})
+    save_file({"var_query": torch.zeros(1)}, tmp_path / "none.safetensors", {"config": "[]"})
     (tmp_path / "damaged.safetensors").write_bytes(b"no tensors")
     (tmp_path / "folder").mkdir()
     for name, error, message in (
         ("harmful.ckpt", RefusedError, "holds more than data"),
         ("old.ckpt", RefusedError, "cannot be read|holds more than data"),
         ("other.ckpt", ValueError, "no tensor fits this model"),
+        ("list.ckpt", ValueError, "holds no `state_dict`"),
+        ("text.safetensors", ValueError, "is not JSON"),
+        ("none.safetensors", ValueError, "its configuration"),
         ("damaged.safetensors", ValueError, "cannot read the weights"),
         ("folder", ValueError, "holds no saved state"),
         ("absent", ValueError, "does not exist"),
