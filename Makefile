@@ -21,7 +21,7 @@ help:
 	@echo "make fuzz   random forms of outside files, thousands of them"
 	@echo "make quick  lint, types, layers and the quick tests"
 	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
-	@echo "make ablation  compare variants with and without wind order and elevation bias: 39 trainings, runs/ablation"
+	@echo "make ablation  compare variants of the model in simulated worlds: 150 trainings, hours, runs/ablation"
 	@echo "make fault-test  kill a run 60 times and compare it with an undisturbed one"
 
 install: $(STAMP)

@@ -73,7 +73,7 @@ def weight_digests(model: AirQualityViT) -> Digests:
     digests = {}
     for name, weight in model.state_dict().items():
         values = weight.detach().float()
-        if name == "pos_embed" and model.wind_order is not None and not model.config.sector_embedding:
+        if name == "pos_embed" and model.wind_order is not None:
             raster = torch.empty_like(values)
             raster[:, model.wind_order.calm_order()] = values
             values = raster

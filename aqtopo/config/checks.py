@@ -116,9 +116,6 @@ def _biases(config: RunSections) -> Iterator[Problem]:
         yield _problem(config, "model.local_heads", "must be null without model.local_bias")
     if model.local_heads is not None and model.local_heads > model.heads:
         yield _problem(config, "model.local_heads", f"must be at most model.heads = {model.heads}")
-    if model.sector_embedding and not model.wind_order:
-        allowed = "must be false without model.wind_order, which defines the sectors"
-        yield _problem(config, "model.sector_embedding", allowed)
 
 
 def _groups(config: RunSections) -> Iterator[Problem]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from aqtopo.config.deepspeed import DeepSpeedConfig
 from aqtopo.config.monitors import MonitorsConfig
@@ -196,10 +196,6 @@ class ModelConfig(Strict):
     local_heads: Positive | None = None
     """Number of heads of each biased block with the local bias; null for all."""
 
-    sector_embedding: bool = False
-    """Add a learned embedding of wind sector and scan position to that of the map position; false for an
-    embedding of the scan position alone."""
-
     alpha: float = Field(2.0, ge=0)
     """Initial barrier strength [km-1]; learned."""
 
@@ -224,6 +220,14 @@ class ModelConfig(Strict):
 
     gradient_checkpointing: bool = False
     """Recompute each block's activations in the backward pass, to save memory."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_removed(cls, values: object) -> object:
+        """Accept the configurations of older runs, which name a removed setting as off."""
+        if isinstance(values, dict) and values.get("sector_embedding") is False:
+            return {name: value for name, value in values.items() if name != "sector_embedding"}
+        return values
 
     @property
     def head_dim(self) -> int:

@@ -15,14 +15,7 @@ from torch.nn import functional
 
 
 class TokenEmbedding(nn.Module):
-    """Linear patch projections, one per variable, stored like V convolution kernels with ClimaX's names.
-
-    Attributes:
-        by_sector: (S + 1, P, D) embedding of wind sector and scan position; only with
-            `model.sector_embedding`.
-    """
-
-    by_sector: nn.Parameter
+    """Linear patch projections, one per variable, stored like V convolution kernels with ClimaX's names."""
 
     def __init__(self, variables: int, dim: int, patch: int) -> None:
         super().__init__()

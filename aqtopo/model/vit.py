@@ -80,10 +80,6 @@ class AirQualityViT(nn.Module):
         self.wind_order = _wind_order(config, terrain, self.patch_grid) if config.wind_order else None
 
         self.token_embeds = TokenEmbedding(variables, config.dim, config.patch)
-        if config.sector_embedding:
-            assert self.wind_order is not None, "the configuration was checked"
-            shape = (*self.wind_order.table.shape, config.dim)
-            self.token_embeds.by_sector = nn.Parameter(torch.zeros(shape))
         self.var_embed = nn.Parameter(torch.zeros(1, variables, config.dim))
         self.var_query = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.var_agg = VariableAggregation(config.dim, config.heads)
@@ -155,7 +151,7 @@ class AirQualityViT(nn.Module):
         self._check_shapes(inputs, wind, lead_hours)
         order_BN = None if self.wind_order is None else self.wind_order(wind)
         geometry = self._token_geometry(wind)
-        x_BND = self.embed(inputs) + self._position_embedding(order_BN, wind)
+        x_BND = self.embed(inputs) + self._position_embedding(order_BN)
         lead_BKD = self.embed_lead_time(lead_hours)
         if self.config.lead_time == "encoder":
             passes = (
@@ -227,18 +223,10 @@ class AirQualityViT(nn.Module):
             return RASTER_ORDER
         return TokenGeometry(patch_wind=patch_mean_wind(wind, self.config.patch))
 
-    def _position_embedding(self, order_BN: Tensor | None, wind: Tensor) -> Tensor:
-        """Return the embedding of each token's scan position, with tokens in raster order.
-
-        With `sector_embedding`: the sum of the embedding of the token's map position and that of its wind
-        sector and scan position.
-        """
+    def _position_embedding(self, order_BN: Tensor | None) -> Tensor:
+        """Return the embedding of each token's scan position, with tokens in raster order."""
         if order_BN is None:
             return self.pos_embed
-        if self.config.sector_embedding:
-            assert self.wind_order is not None
-            sector_embed_BND = self.token_embeds.by_sector[self.wind_order.sector(wind).long()].flatten(1, 2)
-            return self.pos_embed + wind_scatter(sector_embed_BND, order_BN)
         return wind_scatter(self.pos_embed.expand(order_BN.shape[0], -1, -1), order_BN)
 
     def _run(
@@ -275,7 +263,7 @@ class AirQualityViT(nn.Module):
             self.local_path.initialise(seed)
         self.var_embed.copy_(torch.as_tensor(sincos_1d(self.config.dim, np.arange(self.variables))))
         position_ND = torch.as_tensor(sincos_2d(self.config.dim, self.patch_grid))
-        if self.wind_order is not None and not self.config.sector_embedding:
+        if self.wind_order is not None:
             position_ND = position_ND[self.wind_order.calm_order()]
         self.pos_embed.copy_(position_ND)
 

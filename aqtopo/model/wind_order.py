@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from aqtopo_kernels import wind_order, wind_sector
+from aqtopo_kernels import wind_order
 
 IntArray = npt.NDArray[np.int64]
 
@@ -81,15 +81,10 @@ class WindOrder(nn.Module):
                 f"{regions[1]} regions; choose model.regions that divide the grid."
             )
         self.patch, self.patch_grid = patch, patch_grid
-        self.regions, self.sectors, self.calm_below = regions, sectors, calm_below
+        self.regions, self.calm_below = regions, calm_below
         region = patch_grid[0] // regions[0], patch_grid[1] // regions[1]
         table = sector_order_table(region, sectors, latitude_ascending=latitude_ascending)
         self.register_buffer("table", torch.as_tensor(table), persistent=False)
-
-    def sector(self, wind_B2YX: Tensor) -> Tensor:
-        """Return the sector (B, R) int64 of each region's vector-mean wind [m s-1]; S if calm or NaN."""
-        u, v = wind_B2YX.unbind(1)
-        return wind_sector(u, v, regions=self.regions, sectors=self.sectors, calm_below=self.calm_below)
 
     def forward(self, wind_B2YX: Tensor) -> Tensor:
         """Return the raster index (B, N) int64 of the token at each scan position; wind in [m s-1]."""

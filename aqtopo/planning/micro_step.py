@@ -98,8 +98,6 @@ def _embedding_bytes(config: RunConfig) -> int:
     total += element * B * _horizons_at_head(config)  # lead times
     if model.wind_order:
         total += INDEX * T  # order
-    if model.sector_embedding:
-        total += INDEX * B * model.regions[0] * model.regions[1]  # sectors
     return total + (MASK * T * D if model.dropout else 0)
 
 

@@ -260,7 +260,7 @@ def _position_embedding(saved: Tensor, tensor: Tensor, source: Source, config: R
 def _scan_order(config: RunConfig) -> Tensor | None:
     """Return the raster index of each position of the position embedding; None for raster order."""
     model = config.model
-    if not model.wind_order or model.sector_embedding:
+    if not model.wind_order:
         return None
     wind_order = WindOrder(
         model.patch,

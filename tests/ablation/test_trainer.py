@@ -71,16 +71,6 @@ def test_variants_have_equal_initial_weights_and_sample_order(config_path: Path)
     assert len(set(starts.steps)) == 1
 
 
-def test_position_embeddings_by_sector_are_compared_in_raster_order(config_path: Path) -> None:
-    grid = parse_factors(["wind_order"])
-    also = ["wind_order=true sector_embedding=true"]
-    ablation = plan_ablation(config_path, [], grid, 1, config_path.parent / "out", also)
-    configs = [trial.config for trial in ablation.trials]
-    starts = compare_starts(configs, open_store(ablation.base.data.store))
-    assert starts.different == ()
-    assert starts.only_in_some == ("token_embeds.by_sector",)
-
-
 def test_different_weights_and_orders_are_detected(config_path: Path) -> None:
     store = open_store(plan(config_path, GRID).base.data.store)
     seeds = [load_config(config_path, [f"training.seed={seed}"]) for seed in (0, 1)]

@@ -201,3 +201,12 @@ def test_a_tendency_needs_every_target_among_the_inputs() -> None:
     changes = ["model.prediction=tendency", 'data.variables=["u", "v", "elevation", "pm25"]']
     with pytest.raises(ValueError, match=r'model\.prediction = "tendency".*a tendency starts from pm10, so2'):
         load_config("ds_configs/demo_cpu.json", changes)
+
+
+def test_an_older_run_may_name_a_removed_setting_as_off(document: Document) -> None:
+    now = RunConfig.model_validate(document)
+    document["model"]["sector_embedding"] = False
+    assert RunConfig.model_validate(document) == now
+    document["model"]["sector_embedding"] = True
+    with pytest.raises(ValidationError, match="sector_embedding"):
+        RunConfig.model_validate(document)

@@ -5,7 +5,7 @@ import torch
 
 from tests.model.conftest import ModelMaker, random_inputs, uniform_wind
 
-LEARNED = ("alpha", "by_sector", "log_reach", "travel")
+LEARNED = ("alpha", "log_reach", "travel")
 LEAD = torch.tensor([[12.0, 48.0]], dtype=torch.float64).expand(2, -1)
 
 
@@ -32,7 +32,6 @@ def test_the_biases_follow_the_order_of_the_tokens(make_model: ModelMaker) -> No
         ({"local_bias": "origin"}, {"local_bias": "near"}),
         ({"local_bias": "origin", "elevation_bias": False}, {"local_bias": "origin"}),
         ({"local_bias": "origin", "local_heads": 1}, {"local_bias": "origin"}),
-        ({"sector_embedding": True}, {"sector_embedding": False}),
     ],
 )
 def test_every_option_changes_the_forecast_and_gets_gradients(
@@ -47,17 +46,3 @@ def test_every_option_changes_the_forecast_and_gets_gradients(
     learned = [p for name, p in model.named_parameters() if name.endswith(LEARNED)]
     assert learned
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in learned)
-
-
-def test_a_zero_sector_embedding_equals_no_wind_order(make_model: ModelMaker) -> None:
-    """Position embeddings belong to map positions, and attention does not depend on the order."""
-    by_sector, rows = make_model(sector_embedding=True), make_model(wind_order=False)
-    weights = by_sector.state_dict()
-    weights.pop("token_embeds.by_sector")
-    rows.load_state_dict(weights)
-    with torch.no_grad():
-        by_sector.token_embeds.by_sector.zero_()
-    wind = uniform_wind(6.0, 3.0)
-    torch.testing.assert_close(
-        by_sector(random_inputs(), wind, LEAD), rows(random_inputs(), wind, LEAD), rtol=1e-6, atol=1e-6
-    )

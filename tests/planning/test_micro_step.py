@@ -20,7 +20,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "decoder": {"lead_time": "decoder"},
     "short head": {"decoder_depth": 0, "mlp_ratio": 3.0, "prediction": "tendency"},
     "raster order": {"wind_order": False},
-    "sectors": {"sector_embedding": True, "alpha_per_head": True},
+    "a barrier strength per head": {"alpha_per_head": True},
     "two elevation biases": {"bias_blocks": [0, 1]},
     "no elevation bias": {"elevation_bias": False},
     "fused": {"elevation_bias": False, "attention": "fused"},
