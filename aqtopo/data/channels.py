@@ -5,7 +5,7 @@
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.axes import AXES
+from aqtopo.data.coordinates import AXES
 from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.refusal import raise_input_error
@@ -294,14 +294,7 @@ def _on_axes(array: xr.DataArray, variable: Variable, source: str) -> xr.DataArr
     name = array.name
     allowed = ("lat", "lon") if variable.kind == "static" else tuple(AXES)
     curvilinear = {d for axis in ("lat", "lon") if axis in array.coords for d in array[axis].dims}
-    more = [d for d in array.dims if d not in allowed and d not in curvilinear]
-    large = [f"{d} (size {array.sizes[d]})" for d in more if array.sizes[d] != 1]
-    if large:
-        raise_input_error(
-            source,
-            f"has {name} on the further dimension {', '.join(large)}",
-            f"Select one value, for example `d.isel({str(more[0]).split(' ')[0]}=0)`, or take a mean",
-        )
+    array = drop_single(array, {*allowed, *curvilinear}, source)
     for axis in ("lat", "lon"):
         if axis not in array.coords or (axis not in array.dims and array[axis].ndim < 2):
             raise_input_error(
@@ -309,9 +302,25 @@ def _on_axes(array: xr.DataArray, variable: Variable, source: str) -> xr.DataArr
                 f"has {name} on {array.dims} without the {AXES[axis]}s of its cells",
                 f"Add the coordinate `{axis}` with the standard_name {AXES[axis]}",
             )
-    array = array.squeeze(more, drop=True)
     order = [d for d in AXES if d in array.dims]
     return array.transpose(*order, *(d for d in array.dims if d not in order))
+
+
+def drop_single(array: xr.DataArray, kept: Iterable[Hashable], source: str) -> xr.DataArray:
+    """Return an array without its dimensions of size 1 that are not kept.
+
+    Raises:
+        ValueError: a further dimension is larger.
+    """
+    more = [d for d in array.dims if d not in kept]
+    large = [f"{d} (size {array.sizes[d]})" for d in more if array.sizes[d] != 1]
+    if large:
+        raise_input_error(
+            source,
+            f"has {array.name} on the further dimension {', '.join(large)}",
+            f"Select one value, for example `d.isel({large[0].split(' ')[0]}=0)`, or take a mean",
+        )
+    return array.squeeze(more, drop=True)
 
 
 def _open_air(

@@ -12,8 +12,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.axes import AXES, rows_of
 from aqtopo.data.channels import Channel, open_channel
+from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store

@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 import xarray as xr
 
-from aqtopo.data.axes import AXES, GRID_TOLERANCE_DEG, normalise_axes
+from aqtopo.data.axes import normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
+from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 
@@ -55,18 +56,19 @@ def open_outside(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
     return opened[0] if len(files) == 1 else _join(opened, [str(file) for file in files])
 
 
-def normalise(dataset: xr.Dataset, source: str) -> xr.Dataset:
+def normalise(dataset: xr.Dataset, source: str, *, keep_direction: bool = False) -> xr.Dataset:
     """Return an open dataset with the axes of `aqtopo` and without the encodings of its source.
 
     Args:
         dataset: dataset in memory or lazy.
         source: its name in messages; kept in `encoding["source"]`.
+        keep_direction: as `normalise_axes`.
 
     Raises:
         ValueError: it is undecoded, or has axes that are not understood.
     """
     check_decoded(dataset, source)
-    normal = normalise_axes(dataset.drop_encoding(), source)
+    normal = normalise_axes(dataset.drop_encoding(), source, keep_direction=keep_direction)
     normal.encoding["source"] = source
     return normal
 

@@ -37,7 +37,7 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
-_ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
+ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
 """Dimensions of each array."""
 
 MIN_PEAK_M = 10.0
@@ -66,7 +66,7 @@ def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> No
         first: False for a block that is appended, which needs only `fields`.
     """
     names: dict[str, list[str]] = {}
-    for array, dims in _ARRAYS.items():
+    for array, dims in ARRAYS.items():
         if array == "static" and not first:
             continue
         if array not in dataset or dataset[array].dims != dims or dataset[array].dtype != np.float32:

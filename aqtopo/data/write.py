@@ -22,15 +22,17 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from aqtopo.data.axes import civil_times
-from aqtopo.data.channels import Channel
-from aqtopo.data.descriptions import channel_attributes, read_descriptions
-from aqtopo.data.outside import check_decoded
+from aqtopo.data.channels import Channel, drop_single
+from aqtopo.data.coordinates import AXES, rows_of
+from aqtopo.data.descriptions import attribute_mapping, channel_attributes, read_descriptions
+from aqtopo.data.outside import normalise
 from aqtopo.data.schema import (
+    ARRAYS,
     COORDINATE_ATTRIBUTES,
     FIELDS_DIMS,
     HOURS_PER_SHARD,
     SCHEMA_VERSION,
+    STATIC_DIMS,
     Hours,
     check_layout,
     check_static,
@@ -54,8 +56,10 @@ def write_store(
     """Write a new store from one dataset, or from several datasets in order of time.
 
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
-    and the attribute `source`. All blocks except the last have a multiple of 24 h, so no shard is written
-    twice. The store is written to `<path>.partial` and renamed when it is complete.
+    and the attribute `source`. Axes are recognised as `aqtopo.data.outside` does, and dimensions may be in
+    any order. A latitude or longitude without a jump keeps its direction. All blocks except the last have a
+    multiple of 24 h, so no shard is written twice. The store is written to `<path>.partial` and renamed when
+    it is complete.
 
     Values are converted from the units in `fields.attrs["channel_units"]`, if it is there.
 
@@ -102,20 +106,20 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given
     last_time: Hours | None = None
     hours = 0
     checksums: list[int] = []
-    for block in _loaded(blocks, name):
+    source = f"A dataset for {name}"
+    for block in _loaded(blocks, source):
         if hours % HOURS_PER_SHARD:
             raise ValueError(
                 f"A block of {name} ends after {hours} h and another follows. All blocks except the last "
                 f"must have a multiple of {HOURS_PER_SHARD} h."
             )
         if last_time is None:
-            described = _descriptions(block, name, given)
-        block = _in_store_units(block, name, described)
-        # float64 is accepted, and stored as float32.
-        block = block.assign(
-            {array: block[array].astype(np.float32) for array in ("fields", "static") if array in block}
-        )
+            described, grid = _descriptions(block, source, given), block
+        else:
+            block = block.drop_vars("static", errors="ignore")
+        block = _in_store_units(block, source, described)
         check_layout(name, block, first=last_time is None)
+        _check_same_grid(block, grid, name)
         fields = block["fields"].reset_coords(drop=True)
         fields = fields.assign_coords(time=fields["time"].astype("datetime64[ns]"))
         names = tuple(fields["channel"].values.tolist())
@@ -151,31 +155,56 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given
     )
 
 
-def _loaded(blocks: Iterable[xr.Dataset], name: Path) -> Iterator[xr.Dataset]:
-    """Give decoded blocks in memory, without encodings; a lazy block in parts."""
-    for block in blocks:
-        check_decoded(block, f"A dataset for {name}")
-        if "time" in block.coords and block["time"].dtype.kind in "iufm":
-            raise_input_error(
-                f"A dataset for {name}",
-                f"has times of the type {block['time'].dtype} instead of datetime64",
-                "Give the hours as times in UTC, such as np.datetime64('2016-01-01T00')",
+def _check_same_grid(block: xr.Dataset, first: xr.Dataset, name: Path) -> None:
+    """Refuse a block on another grid than the first one: only hourly fields are appended."""
+    for axis, period in (("lat", None), ("lon", 360.0)):
+        rows = rows_of(block[axis].values, first[axis].values, period)
+        if rows is None or not np.array_equal(rows, np.arange(block.sizes[axis])):
+            raise ValueError(
+                f"A block of {name} has other {AXES[axis]}s than the first block, or in another order. Bring "
+                "all blocks to one grid."
             )
-        plain = block.drop_encoding()
+
+
+def _loaded(blocks: Iterable[xr.Dataset], source: str) -> Iterator[xr.Dataset]:
+    """Give decoded blocks in the layout of a store, in memory, without encodings; a lazy block in parts."""
+    for given in blocks:
+        block = _in_layout(given, source)
         hours = max(block.sizes.get("time", 0), 1)
         lazy = "fields" in block and not block["fields"].variable._in_memory
         for start in range(0, hours, LAZY_HOURS if lazy else hours):
             chosen = slice(start, start + (LAZY_HOURS if lazy else hours))
-            yield plain.isel({"time": chosen}, missing_dims="ignore").load()
+            yield block.isel({"time": chosen}, missing_dims="ignore").load()
 
 
-def _descriptions(block: xr.Dataset, name: Path, given: Variables) -> dict[str, Variable]:
+def _in_layout(given: xr.Dataset, source: str) -> xr.Dataset:
+    """Return a block with the axes and dimensions of a store; axes are recognised as the reader does."""
+    block = normalise(given, source, keep_direction=True)
+    curvilinear = {d for axis in ("lat", "lon") if axis in block.coords for d in block[axis].dims}
+    for array, dims in ARRAYS.items():
+        if array not in block:
+            continue
+        found = drop_single(block[array], {*dims, *curvilinear}, source)
+        for dim in dims:
+            if dim not in found.dims and dim in found.coords and not found[dim].ndim:
+                found = found.expand_dims(dim)
+        if set(found.dims) != set(dims):
+            raise_input_error(
+                source,
+                f"has `{array}` on the dimensions {', '.join(map(str, found.dims))}, where a store has "
+                f"{', '.join(dims)}",
+                "Name them so, and give latitudes and longitudes of one dimension each",
+            )
+        block[array] = found.transpose(*dims)
+    return block
+
+
+def _descriptions(block: xr.Dataset, source: str, given: Variables) -> dict[str, Variable]:
     """Return the description of each channel of the first block.
 
     Raises:
         ValueError: a channel is not described, or a description belongs to none.
     """
-    source = f"A dataset for {name}"
     found: dict[str, Variable] = {}
     arrays: tuple[tuple[str, str, VariableKind], ...] = (
         ("fields", "channel", "dynamic"),
@@ -195,24 +224,20 @@ def _descriptions(block: xr.Dataset, name: Path, given: Variables) -> dict[str, 
     return found
 
 
-def _in_store_units(block: xr.Dataset, name: Path, described: Variables) -> xr.Dataset:
+def _in_store_units(block: xr.Dataset, source: str, described: Variables) -> xr.Dataset:
     """Convert each channel from its `channel_units`, if it has any, and refuse values that are no data."""
-    if "fields" not in block or block["fields"].dims != FIELDS_DIMS or "channel" not in block.coords:
-        return block
-    source, fields = f"A dataset for {name}", block["fields"]
-    units = dict(fields.attrs.get("channel_units", {}))
-    written = fields.values.astype(np.float32)
-    for place, channel in enumerate(fields["channel"].values.tolist()):
-        if channel not in described:
-            continue  # of a later block, whose channels are compared with the first one's
-        given = fields.isel(channel=place, drop=True)
-        written[:, place] = _converted(given, units.pop(channel, None), described[channel], source)
-    converted = fields.copy(data=written).assign_attrs(channel_units=units)
-    times = block["time"].to_index() if "time" in block.coords else None
-    if isinstance(times, xr.CFTimeIndex):
-        block = block.assign_coords(time=civil_times(times, source))
-        converted = converted.assign_coords(time=block["time"])
-    return block.assign(fields=converted)
+    for array, (axis, *_) in {"fields": FIELDS_DIMS[1:], "static": STATIC_DIMS}.items():
+        if array not in block:
+            continue
+        units = dict(attribute_mapping(source, block[array].attrs, "channel_units"))
+        written = block[array].astype(np.float32)
+        for place, channel in enumerate(written[axis].values.tolist()):
+            if channel not in described:
+                continue  # the mask, or of a later block, whose channels are compared with the first one's
+            given = block[array].isel({axis: place}, drop=True)
+            written[{axis: place}] = _converted(given, units.pop(channel, None), described[channel], source)
+        block = block.assign({array: written.assign_attrs(channel_units=units)})
+    return block
 
 
 def _converted(
@@ -244,12 +269,10 @@ def _create(
     """Write the first block: static fields, coordinates, attributes; return the attributes of the group."""
     names = block["static_channel"].values.tolist()
     static = block["static"].reset_coords(drop=True).copy()
-    check_static(name, dict(zip(names, static.values, strict=True)))
-    units = static.attrs.get("channel_units", {})
-    for place, channel in enumerate(names):
-        if channel in described:
-            given = static.isel(static_channel=place, drop=True)
-            static[place] = _converted(given, units.get(channel), described[channel], f"A dataset for {name}")
+    by_name = dict(zip(names, static.values, strict=True))
+    check_static(name, by_name)
+    # In the convention of the axis.
+    by_name["lon2d"] += 360 * np.round((fields["lon"].values - by_name["lon2d"]) / 360).astype(np.float32)
     static.attrs |= channel_attributes(described[each] for each in names if each in described)
     dataset = xr.Dataset(
         {"fields": fields, "static": static},

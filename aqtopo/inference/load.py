@@ -15,8 +15,8 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE, RunFacts, read_manifest
 from aqtopo.checkpoint.tags import Tag, find_tag, read_lock
 from aqtopo.config import RunConfig
 from aqtopo.config.errors import describe
-from aqtopo.data.axes import GRID_TOLERANCE_DEG
 from aqtopo.data.batch import Batch
+from aqtopo.data.coordinates import GRID_TOLERANCE_DEG
 from aqtopo.data.statistics import Normalization, normalization_for, scaling_digest
 from aqtopo.data.store import Store, open_run_store, open_store
 from aqtopo.data.units import same_units

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.data.axes import continuous_longitudes, rows_of
 from aqtopo.data.channels import read_channel
+from aqtopo.data.coordinates import continuous_longitudes, rows_of
 from aqtopo.data.outside import normalise
 from aqtopo.variables import VARIABLES
 from tests.data.outside_files import LAT, LON, make_forecasts, make_hours

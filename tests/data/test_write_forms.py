@@ -13,10 +13,18 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 
 from aqtopo.data import Store, open_store, write_store
+from aqtopo.data.coordinates import rows_of
 from aqtopo.data.metadata import read_metadata
 from aqtopo.variables import NAME_PATTERN, RESERVED_NAMES, VARIABLES, Variable
 from tests.conftest import make_tiny_dataset
-from tests.data.test_outside_forms import UNITS, door_draws
+from tests.data.test_outside_forms import (
+    UNITS,
+    Form,
+    add_one_level,
+    change_dimensions,
+    change_names,
+    door_draws,
+)
 from tests.data.test_write import TOO_LOW
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -59,6 +67,20 @@ def foreign_encodings(dataset: xr.Dataset, _: Draw) -> xr.Dataset:
     return dataset
 
 
+def rows_in_disorder(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    axis = draw(st.sampled_from(["lat", "lon"]))
+    # The first two cells are exchanged, so that the axis is not monotonic and keeps no direction.
+    order = [1, 0, *draw(st.permutations(range(2, dataset.sizes[axis])))]
+    return dataset.isel({axis: order})
+
+
+def other_axes(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    form = Form(dataset, [], {axis: axis for axis in ("lat", "lon")})
+    for change in (change_names, change_dimensions, add_one_level):
+        change(form, draw)
+    return form.dataset
+
+
 HARMLESS = [
     in_other_units,
     channels_in_another_order,
@@ -66,7 +88,32 @@ HARMLESS = [
     coordinates_in_float32,
     extra,
     foreign_encodings,
+    rows_in_disorder,
+    other_axes,
 ]
+
+
+def changed(dataset: xr.Dataset, changes: list[Any], draw: Draw) -> xr.Dataset:
+    """Apply the changes, that of the names last."""
+    for change in sorted(changes, key=lambda each: each is other_axes):
+        note(change.__name__)
+        dataset = change(dataset, draw)
+    return dataset
+
+
+def rows_the_other_way(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
+    axis = draw(st.sampled_from(["lat", "lon"]))
+    return dataset.isel({axis: slice(None, None, -1)})
+
+
+def in_usual_order(store: Store, hour: int, expected: xr.DataArray) -> Any:
+    """Return an hour of a store with channels and cells in the order of a dataset."""
+    channels = [store.channels.index(name) for name in expected["channel"].values]
+    rows = rows_of(store.lat, expected["lat"].values)
+    columns = rows_of(store.lon, expected["lon"].values, 360.0)
+    assert rows is not None
+    assert columns is not None
+    return store.read(hour)[channels][:, rows][:, :, columns]
 
 
 def given_to_writer(dataset: xr.Dataset, draw: Draw, folder: Path) -> Any:
@@ -101,18 +148,21 @@ def written(dataset: Any, folder: Path) -> Store:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @door_draws
-@given(data=st.data(), changes=st.lists(st.sampled_from(HARMLESS), max_size=4, unique=True))
+@given(
+    data=st.data(),
+    changes=st.lists(st.sampled_from([*HARMLESS, rows_the_other_way]), max_size=5, unique=True),
+)
 def test_another_form_gives_the_same_store(data: Any, changes: list[Any]) -> None:
     dataset = usual()
     expected = dataset["fields"]
-    for change in changes:
-        dataset = change(dataset, data.draw)
+    dataset = changed(dataset, changes, data.draw)
     with tempfile.TemporaryDirectory() as folder:
         store = written(given_to_writer(dataset, data.draw, Path(folder)), Path(folder))
         np.testing.assert_array_equal(store.times, expected["time"].values.astype("M8[h]"))
-        np.testing.assert_allclose(store.lon, expected["lon"], atol=1e-4)
+        np.testing.assert_allclose(store.static["lat2d"][:, 0], store.lat, atol=1e-4)
+        np.testing.assert_allclose(store.static["lon2d"][0], store.lon, atol=1e-4)
         for hour in (0, 23, 24, HOURS - 1):
-            found = store.read(hour)[[store.channels.index(name) for name in expected["channel"].values]]
+            found = in_usual_order(store, hour, expected)
             np.testing.assert_allclose(found, expected[hour], rtol=3e-6, atol=3e-5)
 
 
@@ -134,8 +184,28 @@ def other_calendar(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
 
 
 def torn(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
-    lon = (dataset["lon"].values - draw(st.floats(90.0, 120.0))) % 360
-    return dataset.assign_coords(lon=np.sort(lon)), "jump in the coordinate `lon`.*-180"
+    lost = draw(st.integers(1, dataset.sizes["lon"] - 2))
+    torn = dataset.drop_isel(lon=lost)
+    lon = (torn["lon"].values - draw(st.floats(0.0, 360.0))) % 360
+    return torn.assign_coords(lon=np.sort(lon)), "jump in longitude.*-180"
+
+
+def impossible_axes(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    axis, low, high, message = draw(
+        st.sampled_from(
+            [("lat", 45.0, 300.0, "latitude .* not within"), ("lon", 300.0, 900.0, "longitude .* not within")]
+        )
+    )
+    return dataset.assign_coords({axis: dataset[axis] + draw(st.floats(low, high))}), message
+
+
+def radians(dataset: xr.Dataset, _: Draw) -> tuple[xr.Dataset, str]:
+    axes = {axis: np.radians(dataset[axis].values) for axis in ("lat", "lon")}
+    return dataset.assign_coords(axes), "which are radians"
+
+
+def several_levels(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
+    return dataset.expand_dims(level=draw(st.integers(2, 3))), r"further dimension level \(size"
 
 
 def wrong_units(dataset: xr.Dataset, draw: Draw) -> tuple[xr.Dataset, str]:
@@ -160,8 +230,8 @@ def other_units_called_micrograms(dataset: xr.Dataset, draw: Draw) -> tuple[xr.D
 
 
 HARMFUL = [
-    fill_value, packed, other_calendar, torn, wrong_units, celsius_called_kelvin,
-    other_units_called_micrograms,
+    fill_value, packed, other_calendar, torn, impossible_axes, radians, several_levels, wrong_units,
+    celsius_called_kelvin, other_units_called_micrograms,
 ]  # fmt: skip
 
 
@@ -206,8 +276,7 @@ def test_variables_of_ones_own_are_read_back_from_any_form(data: Any, changes: l
     places = [usual_names.index(name) for name in kept] + [2] * len(own)
     dataset = dataset.isel(channel=places).assign_coords(channel=[*kept, *own])
     expected = dataset["fields"]
-    for change in changes:
-        dataset = change(dataset, draw)
+    dataset = changed(dataset, changes, draw)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "new.zarr"
         write_store(given_to_writer(dataset, draw, Path(folder)), path, variables=described)
@@ -216,7 +285,7 @@ def test_variables_of_ones_own_are_read_back_from_any_form(data: Any, changes: l
         assert set(store.channels) == {*kept, *own}
         assert read_metadata(path).variables == store.variables
         for hour in (0, 24, HOURS - 1):
-            found = store.read(hour)[[store.channels.index(name) for name in expected["channel"].values]]
+            found = in_usual_order(store, hour, expected)
             np.testing.assert_allclose(found, expected[hour], rtol=3e-6, atol=3e-5)
 
 

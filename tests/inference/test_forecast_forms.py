@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given, note
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig
@@ -22,7 +22,7 @@ from aqtopo.inference.load import load_model
 from aqtopo.variables import TARGET_VARIABLES
 from tests.conftest import make_tiny_dataset, tiny_tree
 from tests.data.test_outside_forms import door_draws
-from tests.data.test_write_forms import HARMLESS, Draw, given_to_writer
+from tests.data.test_write_forms import HARMLESS, Draw, changed, given_to_writer
 
 HOURS, EARLIER = 50, (6, 24)
 WEST = -200.0
@@ -93,10 +93,7 @@ def other_constants(dataset: xr.Dataset, draw: Draw) -> xr.Dataset:
 def test_a_store_of_another_form_gives_the_same_forecast(
     exported: Exported, data: Any, changes: list[Any], hour: int
 ) -> None:
-    dataset = usual().isel(time=slice(0, HOURS))
-    for change in changes:
-        note(change.__name__)
-        dataset = change(dataset, data.draw)
+    dataset = changed(usual().isel(time=slice(0, HOURS)), changes, data.draw)
     expected = exported.forecast(hour)
     with tempfile.TemporaryDirectory() as folder:
         write_store(given_to_writer(dataset, data.draw, Path(folder)), Path(folder, "new.zarr"))
