@@ -17,6 +17,7 @@ import xarray as xr
 from aqtopo.data.axes import normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
+from aqtopo.data.missing import restore_fill_values
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 
@@ -68,7 +69,9 @@ def normalise(dataset: xr.Dataset, source: str, *, keep_direction: bool = False)
         ValueError: it is undecoded, or has axes that are not understood.
     """
     check_decoded(dataset, source)
-    normal = normalise_axes(dataset.drop_encoding(), source, keep_direction=keep_direction)
+    normal = normalise_axes(
+        restore_fill_values(dataset).drop_encoding(), source, keep_direction=keep_direction
+    )
     normal.encoding["source"] = source
     return normal
 

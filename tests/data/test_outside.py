@@ -132,6 +132,63 @@ def test_months_are_refused(tmp_path: Path) -> None:
         open_outside(tmp_path / "a.nc")
 
 
+# Fill values of packed integers.
+
+
+def packed_file(path: Path, kind: str, fill: int | None, **declared: Any) -> Path:
+    """Write PM2.5 as packed integers, the first of which is `fill`."""
+    hours = make_hours()
+    with netCDF4.Dataset(path, "w") as file:
+        for axis in ("lat", "lon", "time"):
+            file.createDimension(axis, hours.sizes[axis])
+            file.createVariable(axis, "f8", (axis,))[:] = hours[axis].values.astype("f8")
+        file["time"].units = "nanoseconds since 1970-01-01"
+        pm25 = file.createVariable("pm25", kind, ("time", "lat", "lon"), **declared)
+        pm25.setncatts({"units": "ug m-3", "scale_factor": 0.001, "add_offset": 40.0})
+        pm25.set_auto_maskandscale(False)
+        pm25[:] = np.round((hours["pm25"].values - 40.0) / 0.001) if "i" in kind else 7
+        if fill is not None:
+            pm25[0, 0, 0] = fill
+    return path
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "fill"),
+    [("i2", -32767), ("i2", -32768), ("i4", -2147483647), ("i4", -(2**31)), ("u2", 65535), ("i8", -(2**63))],
+)
+def test_a_default_fill_value_of_packed_integers_is_refused(
+    tmp_path: Path, kind: str, fill: int, lazy: bool
+) -> None:
+    path = packed_file(tmp_path / "a.nc", kind, fill)
+    opened = open_outside(path)
+    assert not opened["pm25"].variable._in_memory
+    if lazy:
+        opened = normalise(xr.open_dataset(path, chunks={}), str(path))
+    with pytest.raises(ValueError, match=r"a\.nc has pm25 = -?\d.*first at time 2016-01-01T00:00"):
+        read_channel(opened, PM25)
+    masked = read_channel(opened, PM25, on_invalid="mask")
+    assert masked.masked == 1
+    assert np.isnan(masked.values.values[0, 0, 0])
+
+
+def test_a_packed_fill_value_is_named_as_it_is_stored(tmp_path: Path) -> None:
+    opened = open_outside(packed_file(tmp_path / "a.nc", "i2", -32767))
+    with pytest.raises(ValueError, match=r"pm25 = -32767 in 1 of 144 values.*attribute `_FillValue`"):
+        read_channel(opened, PM25)
+
+
+@pytest.mark.parametrize(("kind", "value"), [("i1", -127), ("u1", 255), ("i2", -32766), ("u2", 0)])
+def test_packed_integers_that_mean_data_are_kept(tmp_path: Path, kind: str, value: int) -> None:
+    opened = open_outside(packed_file(tmp_path / "a.nc", kind, value))
+    assert opened["pm25"].values[0, 0, 0] == pytest.approx(40.0 + 0.001 * value)
+
+
+def test_a_declared_fill_value_leaves_the_others_as_data(tmp_path: Path) -> None:
+    opened = open_outside(packed_file(tmp_path / "a.nc", "i2", -32767, fill_value=-1))
+    assert opened["pm25"].values[0, 0, 0] == pytest.approx(40.0 - 32.767)
+
+
 # Damage.
 
 

@@ -378,6 +378,20 @@ def packed_in_memory(form: Form, draw: Draw) -> str:
     return f"undecoded variable {array.name}"
 
 
+def packed_default_fill(form: Form, draw: Draw) -> str:
+    _, array = some_variable(form, draw)
+    low, high = float(array.min()), float(array.max())
+    scale, offset = max((high - low) / 6e4, 1e-3), (high + low) / 2
+    packed = np.round((array.fillna(offset).values - offset) / scale).astype("i2")
+    place = tuple(draw(st.integers(0, size - 1)) for size in array.shape)
+    packed[place] = fill = draw(st.sampled_from([-32767, -32768]))
+    attributes = {**array.attrs, "scale_factor": scale, "add_offset": offset}
+    form.dataset[array.name] = xr.decode_cf(
+        xr.Dataset({array.name: (array.dims, packed, attributes)}), decode_coords=False
+    )[array.name].variable
+    return rf"{array.name} = {fill} in 1 of"
+
+
 def several_levels(form: Form, draw: Draw) -> str:
     form.dataset = form.dataset.expand_dims(member=draw(st.integers(2, 3)))
     return r"further dimension member \(size"
@@ -438,6 +452,7 @@ def variable_lost(form: Form, draw: Draw) -> str:
 
 HARMFUL: list[Harm] = [
     fill_value, impossible_value, kilograms_called_micrograms, wrong_units, no_units, packed_in_memory,
+    packed_default_fill,
     several_levels, missing_column, repeated_row, no_axis, other_calendar, two_candidates, variable_lost,
 ]  # fmt: skip
 
