@@ -40,6 +40,9 @@ _NAMES = {
 }
 """Names in lower case, the most specific first."""
 
+COORDINATE_NAMES = frozenset(name for names in _NAMES.values() for name in names)
+"""All names in lower case."""
+
 
 def normalise_axes(dataset: xr.Dataset, source: str, *, keep_direction: bool = False) -> xr.Dataset:
     """Return the dataset with the coordinates of `AXES` in normal form.
@@ -55,8 +58,8 @@ def normalise_axes(dataset: xr.Dataset, source: str, *, keep_direction: bool = F
     Raises:
         ValueError: an axis is ambiguous, torn, repeated, irregular, or without usable units.
     """
-    known = {name for names in _NAMES.values() for name in names}
-    dataset = dataset.set_coords([name for name in dataset.data_vars if str(name).lower() in known])
+    found_by_name = [name for name in dataset.data_vars if str(name).lower() in COORDINATE_NAMES]
+    dataset = dataset.set_coords(found_by_name)
     found = {axis: _find(dataset, axis, source) for axis in AXES}
     _resolve_times(dataset, found)
     dataset = _rename(dataset, found, source)

@@ -7,6 +7,7 @@
 import math
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from aqtopo.data.coordinates import AXES
 from aqtopo.data.levels import implausible_level, level
+from aqtopo.data.missing import ZARR_ARRAYS, check_chunks
+from aqtopo.data.names import find_variable
 from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 from aqtopo.variables import VARIABLES, Variable
@@ -39,32 +42,6 @@ FILL_VALUES = (
 
 GAS_CONSTANT_DRY_AIR = 287.05
 """[J kg-1 K-1]"""
-
-_ALIASES = {
-    "u": ("u10", "10u", "u10m", "uwnd", "uas"),
-    "v": ("v10", "10v", "v10m", "vwnd", "vas"),
-    "temp": ("t2m", "2t", "t2", "tas", "temperature", "airtemperature", "t"),
-    "rh": ("relativehumidity", "rh2m", "2r", "r2", "hurs", "r"),
-    "psfc": ("sp", "ps", "surfacepressure", "pres"),
-    "pm25": ("pm2p5", "pm25dry", "pm25conc"),
-    "pm10": ("pm10conc",),
-    "so2": ("so2conc", "sulphurdioxide", "sulfurdioxide"),
-    "no2": ("no2conc", "nitrogendioxide"),
-    "co": ("coconc", "carbonmonoxide"),
-    "o3": ("o3conc", "go3", "ozone"),
-    "elevation": ("z", "height", "hgt", "topo", "altitude", "orog", "oro", "orography", "band1"),
-    "population": ("populationdensity", "popdensity", "pop", "density", "band1"),
-}
-"""Names in lower case without `_`, `.` and `-`."""
-
-_STANDARD_ALIASES = {
-    "geopotential": "elevation",
-    "surface_geopotential": "elevation",
-    "altitude": "elevation",
-    "height": "elevation",
-    "height_above_mean_sea_level": "elevation",
-    "surface_pressure": "psfc",
-}
 
 
 class LoadedChannel(NamedTuple):
@@ -209,6 +186,8 @@ def open_channel(dataset: xr.Dataset, variable: Variable) -> Channel:
     source = str(dataset.encoding.get("source", "The dataset"))
     name = find_variable(dataset, variable, source)
     given = _on_axes(dataset[name], variable, source)
+    for folder in given.attrs.get(ZARR_ARRAYS, []):
+        check_chunks(Path(folder), zeros_are_usual=_zeros_are_usual(variable))
     if given.dtype.kind not in "iuf":
         raise_input_error(source, f"has {name} of the type {given.dtype}", "Write it as numbers")
     units = given.attrs.get("units")
@@ -226,43 +205,10 @@ def open_channel(dataset: xr.Dataset, variable: Variable) -> Channel:
     return Channel(variable, given, change, air, source)
 
 
-def find_variable(dataset: xr.Dataset, variable: Variable, source: str) -> str:
-    """Return the name of a variable in a dataset: its short name, else by standard name, else an alias.
-
-    Raises:
-        ValueError: it is missing, two variables fit, or the standard name contradicts the name.
-    """
-    plain = {str(name): plain_name(str(name)) for name in dataset.data_vars}
-    by_standard_name = [n for n in plain if _describes(dataset[n], variable)]
-    candidates = [
-        [n for n in plain if n == variable.name],
-        by_standard_name,
-        [n for n, p in plain.items() if p == plain_name(variable.name)],
-        [n for n, p in plain.items() if p in _ALIASES.get(variable.name, ())],
-    ]
-    found = next((names for names in candidates if names), [])
-    if not found:
-        raise_input_error(
-            source,
-            f"has no {variable.name} ({variable.long_name}); it has {', '.join(plain) or 'no variable'}",
-            f"Rename it to {variable.name}"
-            + (f", or give it the standard_name {variable.standard_name}" if variable.standard_name else ""),
-        )
-    if len(found) > 1:
-        raise_input_error(
-            source,
-            f"has more than one variable for {variable.name}: {', '.join(found)}",
-            f"Rename the right one to {variable.name}, or drop the others",
-        )
-    standard = dataset[found[0]].attrs.get("standard_name")
-    others = {v.standard_name: v.name for v in VARIABLES.values() if v.name != variable.name}
-    if standard is not None and standard in others and not _describes(dataset[found[0]], variable):
-        raise_input_error(
-            source,
-            f"has {found[0]} with the standard_name {standard}, which is {others[standard]}",
-            "Correct the name or the standard_name",
-        )
-    return found[0]
+def _zeros_are_usual(variable: Variable) -> bool:
+    """Return whether a large area of zeros is usual: sea in static fields; precipitation, emissions."""
+    amount = variable.name not in VARIABLES and not variable.pollutant and variable.valid_range[0] == 0
+    return variable.kind == "static" or amount
 
 
 def possible_range(variable: Variable) -> tuple[float, float]:
@@ -350,20 +296,6 @@ def _air_density(
         GAS_CONSTANT_DRY_AIR * kelvin.values.astype(np.float64)
     )
     return density
-
-
-def _describes(array: xr.DataArray, variable: Variable) -> bool:
-    standard = str(array.attrs.get("standard_name", "")).replace("aerosol_particles", "aerosol")
-    if not standard:
-        return False
-    return standard == str(variable.standard_name).replace("aerosol_particles", "aerosol") or (
-        _STANDARD_ALIASES.get(standard) == variable.name
-    )
-
-
-def plain_name(name: str) -> str:
-    """Return a name in lower case without `_`, `.` and `-`: `PM2.5` is `pm25`."""
-    return name.lower().replace("_", "").replace(".", "").replace("-", "")
 
 
 def is_fill_value(variable: Variable, raw: NDArray[Any], values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -14,14 +14,16 @@ from typing import Any, NoReturn
 import numpy as np
 import xarray as xr
 
-from aqtopo.data.axes import normalise_axes
+from aqtopo.data.axes import COORDINATE_NAMES, normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
-from aqtopo.data.missing import restore_fill_values
+from aqtopo.data.missing import ZARR_ARRAYS, lost_coordinate, restore_fill_values, zarr_arrays
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
 
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+
+_COPY_AGAIN = "Copy the store again from its source"
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
 
@@ -69,9 +71,13 @@ def normalise(dataset: xr.Dataset, source: str, *, keep_direction: bool = False)
         ValueError: it is undecoded, or has axes that are not understood.
     """
     check_decoded(dataset, source)
-    normal = normalise_axes(
-        restore_fill_values(dataset).drop_encoding(), source, keep_direction=keep_direction
-    )
+    folders = zarr_arrays(dataset)
+    if folders and (lost := lost_coordinate(Path(dataset.encoding["source"]), COORDINATE_NAMES)):
+        raise_input_error(source, lost, _COPY_AGAIN)
+    plain = restore_fill_values(dataset).drop_encoding()
+    for name, folder in folders.items():
+        plain[name].attrs[ZARR_ARRAYS] = [folder]
+    normal = normalise_axes(plain, source, keep_direction=keep_direction)
     normal.encoding["source"] = source
     return normal
 
@@ -111,6 +117,12 @@ def check_decoded(dataset: xr.Dataset, source: str) -> None:
 def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
     engine = engine_of(path)
     options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+    try:
+        lost = lost_coordinate(path, COORDINATE_NAMES) if engine == "zarr" else None
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        _refuse_unreadable(path, error)
+    if lost:  # xarray would decode what zarr reads in their place
+        raise_input_error(str(path), lost, _COPY_AGAIN)
     try:
         # Times are decoded below, after a look at their calendars: xarray takes noleap in silence.
         dataset = xr.open_dataset(
@@ -255,6 +267,9 @@ def _join(datasets: Sequence[xr.Dataset], files: Sequence[str]) -> xr.Dataset:
         join="override",
         combine_attrs="override",
     ).sortby(axis)
+    for array in joined.data_vars.values():
+        folders = [folder for piece in pieces for folder in piece[array.name].attrs.get(ZARR_ARRAYS, [])]
+        array.attrs |= {ZARR_ARRAYS: folders} if folders else {}
     joined.encoding["source"] = f"{files[0]} and {len(files) - 1} more"
     return joined
 

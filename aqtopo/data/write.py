@@ -25,6 +25,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from aqtopo.data.channels import Channel, drop_single
 from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.descriptions import attribute_mapping, channel_attributes, read_descriptions
+from aqtopo.data.missing import ZARR_ARRAYS, check_chunks
 from aqtopo.data.outside import normalise
 from aqtopo.data.schema import (
     ARRAYS,
@@ -184,6 +185,8 @@ def _in_layout(given: xr.Dataset, source: str) -> xr.Dataset:
     for array, dims in ARRAYS.items():
         if array not in block:
             continue
+        for folder in block[array].attrs.pop(ZARR_ARRAYS, []):
+            check_chunks(Path(folder), zeros_are_usual=False)
         found = drop_single(block[array], {*dims, *curvilinear}, source)
         for dim in dims:
             if dim not in found.dims and dim in found.coords and not found[dim].ndim:

@@ -13,8 +13,9 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.channels import plain_name, possible_range
+from aqtopo.data.channels import possible_range
 from aqtopo.data.levels import implausible_level, level
+from aqtopo.data.names import plain_name
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store
 from aqtopo.data.units import UnitsError, conversion
