@@ -64,7 +64,8 @@ def open_forecasts(
         dataset, name = normalise(paths, str(paths.encoding.get("source") or "the dataset")), "dataset"
     else:
         files = [paths] if isinstance(paths, Path) else list(paths)
-        dataset, name = open_outside(files), _name(files)
+        dataset = open_outside(files, [store.variables[each] for each in names])
+        name = _name(files)
     source = str(dataset.encoding["source"])
     for axis in ("init_time", "lead_time"):
         if axis not in dataset.coords:

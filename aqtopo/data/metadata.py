@@ -3,6 +3,7 @@
 `read_metadata` needs neither xarray nor pandas, so that `aqtopo config validate` starts quickly.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -115,6 +116,8 @@ def check_fit(store: Described, config: "RunConfig") -> None:
                 f"lacks the channel {name}; it has {known}",
                 f"Leave {name} out of the run's variables.",
             )
+    if data.normalization == "topoflow":
+        check_published(store, data.channels)
     pollutants = [name for name, variable in store.variables.items() if variable.pollutant]
     for name in data.targets:
         if name not in pollutants:
@@ -136,4 +139,20 @@ def check_fit(store: Described, config: "RunConfig") -> None:
                 store.path,
                 f"has {name} as a static field, and `data.history_hours` asks for earlier ones",
                 "Name the variables in `data.history_variables`, without static ones.",
+            )
+
+
+def check_published(store: Described, names: Iterable[str]) -> None:
+    """Check that variables have TopoFlow's published mean and standard deviation.
+
+    Raises:
+        ValueError: one has none.
+    """
+    for name in names:
+        if None in (store.variables[name].topoflow_mean, store.variables[name].topoflow_std):
+            raise_store_error(
+                store.path,
+                f"has no published mean and standard deviation of {name}, which `data.normalization` = "
+                '"topoflow" needs',
+                'Set `data.normalization` to "dataset".',
             )

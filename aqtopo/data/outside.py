@@ -18,8 +18,10 @@ from aqtopo.data.axes import COORDINATE_NAMES, normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
 from aqtopo.data.missing import ZARR_ARRAYS, lost_coordinate, restore_fill_values, zarr_arrays
+from aqtopo.data.names import find_variable
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import raise_input_error
+from aqtopo.variables import VARIABLES, Variable
 
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 
@@ -42,11 +44,12 @@ _PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsig
 """Attributes that xarray moves to `encoding` when it decodes."""
 
 
-def open_outside(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
+def open_outside(paths: str | Path | Sequence[str | Path], variables: Sequence[Variable] = ()) -> xr.Dataset:
     """Open a file, or several that follow each other in time, as one lazy dataset.
 
     Args:
         paths: NetCDF files or zarr stores. Each is decoded on its own; their times must differ.
+        variables: those to find in each of several files, which may name them differently.
 
     Raises:
         ValueError: a file is missing, damaged, undecoded, or has axes that are not understood.
@@ -56,7 +59,7 @@ def open_outside(paths: str | Path | Sequence[str | Path]) -> xr.Dataset:
         raise ValueError("No file is given. Name at least one NetCDF file or zarr store.")
     # Chunks make the joined dataset lazy.
     opened = [normalise(_open(file, {} if len(files) > 1 else None), str(file)) for file in files]
-    return opened[0] if len(files) == 1 else _join(opened, [str(file) for file in files])
+    return opened[0] if len(files) == 1 else _join(opened, [str(file) for file in files], variables)
 
 
 def normalise(dataset: xr.Dataset, source: str, *, keep_direction: bool = False) -> xr.Dataset:
@@ -228,13 +231,34 @@ def _refuse_damaged(path: Path, error: Exception) -> NoReturn:
     )
 
 
-def _join(datasets: Sequence[xr.Dataset], files: Sequence[str]) -> xr.Dataset:
+def _with_common_names(
+    datasets: Sequence[xr.Dataset], files: Sequence[str], variables: Sequence[Variable]
+) -> list[xr.Dataset]:
+    """Give a variable that has different names in the files its short name.
+
+    Surface pressure and temperature, which ratios of masses need, may be absent.
+    """
+    common = list(datasets)
+    for variable in {v.name: v for v in (VARIABLES["psfc"], VARIABLES["temp"], *variables)}.values():
+        try:
+            names = [find_variable(d, variable, file) for d, file in zip(common, files, strict=True)]
+        except ValueError:
+            if variable in variables:
+                raise
+            continue
+        if len(set(names)) > 1:
+            common = [d.rename({name: variable.name}) for d, name in zip(common, names, strict=True)]
+    return common
+
+
+def _join(datasets: Sequence[xr.Dataset], files: Sequence[str], variables: Sequence[Variable]) -> xr.Dataset:
     """Concatenate along the initial times, or the times; refuse other grids and times that two files have."""
     axis = next((name for name in ("init_time", "time") if name in datasets[0].coords), None)
     if axis is None:
         raise_input_error(
             files[0], "has no time axis along which files could be joined", "Give a single file"
         )
+    datasets = _with_common_names(datasets, files, variables)
     first = datasets[0]
     known: dict[Any, str] = {}
     shared = [name for name in first.data_vars if all(name in other for other in datasets)]

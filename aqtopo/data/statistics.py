@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import zarr
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.channels import no_data
 from aqtopo.data.levels import implausible_level
+from aqtopo.data.metadata import check_published
 from aqtopo.data.schema import raise_store_error
 from aqtopo.data.store import (
     FURTHER_STATISTICS,
@@ -263,15 +264,7 @@ def scaling_digest(config: "RunConfig", store: Store) -> str:
 
 def _published(store: Store, needed: Sequence[str]) -> Normalization:
     """Return the published constants of the variables that a run needs."""
-    mean, std = {}, {}
-    for name in needed:
-        variable = store.variables[name]
-        if variable.topoflow_mean is None or variable.topoflow_std is None:
-            raise_store_error(
-                store.path,
-                f"has no published mean and standard deviation of {name}, which `data.normalization` = "
-                '"topoflow" needs',
-                'Set `data.normalization` to "dataset".',
-            )
-        mean[name], std[name] = variable.topoflow_mean, variable.topoflow_std
-    return Normalization(mean, std)
+    check_published(store, needed)
+    mean = {name: store.variables[name].topoflow_mean for name in needed}
+    std = {name: store.variables[name].topoflow_std for name in needed}
+    return Normalization(cast(dict[str, float], mean), cast(dict[str, float], std))

@@ -14,6 +14,10 @@ _MASS_RATIO = re.compile(r"(?i)(kg|g|mg|ug|µg|μg|ng)\s*(/\s*kg|kg\s*(\*\*|\^)?
 _VOLUME_RATIO = re.compile(r"(?i)pp[mbt]v?|(n|u|µ|μ|p)?mole?s?\s*(/\s*mole?|mole?\s*(\*\*|\^)?\s*-1)")
 _PEOPLE = re.compile(r"(?i)\b(persons?|people|inhabitants?|population|pop|count)\b")
 
+_TEMPERATURE = re.compile(r"(?i)(degrees?|deg|°)[\s_]*(k|c|f)(elvin|elsius|ahrenheit)?")
+_SEA_LEVEL = re.compile(r"(?i)(?<=\w)[\s_]*\(?(a\.?(m\.?)?s\.?l\.?|msl|above (mean )?sea[ -]level)\)?$")
+"""Suffix of heights, as in `m asl`."""
+
 _ALIASES = {
     "mb": "mbar",
     "millibar": "mbar",
@@ -150,6 +154,9 @@ def _parse(text: str) -> Any:
     """Return a pint quantity of the text, of magnitude 1 unless the text has a number."""
     import pint
 
+    if temperature := _TEMPERATURE.fullmatch(text.strip()):
+        text = {"k": "K", "c": "degC", "f": "degF"}[temperature[2].lower()]
+    text = _SEA_LEVEL.sub("", text.strip())
     known = re.sub(r"[\s_^]|\*\*", "", text).lower()
     plain = _ALIASES.get(known, _PEOPLE.sub("1", text.strip()))
     for spelling in (plain, plain.lower()):

@@ -13,6 +13,9 @@ import pandas as pd
 
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
 
+NUMBERS = ("lat", "lon", "value")
+"""Columns of numbers."""
+
 UNITS = ("units", "unit")
 """Names of the optional column of units."""
 
@@ -20,6 +23,8 @@ SEPARATORS = (",", ";", "\t")
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 """A missing value, in any case; in the column `value` only, for a station may be called NA."""
+
+_DECIMAL_COMMA = r"[-+]?\d*,\d+([eE][-+]?\d+)?"
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -51,7 +56,7 @@ def read_observations(path: Path) -> pd.DataFrame:
         empty = table[name] == ""
         if empty.any():
             raise ValueError(f"{path}, line {empty.idxmax()} has no {name}. Add it, or remove the line.")
-    for name in ("lat", "lon"):
+    for name in NUMBERS[:2]:
         table[name] = _parsed(path, table[name], _numbers, "a number")
     given = table["value"][~table["value"].str.lower().isin(MISSING)]
     table["value"] = _parsed(path, given, _numbers, "a number").reindex(table.index)
@@ -105,7 +110,8 @@ def _read_text(path: Path) -> pd.DataFrame:
     # Columns of other names may be repeated.
     table = table.loc[:, ~table.columns.duplicated()].reindex(columns=[*COLUMNS, "units"], fill_value=units)
     if separator != ",":  # in a comma-separated file, a quoted comma separates thousands
-        for name in ("lat", "lon", "value"):
+        _check_decimal_marks(path, table)
+        for name in NUMBERS:
             table[name] = _with_points(table[name])
     if "units" in names and (table["units"] == "").any():
         line = (table["units"] == "").idxmax()
@@ -153,9 +159,26 @@ def _numbers(entries: pd.Series) -> pd.Series:
     return pd.to_numeric(entries, errors="coerce").astype(np.float64)
 
 
+def _check_decimal_marks(path: Path, table: pd.DataFrame) -> None:
+    """Refuse decimal commas together with points, which may then separate thousands.
+
+    Raises:
+        ValueError: the message gives the line and column of a number with a point.
+    """
+    numbers = table[list(NUMBERS)].stack()
+    commas = numbers[numbers.str.fullmatch(_DECIMAL_COMMA)]
+    points = numbers[numbers.str.fullmatch(r"[-+]?\d*\.\d+([eE][-+]?\d+)?")]
+    if len(commas) and len(points):
+        (line, column), (other, _) = points.index[0], commas.index[0]
+        raise ValueError(
+            f"{path}, line {line}, column {column}: {points.iloc[0]!r} has a point, and line {other} has "
+            f"{commas.iloc[0]!r} with a decimal comma. Write all numbers with the same decimal mark."
+        )
+
+
 def _with_points(entries: pd.Series) -> pd.Series:
     """Replace decimal commas: the only comma of a number without a point; others may separate thousands."""
-    decimal = entries.str.fullmatch(r"[-+]?\d*,\d+([eE][-+]?\d+)?")
+    decimal = entries.str.fullmatch(_DECIMAL_COMMA)
     return entries.mask(decimal, entries.str.replace(",", "."))
 
 

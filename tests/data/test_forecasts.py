@@ -88,6 +88,34 @@ def test_another_layout_and_other_units_are_read(store: Store, dataset: xr.Datas
     assert_alike(opened(tmp_path / "other.zarr", store), dataset)
 
 
+def test_files_may_name_a_variable_differently(store: Store, dataset: xr.Dataset, tmp_path: Path) -> None:
+    names = [{}, {"pm25": "pm2p5"}, {"pm25": "a_name", "o3": "go3"}]
+    for place, renamed in enumerate(names):
+        part = dataset.isel(init_time=[place]).rename(renamed)
+        part.to_netcdf(tmp_path / f"cams_{place}.nc")
+    paths = sorted(tmp_path.glob("*.nc"))
+    assert_alike(open_forecasts(paths, store, TARGET_VARIABLES, HORIZONS_H), dataset)
+    dataset.isel(init_time=[2]).drop_vars("o3").to_netcdf(tmp_path / "lacking.nc")
+    with pytest.raises(ValueError, match=r"lacking\.nc has no o3"):
+        open_forecasts([*paths[:2], tmp_path / "lacking.nc"], store, TARGET_VARIABLES, HORIZONS_H)
+
+
+def test_the_air_of_a_mass_ratio_may_be_named_differently(
+    store: Store, dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    shape = dataset["pm25"].dims, np.ones(dataset["pm25"].shape, "f4")
+    ratio = (dataset["pm25"] * 1e-9 / (9e4 / (287.05 * 300.0))).assign_attrs(units="kg kg-1")
+    given = dataset.assign(
+        pm25=ratio,
+        psfc=(shape[0], shape[1] * 9e4, {"units": "Pa"}),
+        temp=(shape[0], shape[1] * 300, {"units": "K"}),
+    )
+    given.isel(init_time=[0]).to_netcdf(tmp_path / "0.nc")
+    given.isel(init_time=[1, 2]).rename(psfc="sp", temp="t2m").to_netcdf(tmp_path / "1.nc")
+    other = open_forecasts([tmp_path / "0.nc", tmp_path / "1.nc"], store, TARGET_VARIABLES, HORIZONS_H)
+    assert_alike(other, dataset)
+
+
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_a_store_without_consolidated_metadata_gives_no_warning(
     store: Store, dataset: xr.Dataset, tmp_path: Path

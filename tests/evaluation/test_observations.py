@@ -1,4 +1,5 @@
 import codecs
+import re
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,22 @@ def test_a_file_that_is_no_such_table_is_refused(tmp_path: Path, content: bytes,
     with pytest.raises(ValueError, match=message) as caught:
         read_observations(tmp_path / "bad.csv")
     assert "separated by comma, semicolon or tab" in str(caught.value)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+@pytest.mark.parametrize("column", [1, 2, 5])
+def test_decimal_commas_together_with_points_are_refused_by_line(
+    tmp_path: Path, separator: str, column: int
+) -> None:
+    rows = [tuple(entry.replace(".", ",") for entry in row) for row in ROWS]
+    changed = list(rows[2])
+    changed[column] = "1.234"  # 1234 if the point separates thousands
+    path = written(tmp_path, [*rows[:2], tuple(changed)], separator=separator)
+    message = (
+        f"line 4, column {COLUMNS[column]}: '1.234' has a point, and line 2 has '30,25' with a decimal comma"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_observations(path)
 
 
 def test_a_quoted_comma_in_a_comma_separated_file_is_no_decimal_mark(tmp_path: Path) -> None:
