@@ -186,10 +186,10 @@ def open_channel(dataset: xr.Dataset, variable: Variable) -> Channel:
     source = str(dataset.encoding.get("source", "The dataset"))
     name = find_variable(dataset, variable, source)
     given = _on_axes(dataset[name], variable, source)
-    for folder in given.attrs.get(ZARR_ARRAYS, []):
-        check_chunks(Path(folder), zeros_are_usual=_zeros_are_usual(variable))
     if given.dtype.kind not in "iuf":
         raise_input_error(source, f"has {name} of the type {given.dtype}", "Write it as numbers")
+    for folder in given.attrs.get(ZARR_ARRAYS, []):
+        check_chunks(Path(folder), zeros_are_usual=_zeros_are_usual(variable))
     units = given.attrs.get("units")
     if not isinstance(units, str) or not units.strip():
         raise_input_error(

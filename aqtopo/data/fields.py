@@ -9,8 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.channels import open_channel
+from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.outside import normalise
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Store

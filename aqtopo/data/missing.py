@@ -63,17 +63,13 @@ def _packed_fills(variable: xr.DataArray) -> list[tuple[int, float, float]]:
         float(np.asarray(encoding.get(key, usual)).item())
         for key, usual in (("scale_factor", 1.0), ("add_offset", 0.0))
     )
+    # The lowest integer is the other usual choice.
+    fills = [_DEFAULT_FILLS[kind.name], *([int(np.iinfo(kind).min)] if kind.kind == "i" else [])]
     return [
         (fill, fill * scale + offset, 0.4 * abs(scale) + 4 * rounding)
-        for fill in fill_integers(kind)
+        for fill in fills
         for rounding in [np.finfo(variable.dtype).eps * (abs(fill * scale) + abs(offset))]
     ]
-
-
-def fill_integers(kind: np.dtype[Any]) -> list[int]:
-    """Return the integers that mean a missing value in packed data: NetCDF's default, and the lowest one."""
-    default = [_DEFAULT_FILLS[kind.name]] if kind.name in _DEFAULT_FILLS else []
-    return [*default, int(np.iinfo(kind).min)] if default and kind.kind == "i" else default
 
 
 class AbsentChunks(NamedTuple):
