@@ -17,11 +17,33 @@ File = Annotated[Path, typer.Argument(help="The run's JSON file.", metavar="FILE
 
 
 @app.command()
-def validate(file: File, overrides: Overrides = None) -> None:
-    """Check a configuration: its values, its optimizer groups and, if the store is there, that it fits."""
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="The runs' JSON files.", metavar="FILE ...")],
+    overrides: Overrides = None,
+) -> None:
+    """Check configurations: values, optimizer groups and, if the store is there, that it fits."""
+    faults = []
+    for file in files:
+        try:
+            _validate(file, overrides or [])
+        except ValueError as error:
+            if len(files) == 1:
+                raise
+            named = str(error).startswith(str(file))
+            faults.append(str(error) if named else f"{file}: {error}")
+    if faults:
+        raise ValueError("\n".join(faults))
+
+
+def _validate(file: Path, overrides: list[str]) -> None:
+    """Check one configuration; print a line about it.
+
+    Raises:
+        ValueError: it is invalid.
+    """
     from aqtopo.config import load_config
 
-    config = load_config(file, overrides or [])
+    config = load_config(file, overrides)
     _check_store(config)
     groups = _parameters_by_group(config, file)
     sizes = ", ".join(f"{name} {len(parameters)}" for name, parameters in groups.items())

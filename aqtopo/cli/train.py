@@ -11,7 +11,12 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     stop_after: Annotated[
-        int | None, typer.Option(min=1, help="Save and end after this many steps.", metavar="STEPS")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="STEP",
+            help="Save and end after this step of the run, counted over all its starts.",
+        ),
     ] = None,
     resume: Annotated[
         str,

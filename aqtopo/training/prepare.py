@@ -181,6 +181,11 @@ def find_source(run_dir: Path, source: str) -> Path | None:
             "Name a tag of the run directory, or the folder of a tag or a universal checkpoint. To begin "
             "with the weights of a run or of an exported model, set training.initial_weights."
         )
+    if path.name != source:
+        raise ValueError(
+            f"--resume {source}: there is no such folder. Correct the path of the saved state, or name a tag "
+            f"of {run_dir}; `aqtopo checkpoint ls {run_dir}` lists them."
+        )
     return find_tag(run_dir, source).folder(run_dir)
 
 

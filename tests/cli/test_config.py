@@ -1,6 +1,7 @@
 """`aqtopo config` from outside: what goes to which stream, and the exit code."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,24 @@ def test_validate_refuses_groups_that_miss_a_parameter() -> None:
     arguments = ["validate", DEMO, "--set", 'optimizer.groups.2.parameters=["head.0.*"]']
     with pytest.raises(ValueError, match=rf"^{DEMO}: .*head\.2\.weight"):
         CliRunner().invoke(app, arguments, catch_exceptions=False)
+
+
+def test_validate_checks_every_file_and_names_the_faulty_ones(
+    aqtopo: Any, tiny_config: Any, tmp_path: Path
+) -> None:
+    grid, years, good = (tmp_path / f"{name}.json" for name in ("grid", "years", "good"))
+    grid.write_text(tiny_config(data={"grid": [16, 32]}).to_json(), encoding="utf-8")
+    years.write_text(tiny_config(data={"train_years": [2015]}).to_json(), encoding="utf-8")
+    good.write_text(tiny_config().to_json(), encoding="utf-8")
+    ended = aqtopo("config", "validate", grid, tmp_path / "absent.json", years, good)
+    assert ended.code == 2
+    for file, fault in (
+        (grid, "has 8 x 16 cells"),
+        (tmp_path / "absent.json", "cannot be read"),
+        (years, "2015"),
+    ):
+        assert re.search(f"{re.escape(str(file))}: .*{fault}", " ".join(ended.err.split())), ended.err
+    assert f"{good}: valid" in ended.out
 
 
 @pytest.mark.parametrize("command", [("config", "validate"), ("plan",), ("train",)])

@@ -151,6 +151,15 @@ def test_validation_year_without_a_usable_time(tiny_config: TinyConfig, refusal:
     assert nothing_written(config)
 
 
+def test_path_to_resume_that_does_not_exist(
+    tiny_config: TinyConfig, refusal: Refusal, tmp_path: Path
+) -> None:
+    config = tiny_config(training={"validate_every": 4})
+    absent = tmp_path / "run" / "checkpoints" / "epoch01"
+    assert f"--resume {absent}: there is no such folder" in refusal(config, "--resume", str(absent))
+    assert nothing_written(config)
+
+
 def test_group_pattern_that_matches_nothing(tiny_config: TinyConfig, refusal: Refusal) -> None:
     groups = [{"name": "all", "lr_multiplier": 1.0, "parameters": ["*", "blokcs.*"]}]
     config = tiny_config(optimizer={"base_lr": 1e-3, "groups": groups}, training={"validate_every": 4})
