@@ -2,19 +2,23 @@
 
 import torch
 
-from aqtopo.planning.scaling import NODE_TYPES
+from aqtopo.planning.machines import NODE_TYPES
 
-_MI250X, _H100 = NODE_TYPES["mi250x"], NODE_TYPES["h100"]
+
+def _peaks(name: str) -> dict[str, float]:
+    """Return the peaks of an accelerator that `aqtopo plan` knows."""
+    return {**NODE_TYPES[name].flops, "memory": NODE_TYPES[name].memory_rate}
+
+
 PEAKS: dict[str, dict[str, float]] = {
-    # A device is one of two dies. Source: aqtopo/planning/scaling.py.
-    "MI250X": _MI250X.flops | {"memory": _MI250X.memory_rate},
-    "MI300X": {"fp32": 163.4e12, "bf16": 1307.4e12, "memory": 5.3e12},  # AMD's data sheet
-    "A100-SXM4-40GB": {"fp32": 19.5e12, "bf16": 312e12, "memory": 1.555e12},  # NVIDIA's data sheets, as below
-    "A100-SXM4-80GB": {"fp32": 19.5e12, "bf16": 312e12, "memory": 2.039e12},
+    "MI250X": _peaks("mi250x"),  # a device is one of two dies
+    "MI300X": _peaks("mi300x"),
+    "A100-SXM4-40GB": _peaks("a100") | {"memory": 1.555e12},  # NVIDIA's data sheets, as below
+    "A100-SXM4-80GB": _peaks("a100"),
     "H100 PCIe": {"fp32": 51e12, "bf16": 756e12, "memory": 2e12},
     "H100 NVL": {"fp32": 60e12, "bf16": 835e12, "memory": 3.9e12},
-    "H100 80GB HBM3": _H100.flops | {"memory": _H100.memory_rate},
-    "H200": _H100.flops | {"memory": 4.8e12},
+    "H100 80GB HBM3": _peaks("h100"),
+    "H200": _peaks("h200"),
 }
 """FLOP/s by dtype and memory bytes/s; the key is a part of PyTorch's name of the device.
 

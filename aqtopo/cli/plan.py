@@ -17,7 +17,12 @@ def plan(
         int | None, typer.Option(min=1, metavar="N", help="Number of nodes, instead of the configured one.")
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(metavar="mi250x|h100", help="Model step time and scaling on these nodes.")
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE.json",
+            help="Model step time and scaling on nodes with training.ranks_per_node of these: mi250x, "
+            "mi300x, a100, h100, h200, gh200; or on the machine that a file describes.",
+        ),
     ] = None,
     utilization: Annotated[
         float, typer.Option(min=0.01, max=1.0, help="Share of the peak FLOP/s that --gpu assumes.")
@@ -29,12 +34,19 @@ def plan(
 
     from aqtopo.config import load_config
     from aqtopo.planning import make_plan
-    from aqtopo.planning.scaling import find_node_type, scaling, step_time
+    from aqtopo.planning.machines import find_node_type
+    from aqtopo.planning.plan import batch_note
+    from aqtopo.planning.scaling import scaling, step_time
     from aqtopo.planning.tables import as_rows, plan_tables, scaling_tables
 
     changes = [*(overrides or []), *([] if nodes is None else [f"training.nodes={nodes}"])]
     made = make_plan(load_config(config, changes), at_epoch)
-    node_type = find_node_type(gpu)
+    node_type = find_node_type(gpu, made.config.training.ranks_per_node)
+    same_ranks = [
+        each for each in changes if not each.startswith(("training.nodes=", "training.ranks_per_node="))
+    ]
+    if same_ranks != changes and (note := batch_note(made.config, load_config(config, same_ranks))):
+        typer.echo(note, err=True)
     if not made.calendar.from_store:
         typer.echo(
             f"There is no store at {made.config.data.store}: the plan assumes a complete hourly calendar "

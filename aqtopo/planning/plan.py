@@ -211,3 +211,17 @@ def make_plan(config: RunConfig, epoch: int = 0) -> Plan:
         workspace_bytes(config),
         count_flop(config),
     )
+
+
+def batch_note(config: RunConfig, before: RunConfig) -> str | None:
+    """Return how to keep the samples per step of `before`, the same run on other ranks; None if it does."""
+    if config.train_batch == before.train_batch:
+        return None
+    wanted, ranks = before.train_batch, config.micro_batch * config.world_size
+    note = (
+        f"A step has {config.train_batch:,} samples on {config.world_size} ranks; on the configured "
+        f"{before.world_size} it has {wanted:,}."
+    )
+    if wanted % ranks:
+        return f"{note} To keep them, choose ranks and a micro-batch whose product divides {wanted:,}."
+    return f"{note} --set deepspeed.gradient_accumulation_steps={wanted // ranks} keeps them."

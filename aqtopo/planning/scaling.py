@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
+from aqtopo.planning.machines import NodeType
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.zero import Collective, step_collectives
 
@@ -21,59 +22,6 @@ NETWORK_SHARE = 0.8
 
 HOP_S = 3e-6
 """Assumed latency of a message between ranks [s]."""
-
-
-@dataclass(frozen=True)
-class NodeType:
-    """Type of node, from data sheets; per rank unless stated otherwise.
-
-    Attributes:
-        ranks_per_node: accelerators per node.
-        memory: device memory [bytes].
-        flops: peak of the matrix units by precision [FLOP/s].
-        memory_rate: device memory bandwidth [bytes/s].
-        node_network: bandwidth of a node's network [bytes/s].
-        inside_network: bandwidth between neighbouring ranks of a node [bytes/s].
-        storage: bandwidth of the file system for all nodes together [bytes/s].
-    """
-
-    name: str
-    ranks_per_node: int
-    memory: float
-    flops: dict[str, float]
-    memory_rate: float
-    node_network: float
-    inside_network: float
-    storage: float
-
-    def ring_bandwidth(self, nodes: int) -> float:
-        """Return the bandwidth of the slowest link of a ring over the ranks of `nodes` nodes [bytes/s]."""
-        return self.inside_network if nodes == 1 else min(self.inside_network, self.node_network)
-
-
-NODE_TYPES = {
-    # One die of an MI250X (half of AMD's data sheet: 95.7 and 383 TFLOP/s, 3.2 TB/s, 128 GB); LUMI-G: four
-    # 200 Gb/s Slingshot ports per node, 50 GB/s between neighbouring dies; LUMI-P: 240 GB/s.
-    "mi250x": NodeType(
-        "mi250x", 8, 64e9, {"fp32": 47.9e12, "bf16": 191.5e12, "fp16": 191.5e12}, 1.6e12, 100e9, 50e9, 240e9
-    ),
-    # H100 SXM (NVIDIA's data sheet, dense; fp32 on the vector units), eight per node, eight 400 Gb/s ports,
-    # NVLink; storage assumed as above.
-    "h100": NodeType(
-        "h100", 8, 80e9, {"fp32": 67e12, "bf16": 989e12, "fp16": 989e12}, 3.35e12, 400e9, 450e9, 240e9
-    ),
-}
-
-
-def find_node_type(name: str | None) -> NodeType | None:
-    """Return the node type of an accelerator; None for None.
-
-    Raises:
-        ValueError: the accelerator is unknown.
-    """
-    if name is not None and name not in NODE_TYPES:
-        raise ValueError(f"--gpu {name} is unknown. Choose {' or '.join(NODE_TYPES)}.")
-    return None if name is None else NODE_TYPES[name]
 
 
 @dataclass(frozen=True)
@@ -117,16 +65,16 @@ class StepTime:
 
 def step_time(plan: Plan, node_type: NodeType, nodes: int, utilization: float = UTILIZATION) -> StepTime:
     """Model a step at fixed micro-batch and accumulation: the batch grows with the number of nodes."""
-    config, world = plan.config, nodes * node_type.ranks_per_node
-    training = config.training.model_copy(update={"nodes": nodes, "ranks_per_node": node_type.ranks_per_node})
-    config = config.model_copy(update={"training": training})
+    training = plan.config.training.model_copy(update={"nodes": nodes})
+    config = plan.config.model_copy(update={"training": training})
+    world = config.world_size
     elements = {name: group.parameters for name, group in plan.groups.items()}
     gradients, weights = step_collectives(elements, config, config.accumulation)
     flop = plan.flop
     rates = [utilization * node_type.flops[name] for name in (config.deepspeed.precision, "fp32")]
     backward_s = config.accumulation * flop.backward_s(*rates)
     compute_s = config.accumulation * flop.forward_s(*rates) + backward_s
-    bandwidth = NETWORK_SHARE * node_type.ring_bandwidth(nodes)
+    bandwidth = NETWORK_SHARE * node_type.ring_bandwidth(nodes, training.ranks_per_node)
     reduce_s, gather_s = (
         collective.sent(world) / bandwidth + collective.hops(world) * HOP_S
         for collective in (gradients, weights)

@@ -6,8 +6,9 @@ from typing import Any
 
 from rich.table import Table
 
+from aqtopo.planning.machines import NodeType
 from aqtopo.planning.plan import Plan
-from aqtopo.planning.scaling import NETWORK_SHARE, NodeType, StepTime, efficiency
+from aqtopo.planning.scaling import NETWORK_SHARE, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives
 
 
@@ -127,7 +128,7 @@ def _flop(plan: Plan) -> Table:
 def _step(plan: Plan, node_type: NodeType, utilization: float, here: StepTime) -> Table:
     config = plan.config
     elements = {name: group.parameters for name, group in plan.groups.items()}
-    network = node_type.ring_bandwidth(here.nodes)
+    network = node_type.ring_bandwidth(here.nodes, config.training.ranks_per_node)
     precision = config.deepspeed.precision
     title = f"A step on {here.nodes} node(s) of {node_type.name}, {here.world} ranks"
     table = _table(title, "quantity", "value", "source")

@@ -40,6 +40,14 @@ def test_planning_loads_no_deepspeed() -> None:
     assert done.stdout == "False\n"
 
 
+def test_other_ranks_are_modelled_and_the_accumulation_that_keeps_the_batch_is_named() -> None:
+    done = run(REFERENCE, "--gpu", "h100", "--set", "training.ranks_per_node=4", "--nodes", "4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert [row["world"] for row in json.loads(done.stdout)["scaling"]][:3] == [4, 8, 16]
+    assert "A step has 64 samples on 16 ranks; on the configured 400 it has 1,600." in done.stderr
+    assert "--set deepspeed.gradient_accumulation_steps=50 keeps them" in done.stderr
+
+
 def test_overrides_are_planned_with_an_existing_store(
     tiny_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -131,3 +131,15 @@ def test_an_unreadable_store_is_refused(tiny_config: TinyConfig, tmp_path: Path)
     (tmp_path / "broken.zarr").mkdir()
     with pytest.raises(ValueError, match=r"broken\.zarr"):
         make_calendar(tiny_config(data={"store": str(tmp_path / "broken.zarr")}))
+
+
+def test_four_gpus_a_node_make_the_steps_of_the_full_run() -> None:
+    full, small = (
+        make_plan(load_config(f"ds_configs/{name}.json")) for name in ("lumi_400gpu", "nvidia_16gpu")
+    )
+    assert small.config.train_batch == full.config.train_batch == 1600
+    assert small.calendar.total_steps == full.calendar.total_steps
+    assert list(small.calendar.validations(0).values()) == list(full.calendar.validations(0).values())
+    assert {name: group.lr for name, group in small.groups.items()} == {
+        name: group.lr for name, group in full.groups.items()
+    }

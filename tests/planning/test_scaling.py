@@ -5,11 +5,10 @@ from rich.console import Console
 
 from aqtopo.config import load_config
 from aqtopo.planning import Plan, make_plan
+from aqtopo.planning.machines import NODE_TYPES
 from aqtopo.planning.scaling import (
-    NODE_TYPES,
     UTILIZATION,
     efficiency,
-    find_node_type,
     sample_bytes,
     scaling,
     step_time,
@@ -84,7 +83,11 @@ def test_the_loader_reads_all_channels(plan: Plan) -> None:
     )
 
 
-def test_an_unknown_accelerator_is_refused() -> None:
-    assert find_node_type(None) is None
-    with pytest.raises(ValueError, match=r"--gpu abacus is unknown\. Choose mi250x or h100"):
-        find_node_type("abacus")
+def test_ranks_per_node_are_those_of_the_run() -> None:
+    overrides = ["training.ranks_per_node=4", "training.nodes=10"]
+    made = make_plan(load_config("ds_configs/lumi_400gpu.json", overrides))
+    step = step_time(made, NODE_TYPES["h100"], 10)
+    assert (step.world, step.samples) == (40, 160)
+    assert [row.world for row in scaling(made, NODE_TYPES["h100"])][:3] == [4, 8, 16]
+    eight = step_time(make_plan(load_config("ds_configs/lumi_400gpu.json")), NODE_TYPES["h100"], 5)
+    assert step.reduce_s > 1.8 * eight.reduce_s  # a node has half the ports
