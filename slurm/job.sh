@@ -1,9 +1,15 @@
 #!/bin/bash
 # Common part of train.sbatch, debug.sbatch and ablation.sbatch: start `aqtopo train`, then requeue the job or end.
 #
-#   AQTOPO_LAUNCH      srun (default): one task per GCD | deepspeed: `deepspeed --launcher slurm` and a hostfile |
+#   AQTOPO_SITE        name of a file in slurm/sites, or the path of one of your own (default lumi)
+#   AQTOPO_LAUNCH      srun (default): one task per GPU | deepspeed: `deepspeed --launcher slurm` and a hostfile |
 #                      torchrun: one launcher per node
-#   AQTOPO_CONTAINER   singularity image for the ranks; this script itself runs outside
+#   AQTOPO_CONTAINER   image for the ranks; this script itself runs outside
+#   AQTOPO_CONTAINER_RUN      command before the image, such as "apptainer exec --nv --bind /scratch" (default: the
+#                      site's), or "srun", with options for it, for an image that pyxis starts
+#   AQTOPO_CONTAINER_PRELOAD  libfabric and librccl of the container, as a colon-separated list of paths inside it;
+#                      on LUMI, runs do not scale beyond a few nodes without them
+#   AQTOPO_CPU_MASKS   CPU masks of the ranks, instead of the site's
 #   AQTOPO_REQUEUE     yes (default) | no
 #   AQTOPO_LAST_WAIT_S seconds (default 15) for ranks that still save at the time limit; must be less than Slurm's
 #                      KillWait, after which Slurm kills this shell before it can requeue the job
@@ -32,24 +38,62 @@ bad_input() {
 
 check_input() {
     [[ -n ${SLURM_JOB_ID:-} ]] ||
-        bad_input "this is not a Slurm job. Submit it: sbatch slurm/train.sbatch CONFIG"
+        bad_input "this is not a Slurm job. Submit it: slurm/submit.sh --nodes=N slurm/train.sbatch CONFIG"
     [[ $# -ge 1 ]] ||
-        bad_input "no configuration is given. Submit as: sbatch slurm/train.sbatch CONFIG [RUN_DIR [OPTION ...]]"
+        bad_input "no configuration is given. Submit as: slurm/submit.sh --nodes=N slurm/train.sbatch CONFIG [RUN_DIR [OPTION ...]]"
     [[ -f $1 ]] || bad_input "there is no file $1 in $PWD. Submit from the root of the checkout, or name another file."
     if [[ $(squeue --noheader --job "$this" --format=%l) == UNLIMITED ]]; then
         bad_input "the job has no time limit, and a run saves shortly before it. Submit with --time=HH:MM:SS."
     fi
     [[ -n ${SLURM_NTASKS_PER_NODE:-} ]] ||
-        bad_input "the number of ranks per node is not given. Submit with --ntasks-per-node."
+        bad_input "the number of ranks per node is not given. Submit with slurm/submit.sh, or with --ntasks-per-node."
     [[ $launch =~ ^(srun|deepspeed|torchrun)$ ]] ||
         bad_input "AQTOPO_LAUNCH=$launch is invalid. Use srun, deepspeed or torchrun."
     if [[ $launch == deepspeed && -n ${AQTOPO_CONTAINER:-} ]]; then
         bad_input "the deepspeed launcher cannot start ranks in a container. Use AQTOPO_LAUNCH=srun."
     fi
-    [[ -n ${AQTOPO_CONTAINER:-} ]] || command -v aqtopo >/dev/null ||
+    if [[ -n ${AQTOPO_CONTAINER:-} ]]; then
+        check_container
+        return
+    fi
+    command -v aqtopo >/dev/null ||
         bad_input "the command aqtopo is not on PATH. Activate its environment before sbatch."
     [[ $launch != deepspeed || -x $(dirname "$(command -v aqtopo)")/python ]] ||
         bad_input "no python lies beside $(command -v aqtopo), and the deepspeed launcher needs it. Install aqtopo in a virtual environment, or use AQTOPO_LAUNCH=srun."
+}
+
+# Set `container`, the words before a program that run it in the container, and `container_step`, the options of srun
+# that do; both are empty without a container.
+set_container() {
+    container=() container_step=()
+    [[ -n ${AQTOPO_CONTAINER:-} ]] || return 0
+    read -ra container <<<"${AQTOPO_CONTAINER_RUN:-}"
+    if [[ ${container[0]:-} == srun ]]; then
+        container_step=("${container[@]:1}" --container-image="$AQTOPO_CONTAINER")
+        container=()
+    else
+        container+=("$AQTOPO_CONTAINER")
+        if [[ -n ${AQTOPO_CONTAINER_PRELOAD:-} ]]; then # only for processes in the container
+            export SINGULARITYENV_LD_PRELOAD=$AQTOPO_CONTAINER_PRELOAD APPTAINERENV_LD_PRELOAD=$AQTOPO_CONTAINER_PRELOAD
+        fi
+    fi
+}
+
+# Check the container's program, its image and that aqtopo is in it, on the job's first node.
+check_container() {
+    if [[ -n ${container_step[*]} ]]; then
+        [[ -z ${AQTOPO_CONTAINER_PRELOAD:-} ]] ||
+            bad_input "AQTOPO_CONTAINER_PRELOAD has no effect with pyxis. Unset it, and preload in the image."
+        srun --help | grep -q -e --container-image ||
+            bad_input "AQTOPO_CONTAINER_RUN=$AQTOPO_CONTAINER_RUN: srun has no option --container-image here: Slurm lacks pyxis. Use apptainer or singularity."
+    elif ! command -v "${container[0]}" >/dev/null; then
+        bad_input "AQTOPO_CONTAINER_RUN=${AQTOPO_CONTAINER_RUN:-}: there is no program ${container[0]} on $(hostname). Name the site's, such as AQTOPO_CONTAINER_RUN='apptainer exec --nv', or load its module."
+    elif [[ $AQTOPO_CONTAINER != *://* && ! -e $AQTOPO_CONTAINER ]]; then
+        bad_input "AQTOPO_CONTAINER=$AQTOPO_CONTAINER: there is no such image on $(hostname). Name its absolute path on a shared disk."
+    fi
+    # Any other failure may be temporary; the ranks would then fail in the same way, and are tried again.
+    srun --nodes=1 --ntasks=1 "${container_step[@]}" "${container[@]}" sh -c 'command -v aqtopo || exit 127' >/dev/null
+    [[ $? != 127 ]] || bad_input "the command aqtopo is not on PATH in the container $AQTOPO_CONTAINER. Install it there."
 }
 
 # Print a line of text as a JSON string.
@@ -58,18 +102,10 @@ json_string() {
     printf '"%s"' "${text//\"/\\\"}"
 }
 
-# Print the command prefix that runs a program in the container, one word per line; empty without a container.
-container_prefix() {
-    if [[ -n ${AQTOPO_CONTAINER:-} ]]; then
-        printf '%s\n' singularity exec "$AQTOPO_CONTAINER"
-    fi
-}
-
 start() {
     local ranks_per_node=$SLURM_NTASKS_PER_NODE
-    local tasks=$((SLURM_JOB_NUM_NODES * ranks_per_node)) container=()
-    mapfile -t container < <(container_prefix)
-    local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1)
+    local tasks=$((SLURM_JOB_NUM_NODES * ranks_per_node))
+    local step=(srun --nodes="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=1 "${container_step[@]}")
     case $launch in
         srun)
             "${step[@]}" --ntasks="$tasks" --ntasks-per-node="$ranks_per_node" "${cpu_binding[@]}" \
@@ -188,6 +224,9 @@ conclude() {
     say "done"
 }
 
+# shellcheck source=slurm/site.sh
+source slurm/site.sh || bad_input "the job needs a site"
+set_container
 check_input "$@"
 job=${AQTOPO_JOBS:-$PWD/slurm-jobs}/$SLURM_JOB_ID
 mkdir -p "$job" || bad_input "the job's folder $job cannot be created. Name a shared disk in AQTOPO_JOBS."

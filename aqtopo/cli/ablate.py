@@ -105,7 +105,9 @@ def _print_job_array(plan: "Ablation", known: Set[int]) -> None:
         _say(
             f"tasks {format_tasks(before)} may already be queued by an earlier array. If so, leave them out."
         )
-    typer.echo(f"sbatch --array={format_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}")
+    typer.echo(
+        f"slurm/submit.sh --array={format_tasks(tasks)} slurm/ablation.sbatch {shlex.quote(str(plan.out))}"
+    )
 
 
 def _say(text: str) -> None:

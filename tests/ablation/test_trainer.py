@@ -202,7 +202,7 @@ def test_slurm_prints_the_job_array_and_trains_nothing(config_path: Path) -> Non
     out = config_path.parent / "out"
     options = ["--grid", GRID, "--seeds", "2", "--out", str(out), "--block-days", "2", "--slurm"]
     result = CliRunner().invoke(app, ["ablate", str(config_path), *options], catch_exceptions=False)
-    assert f"sbatch --array=0-7 slurm/ablation.sbatch {shlex.quote(str(out))}" in result.output
+    assert f"slurm/submit.sh --array=0-7 slurm/ablation.sbatch {shlex.quote(str(out))}" in result.output
     assert sorted(path.name for path in out.iterdir()) == ["ablation.json", "configs"]
     assert len(list((out / "configs").iterdir())) == 8
 
@@ -235,7 +235,7 @@ def test_task_numbers_are_stable_when_the_ablation_grows(config_path: Path) -> N
     before = trained_by_task(out)
     assert before == {"0": "wind_order-true/seed0", "1": "wind_order-false/seed0"}
     said = array("--grid", "wind_order", "--also", "alpha=1.0", "--seeds", "2")
-    assert f"sbatch --array=0-5 slurm/ablation.sbatch {shlex.quote(str(out))}" in said
+    assert f"slurm/submit.sh --array=0-5 slurm/ablation.sbatch {shlex.quote(str(out))}" in said
     assert "0-1 may already be queued" in said
     after = trained_by_task(out)
     assert before.items() <= after.items()

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,11 +99,14 @@ def submit(
     *options: str,
     script: str = "train",
     argument: Path | None = None,
+    program: str = "sbatch",
+    defaults: Sequence[str] = ON_A_SMALL_CLUSTER,
     **variables: str,
 ) -> Job:
     """Submit `slurm/<script>.sbatch`; further options of sbatch and variables of the job's environment.
 
-    `argument` stands in for the run's configuration, where a script takes something else.
+    `program` is `sbatch`, or the script that calls it with the options of a site; `defaults` are options that
+    a site may give. `argument` stands in for the run's configuration, where a script takes something else.
     """
     cluster.wait_until_idle()  # where a number of nodes is left open, Slurm takes what is there
     run_dir = Path(config.training.run_dir)
@@ -118,8 +121,17 @@ def submit(
         "TMPDIR": str(folder),
         "AQTOPO_JOBS": str(folder / "jobs"),
     }
-    defaults = (*ON_A_SMALL_CLUSTER, f"--nodes={config.training.nodes}", "--ntasks-per-node=1")
-    words = ("sbatch", "--parsable", f"--chdir={ROOT}", f"--output={folder}/job.log", *defaults, *options)
+    if defaults:
+        defaults = (*defaults, "--ntasks-per-node=1")
+    defaults = (*defaults, f"--nodes={config.training.nodes}")
+    words = (
+        ROOT / program if "/" in program else program,
+        "--parsable",
+        f"--chdir={ROOT}",
+        f"--output={folder}/job.log",
+        *defaults,
+        *options,
+    )
     number = cluster.run(
         *words, ROOT / "slurm" / f"{script}.sbatch", argument or file, **(environment | variables)
     ).strip()

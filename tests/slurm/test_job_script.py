@@ -14,16 +14,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-SRUN = 'while [[ $1 == --* ]]; do echo "$1" >>"$FAKES/srun"; shift; done; exec "$@"'
+SRUN = (
+    '[[ $1 != --help ]] || { cat "$FAKES/help"; exit; }; '
+    'while [[ $1 == --* ]]; do echo "$1" >>"$FAKES/srun"; shift; done; exec "$@"'
+)
 SQUEUE = (
     'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$FAKES/restarts";; *%r*) cat "$FAKES/reason";; esac'
 )
 RECORD = 'printf "%s\\n" "$(basename "$0")" "$@" >>"$FAKES/calls"; '
+CONTAINER = RECORD + 'while [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"'
 COMMANDS = {
     "srun": SRUN,
     "squeue": SQUEUE,
     "scontrol": RECORD,
-    "singularity": RECORD,
+    "singularity": CONTAINER,
+    "apptainer": CONTAINER,
     "aqtopo": RECORD + 'eval "$RANK_DOES"',
 }
 
@@ -68,6 +73,7 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
     for name, text in COMMANDS.items():
         (programs / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
+    (fakes / "help").touch()
     (fakes / "reason").write_text("None\n", encoding="utf-8")
     (fakes / "restarts").write_text("0\n", encoding="utf-8")
     config = tmp_path / "run.json"
@@ -181,10 +187,17 @@ def test_node_without_room_for_caches_is_a_temporary_failure(start: StartScript)
     ("variables", "message"),
     [
         ({"AQTOPO_LAUNCH": "mpirun"}, "AQTOPO_LAUNCH=mpirun is invalid. Use srun, deepspeed or torchrun"),
-        ({"SLURM_NTASKS_PER_NODE": ""}, "Submit with --ntasks-per-node"),
+        ({"SLURM_NTASKS_PER_NODE": ""}, "Submit with slurm/submit.sh, or with --ntasks-per-node"),
         ({"AQTOPO_LAUNCH": "deepspeed", "AQTOPO_CONTAINER": "a.sif"}, "cannot start ranks in a container"),
         ({"SLURM_JOB_ID": ""}, "this is not a Slurm job"),
         ({"AQTOPO_JOBS": "/proc/jobs"}, "Name a shared disk in AQTOPO_JOBS"),
+        ({"AQTOPO_SITE": "frontier"}, "no file slurm/sites/frontier.sh in"),
+        ({"AQTOPO_CONTAINER": "/absent.sif"}, "AQTOPO_CONTAINER=/absent.sif: there is no such image"),
+        (
+            {"AQTOPO_CONTAINER": "docker://a", "AQTOPO_CONTAINER_RUN": "podmann run"},
+            "AQTOPO_CONTAINER_RUN=podmann run: there is no program podmann",
+        ),
+        ({"AQTOPO_CONTAINER": "a", "AQTOPO_CONTAINER_RUN": "srun"}, "Slurm lacks pyxis"),
     ],
 )
 def test_bad_input_of_the_script_gives_a_message_and_no_retry(
@@ -251,10 +264,109 @@ def test_arguments_reach_the_ranks_unchanged(start: StartScript) -> None:
     assert rest == ["--set", "optimizer.base_lr=2e-4", "--allow-change", "optimizer"]
 
 
-def test_ranks_run_in_the_container(start: StartScript) -> None:
-    script = start(variables={"AQTOPO_CONTAINER": "/images/a b.sif"})
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, ["singularity", "exec"]),
+        ({"AQTOPO_SITE": "generic_nvidia"}, ["apptainer", "exec", "--nv"]),
+        ({"AQTOPO_SITE": "generic_rocm"}, ["apptainer", "exec", "--rocm"]),
+        (
+            {"AQTOPO_CONTAINER_RUN": "apptainer exec --nv --bind /a"},
+            ["apptainer", "exec", "--nv", "--bind", "/a"],
+        ),
+    ],
+)
+@pytest.mark.parametrize("launch", ["srun", "torchrun"])
+def test_ranks_run_in_the_container(
+    start: StartScript, tmp_path: Path, variables: dict[str, str], words: list[str], launch: str
+) -> None:
+    image = tmp_path / "a b.sif"
+    image.touch()
+    (tmp_path / "bin" / "torchrun").symlink_to(tmp_path / "bin" / "aqtopo")
+    script = start(variables={"AQTOPO_CONTAINER": str(image), "AQTOPO_LAUNCH": launch} | variables)
+    code, log = script.end()
+    assert code == 0, log
+    prefix, calls = [*words, str(image)], script.calls()
+    assert calls[: len(prefix) + 2] == [*prefix, "sh", "-c"]
+    rest = calls[len(prefix) + 3 :]
+    program = ["aqtopo", "train"] if launch == "srun" else ["bash", "-c"]
+    assert rest[: len(prefix) + 2] == [*prefix, *program]
+
+
+def test_pyxis_starts_the_container_with_the_step(start: StartScript) -> None:
+    (start().fakes / "help").write_text("      --container-image=IMAGE\n", encoding="utf-8")
+    variables = {"AQTOPO_CONTAINER": "nvcr.io#image", "AQTOPO_CONTAINER_RUN": "srun --container-mounts=/a"}
+    script = start(variables=variables)
     assert script.end()[0] == 0
-    assert script.calls()[:5] == ["singularity", "exec", "/images/a b.sif", "aqtopo", "train"]
+    assert script.calls()[:2] == ["aqtopo", "train"]
+    options = (script.fakes / "srun").read_text(encoding="utf-8").splitlines()
+    assert options.count("--container-image=nvcr.io#image") == 2  # the check and the ranks
+    assert options.count("--container-mounts=/a") == 2
+
+
+def test_container_without_aqtopo_is_refused(start: StartScript, tmp_path: Path) -> None:
+    image = tmp_path / "a.sif"
+    image.touch()
+    (tmp_path / "bin" / "singularity").write_text(
+        f"#!/bin/bash\nPATH=/usr/bin:/bin\n{CONTAINER}\n", encoding="utf-8"
+    )
+    script = start(variables={"AQTOPO_CONTAINER": str(image)})
+    code, log = script.end()
+    assert (code, script.requeued) == (2, False)
+    assert f"the command aqtopo is not on PATH in the container {image}. Install it there" in log
+
+
+def test_site_of_your_own_sets_variables_and_binding(start: StartScript, tmp_path: Path) -> None:
+    site = tmp_path / "own.sh"
+    site.write_text("export FABRIC=mine\ncpu_binding=(--cpu-bind=sockets)\n", encoding="utf-8")
+    script = start('echo "$FABRIC" >"$FAKES/fabric"', variables={"AQTOPO_SITE": str(site)})
+    code, log = script.end()
+    assert code == 0, log
+    assert (script.fakes / "fabric").read_text(encoding="utf-8") == "mine\n"
+    assert "--cpu-bind=sockets" in (script.fakes / "srun").read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("site", "script", "options"),
+    [
+        ("lumi", "train", ["--partition=standard-g", "--ntasks-per-node=8"]),
+        ("lumi", "debug", ["--partition=standard-g", "--partition=dev-g", "--ntasks-per-node=8"]),
+        ("generic_nvidia", "train", ["--ntasks-per-node=4", "--gpus-per-node=4"]),
+        ("generic_rocm", "train", ["--ntasks-per-node=8", "--gpus-per-node=8"]),
+    ],
+)
+def test_submission_adds_the_options_of_the_site(
+    tmp_path: Path, site: str, script: str, options: list[str]
+) -> None:
+    (tmp_path / "sbatch").write_text('#!/bin/bash\nprintf "%s\\n" "$AQTOPO_SITE" "$@"\n', encoding="utf-8")
+    (tmp_path / "sbatch").chmod(0o755)
+    given = ["--nodes=2", f"slurm/{script}.sbatch", "run.json", "runs/a b"]
+    done = subprocess.run(
+        ["slurm/submit.sh", *given],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin", "AQTOPO_SITE": site},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    first, *words = done.stdout.splitlines()
+    assert first == site
+    assert [word for word in words if word in options] == sorted(options, key=words.index)
+    assert set(options) <= set(words)
+    assert words[-4:] == given  # the last of a repeated option applies
+
+
+def test_submission_to_an_unknown_site_is_refused(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["slurm/submit.sh", "slurm/train.sbatch", "run.json"],
+        cwd=ROOT,
+        env={"PATH": "/usr/bin:/bin", "AQTOPO_SITE": "frontier"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Name one of generic_nvidia generic_rocm lumi" in done.stderr
 
 
 LEAVES_COPY = 'mkdir "$TMPDIR/aqtopo-copy.partial"; echo "$TMPDIR/aqtopo-copy" >"$AQTOPO_JOB_DIR/copy"; '

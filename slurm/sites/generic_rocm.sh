@@ -1,0 +1,14 @@
+# A cluster with eight AMD GPUs and at least 64 cores a node, such as MI300X, and InfiniBand or Ethernet. For another
+# one, copy this file, change it, and name the copy in AQTOPO_SITE.
+site_options=(--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8) # and --partition=..., --account=...
+: "${AQTOPO_CONTAINER_RUN:=apptainer exec --rocm}"
+
+# module load rocm
+
+# RCCL finds InfiniBand's adapters itself. Its start-up and gloo use an IP interface, which must reach all nodes.
+if [[ -e /sys/class/net/ib0 ]]; then
+    export NCCL_SOCKET_IFNAME=ib0 GLOO_SOCKET_IFNAME=ib0
+fi
+# Loader processes are forked while the fabric is open.
+export RDMAV_FORK_SAFE=1
+# ROCR_VISIBLE_DEVICES must stay unset: each rank selects its GPU by local rank, and RCCL's peer access needs all.
