@@ -83,7 +83,7 @@ def evaluate(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model beside its baselines; write RUN/scores.json and RUN/scores.zarr.
+    """Score a model beside its baselines; write RUN/scores.json, scores.csv and scores.zarr.
 
     Several processes, started by `torchrun`, `deepspeed` or `srun`, share the work.
     """

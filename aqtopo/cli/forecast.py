@@ -20,7 +20,8 @@ def forecast(
     ] = None,
     *,
     init: Annotated[
-        str, typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00.")
+        list[str],
+        typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00; repeatable."),
     ],
     tag: SavedTag = "best",
     store: StorePath = None,
@@ -37,28 +38,32 @@ def forecast(
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an older forecast.")] = False,
 ) -> None:
-    """Forecast all pollutants from one hour of a store; write a CF-1.11 dataset."""
+    """Forecast all pollutants from one or several hours of a store; write a CF-1.11 dataset."""
     from aqtopo.inference.forecast import forecast as make_forecast
-    from aqtopo.inference.forecast import parse_init_time
+    from aqtopo.inference.forecast import forecasts, parse_init_time
     from aqtopo.inference.forecast_file import check_output, write_forecast
     from aqtopo.inference.load import load_model
 
     # Check the input before the network is loaded.
-    init_time = parse_init_time(init)
+    init_times = list(dict.fromkeys(parse_init_time(text) for text in init))
     if output is None and not needs:
         raise ValueError("no output is named. Name OUT.nc or OUT.zarr, or list what is needed with --needs.")
     if output is not None and not needs:
         check_output(output, overwrite)
     run = load_model(run_dir, tag, store)
     if output is None or needs:
-        _list_needs(run, init_time)
+        for init_time in init_times:
+            _list_needs(run, init_time)
         return
-    dataset = make_forecast(run, init_time, read_weather([weather] if weather else [], run))
+    given = read_weather([weather] if weather else [], run)
+    dataset = (
+        forecasts(run, init_times, given) if init_times[1:] else make_forecast(run, init_times[0], given)
+    )
     write_forecast(dataset, output, overwrite)
     leads = ", ".join(map(str, dataset["lead_time"].values))
-    given = f", {dataset.attrs['weather']}" if "weather" in dataset.attrs else ""
-    names = ", ".join(map(str, dataset.data_vars))
-    typer.echo(f"{output}: {names} at {leads} h from {init_time} UTC{given}")
+    source = f", {dataset.attrs['weather']}" if "weather" in dataset.attrs else ""
+    names, starts = ", ".join(map(str, dataset.data_vars)), ", ".join(map(str, init_times))
+    typer.echo(f"{output}: {names} at {leads} h from {starts} UTC{source}")
 
 
 def _list_needs(run: "LoadedRun", init_time: "np.datetime64") -> None:

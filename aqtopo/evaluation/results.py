@@ -1,10 +1,10 @@
-"""Files of an evaluation: scores.json, scores.zarr and scores_stations.csv.
+"""Files of an evaluation: scores.json, scores.csv, scores.zarr and scores_stations.csv.
 
 `scores.json` holds the scores for people and programs without xarray: the provenance; `scores`, an entry for
 each pollutant and horizon; `strata`, the same by season, hour and area; `exceedances` and `spectra`, an
-entry for each forecast, pollutant and horizon. Missing values are null. `scores.zarr` has one group per
-table of sums. Scores against another model or with a weather forecast go to `scores_against_NAME` or
-`scores_weather_NAME` and leave the run's own unchanged.
+entry for each forecast, pollutant and horizon. Missing values are null. `scores.csv` has a row for each score
+over the whole split, `scores.zarr` one group per table of sums. Scores against another model or with a
+weather forecast go to `scores_against_NAME` or `scores_weather_NAME` and leave the run's own unchanged.
 """
 
 import json
@@ -23,7 +23,7 @@ from aqtopo.config.record import Record, Time, read_record
 from aqtopo.config.strict import NonNegative, Positive, Problem, raise_contradictions
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
-from aqtopo.evaluation.scores import count_wins, squared_errors
+from aqtopo.evaluation.scores import count_wins, squared_errors, tidy_scores
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
 from aqtopo.variables import NAME_PATTERN, Variable, Variables, variables_as_json, with_defaults
@@ -339,13 +339,19 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
         "spectra": done.spectra[["resolved_km", "short_waves"]].drop_sel(forecast=TRUTH),
     }
     written = [write_scores(done.scores, run_dir, strata, others, f"{stem}.json")]
+    axes = ["pollutant", "lead_time", "score", "forecast"]
+    rows = tidy_scores(done.scores).to_dataframe(dim_order=axes).reset_index()
+    written.append(_write_csv(rows[[*axes, "value", "units", "count"]], run_dir / f"{stem}.csv"))
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
-        written.append(run_dir / f"{stem}_stations.csv")
-        write_atomically(
-            written[-1], lambda temporary: station_frame(by_station).to_csv(temporary, index=False)
-        )
+        written.append(_write_csv(station_frame(by_station), run_dir / f"{stem}_stations.csv"))
     return written
+
+
+def _write_csv(frame: Any, path: Path) -> Path:
+    """Write a pandas DataFrame by atomic rename; return the path."""
+    write_atomically(path, lambda temporary: frame.to_csv(temporary, index=False))
+    return path
 
 
 def station_frame(by_station: xr.Dataset) -> Any:

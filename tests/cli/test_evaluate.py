@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -30,6 +31,22 @@ def test_table_scores_and_progress(aqtopo: Command, untrained_run: Path) -> None
     for what in ("240/240 hours of climatology, ", "6/6 forecasts, "):
         (line,) = [line for line in ended.err.splitlines() if line.startswith(what)]
         assert line.endswith("/s, 00:00 left")
+
+
+def test_scores_are_a_tidy_table(aqtopo: Command, untrained_run: Path) -> None:
+    assert aqtopo("evaluate", untrained_run).code == 0
+    table = pd.read_csv(untrained_run / "scores.csv")
+    assert list(table) == ["pollutant", "lead_time", "score", "forecast", "value", "units", "count"]
+    assert len(table) == 24 * 4 * len(FORECASTS)
+    entry = read_score_file(untrained_run).scores[0]
+    chosen = table.query("pollutant == @entry.pollutant and lead_time == @entry.horizon_h")
+    assert set(chosen["units"]) == {entry.units}
+    assert set(chosen["count"]) == {entry.count}
+    values = chosen.set_index(["forecast", "score"])["value"]
+    for name in FORECASTS:
+        scores = entry.__pydantic_extra__[name].model_dump()
+        expected = {score: float("nan") if value is None else value for score, value in scores.items()}
+        assert values[name].to_dict() == pytest.approx(expected, nan_ok=True)
 
 
 def test_json_stdout_holds_only_the_score_file(aqtopo: Command, untrained_run: Path) -> None:
@@ -111,7 +128,7 @@ def test_stations_and_another_model_are_scored_in_one_command(
     assert "than persistence in" in ended.out
     assert "cams in 0, and than all in 0" in ended.out
     written = {path.name for path in untrained_run.iterdir() if path.name.startswith("scores")}
-    assert written == {f"scores_against_cams{end}" for end in (".json", ".zarr", "_stations.csv")}
+    assert written == {f"scores_against_cams{end}" for end in (".json", ".csv", ".zarr", "_stations.csv")}
     lines = (untrained_run / "scores_against_cams_stations.csv").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 1 + len(FORECASTS) + 1
     assert lines[1].startswith("A,30.0,100.0,pm25,ug m-3,24,")

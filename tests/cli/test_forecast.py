@@ -32,6 +32,27 @@ def test_suffix_determines_the_format(
         assert dataset["pm25"].notnull().all()
 
 
+@pytest.mark.parametrize("suffix", [".zarr", ".nc"])
+def test_several_initial_times_are_one_file_that_evaluate_compares(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path, suffix: str
+) -> None:
+    output, later = tmp_path / f"out{suffix}", "2018-01-04T06"
+    ended = aqtopo("forecast", untrained_run, output, "--init", INIT, "--init", later, "--init", INIT)
+    assert ended.code == 0, ended.err
+    assert ended.out.endswith(f"from {INIT}, {later} UTC\n")
+    aqtopo("forecast", untrained_run, tmp_path / "second.nc", "--init", later)
+    with xr.open_dataset(output) as both, xr.open_dataset(tmp_path / "second.nc") as second:
+        assert dict(both.sizes) == {"init_time": 2, "lead_time": 4, "lat": 8, "lon": 16}
+        assert both["time"].dims == ("init_time", "lead_time")
+        xr.testing.assert_equal(both.isel(init_time=1), second)
+    assert aqtopo("evaluate", untrained_run, "--against", output, "--every", "6").code == 0
+
+
+def test_needs_of_several_initial_times_are_listed(aqtopo: Command, untrained_run: Path) -> None:
+    ended = aqtopo("forecast", untrained_run, "--needs", "--init", INIT, "--init", "2018-01-04T06")
+    assert [INIT in ended.out, "2018-01-04T06" in ended.out] == [True, True]
+
+
 def test_existing_forecast_is_replaced_only_with_overwrite(
     aqtopo: Command, untrained_run: Path, tmp_path: Path
 ) -> None:

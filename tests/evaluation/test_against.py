@@ -99,7 +99,7 @@ def test_scores_against_another_model_keep_the_runs_own_files(
 ) -> None:
     done = evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
     names = [path.name for path in write_results(done, tmp_path)]
-    assert names == ["scores_against_cams.json", "scores_against_cams.zarr"]
+    assert names == ["scores_against_cams.json", "scores_against_cams.csv", "scores_against_cams.zarr"]
     content = json.loads((tmp_path / names[0]).read_text(encoding="utf-8"))
     assert "model_beats_cams" in content["summary"]
     rivals = done.scores.sel(forecast="cams")
