@@ -163,6 +163,9 @@ remove_copies() {
 # Test if Slurm ends the job for a reason, such as TimeLimit. A job cancelled by a user has no reason.
 why_ended() { [[ $(squeue --noheader --states=all --job "$this" --format=%r) == "$1" ]]; }
 
+# Test if Slurm ends the job: the ranks may end before Slurm's signal to this shell arrives.
+is_ending() { [[ $(squeue --noheader --states=all --job "$this" --format=%T) =~ ^(COMPLETING|CANCELLED)$ ]]; }
+
 # Test if Slurm itself has requeued the job, as it does after a node failure.
 requeued_by_slurm() {
     (($(squeue --noheader --states=all --job "$this" --Format=restartcnt) > restarts))
@@ -199,6 +202,9 @@ after_failure() {
 # Requeue or end after this start, given its exit code.
 conclude() {
     local code=$1 noted='' why=''
+    if [[ $code != 0 && $ended == no ]] && is_ending; then
+        ended=yes
+    fi
     if [[ $ended == yes ]] && requeued_by_slurm; then
         say "ended by Slurm, which has requeued the job, as it does after a node failure"
         exit 0

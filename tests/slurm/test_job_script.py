@@ -19,7 +19,8 @@ SRUN = (
     'while [[ $1 == --* ]]; do echo "$1" >>"$FAKES/srun"; shift; done; exec "$@"'
 )
 SQUEUE = (
-    'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$FAKES/restarts";; *%r*) cat "$FAKES/reason";; esac'
+    'case "$*" in *%l*) echo 10:00;; *restartcnt*) cat "$FAKES/restarts";; *%r*) cat "$FAKES/reason";; '
+    '*%T*) cat "$FAKES/state";; esac'
 )
 RECORD = 'printf "%s\\n" "$(basename "$0")" "$@" >>"$FAKES/calls"; '
 CONTAINER = RECORD + 'while [[ $1 != *.sif ]]; do shift; done; shift; exec "$@"'
@@ -74,6 +75,7 @@ def start(tmp_path: Path) -> Iterator[StartScript]:
         (programs / name).write_text(f"#!/bin/bash\n{text}\n", encoding="utf-8")
         (programs / name).chmod(0o755)
     (fakes / "help").touch()
+    (fakes / "state").write_text("RUNNING\n", encoding="utf-8")
     (fakes / "reason").write_text("None\n", encoding="utf-8")
     (fakes / "restarts").write_text("0\n", encoding="utf-8")
     config = tmp_path / "run.json"
@@ -244,6 +246,15 @@ def test_job_requeued_by_slurm_is_not_reported_as_cancelled(start: StartScript) 
     code, log = interrupted(script)
     assert "Slurm, which has requeued the job" in log
     assert "cancelled" not in log
+    assert (code, script.requeued) == (0, False)
+
+
+def test_cancelled_job_whose_ranks_end_before_its_shell_is_signalled_is_not_requeued(
+    start: StartScript,
+) -> None:
+    script = start('echo COMPLETING >"$FAKES/state"; exit 143')
+    code, log = script.end()
+    assert "cancelled; not requeued" in log
     assert (code, script.requeued) == (0, False)
 
 
