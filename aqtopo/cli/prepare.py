@@ -63,7 +63,7 @@ def caqra(
 ) -> None:
     """Regrid the Chinese Air Quality Reanalysis (CAQRA) and write it as a store.
 
-    After a kill, the same command resumes.
+    After a kill, the same command resumes. Exits with 1 if most files are unusable.
     """
     from aqtopo.cli.progress import ProgressBar
     from aqtopo.data.grid import Grid, parse_grid
@@ -86,6 +86,9 @@ def caqra(
         print_json(quality)
     else:
         _print(quality, recipe.report)
+    if quality["hours"]["unusable"] > quality["hours"]["present"]:
+        typer.echo("ERROR: most hourly files are unusable, see above and the report.", err=True)
+        raise typer.Exit(1)
 
 
 def _print(quality: dict[str, Any], report: Path) -> None:
@@ -96,11 +99,13 @@ def _print(quality: dict[str, Any], report: Path) -> None:
     typer.echo(f"{quality['store']}: {hours['present']} of {hours['expected']} hours; report in {report}")
     typer.echo(
         f"missing {hours['missing']} h ({hours['unusable']} with an unusable file), duplicated "
-        f"{hours['duplicated']} h, damaged archives {len(quality['damaged_archives'])}, cells outside the "
-        f"source grid {quality['cells_outside_source']}"
+        f"{hours['duplicated']} h, damaged archives {len(quality['damaged_archives'])}, ignored files "
+        f"{len(quality['ignored'])}, cells outside the source grid {quality['cells_outside_source']}"
     )
     for hour, why in list(quality["unusable"].items())[:_SHOWN]:
         typer.echo(f"  {hour}: {why}")
+    for problem in [*quality["damaged_archives"], *quality["ignored"]][:_SHOWN]:
+        typer.echo(f"  {problem}")
     for conversion, count in quality["converted_hours"].items():
         typer.echo(f"converted {conversion} in {count} h")
     if zone["agrees"] is False:

@@ -24,12 +24,6 @@ def check_store(store: Store, config: "RunConfig") -> Normalization:
         ValueError: they do not fit; the message names the store, the mismatch and the remedy.
     """
     check_fit(store, config)
-    if not (store.static["mask"] > 0).any():
-        raise_store_error(
-            store.path,
-            "has no cell of value 1 in its mask, so the loss and the scores would have no data",
-            "Write the store again with a mask that is 1 in the cells of the loss and the scores.",
-        )
     for fault, remedy in implausible_values(store):
         raise_store_error(store.path, fault, remedy)
     return normalization_for(config, store)
@@ -37,6 +31,11 @@ def check_store(store: Store, config: "RunConfig") -> Normalization:
 
 def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
     """Yield each implausible terrain value or mean with its remedy; wrong units are the usual cause."""
+    if not (store.static["mask"] > 0).any():
+        yield (
+            "has no cell of value 1 in its mask, so the loss and the scores would have no data",
+            "Write the store again with a mask that is 1 in the cells of the loss and the scores.",
+        )
     for name, variable in store.variables.items():
         if variable.kind == "dynamic":
             continue

@@ -102,6 +102,7 @@ def emptied(hours: slice, channels: slice) -> Callable[[xr.Dataset], None]:
 
 WRONG: dict[str, tuple[Callable[[xr.Dataset], None], str, str]] = {
     "elevation in km": (scaled("elevation", 1e-3), "fault", r"no point higher than 3\.\d+ m.*kilometres"),
+    "no cell in the mask": (scaled("mask", 0), "fault", "no cell of value 1 in its mask"),
     "latitudes upside down": (scaled("lat2d", -1), "fault", "lat2d that differs from its axis"),
     "too cold": (field_scaled("temp", 0.7), "fault", r"temp: \d+ values outside 180 to 340 K"),
     "no value in an hour": (

@@ -2,7 +2,7 @@
 
 Members are read into memory and never written, so their names cannot escape a folder. Links and devices are
 skipped; files and members larger than `MAX_BYTES` are refused unread. No member of a gzip file is used before
-its checksum, which is at its end, is verified.
+its checksum, which is at its end, is verified. What is passed over is named with the reason.
 """
 
 import gzip
@@ -13,7 +13,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -32,11 +32,22 @@ _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _BLOCK, _NO_BLOCK = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
 _PIECE_BYTES = 2**20
 
-_HOURLY_NAME = re.compile(r"CN-Reanalysis(\d{10})\.nc")
+_HOURLY_NAME = re.compile(r"CN-Reanalysis(\d{8})(\d{2})\.nc", re.IGNORECASE)
 _DATE = re.compile(r"(?<!\d)(\d{8})(?!\d)")
-_DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError)
-_DAMAGE_OF_MEMBER = (*_DAMAGE, NotImplementedError, RuntimeError)
-"""zipfile raises RuntimeError for encrypted members and NotImplementedError for unknown formats."""
+_HOUR = np.timedelta64(1, "h")
+_IGNORED = {
+    ARCHIVE_SUFFIXES: "is an archive in an archive: unpack the outer one",
+    (".rar", ".7z", ".bz2", ".xz", ".zst", ".gz"): "is packed in a way that is not read: repack it as zip",
+    (".part", ".partial", ".crdownload", ".tmp"): "is an unfinished download: download it again",
+}
+"""Reasons by the suffix of a name without an hour."""
+
+_DAMAGE = (
+    OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError,
+    OverflowError,
+)  # fmt: skip
+"""zipfile raises RuntimeError for encrypted members, and NotImplementedError, its subclass, for unknown
+formats; tarfile raises the last two for impossible numbers in headers."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +59,14 @@ class HourlyFile:
         where: path, and member if it is in an archive, for messages.
         content: its bytes; None if unreadable.
         problem: reason if unreadable.
+        ignored: it is no hourly file, or of no day, for the reason in `problem`.
     """
 
     stamp: np.datetime64
     where: str
     content: bytes | None
     problem: str = ""
+    ignored: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,11 +77,17 @@ class Inventory:
         loose: unpacked hourly files by hour.
         dated: archives by the date in their name.
         undated: archives without a date in their name; they are searched for every day.
+        found: size and time of modification [ns] of each of them, when the folder was searched.
+        ignored: names of other files and linked folders, with the reason.
+        source: the folder.
     """
 
     loose: Mapping[np.datetime64, Sequence[Path]]
     dated: Mapping[np.datetime64, Sequence[Path]]
     undated: Sequence[Path]
+    found: Mapping[Path, list[int]]
+    ignored: Sequence[str]
+    source: Path
 
     @classmethod
     def of(cls, source: Path) -> "Inventory":
@@ -82,26 +101,42 @@ class Inventory:
         loose: defaultdict[np.datetime64, list[Path]] = defaultdict(list)
         dated: defaultdict[np.datetime64, list[Path]] = defaultdict(list)
         undated: list[Path] = []
-        for path in sorted(source.rglob("*") if source.is_dir() else [source]):
-            stamp = stamp_of(path.name)
+        ignored: list[str] = []
+        for path in sorted(_walk(source, ignored) if source.is_dir() else [source]):
+            stamp, date = stamp_of(path.name), _date_of(path.name)
             if stamp is not None:
                 loose[stamp].append(path)
-            elif path.name.lower().endswith(ARCHIVE_SUFFIXES):
-                date = _date_of(path.name)
+            elif path.name.lower().endswith(ARCHIVE_SUFFIXES) and not path.name.startswith("._"):
                 (undated if date is None else dated[date]).append(path)
-        if not (loose or dated or undated):
+            else:
+                ignored.append(f"{path} {_why_ignored(path.name)}")
+        files = [path for paths in (*loose.values(), *dated.values(), undated) for path in paths]
+        if not files:
             raise ValueError(
                 f"{source} holds neither CN-ReanalysisYYYYMMDDHH.nc files nor archives "
                 f"({', '.join(ARCHIVE_SUFFIXES)}). Give the folder of the downloaded data set."
+                + (f" {len(ignored)} files are passed over; {ignored[0]}." if ignored else "")
             )
-        return cls(loose, dated, undated)
+        return cls(loose, dated, undated, {path: _version(path) for path in files}, ignored, source)
 
     def paths(self, stamps: Hours) -> list[Path]:
         """Return the files and archives that may hold the hours `stamps` (in the data set's time zone)."""
+        return list(dict.fromkeys([*self._own(stamps), *self._evening(stamps[0])]))
+
+    def versions(self, stamps: Hours) -> dict[str, list[int]]:
+        """Return the size and time of these files by their paths in the folder."""
+        return {str(path.relative_to(self.source)): self.found[path] for path in self.paths(stamps)}
+
+    def _own(self, stamps: Hours) -> list[Path]:
         files = [path for stamp in stamps for path in self.loose.get(stamp, ())]
         dates = np.unique(stamps.astype("datetime64[D]"))
         archives = [path for date in dates for path in self.dated.get(date, ())]
         return [*files, *archives, *self.undated]
+
+    def _evening(self, stamp: np.datetime64) -> Sequence[Path]:
+        """Return the archives that may hold the hour 0 of a day as hour 24 of the day before."""
+        date = stamp.astype("datetime64[D]")
+        return self.dated.get(date - 1, ()) if stamp == date else ()
 
     def read(self, stamps: Hours) -> Iterator[HourlyFile]:
         """Yield the hourly files of `stamps`, one in memory at a time; a damaged one has a `problem`.
@@ -109,32 +144,75 @@ class Inventory:
         A damaged archive yields its readable members, none if it is compressed with gzip, then one file whose
         `stamp` is NaT.
         """
-        wanted = {stamp_name(stamp): stamp for stamp in stamps}
-        for path in self.paths(stamps):
-            if stamp_of(path.name) is not None:
-                yield _file(path)
-                continue
-            try:
-                yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)
-            except _DAMAGE as error:
-                yield HourlyFile(np.datetime64("NaT"), str(path), None, f"is damaged ({_text(error)})")
+        read: set[np.datetime64] = set()
+        for path in self._own(stamps):
+            for file in _files(path, set(stamps)):
+                read.add(file.stamp)
+                yield file
+        if stamps[0] not in read:
+            for path in self._evening(stamps[0]):
+                yield from _files(path, {stamps[0]})
 
 
 def stamp_of(name: str) -> np.datetime64 | None:
-    """Return the hour in the name of an hourly file; None for other names."""
-    match = _HOURLY_NAME.fullmatch(PurePosixPath(name).name)
-    if match is None:
+    """Return the hour in the name of an hourly file, 24 is 0 of the next day; None for other names."""
+    match = _HOURLY_NAME.fullmatch(_last_part(name))
+    date = None if match is None else _date_of(match[1])
+    if match is None or date is None or int(match[2]) > 24:
         return None
-    digits = match[1]
-    try:
-        return np.datetime64(f"{digits[:4]}-{digits[4:6]}-{digits[6:8]}T{digits[8:]}", "h")
-    except ValueError:
-        return None
+    hour: np.datetime64 = date.astype("datetime64[h]") + int(match[2]) * _HOUR
+    return hour
 
 
 def stamp_name(stamp: np.datetime64) -> str:
     """Return the name of the hourly file of an hour."""
     return f"CN-Reanalysis{re.sub('[-T]', '', str(stamp.astype('datetime64[h]')))}.nc"
+
+
+def _last_part(name: str) -> str:
+    r"""Return a name without its folders; some programs of Windows write them with `\`."""
+    return PurePosixPath(name.replace("\\", "/")).name
+
+
+def _walk(source: Path, ignored: list[str]) -> Iterator[Path]:
+    """Yield the files below a folder; folders that are links or cannot be listed are added to `ignored`."""
+
+    def unlisted(error: OSError) -> None:
+        ignored.append(f"{error.filename} cannot be listed ({error.strerror})")
+
+    for folder, folders, names in os.walk(source, onerror=unlisted):
+        links = [path for name in folders if (path := Path(folder, name)).is_symlink()]
+        ignored += [f"{path} is a link to a folder, which is not followed" for path in links]
+        yield from (Path(folder, name) for name in names)
+
+
+def _version(path: Path) -> list[int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _why_ignored(name: str) -> str:
+    if _last_part(name).startswith("._"):
+        return "is a resource file of macOS"
+    for suffixes, reason in _IGNORED.items():
+        if name.lower().endswith(suffixes):
+            return reason
+    return "has no hour in its name"
+
+
+def _ignored_member(path: Path, name: str, stamp: np.datetime64 | None) -> Iterator[HourlyFile]:
+    """Yield a member of an archive that is read for no day, with the reason."""
+    date = _date_of(path.name)
+    if stamp is None:
+        reason = _why_ignored(name)
+    elif date is None or date <= stamp <= date + np.timedelta64(1, "D"):
+        return
+    else:
+        reason = "is of another day than its archive"
+    yield HourlyFile(np.datetime64("NaT"), f"{path}:{name}", None, reason, ignored=True)
 
 
 def _date_of(name: str) -> np.datetime64 | None:
@@ -144,6 +222,17 @@ def _date_of(name: str) -> np.datetime64 | None:
         except ValueError:
             continue
     return None
+
+
+def _files(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
+    """Yield the hours `wanted` of a file or archive."""
+    if stamp_of(path.name) is not None:
+        yield _file(path)
+        return
+    try:
+        yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)
+    except _DAMAGE as error:
+        yield HourlyFile(np.datetime64("NaT"), str(path), None, f"is damaged ({_text(error)})")
 
 
 def _file(path: Path) -> HourlyFile:
@@ -160,11 +249,14 @@ def _file(path: Path) -> HourlyFile:
         return HourlyFile(stamp, where, None, f"cannot be read ({error})")
 
 
-def _zip(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
+def _zip(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            stamp = wanted.get(PurePosixPath(member.filename).name)
-            if member.is_dir() or stamp is None:
+            stamp = stamp_of(member.filename)
+            if member.is_dir():
+                continue
+            if stamp is None or stamp not in wanted:
+                yield from _ignored_member(path, member.filename, stamp)
                 continue
             content, problem = None, ""
             if member.file_size > MAX_BYTES:
@@ -176,20 +268,26 @@ def _zip(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile
                     # archive.read would decompress everything even if the header states a small size.
                     with archive.open(member) as file:
                         content = file.read(member.file_size + 1)
-                except _DAMAGE_OF_MEMBER as error:
+                except _DAMAGE as error:
                     problem = f"is damaged ({_text(error)})"
             yield HourlyFile(stamp, f"{path}:{member.filename}", content, problem)
 
 
-def _tar(path: Path, wanted: Mapping[str, np.datetime64]) -> Iterator[HourlyFile]:
+def _tar(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
     with path.open("rb") if path.name.lower().endswith(".tar") else gzip.GzipFile(path) as file:
         if isinstance(file, gzip.GzipFile):
             while file.read(_PIECE_BYTES):  # verifies the checksum
                 pass
             file.seek(0)
         for archive, member in _tar_members(file):
-            stamp, where = wanted.get(PurePosixPath(member.name).name), f"{path}:{member.name}"
-            if not member.isfile() or stamp is None:
+            stamp, where = stamp_of(member.name), f"{path}:{member.name}"
+            if member.isdir():
+                continue
+            if stamp is None or stamp not in wanted:
+                yield from _ignored_member(path, member.name, stamp)
+                continue
+            if not member.isfile():
+                yield HourlyFile(stamp, where, None, "is a link or a device")
                 continue
             if member.size > MAX_BYTES:
                 yield HourlyFile(stamp, where, None, _too_large(member.size))

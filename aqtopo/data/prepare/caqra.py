@@ -17,7 +17,6 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,18 +29,27 @@ from aqtopo.data.prepare.archives import Inventory
 from aqtopo.data.prepare.days import (
     DayMaker,
     DayReport,
+    day_stamps,
     hours_of,
+    is_due,
     make_days,
     part_path,
     report_of,
+    write_atomically,
 )
-from aqtopo.data.prepare.hourly import SourceGrid, UnusableFileError, read_grid, read_hour
+from aqtopo.data.prepare.hourly import (
+    OtherGridError,
+    SourceGrid,
+    UnusableFileError,
+    read_grid,
+    read_hour,
+)
 from aqtopo.data.prepare.quality import quality_report
 from aqtopo.data.prepare.rasters import elevation, population
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import FIELDS_DIMS, HOURS_PER_SHARD, STATIC_DIMS
 from aqtopo.data.statistics import write_statistics
-from aqtopo.data.store import Report, Store, no_progress, open_store
+from aqtopo.data.store import Report, Statistics, Store, no_progress, open_store
 from aqtopo.data.write import write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 
@@ -52,6 +60,7 @@ SOURCE = "Chinese Air Quality Reanalysis (CAQRA; Kong et al. 2021, doi:10.5194/e
 
 _CHUNK_DAYS = 4
 _RECIPE_FILE, _LOCK_FILE = "recipe.json", "lock"
+_PROBED_DAYS, _PROBED_FILES = 8, 3
 _MAX_PROBES = 48
 """Largest number of unusable files in the search for the source grid: two days."""
 
@@ -144,9 +153,13 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
     if recipe.out.exists() and not (recipe.parts / _RECIPE_FILE).exists():
         raise ValueError(f"{recipe.out} exists already. Choose another name.")
     with _locked(recipe):
-        if not recipe.out.exists():
-            inventory, hours_ahead = Inventory.of(recipe.source), HOURS_AHEAD[recipe.time_zone]
+        inventory, hours_ahead = Inventory.of(recipe.source), HOURS_AHEAD[recipe.time_zone]
+        if recipe.out.exists():
+            _check_store_settings(open_store(recipe.out), recipe)
+            _check_unchanged(inventory, recipe, hours_ahead)
+        else:
             grid = _find_grid(inventory, recipe, hours_ahead)
+            _check_years(inventory, recipe, hours_ahead)
             regridder = Regridder.between(grid.lat, grid.lon, recipe.grid)
             static = _static(recipe, regridder)
             maker = DayMaker(recipe.parts, inventory, hours_ahead, grid, regridder, recipe.turn_wind)
@@ -157,15 +170,50 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
                 years = ", ".join(map(str, recipe.years))
                 raise ValueError(f"{recipe.source} has no usable hour in {years}.")
             write_store(_chunks(recipe, static, reports, report), recipe.out)
-        _check_store_settings(open_store(recipe.out), recipe)
-        statistics = write_statistics(recipe.out, recipe.train_years, report)
-        quality = quality_report(_reports(recipe), statistics, recipe.time_zone, open_store(recipe.out))
-        temporary = recipe.report.with_name(f"{recipe.report.name}.tmp")
-        temporary.write_text(json.dumps(quality, indent=2), encoding="utf-8")
-        temporary.rename(recipe.report)
+        # The report is there, without statistics, if they cannot be computed.
+        _write_report(recipe, inventory, None)
+        _check_train_years(recipe)
+        quality = _write_report(recipe, inventory, write_statistics(recipe.out, recipe.train_years, report))
     (recipe.parts / _RECIPE_FILE).unlink()
     shutil.rmtree(recipe.parts)
     return quality
+
+
+def _write_report(recipe: Recipe, inventory: Inventory, statistics: Statistics | None) -> dict[str, Any]:
+    store = open_store(recipe.out)
+    quality = quality_report(_reports(recipe), statistics, recipe.time_zone, store, inventory.ignored)
+    write_atomically(recipe.report, quality)
+    return quality
+
+
+def _check_years(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> None:
+    """Refuse a year without files before days are made."""
+    for year in recipe.years:
+        days = [day for day in recipe.days if str(day).startswith(f"{year}-")]
+        if not any(inventory.paths(day_stamps(day, hours_ahead)) for day in days):
+            raise ValueError(
+                f"{recipe.source} has no file of {year}. Leave it out of --years, or add its files."
+            )
+
+
+def _check_train_years(recipe: Recipe) -> None:
+    """Refuse years of the statistics without a usable hour."""
+    absent = sorted(set(recipe.train_years) - set(open_store(recipe.out).years))
+    if absent:
+        raise ValueError(
+            f"{recipe.source} has no usable hour in {', '.join(map(str, absent))}; {recipe.report} gives the "
+            "reasons. Repeat the command with other --train-years: the store is kept."
+        )
+
+
+def _check_unchanged(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> None:
+    """Refuse to finish a store of a killed run if files were added or replaced since its days were made."""
+    for day in recipe.days:
+        if is_due(recipe.parts, inventory, day, hours_ahead):
+            raise ValueError(
+                f"Files of {day} in {recipe.source} have changed since {recipe.out} was made. Remove "
+                f"{recipe.out} and repeat the command: only the days of changed files are made again."
+            )
 
 
 @contextmanager
@@ -197,27 +245,50 @@ def _check_part_settings(recipe: Recipe) -> None:
                 f"{recipe.parts} holds days made with another {', '.join(changed)}. Give the same settings "
                 "to resume, or remove the folder to restart."
             )
-    else:
-        path.write_text(json.dumps(recipe.part_settings), encoding="utf-8")
+        return
+    if any(recipe.parts.glob("*.npy")) or any(recipe.parts.glob("*.json")):
+        raise ValueError(f"{recipe.parts} holds days without the settings they were made with. Remove it.")
+    write_atomically(path, recipe.part_settings)
 
 
 def _find_grid(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> SourceGrid:
-    """Return the grid of the first usable hourly file; give up after `_MAX_PROBES` unusable ones."""
-    problems: list[str] = []
-    stamps = (hours_of(day) + np.timedelta64(hours_ahead, "h") for day in recipe.days)
-    for file in islice(chain.from_iterable(map(inventory.read, stamps)), _MAX_PROBES):
-        try:
-            if file.content is None:
-                raise UnusableFileError(file.problem)
-            grid = read_grid(file.content)
-            read_hour(file.content, grid)
-        except UnusableFileError as error:
-            problems.append(f"{file.where} {error}")
-        else:
-            return grid
-    found = f"{len(problems)} files are unusable. First: {problems[0]}" if problems else "no file found"
+    """Return the grid of the first usable hourly file.
+
+    Compares it with further files of some days, spread over all years. Gives up after `_MAX_PROBES` unusable
+    files.
+    """
+    grid: SourceGrid | None = None
+    first, problems = "", list[str]()
+    days = [day for day in recipe.days if inventory.paths(day_stamps(day, hours_ahead))]
+    spread = days[:: max(1, len(days) // _PROBED_DAYS)]
+    for number, day in enumerate(dict.fromkeys([*spread, *days])):
+        if (grid is not None and number >= len(spread)) or len(problems) >= _MAX_PROBES:
+            break
+        usable = 0
+        for file in inventory.read(day_stamps(day, hours_ahead)):
+            if file.ignored:
+                continue
+            try:
+                if file.content is None:
+                    raise UnusableFileError(file.problem)
+                found = read_grid(file.content) if grid is None else grid
+                read_hour(file.content, found)
+            except OtherGridError as error:
+                raise ValueError(
+                    f"{file.where} {error}, which is {first}. Remove the files of the wrong grid."
+                ) from error
+            except UnusableFileError as error:
+                problems.append(f"{file.where} {error}")
+                continue
+            first = first or file.where
+            grid, usable = found, usable + 1
+            if usable == _PROBED_FILES:
+                break
+    if grid is not None:
+        return grid
+    reason = f"{len(problems)} files are unusable. First: {problems[0]}" if problems else "no file found"
     raise ValueError(
-        f"{recipe.source} has no usable hourly file of {', '.join(map(str, recipe.years))}: {found}. "
+        f"{recipe.source} has no usable hourly file of {', '.join(map(str, recipe.years))}: {reason}. "
         "Check the folder, --years and --time-zone."
     )
 

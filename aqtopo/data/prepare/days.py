@@ -1,7 +1,7 @@
 """Regridding of days in parallel: each day becomes a part file and a report.
 
 The report of a day is written last, by rename: a day with a report is finished, and a killed command resumes
-with the other days. Days are independent.
+with the other days. A day is made again if its files have changed since. Days are independent.
 
 Shapes: h hours present, C channels, H x W target grid, n x m source grid.
 """
@@ -11,12 +11,13 @@ import multiprocessing
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,8 @@ from aqtopo.refusal import file_named
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")
+_MAX_IGNORED = 100
+"""Ignored files in the report of a day."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class DayReport:
         hours: hours present, ascending.
         missing: reason by missing hour; an hour without a file has no entry.
         damaged: truncated archives.
+        ignored: members of archives and duplicates with other values that are not used, with the reason.
+        sources: size and time of modification [ns] of the day's files by path.
         duplicated: hours with more than one usable file; the first by path is used.
         missing_cells: number of covered target cells without a value, by channel, over all hours.
         out_of_range: number of physically impossible source values, by channel; they become missing.
@@ -53,6 +58,8 @@ class DayReport:
     hours: list[int] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+    sources: dict[str, list[int]] = field(default_factory=dict)
     duplicated: list[int] = field(default_factory=list)
     missing_cells: Counter[str] = field(default_factory=Counter)
     out_of_range: Counter[str] = field(default_factory=Counter)
@@ -81,39 +88,34 @@ class DayMaker:
     turn_wind: bool
 
     def make(self, day: np.datetime64) -> DayReport:
-        """Read, regrid and write a day, unless it is finished."""
-        if (finished := report_of(self.parts, day)) is not None:
-            return finished
+        """Read, regrid and write a day."""
         report, fields = DayReport(str(day)), dict[int, Fields]()
+        report.sources = self.inventory.versions(day_stamps(day, self.hours_ahead))
         self._collect(day, report, fields)
         report.hours = sorted(fields)
         # An hour may have a damaged file and a usable one.
         report.missing = {hour: why for hour, why in report.missing.items() if int(hour) not in fields}
         if fields:
-            _write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
-        _write_atomically(self.parts / f"{day}.json", report)
+            write_atomically(part_path(self.parts, day), np.stack([fields[hour] for hour in report.hours]))
+        report.ignored = report.ignored[:_MAX_IGNORED]
+        write_atomically(self.parts / f"{day}.json", vars(report))
         return report
 
     def is_due(self, day: np.datetime64) -> bool:
-        """Return true if the day is unfinished and any file may hold its hours."""
-        return bool(self.inventory.paths(self._stamps(day))) and report_of(self.parts, day) is None
-
-    def _stamps(self, day: np.datetime64) -> Hours:
-        return hours_of(day) + self.hours_ahead * _HOUR
+        """Return true if there are files of the day that it was not made from."""
+        return is_due(self.parts, self.inventory, day, self.hours_ahead)
 
     def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
-        stamps, covered = self._stamps(day), self.regridder.covered
+        stamps, covered = day_stamps(day, self.hours_ahead), self.regridder.covered
+        used: dict[int, str] = {}
         for file in self.inventory.read(stamps):
             if np.isnat(file.stamp):
-                report.damaged.append(f"{file.where} {file.problem}")
+                (report.ignored if file.ignored else report.damaged).append(f"{file.where} {file.problem}")
                 continue
             hour = int((file.stamp - stamps[0]) / _HOUR)
             try:
                 if file.content is None:
                     raise UnusableFileError(file.problem)
-                if hour in fields:
-                    report.duplicated.append(hour)
-                    continue
                 found = read_hour(file.content, self.grid)
             except UnusableFileError as error:
                 report.missing[str(hour)] = f"{file.where} {error}"
@@ -121,7 +123,12 @@ class DayMaker:
             regridded = self.regridder(
                 rotate_wind(found.fields, self.grid.angle) if self.turn_wind else found.fields
             )
-            fields[hour] = regridded
+            if hour in fields:
+                report.duplicated.append(hour)
+                if not np.array_equal(fields[hour], regridded, equal_nan=True):
+                    report.ignored.append(f"{file.where} differs from {used[hour]}, which is used")
+                continue
+            fields[hour], used[hour] = regridded, file.where
             # += removes counts of zero.
             report.out_of_range += Counter(found.out_of_range)
             report.converted += Counter(f"{name}: {units}" for name, units in found.converted.items())
@@ -136,6 +143,18 @@ def hours_of(day: np.datetime64) -> Hours:
     return hours
 
 
+def day_stamps(day: np.datetime64, hours_ahead: int) -> Hours:
+    """Return the hours of a day (24,) in the data set's time zone."""
+    stamps: Hours = hours_of(day) + hours_ahead * _HOUR
+    return stamps
+
+
+def is_due(parts: Path, inventory: Inventory, day: np.datetime64, hours_ahead: int) -> bool:
+    """Return true if there are files of the day that it was not made from."""
+    versions, report = inventory.versions(day_stamps(day, hours_ahead)), report_of(parts, day)
+    return bool(versions) and (report is None or not versions.items() <= report.sources.items())
+
+
 def part_path(parts: Path, day: np.datetime64) -> Path:
     """Return the path of a day's fields, (h, C, H, W) float32; days without hours have no file."""
     return parts / f"{day}.npy"
@@ -147,17 +166,20 @@ def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
     return DayReport(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
 
-def _write_atomically(path: Path, content: NDArray[np.float32] | DayReport) -> None:
-    """Write a temporary file, fsync and rename it."""
+def write_atomically(path: Path, content: NDArray[np.float32] | Mapping[str, Any]) -> None:
+    """Write an array, or JSON, to a temporary file; fsync and rename it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with file_named(temporary), temporary.open("wb") as file:
-        if isinstance(content, DayReport):
-            file.write(json.dumps(vars(content)).encode())
-        else:
-            np.save(file, content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    try:
+        with file_named(temporary), temporary.open("wb") as file:
+            if isinstance(content, np.ndarray):
+                np.save(file, content)
+            else:
+                file.write(json.dumps(content, indent=2).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _mean(values: Fields) -> float | None:

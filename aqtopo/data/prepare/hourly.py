@@ -20,9 +20,16 @@ Fields = NDArray[np.float32]
 
 ROWS, COLUMNS = "south-north", "west-east"
 
+MAX_STEP = 2.0
+"""Largest distance of neighbouring cells, as a multiple of the median; regular grids up to 80 N have 1.3."""
+
 
 class UnusableFileError(Exception):
     """Unusable hourly file; the text gives the reason."""
+
+
+class OtherGridError(UnusableFileError):
+    """Hourly file on another grid."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,13 +66,26 @@ def read_grid(content: bytes) -> SourceGrid:
     """Read the cell centres of a file.
 
     Raises:
-        UnusableFileError: the file cannot be read or has no `lat2d`, `lon2d`.
+        UnusableFileError: the file cannot be read, or has no `lat2d`, `lon2d` of a grid.
     """
     with _open(content) as file:
         lat, lon = (_field(file, name)[0].astype(np.float64) for name in ("lat2d", "lon2d"))
     if not ((np.abs(lat) <= 90.0).all() and (np.abs(lon) <= 360.0).all()):
         raise UnusableFileError("has missing or impossible values in lat2d, lon2d")
+    for axis in (0, 1):
+        steps = _steps(lat, lon, axis)
+        if steps.size and steps.max() > MAX_STEP * np.median(steps):
+            row, column = np.unravel_index(int(steps.argmax()), steps.shape)
+            raise UnusableFileError(f"has a jump in lat2d, lon2d at row {row}, column {column}")
     return SourceGrid(lat, lon)
+
+
+def _steps(lat: NDArray[np.float64], lon: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Return the distances [rad] of neighbours along an axis."""
+    phi, theta = np.radians(lat), np.radians(lon)
+    place = np.stack([np.cos(phi) * np.cos(theta), np.cos(phi) * np.sin(theta), np.sin(phi)])
+    steps: NDArray[np.float64] = np.linalg.norm(np.diff(place, axis=axis + 1), axis=0)
+    return steps
 
 
 def read_hour(content: bytes, grid: SourceGrid) -> HourlyFields:
@@ -79,7 +99,7 @@ def read_hour(content: bytes, grid: SourceGrid) -> HourlyFields:
         for name, expected in (("lat2d", grid.lat), ("lon2d", grid.lon)):
             found = _field(file, name)[0]
             if found.shape != expected.shape or not np.allclose(found, expected, rtol=0, atol=1e-3):
-                raise UnusableFileError(f"lies on another grid than the first file: {name} differs")
+                raise OtherGridError(f"lies on another grid than the first file: {name} differs")
         read = {name: _field(file, name) for name in DYNAMIC_VARIABLES}
     if any(values.shape != grid.lat.shape for values, _ in read.values()):
         raise UnusableFileError("has fields whose shape differs from lat2d")
@@ -119,9 +139,14 @@ def _field(file: Any, name: str) -> tuple[Fields, str]:
     variable = file.variables[name]
     if ROWS not in variable.dimensions or COLUMNS not in variable.dimensions:
         raise UnusableFileError(f"has {name} on the dimensions {variable.dimensions}, not {ROWS}, {COLUMNS}")
+    if getattr(variable.datatype, "kind", "O") not in "iuf":
+        raise UnusableFileError(f"has {name} of the type {variable.datatype} instead of numbers")
+    for key in ("scale_factor", "add_offset"):  # netCDF4 does not unpack if they are no numbers
+        if np.asarray(getattr(variable, key, 0)).dtype.kind not in "iuf":
+            raise UnusableFileError(f"has {name} with {key} = {getattr(variable, key)!r}")
     try:
         values = np.ma.filled(np.ma.asarray(variable[...]).astype(np.float32), np.nan)
-    except (OSError, RuntimeError, IndexError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise UnusableFileError(f"is damaged in {name} ({error})") from error
     others = tuple(axis for axis, d in enumerate(variable.dimensions) if d not in (ROWS, COLUMNS))
     if any(values.shape[axis] != 1 for axis in others):

@@ -1,7 +1,7 @@
 """Quality report of a prepared store: hours present, missing and changed values, statistics."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,21 @@ _TOLERATED_HOURS = 4.0
 
 
 def quality_report(
-    days: Sequence[DayReport], statistics: Statistics, time_zone: str, store: Store
+    days: Sequence[DayReport],
+    statistics: Statistics | None,
+    time_zone: str,
+    store: Store,
+    ignored: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return hours, NaN shares, changed values and statistics, ready for JSON."""
+    """Return hours, NaN shares, changed values and statistics, ready for JSON.
+
+    Args:
+        days: reports of all days.
+        statistics: None before they are computed.
+        time_zone: of the file names.
+        store: the store.
+        ignored: files that were passed over in the search, with the reason.
+    """
     present = sum(len(day.hours) for day in days)
     unusable = {f"{day.day}T{int(hour):02d}": why for day in days for hour, why in day.missing.items()}
     duplicated = [f"{day.day}T{hour:02d}" for day in days for hour in day.duplicated]
@@ -40,7 +52,8 @@ def quality_report(
             "duplicated": sum(len(day.duplicated) for day in days),
         },
         "unusable": dict(list(unusable.items())[:_MAX_ENTRIES]),
-        "damaged_archives": [problem for day in days for problem in day.damaged][:_MAX_ENTRIES],
+        "damaged_archives": _distinct(problem for day in days for problem in day.damaged),
+        "ignored": _distinct([*ignored, *(each for day in days for each in day.ignored)]),
         "missing_hours": _missing_hours(days)[:_MAX_ENTRIES],
         "duplicated_hours": duplicated[:_MAX_ENTRIES],
         "cells_outside_source": int(store.static["mask"].size) - covered,
@@ -48,12 +61,18 @@ def quality_report(
         "out_of_range": dict(sum((Counter(day.out_of_range) for day in days), Counter())),
         "converted_hours": dict(sum((Counter(day.converted) for day in days), Counter())),
         "time_zone": time_zone_check(days, time_zone, float(store.lon.mean())),
-        "statistics": {
+        "statistics": statistics
+        and {
             "years": list(statistics.years),
             "mean": dict(statistics.mean),
             "std": dict(statistics.std),
         },
     }
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """Return each text once: an archive may hold hours of two days."""
+    return list(dict.fromkeys(texts))[:_MAX_ENTRIES]
 
 
 def _missing_hours(days: Sequence[DayReport]) -> list[dict[str, Any]]:

@@ -17,13 +17,26 @@ DAY = np.datetime64("2013-01-02T00", "h") + np.arange(24)
 
 
 def found(folder: Path) -> list[HourlyFile]:
-    return list(Inventory.of(folder).read(DAY))
+    return [file for file in Inventory.of(folder).read(DAY) if not file.ignored]
+
+
+def passed_over(folder: Path) -> list[str]:
+    inventory = Inventory.of(folder)
+    members = [f"{file.where} {file.problem}" for file in inventory.read(DAY) if file.ignored]
+    return [each.removeprefix(f"{folder}/") for each in [*inventory.ignored, *members]]
 
 
 def test_file_names_encode_hours() -> None:
     assert stamp_of("folder/CN-Reanalysis2013010203.nc") == np.datetime64("2013-01-02T03")
     assert stamp_name(np.datetime64("2013-01-02T03", "h")) == "CN-Reanalysis2013010203.nc"
-    for name in ("CN-Reanalysis20130102.nc", "CN-Reanalysis2013013203.nc", "CN-Reanalysis2013010203.nc.bak"):
+    assert stamp_of("d\\cn-reanalysis2013010203.NC") == np.datetime64("2013-01-02T03")
+    assert stamp_of("CN-Reanalysis2013123124.nc") == np.datetime64("2014-01-01T00")
+    for name in (
+        "CN-Reanalysis2013010225.nc",
+        "CN-Reanalysis20130102.nc",
+        "CN-Reanalysis2013013203.nc",
+        "CN-Reanalysis2013010203.nc.bak",
+    ):
         assert stamp_of(name) is None
 
 
@@ -58,7 +71,7 @@ def test_links_and_devices_are_skipped(tmp_path: Path) -> None:
             member = tarfile.TarInfo(f"CN-Reanalysis20130102{name}.nc")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
-    assert found(tmp_path) == []
+    assert [(file.content, file.problem) for file in found(tmp_path)] == [(None, "is a link or a device")] * 3
 
 
 @pytest.mark.parametrize("suffix", ["zip", "tar"])
@@ -193,3 +206,46 @@ def test_a_folder_without_the_data_set_is_refused(tmp_path: Path) -> None:
         Inventory.of(tmp_path)
     with pytest.raises(ValueError, match="does not exist"):
         Inventory.of(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar"])
+def test_hour_24_is_found_in_the_archive_of_the_day_before(tmp_path: Path, suffix: str) -> None:
+    for day in (1, 2):
+        names = [f"cn-reanalysis201301{day:02d}{hour:02d}.nc" for hour in range(1, 25)]
+        write_archive(tmp_path / f"CN-Reanalysis201301{day:02d}.{suffix}", {n: n.encode() for n in names})
+    files = {str(file.stamp): file.content for file in found(tmp_path)}
+    assert len(files) == 24
+    assert files["2013-01-02T00"] == b"cn-reanalysis2013010124.nc"
+    assert passed_over(tmp_path) == []
+
+
+def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
+    members = {
+        "d\\CN-Reanalysis2013010203.nc": b"three",
+        "CN-Reanalysis2013010323.nc": b"",
+        "CN-Reanalysis2013010401.nc": b"",
+        "inner.zip": b"",
+        "__MACOSX/._CN-Reanalysis2013010204.nc": b"",
+    }
+    write_archive(tmp_path / "CN-Reanalysis20130102.tar", members)
+    (tmp_path / "CN-Reanalysis2013010300.nc.gz").touch()
+    (tmp_path / "CN-Reanalysis20130103.zip.part").touch()
+    (tmp_path / "._CN-Reanalysis20130103.zip").touch()
+    for suffix in ("rar", "7z", "tar.bz2"):
+        (tmp_path / f"CN-Reanalysis20130103.{suffix}").touch()
+    (tmp_path / "linked").symlink_to(tmp_path.parent, target_is_directory=True)
+    assert [file.content for file in found(tmp_path)] == [b"three"]
+    packed = "is packed in a way that is not read: repack it as zip"
+    assert set(passed_over(tmp_path)) == {
+        "._CN-Reanalysis20130103.zip is a resource file of macOS",
+        f"CN-Reanalysis2013010300.nc.gz {packed}",
+        "CN-Reanalysis20130102.tar:CN-Reanalysis2013010323.nc is of another day than its archive",
+        "CN-Reanalysis20130102.tar:CN-Reanalysis2013010401.nc is of another day than its archive",
+        "CN-Reanalysis20130102.tar:__MACOSX/._CN-Reanalysis2013010204.nc is a resource file of macOS",
+        "CN-Reanalysis20130102.tar:inner.zip is an archive in an archive: unpack the outer one",
+        f"CN-Reanalysis20130103.7z {packed}",
+        f"CN-Reanalysis20130103.rar {packed}",
+        f"CN-Reanalysis20130103.tar.bz2 {packed}",
+        "CN-Reanalysis20130103.zip.part is an unfinished download: download it again",
+        "linked is a link to a folder, which is not followed",
+    }

@@ -10,8 +10,9 @@ import pytest
 
 from aqtopo.data import Store, open_store
 from aqtopo.data.grid import Grid
-from aqtopo.data.prepare.archives import stamp_name
+from aqtopo.data.prepare.archives import Inventory, stamp_name
 from aqtopo.data.prepare.caqra import Recipe, prepare
+from aqtopo.data.prepare.days import hours_of, write_atomically
 from aqtopo.variables import DYNAMIC_VARIABLES
 from tests.data.prepare.conftest import DAYS, MakeRecipe, make_recipe
 from tests.data.prepare.raw import (
@@ -125,6 +126,105 @@ def test_days_of_another_recipe_are_refused(recipe: MakeRecipe) -> None:
         prepare(made)
 
 
+def test_days_without_their_recipe_are_refused(recipe: MakeRecipe) -> None:
+    made = recipe(time_zone="Beijing")
+    made.parts.mkdir()
+    (made.parts / "2013-01-01.json").write_text(json.dumps({"day": "2013-01-01"}), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"holds days without the settings they were made with\. Remove it"):
+        prepare(made)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "source"
+    made.mkdir()
+    return made
+
+
+@pytest.mark.parametrize("grids", [[0, 1], [0, 0, 0, 1], [1, 0]], ids=["hour 1", "next day", "hour 0"])
+def test_files_on_different_grids_are_refused(
+    recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values], grids: list[int]
+) -> None:
+    lat, lon = source_grid
+    for number, other in enumerate(grids):
+        name = stamp_name(np.datetime64("2013-01-05T00", "h") + number * (24 if len(grids) > 2 else 1))
+        (folder / name).write_bytes(hourly_file(lat + other / 10, lon, number))
+    with pytest.raises(ValueError, match=r"another grid than the first file: lat2d differs, which is"):
+        prepare(recipe(source=folder))
+
+
+def test_an_archive_that_was_downloaded_again_is_read_again(
+    recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values], tmp_path: Path
+) -> None:
+    archive, other = folder / "CN-Reanalysis20130105.tar", folder / "CN-Reanalysis20130107.tar"
+    write_archive(other, day_files(*source_grid, "2013-01-07"))
+    write_archive(archive, day_files(*source_grid, "2013-01-05"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+
+    def die(what: str, done: int, total: int) -> None:
+        if what == "days of statistics":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(recipe(source=folder), die)
+    kept = (tmp_path / "caqra.zarr.parts" / "2013-01-07.json").stat().st_mtime_ns
+    archive.write_bytes(whole)
+    with pytest.raises(ValueError, match=r"Files of 2013-01-05 in .* have changed since .*caqra.zarr"):
+        prepare(recipe(source=folder))
+    shutil.rmtree(tmp_path / "caqra.zarr")
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "days stored":
+            assert (tmp_path / "caqra.zarr.parts" / "2013-01-07.json").stat().st_mtime_ns == kept
+
+    other.unlink()
+    quality = prepare(recipe(source=folder), stop)
+    assert quality["hours"]["present"] == 48
+    assert quality["damaged_archives"] == []
+
+
+def test_a_training_year_without_data_ends_with_a_report(
+    recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values]
+) -> None:
+    write_archive(folder / "CN-Reanalysis20130105.tar", day_files(*source_grid, "2013-01-05"))
+    made = recipe(source=folder, years=(2013, 2014), train_years=(2013, 2014))
+    with pytest.raises(ValueError, match=r"source has no file of 2014\. Leave it out of --years"):
+        prepare(made)
+    (folder / "CN-Reanalysis20140105.zip").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"no usable hour in 2014; .*quality.json gives the reasons"):
+        prepare(made)
+    report = json.loads(made.report.read_text(encoding="utf-8"))
+    assert report["statistics"] is None
+    assert "CN-Reanalysis20140105.zip is damaged" in report["damaged_archives"][0]
+    quality = prepare(recipe(source=folder, years=(2013, 2014), train_years=(2013,)))
+    assert quality["statistics"]["years"] == [2013]
+
+
+def test_a_duplicate_with_other_values_is_named(
+    recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values]
+) -> None:
+    lat, lon = source_grid
+    write_archive(folder / "CN-Reanalysis20130105.tar", day_files(lat, lon, "2013-01-05"))
+    (folder / "CN-Reanalysis2013010503.nc").write_bytes(hourly_file(lat, lon, 9))
+    (folder / "CN-Reanalysis2013010504.nc").write_bytes(hourly_file(lat, lon, 4))
+    (folder / "CN-Reanalysis20130106.rar").touch()
+    quality = prepare(recipe(source=folder))
+    assert quality["duplicated_hours"] == ["2013-01-05T03", "2013-01-05T04"]
+    unread, differs = quality["ignored"]
+    assert "CN-Reanalysis20130106.rar is packed in a way that is not read" in unread
+    assert "CN-Reanalysis2013010503.nc differs from" in differs
+
+
+@pytest.mark.parametrize(
+    "content", [np.zeros(2**18, np.float32), {"text": "x" * 2**20}], ids=["array", "JSON"]
+)
+def test_a_full_disk_is_named_with_the_file(full_disk: Path, content: Any) -> None:
+    with pytest.raises(OSError, match=r"2013-01-05\.npy\.\d+\.tmp"):
+        write_atomically(full_disk / "2013-01-05.npy", content)
+    assert not list(full_disk.glob("*.tmp"))
+
+
 def test_invalid_settings_are_refused(recipe: MakeRecipe, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nowhere does not exist"):
         prepare(recipe(source=tmp_path / "nowhere", out=tmp_path / "a.zarr"))
@@ -178,14 +278,13 @@ def peak_of_assembly(made: Recipe, days: int) -> int:
     """Return the peak memory of the assembly of so many finished days."""
     made.parts.mkdir()
     (made.parts / "recipe.json").write_text(json.dumps(made.part_settings), encoding="utf-8")
-    hour = (len(DYNAMIC_VARIABLES), *made.grid.shape)
+    hour, versions = (len(DYNAMIC_VARIABLES), *made.grid.shape), Inventory.of(made.source).versions
     levels = np.array([LEVELS[name] for name in DYNAMIC_VARIABLES], np.float32)[:, None, None]
     levels[DYNAMIC_VARIABLES.index("co")] *= 1e3
     for day in made.days[:days]:
         np.save(made.parts / f"{day}.npy", np.broadcast_to(levels, (24, *hour)))
-        (made.parts / f"{day}.json").write_text(
-            json.dumps({"day": str(day), "hours": [*range(24)]}), encoding="utf-8"
-        )
+        report = {"day": str(day), "hours": [*range(24)], "sources": versions(hours_of(day))}
+        (made.parts / f"{day}.json").write_text(json.dumps(report), encoding="utf-8")
     tracemalloc.start()
     prepare(made)
     peak = tracemalloc.get_traced_memory()[1]

@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import netCDF4
 import numpy as np
 import pytest
@@ -59,6 +62,43 @@ def test_a_position_that_is_no_position_is_refused(grid: SourceGrid, value: floa
     lat[3, 4] = value
     with pytest.raises(UnusableFileError, match="missing or impossible values in lat2d, lon2d"):
         read_grid(hourly_file(lat, grid.lon, 5))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("value", [-99.0, 0.0, 15.0])
+def test_a_position_far_from_its_neighbours_is_refused(grid: SourceGrid, axis: int, value: float) -> None:
+    axes = [grid.lat.copy(), grid.lon.copy()]
+    if value == 15.0:
+        axes[axis][:, 20:] += value
+    else:
+        axes[axis][3, 4] = value
+    with pytest.raises(UnusableFileError, match=r"jump in lat2d, lon2d|impossible values in lat2d, lon2d"):
+        read_grid(hourly_file(*axes, 5))
+
+
+@pytest.mark.parametrize("lon", [np.arange(100.0, 120.0), np.arange(0.0, 360.0)])
+def test_a_regular_grid_has_no_jump(lon: Values) -> None:
+    lat = np.broadcast_to(np.arange(-5.0, 80.0)[:, None], (85, lon.size))
+    read_grid(hourly_file(lat, np.broadcast_to(lon, lat.shape), 5))
+
+
+@pytest.mark.parametrize("kind", ["string", "compound", "ragged", "packing"])
+def test_a_variable_that_is_not_numbers_is_refused(grid: SourceGrid, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "hour.nc"
+    path.write_bytes(hourly_file(grid.lat, grid.lon, 5))
+    with netCDF4.Dataset(path, "a") as file:
+        if kind == "packing":
+            file["pm25"].scale_factor = "ten"
+        else:
+            types: dict[str, Any] = {
+                "string": str,
+                "compound": file.createCompoundType(np.dtype([("a", "f4"), ("b", "f4")]), "pair"),
+                "ragged": file.createVLType("f4", "list"),
+            }
+            file.renameVariable("pm25", "other")
+            file.createVariable("pm25", types[kind], ("bottom-top", "south-north", "west-east"))
+    with pytest.raises(UnusableFileError, match=r"pm25 (of the type|with scale_factor = 'ten')"):
+        read_hour(path.read_bytes(), grid)
 
 
 UNUSABLE: dict[str, tuple[dict[str, object], str]] = {
