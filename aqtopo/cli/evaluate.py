@@ -99,6 +99,7 @@ def evaluate(
         from aqtopo.evaluation.results import write_results
         from aqtopo.evaluation.tables import (
             detail_table,
+            kept_values,
             score_table,
             stations_left_out,
             summary,
@@ -126,6 +127,8 @@ def evaluate(
         console.print(detail_table(done, asked.value))
     if stations is not None and (left_out := stations_left_out(done)):
         console.print(left_out, soft_wrap=True)
+    if outside := kept_values(done.scores):
+        console.print(outside, soft_wrap=True)
     console.print(summary(done.scores))
     console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
 

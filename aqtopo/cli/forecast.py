@@ -62,6 +62,8 @@ def forecast(
     write_forecast(dataset, output, overwrite)
     leads = ", ".join(map(str, dataset["lead_time"].values))
     source = f", {dataset.attrs['weather']}" if "weather" in dataset.attrs else ""
+    if dataset.attrs.get("weather_outside_valid_range", "none") != "none":
+        source += f" (outside the valid range, kept: {dataset.attrs['weather_outside_valid_range']})"
     names, starts = ", ".join(map(str, dataset.data_vars)), ", ".join(map(str, init_times))
     typer.echo(f"{output}: {names} at {leads} h from {starts} UTC{source}")
 

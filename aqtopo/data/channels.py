@@ -40,6 +40,9 @@ FILL_VALUES = (
 )
 """Fill values that files leave undeclared; larger ones are out of any range."""
 
+FEWEST_FILLS, LEAST_OF_FILLS = 10, 0.05
+"""Least number and share of cells of exactly -99 m or the like that are fill values, and no depression."""
+
 GAS_CONSTANT_DRY_AIR = 287.05
 """[J kg-1 K-1]"""
 
@@ -50,12 +53,12 @@ class LoadedChannel(NamedTuple):
     Attributes:
         values: dimensions in the order of `AXES`; NaN if missing, infinite or masked.
         masked: values that were no measurements and are now NaN; 0 unless masking was asked for.
-        negative: small negative concentrations, which are kept.
+        outside: values outside the valid range that are kept, such as small negative concentrations.
     """
 
     values: xr.DataArray
     masked: int
-    negative: int
+    outside: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,8 +119,8 @@ class Channel:
             kept = (values.where(~invalid) if invalid.any() else values).astype(np.float32)
         self._refuse_level(kept.values)
         kept.attrs = {"units": self.variable.units, "long_name": self.variable.long_name}
-        negative = int((kept.values < 0).sum()) if self.variable.pollutant else 0
-        return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), negative)
+        outside = count_outside(self.variable, kept.values)
+        return LoadedChannel(kept.rename(self.variable.name), int(invalid.sum()), outside)
 
     def _refuse_fill(self, raw: xr.DataArray, fill: NDArray[np.bool_]) -> None:
         if not fill.any():
@@ -226,6 +229,13 @@ def possible_range(variable: Variable) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def count_outside(variable: Variable, values: NDArray[np.floating[Any]]) -> int:
+    """Return the number of values outside the valid range."""
+    low, high = variable.valid_range
+    with np.errstate(invalid="ignore"):
+        return int(np.count_nonzero((values < low) | (values > high)))
+
+
 def no_data(variable: Variable, values: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
     """Return where values in the variable's units are fill values or impossible; False where missing."""
     low, high = possible_range(variable)
@@ -310,7 +320,12 @@ def is_fill_value(variable: Variable, raw: NDArray[Any], values: NDArray[Any]) -
         )
     if found.any() and (variable.kind == "static" or variable.name not in VARIABLES):
         low, high = variable.valid_range
-        found &= (values < low) | (values > high)  # -99 m is a depression, 1e16 cm-2 a column of HCHO
+        within = found & (values >= low) & (values <= high)
+        found &= ~within  # -99 m is a depression, 1e16 cm-2 a column of HCHO
+        if variable.name == "elevation":
+            for fill in np.unique(raw[within]):
+                same = raw == fill
+                found |= same & (np.count_nonzero(same) >= max(FEWEST_FILLS, LEAST_OF_FILLS * raw.size))
     return found
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from aqtopo.data.channels import no_data
 from aqtopo.data.levels import implausible_level
 from aqtopo.data.metadata import check_fit
 from aqtopo.data.schema import MIN_PEAK_M, raise_store_error
@@ -45,6 +46,11 @@ def implausible_values(store: Store) -> Iterator[tuple[str, str]]:
                 f"has values of {name} from {values.min():g} to {values.max():g}, outside {low:g} to "
                 f"{high:g} {units}",
                 f"Write it again with {name} in {units}.",
+            )
+        elif (fills := no_data(variable, values)).any():
+            yield (
+                f"has {name} = {values[fills][0]:g} in {fills.sum()} of {fills.size} cells: a fill value",
+                "Write it again with its values, 0 m over sea.",
             )
     highest = float(store.static["elevation"].max())
     if 0 < highest < MIN_PEAK_M:

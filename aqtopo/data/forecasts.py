@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.channels import Channel, open_channel
+from aqtopo.data.channels import Channel, count_outside, open_channel
 from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.schema import Hours
@@ -43,6 +43,11 @@ class OtherForecasts:
         """
         rows = [int(np.flatnonzero(self.init_times == time)[0]) for time in init_times]
         return np.stack([channel.load(init_time=rows).values.values for channel in self.channels], axis=2)
+
+    def outside(self, values: NDArray[np.float32]) -> dict[str, int]:
+        """Return the number of kept values (B, K, C, H, W) outside the valid range, by variable."""
+        described = [channel.variable for channel in self.channels]
+        return {each.name: count_outside(each, values[:, :, place]) for place, each in enumerate(described)}
 
 
 def open_forecasts(

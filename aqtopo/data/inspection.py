@@ -10,8 +10,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from aqtopo.data.channels import no_data
 from aqtopo.data.check import implausible_values
 from aqtopo.data.levels import implausible_level
+from aqtopo.data.read_check import ABOVE_FILLS
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.data.shards import (
     DamagedShardError,
@@ -112,8 +114,8 @@ class _Totals:
         self._counted = (store.static["mask"] > 0)[None, None]
         self._cells = 0
         zero = np.zeros(len(store.channels))
-        self._missing, self._outside = zero.copy(), zero.copy()
-        self._first_outside: dict[str, np.datetime64] = {}
+        self._missing, self._outside, self._no_data = zero.copy(), zero.copy(), zero.copy()
+        self._first: dict[tuple[str, bool], np.datetime64] = {}
         self._empty_hours: list[np.datetime64] = []
         self._moments = {each.years: Moments(zero, zero, zero) for each in store.statistics}
         self._by_year = {year: Moments(zero, zero, zero) for year in store.years}
@@ -124,13 +126,18 @@ class _Totals:
         """Count the hours of a shard, (n, C, H, W), from the time index `first`."""
         store, times = self._store, self._store.times[first : first + len(fields)]
         finite = np.isfinite(fields)
-        outside = finite & ((fields < self._low) | (fields > self._high))
+        suspicious = finite & ((fields < np.maximum(self._low, ABOVE_FILLS)) | (fields > self._high))
+        wrong = np.zeros_like(suspicious)
+        for channel in np.flatnonzero(suspicious.any(axis=(0, 2, 3))):
+            wrong[:, channel] = no_data(store.variables[store.channels[channel]], fields[:, channel])
+        outside = finite & ((fields < self._low) | (fields > self._high)) & ~wrong
         self._missing += (~finite & self._counted).sum(axis=(0, 2, 3))
         self._cells += int(self._counted.sum()) * len(fields)
-        self._outside += outside.sum(axis=(0, 2, 3))
-        for channel in np.flatnonzero(outside.any(axis=(0, 2, 3))):
-            hour = np.flatnonzero(outside[:, channel].any(axis=(1, 2)))[0]
-            self._first_outside.setdefault(store.channels[channel], times[hour])
+        for is_fault, found, total in ((False, outside, self._outside), (True, wrong, self._no_data)):
+            total += found.sum(axis=(0, 2, 3))
+            for channel in np.flatnonzero(found.any(axis=(0, 2, 3))):
+                hour = np.flatnonzero(found[:, channel].any(axis=(1, 2)))[0]
+                self._first.setdefault((store.channels[channel], is_fault), times[hour])
         self._empty_hours += list(times[~finite.any(axis=(1, 2, 3))])
         own_years = self._years[first : first + len(fields)]
         for year in np.unique(own_years).tolist():
@@ -147,16 +154,20 @@ class _Totals:
 
     def findings(self) -> Iterator[Finding]:
         """Yield the findings of the counts."""
-        for name, missing, outside in zip(self._store.channels, self._missing, self._outside, strict=True):
-            if missing:
+        for place, name in enumerate(self._store.channels):
+            if missing := self._missing[place]:
                 share = missing / self._cells
                 text = f"{name}: {int(missing)} values are missing inside the mask ({share:.3%})"
                 yield Finding("fault" if share == 1 else "note", "missing", text)
-            if outside:
-                variable = self._store.variables[name]
-                low, high = variable.valid_range
-                text = f"{name}: {int(outside)} values outside {low:g} to {high:g} {variable.units}"
-                yield Finding("fault", "range", f"{text}, the first at {self._first_outside[name]}")
+            variable = self._store.variables[name]
+            low, high = variable.valid_range
+            valid = f"{low:g} to {high:g} {variable.units}"
+            if wrong := self._no_data[place]:
+                text = f"{name}: {int(wrong)} fill values or values far outside {valid}"
+                yield Finding("fault", "range", f"{text}, the first at {self._first[name, True]}")
+            if outside := self._outside[place]:
+                text = f"{name}: {int(outside)} values somewhat outside {valid} are kept"
+                yield Finding("note", "range", f"{text}, the first at {self._first[name, False]}")
         yield from self._levels()
         if self._empty_hours:
             text = f"{len(self._empty_hours)} hours without any value, the first {self._empty_hours[0]}"

@@ -12,6 +12,7 @@ Storage format:
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
-from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from aqtopo.data.channels import Channel, drop_single
+from aqtopo.data.channels import Channel, LoadedChannel, drop_single
 from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.descriptions import attribute_mapping, channel_attributes, read_descriptions
 from aqtopo.data.missing import ZARR_ARRAYS, check_chunks
@@ -53,7 +53,7 @@ LAZY_HOURS = 4 * HOURS_PER_SHARD
 
 def write_store(
     blocks: xr.Dataset | Iterable[xr.Dataset], path: str | Path, variables: Iterable[Variable] = ()
-) -> None:
+) -> dict[str, int]:
     """Write a new store from one dataset, or from several datasets in order of time.
 
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
@@ -70,6 +70,10 @@ def write_store(
         variables: descriptions of channels that are not in `aqtopo.variables`, or that replace those there.
             The attributes of `fields` and `static` in the first block may describe channels too, see
             `aqtopo.data.descriptions`.
+
+    Returns:
+        The number of values outside the valid range that were kept, such as small negative concentrations, by
+        channel; without the channels that have none. `aqtopo data check` lists them too.
 
     Raises:
         ValueError: `path` exists already or cannot be written, a channel is not described, or a block is
@@ -94,14 +98,17 @@ def write_store(
     try:
         with file_named(partial):
             given = {variable.name: variable for variable in variables}
-            _write_blocks([blocks] if isinstance(blocks, xr.Dataset) else blocks, partial, final, given)
+            listed = [blocks] if isinstance(blocks, xr.Dataset) else blocks
+            outside = _write_blocks(listed, partial, final, given)
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+    return dict(outside)
 
 
-def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given: Variables) -> None:
+def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given: Variables) -> Counter[str]:
     described: dict[str, Variable] = {}
+    outside: Counter[str] = Counter()
     channels: tuple[str, ...] = ()
     attributes: dict[str, Any] = {}
     last_time: Hours | None = None
@@ -118,7 +125,7 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given
             described, grid = _descriptions(block, source, given), block
         else:
             block = block.drop_vars("static", errors="ignore")
-        block = _in_store_units(block, source, described)
+        block = _in_store_units(block, source, described, outside)
         check_layout(name, block, first=last_time is None)
         _check_same_grid(block, grid, name)
         fields = block["fields"].reset_coords(drop=True)
@@ -154,6 +161,7 @@ def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given
         dimension_names=["shard"],
         attributes={"long_name": "first 64 bits of BLAKE2b of the file of each shard of `fields`"},
     )
+    return outside
 
 
 def _check_same_grid(block: xr.Dataset, first: xr.Dataset, name: Path) -> None:
@@ -227,8 +235,13 @@ def _descriptions(block: xr.Dataset, source: str, given: Variables) -> dict[str,
     return found
 
 
-def _in_store_units(block: xr.Dataset, source: str, described: Variables) -> xr.Dataset:
-    """Convert each channel from its `channel_units`, if it has any, and refuse values that are no data."""
+def _in_store_units(
+    block: xr.Dataset, source: str, described: Variables, outside: Counter[str]
+) -> xr.Dataset:
+    """Convert each channel from its `channel_units`, if it has any, and refuse values that are no data.
+
+    Values of fields outside the valid range that are kept are added to `outside`.
+    """
     for array, (axis, *_) in {"fields": FIELDS_DIMS[1:], "static": STATIC_DIMS}.items():
         if array not in block:
             continue
@@ -238,14 +251,15 @@ def _in_store_units(block: xr.Dataset, source: str, described: Variables) -> xr.
             if channel not in described:
                 continue  # the mask, or of a later block, whose channels are compared with the first one's
             given = block[array].isel({axis: place}, drop=True)
-            written[{axis: place}] = _converted(given, units.pop(channel, None), described[channel], source)
+            loaded = _converted(given, units.pop(channel, None), described[channel], source)
+            written[{axis: place}] = loaded.values.values
+            if loaded.outside and array == "fields":
+                outside[channel] += loaded.outside
         block = block.assign({array: written.assign_attrs(channel_units=units)})
     return block
 
 
-def _converted(
-    given: xr.DataArray, units: str | None, variable: Variable, source: str
-) -> NDArray[np.float32]:
+def _converted(given: xr.DataArray, units: str | None, variable: Variable, source: str) -> LoadedChannel:
     """Return the values of a channel, converted from its units, if they are given, and checked."""
     units = variable.units if units is None else units
     try:
@@ -262,8 +276,7 @@ def _converted(
         )
     given = given.rename(variable.name)
     given.attrs = {"units": units}
-    values: NDArray[np.float32] = Channel(variable, given, change, None, source).load().values.values
-    return values
+    return Channel(variable, given, change, None, source).load()
 
 
 def _create(

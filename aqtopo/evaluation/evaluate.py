@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +26,7 @@ from aqtopo.evaluation.points import (
     MODEL,
     WEIGHTINGS,
     Areas,
+    FloatArray,
     Region,
     ScoredBatch,
     areas_of,
@@ -154,11 +156,13 @@ def evaluate(
     batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
     reading = reading_config(config, weather)
     batches = EvaluationLoader(run.store, reading, split, ranks.rank, ranks.size, batch_size, init_times)
+    kept = _KeptValues(options)
     filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
     report("forecasts", done, due)
     for batch in batches:
         forecasts = {MODEL: predict(run, with_weather(batch, weather, run.normalization))}
         forecasts |= {name: forecast(batch.times) for name, forecast in others.items()}
+        kept.add(batch.times, forecasts)
         truth = run.normalization.denormalize(batch.targets.numpy(), data.targets)
         valid = batch.valid.numpy()
         scored = make_scored_batch(batch.times, data.horizons, data.targets, forecasts, truth, valid)
@@ -176,7 +180,39 @@ def evaluate(
     if data.weather_at_horizons:
         provenance |= {"weather": weather_label(weather or PERFECT)}
         provenance |= {} if weather is None else {"weather_forecast": weather.name}
-    return _evaluation(tables, provenance | {"inputs_filled": filled})
+    return _evaluation(tables, provenance | {"inputs_filled": filled, "kept_values": kept.counts(ranks)})
+
+
+class _KeptValues:
+    """Number of values outside the valid range, such as small negative ones, in what comes from outside."""
+
+    def __init__(self, options: EvalOptions) -> None:
+        self._against, self._weather, self._stations = options.against, options.weather, options.stations
+        given = [self._against, None if self._weather is None else self._weather.forecasts]
+        self._sources = {
+            each.name: Counter({channel.variable.name: 0 for channel in each.channels})  # equal on all ranks
+            for each in given
+            if each is not None
+        }
+
+    def add(self, times: Hours, forecasts: Mapping[str, FloatArray]) -> None:
+        """Count the other model's forecasts and the weather from initial times."""
+        if self._against is not None:
+            name = self._against.name
+            self._sources[name].update(self._against.outside(forecasts[name]))
+        if self._weather is not None:
+            self._sources[self._weather.name].update(self._weather.forecasts.outside(self._weather.at(times)))
+
+    def counts(self, ranks: RankGroup) -> dict[str, dict[str, int]]:
+        """Return the sums over all processes by source and variable, without zeros."""
+        found: dict[str, Mapping[str, int]] = dict(self._sources)
+        for source, own in found.items():
+            names = sorted(own)
+            total = ranks.all_reduce_sum(torch.tensor([own[name] for name in names], dtype=torch.int64))
+            found[source] = dict(zip(names, total.tolist(), strict=True))
+        if self._stations is not None:
+            found["stations"] = self._stations.kept
+        return {source: {name: n for name, n in counts.items() if n} for source, counts in found.items()}
 
 
 def _init_times(

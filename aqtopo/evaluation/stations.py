@@ -13,7 +13,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 
-from aqtopo.data.channels import possible_range
+from aqtopo.data.channels import count_outside, possible_range
 from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.names import plain_name
 from aqtopo.data.schema import Hours
@@ -39,12 +39,14 @@ class Stations:
         outside: ids beyond the outermost cell centres.
         masked: ids with a cell outside the mask among the four around them.
         ignored: pollutants in the file that are not forecast.
+        kept: number of values outside the valid range, such as small negative ones, by pollutant.
     """
 
     observed: xr.DataArray
     outside: tuple[str, ...]
     masked: tuple[str, ...]
     ignored: tuple[str, ...]
+    kept: Mapping[str, int]
 
 
 def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Stations:
@@ -78,11 +80,16 @@ def read_stations(path: Path, store: Store, pollutants: Sequence[str]) -> Statio
             f"({store.lat.min():g} to {store.lat.max():g} N, {store.lon.min():g} to {store.lon.max():g} E). "
             "Check the columns lat and lon."
         )
+    observed = values.isel(station=usable)
+    kept = {
+        name: count_outside(store.variables[name], observed.sel(pollutant=name).values) for name in pollutants
+    }
     return Stations(
-        observed=values.isel(station=usable),
+        observed=observed,
         outside=tuple(names[~on_grid].tolist()),
         masked=tuple(names[on_grid & ~usable].tolist()),
         ignored=ignored,
+        kept=kept,
     )
 
 

@@ -170,6 +170,17 @@ def stations_left_out(done: Evaluation) -> str:
     return f"Observations left out: {', '.join(named[:MAX_NAMED])}{more}." if named else ""
 
 
+def kept_values(scores: xr.Dataset) -> str:
+    """Return a sentence with the number of values outside the valid range, by source; empty if none is."""
+    counts = scores.attrs.get("kept_values", {})
+    named = [
+        f"{', '.join(f'{n:,} of {name}' for name, n in by_name.items())} in {source}"
+        for source, by_name in counts.items()
+        if by_name
+    ]
+    return f"Values outside the valid range, which are kept: {'; '.join(named)}." if named else ""
+
+
 def exceedance_table(exceedances: xr.Dataset) -> Table | str:
     """Table of every forecast's hits and false alarms over the whole domain; or the reason for none."""
     whole = exceedances.sel(area=WHOLE)

@@ -18,6 +18,7 @@ from aqtopo.inference.load import LoadedRun, check_hours, predict
 from aqtopo.inference.weather import (
     PERFECT,
     Weather,
+    WeatherForecast,
     check_weather,
     needs,
     reading_config,
@@ -157,6 +158,10 @@ def forecast(run: LoadedRun, init_time: np.datetime64, weather: Weather | None =
         _note_negatives(dataset[name])
     if weather is not None:
         dataset = dataset.assign_attrs(weather=weather_label(weather))
+    if isinstance(weather, WeatherForecast):
+        outside = weather.forecasts.outside(weather.at(np.array([init_time])))
+        listed = [f"{number} of {name}" for name, number in outside.items() if number]
+        dataset = dataset.assign_attrs(weather_outside_valid_range=", ".join(listed) or "none")
     return dataset.assign_attrs(
         title=f"{run.config.name}: air-quality forecast from {init_time} UTC",
         source=f"neural network (aqtopo), trained on and started from: {run.store.source}",

@@ -4,7 +4,7 @@ Shapes: B initial time, K horizon, A variable of the weather, H x W grid.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,8 @@ class WeatherForecast:
     forecasts: OtherForecasts
     variables: tuple[str, ...]
     horizons: tuple[int, ...]
+    _last: dict[bytes, NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    """Weather of the last initial times: the model and a regression read the same."""
 
     @property
     def name(self) -> str:
@@ -68,6 +70,9 @@ class WeatherForecast:
             ValueError: an initial time or a value is missing, or a value is impossible.
         """
         self.check(init_times)
+        key = init_times.astype("datetime64[h]").tobytes()
+        if key in self._last:
+            return self._last[key]
         values = self.forecasts.at(init_times)
         missing = ~np.isfinite(values)
         if missing.any():
@@ -79,6 +84,8 @@ class WeatherForecast:
                 f"{init_times[b]}",
                 "Give weather without gaps: it is never filled",
             )
+        self._last.clear()
+        self._last[key] = values
         return values
 
 

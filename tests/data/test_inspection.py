@@ -11,7 +11,7 @@ import zarr
 from aqtopo.data import open_store, write_statistics, write_store
 from aqtopo.data.inspection import Finding, gaps, inspect_store, summarize_store
 from aqtopo.data.shards import CHECKSUMS
-from aqtopo.variables import TARGET_VARIABLES
+from aqtopo.variables import STATIC_CHANNELS, TARGET_VARIABLES
 
 
 def faults(path: Path) -> list[Finding]:
@@ -104,7 +104,7 @@ WRONG: dict[str, tuple[Callable[[xr.Dataset], None], str, str]] = {
     "elevation in km": (scaled("elevation", 1e-3), "fault", r"no point higher than 3\.\d+ m.*kilometres"),
     "no cell in the mask": (scaled("mask", 0), "fault", "no cell of value 1 in its mask"),
     "latitudes upside down": (scaled("lat2d", -1), "fault", "lat2d that differs from its axis"),
-    "too cold": (field_scaled("temp", 0.7), "fault", r"temp: \d+ values outside 180 to 340 K"),
+    "too cold": (field_scaled("temp", 0.7), "note", r"temp: \d+ values somewhat outside 180 to 340 K"),
     "no value in an hour": (
         emptied(slice(30, 31), slice(None)),
         "fault",
@@ -135,6 +135,30 @@ def test_physically_impossible_values_are_listed(
     assert [f.severity for f in found if re.search(message, f.text)] == [severity]
 
 
+def test_small_negative_values_are_a_note_with_the_number_that_write_store_returns(
+    tiny_dataset: xr.Dataset, tmp_path: Path
+) -> None:
+    for name, value, hours in (("pm25", -1.0, 30), ("rh", 112.0, 2), ("v", -121.0, 1)):
+        tiny_dataset["fields"].loc[{"channel": name}][30 : 30 + hours, 2, 3] = value
+    outside = write_store(tiny_dataset, tmp_path / "new.zarr")
+    assert outside == {"pm25": 30, "rh": 2, "v": 1}
+    write_statistics(tmp_path / "new.zarr", [2016])
+    found = [finding for finding in inspect_store(tmp_path / "new.zarr") if finding.subject == "range"]
+    assert {finding.severity for finding in found} == {"note"}
+    assert [finding.text for finding in found if "pm25" in finding.text] == [
+        "pm25: 30 values somewhat outside 0 to 5000 ug m-3 are kept, the first at 2016-01-02T06"
+    ]
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize(("name", "value"), [("pm25", -999.0), ("v", -99.0), ("temp", 20.0), ("co", -99.0)])
+def test_values_that_training_refuses_are_faults(damaged: Path, name: str, value: float) -> None:
+    fields = zarr.open_array(damaged / "fields", mode="r+")
+    fields[400, open_store(damaged).channels.index(name), 2, 3] = value
+    (found,) = [finding for finding in faults(damaged) if finding.subject == "range"]
+    assert re.match(f"{name}: 1 fill values or values far outside .*, the first at 2017-01-07T16", found.text)
+
+
 @pytest.mark.parametrize("factor", [1e-3, 1e-9])
 @pytest.mark.parametrize("name", [*TARGET_VARIABLES, "rh"])
 def test_a_level_of_other_units_in_any_year_is_a_fault(damaged: Path, name: str, factor: float) -> None:
@@ -150,6 +174,14 @@ def test_statistics_of_a_level_of_other_units_are_a_fault(damaged: Path, name: s
     kept = zarr.open_group(damaged, mode="r+").attrs
     kept.update({"channel_mean": {**kept["channel_mean"], name: 1e-8}})  # type: ignore[dict-item]
     assert any(f"has a mean {name} of 1e-08, outside" in fault.text for fault in faults(damaged))
+
+
+def test_a_fill_value_as_elevation_is_a_fault(damaged: Path) -> None:
+    static = zarr.open_array(damaged / "static", mode="r+")
+    static[STATIC_CHANNELS.index("elevation"), :2] = -99.0
+    assert any(
+        "has elevation = -99 in 32 of 128 cells: a fill value" in fault.text for fault in faults(damaged)
+    )
 
 
 def test_store_that_cannot_be_opened_is_one_fault(tmp_path: Path) -> None:

@@ -126,6 +126,13 @@ def test_a_channel_without_a_value_in_some_hours_is_usual(damaged: Path, tiny_co
     assert sum(batch.filled for batch in loader) == 3 * 128
 
 
+def test_a_channel_with_one_value_a_day_is_usual(damaged: Path, tiny_config: TinyConfig) -> None:
+    for day in range(1, 11):
+        change_hours(damaged, f"2018-01-{day:02}T00", f"2018-01-{day:02}T13", "rh", times(np.nan))
+        change_hours(damaged, f"2018-01-{day:02}T14", f"2018-01-{day + 1:02}T00", "rh", times(np.nan))
+    list(EvaluationLoader(open_store(damaged), tiny_config(), "test", 0, 1, 2))
+
+
 @pytest.mark.parametrize("name", ["u", "temp", "psfc", "rh", "pm10", "co", "pm25"])
 @pytest.mark.parametrize("value", [*FILL_VALUES, 9.96921e36, 1e12, -1e6])
 def test_a_single_value_in_an_hour_with_missing_ones_is_found(

@@ -293,6 +293,12 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: d.assign(fields=d["fields"] - 273.15 * (d["channel"] == "temp")),
         r"has temp = .*far outside 180 to 340 K",
     ),
+    "-99 m as a fill value": (
+        lambda d: d.assign(
+            static=d["static"].where((d["lat"] > 21) | (d["static_channel"] != "elevation"), -99)
+        ),
+        r"has elevation = -99 in 16 of 128 values.*fill value that is not declared",
+    ),
     "a fill value in static": (
         lambda d: d.assign(static=d["static"].where(d["lat"] > 21, -9999.0)),
         r"-9999 in 16 of|mask with values",

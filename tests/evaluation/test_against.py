@@ -13,7 +13,7 @@ from aqtopo.evaluation.against import open_model
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_results
-from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary, table_width
+from aqtopo.evaluation.tables import TABLE_WIDTH, kept_values, score_table, summary, table_width
 from aqtopo.inference.forecast import forecast
 from aqtopo.inference.forecast_file import write_forecast
 from aqtopo.inference.load import LoadedRun, load_run
@@ -77,6 +77,22 @@ def test_an_undeclared_fill_value_ends_the_evaluation(
         ValueError, match=r"pm25 = \S+ in 1 of .*first at initial time 2018-01-04T00:00, lead time 12"
     ):
         evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
+
+
+def test_negative_values_are_kept_counted_and_reported(
+    run: LoadedRun, dataset: xr.Dataset, written: Written, tmp_path: Path
+) -> None:
+    for name in TARGET_VARIABLES:
+        dataset[name] = abs(dataset[name])
+    dataset["pm25"][1, 0, 2, 3:6], dataset["o3"][0, 2, 0, 0] = -2.0, -0.5
+    done = evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
+    assert done.scores.attrs["kept_values"] == {"cams": {"o3": 1, "pm25": 3}}
+    assert kept_values(done.scores) == (
+        "Values outside the valid range, which are kept: 1 of o3, 3 of pm25 in cams."
+    )
+    content = json.loads(write_results(done, tmp_path)[0].read_text(encoding="utf-8"))
+    assert content["kept_values"] == {"cams": {"o3": 1, "pm25": 3}}
+    assert kept_values(evaluate(run).scores) == ""
 
 
 def test_a_single_forecast_is_enough(run: LoadedRun, written: Written) -> None:

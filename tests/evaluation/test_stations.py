@@ -12,7 +12,7 @@ from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import read_table, write_results
 from aqtopo.evaluation.stations import read_stations
-from aqtopo.evaluation.tables import stations_left_out, stratum_table
+from aqtopo.evaluation.tables import kept_values, stations_left_out, stratum_table
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
@@ -144,6 +144,19 @@ def test_stations_that_cannot_be_scored_are_named(run: LoadedRun, csv: Path) -> 
     sums = table.tables["stations"]
     assert sums.attrs["stations_outside_the_grid"] == ["far"]
     assert sums.attrs["stations_beside_masked_cells"] == ["edge"]
+
+
+def test_negative_observations_are_kept_counted_and_reported(
+    run: LoadedRun, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    changed = table.copy()
+    changed.loc[changed.query("id == '0101A' and pollutant == 'pm25'").index[:5], "value"] = -1.5
+    changed.loc[changed.query("id == 'far'").index, "value"] = -1.5
+    changed.to_csv(tmp_path / "stations.csv", index=False)
+    stations = read_stations(tmp_path / "stations.csv", run.store, TARGET_VARIABLES)
+    scores = evaluate(run, options=EvalOptions(stations=stations)).scores
+    assert scores.attrs["kept_values"] == {"stations": {"pm25": 5}}
+    assert "5 of pm25 in stations" in kept_values(scores)
 
 
 def test_unscored_observations_are_listed(run: LoadedRun, csv: Path) -> None:

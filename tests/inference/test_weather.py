@@ -130,6 +130,30 @@ def test_scores_with_the_stores_weather_from_a_file_are_those_with_perfect_weath
         assert set(station_frame(by_station)["weather"]) == {words}
 
 
+def test_values_outside_the_valid_range_are_kept_counted_and_reported(
+    run: LoadedRun,
+    run_dir: Path,
+    written: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def humid(d: xr.Dataset) -> xr.Dataset:
+        d["rh"][:, 1, 2, 3:5] = 112.0
+        return d
+
+    path = written(humid)
+    given = open_weather(path, run.store, run.config.data)
+    scores = evaluate(run, options=EvalOptions(weather=given)).scores
+    assert scores.attrs["kept_values"] == {"gfs": {"rh": 2 * scores.attrs["initialisations"]}}
+    arguments = ["forecast", run_dir, tmp_path / "out.nc", "--init", "2018-01-02", "--weather", path]
+    monkeypatch.setattr("sys.argv", ["aqtopo", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "weather forecast gfs (outside the valid range, kept: 2 of rh)" in capsys.readouterr().out
+
+
 def test_wrong_weather_changes_the_model_and_the_regression_alike(
     run: LoadedRun, written: Callable[..., Path]
 ) -> None:

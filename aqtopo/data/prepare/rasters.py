@@ -15,11 +15,13 @@ from aqtopo.data.channels import open_channel, read_channel
 from aqtopo.data.grid import Grid
 from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.prepare.regrid import Regridder
-from aqtopo.data.topography import load_topography, overlap
+from aqtopo.data.topography import Topography, load_topography, overlap
 from aqtopo.variables import VARIABLES, Variable
 
 TOO_HIGH = 2.5
-"""Ratio to the altitude map's mean height from which a file is not in metres: feet have 3.3."""
+"""Ratio to the altitude map's mean height on land, or its inverse, from which a file is not in metres.
+
+Feet have 3.3, metres called feet 0.3, decametres 0.1."""
 LEAST_MEAN_METRES = 50.0
 """Mean height from which the ratio says something: the altitude map has steps of 28 m."""
 
@@ -38,25 +40,48 @@ def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
     """Return the mean elevation (H, W) [m], 0 over sea; from pvlib's altitude map if no file is given.
 
     Raises:
-        ValueError: the file cannot be read, does not cover the grid, or has unusable units or values.
+        ValueError: the file cannot be read, does not cover the grid, has unusable units or values, or lacks
+            heights inland.
     """
+    known = load_topography(grid)
     if file is None:
-        return load_topography(grid).elevation
+        return known.elevation
     height = _on_grid(file, grid, VARIABLES["elevation"])
+    _refuse_missing_inland(file, height, known, grid)
+    height = np.nan_to_num(height)
     if not (height.min() >= -500.0 and 10.0 <= height.max() <= 9000.0):
         raise ValueError(
             f"{file} has elevations from {height.min():g} to {height.max():g} on the grid, which are not "
             "metres. Convert it to metres."
         )
-    known = load_topography(grid).elevation
-    ratio = float(height.mean()) / max(float(known.mean()), LEAST_MEAN_METRES)
-    if ratio > TOO_HIGH:
-        raise ValueError(
-            f"{file} is {ratio:.1f} times as high as the altitude map of pvlib on the grid; feet would be "
-            "3.3 times, and geopotential 9.8 times as high. Correct the attribute `units`, or convert it to "
-            "metres."
-        )
+    _compare_with_map(file, height, known)
     return height
+
+
+def _refuse_missing_inland(file: Path, height: NDArray[np.float32], known: Topography, grid: Grid) -> None:
+    """Refuse heights that are missing in cells of land, which would become 0 m."""
+    inland = np.isnan(height) & (known.land > 0.999) & (known.elevation > LEAST_MEAN_METRES)
+    if inland.any():
+        row, column = np.argwhere(inland)[0]
+        place = f"latitude {grid.lat_centres[row]:g}, longitude {grid.lon_centres[column]:g}"
+        raise ValueError(
+            f"{file} has no height in {inland.sum()} of {inland.size} cells, which are land, first "
+            f"at {place}, where pvlib's map has {known.elevation[row, column]:.0f} m. Fill them: missing "
+            "heights become 0 m, which is right only for the sea."
+        )
+
+
+def _compare_with_map(file: Path, height: NDArray[np.float32], known: Topography) -> None:
+    """Compare the mean height on land with that of the altitude map, which shows other units."""
+    land = known.mask > 0 if known.mask.any() else np.ones(height.shape, dtype=bool)
+    mean, expected = float(height[land].mean()), float(known.elevation[land].mean())
+    ratio = mean / max(expected, LEAST_MEAN_METRES)
+    if ratio > TOO_HIGH or (expected >= LEAST_MEAN_METRES and ratio < 1 / TOO_HIGH):
+        raise ValueError(
+            f"{file} is {ratio:.2g} times as high as the altitude map of pvlib on the grid; feet would be "
+            "3.3 times, geopotential 9.8 times, and decametres 0.1 times as high. Correct the attribute "
+            "`units`, or convert it to metres."
+        )
 
 
 def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
@@ -67,14 +92,14 @@ def population(file: Path | None, grid: Grid) -> NDArray[np.float32]:
     """
     if file is None:
         return np.zeros(grid.shape, dtype=np.float32)
-    return _on_grid(file, grid, VARIABLES["population"])
+    return np.nan_to_num(_on_grid(file, grid, VARIABLES["population"]))
 
 
 def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
+    """Return a variable (H, W), NaN in cells without a value."""
     raster = (_read_tiff if _is_tiff(file) else _read_netcdf)(file, grid, variable)
     if raster.lat.ndim == 2:
-        regridded = Regridder.between(raster.lat, raster.lon, grid)(raster.values)
-        return np.where(np.isfinite(regridded), regridded, np.float32(0))
+        return Regridder.between(raster.lat, raster.lon, grid)(raster.values)
     lat_edges, lon_edges = _edges(raster.lat), _edges(raster.lon)
     for axis, edges, (low, high) in (("latitude", lat_edges, grid.lat), ("longitude", lon_edges, grid.lon)):
         slack = (edges[1] - edges[0]) / 2
@@ -87,7 +112,7 @@ def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
     finite = np.isfinite(raster.values)
     total = by_row @ np.where(finite, raster.values, 0.0) @ by_column.T
     share = by_row @ finite.astype(np.float64) @ by_column.T
-    mean: Values = np.divide(total, share, out=np.zeros(grid.shape), where=share > 0)
+    mean: Values = np.divide(total, share, out=np.full(grid.shape, np.nan), where=share > 0)
     return mean.astype(np.float32)
 
 

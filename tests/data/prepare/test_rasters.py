@@ -107,6 +107,58 @@ def test_heights_without_units_that_are_no_metres_are_refused(tmp_path: Path) ->
         elevation(write_netcdf(tmp_path / "z.nc", units=""), GRID)
 
 
+@pytest.mark.parametrize(("scale", "ratio"), [(0.1, "0.044"), (0.3048, "0.14"), (0.8, "0.35")])
+def test_heights_that_are_too_low_for_the_region_are_refused(
+    tmp_path: Path, scale: float, ratio: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"is {ratio}\d* times as high as the altitude map.*decametres"):
+        elevation(write_netcdf(tmp_path / "z.nc", scale=scale), GRID)
+
+
+@pytest.mark.parametrize("cells", [(slice(None), slice(None)), (slice(10, 40), slice(10, 30))])
+@pytest.mark.parametrize("fill", [-99.0, -99.9])
+def test_many_cells_of_the_same_depth_are_a_fill_value(
+    tmp_path: Path, fill: float, cells: tuple[slice, slice]
+) -> None:
+    file = write_netcdf(tmp_path / "z.nc")
+    with netCDF4.Dataset(file, "a") as dataset:
+        dataset["elevation"][*cells] = fill
+    with pytest.raises(ValueError, match=rf"has elevation = {fill:g} in \d+ of \d+ values.*not declared"):
+        elevation(file, GRID)
+
+
+def test_a_depression_is_no_fill_value(tmp_path: Path) -> None:
+    file = write_netcdf(tmp_path / "z.nc")
+    with netCDF4.Dataset(file, "a") as dataset:
+        dataset["elevation"][20:23, 20:23] = -99.0
+    assert elevation(file, GRID).min() < 900.0
+
+
+def test_heights_that_are_missing_inland_are_refused_and_population_is_zero(tmp_path: Path) -> None:
+    file = write_netcdf(tmp_path / "z.nc")
+    with netCDF4.Dataset(file, "a") as dataset:
+        dataset["elevation"][8:22, 18:40] = np.nan
+    with pytest.raises(
+        ValueError,
+        match=r"no height in \d+ of 32 cells, which are land, first at latitude 30\.5, longitude",
+    ):
+        elevation(file, GRID)
+    file = write_netcdf(tmp_path / "p.nc", "population", units="km-2")
+    with netCDF4.Dataset(file, "a") as dataset:
+        dataset["population"][8:22, 18:40] = np.nan
+    assert (population(file, GRID) == 0).any()
+
+
+def test_heights_may_be_missing_over_sea(tmp_path: Path) -> None:
+    sea = Grid((4, 8), (30.0, 34.0), (122.0, 130.0))
+    with netCDF4.Dataset(write_netcdf(tmp_path / "z.nc", scale=0.03), "a") as dataset:
+        dataset["lon"][:] = dataset["lon"][:] + 22.0
+        dataset["elevation"][:, 30:60] = np.nan
+    height = elevation(tmp_path / "z.nc", sea)
+    assert np.isfinite(height).all()
+    assert (height == 0).any()
+
+
 def test_undeclared_fill_values_are_refused(tmp_path: Path) -> None:
     file = write_netcdf(tmp_path / "p.nc", "population", units="km-2")
     with netCDF4.Dataset(file, "a") as dataset:
