@@ -27,7 +27,9 @@ from enum import Enum
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
 from aqtopo.refusal import BusyError, RefusedError, file_named
@@ -45,12 +47,20 @@ POLL_S = 0.5
 _READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
 
 
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$")]
+"""Path of a file within a saved state or an export: relative, without `..`."""
+
+
 @dataclass(frozen=True)
 class FileRecord:
     """Expected size of a file [bytes], and the hash of each block, in order."""
 
     size: int
     sha256: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sha256) != -(-self.size // BLOCK_BYTES):
+            raise ValueError(f"{len(self.sha256)} hashes do not fit a file of {self.size} bytes")
 
 
 def describe_file(path: Path, threads: int = HASH_THREADS) -> FileRecord:

@@ -4,11 +4,12 @@ import importlib.metadata
 import subprocess
 from math import prod
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from aqtopo.checkpoint.files import FileRecord, append_checksum, remove_checksum, write_durably
+from aqtopo.checkpoint.files import FileName, FileRecord, append_checksum, remove_checksum, write_durably
+from aqtopo.config.strict import NonNegative, Positive
 from aqtopo.refusal import RefusedError
 
 MANIFEST_FILE = "manifest.json"
@@ -21,11 +22,15 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+TensorName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
+"""Name of a module's tensor; it is also a folder's name in the universal layout, so it has no `..` or `/`."""
+
+
 class TensorInfo(_Frozen):
     """Name, shape and type (such as `float32`) of a tensor."""
 
-    name: str
-    shape: tuple[int, ...]
+    name: TensorName
+    shape: tuple[NonNegative, ...]
     dtype: str
 
     @classmethod
@@ -111,13 +116,13 @@ class Manifest(_Frozen):
     groups: tuple[GroupInfo, ...]
     other_tensors: tuple[TensorInfo, ...]
     """Frozen parameters and buffers, which have no moments."""
-    tied: dict[str, str]
+    tied: dict[TensorName, TensorName]
     """First name of each tied parameter by its other names."""
     optimizer: str
     optimizer_steps: dict[str, float]
     """The optimizer's step count by group."""
     zero_stage: int
-    world_size: int
+    world_size: Positive
     global_samples: int
     skipped_steps: int
     loss_scaler: dict[str, float] | None
@@ -125,7 +130,17 @@ class Manifest(_Frozen):
     versions: dict[str, str | None]
     origin: str | None = None
     """Source of an imported state."""
-    files: dict[str, FileRecord] = {}
+    files: dict[FileName, FileRecord] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        groups = [group.name for group in self.groups]
+        names = [tensor.name for group in self.groups for tensor in group.parameters]
+        if len(set(groups)) < len(groups) or set(groups) != set(self.optimizer_steps):
+            raise ValueError("groups and optimizer_steps do not have the same names, each once")
+        if len(set(names)) < len(names):
+            raise ValueError("a parameter is listed twice")
+        return self
 
     @property
     def parameters(self) -> dict[str, TensorInfo]:

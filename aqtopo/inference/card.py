@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from aqtopo.checkpoint.files import FileRecord
+from aqtopo.checkpoint.files import FileName, FileRecord
 from aqtopo.checkpoint.tags import Tag
 from aqtopo.config.record import read_record
 from aqtopo.config.strict import Strict
@@ -79,7 +79,7 @@ class Card(Strict):
     trained_with: dict[str, Any]
     """Content of `run.json`: machine, versions and commit; empty without a run."""
     exported_with: dict[str, str | None]
-    files: dict[str, FileRecord]
+    files: dict[FileName, FileRecord]
 
     @property
     def model_file(self) -> str:

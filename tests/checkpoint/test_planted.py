@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from aqtopo.checkpoint.files import describe_file
+from aqtopo.checkpoint.files import append_checksum, describe_file, remove_checksum
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, read_manifest, write_manifest
 from aqtopo.checkpoint.shards import MODEL_STATES
 from aqtopo.checkpoint.tags import CHECKPOINTS, POINTER, STATE_FILE, last_tag
@@ -96,6 +96,18 @@ def test_commands_refuse_a_planted_pickle(
     assert Path(name).name in text
     assert not proof.exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_convert_refuses_a_parameter_whose_name_leads_elsewhere(
+    run_dir: Path, tmp_path: Path, typed: Type
+) -> None:
+    path, victim = tag_folder(run_dir) / MANIFEST_FILE, tmp_path / "victim" / "owned"
+    victim.parent.mkdir()
+    text = remove_checksum(path.read_text(encoding="utf-8"))
+    path.write_text(append_checksum(text.replace("first.weight", str(victim))), encoding="utf-8")
+    code, text = typed("checkpoint", "convert", tag_folder(run_dir), tmp_path / "out")
+    assert (code, [*victim.parent.iterdir()]) == (3, [])
+    assert "manifest.json is damaged" in text
 
 
 @pytest.mark.parametrize(
