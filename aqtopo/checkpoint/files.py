@@ -33,6 +33,7 @@ from pydantic import Field
 
 from aqtopo.distributed.process_group import RankGroup, raise_problems_on_all_ranks, shard_by_size
 from aqtopo.refusal import BusyError, RefusedError, file_named
+from aqtopo.safe_files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,11 +153,10 @@ def sync(path: Path) -> None:
 
 def write_durably(path: Path, text: str) -> None:
     """Write a small UTF-8 file: temporary file, fsync, atomic rename. Readers see the old or the new text."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with file_named(temporary):
-        temporary.write_text(text, encoding="utf-8")
-    sync(temporary)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        with file_named(temporary), temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+        sync(temporary)
     sync(path.parent)
 
 

@@ -8,12 +8,12 @@ from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     DISCARDED,
     STATE_FILE,
-    UNFINISHED,
     UNIVERSAL,
     read_tag,
     val_loss_in,
 )
 from aqtopo.refusal import RefusedError
+from aqtopo.safe_files import UNFINISHED
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest, RunFacts, write_m
 from aqtopo.checkpoint.shards import SHARD_NAME, ShardedState
 from aqtopo.checkpoint.tags import (
     NAME_PATTERN,
-    UNFINISHED,
     Tag,
     how_to_continue,
     next_tag,
@@ -41,6 +40,7 @@ from aqtopo.checkpoint.tags import (
 )
 from aqtopo.config import CheckpointConfig
 from aqtopo.distributed.process_group import RankGroup
+from aqtopo.safe_files import UNFINISHED, remove
 
 HASH_FILES = "hashes-*.json*"
 """Files with the hashes of each rank's files."""
@@ -140,8 +140,7 @@ class Saver:
         """Write this rank's files of the state, without fsync."""
         with errors_on_all_ranks(temporary, self._ranks):
             if self._ranks.rank == 0:
-                if temporary.exists():
-                    shutil.rmtree(temporary)
+                remove(temporary)
                 temporary.mkdir(parents=True)
         with errors_on_all_ranks(temporary, self._ranks):
             write_shards(engine, temporary)

@@ -27,16 +27,21 @@ from aqtopo.checkpoint.files import (
 )
 from aqtopo.config import CheckpointConfig
 from aqtopo.refusal import RefusedError
+from aqtopo.safe_files import UNFINISHED, remove, replacing, temporary_path
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
 POINTER = "latest"
 HISTORY = "history"
-UNFINISHED = ".tmp"
 DISCARDED = ".discarded"
 UNIVERSAL = ".universal"
 VAL_LOSS = re.compile(r"-val([0-9.]+|nan|inf)(?:-take\d+)?$")
-NAME_PATTERN = re.compile(r"[A-Za-z0-9_.-]+")
+NAME_PATTERN = re.compile(r"epoch\d{2,}-step\d{6,}(-val([0-9.]+|nan|inf))?(-take\d+)?")
+STALE = re.compile(
+    rf"({NAME_PATTERN.pattern})({re.escape(UNIVERSAL)})?(\.[0-9a-f]{{8}})?({UNFINISHED}|{DISCARDED})"
+    rf"|({POINTER}|{HISTORY})\.[0-9a-f]{{8}}{UNFINISHED}"
+)
+"""Names of what a killed process may leave; `checkpoints` may also hold files of others, which stay."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,8 @@ def val_loss_in(name: str) -> float | None:
 def write_tag(tag: Tag, run_dir: Path, folder: Path | None = None) -> None:
     """Write `state.json` beside the shards; a folder without it is not a saved state."""
     target = (folder or tag.folder(run_dir)) / STATE_FILE
-    temporary = target.with_suffix(".tmp")
-    temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)), encoding="utf-8")
-    temporary.replace(target)
+    with replacing(target) as temporary:
+        temporary.write_text(append_checksum(json.dumps(asdict(tag), indent=1)), encoding="utf-8")
 
 
 def read_tag(path: Path) -> Tag:
@@ -247,13 +251,12 @@ def prune(run_dir: Path, policy: CheckpointConfig) -> None:
 
 
 def remove_stale(run_dir: Path) -> None:
-    """Remove unfinished and partly removed folders of killed processes."""
-    for suffix in (UNFINISHED, DISCARDED):
-        for leftover in (run_dir / CHECKPOINTS).glob(f"*{suffix}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-    for universal in (run_dir / CHECKPOINTS).glob(f"*{UNIVERSAL}"):
-        if not universal.with_name(universal.name.removesuffix(UNIVERSAL)).exists():
-            shutil.rmtree(universal)
+    """Remove unfinished and partly removed folders of killed processes; no link is followed."""
+    for path in (run_dir / CHECKPOINTS).glob("*"):
+        tag = path.name.removesuffix(UNIVERSAL)
+        orphan = path.name != tag and NAME_PATTERN.fullmatch(tag) and not path.with_name(tag).exists()
+        if orphan or STALE.fullmatch(path.name):
+            remove(path)
 
 
 def read_lock(folder: Path) -> AbstractContextManager[None]:
@@ -268,9 +271,9 @@ def read_lock(folder: Path) -> AbstractContextManager[None]:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder: rename it first, so that a killed process leaves no incomplete state."""
-    discarded = folder.with_name(folder.name + DISCARDED)
+    discarded = temporary_path(folder, DISCARDED)
     folder.rename(discarded)
-    shutil.rmtree(discarded)
+    remove(discarded)
 
 
 def _remove_if_unread(folder: Path) -> None:

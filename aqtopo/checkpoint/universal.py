@@ -43,7 +43,7 @@ from aqtopo.checkpoint.shards import (
     check_counters,
     same_bits,
 )
-from aqtopo.checkpoint.tags import UNFINISHED, UNIVERSAL, remove_folder
+from aqtopo.checkpoint.tags import UNIVERSAL, remove_folder
 from aqtopo.distributed.process_group import (
     RankGroup,
     gather_mappings,
@@ -52,6 +52,7 @@ from aqtopo.distributed.process_group import (
     shard_by_size,
 )
 from aqtopo.refusal import RefusedError
+from aqtopo.safe_files import remove, temporary_path
 
 LATEST = "latest_universal"
 ZERO = "zero"
@@ -224,15 +225,32 @@ def write_universal(
     Raises:
         RefusedError: on all ranks: a tensor cannot be read, or differs when it is read back.
     """
-    temporary = target.parent.with_name(target.parent.name + UNFINISHED)
-    folder = temporary / target.name
+    path_of_rank_0 = ranks.gather_texts(str(temporary_path(target.parent)))[0]
+    temporary = Path(path_of_rank_0)
+    try:
+        _write_folder(manifest, state, write_weights, temporary / target.name, ranks)
+        if ranks.rank == 0:
+            _commit(temporary, target.parent)
+    finally:
+        if ranks.rank == 0:
+            remove(temporary)
+    ranks.barrier()
+
+
+def _write_folder(
+    manifest: Manifest,
+    state: NamedTensors,
+    write_weights: Callable[[Path], FileRecord],
+    folder: Path,
+    ranks: RankGroup,
+) -> None:
+    """Write the inner folder of a universal checkpoint; arguments and errors as `write_universal`."""
     if ranks.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
         for name in manifest.parameters:
             (folder / ZERO / name).mkdir(parents=True)
     ranks.barrier()
     written = []
-    with refusals_on_all_ranks(ranks, f"{target} cannot be written"):
+    with refusals_on_all_ranks(ranks, f"{folder} cannot be written"):
         for name, kind in assigned_files(manifest, ranks):
             written.append(tensor_file(name, kind))
             _write_file(manifest, state, name, kind, folder / written[-1])
@@ -245,8 +263,6 @@ def write_universal(
         records[WEIGHTS_FILE] = write_weights(folder / WEIGHTS_FILE)
         changes = {"layout": "universal", "files": dict(sorted(records.items()))}
         write_manifest(manifest.model_copy(update=changes), folder)
-        _commit(temporary, target.parent)
-    ranks.barrier()
 
 
 def assigned_files(manifest: Manifest, ranks: RankGroup) -> list[tuple[str, str]]:

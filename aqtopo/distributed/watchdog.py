@@ -27,6 +27,7 @@ from aqtopo.distributed.deadlines import STACKS, read_deadlines
 from aqtopo.distributed.heartbeat_store import HeartbeatStore, abridged, is_connection_error
 from aqtopo.distributed.launch import Launch, export_launch
 from aqtopo.refusal import LostRankError, RefusedError
+from aqtopo.safe_files import open_plain
 
 Result = TypeVar("Result")
 
@@ -201,9 +202,9 @@ class Watchdog:
 
         def write() -> None:
             if self._file.parents[1].is_dir():  # a refused run must not create its directory
-                with suppress(OSError):
+                with suppress(OSError, ValueError):  # the latter for a link
                     self._file.parent.mkdir(exist_ok=True)
-                    with self._file.open("w", encoding="utf-8") as file:
+                    with open_plain(self._file, "w", encoding="utf-8") as file:
                         print(first_line, file=file, flush=True)
                         write_rest(file)
 

@@ -8,12 +8,10 @@ of a cell is left out for that cell.
 Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cells, H x W grid.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,6 +33,7 @@ from aqtopo.data.shards import stored_checksums
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.safe_files import replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -298,20 +297,17 @@ def _write(fitted: Linear, files: Sequence[Path]) -> None:
     """Write a fit to the first of the files whose folder can be written; warn if there is none."""
     metadata = {"penalty": repr(fitted.penalty), "times": str(fitted.times)}
     for file in files:
-        temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
         try:
             file.parent.mkdir(exist_ok=True)
-            write_tensors(
-                temporary,
-                {"coefficients": torch.from_numpy(np.ascontiguousarray(fitted.coefficients))},
-                metadata,
-            )
-            temporary.replace(file)
+            with replacing(file) as temporary:
+                write_tensors(
+                    temporary,
+                    {"coefficients": torch.from_numpy(np.ascontiguousarray(fitted.coefficients))},
+                    metadata,
+                )
             return
         except (OSError, SafetensorError) as error:  # the latter if the disk is full
             problem = f"{file.parent} ({error})"
-            with contextlib.suppress(OSError):
-                temporary.unlink()
     warnings.warn(
         "the regression cannot be kept and will be fitted again each time: no folder can be written, the "
         f"last tried is {problem}",

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aqtopo.checkpoint.save import HASH_FILES
-from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNFINISHED, UNIVERSAL
+from aqtopo.checkpoint.tags import CHECKPOINTS, DISCARDED, UNIVERSAL
 from aqtopo.config import RunConfig
 from aqtopo.fault_testing.forked import fork_ranks
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE, StepLine, of_kind, read_log
+from aqtopo.safe_files import UNFINISHED
 
 START_LIMIT_S = 300.0
 
@@ -103,7 +104,7 @@ def file_phase(run_dir: Path) -> str | None:
 def _file_phase(folder: Path) -> str | None:
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     for name in names:
-        if name.endswith(UNIVERSAL + UNFINISHED):
+        if f"{UNIVERSAL}." in name and name.endswith(UNFINISHED):
             return "converting"
         if name.endswith(UNFINISHED) and (folder / name).is_dir():
             return "committing" if any((folder / name).glob(HASH_FILES)) else "saving"

@@ -5,7 +5,6 @@ Neither contains a pickle; reading them needs no DeepSpeed.
 
 import json
 import math
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from aqtopo.checkpoint.files import (
 from aqtopo.checkpoint.inspection import opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
 from aqtopo.checkpoint.shards import MASTER
-from aqtopo.checkpoint.tags import STATE_FILE, UNFINISHED, read_tag, val_loss_in
+from aqtopo.checkpoint.tags import STATE_FILE, read_tag, val_loss_in
 from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
@@ -47,6 +46,7 @@ from aqtopo.inference.card import (
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
+from aqtopo.safe_files import replacing
 
 CONFIG_KEY = "config"
 """Metadata of a file of weights: the run's configuration as JSON, which names the rows of the tensors."""
@@ -100,20 +100,15 @@ def export_run(run: LoadedRun, out: Path, scores: Mapping[str, Any] | None) -> C
     _check_new(out, "folder")
     if is_export(run.run_dir):
         raise ValueError(f"{run.run_dir} is an exported model. Copy the folder.")
-    temporary = out.with_name(out.name + UNFINISHED)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    with replacing(out) as temporary:
+        temporary.mkdir()
         write_tensors(temporary / MODEL_FILE, run.model.state_dict(), {"format": "pt"})
         write_tensors(temporary / STATIC_FILE, _static_tensors(run.store))
         files = {name: sync_and_hash(temporary / name) for name in (MODEL_FILE, STATIC_FILE)}
         card = _card(run, scores, files)
         write_durably(temporary / CARD_FILE, card.model_dump_json(indent=2) + "\n")
         write_durably(temporary / README_FILE, readme(card))
-        temporary.rename(out)
-        sync(out.absolute().parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    sync(out.absolute().parent)
     return card
 
 
@@ -182,14 +177,12 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
         RefusedError: the state's files have changed since they were saved.
     """
     _check_new(out, "file")
-    temporary = out.with_name(out.name + UNFINISHED)
-    with opened(path) as (state,):
+    with replacing(out) as temporary, opened(path) as (state,):
         check_files(state.folder, state.manifest.files, SINGLE_RANK)
         metadata = _metadata(state)
         config = {CONFIG_KEY: json.dumps(state.manifest.run.config)}
         write_tensors(temporary, _weights(state), metadata | config)
-    sync(temporary)
-    temporary.rename(out)
+        sync(temporary)
     sync(out.parent)
     return metadata
 

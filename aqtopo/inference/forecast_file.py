@@ -1,7 +1,6 @@
 """CF-1.11 layout of a forecast and of the truth, and its writer as zarr or NetCDF."""
 
 import importlib.util
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import xarray as xr
 
 from aqtopo.checkpoint.files import write_error
+from aqtopo.safe_files import remove, replacing
 from aqtopo.variables import Variable
 
 CONVENTIONS = "CF-1.11"
@@ -130,17 +130,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         ValueError: `path` cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.partial")
     try:
-        _remove(temporary)
-        write(temporary)
-        if path.is_dir():
-            _remove(path)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            write(temporary)
+            if path.is_dir():
+                remove(path)
     except OSError as error:
         raise ValueError(f"cannot write {path}: {error}. Choose a writable directory.") from error
-    finally:
-        _remove(temporary)
 
 
 def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
@@ -155,10 +151,3 @@ def _write(dataset: xr.Dataset, path: Path, suffix: str) -> None:
         # xarray warns that consolidated metadata are not part of zarr v3; other readers ignore them.
         warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part")
         dataset.to_zarr(path, mode="w-", zarr_format=3, consolidated=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from aqtopo.refusal import file_named
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.monitors import Monitors
+from aqtopo.safe_files import open_plain
 
 PLAIN_LINE_EVERY_S = 5.0
 
@@ -35,7 +36,7 @@ class RunLog:
         if self._path is None:
             return
         stamp = datetime.now(UTC).isoformat(timespec="milliseconds")
-        with file_named(self._path), self._path.open("a", encoding="utf-8") as file:
+        with file_named(self._path), open_plain(self._path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"event": event, "time": stamp, **facts}, allow_nan=False) + "\n")
         if self.monitors is not None and "step" in facts:
             self.monitors.write(facts)

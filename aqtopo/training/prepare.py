@@ -19,7 +19,6 @@ from aqtopo.checkpoint.files import exclusive_lock_on_all_ranks, write_durably
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, package_versions, read_manifest, source_commit
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
-    UNFINISHED,
     check_pointer,
     find_tag,
     last_tag,
@@ -40,6 +39,7 @@ from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError, raise_problems
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import CONFIG_FILE, RUN_FILE, RunFile, read_run_config
+from aqtopo.safe_files import UNFINISHED, open_plain
 from aqtopo.training.engine import check_supported, group_parameters
 from aqtopo.training.initial_weights import initial_weights
 from aqtopo.training.schedule import Schedule
@@ -305,9 +305,13 @@ def reclaim_run_directory(run_dir: Path, config: RunConfig) -> None:
 
 
 def truncate_metrics(path: Path) -> None:
-    """Remove an incomplete last line of a killed process."""
-    if not path.is_file():
+    """Remove an incomplete last line of a killed process.
+
+    Raises:
+        ValueError: the path is a link or no plain file.
+    """
+    if not os.path.lexists(path):
         return
-    with path.open("rb+") as file:
+    with open_plain(path, "rb+") as file:
         whole = file.read()
         file.truncate(whole.rfind(b"\n") + 1)

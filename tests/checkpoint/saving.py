@@ -105,12 +105,14 @@ def lost_shard(_: Path, ranks: TorchRanks) -> Iterator[None]:
 @contextmanager
 def no_pointer(folder: Path, ranks: TorchRanks) -> Iterator[None]:
     """Make the update of the pointer fail, which follows the rename."""
-    in_the_way = folder / "checkpoints" / "latest.tmp"
+    pointer = folder / "checkpoints" / "latest"
     if ranks.rank == 0:
-        in_the_way.mkdir()
+        pointer.rename(folder / "latest")
+        pointer.mkdir()
     yield
     if ranks.rank == 0:
-        in_the_way.rmdir()
+        pointer.rmdir()
+        (folder / "latest").rename(pointer)
 
 
 TROUBLES = {

@@ -110,8 +110,10 @@ def test_convert_writes_a_bitwise_equal_copy(
     typed: Type,
     tmp_path: Path,
 ) -> None:
-    out = tmp_path / "universal"
+    out, other = tmp_path / "universal", tmp_path / "universal.tmp"
+    other.mkdir()  # somebody else's
     assert typed("convert", tag_folder(run_dir), out)[0] == 0
+    assert other.is_dir()
     assert typed("verify", out)[0] == 0
     code, said, _ = typed("diff", tag_folder(run_dir), out)
     assert code == 0
@@ -134,7 +136,10 @@ def test_export_writes_every_fp32_weight_by_name(
     run_dir: Path, typed: Type, tmp_path: Path, universal: bool
 ) -> None:
     tag, out = tag_folder(run_dir, 6), tmp_path / "weights.safetensors"
+    other = out.with_name(f"{out.name}.tmp")
+    other.write_text("somebody else's", encoding="utf-8")
     code, said, err = typed("export", universal_folder(tag) if universal else tag, out)
+    assert other.read_text(encoding="utf-8") == "somebody else's"
     assert code == 0, err
     truth = torch.load(run_dir / "truth.pt")["state"]
     exported = load_weights(out)
@@ -151,6 +156,7 @@ def test_export_writes_every_fp32_weight_by_name(
         "epoch": "0",
         "val_loss": "none",
         "config_digest": "toy",
+        "config": "{}",
     }
     assert "step 6" in said
     code, _, err = typed("export", tag, out)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from aqtopo.checkpoint import universal
 from aqtopo.checkpoint.files import describe_file, exclusive_lock_on_all_ranks
 from aqtopo.checkpoint.inspection import find_state, open_state, verify_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
-from aqtopo.checkpoint.tags import CHECKPOINTS
+from aqtopo.checkpoint.tags import CHECKPOINTS, remove_stale
 from aqtopo.checkpoint.universal import open_universal, universal_folder
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.refusal import RefusedError
@@ -166,8 +167,7 @@ def test_every_file_and_folder_is_synced_before_the_universal_form_is_renamed(
     open_universal(tag, SINGLE_RANK)
     linked = f"{tag.name}/weights.safetensors"  # synced when the tag was saved
     expected = {path.relative_to(done).as_posix() for path in done.rglob("*")} - {linked}
-    temporary = f"{done}.tmp/"
-    names = {name.removeprefix(temporary).replace("manifest.json.tmp", "manifest.json") for name in synced}
+    names = {re.sub(rf"^{done}\.\w{{8}}\.tmp/|\.\w{{8}}\.tmp$", "", name) for name in synced}
     assert expected <= names
     assert synced[-1] == str(run_dir / CHECKPOINTS)
 
@@ -226,6 +226,7 @@ def test_killed_conversion_is_repeated_from_the_start(run_dir: Path) -> None:
     (half / tag.name / "zero" / "first.weight" / "fp32.pt").write_bytes(b"half")
     state = open_universal(tag, SINGLE_RANK)
     verify_state(open_state(state.folder))
+    remove_stale(run_dir)
     assert not half.exists()
 
 

@@ -323,3 +323,13 @@ def test_incomplete_last_metrics_line_is_removed(tmp_path: Path) -> None:
     truncate_metrics(path)
     assert path.read_text(encoding="utf-8") == '{"event":"step"}\n'
     truncate_metrics(tmp_path / "absent.jsonl")
+
+
+def test_metrics_that_are_a_link_are_not_truncated(tmp_path: Path) -> None:
+    from aqtopo.training.prepare import truncate_metrics
+
+    (tmp_path / "notes.txt").write_text("one line", encoding="utf-8")
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is a link"):
+        truncate_metrics(tmp_path / "metrics.jsonl")
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "one line"

@@ -62,12 +62,19 @@ def test_every_steps_alone_keeps_only_the_last_state(tmp_path: Path) -> None:
     assert steps(tmp_path) == [4]
 
 
-def test_state_that_cannot_be_removed_gives_a_warning_and_the_others_are_removed(tmp_path: Path) -> None:
+def test_state_that_cannot_be_removed_gives_a_warning_and_the_others_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tags = make(tmp_path, [None] * 4)
-    in_the_way = tags[0].folder(tmp_path).with_name(f"{tags[0].name}.discarded")
-    in_the_way.mkdir()
-    (in_the_way / "file").touch()
-    with pytest.warns(UserWarning, match=f"{tags[0].name} cannot be removed: .*not empty"):
+    rename = Path.rename
+
+    def refuse_first(path: Path, target: Path) -> Path:
+        if path.name == tags[0].name:
+            raise OSError("Device or resource busy")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refuse_first)
+    with pytest.warns(UserWarning, match=f"{tags[0].name} cannot be removed: .*busy"):
         prune(tmp_path, CheckpointConfig())
     assert steps(tmp_path) == [1, 4]
 
@@ -118,17 +125,42 @@ def test_universal_form_is_removed_with_its_state(tmp_path: Path) -> None:
 def test_remove_stale_removes_leftovers_only(tmp_path: Path) -> None:
     tags = make(tmp_path, [None, None])
     folder = tmp_path / CHECKPOINTS
-    for name in ("a.tmp", "b.discarded", "c.universal", f"{tags[0].name}.universal"):
+    lost = "epoch09-step000099-val0.1-take2"
+    leftovers = ("", ".universal", ".01234567", ".universal.01234567")
+    others = ("a.tmp", "b.discarded", "c.universal", "thesis.tmp", f"old-{lost}.tmp", f"{lost}.note.tmp")
+    kept = {*others, f"{tags[0].name}.universal"}
+    stale = {f"{lost}{middle}{end}" for middle in leftovers for end in (".tmp", ".discarded")}
+    for name in (*kept, *stale, f"{lost}.universal"):
         (folder / name).mkdir()
         (folder / name / "file").write_text("", encoding="utf-8")
-    (folder / "latest.tmp").write_text("half", encoding="utf-8")
+    (folder / "latest.01234567.tmp").write_text("half", encoding="utf-8")
     remove_stale(tmp_path)
-    assert {path.name for path in folder.iterdir()} == {
-        tags[0].name,
-        f"{tags[0].name}.universal",
-        tags[1].name,
-        "history",
-    }
+    assert {path.name for path in folder.iterdir()} == kept | {tags[0].name, tags[1].name, "history"}
+
+
+def test_remove_stale_follows_a_link_to_the_checkpoints_but_none_below(tmp_path: Path) -> None:
+    make(tmp_path / "disk", [None])
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "file").touch()
+    (tmp_path / "run").mkdir()
+    folder = tmp_path / "run" / CHECKPOINTS
+    folder.symlink_to(tmp_path / "disk" / CHECKPOINTS)
+    for name in ("epoch09-step000099.tmp", "epoch09-step000099.universal", "epoch09-step000098.discarded"):
+        (folder / name).symlink_to(tmp_path / "victim")
+    remove_stale(tmp_path / "run")
+    assert {path.name for path in folder.iterdir()} == {"epoch00-step000001", "history"}
+    assert (tmp_path / "victim" / "file").exists()
+
+
+def test_pruning_removes_a_link_but_not_what_it_leads_to(tmp_path: Path) -> None:
+    tag, *_ = make(tmp_path, [None, None])
+    folder, elsewhere = tag.folder(tmp_path), tmp_path / tag.name
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    prune(tmp_path, CheckpointConfig())
+    assert steps(tmp_path) == [2]
+    assert not folder.is_symlink()
+    assert (elsewhere / "state.json").is_file()
 
 
 def test_leftovers_are_not_listed(tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ main()
 
 @pytest.fixture
 def exported(aqtopo: Command, untrained_run: Path, tmp_path: Path) -> Path:
+    (tmp_path / "model.tmp").mkdir()
     assert aqtopo("export", untrained_run, tmp_path / "model").code == 0
+    assert (tmp_path / "model.tmp").is_dir()  # somebody else's
     return tmp_path / "model"
 
 

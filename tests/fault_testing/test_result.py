@@ -109,7 +109,7 @@ def test_missing_steps_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "phase"),
     [
-        ("a.universal.tmp/a", "converting"),
+        ("a.universal.01234567.tmp/a", "converting"),
         ("a.tmp", "saving"),
         ("a.tmp/hashes-00001.json", "committing"),
         ("a.discarded", "pruning"),

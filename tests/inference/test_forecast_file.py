@@ -136,8 +136,10 @@ def test_netcdf_has_the_attributes_that_cf_readers_look_for(gappy: xr.Dataset, t
 def test_an_existing_forecast_is_replaced_only_when_asked(
     gappy: xr.Dataset, tmp_path: Path, suffix: str
 ) -> None:
-    path = tmp_path / f"forecast{suffix}"
+    path, other = tmp_path / f"forecast{suffix}", tmp_path / f"forecast{suffix}.partial"
+    other.mkdir()  # somebody else's
     write_forecast(gappy, path)
+    assert other.is_dir()
     with pytest.raises(ValueError, match=r"exists already.*--overwrite"):
         write_forecast(gappy + 1.0, path)
     xr.testing.assert_identical(read(path), gappy)

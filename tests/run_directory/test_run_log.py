@@ -60,3 +60,11 @@ def test_time_left_counts_steps_that_are_not_logged(
 def test_value_that_json_cannot_hold_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         RunLog(tmp_path, total_steps=1).event("step", grad_norm=float("inf"))
+
+
+def test_events_are_not_appended_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "metrics.jsonl").symlink_to(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is a link"):
+        RunLog(tmp_path, total_steps=2).event("start")
+    assert not (tmp_path / "notes.txt").read_bytes()

@@ -29,6 +29,7 @@ from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report
 from aqtopo.refusal import file_named
+from aqtopo.safe_files import replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")
@@ -168,18 +169,13 @@ def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
 
 def write_atomically(path: Path, content: NDArray[np.float32] | Mapping[str, Any]) -> None:
     """Write an array, or JSON, to a temporary file; fsync and rename it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with file_named(temporary), temporary.open("wb") as file:
-            if isinstance(content, np.ndarray):
-                np.save(file, content)
-            else:
-                file.write(json.dumps(content, indent=2).encode())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, file_named(temporary), temporary.open("wb") as file:
+        if isinstance(content, np.ndarray):
+            np.save(file, content)
+        else:
+            file.write(json.dumps(content, indent=2).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _mean(values: Fields) -> float | None:

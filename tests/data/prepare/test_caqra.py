@@ -220,7 +220,7 @@ def test_a_duplicate_with_other_values_is_named(
     "content", [np.zeros(2**18, np.float32), {"text": "x" * 2**20}], ids=["array", "JSON"]
 )
 def test_a_full_disk_is_named_with_the_file(full_disk: Path, content: Any) -> None:
-    with pytest.raises(OSError, match=r"2013-01-05\.npy\.\d+\.tmp"):
+    with pytest.raises(OSError, match=r"2013-01-05\.npy\.[0-9a-f]{8}\.tmp"):
         write_atomically(full_disk / "2013-01-05.npy", content)
     assert not list(full_disk.glob("*.tmp"))
 

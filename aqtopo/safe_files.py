@@ -1,0 +1,61 @@
+"""Safe writing beside the files of others: temporary paths, removal, and refusal of links."""
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+UNFINISHED = ".tmp"
+"""End of the names of temporary files and folders."""
+
+
+def temporary_path(path: Path, end: str = UNFINISHED) -> Path:
+    """Return a path beside `path` that nothing else uses: its name has a random part."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{end}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder; then rename it to `path`, or remove it after an error.
+
+    A folder replaces only an empty folder.
+    """
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, but not what the link leads to; a missing path is ignored."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def open_plain(path: Path, mode: str, **options: Any) -> IO[Any]:
+    """Open a file for writing; `mode` and `options` are those of `open`.
+
+    Raises:
+        ValueError: the path is a link, a folder, a device or a pipe.
+    """
+    fault = f"{path} is a link, or no plain file, and is not written to. Move it away, or put the file there."
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(fault)
+    try:
+        return open(path, mode, opener=_open_no_link, **options)
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link since the check
+            raise ValueError(fault) from error
+        raise
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
