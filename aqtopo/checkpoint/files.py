@@ -289,8 +289,11 @@ def load_torch(path: Path) -> Any:
         with torch.serialization.safe_globals(_deepspeed_classes()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
+        # The library's text advises to load the file unsafely; only the name of the code is of use.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        needs = f": it needs {code[1]}" if code else ""
         raise RefusedError(
-            f"{path} holds more than data, or is damaged, and was not loaded: {first_line(error)}"
+            f"{path} holds more than data, or is damaged, and was not loaded{needs}."
         ) from error
     except _READ_ERRORS as error:
         raise RefusedError(f"{path} cannot be read: {first_line(error)}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from aqtopo.checkpoint.files import check_files, load_weights
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, WEIGHTS_FILE, Manifest, read_manifest
-from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState, same_bits
+from aqtopo.checkpoint.shards import KINDS, MASTER, ShardedState, check_weights, same_bits
 from aqtopo.checkpoint.tags import CHECKPOINTS, STATE_FILE, last_tag, read_lock
 from aqtopo.checkpoint.universal import LATEST, SavedState, UniversalState, folder_in
 from aqtopo.distributed.process_group import SINGLE_RANK
@@ -93,29 +93,20 @@ def verify_state(state: SavedState) -> int:
     extra = listed - manifest.files.keys() - {MANIFEST_FILE}
     problems = [f"{name}: not in the manifest" for name in sorted(extra)]
     state.check(SINGLE_RANK)
+    check_weights(state.folder, manifest)
     weights = load_weights(state.folder / WEIGHTS_FILE)
-    problems += _weight_problems(weights, manifest)
     count = len(weights)
     for name, info in manifest.parameters.items():
         for kind in KINDS:
             tensor = state.tensor(name, kind)
             count += 1
             problems += [f"{name} {kind}: {problem}" for problem in _value_problems(tensor, kind)]
-        if manifest.run.precision == "fp32" and name in weights:
+        if manifest.run.precision == "fp32":
             trained = weights[name].reshape(info.shape)
             if not same_bits(trained, state.tensor(name, MASTER)):
                 problems.append(f"{name}: differs from the weight in {WEIGHTS_FILE}")
     raise_problems(f"{state.folder} is damaged", problems, "Resume from another tag.")
     return count
-
-
-def _weight_problems(weights: dict[str, Tensor], manifest: Manifest) -> Iterator[str]:
-    expected = manifest.module_tensors
-    for name in sorted(expected.keys() ^ weights.keys()):
-        yield f"{name}: {'missing in' if name in expected else 'unexpected in'} {WEIGHTS_FILE}"
-    for name in expected.keys() & weights.keys():
-        if tuple(weights[name].shape) != expected[name].shape:
-            yield f"{name}: shape {list(weights[name].shape)} in {WEIGHTS_FILE}"
 
 
 def _value_problems(tensor: Tensor, kind: str) -> Iterator[str]:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from aqtopo.checkpoint.files import load_torch
-from aqtopo.checkpoint.manifest import Manifest
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest
 from aqtopo.distributed.process_group import RankGroup, shard
-from aqtopo.refusal import RefusedError
+from aqtopo.refusal import RefusedError, raise_problems
 
 ALIGNMENT = 2
 SHARD_NAME = re.compile(r"(?:bf16_|fp16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
@@ -172,6 +173,30 @@ def check_counters(folder: Path, manifest: Manifest) -> None:
     for name, value in manifest.counters.items():
         if counters.get(name) != value:
             raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")
+
+
+def check_weights(folder: Path, manifest: Manifest) -> None:
+    """Compare names and shapes in the weights file of a folder with its manifest; reads its header only.
+
+    Raises:
+        RefusedError: they differ, or the file cannot be read.
+    """
+    path, expected = folder / WEIGHTS_FILE, manifest.module_tensors
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise RefusedError(f"{path} cannot be read: {error}. Resume from another tag.") from error
+    problems = [
+        f"{name}: {'missing in' if name in expected else 'unexpected in'} {WEIGHTS_FILE}"
+        for name in sorted(expected.keys() ^ found.keys())
+    ]
+    problems += [
+        f"{name}: shape {list(found[name])} in {WEIGHTS_FILE}"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name] != expected[name].shape
+    ]
+    raise_problems(f"{folder} is damaged", problems, "Resume from another tag.")
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

@@ -41,6 +41,7 @@ from aqtopo.checkpoint.shards import (
     NamedTensors,
     ShardedState,
     check_counters,
+    check_weights,
     same_bits,
 )
 from aqtopo.checkpoint.tags import UNIVERSAL, remove_folder
@@ -207,6 +208,8 @@ def convert(source: Path, target: Path, ranks: RankGroup) -> None:
     with refusals_on_all_ranks(ranks, f"{source} cannot be converted"):
         shards = ShardedState(source, manifest)
         shards.check(ranks)
+        if ranks.rank == 0:
+            check_weights(source, manifest)
     write_universal(manifest, shards, lambda path: _link_weights(source, manifest, path), target, ranks)
 
 

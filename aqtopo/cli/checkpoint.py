@@ -184,10 +184,11 @@ def _rule(text: str) -> tuple[str, str]:
 
 
 def _print_table(titles: tuple[str, ...], rows: list[Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from aqtopo.cli.terminal import new_console
 
     table = Table(*titles)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if Console().is_terminal else 160).print(table)
+    new_console(width=None if new_console().is_terminal else 160).print(table)

@@ -116,8 +116,9 @@ def _parameters_by_group(config: "RunConfig", file: Path) -> dict[str, list[str]
 
 def _print_table(config: "RunConfig") -> None:
     """Print every value by its path for `--set`, then the derived values."""
-    from rich.console import Console
     from rich.table import Table
+
+    from aqtopo.cli.terminal import new_console
 
     table = Table(title=config.name, title_justify="left")
     table.add_column("path", overflow="fold")
@@ -127,7 +128,7 @@ def _print_table(config: "RunConfig") -> None:
     table.add_section()
     for name, value in _derived(config).items():
         table.add_row(name, str(value), style="dim")
-    Console().print(table)
+    new_console().print(table)
 
 
 def _leaves(tree: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:

@@ -103,14 +103,14 @@ def _print_summary(summary: dict[str, Any]) -> None:
 
 
 def _print_channels(title: str, channels: dict[str, dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from aqtopo.cli.terminal import new_console
 
     table = Table("channel", "meaning", "units", title=title, title_justify="left")
     table.add_column("mean", justify="right")
     table.add_column("std", justify="right")
     for name, channel in channels.items():
         numbers = ["-" if channel[key] is None else f"{channel[key]:.6g}" for key in ("mean", "std")]
-        table.add_row(name, escape(channel["long_name"]), escape(channel["units"]), *numbers)
-    Console().print(table)
+        table.add_row(name, channel["long_name"], channel["units"], *numbers)
+    new_console().print(table)

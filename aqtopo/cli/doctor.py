@@ -11,9 +11,9 @@ def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
     """
     from dataclasses import asdict
 
-    from rich.console import Console
     from rich.table import Table
 
+    from aqtopo.cli.terminal import new_console
     from aqtopo.config import load_config
     from aqtopo.distributed import process_group
     from aqtopo.distributed.launch import read_launch
@@ -37,5 +37,5 @@ def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
         table.add_column("on all ranks" if not checkup.problems else "on most ranks", overflow="fold")
         for name, value in checkup.facts.items():
             table.add_row(name, value)
-        Console().print(table)
+        new_console().print(table)
     checkup.raise_problems(in_full=launch.is_main)

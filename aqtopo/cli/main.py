@@ -4,6 +4,7 @@ import os
 import sys
 import textwrap
 import traceback
+from contextlib import redirect_stderr, redirect_stdout
 from typing import Annotated
 
 import typer
@@ -22,6 +23,7 @@ from aqtopo.cli.plan import plan
 from aqtopo.cli.prepare import app as prepare_app
 from aqtopo.cli.report import report
 from aqtopo.cli.synth import synth
+from aqtopo.cli.terminal import EscapedStream
 from aqtopo.cli.train import train
 from aqtopo.cli.watch import watch
 from aqtopo.refusal import RefusedError, Retry, retry_after
@@ -51,6 +53,12 @@ def options(
 
 def main() -> None:
     """Run the command line; errors that a user can correct are printed without a traceback."""
+    out, err = EscapedStream(sys.stdout), EscapedStream(sys.stderr, progress=True)
+    with redirect_stdout(out), redirect_stderr(err):
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except (ValueError, RefusedError, FloatingPointError, OSError) as error:

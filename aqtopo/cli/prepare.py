@@ -92,8 +92,9 @@ def caqra(
 
 
 def _print(quality: dict[str, Any], report: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from aqtopo.cli.terminal import new_console
 
     hours, zone = quality["hours"], quality["time_zone"]
     typer.echo(f"{quality['store']}: {hours['present']} of {hours['expected']} hours; report in {report}")
@@ -128,4 +129,4 @@ def _print(quality: dict[str, Any], report: Path) -> None:
             f"{shares[worst]:.3%} ({worst})" if shares[worst] else "-",
             str(quality["out_of_range"].get(name, 0)),
         )
-    Console().print(table)
+    new_console().print(table)

@@ -37,6 +37,7 @@ def watch(
     from rich.live import Live
 
     from aqtopo.checkpoint.tags import last_tag
+    from aqtopo.cli.terminal import new_console
     from aqtopo.run_directory.run_state import read_run_state
 
     if failure_above < success_below:
@@ -53,9 +54,10 @@ def watch(
     if as_json:
         print_json(asdict(state) | {"saved": saved, "verdict": verdict})
     elif once or not sys.stdout.isatty():
-        Console().print(_table(run_dir, state, saved, verdict))
+        new_console().print(_table(run_dir, state, saved, verdict))
     else:
-        with Live(_table(run_dir, state, saved, verdict), auto_refresh=False) as live:
+        screen = Console(file=sys.__stdout__)  # sys.stdout escapes what moves the cursor
+        with Live(_table(run_dir, state, saved, verdict), console=screen, auto_refresh=False) as live:
             while not state.state.startswith("ended"):
                 time.sleep(every)
                 state, saved, verdict = read()
@@ -67,6 +69,8 @@ def watch(
 def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | None) -> "Table":
     from rich.table import Table
     from rich.text import Text
+
+    from aqtopo.cli.terminal import escaped
 
     rows = {
         "state": state.state,
@@ -82,11 +86,12 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
         "resume": state.resume or "none",
         "last error": state.error or "none",
     }
-    table = Table(title=str(run_dir), show_header=False)
+    table = Table(title=Text(escaped(str(run_dir))), show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(Text(name), Text(value))  # Text: rich would read brackets in a str as markup
+        # Text: rich would read brackets in a str as markup.
+        table.add_row(Text(escaped(name)), Text(escaped(value)))
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))

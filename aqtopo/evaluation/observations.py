@@ -56,6 +56,13 @@ def read_observations(path: Path) -> pd.DataFrame:
         empty = table[name] == ""
         if empty.any():
             raise ValueError(f"{path}, line {empty.idxmax()} has no {name}. Add it, or remove the line.")
+    formulas = table["id"].str.match(r"[=+\-@]") & ~table["id"].str.fullmatch(r"[-+]?[\d.]+")
+    if formulas.any():
+        line = formulas.idxmax()
+        raise ValueError(
+            f"{path}, line {line} has the station {table.loc[line, 'id']!r}, which spreadsheets run as a "
+            "formula when they open the table of the scores. Rename the station."
+        )
     for name in NUMBERS[:2]:
         table[name] = _parsed(path, table[name], _numbers, "a number")
     given = table["value"][~table["value"].str.lower().isin(MISSING)]

@@ -25,7 +25,7 @@ from aqtopo.checkpoint.files import (
 )
 from aqtopo.checkpoint.inspection import opened
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, package_versions, source_commit
-from aqtopo.checkpoint.shards import MASTER
+from aqtopo.checkpoint.shards import MASTER, check_weights
 from aqtopo.checkpoint.tags import STATE_FILE, read_tag, val_loss_in
 from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import RunConfig
@@ -179,6 +179,7 @@ def export_weights(path: Path, out: Path) -> dict[str, str]:
     _check_new(out, "file")
     with replacing(out) as temporary, opened(path) as (state,):
         check_files(state.folder, state.manifest.files, SINGLE_RANK)
+        check_weights(state.folder, state.manifest)
         metadata = _metadata(state)
         config = {CONFIG_KEY: json.dumps(state.manifest.run.config)}
         write_tensors(temporary, _weights(state), metadata | config)

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from aqtopo.checkpoint import inspection
 from aqtopo.checkpoint.files import describe_file, load_torch, load_weights, save_torch
-from aqtopo.checkpoint.manifest import read_manifest, write_manifest
+from aqtopo.checkpoint.manifest import WEIGHTS_FILE, read_manifest, write_manifest
 from aqtopo.checkpoint.tags import CHECKPOINTS, prune
 from aqtopo.checkpoint.universal import SavedState, universal_folder
 from aqtopo.cli.main import main
@@ -211,3 +211,19 @@ def test_state_that_a_command_reads_is_not_pruned(
     assert tag.is_dir()
     prune(run_dir, CheckpointConfig())
     assert not tag.exists()
+
+
+@pytest.mark.parametrize("command", ["verify", "convert", "export"])
+def test_an_unreadable_weights_file_with_its_hash_is_refused(
+    run_dir: Path, typed: Type, tmp_path: Path, command: str
+) -> None:
+    tag = tag_folder(run_dir)
+    (tag / WEIGHTS_FILE).unlink()
+    (tag / WEIGHTS_FILE).write_bytes(bytes(99))
+    manifest = read_manifest(tag)
+    files = manifest.files | {WEIGHTS_FILE: describe_file(tag / WEIGHTS_FILE)}
+    write_manifest(manifest.model_copy(update={"files": files}), tag)
+    code, _, err = typed(command, tag, *([] if command == "verify" else [tmp_path / "out"]))
+    assert code == 3
+    assert "weights.safetensors cannot be read" in " ".join(err.split())
+    assert not (tmp_path / "out").exists()

@@ -153,3 +153,13 @@ def test_a_quotation_mark_that_is_not_closed_is_named(tmp_path: Path) -> None:
     path.write_text(f'{",".join(COLUMNS)}\n"{row * 5000}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot be read: line \d+: field larger than field limit"):
         read_observations(path)
+
+
+@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0", "+1+cmd", "-2+3", "@SUM(1)"])
+def test_a_station_that_is_a_formula_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=r"line 3 has the station .* formula"):
+        read_observations(written(tmp_path, [ROWS[0], (name, *ROWS[1][1:])]))
+
+
+def test_a_station_may_have_a_number_as_its_name(tmp_path: Path) -> None:
+    assert read_observations(written(tmp_path, [("-12", *ROWS[1][1:])]))["id"].tolist() == ["-12"]
