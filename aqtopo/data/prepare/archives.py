@@ -29,6 +29,17 @@ MAX_BYTES = 256 * 2**20
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Compressions that zipfile decompresses incrementally. 179 bytes of bzip2 can hold 64 MB."""
 
+MAX_HEADER_BYTES = 2**20
+"""Maximum size of an extended header of a tar; it holds a name and a few numbers."""
+
+_EXTENDED_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
 _BLOCK, _NO_BLOCK = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
 _PIECE_BYTES = 2**20
 
@@ -297,6 +308,18 @@ def _tar(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
             yield HourlyFile(stamp, where, content.read())
 
 
+class _BoundedHeader(tarfile.TarInfo):
+    """Header of a member; extended headers, which `tarfile` reads into memory, have a largest size."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        extended = self.type in _EXTENDED_HEADERS
+        if extended and self.size > MAX_HEADER_BYTES:
+            fault = f"an extended header of {self.size} bytes, more than the maximum of {MAX_HEADER_BYTES}"
+            raise tarfile.ReadError(fault)
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return found
+
+
 def _tar_members(file: BufferedReader | gzip.GzipFile) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members of one or several concatenated tars; each must end with a block of zeros.
 
@@ -305,7 +328,7 @@ def _tar_members(file: BufferedReader | gzip.GzipFile) -> Iterator[tuple[tarfile
     """
     block = b"-"
     while block:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedHeader) as archive:
             for member in archive:
                 yield archive, member
             end = archive.offset

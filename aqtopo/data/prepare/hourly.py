@@ -18,6 +18,9 @@ from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
 
 Fields = NDArray[np.float32]
 
+MAX_VALUES = 2**24
+"""Maximum number of values of a variable: CAQRA's have 146,448. A compressed file may claim any number."""
+
 ROWS, COLUMNS = "south-north", "west-east"
 
 MAX_STEP = 2.0
@@ -144,6 +147,10 @@ def _field(file: Any, name: str) -> tuple[Fields, str]:
     for key in ("scale_factor", "add_offset"):  # netCDF4 does not unpack if they are no numbers
         if np.asarray(getattr(variable, key, 0)).dtype.kind not in "iuf":
             raise UnusableFileError(f"has {name} with {key} = {getattr(variable, key)!r}")
+    if variable.size > MAX_VALUES:
+        raise UnusableFileError(
+            f"has {variable.size} values of {name}, more than the maximum of {MAX_VALUES}"
+        )
     try:
         values = np.ma.filled(np.ma.asarray(variable[...]).astype(np.float32), np.nan)
     except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:

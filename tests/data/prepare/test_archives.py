@@ -249,3 +249,25 @@ def test_what_is_passed_over_is_named_with_the_reason(tmp_path: Path) -> None:
         "CN-Reanalysis20130103.zip.part is an unfinished download: download it again",
         "linked is a link to a folder, which is not followed",
     }
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("suffix", ["tar", "tgz"])
+def test_a_header_that_would_fill_the_memory_is_not_read(tmp_path: Path, kind: bytes, suffix: str) -> None:
+    size = archives.MAX_HEADER_BYTES + 1
+    header = tarfile.TarInfo("large")
+    header.type, header.size = kind, size
+    path = tmp_path / f"CN-Reanalysis20130102.{suffix}"
+    with tarfile.open(path, "w:gz" if suffix == "tgz" else "w") as tar:
+        tar.addfile(tarfile.TarInfo("readme"))
+        assert tar.fileobj is not None
+        tar.fileobj.write(header.tobuf() + bytes(-(-size // 512) * 512))
+    (file,) = found(tmp_path)
+    assert file.content is None
+    assert f"an extended header of {size} bytes, more than the maximum" in file.problem
+
+
+def test_a_long_name_is_read(tmp_path: Path) -> None:
+    folder = "/".join(["folder" * 9] * 9)
+    write_archive(tmp_path / "CN-Reanalysis20130102.tar", {f"{folder}/CN-Reanalysis2013010203.nc": b"three"})
+    assert [file.content for file in found(tmp_path)] == [b"three"]

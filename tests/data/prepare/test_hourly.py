@@ -158,3 +158,18 @@ def test_wind_along_grid_rows_is_rotated_to_true_directions(grid: SourceGrid) ->
     lat, lon = grid.lat[12, -3:], grid.lon[12, -3:]
     expected = np.degrees(np.arctan2(lat[2] - lat[0], (lon[2] - lon[0]) * np.cos(np.radians(lat[1]))))
     assert along == pytest.approx(expected, abs=0.01)
+
+
+def test_shapes_that_would_fill_the_memory_are_not_read() -> None:
+    file = netCDF4.Dataset("hour.nc", "w", memory=1024)
+    axes = ("south-north", "west-east")
+    for dimension in axes:
+        file.createDimension(dimension, 40_000)
+    for name in ("lat2d", "lon2d"):
+        file.createVariable(name, "f4", axes, zlib=True, chunksizes=(4000, 4000))
+    content = bytes(file.close())
+    assert len(content) < 100_000
+    with pytest.raises(
+        UnusableFileError, match="has 1600000000 values of lat2d, more than the maximum of 16777216"
+    ):
+        read_grid(content)
