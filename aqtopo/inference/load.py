@@ -1,6 +1,7 @@
 """Loading a run or an exported model, and running it on a batch; without pickle and DeepSpeed."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from aqtopo.checkpoint.files import check_files, load_weights
+from aqtopo.checkpoint.files import FileRecord, check_files, load_weights
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, RunFacts, read_manifest
 from aqtopo.checkpoint.tags import Tag, find_tag, read_lock
 from aqtopo.config import RunConfig
@@ -23,6 +24,7 @@ from aqtopo.data.units import same_units
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, MODULE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
+from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
 from aqtopo.variables import VARIABLES
 
@@ -72,11 +74,24 @@ def load_run(run_dir: Path, tag: str = "best", store_path: Path | None = None) -
         with read_lock(path.parent):
             manifest = read_manifest(path.parent)
             _check_data(manifest.run, config, store, run_dir)
-            check_files(path.parent, {WEIGHTS_FILE: manifest.files[WEIGHTS_FILE]}, SINGLE_RANK)
+            check_files(path.parent, {WEIGHTS_FILE: _record(manifest.files, path)}, SINGLE_RANK)
             model.load_state_dict(load_weights(path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error
+    except (RefusedError, FileNotFoundError) as error:
+        if path.parent.exists():
+            raise
+        raise ValueError(
+            f"{path.parent} was removed while it was read: its run goes on training. Repeat the command, or "
+            "name another --tag."
+        ) from error
     return LoadedRun(run_dir, config, found, model.eval(), store, normalization_for(config, store))
+
+
+def _record(files: Mapping[str, FileRecord], path: Path) -> FileRecord:
+    if path.name not in files:
+        raise RefusedError(f"the manifest of {path.parent} does not list {path.name}. Choose another --tag.")
+    return files[path.name]
 
 
 def _check_data(run: RunFacts, config: RunConfig, store: Store, run_dir: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from markupsafe import Markup
 
 from aqtopo.checkpoint.files import write_durably
+from aqtopo.checkpoint.tags import CHECKPOINTS
 from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
@@ -64,11 +65,24 @@ def write_report(run_dir: Path, init: np.datetime64 | None = None, places: Seque
     """
     content = read_score_file(run_dir)
     history = read_history(run_dir / METRICS_FILE)
-    run, facts = load_run(run_dir, content.tag), read_run_file(run_dir)
+    run, facts = _scored_run(run_dir, content.tag), read_run_file(run_dir)
     html = _render(run, content, history, load_case(run, init), facts, places)
     page = run_dir / REPORT_FILE
     write_durably(page, html)
     return page
+
+
+def _scored_run(run_dir: Path, tag: str) -> LoadedRun:
+    """Load the state that was scored."""
+    try:
+        return load_run(run_dir, tag)
+    except ValueError as error:
+        if (run_dir / CHECKPOINTS / tag).exists():
+            raise
+        raise ValueError(
+            f"{run_dir} has scores of the state {tag}, which its training has removed since. Score it again "
+            f"with `aqtopo evaluate {run_dir}`, and report before the training goes on."
+        ) from error
 
 
 def _render(

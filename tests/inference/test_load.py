@@ -13,6 +13,7 @@ from aqtopo.checkpoint.files import describe_file, load_weights
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store, write_statistics, write_store
+from aqtopo.inference import load
 from aqtopo.inference.load import load_run
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.refusal import RefusedError
@@ -124,3 +125,17 @@ def test_other_longitudes_are_refused_with_a_local_bias(
     rewrite(own_store, tiny_dataset.assign_coords(lon=tiny_dataset["lon"].values / 2))
     with pytest.raises(ValueError, match="another normalisation or terrain"):
         load_run(run_dir)
+
+
+def test_state_that_its_run_removes_while_it_is_read_is_refused(
+    saved_run: SavedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = TAG.folder(saved_run[0])
+
+    def remove_first(*arguments: object) -> AirQualityViT:
+        shutil.rmtree(folder, ignore_errors=True)
+        return build_model(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(load, "build_model", remove_first)
+    with pytest.raises(ValueError, match=r"was removed while it was read.*Repeat the command"):
+        load_run(saved_run[0])

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,6 +9,7 @@ import markupsafe
 import numpy as np
 import pytest
 
+from aqtopo.checkpoint.tags import find_tag
 from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import evaluate
 from aqtopo.evaluation.points import BASELINES
@@ -175,3 +177,10 @@ def test_a_run_says_that_it_was_resumed_and_what_its_heads_prefer(finished_run: 
     html = write_report(finished_run).read_text(encoding="utf-8")
     assert "7 steps in 1 epoch, started 2 times, 3.5 samples per second (median)." in html
     assert '<th scope="row">block 0 width [km]</th><td>150, 300</td>' in html
+
+
+def test_scores_of_a_removed_state_are_refused_with_the_remedy(finished_run: Path) -> None:
+    tag = find_tag(finished_run, "last")
+    shutil.rmtree(tag.folder(finished_run))
+    with pytest.raises(ValueError, match=rf"{tag.name}, which its training has removed.*aqtopo evaluate"):
+        write_report(finished_run)
