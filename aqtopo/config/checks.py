@@ -1,5 +1,6 @@
 """Checks between the values of a configuration; each yields the wrong value and the accepted ones."""
 
+import math
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from typing import Any
@@ -84,8 +85,14 @@ def _times(config: RunSections) -> Iterator[Problem]:
             yield _problem(config, f"data.{second}", allowed)
 
 
+MAX_CELLS = 2**26
+"""Largest number of cells: a global grid of 4 km has half of it."""
+
+
 def _shapes(config: RunSections) -> Iterator[Problem]:
     model = config.model
+    if math.prod(config.data.grid) > MAX_CELLS:
+        yield _problem(config, "data.grid", f"must have at most {MAX_CELLS} cells")
     for axis, name in enumerate(("rows", "columns")):
         cells, regions = config.data.grid[axis], model.regions[axis]
         if cells % model.patch:

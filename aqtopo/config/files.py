@@ -36,6 +36,10 @@ def schema() -> str:
     return json.dumps(RunConfig.model_json_schema(), indent=2) + "\n"
 
 
+MAX_DEPTH = 50
+TOO_DEEP = f"holds lists or objects nested more than {MAX_DEPTH} deep, and a configuration needs few"
+
+
 class _Object(dict[str, Any]):
     """JSON object that records duplicate keys."""
 
@@ -64,18 +68,30 @@ def read_document(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise ValueError(f"{path}: {place}: not JSON: {lower_first(error.msg)}.") from None
+    except ValueError as error:  # a number of more digits than Python reads
+        raise ValueError(f"{path}: has a number that is too long: {lower_first(str(error))}.") from None
+    except RecursionError:
+        raise ValueError(f"{path}: {TOO_DEEP}.") from None
     if not isinstance(document, dict):
         raise ValueError(f"{path}: must hold one JSON object, but holds a {type(document).__name__}.")
-    repeated = [
-        f"{path}: {spell(place)}: is a duplicate key; keep one of them" for place in _repeated(document)
-    ]
+    try:
+        places = list(_repeated(document))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}.") from None
+    repeated = [f"{path}: {spell(place)}: is a duplicate key; keep one of them" for place in places]
     if repeated:
         raise ValueError("\n".join(repeated))
     return document
 
 
 def _repeated(value: object, path: JsonPath = ()) -> Iterator[JsonPath]:
-    """Yield the paths of all duplicate keys."""
+    """Yield the paths of all duplicate keys.
+
+    Raises:
+        ValueError: the values are nested too deeply.
+    """
+    if len(path) > MAX_DEPTH:
+        raise ValueError(f"{spell(path[:3])}: {TOO_DEEP}")
     if isinstance(value, _Object):
         yield from ((*path, key) for key in value.repeated)
         for key, item in value.items():

@@ -78,3 +78,5 @@ def _value(text: str) -> object:
         return json.loads(text)
     except json.JSONDecodeError:
         return text
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None

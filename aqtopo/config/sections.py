@@ -144,25 +144,29 @@ class DataConfig(Strict):
         return (*self.weather_at_horizons, *(name for name in self.forcings if name == "insolation"))
 
 
+Width = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=1000)]
+
+
 class ModelConfig(Strict):
     """The transformer."""
 
     patch: Positive = 2
     """Cells along each side of a square patch."""
 
-    dim: Positive = 768
+    dim: Width = 768
     """Width of a token."""
 
-    depth: Positive = 6
+    depth: Depth = 6
     """Transformer blocks."""
 
-    heads: Positive = 8
+    heads: Width = 8
     """Attention heads per block."""
 
-    mlp_ratio: float = Field(4.0, gt=0)
+    mlp_ratio: float = Field(4.0, gt=0, le=64)
     """Hidden width of a block's MLP, as a multiple of `dim`."""
 
-    decoder_depth: NonNegative = 2
+    decoder_depth: Annotated[int, Field(ge=0, le=1000)] = 2
     """Linear-GELU pairs in the head before its last layer."""
 
     dropout: Probability = 0.1
@@ -212,7 +216,7 @@ class ModelConfig(Strict):
     """Add the output of convolutions on the full grid to the head's, since tokens are too narrow for every
     cell's own values."""
 
-    local_width: Positive = 64
+    local_width: Width = 64
     """Channels of the local path's convolutions."""
 
     prediction: Literal["state", "tendency"] = "state"

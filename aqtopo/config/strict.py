@@ -59,9 +59,11 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Elements = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+LARGEST = 2**53 - 1
+"""Largest integer that every JSON reader keeps exactly."""
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
+Elements = Annotated[int, BeforeValidator(_whole), Field(ge=1, le=LARGEST)]
 """Number of array elements, often written as 5e8."""
 Probability = Annotated[float, Field(ge=0, lt=1)]
 # JSON has lists only; as tuples they are immutable.

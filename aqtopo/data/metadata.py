@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from aqtopo.data.descriptions import channel_variables
-from aqtopo.data.schema import SCHEMA_VERSION, Hours, checked_times, raise_store_error
+from aqtopo.data.schema import MAX_SMALL_BYTES, SCHEMA_VERSION, Hours, checked_times, raise_store_error
 from aqtopo.data.shards import read_with_deadline
 from aqtopo.variables import NEEDED_CHANNELS, READ_DEADLINE_S, Variables
 
@@ -63,6 +63,8 @@ def read_metadata(path: Path) -> Metadata:
     return Metadata(store.path, store.grid, store.variables, store.times)
 
 
+_CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
+_COORDINATES = ("time", "channel", "static_channel")
 _ARRAYS = ("fields", "static", "time", "channel", "static_channel")
 
 
@@ -77,7 +79,10 @@ def _read_quickly(path: Path) -> Metadata | None:
         return None
     hours = "hours since 1970-01-01"
     usual = group.attrs.get("schema_version") == SCHEMA_VERSION and arrays["time"].attrs.get("units") == hours
+    usual = usual and arrays["time"].attrs.get("calendar", "standard") in _CALENDARS
     if not usual or arrays["fields"].ndim != 4:
+        return None
+    if any(arrays[name].size * arrays[name].dtype.itemsize > MAX_SMALL_BYTES for name in _COORDINATES):
         return None
     names = {name: [str(each) for each in arrays[name][:]] for name in ("channel", "static_channel")}
     for array, name in (("fields", "channel"), ("static", "static_channel")):

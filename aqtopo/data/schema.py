@@ -37,6 +37,9 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
+MAX_SMALL_BYTES = 2**30
+"""Largest size of a coordinate or of the static fields: a damaged shape must not take all memory."""
+
 ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
 """Dimensions of each array."""
 
@@ -121,6 +124,12 @@ def _check_units(store: object, units: Mapping[str, object]) -> None:
 
 def checked_times(store: object, times: NDArray[np.datetime64]) -> Hours:
     """Check a time axis: not empty, whole hours, strictly increasing; return it as `datetime64[h]`."""
+    if times.dtype.kind != "M":
+        raise_store_error(
+            store,
+            f"has a time axis whose values or calendar are unknown (type {times.dtype})",
+            "Write it again with times of the standard calendar.",
+        )
     hours = times.astype("datetime64[h]")
     if hours.size == 0:
         raise_store_error(store, "has an empty time axis", "Write at least one hour to it.")

@@ -21,6 +21,7 @@ from aqtopo.data.descriptions import attribute_mapping, channel_variables
 from aqtopo.data.schema import (
     FIELDS_DIMS,
     HOURS_PER_SHARD,
+    MAX_SMALL_BYTES,
     SCHEMA_VERSION,
     STATIC_DIMS,
     Hours,
@@ -304,8 +305,14 @@ def _refuse_other(path: Path) -> NoReturn:
 def _check_small_arrays(path: Path) -> None:
     """Refuse a lost file of a coordinate or of the static fields: zarr reads it as fill values."""
     for name, array in zarr.open_group(path, mode="r", zarr_format=3).arrays():
+        if name not in ("static", *FIELDS_DIMS, *STATIC_DIMS):
+            continue
+        if array.size * array.dtype.itemsize > MAX_SMALL_BYTES:
+            shape = " x ".join(map(str, array.shape))
+            fault = f"has {shape} values in `{name}`, too many"
+            raise_store_error(path, fault, "Copy it again from its source.")
         lost = array.nchunks - array.nchunks_initialized
-        if name in ("static", *FIELDS_DIMS, *STATIC_DIMS) and lost:
+        if lost:
             raise_store_error(
                 path,
                 f"has lost {lost} of {array.nchunks} files of `{name}`",

@@ -58,13 +58,48 @@ def read_lightning(path: Path) -> dict[str, Any]:
     content = load_torch(path)
     wanted = ("state_dict", "optimizer_states", "epoch", "global_step")
     missing = [key for key in wanted if not isinstance(content, dict) or key not in content]
-    if missing or len(content["optimizer_states"]) != 1:
-        fault = f"it lacks {', '.join(missing)}" if missing else "it must have exactly one optimizer"
+    fault = f"it lacks {', '.join(missing)}" if missing else _fault(content)
+    if fault:
         raise ValueError(
             f"{path} cannot be resumed from: {fault}. "
             "Save with save_weights_only=False, and with one optimizer."
         )
     return dict(content)
+
+
+def _fault(content: Mapping[str, Any]) -> str:
+    """Return what a Lightning checkpoint lacks in the parts that this module reads; empty if nothing."""
+    weights, optimizers = content["state_dict"], content["optimizer_states"]
+    if not _is_mapping(weights, str, Tensor):
+        return f"its state_dict is no mapping of names to tensors ({type(weights).__name__})"
+    if not isinstance(optimizers, list) or len(optimizers) != 1:
+        return "it must have exactly one optimizer"
+    if not isinstance(optimizers[0], Mapping) or not {"state", "param_groups"} <= optimizers[0].keys():
+        return "its optimizer has no state or no param_groups"
+    state, groups = optimizers[0]["state"], optimizers[0]["param_groups"]
+    if not _is_mapping(state, int, Mapping) or not all(_is_moments(each) for each in state.values()):
+        return "its optimizer's state is not that of Adam, by the numbers of the parameters"
+    keys = {"params", "lr", "weight_decay", "betas", "eps", "amsgrad"}
+    if not isinstance(groups, list) or not all(isinstance(g, Mapping) and keys <= g.keys() for g in groups):
+        return f"the groups of its optimizer do not all have {', '.join(sorted(keys))}"
+    if not all(isinstance(g["params"], list) and isinstance(g["lr"], float) for g in groups):
+        return "a group of its optimizer has no list of parameters or no learning rate"
+    return ""
+
+
+def _is_mapping(found: object, keys: type, values: type) -> bool:
+    return isinstance(found, Mapping) and all(
+        isinstance(key, keys) and isinstance(value, values) for key, value in found.items()
+    )
+
+
+def _is_moments(found: Mapping[str, Any]) -> bool:
+    """Return True for both moments of one shape, and a step count."""
+    first, second, step = (found.get(kind) for kind in (*KINDS[1:], "step"))
+    counted = isinstance(step, int | float) or (isinstance(step, Tensor) and step.numel() == 1)
+    return (
+        counted and isinstance(first, Tensor) and isinstance(second, Tensor) and first.shape == second.shape
+    )
 
 
 @dataclass(frozen=True)

@@ -239,6 +239,9 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
             f"the run directory {run_dir} is not empty and holds no run ({CONFIG_FILE} is missing). "
             "Choose another with --set training.run_dir=DIR."
         )
+    for folder in (run_dir, run_dir / CHECKPOINTS, run_dir / STACKS):
+        if folder.is_symlink() and not folder.is_dir():
+            raise ValueError(f"{folder} is a link that leads to no folder. Correct the link, or remove it.")
     ancestor = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     try:
         # Access bits are meaningless for root and on read-only file systems, so this writes a file.

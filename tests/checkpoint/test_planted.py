@@ -23,6 +23,7 @@ from aqtopo.checkpoint.universal import (
 from aqtopo.cli.main import main
 from aqtopo.config import RunConfig
 from aqtopo.distributed.process_group import SINGLE_RANK
+from aqtopo.lightning.checkpoint import read_lightning
 from aqtopo.run_directory.run_file import CONFIG_FILE
 
 from .conftest import Ended, Job, run_jobs_in, tag_folder
@@ -265,3 +266,24 @@ def test_train_refuses_a_planted_pickle(
     # A universal form that is damaged is converted again from the shards.
     assert ended.codes[0] in ((2, 3) if layout == "sharded" else (0, 3)), ended.output
     assert Path(name).name in ended.text
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"state_dict": None},
+        {"state_dict": {"a": 1}},
+        {"optimizer_states": None},
+        {"optimizer_states": [None]},
+        {"optimizer_states": [{}]},
+        {"optimizer_states": [{"state": {0: {"exp_avg": 1}}, "param_groups": []}]},
+        {"optimizer_states": [{"state": {}, "param_groups": [{"params": [0]}]}]},
+    ],
+    ids=str,
+)
+def test_a_lightning_checkpoint_of_wrong_types_is_refused(tmp_path: Path, entry: dict[str, Any]) -> None:
+    content = {"state_dict": {}, "optimizer_states": [{"state": {}, "param_groups": []}]}
+    content |= {"epoch": 0, "global_step": 0} | entry
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt cannot be resumed from: "):
+        read_lightning(tmp_path / "x.ckpt")

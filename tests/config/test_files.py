@@ -98,3 +98,24 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     path.write_bytes(b'{"name": "\xff"}')
     with pytest.raises(ValueError, match=r"byte 10 is not UTF-8"):
         load_config(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "nested more than 50 deep"),
+        ('{"a": ' * 100_000, "nested more than 50 deep"),
+        ('{"name": ' + "[" * 300 + "]" * 300 + "}", "nested more than 50 deep"),
+        ('{"name": ' + "9" * 5_000_000 + "}", "has a number that is too long"),
+    ],
+    ids=["lists", "objects", "closed lists", "digits"],
+)
+def test_text_that_exhausts_the_parser(write: Write, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"^run\.json: .*{message}"):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000])
+def test_an_override_that_exhausts_the_parser(write: Write, value: str) -> None:
+    with pytest.raises(ValueError, match=r"--set name=.*(nested too deeply|4300 digits)"):
+        load_config(write("{}"), [f"name={value}"])

@@ -105,8 +105,16 @@ def change_units(path: Path) -> None:
     metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
-def describe(path: Path, key: str, value: object) -> None:
-    zarr.open_group(path, mode="r+")["fields"].attrs[key] = value  # type: ignore[assignment]
+def describe(path: Path, key: str, value: object, array: str = "fields") -> None:
+    zarr.open_group(path, mode="r+")[array].attrs[key] = value  # type: ignore[assignment]
+
+
+def resize(path: Path, array: str, length: int) -> None:
+    metadata = path / array / "zarr.json"
+    described = json.loads(metadata.read_text(encoding="utf-8"))
+    described["shape"] = [length]
+    described["chunk_grid"]["configuration"]["chunk_shape"] = [length]
+    metadata.write_text(json.dumps(described), encoding="utf-8")
 
 
 def count_time_in_minutes(path: Path) -> None:
@@ -189,6 +197,26 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "units": (change_units, r"gives the channel co in 'mg m-3'\. It must be in 'ug m-3'"),
     "unsorted time": (shuffle_hours, r"has the time 2016-01-01T10 out of order on its time axis.*Sort"),
+    "a calendar without leap days": (
+        lambda p: describe(p, "calendar", "noleap", array="time"),
+        r"time axis whose values or calendar are unknown.*standard calendar",
+    ),
+    "a time axis of text": (
+        lambda p: describe(p, "units", 3, array="time"),
+        r"(cannot be read|time axis whose values)",
+    ),
+    "a time axis that would fill the memory": (
+        lambda p: resize(p, "time", 10**11),
+        r"has 100000000000 values in `time`, too many",
+    ),
+    "a mean of a wrong type": (
+        lambda p: set_attribute(p, "channel_mean", [1.0]),
+        r"has channel_mean = \[1\.0\]",
+    ),
+    "years of a wrong type": (
+        lambda p: set_attribute(p, "statistics_years", 2016),
+        r"has statistics_years = 2016",
+    ),
     "repeated time": (
         lambda p: set_value(p, "time", 10, 403233),
         r"has the time 2016-01-01T09 repeated on its time axis",
