@@ -62,7 +62,8 @@ fuzz: $(STAMP)
 	AQTOPO_FUZZ_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 7200 \
 		tests/data/test_outside_forms.py tests/data/test_write_forms.py tests/evaluation/test_against_forms.py \
 		tests/evaluation/test_station_forms.py tests/inference/test_forecast_forms.py \
-		tests/inference/test_weather_forms.py
+		tests/inference/test_weather_forms.py \
+		tests/test_damaged_json.py
 
 fault-test: $(STAMP)
 	rm -rf runs/fault_test

@@ -18,6 +18,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from aqtopo.checkpoint.files import (
     append_checksum,
     exclusive_lock,
@@ -78,6 +80,9 @@ class Tag:
         return run_dir / CHECKPOINTS / self.name
 
 
+_TAG = TypeAdapter(Tag)
+
+
 def val_loss_in(name: str) -> float | None:
     """Return the validation loss in a tag's name, with its four digits; None if it has none."""
     match = VAL_LOSS.search(name)
@@ -98,9 +103,9 @@ def read_tag(path: Path) -> Tag:
         ValueError: it is damaged, or describes another folder than its own.
     """
     try:
-        tag = Tag(**json.loads(remove_checksum(path.read_bytes().decode())))
+        tag = _TAG.validate_json(remove_checksum(path.read_bytes().decode()), strict=True)
         name = tag.name
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{path} does not describe a saved state ({error}). Remove {path.parent} or restore the file."
         ) from error

@@ -62,7 +62,7 @@ def _run() -> None:
     try:
         app()
     except (ValueError, RefusedError, FloatingPointError, OSError) as error:
-        if isinstance(error, ValueError) and not _raised_by_us(error):
+        if isinstance(error, ValueError) and not raised_by_us(error):
             raise  # a bug instead of bad input
         _print_error(str(error))
         BatchJob.from_environment().note_failure(retry_after(error), _code_of(error), str(error))
@@ -81,7 +81,7 @@ def _code_of(error: Exception) -> int:
     return EXIT_REFUSED if isinstance(error, RefusedError) else EXIT_FAILED
 
 
-def _raised_by_us(error: BaseException) -> bool:
+def raised_by_us(error: BaseException) -> bool:
     """Return True if aqtopo raised the error, and not a library that it called."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     return str(frame.f_globals.get("__name__", "")).startswith("aqtopo")

@@ -25,7 +25,7 @@ _ALLOWED = {
     "greater_than": "must be greater than {gt:.15g}",
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than": "must be less than {lt:.15g}",
-    "less_than_equal": "must be at most {le:.15g}",
+    "less_than_equal": "must be at most {le:.16g}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "too_short": "must hold at least {min_length} item",

@@ -169,7 +169,5 @@ def test_shapes_that_would_fill_the_memory_are_not_read() -> None:
         file.createVariable(name, "f4", axes, zlib=True, chunksizes=(4000, 4000))
     content = bytes(file.close())
     assert len(content) < 100_000
-    with pytest.raises(
-        UnusableFileError, match="has 1600000000 values of lat2d, more than the maximum of 16777216"
-    ):
+    with pytest.raises(UnusableFileError, match="has 1600000000 values of lat2d, more than the maximum"):
         read_grid(content)

@@ -1,0 +1,297 @@
+"""Every JSON file that the program reads, changed at random: read, or refused in the program's own words."""
+
+import copy
+import json
+import math
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from aqtopo.ablation.plan import Description
+from aqtopo.ablation.results_file import RESULTS_FILE, read_results
+from aqtopo.checkpoint.files import append_checksum
+from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
+from aqtopo.checkpoint.tags import STATE_FILE, Tag, best_tag, list_tags, read_tag
+from aqtopo.cli.main import raised_by_us
+from aqtopo.config import load_config
+from aqtopo.config.record import read_record
+from aqtopo.data import open_store
+from aqtopo.data.metadata import read_metadata
+from aqtopo.evaluation.results import SCORES_FILE, read_score_file, scores_from_record
+from aqtopo.inference.card import CARD_FILE, read_card
+from aqtopo.refusal import RefusedError
+from aqtopo.run_directory.log_file import METRICS_FILE
+from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
+from aqtopo.run_directory.run_state import read_run_state
+from tests.cli.test_export import write_made_scores
+from tests.conftest import make_manifest
+
+EXAMPLES = int(os.environ.get("AQTOPO_FUZZ_EXAMPLES", "0")) or 300
+
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="AQTOPO_FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+Json = Any
+
+NAME, TIME = "epoch00-step000007-val0.5000", "2026-11-22T06:13:11+00:00"
+TAG = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6, number=1)
+
+VALUES = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, -1, 1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf]
+    ),
+    st.sampled_from(["", "x", "a.b", "../x", "/x", "\x1b[2J", "\ud800", "2018", "NaN", "float32", "9" * 999]),
+    st.builds(list),
+    st.builds(dict),
+    st.just([[1], [1, 2]]),
+    st.just({"a": {"a": None}}),
+    st.sampled_from([60, 150, 300]).map(lambda depth: json.loads("[" * depth + "]" * depth)),
+).map(copy.deepcopy)  # later changes may change what was drawn
+
+
+def places(tree: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all values below the whole."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in pairs:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@st.composite
+def changed(draw: st.DrawFn, tree: Json) -> Json:
+    """Draw the tree with up to three changes: another value, one fewer, one more, or one exchanged."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw(st.integers(1, 3))):
+        found = list(places(tree))
+        if not found:
+            return draw(VALUES)
+        *parents, key = draw(st.sampled_from(found))
+        parent = tree
+        for part in parents:
+            parent = parent[part]
+        match draw(st.sampled_from(["replace", "remove", "repeat", "exchange", "whole"])):
+            case "replace":
+                parent[key] = draw(VALUES)
+            case "remove":
+                del parent[key]
+            case "repeat" if isinstance(parent, list):
+                parent.append(copy.deepcopy(parent[key]))
+            case "repeat":
+                parent[draw(st.sampled_from([*parent, "new", ""]))] = copy.deepcopy(parent[key])
+            case "exchange":
+                other = draw(st.sampled_from([*parent] if isinstance(parent, dict) else range(len(parent))))
+                parent[key], parent[other] = parent[other], parent[key]
+            case "whole" if draw(st.integers(0, 9)) == 0:
+                return draw(VALUES)
+    return tree
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: bytes) -> bytes:
+    """Draw a text of which, at times, the end is lost or a byte is changed."""
+    place = draw(st.integers(0, max(len(text) - 1, 0)))
+    match draw(st.sampled_from(["whole"] * 6 + ["cut", "byte"])):
+        case "cut":
+            return text[:place]
+        case "byte":
+            return text[:place] + bytes([draw(st.integers(0, 255))]) + text[place + 1 :]
+    return text
+
+
+def as_text(tree: Json) -> bytes:
+    return json.dumps(tree, indent=1).encode(errors="surrogatepass")
+
+
+def read_or_refused(read: Callable[[], object]) -> None:
+    """Read, and accept only the program's own refusals."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read()
+        except RefusedError:
+            pass
+        except ValueError as error:
+            note(str(error))
+            if not raised_by_us(error):
+                raise AssertionError("the command line would end with a traceback") from error
+
+
+def sample_config() -> Json:
+    return json.loads(Path("ds_configs/demo_weather_cpu.json").read_text(encoding="utf-8"))
+
+
+def sample_manifest() -> Json:
+    tensor = {"name": "a.b", "shape": [2, 3], "dtype": "float32"}
+    group = {"name": "all", "hyperparameters": {"lr": 0.1, "betas": [0.9, 0.999]}, "next_lr": 0.1}
+    tree = json.loads(make_manifest(NAME, next_lrs={"all": 0.1}).model_dump_json(by_alias=True))
+    changes = {"groups": [group | {"parameters": [tensor]}], "optimizer_steps": {"all": 7.0}}
+    files = {"weights.safetensors": {"size": 9, "sha256": ["0" * 64]}}
+    return tree | changes | {"files": files, "tied": {"c": "a.b"}}
+
+
+def sample_run() -> Json:
+    return {"started": TIME, "versions": {"torch": "2.13.0", "triton": None}, "world_size": 2, "name": "x"}
+
+
+def sample_ablation() -> Json:
+    factors = {"model.wind_order": ["true", "false"]}
+    return {"config": sample_config(), "factors": factors, "seeds": [0, 1], "versions": {}, "written": TIME}
+
+
+def sample_results() -> Json:
+    values = {"val_loss": [0.2], "overall_rmse": [0.5], "alpha": [None]}
+    scores = {"change": -2.0, "days_low": -3.0, "days_high": -1.0, "seeds_low": None, "seeds_high": None}
+    return {
+        "format_version": 2,
+        "run": "tiny",
+        "config_digest": "0",
+        "store": "x.zarr",
+        "factors": {"model.wind_order": [True, False]},
+        "seeds": [0],
+        "starts": "equal",
+        "variants": [{"variant": name, "folder": name, **values} for name in ("a", "b")],
+        "changes": [
+            {"contrast": "a (not b)", "score": score, "shown": True, **scores}
+            for score in ("all", "pm25 12 h")
+        ],
+        "created": TIME,
+        "machine": {"platform": "Linux", "cores": 2},
+        "versions": {},
+    }
+
+
+def sample_card() -> Json:
+    years = {"train_years": [2016], "validation_years": [2017], "test_years": [2018]}
+    ranges = {"cells": [8, 16], "lat_range": [20.0, 40.0], "lon_range": [80.0, 120.0]}
+    data = {"source": "x", "simulated": True, "digest": "0", **years, **ranges}
+    normal = {"kind": "store", "statistics_years": [2016], "mean": {"u": 0.0}, "std": {"u": 1.0}}
+    return {
+        "name": "tiny",
+        "description": "",
+        "exported": TIME,
+        "state": asdict(TAG),
+        "tag": NAME,
+        "data": data,
+        "normalization": normal,
+        "scores": None,
+        "config": sample_config(),
+        "config_digest": "0",
+        "trained_with": {},
+        "exported_with": {"aqtopo": "0.1.0"},
+        "files": {"weights.safetensors": {"size": 9, "sha256": ["0" * 64]}},
+    }
+
+
+def sample_lines() -> list[Json]:
+    return [
+        {"event": "start", "time": TIME, "total_steps": 9, "world_size": 2, "slurm": {"job": "1"}},
+        {"event": "resume", "time": TIME, "source": "x", "line": "verified", "seconds": {"read": 0.1}},
+        {"event": "step", "time": TIME, "step": 1, "epoch": 0, "train_loss": 0.5, "lr": {"all": 0.1}},
+        {"event": "step", "time": TIME, "step": 2, "epoch": 0, "train_loss": 0.4, "lr": {"all": 0.1}},
+        {"event": "validation", "time": TIME, "step": 2, "epoch": 0, "val_loss": 0.4, "alpha": {"a": [1.0]}},
+        {"event": "loss_after_resume", "time": TIME, "running": 0.5, "saved": 0.5, "jump": False},
+        {"event": "stop", "time": TIME, "reason": "all epochs done"},
+    ]
+
+
+def read_scores(folder: Path) -> None:
+    content = read_score_file(folder)
+    scores_from_record(content)
+
+
+RECORDS: dict[str, tuple[Callable[[], Json], str, Callable[[Path], object]]] = {
+    "config": (sample_config, "config.json", lambda folder: load_config(folder / "config.json")),
+    "run": (sample_run, RUN_FILE, read_run_file),
+    "ablation": (sample_ablation, "a.json", lambda folder: read_record(folder / "a.json", Description, "x")),
+    "results": (sample_results, RESULTS_FILE, read_results),
+    "card": (sample_card, CARD_FILE, read_card),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+@fuzzed
+@given(data=st.data())
+def test_records(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    sample, name, read = RECORDS[kind]
+    (tmp_path / name).write_bytes(data.draw(damaged(as_text(data.draw(changed(sample()))))))
+    read_or_refused(lambda: read(tmp_path))
+
+
+@pytest.mark.parametrize("kind", RECORDS)
+def test_undamaged_records_are_read(tmp_path: Path, kind: str) -> None:
+    sample, name, read = RECORDS[kind]
+    (tmp_path / name).write_bytes(as_text(sample()))
+    read(tmp_path)
+
+
+@fuzzed
+@given(data=st.data())
+def test_scores(tmp_path: Path, data: st.DataObject) -> None:
+    write_made_scores(tmp_path, NAME)
+    tree = json.loads((tmp_path / SCORES_FILE).read_text(encoding="utf-8"))
+    (tmp_path / SCORES_FILE).write_bytes(data.draw(damaged(as_text(data.draw(changed(tree))))))
+    read_or_refused(lambda: read_scores(tmp_path))
+
+
+@fuzzed
+@given(data=st.data())
+def test_manifest_and_state_with_a_right_checksum(tmp_path: Path, data: st.DataObject) -> None:
+    folder = tmp_path / "checkpoints" / NAME
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, tree in ((MANIFEST_FILE, sample_manifest()), (STATE_FILE, asdict(TAG))):
+        text = append_checksum(json.dumps(data.draw(changed(tree)), indent=1))
+        (folder / name).write_bytes(data.draw(damaged(text.encode(errors="surrogatepass"))))
+    read_or_refused(lambda: read_manifest(folder))
+    read_or_refused(lambda: read_tag(folder / STATE_FILE))
+    read_or_refused(lambda: (list_tags(tmp_path), best_tag(tmp_path)))
+
+
+def test_undamaged_manifest_and_state_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / NAME
+    folder.mkdir()
+    for name, tree in ((MANIFEST_FILE, sample_manifest()), (STATE_FILE, asdict(TAG))):
+        (folder / name).write_text(append_checksum(json.dumps(tree, indent=1)), encoding="utf-8")
+    assert list(read_manifest(folder).parameters) == ["a.b"]
+    assert read_tag(folder / STATE_FILE) == TAG
+
+
+@fuzzed
+@given(data=st.data())
+def test_metrics(tmp_path: Path, data: st.DataObject) -> None:
+    lines = data.draw(changed(sample_lines()))
+    text = b"".join(
+        json.dumps(line).encode() + b"\n" for line in (lines if isinstance(lines, list) else [lines])
+    )
+    (tmp_path / METRICS_FILE).write_bytes(data.draw(damaged(text)))
+    read_or_refused(lambda: read_run_state(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def store_copy(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(tiny_store, tmp_path_factory.mktemp("damaged") / "store.zarr"))
+
+
+@fuzzed
+@given(data=st.data())
+def test_store_metadata(store_copy: Path, data: st.DataObject) -> None:
+    names = ("", "fields", "static", "time", "lat", "lon", "channel", "static_channel")
+    path = store_copy / data.draw(st.sampled_from(names)) / "zarr.json"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(data.draw(damaged(as_text(data.draw(changed(json.loads(before)))))))
+        read_or_refused(lambda: read_metadata(store_copy))
+        read_or_refused(lambda: open_store(store_copy))
+    finally:
+        path.write_bytes(before)
