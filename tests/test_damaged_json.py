@@ -26,7 +26,7 @@ from aqtopo.config.record import read_record
 from aqtopo.data import open_store
 from aqtopo.data.metadata import read_metadata
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file, scores_from_record
-from aqtopo.inference.card import CARD_FILE, read_card
+from aqtopo.inference.card import EARLIER_CARD_FILE, EARLIER_MODEL_FILE, STATIC_FILE, read_card
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
@@ -190,7 +190,7 @@ def sample_card() -> Json:
         "config_digest": "0",
         "trained_with": {},
         "exported_with": {"aqtopo": "0.1.0"},
-        "files": {"weights.safetensors": {"size": 9, "sha256": ["0" * 64]}},
+        "files": {name: {"size": 9, "sha256": ["0" * 64]} for name in (EARLIER_MODEL_FILE, STATIC_FILE)},
     }
 
 
@@ -216,7 +216,7 @@ RECORDS: dict[str, tuple[Callable[[], Json], str, Callable[[Path], object]]] = {
     "run": (sample_run, RUN_FILE, read_run_file),
     "ablation": (sample_ablation, "a.json", lambda folder: read_record(folder / "a.json", Description, "x")),
     "results": (sample_results, RESULTS_FILE, read_results),
-    "card": (sample_card, CARD_FILE, read_card),
+    "card": (sample_card, EARLIER_CARD_FILE, read_card),
 }
 
 
