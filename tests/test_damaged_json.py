@@ -1,10 +1,9 @@
-"""Every JSON file that the program reads, changed at random: read, or refused in the program's own words."""
+"""The JSON files of runs, exports and ablations, changed at random: read, or refused in the program's own words."""
 
 import copy
 import json
 import math
 import os
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -23,8 +22,6 @@ from aqtopo.checkpoint.tags import STATE_FILE, Tag, best_tag, list_tags, read_ta
 from aqtopo.cli.main import raised_by_us
 from aqtopo.config import load_config
 from aqtopo.config.record import read_record
-from aqtopo.data import open_store
-from aqtopo.data.metadata import read_metadata
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file, scores_from_record
 from aqtopo.inference.card import EARLIER_CARD_FILE, EARLIER_MODEL_FILE, STATIC_FILE, read_card
 from aqtopo.refusal import RefusedError
@@ -276,22 +273,3 @@ def test_metrics(tmp_path: Path, data: st.DataObject) -> None:
     )
     (tmp_path / METRICS_FILE).write_bytes(data.draw(damaged(text)))
     read_or_refused(lambda: read_run_state(tmp_path))
-
-
-@pytest.fixture(scope="module")
-def store_copy(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Path(shutil.copytree(tiny_store, tmp_path_factory.mktemp("damaged") / "store.zarr"))
-
-
-@fuzzed
-@given(data=st.data())
-def test_store_metadata(store_copy: Path, data: st.DataObject) -> None:
-    names = ("", "fields", "static", "time", "lat", "lon", "channel", "static_channel")
-    path = store_copy / data.draw(st.sampled_from(names)) / "zarr.json"
-    before = path.read_bytes()
-    try:
-        path.write_bytes(data.draw(damaged(as_text(data.draw(changed(json.loads(before)))))))
-        read_or_refused(lambda: read_metadata(store_copy))
-        read_or_refused(lambda: open_store(store_copy))
-    finally:
-        path.write_bytes(before)
