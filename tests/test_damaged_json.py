@@ -1,4 +1,4 @@
-"""The JSON files of runs, exports and ablations, changed at random: read, or refused in the program's own words."""
+"""JSON files of runs, exports and ablations, changed at random: read, or refused in our own words."""
 
 import copy
 import json
