@@ -32,7 +32,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) -m venv failed; on Debian, as root: apt-get install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install -qq --constraint constraints.txt torch
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[demo,triton,report,prepare,monitors,dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[train,triton,report,prepare,monitors,dev]'
 	touch $@
 
 demo: $(STAMP)

@@ -41,7 +41,7 @@ check_input() {
         bad_input "this is not a Slurm job. Submit it: slurm/submit.sh --nodes=N slurm/train.sbatch CONFIG"
     [[ $# -ge 1 ]] ||
         bad_input "no configuration is given. Submit as: slurm/submit.sh --nodes=N slurm/train.sbatch CONFIG [RUN_DIR [OPTION ...]]"
-    [[ -f $1 ]] || bad_input "there is no file $1 in $PWD. Submit from the root of the checkout, or name another file."
+    [[ -f $1 ]] || bad_input "there is no file $1 in $PWD. Submit from the folder that holds slurm, or name another file."
     if [[ $(squeue --noheader --job "$this" --format=%l) == UNLIMITED ]]; then
         bad_input "the job has no time limit, and a run saves shortly before it. Submit with --time=HH:MM:SS."
     fi

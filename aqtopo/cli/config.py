@@ -73,6 +73,35 @@ def _check_store(config: "RunConfig") -> None:
         typer.echo(f"There is no store at {path}, so these variables are not checked: {own}.", err=True)
 
 
+@app.command()
+def init(
+    store: Annotated[Path, typer.Option(help="Data store that the run reads.", metavar="STORE")],
+    like: Annotated[
+        str,
+        typer.Option(
+            metavar="demo|small|lumi",
+            help="Configuration to begin with: the demo on a CPU, a small model on one GPU, the full run on "
+            "400 GPUs; or the name of another shipped configuration.",
+        ),
+    ] = "demo",
+    out: Annotated[Path, typer.Option(help="New file.", metavar="FILE")] = Path("run.json"),
+    overrides: Overrides = None,
+) -> None:
+    """Write a configuration that fits a store: its grid, years and variables; patch and regions divide it."""
+    from aqtopo.distributed.launch import read_launch
+    from aqtopo.planning.fit_store import fit_store
+
+    if out.exists():
+        raise ValueError(f"{out} exists already and is not replaced. Name another file in --out.")
+    fitted = fit_store(like, store, out, overrides or [])
+    with out.open("x", encoding="utf-8") as new:
+        new.write(fitted.to_json())
+    training = fitted.config.training
+    start = read_launch().example(training.nodes, training.ranks_per_node).replace("...", str(out))
+    typer.echo("\n".join([f"{out}: written, checked against {store}", *fitted.choices]))
+    typer.echo(f"To train: {start}")
+
+
 @app.command("schema")
 def print_schema() -> None:
     """Print the JSON schema of a configuration file."""

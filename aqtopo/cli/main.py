@@ -22,6 +22,7 @@ from aqtopo.cli.options import YearsCommand
 from aqtopo.cli.plan import plan
 from aqtopo.cli.prepare import app as prepare_app
 from aqtopo.cli.report import report
+from aqtopo.cli.slurm import app as slurm_app
 from aqtopo.cli.synth import synth
 from aqtopo.cli.terminal import EscapedStream
 from aqtopo.cli.train import train
@@ -33,18 +34,31 @@ EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REFUSED = 3
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
 app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(slurm_app, name="slurm")
 app.command("synth", cls=YearsCommand)(synth)
 for command in (plan, train, doctor, fault_test, watch, ablate, evaluate, forecast, export, report):
     app.command()(command)
 
 
+def _print_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from aqtopo import __version__
+
+        typer.echo(f"aqtopo {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
     local_rank: Annotated[int, typer.Option("--local_rank", hidden=True)] = 0,
 ) -> None:
     """Terrain- and wind-aware air-quality transformers, trained with DeepSpeed ZeRO-2."""

@@ -21,7 +21,15 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
         ValueError: the file is unreadable, not JSON or invalid; one line per error with file, path, value and
             accepted values.
     """
-    document = read_document(Path(path))
+    return checked_config(read_document(Path(path)), path, overrides)
+
+
+def checked_config(document: dict[str, Any], path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
+    """Apply overrides to the JSON of a file, which they change, and check it.
+
+    Raises:
+        ValueError: it is invalid, as in `load_config`; `path` is the file that the message names.
+    """
     parsed = [parse_override(text) for text in overrides]
     for override in parsed:
         apply_override(document, override)

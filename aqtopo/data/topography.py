@@ -16,7 +16,6 @@ from aqtopo.data.grid import Array, Grid
 
 CELLS_PER_DEGREE = 12
 METRES_PER_COUNT, LOWEST_METRES, NO_DATA = 28.0, -450.0, 255
-INSTALL_HINT = "Run `pip install 'aqtopo[demo]'`."
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ def load_topography(grid: Grid) -> Topography:
     """Average the altitude map over the cells of a grid.
 
     Raises:
-        ValueError: pvlib or h5py is not installed.
+        ValueError: pvlib's map is missing.
     """
     rows, lat_edges = _native_range(grid.lat, origin=-90.0)
     columns, lon_edges = _native_range(grid.lon, origin=-180.0)
@@ -77,9 +76,6 @@ def load_topography(grid: Grid) -> Topography:
 @cache
 def _altitude_counts() -> NDArray[np.uint8]:
     """Return the map (2160, 4320) as stored, with latitude ascending."""
-    for package in ("pvlib", "h5py"):
-        if find_spec(package) is None:
-            raise ValueError(f"The altitude map needs {package}, which is not installed. {INSTALL_HINT}")
     import h5py
 
     # pvlib is located but not imported: the import takes a second.
@@ -88,7 +84,9 @@ def _altitude_counts() -> NDArray[np.uint8]:
     assert spec.origin is not None
     path = Path(spec.origin).parent / "data" / "Altitude.h5"
     if not path.is_file():
-        raise ValueError(f"pvlib's altitude map {path} is missing. {INSTALL_HINT}")
+        raise ValueError(
+            f"pvlib's altitude map {path} is missing. Run `pip install --force-reinstall pvlib`."
+        )
     with h5py.File(path, "r") as file:
         counts: NDArray[np.uint8] = file["Altitude"][:][::-1]
     return counts

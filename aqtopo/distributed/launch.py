@@ -42,6 +42,8 @@ class Launch:
         """Return a command that starts this many processes with the same launcher."""
         if self.launcher == "slurm" or nodes > 1:
             return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
+        if ranks_per_node == 1:
+            return "aqtopo train ..."
         return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
 
 

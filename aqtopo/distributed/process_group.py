@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from aqtopo.distributed.launch import Launch, export_launch, read_launch
@@ -107,9 +108,13 @@ def connect(launch: Launch, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> "device"
     """Join the process group and return this rank's device.
 
     The watchdog's deadlines are shorter than `timeout_s`, the timeout of collectives [s].
+
+    Raises:
+        ValueError: DeepSpeed is not installed, or there is no such device.
     """
     from aqtopo.distributed.device import select_device
 
+    require_deepspeed()
     device = select_device(launch)
     export_launch(launch)
     import deepspeed.ops  # after DS_ACCELERATOR is set, which is read at import
@@ -127,6 +132,19 @@ def connect(launch: Launch, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> "device"
     # Before this barrier all ranks only read; after it, rank 0 may write.
     barrier()
     return device
+
+
+def require_deepspeed() -> None:
+    """Check that DeepSpeed is installed; only training and what reads or writes its files need it.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if find_spec("deepspeed") is None:
+        raise ValueError(
+            "Training, several processes and the optimizer's saved state need the package deepspeed, which "
+            "is not installed. Install it with `pip install 'aqtopo[train]'`."
+        )
 
 
 def join() -> RankGroup:
