@@ -26,6 +26,7 @@ from aqtopo.data.channels import Channel, LoadedChannel, drop_single
 from aqtopo.data.coordinates import AXES, rows_of
 from aqtopo.data.descriptions import attribute_mapping, channel_attributes, read_descriptions
 from aqtopo.data.missing import ZARR_ARRAYS, check_chunks
+from aqtopo.data.names import plain_name
 from aqtopo.data.outside import normalise
 from aqtopo.data.schema import (
     ARRAYS,
@@ -255,6 +256,12 @@ def _in_store_units(
             written[{axis: place}] = loaded.values.values
             if loaded.outside and array == "fields":
                 outside[channel] += loaded.outside
+        channels = {plain_name(channel): channel for channel in described}
+        for name in units:  # the rest, of channels that the block lacks
+            if (channel := channels.get(plain_name(name), name)) != name:
+                raise_input_error(
+                    source, f"has channel_units of {name}, and the channel {channel}", f"Name it {channel}"
+                )
         block = block.assign({array: written.assign_attrs(channel_units=units)})
     return block
 

@@ -132,7 +132,8 @@ def _in_store_units(path: Path, table: pd.DataFrame, variables: Variables) -> pd
             if change.needs_density:
                 raise UnitsError(f"{units!r} is a ratio of masses. Convert the values to {wanted!r}")
         except UnitsError as error:
-            raise ValueError(f"{path}, line {rows.index[0]} gives {pollutant} in {error}.") from error
+            line = rows.index[0]
+            raise ValueError(f"{path}, line {line} has {pollutant} in unusable units: {error}.") from error
         table.loc[rows.index, "value"] = change(rows["value"])
     ranges = {name: _possible(variables[name]) for name in set(table["pollutant"])}
     lowest, highest = (table["pollutant"].map({n: pair[at] for n, pair in ranges.items()}) for at in (0, 1))

@@ -241,6 +241,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
         lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"co": "ppb"})),
         r"channel co in units that cannot be used\. 'ppb' is a ratio",
     ),
+    "units of another spelling": (
+        lambda d: d.assign(fields=d["fields"].assign_attrs(channel_units={"SO2": "mg m-3"})),
+        r"has channel_units of SO2, and the channel so2",
+    ),
     "an hour twice": (lambda d: d.isel(time=[0, 1, 1]), "the time 2016-01-01T01:00 more than once"),
     "half an hour": (
         lambda d: d.assign_coords(time=d["time"].values + np.timedelta64(30, "m")),

@@ -222,7 +222,7 @@ def station_moved(table: pd.DataFrame, row: int, _: Draw) -> tuple[pd.DataFrame,
 def units_without_meaning(table: pd.DataFrame, row: int, draw: Draw) -> tuple[pd.DataFrame, str]:
     units = draw(st.sampled_from(["ppb", "ppm", "kg kg-1", "K", "furlong", "mol/mol"]))
     table["units"] = "ug/m3"
-    return changed(table, row, units=units), f"line {row + 2} gives .* in .*'{units}'"
+    return changed(table, row, units=units), f"line {row + 2} has .* in unusable units: .*'{units}'"
 
 
 def units_lost(table: pd.DataFrame, row: int, _: Draw) -> tuple[pd.DataFrame, str]:

@@ -215,9 +215,15 @@ def test_times_with_an_offset_are_brought_to_utc(run: LoadedRun, table: pd.DataF
         (lambda t: t.assign(pollutant=["pm25", "", "pm25", "pm25"]), "line 3 has no pollutant"),
         (lambda t: t.assign(value=[-999.0, *t["value"][1:]]), "1 of 4 .*line 2: pm25 = -999 ug m-3 at"),
         (lambda t: t.assign(value=np.inf), "4 of 4 values that are impossible.*pm25 = inf"),
-        (lambda t: t.assign(units="ppb"), r"line 2 gives pm25 in 'ppb' is a ratio of volumes"),
-        (lambda t: t.assign(units="kg kg-1"), r"line 2 gives pm25 in 'kg kg-1' is a ratio of masses"),
-        (lambda t: t.assign(unit="K"), r"line 2 gives pm25 in 'K' .*cannot be converted to 'ug m-3'"),
+        (lambda t: t.assign(units="ppb"), r"line 2 has pm25 in unusable units: 'ppb' is a ratio of volumes"),
+        (
+            lambda t: t.assign(units="kg kg-1"),
+            r"line 2 has pm25 in unusable units: 'kg kg-1' is a ratio of masses",
+        ),
+        (
+            lambda t: t.assign(unit="K"),
+            r"line 2 has pm25 in unusable units: 'K' .*cannot be converted to 'ug m-3'",
+        ),
         (lambda t: t.assign(units=["ug/m3", "", "ug/m3", "ug/m3"]), "line 3 has no units"),
         (lambda t: t.assign(units="mg/m3"), r"4 of 4 values .* pm25 = \S+ mg/m3 at the station 0101A"),
         (lambda t: t.assign(pollutant="co", value=1.2), r"mean co of 1.2, outside 20 to .*ug m-3"),

@@ -59,15 +59,16 @@ def elevation(file: Path | None, grid: Grid) -> NDArray[np.float32]:
 
 
 def _refuse_missing_inland(file: Path, height: NDArray[np.float32], known: Topography, grid: Grid) -> None:
-    """Refuse heights that are missing in cells of land, which would become 0 m."""
-    inland = np.isnan(height) & (known.land > 0.999) & (known.elevation > LEAST_MEAN_METRES)
+    """Refuse cells of land without a height: missing, 0 m of a lost chunk, or a fill value such as -99 m."""
+    inland = ~(height > 1e-3) & (known.land > 0.999) & (known.elevation > LEAST_MEAN_METRES)
     if inland.any():
         row, column = np.argwhere(inland)[0]
         place = f"latitude {grid.lat_centres[row]:g}, longitude {grid.lon_centres[column]:g}"
         raise ValueError(
-            f"{file} has no height in {inland.sum()} of {inland.size} cells, which are land, first "
-            f"at {place}, where pvlib's map has {known.elevation[row, column]:.0f} m. Fill them: missing "
-            "heights become 0 m, which is right only for the sea."
+            f"{file} has no height above 0 m in {inland.sum()} of {inland.size} cells, which are land, "
+            f"first at {place}: {height[row, column]:.1f} m, where pvlib's map has "
+            f"{known.elevation[row, column]:.0f} m. Fill them: missing heights become 0 m, which is right "
+            "only for the sea."
         )
 
 
@@ -112,7 +113,7 @@ def _on_grid(file: Path, grid: Grid, variable: Variable) -> NDArray[np.float32]:
     finite = np.isfinite(raster.values)
     total = by_row @ np.where(finite, raster.values, 0.0) @ by_column.T
     share = by_row @ finite.astype(np.float64) @ by_column.T
-    mean: Values = np.divide(total, share, out=np.full(grid.shape, np.nan), where=share > 0)
+    mean: Values = np.divide(total, share, out=np.full(grid.shape, np.nan), where=share > 1e-6)
     return mean.astype(np.float32)
 
 

@@ -134,15 +134,17 @@ def test_a_depression_is_no_fill_value(tmp_path: Path) -> None:
     assert elevation(file, GRID).min() < 900.0
 
 
-def test_heights_that_are_missing_inland_are_refused_and_population_is_zero(tmp_path: Path) -> None:
+@pytest.mark.parametrize("value", [np.nan, 0.0, -99.0])
+def test_cells_inland_without_a_height_are_refused(tmp_path: Path, value: float) -> None:
     file = write_netcdf(tmp_path / "z.nc")
     with netCDF4.Dataset(file, "a") as dataset:
-        dataset["elevation"][8:22, 18:40] = np.nan
-    with pytest.raises(
-        ValueError,
-        match=r"no height in \d+ of 32 cells, which are land, first at latitude 30\.5, longitude",
-    ):
+        dataset["elevation"][9:22, 19:30] = value  # fewer cells of -99 than are a fill value for certain
+    message = rf"no height above 0 m in 1 of 32 cells.* first at latitude 30\.5, .* 101\.5: {value:.1f}"
+    with pytest.raises(ValueError, match=message):
         elevation(file, GRID)
+
+
+def test_population_that_is_missing_is_zero(tmp_path: Path) -> None:
     file = write_netcdf(tmp_path / "p.nc", "population", units="km-2")
     with netCDF4.Dataset(file, "a") as dataset:
         dataset["population"][8:22, 18:40] = np.nan
