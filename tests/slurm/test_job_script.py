@@ -398,6 +398,7 @@ def test_old_build_locks_are_removed_and_the_port_is_not_ephemeral(
 ) -> None:
     built = tmp_path / "aqtopo-33123" / "extensions" / "cpu_adam"
     built.mkdir(parents=True)
+    built.parents[1].chmod(0o700)
     for name in ("lock", "cpu_adam.so"):
         (built / name).touch()
     script = start('echo "$MASTER_PORT" >"$FAKES/port"')
