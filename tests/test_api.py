@@ -1,6 +1,7 @@
 """The public names of aqtopo: loading, forecasts, scores and training from Python."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -298,11 +299,13 @@ def test_export_of_a_run_loads_again(model: aqtopo.Model, tmp_path: Path) -> Non
 def test_training_in_this_process_can_be_repeated(tiny_config: TinyConfig, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(tiny_config().to_json(), encoding="utf-8")
+    environment = dict(os.environ)
     for name in ("one", "two"):
         config = aqtopo.load_config(
             path, [f"training.run_dir={tmp_path / name}", "training.epochs=1", "training.validate_every=24"]
         )
         run_dir = aqtopo.train(config)
+        assert dict(os.environ) == environment
         assert run_dir == tmp_path / name
         record = json.loads((run_dir / "run.json").read_text())
         assert record["folder"] == str(Path.cwd())
