@@ -219,6 +219,20 @@ def save_untrained() -> SaveUntrained:
     return save
 
 
+@pytest.fixture(scope="session")
+def load_untrained(
+    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: SaveUntrained
+) -> Callable[..., Any]:
+    """Load a run of the tiny store with its first weights; keywords change the section `data`."""
+    from aqtopo.inference.load import load_run
+
+    def load(**data: Any) -> Any:
+        tree = tiny_tree(tiny_store, tmp_path_factory.mktemp("run") / "run")
+        return load_run(save_untrained(RunConfig.model_validate({**tree, "data": tree["data"] | data})))
+
+    return load
+
+
 MakeManifest = Callable[..., Any]
 """Function that returns a manifest without trained parameters: `plain_manifest("tag", running=0.6)`."""
 

@@ -111,7 +111,7 @@ def as_text(tree: Json) -> bytes:
     return json.dumps(tree, indent=1).encode(errors="surrogatepass")
 
 
-def read_or_refused(read: Callable[[], object]) -> None:
+def assert_read_or_refused(read: Callable[[], object]) -> None:
     """Read, and accept only the program's own refusals."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -223,14 +223,14 @@ RECORDS: dict[str, tuple[Callable[[], Json], str, Callable[[Path], object]]] = {
 def test_records(tmp_path: Path, kind: str, data: st.DataObject) -> None:
     sample, name, read = RECORDS[kind]
     (tmp_path / name).write_bytes(data.draw(damaged(as_text(data.draw(changed(sample()))))))
-    read_or_refused(lambda: read(tmp_path))
+    assert_read_or_refused(lambda: read(tmp_path))
 
 
 @pytest.mark.parametrize("kind", RECORDS)
 def test_undamaged_records_are_read(tmp_path: Path, kind: str) -> None:
     sample, name, read = RECORDS[kind]
     (tmp_path / name).write_bytes(as_text(sample()))
-    read(tmp_path)
+    assert read(tmp_path) is not None
 
 
 @fuzzed
@@ -239,7 +239,7 @@ def test_scores(tmp_path: Path, data: st.DataObject) -> None:
     write_made_scores(tmp_path, NAME)
     tree = json.loads((tmp_path / SCORES_FILE).read_text(encoding="utf-8"))
     (tmp_path / SCORES_FILE).write_bytes(data.draw(damaged(as_text(data.draw(changed(tree))))))
-    read_or_refused(lambda: read_scores(tmp_path))
+    assert_read_or_refused(lambda: read_scores(tmp_path))
 
 
 @fuzzed
@@ -250,9 +250,9 @@ def test_manifest_and_state_with_a_right_checksum(tmp_path: Path, data: st.DataO
     for name, tree in ((MANIFEST_FILE, sample_manifest()), (STATE_FILE, asdict(TAG))):
         text = append_checksum(json.dumps(data.draw(changed(tree)), indent=1))
         (folder / name).write_bytes(data.draw(damaged(text.encode(errors="surrogatepass"))))
-    read_or_refused(lambda: read_manifest(folder))
-    read_or_refused(lambda: read_tag(folder / STATE_FILE))
-    read_or_refused(lambda: (list_tags(tmp_path), best_tag(tmp_path)))
+    assert_read_or_refused(lambda: read_manifest(folder))
+    assert_read_or_refused(lambda: read_tag(folder / STATE_FILE))
+    assert_read_or_refused(lambda: (list_tags(tmp_path), best_tag(tmp_path)))
 
 
 def test_undamaged_manifest_and_state_are_read(tmp_path: Path) -> None:
@@ -272,4 +272,4 @@ def test_metrics(tmp_path: Path, data: st.DataObject) -> None:
         json.dumps(line).encode() + b"\n" for line in (lines if isinstance(lines, list) else [lines])
     )
     (tmp_path / METRICS_FILE).write_bytes(data.draw(damaged(text)))
-    read_or_refused(lambda: read_run_state(tmp_path))
+    assert_read_or_refused(lambda: read_run_state(tmp_path))

@@ -13,7 +13,7 @@ from aqtopo.cli.options import Json, ModelDir, SavedTag, StorePath, matching_fil
 from aqtopo.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from aqtopo.evaluation.evaluate import EvalOptions
+    from aqtopo.evaluation.evaluate import EvalOptions, Evaluation
     from aqtopo.inference.load import LoadedRun
 
 
@@ -87,8 +87,6 @@ def evaluate(
 
     Several processes, started by `torchrun`, `deepspeed` or `srun`, share the work.
     """
-    from rich.console import Console
-
     if Detail.STATION in (detail or ()) and stations is None:
         raise ValueError("--detail station needs observations. Add --stations CSV.")
     # Some libraries log to stdout, which must hold only the result.
@@ -97,14 +95,6 @@ def evaluate(
         from aqtopo.distributed.process_group import disconnect, join
         from aqtopo.evaluation.evaluate import evaluate as score
         from aqtopo.evaluation.results import write_results
-        from aqtopo.evaluation.tables import (
-            detail_table,
-            kept_values,
-            score_table,
-            stations_left_out,
-            summary,
-            table_width,
-        )
         from aqtopo.inference.load import load_model
 
         if output is not None and not output.is_dir():
@@ -120,17 +110,31 @@ def evaluate(
     if as_json:
         typer.echo(written[0].read_text(encoding="utf-8"), nl=False)
         return
+    _print_tables(done, detail or ())
+    typer.echo(f"written to {', '.join(map(str, written))}")
+
+
+def _print_tables(done: "Evaluation", details: Sequence[Detail]) -> None:
+    from rich.console import Console
+
+    from aqtopo.evaluation.tables import (
+        detail_table,
+        kept_values,
+        score_table,
+        stations_left_out,
+        summary,
+        table_width,
+    )
+
     # rich would truncate numbers on a narrower terminal; with this width the lines wrap.
     console = Console(width=max(Console().width, table_width(done.scores)), highlight=False)
     console.print(score_table(done.scores))
-    for asked in detail or ():
+    for asked in details:
         console.print(detail_table(done, asked.value))
-    if stations is not None and (left_out := stations_left_out(done)):
-        console.print(left_out, soft_wrap=True)
-    if outside := kept_values(done.scores):
-        console.print(outside, soft_wrap=True)
+    for line in (stations_left_out(done) if "stations" in done.tables else "", kept_values(done.scores)):
+        if line:
+            console.print(line, soft_wrap=True)
     console.print(summary(done.scores))
-    console.print(f"written to {', '.join(map(str, written))}", soft_wrap=True)
 
 
 def _options(

@@ -168,7 +168,7 @@ def _check_allowed(
 
 
 class _Part(NamedTuple):
-    """What a model's tensor takes from the saved one; `values` is None if nothing."""
+    """Values of a model's tensor with the saved parts filled in; None if nothing of it was saved."""
 
     values: Tensor | None
     fresh: tuple[str, ...] = ()

@@ -87,13 +87,9 @@ def test_a_static_field_has_no_history(damaged: Path, tiny_config: TinyConfig) -
 
 
 def test_published_constants_that_a_variable_lacks_are_missed_before_the_run(
-    damaged: Path, tiny_config: TinyConfig
+    with_blh: Path, tiny_config: TinyConfig
 ) -> None:
-    group = zarr.open_group(damaged, mode="r+")
-    group["channel"][4] = "blh"  # type: ignore[index]
-    given = {"long_name": "height", "units": "m", "valid_range": [0.0, 2e5]}
-    group["fields"].attrs.update({f"channel_{key}": {"blh": value} for key, value in given.items()})
-    data = {"store": str(damaged), "variables": ["u", "v", "elevation", "blh"]}
-    check_fit(read_metadata(damaged), tiny_config(data=data))
+    data = {"store": str(with_blh), "variables": ["u", "v", "elevation", "blh"]}
+    check_fit(read_metadata(with_blh), tiny_config(data=data))
     with pytest.raises(ValueError, match=r"no published mean and standard deviation of blh.*\"dataset\""):
-        check_fit(read_metadata(damaged), tiny_config(data=data | {"normalization": "topoflow"}))
+        check_fit(read_metadata(with_blh), tiny_config(data=data | {"normalization": "topoflow"}))

@@ -88,6 +88,14 @@ class Form:
             self.dataset = self.dataset.rename({self.names[old]: new})
             self.names[old] = new
 
+    def write(self, path: Path, version: int | None) -> Path:
+        """Write NetCDF, or zarr of a version; return the path."""
+        if version is None:
+            self.dataset.to_netcdf(path, encoding=self.encoding)
+        else:
+            self.dataset.to_zarr(path, zarr_format=version, encoding=self.encoding)
+        return path
+
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Change = Callable[[Form, Draw], None]

@@ -180,15 +180,11 @@ def test_dataset_normalisation_uses_the_statistics_of_the_store(
 
 
 def test_a_variable_without_published_constants_is_refused_with_topoflow(
-    damaged: Path, tiny_config: TinyConfig
+    with_blh: Path, tiny_config: TinyConfig
 ) -> None:
-    group = zarr.open_group(damaged, mode="r+")
-    group["channel"][4] = "blh"  # type: ignore[index]
-    given = {"long_name": "height", "units": "m", "valid_range": [0.0, 2e5]}
-    group["fields"].attrs.update({f"channel_{key}": {"blh": value} for key, value in given.items()})
-    write_statistics(damaged, [2016])
-    data = {"store": str(damaged), "variables": ["u", "v", "elevation", "blh"]}
-    store = open_store(damaged)
+    write_statistics(with_blh, [2016])
+    data = {"store": str(with_blh), "variables": ["u", "v", "elevation", "blh"]}
+    store = open_store(with_blh)
     assert normalization_for(tiny_config(data=data), store).mean["blh"] == store.mean["blh"]
     with pytest.raises(ValueError, match=r"no published mean and standard deviation of blh.*\"dataset\""):
         normalization_for(tiny_config(data=data | {"normalization": "topoflow"}), store)

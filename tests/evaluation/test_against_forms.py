@@ -11,14 +11,12 @@ import xarray as xr
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from aqtopo.config import RunConfig
 from aqtopo.data import Store
 from aqtopo.evaluation.against import open_model
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.inference.forecast_file import lead_time_dataset
-from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.inference.load import LoadedRun
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES, VARIABLES
-from tests.conftest import tiny_tree
 from tests.data.test_outside_forms import (
     FORMS,
     HARMFUL,
@@ -38,11 +36,8 @@ INITS = np.array(["2018-01-02", "2018-01-04"], dtype="M8[h]")
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: Callable[..., Path]
-) -> LoadedRun:
-    tree = tiny_tree(tiny_store, tmp_path_factory.mktemp("run") / "run")
-    return load_run(save_untrained(RunConfig.model_validate(tree)))
+def run(load_untrained: Callable[..., LoadedRun]) -> LoadedRun:
+    return load_untrained()
 
 
 def forecasts(store: Store, seed: int) -> xr.Dataset:
@@ -93,11 +88,8 @@ def test_another_form_gives_the_same_forecasts_and_scores(
             if packed:
                 pack(each, data.draw)
                 form.rounding = max(form.rounding, each.rounding)
-            paths.append(Path(folder, f"{part}.zarr" if zarr else f"{part}.nc"))
-            if zarr:
-                each.dataset.to_zarr(paths[-1], zarr_format=2, encoding=each.encoding)
-            else:
-                each.dataset.to_netcdf(paths[-1], encoding=each.encoding)
+            path = Path(folder, f"{part}.zarr" if zarr else f"{part}.nc")
+            paths.append(each.write(path, 2 if zarr else None))
         if len(set(days)) < len(days):
             with pytest.raises(ValueError, match="has it too"):
                 scores(run, paths)

@@ -12,13 +12,11 @@ import xarray as xr
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from aqtopo.config import RunConfig
 from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.observations import COLUMNS
 from aqtopo.evaluation.stations import read_stations
-from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.inference.load import LoadedRun
 from aqtopo.variables import TARGET_VARIABLES
-from tests.conftest import tiny_tree
 from tests.data.test_outside_forms import UNITS, door_draws
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
@@ -26,11 +24,8 @@ PLACES = {"0101A": (22.0, 84.0), "NA": (33.7, 111.3), "x y": (41.5, 120.25)}
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: Callable[..., Path]
-) -> LoadedRun:
-    tree = tiny_tree(tiny_store, tmp_path_factory.mktemp("run") / "run")
-    return load_run(save_untrained(RunConfig.model_validate(tree)))
+def run(load_untrained: Callable[..., LoadedRun]) -> LoadedRun:
+    return load_untrained()
 
 
 def observations() -> pd.DataFrame:

@@ -11,11 +11,9 @@ import xarray as xr
 from hypothesis import given, note
 from hypothesis import strategies as st
 
-from aqtopo.config import RunConfig
 from aqtopo.inference.forecast import forecast
-from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.inference.load import LoadedRun
 from aqtopo.inference.weather import open_weather
-from tests.conftest import tiny_tree
 from tests.data.forecast_files import perfect_forecasts
 from tests.data.test_outside_forms import (
     FORMS,
@@ -42,12 +40,8 @@ INITS = np.array(["2018-01-02", "2018-01-03"], dtype="M8[h]")
 
 
 @pytest.fixture(scope="module")
-def run(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: Callable[..., Path]
-) -> LoadedRun:
-    tree = tiny_tree(tiny_store, tmp_path_factory.mktemp("run") / "run")
-    tree["data"] |= {"weather_at_horizons": list(NAMES), "forcings": ["insolation"]}
-    return load_run(save_untrained(RunConfig.model_validate(tree)))
+def run(load_untrained: Callable[..., LoadedRun]) -> LoadedRun:
+    return load_untrained(weather_at_horizons=list(NAMES), forcings=["insolation"])
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +59,6 @@ def forecasts_with(run: LoadedRun, path: Path) -> list[xr.Dataset]:
     given = open_weather(path, run.store, run.config.data)
     given.at(INITS)  # together, so that a message counts the values of the whole file
     return [forecast(run, init, given) for init in INITS]
-
-
-def write(form: Form, path: Path, version: int | None) -> Path:
-    if version is None:
-        form.dataset.to_netcdf(path, encoding=form.encoding)
-    else:
-        form.dataset.to_zarr(path, zarr_format=version, encoding=form.encoding)
-    return path
 
 
 @pytest.mark.slow
@@ -109,7 +95,7 @@ def test_weather_of_another_form_gives_the_same_forecast(
             if version == 3 and ">f4" in str(each.dataset.dtypes):
                 each.encoding = {}
             suffix = "nc" if version is None else "zarr"
-            paths.append(write(each, Path(folder, f"{part}.{suffix}"), version))
+            paths.append(each.write(Path(folder, f"{part}.{suffix}"), version))
         given = open_weather(paths, run.store, run.config.data)
         found = given.at(INITS)
         for place, name in enumerate(NAMES):
@@ -157,7 +143,7 @@ def test_harmful_weather_is_refused_by_name(
     note(f"{harm.__name__}: {form.dataset}")
     form.dataset = form.dataset.drop_encoding()
     with tempfile.TemporaryDirectory() as folder:
-        path = write(form, Path(folder, "gfs.zarr" if zarr else "gfs.nc"), 2 if zarr else None)
+        path = form.write(Path(folder, "gfs.zarr" if zarr else "gfs.nc"), 2 if zarr else None)
         with pytest.raises(ValueError, match=message):
             forecasts_with(run, path)
 
@@ -179,7 +165,7 @@ def test_weather_with_a_lost_chunk_is_refused_by_name(
         chunks = tuple(data.draw(st.integers(1, size)) for size in sizes)
         form.encoding[each] = form.encoding.get(each, {}) | {"chunks": chunks}
     with tempfile.TemporaryDirectory() as folder:
-        path = write(form, Path(folder, "gfs.zarr"), version)
+        path = form.write(Path(folder, "gfs.zarr"), version)
         files = [file for file in (path / name).rglob("*") if file.is_file() and "z" not in file.name]
         data.draw(st.sampled_from(sorted(files))).unlink()
         message = rf"(lost|lacks) 1 of .* of (the coordinate )?{name}|no value of {name}"

@@ -1,6 +1,7 @@
 """Configurations that fit stores of any grid, years and variables."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,22 +122,9 @@ def test_variables_are_those_with_values(fit: Fit, tiny_dataset: xr.Dataset) -> 
 
 
 def test_own_variables_are_inputs_and_own_pollutants_are_targets(fit: Fit, tiny_dataset: xr.Dataset) -> None:
-    nh3 = Variable(
-        name="nh3",
-        long_name="ammonia",
-        standard_name=None,
-        units="ug m-3",
-        valid_range=(0.0, 1e4),
-        pollutant=True,
-    )
-    forest = Variable(
-        name="forest",
-        long_name="forest",
-        standard_name=None,
-        units="%",
-        valid_range=(0.0, 1e6),
-        kind="static",
-    )
+    own = partial(Variable, standard_name=None, valid_range=(0.0, 1e6))
+    nh3 = own(name="nh3", long_name="ammonia", units="ug m-3", pollutant=True)
+    forest = own(name="forest", long_name="forest", units="%", kind="static")
     channels = ["nh3" if name == "so2" else str(name) for name in tiny_dataset["channel"].values]
     static = [
         "forest" if name == "population" else str(name) for name in tiny_dataset["static_channel"].values

@@ -7,7 +7,7 @@ import pytest
 
 from aqtopo.config import RunConfig
 
-from .batch import submit
+from .batch import Job, submit
 from .cluster import SlurmCluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
@@ -24,6 +24,15 @@ def short_run(tiny_config: Callable[..., RunConfig]) -> RunConfig:
         training={"ranks_per_node": 2, "epochs": 1, "validate_every": 12},
         deepspeed={"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 1},
     )
+
+
+def submit_to_site(
+    cluster: SlurmCluster, tiny_config: Callable[..., RunConfig], site: str, **environment: str
+) -> Job:
+    """Submit a short run with two ranks to a generic site."""
+    environment |= {"AQTOPO_SITE": site}
+    config = short_run(tiny_config)
+    return submit(cluster, config, "--ntasks-per-node=2", program="slurm/submit.sh", **environment)
 
 
 def test_job_of_a_site_of_your_own_runs_in_its_container(
@@ -53,13 +62,7 @@ def test_job_of_a_site_of_your_own_runs_in_its_container(
 def test_job_of_a_generic_site_trains(
     slurm_cluster: SlurmCluster, tiny_config: Callable[..., RunConfig], site: str
 ) -> None:
-    job = submit(
-        slurm_cluster,
-        short_run(tiny_config),
-        "--ntasks-per-node=2",
-        program="slurm/submit.sh",
-        AQTOPO_SITE=site,
-    )
+    job = submit_to_site(slurm_cluster, tiny_config, site)
     job.wait_for_state("COMPLETED")
     assert job.events("stop")[-1]["reason"] == "all epochs done"
 
@@ -67,14 +70,7 @@ def test_job_of_a_generic_site_trains(
 def test_missing_container_program_is_bad_input(
     slurm_cluster: SlurmCluster, tiny_config: Callable[..., RunConfig]
 ) -> None:
-    job = submit(
-        slurm_cluster,
-        short_run(tiny_config),
-        "--ntasks-per-node=2",
-        program="slurm/submit.sh",
-        AQTOPO_SITE="generic_nvidia",
-        AQTOPO_CONTAINER="docker://image",
-    )
+    job = submit_to_site(slurm_cluster, tiny_config, "generic_nvidia", AQTOPO_CONTAINER="docker://image")
     job.wait_for_state("FAILED")
     assert (job.field("Restarts"), job.field("ExitCode")) == ("0", "2:0")
     assert "there is no program apptainer" in job.log_text()

@@ -79,7 +79,9 @@ def test_a_position_far_from_its_neighbours_is_refused(grid: SourceGrid, axis: i
 @pytest.mark.parametrize("lon", [np.arange(100.0, 120.0), np.arange(0.0, 360.0)])
 def test_a_regular_grid_has_no_jump(lon: Values) -> None:
     lat = np.broadcast_to(np.arange(-5.0, 80.0)[:, None], (85, lon.size))
-    read_grid(hourly_file(lat, np.broadcast_to(lon, lat.shape), 5))
+    found = read_grid(hourly_file(lat, np.broadcast_to(lon, lat.shape), 5))
+    np.testing.assert_array_equal(found.lat, lat)
+    np.testing.assert_array_equal(found.lon[0], lon)
 
 
 @pytest.mark.parametrize("kind", ["string", "compound", "ragged", "packing"])
