@@ -38,11 +38,6 @@ STANDARD_NAMES = {
 }
 """CF standard names."""
 
-_ADVICE_180 = (
-    "Bring the longitudes to -180..180 and sort them: "
-    "`d.assign_coords(lon=(d.lon + 180) % 360 - 180).sortby('lon')`"
-)
-
 Values = NDArray[np.float64]
 
 
@@ -97,9 +92,7 @@ def check_steps(values: Values, axis: str, source: str) -> None:
             source,
             f"has a jump in {AXES[axis]} from {values[jump]:g} to {values[jump + 1]:g}, "
             f"where the other steps are {middle:g}",
-            _ADVICE_180 + ". If cells are missing, give a file with all of them"
-            if axis == "lon"
-            else "Give a file without missing rows",
+            f"Give a file without missing {'columns' if axis == 'lon' else 'rows'}",
         )
     ratio = steps[1:] / steps[:-1]
     uneven = np.flatnonzero((ratio > UNEVEN) | (ratio < 1 / UNEVEN))

@@ -141,7 +141,7 @@ def test_curvilinear_coordinates_are_kept() -> None:
 HARMFUL: dict[str, tuple[Change, str]] = {
     "torn": (
         lambda d: d.assign_coords(lon=np.array([1.0, 2, 3, 4, 356, 357, 358, 359])),
-        r"a\.nc has a jump in longitude from -1 to 1, where the other steps are 1\..*-180\.\.180 and sort",
+        r"a\.nc has a jump in longitude from -1 to 1, where the other steps are 1\..*without missing columns",
     ),
     "missing row": (lambda d: d.isel(lat=[0, 1, 3, 4, 5]), "a jump in latitude from 21 to 23"),
     "missing column": (lambda d: d.isel(lon=[0, 1, 2, 4, 5, 6, 7]), "a jump in longitude from 102 to 104"),
