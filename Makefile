@@ -13,11 +13,12 @@ export MPLCONFIGDIR := $(CURDIR)/.cache/matplotlib
 DEMO_CONFIG := ds_configs/demo_cpu.json
 FAULT_TEST_CONFIG := ds_configs/fault_test_cpu.json
 
-.PHONY: help install demo quick test fuzz fresh fault-test ablation lint types layers clean
+.PHONY: help install demo quick test docs fuzz fresh fault-test ablation lint types layers clean
 
 help:
 	@echo "make demo   simulate data, train with two processes, evaluate, forecast, report, kill and resume"
 	@echo "make test   lint, types, layers and all tests with coverage"
+	@echo "make docs   the documentation and the reference of the Python names: build/docs/README.html"
 	@echo "make fuzz   random forms of outside files, thousands of them"
 	@echo "make quick  lint, types, layers and the quick tests"
 	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
@@ -32,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "$(PYTHON) -m venv failed; on Debian, as root: apt-get install python3-venv"; exit 2; }
 	$(BIN)/python -m pip install -qq --constraint constraints.txt torch
-	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[train,triton,report,prepare,monitors,dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[train,triton,report,prepare,monitors,docs,dev]'
 	touch $@
 
 demo: $(STAMP)
@@ -54,6 +55,10 @@ quick: lint types layers
 test: lint types layers
 	bash scripts/install_debian_packages.sh
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup -rs --cov --cov-report=term:skip-covered
+
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -q -c docs . build/docs
+	@echo build/docs/README.html
 
 fresh:
 	bash scripts/fresh.sh

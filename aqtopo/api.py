@@ -81,9 +81,15 @@ class Model:
     def needs(self, init_time: InitTime | None = None) -> pd.DataFrame:
         """Return what a forecast reads: a row for each hour and channel.
 
+        Args:
+            init_time: initial time [UTC], to add the column `time`.
+
         Returns:
             `lead_time` [h] after the start, negative before it; `channel`; `units`; `source`, which is
             `fields` or `weather`; and `time` [UTC] if `init_time` is given.
+
+        Raises:
+            ValueError: `init_time` is no time.
         """
         time = np.datetime64("1970-01-01", "h") if init_time is None else parse_init_time(init_time)
         stored, ahead = needs(self.run.store, self.config.data, time)
@@ -116,8 +122,8 @@ class Model:
             init_time: initial time within the fields; default: their last hour.
 
         Returns:
-            A CF dataset: a variable (lead_time, lat, lon) for each pollutant, with `init_time` as the first
-            dimension if several times were given.
+            CF dataset with a variable (lead_time, lat, lon) for each pollutant, in its units; `init_time` is
+            the first dimension if several times were given.
 
         Raises:
             ValueError: fields or weather are missing, in unusable units, or impossible.
@@ -153,11 +159,12 @@ class Model:
         Args:
             split: `test` or `validation`.
             weather: the weather to come, for a model that reads it; default: `perfect`.
-            every_hours: interval of the initial times, in place of the configured one.
+            every_hours: interval of the initial times [h], in place of the configured one.
             weighting: of the cells: `none`, or their `area`.
 
         Returns:
-            `value` (pollutant, lead_time, score, forecast), see `aqtopo.evaluation.scores.tidy_scores`;
+            `value` (pollutant, lead_time, score, forecast), in the pollutant's units except for the score
+            `acc`; `units` of the pollutant and `count`, the number of scored points, are coordinates.
             `to_dataframe()` gives a tidy table. `aqtopo evaluate` also scores by season, hour, area and
             station.
 
@@ -208,6 +215,9 @@ def export(
         out: new folder. Its files have the names that Hugging Face uses.
         config: of a module: its inputs, targets, grid and training years.
         store: of a module: the store with its grid and statistics; default: that of `config`.
+
+    Returns:
+        The card, which is the content of `config.json` in the folder.
 
     Raises:
         ValueError: `out` exists, or the parts do not fit each other.

@@ -15,7 +15,11 @@ from aqtopo.config.strict import Path as JsonPath
 
 
 def load_config(path: str | Path, overrides: Iterable[str] = ()) -> RunConfig:
-    """Read a JSON file, apply overrides `a.b=value` in order, and check the configuration of the run.
+    """Read the configuration of a run and check it.
+
+    Args:
+        path: JSON file.
+        overrides: changes such as `model.depth=4`, which are applied in order.
 
     Raises:
         ValueError: the file is unreadable, not JSON or invalid; one line per error with file, path, value and

@@ -267,8 +267,8 @@ class TrainingConfig(Strict):
     a .ckpt of ClimaX; null for random ones. The optimizer starts fresh at step 0; ignored in a resume."""
 
     fresh_weights: Annotated[tuple[FilePath, ...], Field(strict=False)] = ()
-    """What may start fresh in a fine-tuning: patterns of tensors and of rows, such as ["inputs.no2",
-    "targets.*", "blocks.0.attn.*"]."""
+    """What may start fresh in a fine-tuning: patterns of tensors and of rows, such as `["inputs.no2",
+    "targets.*", "blocks.0.attn.*"]`."""
 
     area_weighted_loss: bool = False
     """Weight each cell of the loss by its area, the cosine of its latitude."""

@@ -168,6 +168,11 @@ def read_channel(
         variable: the variable to find, by its name, else CF standard name, else a known alias.
         on_invalid: `refuse` an undeclared fill value or an impossible magnitude, or `mask` and count it.
 
+    Returns:
+        `values` in the units of `variable`, float32, NaN if missing, with the dimensions in the order
+        (init_time, lead_time, time, lat, lon); `masked` and `outside`, the numbers of values that were masked
+        and that are kept outside the valid range.
+
     Raises:
         ValueError: it is missing, ambiguous, in unusable units, on other dimensions, or has no value.
     """

@@ -256,7 +256,12 @@ class BatchLoader:
 class TrainingLoader:
     """Loader of one rank's training samples, for all epochs.
 
-    `world` may differ from the configured world size: a step then has the same samples on other ranks.
+    Args:
+        store: of the run, from `open_store`.
+        config: of the run.
+        rank: of this process, from 0.
+        world: number of processes. It may differ from the configured one: a step then has the same samples on
+            other ranks.
 
     Raises:
         ValueError: the store does not fit the run or gives too few samples.
@@ -271,7 +276,11 @@ class TrainingLoader:
         self._batches = BatchLoader(store, config, self._table, config.micro_batch, most, held)
 
     def steps(self, epoch: int, first_step: int = 0) -> Iterator[list[Batch]]:
-        """Yield the micro-batches of each step of an epoch from `first_step`; all ranks have equally many.
+        """Yield the micro-batches of each step of an epoch; all ranks have equally many.
+
+        Args:
+            epoch: from 0; it sets the order of the samples.
+            first_step: step within the epoch to begin with.
 
         Raises:
             ValueError: a shard cannot be read, when its step is due.

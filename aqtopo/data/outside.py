@@ -51,6 +51,10 @@ def open_outside(paths: str | Path | Sequence[str | Path], variables: Sequence[V
         paths: NetCDF files or zarr stores. Each is decoded on its own; their times must differ.
         variables: those to find in each of several files, which may name them differently.
 
+    Returns:
+        Dataset with the coordinates `init_time`, `lead_time` [h], `time` [UTC], `lat` and `lon` [degrees], as
+        far as the files have them; variables keep their names and units.
+
     Raises:
         ValueError: a file is missing, damaged, undecoded, or has axes that are not understood.
     """

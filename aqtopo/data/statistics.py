@@ -136,9 +136,18 @@ def write_statistics(
     report: Report = no_progress,
     deadline_s: float = READ_DEADLINE_S,
 ) -> Statistics:
-    """Compute the statistics of a store over `years` and write them to its attributes.
+    """Compute the mean and deviation of each channel and write them to the attributes of the store.
 
-    Those of other years are kept beside them.
+    Statistics of other years are kept beside them.
+
+    Args:
+        path: folder of the store.
+        years: calendar years [UTC], usually the training years.
+        report: callback with the name of the items, the number done and the total number.
+        deadline_s: longest wait for the file system [s]; default: 300.
+
+    Returns:
+        `mean` and `std` by variable, in its units.
 
     Raises:
         ValueError: the store is unusable, lacks a year, or cannot be written.
@@ -184,11 +193,27 @@ class Normalization:
         return np.array([self.std[name] for name in names], dtype=np.float32)[:, None, None]
 
     def normalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
-        """Normalise (..., C, H, W) in physical units; `names` are the C variables."""
+        """Normalise fields.
+
+        Args:
+            values: (..., C, H, W) in physical units.
+            names: the C variables.
+
+        Returns:
+            (..., C, H, W), without units.
+        """
         return (values - self.means(names)) / self.stds(names)
 
     def denormalize(self, values: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
-        """Invert `normalize`."""
+        """Invert `normalize`.
+
+        Args:
+            values: (..., C, H, W) of about unit variance.
+            names: the C variables.
+
+        Returns:
+            (..., C, H, W) in physical units.
+        """
         return values * self.stds(names) + self.means(names)
 
 
@@ -197,6 +222,10 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
 
     The store must always have statistics: they show that each channel of the run has data. For `dataset` they
     must be those of the training years only, without validation or test data.
+
+    Args:
+        config: of the run; `data.normalization` chooses the constants.
+        store: of the run.
 
     Raises:
         ValueError: there are no statistics, they cover other years, or a channel has no finite value.

@@ -163,7 +163,14 @@ class Store:
         return values
 
     def read_span(self, first: int, last: int) -> NDArray[np.float32]:
-        """Return the fields of the hours [first, last) of one shard, (n, C, H, W) float32.
+        """Return the fields of several hours of one shard (a day).
+
+        Args:
+            first: index of the first hour on the time axis.
+            last: index after the last hour.
+
+        Returns:
+            (n, C, H, W) float32, NaN for missing values.
 
         Raises:
             UnreadableDataError: the shard is damaged, unreadable or missing.
@@ -218,7 +225,7 @@ def open_store(
 
     Args:
         path: folder of the store.
-        deadline_s: longest wait for the file system [s].
+        deadline_s: longest wait for the file system [s]; default: 300.
         years: the statistics to choose, if they are there; else the first ones.
 
     Raises:

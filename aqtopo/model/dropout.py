@@ -26,7 +26,10 @@ def _hash63(*parts: int | str) -> int:
 def sample_seed(run_seed: int, epoch: int, position: int) -> int:
     """Return the 63-bit seed of one sample's masks.
 
-    `position` is that of the sample in the epoch's order; -1 for padding, which has weight 0 in the loss.
+    Args:
+        run_seed: `training.seed`.
+        epoch: from 0.
+        position: of the sample in the epoch's order; -1 for padding, which has weight 0 in the loss.
     """
     return _hash63(run_seed, epoch, position)
 

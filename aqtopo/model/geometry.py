@@ -46,8 +46,8 @@ class Terrain:
         longitude: (columns,), degrees east.
 
     Raises:
-        ValueError: the shapes do not match, an elevation is not finite or outside of `LOWEST_M` to
-            `HIGHEST_M`, or the latitudes are not sorted.
+        ValueError: the shapes do not match, an elevation is not finite or outside of -500 m to 9000 m, or the
+            latitudes are not sorted.
     """
 
     elevation_m: FloatArray

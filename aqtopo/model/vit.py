@@ -43,16 +43,20 @@ HOURS_PER_LEAD_UNIT = 100.0
 class AirQualityViT(nn.Module):
     """Transformer that forecasts C pollutants at K horizons from V fields at one time.
 
-    State-dict names and shapes are ClimaX's. Tables (orders, heights) follow from the configuration and the
+    Design, state-dict names and shapes are those of ClimaX (Nguyen et al., 2023, arXiv:2301.10343); wind
+    order and elevation bias are TopoFlow's. Tables (orders, heights) follow from the configuration and the
     terrain, so they are buffers outside of the state dict.
+
+    Shapes: B batch, V input variables, A fields at a valid time, C targets, K horizons, Y, X the grid's
+    cells, N tokens, D width, p patch.
 
     Args:
         config: the `model` part of a run's configuration.
         terrain: elevation [m] and coordinates of the grid.
         variables: V, those at the valid times included.
-        targets: C.
+        targets: C, the number of pollutants.
         present: index of each target among the input variables, if the model predicts tendencies.
-        horizons: lead times with weights of their own in the local path [h].
+        horizons: lead times with weights of their own in the local path [h]; default: 12, 24, 48, 96.
         seed: of the initial weights.
 
     Raises:
@@ -103,8 +107,13 @@ class AirQualityViT(nn.Module):
     ) -> Self:
         """Build a model for a grid of one's own.
 
-        `settings` are fields of `ModelConfig`. The default of `regions` is, along each axis, the largest
-        number up to 32 that divides the patches.
+        Args:
+            terrain: elevation [m] and coordinates of the grid.
+            variables: V, the number of input fields.
+            targets: C, the number of pollutants.
+            seed: of the initial weights.
+            **settings: keys of the configuration's section `model`. The default of `regions` is, along each
+                axis, the largest number up to 32 that divides the patches.
 
         Raises:
             ValueError: the grid is not a multiple of the patches and regions, or a setting is invalid.
@@ -189,7 +198,17 @@ class AirQualityViT(nn.Module):
         order_BN: Tensor | None = None,
         geometry: TokenGeometry = RASTER_ORDER,
     ) -> Tensor:
-        """Run all blocks on tokens in raster order; return them in the given order (raster without one)."""
+        """Run all blocks.
+
+        Args:
+            x_BND: tokens (B, N, D) in raster order.
+            seeds: as for `forward`.
+            order_BN: (B, N), int64, raster index of the token at each scan position; None for raster order.
+            geometry: of the tokens; with the wind if `model.local_bias` is `origin`.
+
+        Returns:
+            (B, N, D), in the given order.
+        """
         x_BND = self.pos_drop(x_BND, seeds)
         first, *others = self.blocks
         x_BND = self._run(first, x_BND, seeds, order_BN, geometry)
@@ -270,6 +289,10 @@ class AirQualityViT(nn.Module):
 
 def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
     """Build the model of a run with initial weights from `training.seed`, equal on every rank.
+
+    Args:
+        config: of the run.
+        terrain: of its store, on the grid `data.grid`.
 
     Raises:
         ValueError: the terrain's grid differs from the configured grid.

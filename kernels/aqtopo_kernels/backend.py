@@ -55,6 +55,11 @@ was not compared and uses the width of bfloat16."""
 def better_than_torch(device: torch.device | str, dtype: torch.dtype, head_dim: int) -> bool:
     """Return True if attention without bias is faster by this package than by PyTorch, as estimated.
 
+    Args:
+        device: of the tensors.
+        dtype: of the tensors.
+        head_dim: width of a head.
+
     True only on gfx90a, by a comparison of compiled code (`benchmarks/README.md`, from `python -m
     benchmarks.vendor_kernels`), without a measurement on a GPU. For a head of 96 columns, forward and
     backward, these kernels take 0.65 (bfloat16) and 0.63 (float32) of the clocks of AMD's Triton kernels in

@@ -34,8 +34,14 @@ def elevation_attention(
 ) -> Tensor:
     """Compute attention with a bias against keys that lie higher than the query.
 
-    score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000. The bias reduces the influence of higher cells;
-    pass -z to reduce the influence of lower cells.
+    score_ij = scale q_i k_j - alpha max(0, z_j - z_i) / 1000, the bias of TopoFlow. It reduces the influence
+    of higher cells; pass -z to reduce the influence of lower cells.
+
+    It computes in float32 (float64 if q is float64), also within torch.autocast, which would round the rises.
+    The reference implementation follows autocast. There is no second derivative: PyTorch raises a
+    RuntimeError.
+
+    Shapes: B batch, H heads, N tokens, D head width.
 
     Args:
         q: queries (B, H, N, D), of any strides, in storage order.
@@ -51,10 +57,6 @@ def elevation_attention(
             keeps storage order.
         scale: factor on q k, positive; 1 / sqrt(D) if None.
         backend: "reference" for the reference implementation; None for the result of `backend_for`.
-
-    It computes in float32 (float64 if q is float64), also within torch.autocast, which would round the rises.
-    The reference implementation follows autocast. There is no second derivative: PyTorch raises a
-    RuntimeError.
 
     Returns:
         (B, H, N, D), in q's dtype.

@@ -18,6 +18,8 @@ from aqtopo_kernels.order import check_order
 def wind_gather(x: Tensor, order: Tensor, add: Tensor | None = None) -> Tensor:
     """Reorder tokens, and add a tensor that is already in that order (a residual, a position embedding).
 
+    Shapes: B batch, N tokens, D width.
+
     Args:
         x: tokens (B, N, D) in storage order.
         order: (B, N), int32 or int64, each row a permutation of 0..N-1 (checked only with

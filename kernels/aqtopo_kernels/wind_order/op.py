@@ -18,7 +18,9 @@ def wind_order(
     """Return the raster index of the token at each scan position.
 
     The grid is divided into regions. Each region's vector-mean wind selects the row of the table with the
-    order of the region's patches. Regions stay in raster order.
+    order of the region's patches. Regions stay in raster order. There is no gradient.
+
+    Shapes: B batch, Y, X the grid's cells, S sectors, P patches of a region, N tokens.
 
     Args:
         u: eastward wind [m/s], (B, Y, X).
@@ -79,9 +81,18 @@ def _check_wind(operation: str, u: Tensor, v: Tensor) -> None:
 
 
 def wind_sector(u: Tensor, v: Tensor, *, regions: tuple[int, int], sectors: int, calm_below: float) -> Tensor:
-    """Return the sector of each region's vector-mean wind, (B, R), int64; `sectors` if calm or NaN.
+    """Return the sector of each region's vector-mean wind.
 
-    Arguments are those of `wind_order`; `sectors` is S.
+    Args:
+        u: eastward wind [m/s], (B, Y, X).
+        v: northward wind [m/s], (B, Y, X).
+        regions: regions along (Y, X), R in all.
+        sectors: S, the number of wind directions.
+        calm_below: mean wind speed [m/s] below which a region is calm.
+
+    Returns:
+        (B, R), int64: s for wind that blows towards the angle 2 pi s / S from east to north; S if it is calm
+        or NaN.
 
     Raises:
         ValueError: u and v differ, or the regions do not divide their grid.
