@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -58,6 +58,8 @@ class Tag:
         train_loss: training loss of the last step.
         take: 1; higher if the run resumed from an earlier state and reached the same step again.
         number: position among the run's states in the order of saving, from 1.
+        data: number of the data of `val_loss`, from 0; each resume on other data raises it. Validation losses
+            of different data are not compared.
     """
 
     epoch: int
@@ -67,6 +69,7 @@ class Tag:
     train_loss: float
     take: int = 1
     number: int = 0
+    data: int = 0
 
     @property
     def name(self) -> str:
@@ -134,8 +137,9 @@ def list_tags(run_dir: Path) -> list[Tag]:
 
 
 def best_tag(run_dir: Path) -> Tag | None:
-    """Return the state with the lowest validation loss, or None."""
-    return next(iter(_best_first(list_tags(run_dir))), None)
+    """Return the state with the lowest validation loss on the data of the last validation, or None."""
+    validated = [tag for tag in list_tags(run_dir) if tag.val_loss is not None]
+    return next(iter(_best_first(tag for tag in validated if tag.data == validated[-1].data)), None)
 
 
 def last_tag(run_dir: Path) -> Tag | None:
@@ -227,17 +231,19 @@ def repair_pointer(run_dir: Path) -> None:
         update_pointer(last, run_dir)
 
 
-def _best_first(tags: Sequence[Tag]) -> list[Tag]:
+def _best_first(tags: Iterable[Tag]) -> list[Tag]:
     """Return the validated states, the one with the lowest loss first."""
     validated = [tag for tag in tags if tag.val_loss is not None]
     return sorted(validated, key=lambda tag: (tag.val_loss or 0.0, tag.step))
 
 
 def kept_tags(tags: Sequence[Tag], policy: CheckpointConfig) -> set[Tag]:
-    """Return the states that are kept: the last, the best by validation loss and the periodic ones."""
+    """Return the states that are kept: the last, the best on each of its data, and the periodic ones."""
     every = policy.keep_every_steps
-    periodic = [tag for tag in tags if every is not None and tag.step % every == 0]
-    return {*_best_first(tags)[: policy.keep_best], *periodic, *tags[-1:]}
+    kept = {tag for tag in tags if every is not None and tag.step % every == 0}
+    for data in {tag.data for tag in tags}:
+        kept |= {*_best_first(tag for tag in tags if tag.data == data)[: policy.keep_best]}
+    return {*kept, *tags[-1:]}
 
 
 def prune(run_dir: Path, policy: CheckpointConfig) -> None:

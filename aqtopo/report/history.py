@@ -24,6 +24,7 @@ from aqtopo.run_directory.log_file import (
     StepLine,
     StopLine,
     ValidationLine,
+    ValidationResetLine,
     read_log,
 )
 
@@ -43,7 +44,7 @@ class History:
 
     Attributes:
         steps: one per update, steps increasing.
-        validations: one per validation, steps increasing.
+        validations: one per validation on the run's present data, steps increasing.
         starts: number of starts; above 1 the run was resumed.
         events: starts, resumes and ends in the order of the log.
         alphas: logged alpha by step and parameter name: one value, or one per head.
@@ -85,6 +86,8 @@ def read_history(path: Path) -> History:
             steps[line.step] = line
         elif isinstance(line, ValidationLine):
             validations[line.step] = line
+        elif isinstance(line, ValidationResetLine):
+            validations.clear()
         starts += isinstance(line, StartLine)
         if line.step is not None and line.alpha:
             alphas[line.step] = line.alpha

@@ -107,6 +107,10 @@ class LossAfterResumeLine(Line):
     """True if the loss has jumped."""
 
 
+class ValidationResetLine(Line):
+    """Resume on other data, with which the earlier validation losses cannot be compared."""
+
+
 class StopLine(Line):
     """End of a run."""
 
@@ -120,6 +124,7 @@ _KINDS: dict[str, type[Line]] = {
     "start": StartLine,
     "resume": ResumeLine,
     "loss_after_resume": LossAfterResumeLine,
+    "validation_reset": ValidationResetLine,
     "stop": StopLine,
 }
 

@@ -16,6 +16,7 @@ from aqtopo.run_directory.log_file import (
     StepLine,
     StopLine,
     ValidationLine,
+    ValidationResetLine,
     read_log,
 )
 
@@ -149,6 +150,8 @@ class _Summary:
                     self.first_losses.append(line.train_loss)
             case ValidationLine():
                 self.val_losses.append(line.val_loss)
+            case ValidationResetLine():
+                self.val_losses.clear()
             case StartLine():
                 self.start = line
                 self.starts += 1

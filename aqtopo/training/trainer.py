@@ -7,7 +7,7 @@ from typing import Any
 
 from aqtopo.checkpoint.manifest import Losses, Manifest, Position, RunFacts
 from aqtopo.checkpoint.save import Saver
-from aqtopo.checkpoint.tags import Tag, how_to_continue, val_loss_in
+from aqtopo.checkpoint.tags import Tag, how_to_continue, list_tags, val_loss_in
 from aqtopo.data.batch import Batch
 from aqtopo.data.statistics import scaling_digest
 from aqtopo.distributed import process_group
@@ -48,7 +48,7 @@ class Trainer:
         self.log, self.job, self.stops, self.watchdog = log, job, stops, watchdog
         self.stop_after = stop_after
         self.epoch = self.step_in_epoch = self.step = 0
-        self.train_loss = float("nan")
+        self.train_loss, self.data = float("nan"), 0
         self.row_weights = loss_weights(self.config, prepared.store, ranks.device)
         self.early = EarlyStopping(self.config.training.patience)
         self.running = RunningLoss()
@@ -64,9 +64,12 @@ class Trainer:
         position, losses = manifest.run.position, manifest.run.losses
         self.epoch, self.step_in_epoch, self.step = position.epoch, position.step_in_epoch, position.step
         self.train_loss = float("nan") if losses.train is None else losses.train
+        known = list_tags(self.prepared.run_dir)
         if data_changed(manifest, self.prepared):
+            self.data = 1 + max((tag.data for tag in known), default=-1)
             self._report_reset(losses)
         else:
+            self.data = next((tag.data for tag in known if tag.name == manifest.tag), 0)
             self.early.best = float("inf") if losses.best_validation is None else losses.best_validation
             self.early.waited = losses.validations_waited
         self.first_step = position.step
@@ -256,7 +259,8 @@ class Trainer:
 
     def _save(self, val_loss: float | None) -> None:
         self.watchdog.enter("save")
-        tag = Tag(self.epoch, self.step, self.step_in_epoch, val_loss, self.train_loss)
+        place = self.epoch, self.step, self.step_in_epoch
+        tag = Tag(*place, val_loss, self.train_loss, data=self.data)
         self.saver.save(self.engine, tag, self._facts())
         self.saved_step = self.step
 

@@ -8,7 +8,9 @@ import pytest
 from aqtopo.checkpoint.tags import (
     CHECKPOINTS,
     Tag,
+    best_tag,
     check_pointer,
+    find_tag,
     last_tag,
     list_tags,
     next_tag,
@@ -47,6 +49,19 @@ def test_best_three_last_and_periodic_states_are_kept(tmp_path: Path) -> None:
     make(tmp_path, [0.5, 0.1, None, 0.2, None, 0.3, 0.9, None, None])
     prune(tmp_path, CheckpointConfig(every_steps=4, keep_every_steps=8))
     assert steps(tmp_path) == [2, 4, 6, 8, 9]
+
+
+def test_losses_of_other_data_are_not_compared(tmp_path: Path) -> None:
+    make(tmp_path, [0.1, 0.2, 0.3])
+    for step, loss in ((4, None), (5, 0.9), (6, 0.7), (7, 0.8)):
+        save(tmp_path, Tag(0, step, step, loss, 1.0, data=1))
+        best = best_tag(tmp_path)
+        assert best is not None
+        assert best.step == {4: 1, 5: 5, 6: 6, 7: 6}[step]
+        prune(tmp_path, CheckpointConfig(keep_best=2))
+    assert steps(tmp_path) == [1, 2, 6, 7]
+    save(tmp_path, Tag(0, 8, 8, 0.15, 1.0))  # on the first data again
+    assert find_tag(tmp_path, "best").step == 1
 
 
 def test_state_that_the_pointer_names_is_kept(tmp_path: Path) -> None:

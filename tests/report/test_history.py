@@ -49,6 +49,14 @@ def test_a_repeated_step_replaces_the_lost_one(tmp_path: Path) -> None:
     assert history.best is None
 
 
+def test_validations_on_other_data_are_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    reset = {"event": "validation_reset", "step": 1, "saved_best": 0.1}
+    lines = [step_line(1, 2.0), validation_line(1, 0.1), reset, step_line(2, 2.0), validation_line(2, 0.5)]
+    write_metrics(path, lines)
+    assert [each.val_loss for each in read_history(path).validations] == [0.5]
+
+
 def test_alpha_is_read_where_it_was_logged(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     start, one = {"event": "start", "step": 0, "alpha": {"blocks.0.attn.alpha": [2.0]}}, step_line(1, 2.0)

@@ -55,6 +55,15 @@ def test_state_of_a_running_run(tmp_path: Path) -> None:
     assert state.verdict(1.0, 3.0) is None
 
 
+def test_best_loss_is_that_of_the_present_data(tmp_path: Path) -> None:
+    first, second = ({"event": "validation", "step": 1, "epoch": 0, "val_loss": loss} for loss in (0.1, 0.5))
+    reset = {"event": "validation_reset", "step": 1, "saved_best": 0.1}
+    run = write_run(tmp_path / "run", START, step(1, 2.0), first, START, reset, RESUME)
+    assert read_run_state(run, BEGIN).best_val_loss is None
+    run = write_run(tmp_path / "run", START, step(1, 2.0), first, START, reset, RESUME, second)
+    assert read_run_state(run, BEGIN).best_val_loss == 0.5
+
+
 def test_states_silent_and_ended(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", START, step(1, 2.0))
     assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "silent for 3599 s"

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from aqtopo.checkpoint.changes import Allowed
 from aqtopo.checkpoint.manifest import read_manifest
-from aqtopo.checkpoint.tags import last_tag
+from aqtopo.checkpoint.tags import last_tag, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.distributed.launch import read_launch
 from aqtopo.inference.export import export_model, export_weights
@@ -280,3 +280,12 @@ def test_resume_on_other_data_forgets_the_best_validation_loss(
         assert bool(events(tmp_path / name, "validation_reset")) == (best is None)
         assert ("do not count" in capsys.readouterr().err) == (best is None)
     assert path.is_file()
+    for stride, number in ((12, 1), (18, 2)):
+        changed = run("old", validation_stride_hours=stride)
+        train(
+            changed, read_launch(), stop_after=12 + number, options=ResumeOptions(allowed=Allowed(("data",)))
+        )
+        resumed = last_tag(tmp_path / "old")
+        assert resumed is not None
+        assert resumed.data == number
+    assert state in list_tags(tmp_path / "old")
