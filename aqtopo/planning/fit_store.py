@@ -72,7 +72,7 @@ def fit_store(like: str, store: Path, file: Path, overrides: Iterable[str] = ())
     ]
     overrides = list(overrides)
     config = checked_config(document, file, overrides)
-    document["training"]["validate_every"] = _validate_every(config, opened)
+    choices += _fit_length(document, base, config, opened)
     config = checked_config(document, file, overrides)
     # The number of processes is checked at the start of the run.
     launch = Launch("alone", 0, 0, config.world_size, 1, "127.0.0.1", 0)
@@ -177,14 +177,20 @@ def _nearest_divisor(number: int, wanted: float) -> int:
     return min(divisors, key=lambda each: (abs(math.log(each / wanted)), -each))
 
 
-def _validate_every(config: RunConfig, store: Store) -> int:
-    """Return the micro-steps between validations, at most those of an epoch.
+def _fit_length(document: dict[str, Any], base: RunConfig, config: RunConfig, store: Store) -> list[str]:
+    """Validate at least once an epoch, and limit the warm-up of `base` to a tenth of the run.
 
     Raises:
-        ValueError: an epoch has not one.
+        ValueError: an epoch has no micro-step.
     """
     plan = StepPlan.from_config(config, len(sample_table(config, store.times, "train")))
-    return min(config.training.validate_every, plan.micro_steps_per_epoch)
+    every = min(config.training.validate_every, plan.micro_steps_per_epoch)
+    document["training"]["validate_every"] = every
+    steps, asked = config.training.epochs * plan.steps_per_epoch, config.schedule.warmup_steps
+    if asked <= steps // 10 or asked != base.schedule.warmup_steps:
+        return []
+    document["schedule"]["warmup_steps"] = steps // 10
+    return [f"warm-up of {steps // 10} steps instead of {asked}, a tenth of the run's {steps}"]
 
 
 def _samples_per_step(config: RunConfig) -> str:

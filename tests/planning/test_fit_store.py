@@ -1,6 +1,6 @@
 """Configurations that fit stores of any grid, years and variables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,6 @@ from aqtopo.planning.fit_store import TEMPLATES, Fitted, fit_store
 from aqtopo.shipped import shipped_folder
 from aqtopo.variables import Variable
 
-SHORT = "schedule.warmup_steps=2"
-"""The demo's warm-up is longer than a run on these stores."""
-
 Fit = Callable[..., Fitted]
 
 
@@ -25,13 +22,17 @@ def fit(tmp_path: Path) -> Fit:
     """Write a dataset to a store, with statistics of `train_years`, and fit a configuration to it."""
 
     def fitted(
-        dataset: xr.Dataset, train_years: tuple[int, ...] = (2016,), like: str = "demo", **own: object
+        dataset: xr.Dataset,
+        train_years: tuple[int, ...] = (2016,),
+        like: str = "demo",
+        overrides: Sequence[str] = (),
+        **own: object,
     ) -> Fitted:
         store = tmp_path / "s.zarr"
         write_store(dataset, store, **own)
         if train_years:
             write_statistics(store, train_years)
-        return fit_store(like, store, tmp_path / "mine.json", [SHORT])
+        return fit_store(like, store, tmp_path / "mine.json", overrides)
 
     return fitted
 
@@ -147,8 +148,20 @@ def test_what_the_store_does_not_determine_stays(fit: Fit, tiny_dataset: xr.Data
     assert config.deepspeed == base.deepspeed
     assert (config.model.dim, config.model.depth) == (base.model.dim, base.model.depth)
     assert config.training.validate_every == 15, "all micro-steps of an epoch"
-    assert config.schedule.warmup_steps == 2, "as the override says"
     assert "8 samples per step: micro-batch 4 x accumulation 1 x 1 node(s) x 2 rank(s)" in fitted.choices
+
+
+def test_warm_up_is_at_most_a_tenth_of_the_run(fit: Fit, tiny_dataset: xr.Dataset) -> None:
+    fitted = fit(tiny_dataset)
+    steps = 15 * fitted.config.training.epochs
+    assert fitted.config.schedule.warmup_steps == steps // 10 < 20
+    assert f"warm-up of {steps // 10} steps instead of 20, a tenth of the run's {steps}" in fitted.choices
+
+
+def test_an_override_of_the_warm_up_stays(fit: Fit, tiny_dataset: xr.Dataset) -> None:
+    fitted = fit(tiny_dataset, overrides=["schedule.warmup_steps=12"])
+    assert fitted.config.schedule.warmup_steps == 12
+    assert not [line for line in fitted.choices if "warm-up" in line]
 
 
 def test_text_is_the_configuration_with_short_lists(
