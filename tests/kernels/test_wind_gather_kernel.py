@@ -1,26 +1,17 @@
-from collections.abc import Iterator
-
 import pytest
 import torch
 
 from aqtopo_kernels.wind_gather.reference import wind_gather_reference, wind_scatter_reference
-from tests.kernels import interpreter as triton_side
-from tests.kernels.interpreter import Interpreter
+from tests.kernels import launchers
+from tests.kernels.launchers import Launcher
 
 pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[Interpreter]:
-    running = Interpreter()
-    yield running
-    running.close()
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 17, 300), (1, 64, 256)])
 @pytest.mark.parametrize("added", ["nothing", "one for all", "one each", "float32"])
 def test_agrees_with_the_reference_bit_for_bit(
-    interpreter: Interpreter, shape: tuple[int, int, int], added: str
+    launcher: Launcher, shape: tuple[int, int, int], added: str
 ) -> None:
     generator = torch.Generator().manual_seed(0)
     dtype = torch.float16 if added == "float32" else torch.float32
@@ -28,17 +19,17 @@ def test_agrees_with_the_reference_bit_for_bit(
     order = torch.stack([torch.randperm(shape[1], generator=generator) for _ in range(shape[0])])
     add = None if added == "nothing" else torch.randn(shape, generator=generator)
     add = add[:1] if add is not None and added == "one for all" else add
-    gathered, scattered = interpreter.run(triton_side.move, x, order, add)
+    gathered, scattered = launcher.run(launchers.move, x, order, add)
     expected = wind_gather_reference(x, order, add)
     assert gathered.dtype == expected.dtype
     assert torch.equal(gathered, expected)
     assert torch.equal(scattered, wind_scatter_reference(x, order))
 
 
-def test_strides_do_not_matter(interpreter: Interpreter) -> None:
+def test_strides_do_not_matter(launcher: Launcher) -> None:
     x = torch.randn((2, 9, 20), generator=torch.Generator().manual_seed(1))
     order = torch.arange(8, -1, -1, dtype=torch.int32).expand(2, -1)
     strided = x.transpose(1, 2).contiguous().transpose(1, 2)
-    gathered, scattered = interpreter.run(triton_side.move, strided, order, None)
+    gathered, scattered = launcher.run(launchers.move, strided, order, None)
     assert torch.equal(gathered, x.flip(1))
     assert torch.equal(scattered, x.flip(1))

@@ -84,8 +84,10 @@ class _NoOpLauncher:
 
 
 @contextmanager
-def standing_in(arch: str) -> Iterator[list[Compilation]]:
+def standing_in(arch: str, device: StandIn | None = None) -> Iterator[list[Compilation]]:
     """Compile the kernels launched in this context for an architecture; yield the list of compilations.
+
+    `device` receives the launches; by default they do nothing.
 
     Raises:
         ValueError: the architecture is not supported.
@@ -106,7 +108,7 @@ def standing_in(arch: str) -> Iterator[list[Compilation]]:
         compilations.append(Compilation(src.fn.__name__, constants, dict(metadata), texts, cache_hit))
 
     previous, previous_listener = driver._active, knobs.compilation.listener
-    driver.set_active(StandIn(arch))
+    driver.set_active(device or StandIn(arch))
     knobs.compilation.listener = listen
     try:
         yield compilations

@@ -1,4 +1,4 @@
-"""Runs the `triton.jit` functions in Triton's interpreter, in a separate process.
+"""Runs the `triton.jit` functions on the CPU, interpreted or emulated, in a separate process.
 
 Whether a kernel is interpreted or compiled is decided when its module is imported, so both need processes.
 What the kernels write into is poisoned with NaN and stands between guard bands: an element left out or one
@@ -9,24 +9,31 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
+CACHE = Path(__file__).parents[2] / ".cache" / "triton"
 P = ParamSpec("P")
 T = TypeVar("T")
 _GUARD = 4096
 _guarded: list[Tensor] = []
+_emulation = ExitStack()
 _new_empty = torch.Tensor.new_empty
 
 
-class Interpreter:
-    """A process in which Triton interprets; `run` calls a function of a module there."""
+class Launcher:
+    """A process in which the kernels run on CPU tensors; `run` calls a function of a module there.
 
-    def __init__(self) -> None:
+    They run in Triton's interpreter, or compiled for gfx90a or gfx942 on the emulator of `tests.amdgcn`.
+    """
+
+    def __init__(self, name: str) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start)
+        self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(name,))
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return self._pool.submit(function, *args, **kwargs).result(timeout=300)
@@ -35,9 +42,15 @@ class Interpreter:
         self._pool.shutdown()
 
 
-def _start() -> None:
-    os.environ["TRITON_INTERPRET"] = "1"
+def _start(name: str) -> None:
     torch.set_num_threads(1)
+    if name == "interpreter":
+        os.environ["TRITON_INTERPRET"] = "1"
+        return
+    os.environ["TRITON_CACHE_DIR"] = str(CACHE)
+    from tests.amdgcn.device import emulating
+
+    _emulation.enter_context(emulating(name))  # until the process ends
 
 
 def attend(dout: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
