@@ -3,7 +3,6 @@
 The names are available as `aqtopo.load` and so on.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -255,11 +254,5 @@ def train(config: RunConfig, *, stop_after: int | None = None, resume: str = "au
     from aqtopo.training.prepare import ResumeOptions
     from aqtopo.training.start import train as run_training
 
-    before = dict(os.environ)
-    try:
-        run_training(config, read_launch(), stop_after, ResumeOptions(resume))
-    finally:
-        # Programs that are started later would inherit this run's rank and port.
-        os.environ.clear()
-        os.environ.update(before)
+    run_training(config, read_launch(), stop_after, ResumeOptions(resume))
     return Path(config.training.run_dir)

@@ -30,6 +30,15 @@ TINY_DAYS = 10
 """Days of each year, from January 1st. 144 hours of each year have all four targets."""
 
 
+@pytest.fixture(autouse=True)
+def kept_launch() -> Iterator[None]:
+    """Fail a test that leaves rank or port in the environment: programs of later tests would inherit them."""
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    before = {name: os.environ.get(name) for name in names}
+    yield
+    assert {name: os.environ.get(name) for name in names} == before
+
+
 def _smooth_waves(rng: np.random.Generator, hours: int) -> NDArray[np.float32]:
     """Return (hours, channel, lat, lon), about [-1, 1]: two waves travel over the grid in each channel."""
     rows, columns = TINY_GRID

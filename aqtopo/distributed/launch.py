@@ -4,10 +4,11 @@
 rank 0 of 1.
 """
 
+import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 
@@ -70,6 +71,17 @@ def export_launch(launch: Launch) -> None:
         MASTER_ADDR=launch.master_addr,
         MASTER_PORT=str(launch.master_port or free_port()),
     )
+
+
+@contextlib.contextmanager
+def restored_environment() -> Iterator[None]:
+    """Undo changes of the environment; programs started later would inherit this run's rank and port."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def free_port() -> int:

@@ -7,7 +7,7 @@ from aqtopo.checkpoint.engine_state import check_restorable
 from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
 from aqtopo.distributed import process_group
-from aqtopo.distributed.launch import Launch
+from aqtopo.distributed.launch import Launch, restored_environment
 from aqtopo.distributed.watchdog import Watchdog, start_watchdog
 from aqtopo.model import Terrain, build_model
 from aqtopo.run_directory.batch_job import BatchJob
@@ -52,7 +52,7 @@ def train(
     job = BatchJob.from_environment()
     # Rank 0 reads the job's folder; the all-reduce of each step tells the others.
     stops = StopRequests((lambda: job.stop_requested) if launch.is_main else lambda: False)
-    with stops.recording(signal.SIGUSR1):  # its default action ends the process
+    with restored_environment(), stops.recording(signal.SIGUSR1):  # its default action ends the process
         if job.has_saved_in(config.training.run_dir):
             options = ResumeOptions()  # --resume is for the job's first start
         prepared = prepare(config, launch, options or ResumeOptions(NEVER))

@@ -1,7 +1,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -200,22 +200,27 @@ def flip_a_byte(shard: Path) -> None:
     shard.write_bytes(raw)
 
 
+def evaluation_loader(store: Path, tiny_config: TinyConfig, workers: int) -> EvaluationLoader:
+    return EvaluationLoader(open_store(store), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("when", ["before the first step", "by a loader process"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [(cut_short, "has no valid index"), (flip_a_byte, "has a wrong checksum"), (Path.unlink, "is missing")],
     ids=["cut short", "flipped byte", "gone"],
 )
 def test_a_damaged_shard_ends_with_one_paragraph_that_names_store_and_time(
-    damaged: Path, tiny_config: TinyConfig, workers: int, damage: Callable[[Path], object], message: str
+    damaged: Path, tiny_config: TinyConfig, when: str, damage: Callable[[Path], object], message: str
 ) -> None:
+    workers = int(when == "by a loader process")
+    loader = evaluation_loader(damaged, tiny_config, workers) if workers else None
     damage(damaged / SHARD)
-    loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
     with pytest.raises(
         ValueError, match=rf"unreadable fields at 2018-01-01T00: the shard {SHARD} {message}"
     ) as caught:
-        list(loader)
+        list(loader or evaluation_loader(damaged, tiny_config, workers))
     assert "Traceback" not in str(caught.value)
     assert str(damaged) in str(caught.value)
 
@@ -225,15 +230,36 @@ def set_deadline(loader: TrainingLoader | EvaluationLoader, seconds: int) -> Non
     loader._batches._deadline_s = seconds
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
-    damaged: Path, tiny_config: TinyConfig, workers: int
-) -> None:
+@pytest.fixture
+def stalled(damaged: Path) -> Iterator[Callable[[], Path]]:
+    """Return a function that replaces the last shard by a file that blocks each process that opens it."""
     last = damaged / "fields" / "c" / "29" / "0" / "0" / "0"
-    last.unlink()
-    os.mkfifo(last)  # opening a FIFO for reading blocks until it has a writer
-    loader = EvaluationLoader(open_store(damaged), tiny_config(data={"workers": workers}), "test", 0, 1, 2)
+
+    def stall() -> Path:
+        last.unlink()
+        os.mkfifo(last)  # opening a FIFO for reading blocks until it has a writer
+        return damaged
+
+    yield stall
+    os.close(os.open(last, os.O_RDWR | os.O_NONBLOCK))  # releases a thread that waits for it
+
+
+@pytest.mark.slow
+def test_a_file_system_that_does_not_answer_ends_before_the_first_step(
+    stalled: Callable[[], Path], tiny_config: TinyConfig
+) -> None:
+    store = stalled()
+    with pytest.raises(TimeoutError, match=r"did not answer for 1 s: the shard fields/c/29/") as caught:
+        EvaluationLoader(open_store(store, deadline_s=1), tiny_config(), "test", 0, 1, 2)
+    assert str(store) in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_file_system_that_does_not_answer_a_loader_process_ends_at_the_deadline(
+    damaged: Path, stalled: Callable[[], Path], tiny_config: TinyConfig
+) -> None:
+    loader = evaluation_loader(damaged, tiny_config, 1)
+    stalled()
     batches = iter(loader)
     next(batches)
     set_deadline(loader, 1)
@@ -242,8 +268,6 @@ def test_a_file_system_that_does_not_answer_ends_at_the_deadline(
     ) as caught:
         list(batches)
     assert str(damaged) in str(caught.value)
-    del loader, batches
-    os.close(os.open(last, os.O_RDWR | os.O_NONBLOCK))  # releases a thread that waits for it
 
 
 @pytest.mark.slow
