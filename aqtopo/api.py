@@ -6,7 +6,7 @@ The names are available as `aqtopo.load` and so on.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from aqtopo.config import RunConfig
 from aqtopo.data.fields import open_fields, read_fields
 from aqtopo.data.schema import Hours
 from aqtopo.evaluation.evaluate import EvalOptions, EvaluatedSplit, evaluate
+from aqtopo.evaluation.points import WEIGHTINGS
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file
 from aqtopo.evaluation.scores import tidy_scores
 from aqtopo.inference.card import Card
@@ -168,8 +169,9 @@ class Model:
             station.
 
         Raises:
-            ValueError: the split or the training years have no data.
+            ValueError: an argument has another value, or the split or the training years have no data.
         """
+        _check_scoring(split, weighting, every_hours)
         chosen = self._weather(weather)
         options = EvalOptions(
             weather=None if chosen == PERFECT else chosen, every_hours=every_hours, weighting=weighting
@@ -198,6 +200,19 @@ class Model:
         hours = np.unique(np.array([need.time for need in read], "datetime64[h]"))
         names = list(dict.fromkeys(name for need in read for name in need.variables))
         return replace(self.run, store=read_fields(given, self.run.store, names, hours)), time
+
+
+def _check_scoring(split: str, weighting: str, every_hours: int | None) -> None:
+    for name, value, accepted in (
+        ("split", split, get_args(EvaluatedSplit)),
+        ("weighting", weighting, tuple(WEIGHTINGS)),
+    ):
+        if value not in accepted:
+            raise ValueError(
+                f"{name} = {value!r}: it must be {' or '.join(f'`{each}`' for each in accepted)}."
+            )
+    if every_hours is not None and every_hours < 1:
+        raise ValueError(f"every_hours = {every_hours}: it must be at least 1, in hours.")
 
 
 def export(

@@ -213,6 +213,19 @@ def test_scores_are_a_tidy_table(model: aqtopo.Model) -> None:
     assert bool((model_rmse > 0).all())
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"split": "train"}, "split = 'train': .*`validation` or `test`"),
+        ({"weighting": "cells"}, "weighting = 'cells': .*`none` or `area`"),
+        ({"every_hours": 0}, "every_hours = 0: .*at least 1"),
+    ],
+)
+def test_unknown_scores_are_refused(model: aqtopo.Model, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.evaluate(**asked)
+
+
 def test_store_is_a_cf_dataset(tiny_store: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     dataset = aqtopo.open_dataset(str(tiny_store))
     assert dataset["pm25"].chunks is not None

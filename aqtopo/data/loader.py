@@ -36,7 +36,7 @@ from aqtopo.data.samples import (
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours, raise_unreadable
 from aqtopo.data.shards import Result, run_with_deadline
 from aqtopo.data.store import Store
-from aqtopo.data.workers import SlotPool, signals_blocked, worker_context, worker_setup
+from aqtopo.data.workers import SlotPool, main_hidden, signals_blocked, worker_context, worker_setup
 from aqtopo.refusal import UnreadableDataError
 
 _MOST_READ_AHEAD = 8
@@ -209,7 +209,7 @@ class BatchLoader:
             return (self._micro_batches[request] for request in requests)
         self._requests.pending = requests
         loader, before = self._loader, set(multiprocessing.active_children())
-        with signals_blocked():
+        with signals_blocked(), main_hidden():
             # In a thread DataLoader sets no SIGCHLD handler, which would raise RuntimeError at any point of
             # the trainer, even in a step.
             items = self._guarded(requests[0], lambda: iter(loader))

@@ -3,6 +3,7 @@
 import functools
 import logging
 import re
+import warnings
 from dataclasses import dataclass
 from tokenize import TokenError
 from typing import Any
@@ -176,6 +177,8 @@ def _dimension(quantity: Any) -> str:
 def _registry() -> Any:
     # Imported when needed: it takes half a second. pint warns of each unit that cf_xarray redefines.
     logging.getLogger("pint.util").setLevel(logging.ERROR)
-    from cf_xarray.units import units
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*matplotlib support")  # an extra, which conversion does not need
+        from cf_xarray.units import units
 
     return units

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.context import BaseContext
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -27,7 +28,7 @@ ByteBuffer = NDArray[np.uint8]
 
 _TRAINER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
-_PRELOADED = ["__main__", "aqtopo.data.loader"]
+_PRELOADED = ["aqtopo.data.loader"]
 """Modules that the fork server imports once, not every loader process: torch takes over a second."""
 
 _PAGE_BYTES = 4096
@@ -104,6 +105,20 @@ def signals_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def main_hidden() -> Iterator[None]:
+    """Hide the main program from processes that start in this context.
+
+    They need nothing of it, and would run a user's script without `if __name__ == "__main__"` again.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def worker_context(start: Literal["forkserver", "spawn"]) -> BaseContext:

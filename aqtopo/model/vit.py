@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from aqtopo.config import ModelConfig, RunConfig
+from aqtopo.config.files import checked_config
 from aqtopo.model.attention import ElevationAttention, SelfAttention
 from aqtopo.model.dropout import SampleDropout, Seeds
 from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapsed_embedding, patch_pixels
@@ -118,11 +119,11 @@ class AirQualityViT(nn.Module):
         Raises:
             ValueError: the grid is not a multiple of the patches and regions, or a setting is invalid.
         """
-        patch = settings.get("patch", ModelConfig.model_fields["patch"].default)
-        regions = [
-            max(n for n in range(1, 33) if cells // patch % n == 0) for cells in terrain.elevation_m.shape
-        ]
-        config = ModelConfig(**{"regions": tuple(regions), **settings})
+        grid = terrain.elevation_m.shape
+        config = _checked_settings(settings, grid)
+        if "regions" not in settings:
+            regions = (max(n for n in range(1, 33) if cells // config.patch % n == 0) for cells in grid)
+            config = config.model_copy(update={"regions": tuple(regions)})
         return cls(config, terrain, variables=variables, targets=targets, seed=seed)
 
     def forward(
@@ -314,6 +315,30 @@ def build_model(config: RunConfig, terrain: Terrain) -> AirQualityViT:
         horizons=config.data.horizons,
         seed=config.training.seed,
     )
+
+
+def _checked_settings(settings: dict[str, Any], grid: tuple[int, ...]) -> ModelConfig:
+    """Check the section `model` as that of a run on a grid, with its regions.
+
+    Raises:
+        ValueError: a setting is invalid, or contradicts another one or the grid.
+    """
+    years = {"train_years": [2001], "validation_years": [2002], "test_years": [2003]}
+    run = {
+        "name": "own_grid",
+        "data": {"store": "-", "grid": grid, **years},
+        "model": {"regions": (1, 1), **settings},
+        "optimizer": {"base_lr": 1.0},
+        "training": {"run_dir": "-", "epochs": 1, "nodes": 1, "ranks_per_node": 1},
+        "deepspeed": {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 2}},
+    }
+    config = checked_config(run, "AirQualityViT.for_grid").model
+    if config.prediction == "tendency":
+        raise ValueError(
+            'AirQualityViT.for_grid: model.prediction = "tendency": this needs the places of the targets '
+            "among the inputs. Build AirQualityViT itself, with `present`."
+        )
+    return config
 
 
 def _wind_order(config: ModelConfig, terrain: Terrain, patch_grid: tuple[int, int]) -> WindOrder:

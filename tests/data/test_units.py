@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -102,3 +105,11 @@ def test_same_units() -> None:
     assert same_units("ug m-3", "µg/m³")
     assert not same_units("ug m-3", "kg m-3")
     assert not same_units("ug m-3", "K")
+
+
+def test_conversion_without_matplotlib_gives_no_warning() -> None:
+    code = (
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "from aqtopo.data.units import conversion; conversion('degC', 'K')"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,3 +87,29 @@ def test_too_little_shared_memory_is_reported(
     monkeypatch.setattr("aqtopo.data.batch.BatchReader.size", lambda *_: 2**50)
     with pytest.raises(ValueError, match=r"MiB of shared memory.*Lower `data\.workers`"):
         TrainingLoader(open_store(tiny_store), tiny_config(data={"workers": 1}), 0, 1)
+
+
+SCRIPT = """
+print("started", flush=True)
+from aqtopo.config import load_config
+from aqtopo.data import open_store
+from aqtopo.data.loader import TrainingLoader
+config = load_config("run.json")
+print(len(next(TrainingLoader(open_store(config.data.store), config, 0, 1).steps(0))), "micro-batches")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["forkserver", "spawn"])
+def test_loader_processes_do_not_run_the_script_of_the_user_again(
+    tiny_config: TinyConfig, tmp_path: Path, start: str
+) -> None:
+    config = tiny_config(data={"workers": 2, "worker_start": start})
+    (tmp_path / "run.json").write_text(config.to_json(), encoding="utf-8")
+    (tmp_path / "script.py").write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, "script.py"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split("\n")[0] == "started"
+    assert ended.stdout.count("started") == 1
+    assert "micro-batches" in ended.stdout

@@ -1,5 +1,6 @@
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -379,8 +380,24 @@ def test_model_for_any_grid_trains_without_seeds() -> None:
     torch.testing.assert_close(first, second, rtol=0, atol=0)
     assert not torch.equal(first, third)
     first.square().mean().backward()
-    with pytest.raises(ValueError, match=r"choose a model\.patch that divides both"):
+    with pytest.raises(ValueError, match=r"= 45: must be a multiple of model\.patch = 2"):
         AirQualityViT.for_grid(Terrain.flat((12, 45)), variables=VARIABLES, targets=TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dept": 2}, r"model\.dept = 2: unknown key; did you mean depth\?"),
+        ({"patch": 0}, r"model\.patch = 0: must be at least 1"),
+        ({"patch": "4"}, r'model\.patch = "4": must be a whole number'),
+        ({"dim": 30, "heads": 4}, r"model\.(dim|heads) = "),
+        ({"depth": 2, "bias_blocks": (7,)}, r"model\.bias_blocks"),
+        ({"prediction": "tendency"}, r'model\.prediction = "tendency": .*`present`'),
+    ],
+)
+def test_wrong_settings_for_a_grid_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AirQualityViT.for_grid(Terrain.flat((12, 44)), variables=VARIABLES, targets=TARGETS, **settings)
 
 
 def _forecast_with(seed: int, model: AirQualityViT, *given: torch.Tensor) -> torch.Tensor:
