@@ -1,7 +1,7 @@
 #!/bin/bash
 # Common part of train.sbatch, debug.sbatch and ablation.sbatch: start `aqtopo train`, then requeue the job or end.
 #
-#   AQTOPO_SITE        name of a file in slurm/sites, or the path of one of your own (default lumi)
+#   AQTOPO_SITE        name of a file in slurm/sites, or the path of one of your own (default: see site.sh)
 #   AQTOPO_LAUNCH      srun (default): one task per GPU | deepspeed: `deepspeed --launcher slurm` and a hostfile |
 #                      torchrun: one launcher per node
 #   AQTOPO_CONTAINER   image for the ranks; this script itself runs outside

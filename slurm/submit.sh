@@ -3,8 +3,8 @@
 #
 #   slurm/submit.sh [OPTION OF sbatch ...] slurm/train.sbatch CONFIG [RUN_DIR [OPTION OF aqtopo train ...]]
 #
-# AQTOPO_SITE is the name of a file in slurm/sites (default lumi) or the path of one of your own. Options given here
-# override those of the site. Run it from the folder that holds slurm.
+# AQTOPO_SITE is the name of a file in slurm/sites (default: see site.sh) or the path of one of your own. Options given
+# here override those of the site. Run it from the folder that holds slurm.
 set -euo pipefail
 # shellcheck source=slurm/site.sh
 source slurm/site.sh || exit

@@ -114,8 +114,10 @@ class Trainer:
         self.saver.finish()
         if self.ranks.rank == 0 and reason == Stop.RESTART.reason:
             self.job.request_restart(f"saved at step {self.step}")
-        self.log.event("stop", step=self.step, reason=reason, best=self.early.best_so_far)
-        self.log.say(f"stopped at step {self.step}: {reason}; best val_loss {self.early.best:.4f}")
+        best = self.early.best_so_far
+        self.log.event("stop", step=self.step, reason=reason, best=best)
+        said = "none" if best is None else f"{best:.4f}"
+        self.log.say(f"stopped at step {self.step}: {reason}; best val_loss {said}")
 
     def _start(self) -> None:
         """Log the run, and run a short validation so that its errors show early."""
