@@ -13,13 +13,18 @@ export TORCHINDUCTOR_CACHE_DIR=$node_cache/inductor
 # Code is loaded from the folder, so it must be a new one or this user's, closed to others, and no link. Otherwise end
 # the job: somebody else has made it.
 make_node_caches() {
-    if [[ ! -e $node_cache && ! -L $node_cache ]]; then
-        mkdir -m 700 -- "$node_cache" || return
-    elif [[ -L $node_cache || ! -d $node_cache || ! -O $node_cache || $(find "$node_cache" -maxdepth 0 -perm /077) ]]; then
-        local fault="$node_cache on $(hostname) is not this user's own folder. Remove it, or set TMPDIR to another one."
-        echo "$fault" >&2
-        echo "2 $fault" >"${AQTOPO_JOB_DIR:?}/never"
-        return 2
+    local failure
+    # `mkdir` decides which task creates it: nodes may share a TMPDIR.
+    if ! failure=$(mkdir -m 700 -- "$node_cache" 2>&1); then
+        if [[ ! -e $node_cache && ! -L $node_cache ]]; then
+            echo "$failure" >&2
+            return 1
+        elif [[ -L $node_cache || ! -d $node_cache || ! -O $node_cache || $(find "$node_cache" -maxdepth 0 -perm /077) ]]; then
+            local fault="$node_cache on $(hostname) is not this user's own folder. Remove it, or set TMPDIR to another one."
+            echo "$fault" >&2
+            echo "2 $fault" >"${AQTOPO_JOB_DIR:?}/never"
+            return 2
+        fi
     fi
     # DeepSpeed would wait forever for the lock of a killed start.
     rm -f "$TORCH_EXTENSIONS_DIR"/*/lock "$TORCH_EXTENSIONS_DIR"/*/*/lock

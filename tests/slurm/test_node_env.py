@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_a_requeued_job_uses_the_folder_of_its_first_start(tmp_path: Path) -> No
         assert folder.stat().st_mode & 0o777 == 0o700
         assert {path.name for path in folder.iterdir()} == CACHES
     assert not (tmp_path / "job" / "never").exists()
+
+
+def test_tasks_that_share_a_tmpdir_may_create_the_folder_at_once(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / str(number)).mkdir()
+        with ThreadPoolExecutor() as pool:
+            made = list(pool.map(lambda _, place=str(number): make_caches(tmp_path, place)[:2], range(4)))
+        assert made == [(0, "")] * 4
 
 
 @pytest.mark.parametrize("kind", ["link", "writable", "file", "foreign"])
