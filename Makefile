@@ -20,6 +20,7 @@ help:
 	@echo "make test   lint, types, layers and all tests with coverage"
 	@echo "make docs   the documentation and the reference of the Python names: build/docs/README.html"
 	@echo "make fuzz   random forms of outside files, thousands of them"
+	@echo "make mutants  put 500 faults into the compiled kernels and count those that the emulator notices"
 	@echo "make quick  lint, types, layers and the quick tests"
 	@echo "make fresh  demo and test as on a new machine: a fresh clone, an empty HOME; before a release"
 	@echo "make ablation  compare variants of the model in simulated worlds: 150 trainings, hours, runs/ablation"
@@ -69,6 +70,9 @@ fuzz: $(STAMP)
 		tests/evaluation/test_station_forms.py tests/inference/test_forecast_forms.py \
 		tests/inference/test_weather_forms.py \
 		tests/test_damaged_json.py
+
+mutants: $(STAMP)
+	TRITON_CACHE_DIR=.cache/triton OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.amdgcn.mutants --count 500
 
 fault-test: $(STAMP)
 	rm -rf runs/fault_test

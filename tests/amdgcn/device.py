@@ -7,9 +7,11 @@ architecture as it would on a node, and the driver executes the text.
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
+
+import torch
 
 from aqtopo_kernels.aot.stand_in import Compilation, StandIn, standing_in
 from tests.amdgcn.memory import Memory
@@ -21,31 +23,73 @@ _FORMATS = {"i1": "<?", "i8": "<b", "i16": "<h", "i32": "<i", "i64": "<q", "u1":
 _POINTER = "<Q"
 _UNKNOWN = 0xDEADDEADDEADDEAD
 """Hidden arguments that the kernels do not use."""
-Edit = Callable[[str, str], str]
-"""Changes the text of a kernel, given its name and text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Launch:
-    """A launch: name of the `triton.jit` function, its program and what was executed."""
+    """A launch, which can be executed again with another text.
+
+    Attributes:
+        function: name of the `triton.jit` function.
+        architecture: gfx90a or gfx942.
+        text: the kernel's assembly.
+        kinds: Triton's types of the arguments.
+        arguments: tensors, numbers and compile-time values.
+        grid: workgroups along x, y and z.
+        lds_bytes: LDS of a workgroup.
+        warps: waves of a workgroup.
+    """
 
     function: str
-    program: Program
-    execution: Execution
+    architecture: str
+    text: str
+    kinds: list[str]
+    arguments: tuple[Any, ...]
+    grid: tuple[int, int, int]
+    lds_bytes: int
+    warps: int
+
+    def execute(self, limit: int = 1 << 24) -> Execution:
+        """Execute the kernel on the arguments; `limit` as in `workgroup.launch`."""
+        program = _assembled(self.text, self.architecture)
+        memory, values = _arguments(self.kinds, self.arguments)
+        kernarg = _packed(program, values, self.grid, self.warps)
+        return launch(program, self.grid, kernarg, memory, self.lds_bytes, self.warps, limit)
+
+    def copied(self) -> "Launch":
+        """Return the launch with copies of its tensors, strides and offsets included."""
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def copy_of(argument: Any) -> Any:
+            if not isinstance(argument, torch.Tensor):
+                return argument
+            storage = argument.untyped_storage()
+            own = storages.setdefault(storage.data_ptr(), storage.clone())
+            copied = torch.empty(0, dtype=argument.dtype)
+            return copied.set_(own, argument.storage_offset(), argument.shape, argument.stride())
+
+        return replace(self, arguments=tuple(map(copy_of, self.arguments)))
+
+    def contents(self) -> list[torch.Tensor]:
+        """Return the memory behind the tensors in bytes, without copying it."""
+        tensors = [argument for argument in self.arguments if isinstance(argument, torch.Tensor)]
+        return [torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()) for tensor in tensors]
 
 
 class EmulatedDevice(StandIn):
     """Executes launches.
 
     Attributes:
-        launches: what was executed, in order.
+        compilations: what Triton compiled.
+        launches: the launches before they were executed, if they are recorded.
+        executions: what each of these executed.
     """
 
-    def __init__(self, architecture: str, edit: Edit | None = None) -> None:
+    def __init__(self, architecture: str, *, record: bool = False) -> None:
         super().__init__(architecture)
-        self._architecture = architecture
-        self._edit = edit
+        self._architecture, self._record = architecture, record
         self.compilations: list[Compilation] = []
+        self.executions: list[Execution] = []
         self.launches: list[Launch] = []
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:  # type: ignore[override]
@@ -53,19 +97,22 @@ class EmulatedDevice(StandIn):
         name, kinds = source.fn.__name__, list(source.signature.values())
         compilation = next(found for found in self.compilations if found.metadata["hash"] == metadata.hash)
         text = compilation.texts["amdgcn"].read_text(encoding="utf-8")
-        program = _assembled(text if self._edit is None else self._edit(name, text), self._architecture)
 
         def run(x: int, y: int, z: int, *others: Any) -> None:
-            arguments = others[-len(kinds) :]
-            memory, values = _arguments(kinds, arguments)
-            kernarg = _packed(program, values, (x, y, z), metadata.num_warps)
-            done = launch(program, (x, y, z), kernarg, memory, metadata.shared, metadata.num_warps)
-            self.launches.append(Launch(name, program, done))
+            arguments, grid = others[-len(kinds) :], (x, y, z)
+            made = Launch(
+                name, self._architecture, text, kinds, arguments, grid, metadata.shared, metadata.num_warps
+            )
+            before = made.copied() if self._record else None
+            done = made.execute()
+            if before:
+                self.launches.append(before)
+                self.executions.append(done)
 
         return run
 
 
-@cache
+@lru_cache(16)
 def _assembled(text: str, architecture: str) -> Program:
     return assemble(text, architecture)
 
@@ -101,11 +148,11 @@ def _packed(program: Program, values: list[bytes], grid: tuple[int, int, int], w
 
 
 @contextmanager
-def emulating(architecture: str, edit: Edit | None = None) -> Iterator[EmulatedDevice]:
+def emulating(architecture: str, *, record: bool = False) -> Iterator[EmulatedDevice]:
     """Execute the kernels launched in this context on the emulator of gfx90a or gfx942.
 
-    `edit` changes their text first; `mutants.py` uses it.
+    `record` keeps the launches, as they were before they were executed, and what they executed.
     """
-    device = EmulatedDevice(architecture, edit)
+    device = EmulatedDevice(architecture, record=record)
     with standing_in(architecture, device) as device.compilations:
         yield device

@@ -21,8 +21,10 @@ instruction set architecture guides. `P` is the number of passes (4 clocks) of t
 | vector writes | v_readlane, v_readfirstlane | 0 | 1 |
 | transcendental writes | other vector reads | 0 | 1 |
 
-Loads into such registers need `s_waitcnt` (`wave.py`); the rules of instructions that Triton does not emit
-are left out: double precision, dot products, v_cmpx, parts of registers as destinations (dst_sel), m0.
+Loads into such registers need `s_waitcnt` (`wave.py`). Left out are the rules of instructions that Triton
+does not emit (double precision, dot products, v_cmpx, parts of registers as destinations, m0) and the one for
+loads that a page fault repeats (XNACK, off by default), which LLVM applies to the last five instructions
+only.
 """
 
 import re
@@ -148,7 +150,7 @@ def _vector(
     needs: Needs = [(_RESULT, reads | writes), (_ADDEND, writes), (_STORED, writes)]
     leaves: Leaves = [(_VECTOR, writes - scalars, 2)]
     if instruction.encoding == "dpp":
-        needs.append((_VECTOR, reads))
+        needs.append((_VECTOR, reads | writes))  # a lane that receives nothing keeps its value
     if name.startswith("v_readlane"):
         needs.append((_FOR_LANE, _scalars(reads)))
     if name.startswith("v_div_fmas"):

@@ -1,48 +1,9 @@
 """Each check of the emulator refuses a kernel of a few lines, and accepts it without the fault."""
 
-import re
-from textwrap import dedent
-
 import numpy as np
 import pytest
 
-from tests.amdgcn.assembly import EmulationError
-from tests.amdgcn.memory import Memory
-from tests.amdgcn.program import assemble
-from tests.amdgcn.workgroup import Execution, launch
-
-_DESCRIPTOR = """
-.amdhsa_kernel kernel
-    .amdhsa_private_segment_fixed_size 0
-    .amdhsa_user_sgpr_count 2
-    .amdhsa_system_sgpr_workgroup_id_x 1
-"""
-
-
-def run(code: str, *, warps: int = 1, architecture: str = "gfx90a", size: int = 256) -> np.ndarray:
-    """Execute a kernel with one argument, the address of `size` 32-bit words, in s[2:3]; return the words."""
-    return execute(code, warps=warps, architecture=architecture, size=size)[0]
-
-
-def execute(
-    code: str, *, warps: int = 1, architecture: str = "gfx90a", size: int = 256
-) -> tuple[np.ndarray, Execution]:
-    words = np.arange(size, dtype=np.uint32)
-    memory = Memory()
-    memory.allow(words.ctypes.data, words.nbytes)
-    start = "s_load_dwordx2 s[2:3], s[0:1], 0x0\ns_waitcnt lgkmcnt(0)\nv_lshlrev_b32_e32 v1, 2, v0\n"
-    body = "\n".join(
-        line if line.endswith(":") else f"\t{line}" for line in (start + dedent(code)).splitlines()
-    )
-    program = assemble(f"kernel:\n{body}\n\ts_endpgm\n{_DESCRIPTOR}", architecture)
-    kernarg = int(words.ctypes.data).to_bytes(8, "little")
-    done = launch(program, (1, 1, 1), kernarg, memory, 1024, warps)
-    return words, done
-
-
-def refused(code: str, message: str, **options: int | str) -> None:
-    with pytest.raises(EmulationError, match=re.escape(message)):
-        run(code, **options)
+from tests.amdgcn.snippets import refused, run
 
 
 def test_a_kernel_runs() -> None:
@@ -54,14 +15,14 @@ def test_a_kernel_runs() -> None:
 
 def test_an_unknown_instruction_is_named_with_its_line() -> None:
     refused(
-        "v_frobnicate_b32 v1, v2", "line 5: v_frobnicate_b32 v1, v2: unknown instruction v_frobnicate_b32"
+        "v_frobnicate_b32 v1, v2", "line 6: v_frobnicate_b32 v1, v2: unknown instruction v_frobnicate_b32"
     )
     refused("v_add_u32_e32 v1, v0, v0 row_half_mirror", "unknown")
     refused("ds_add_u32 v1, v0", "unknown instruction ds_add_u32")
 
 
 def test_a_register_must_have_been_written() -> None:
-    refused("v_mov_b32_e32 v2, v3", "line 5: v_mov_b32_e32 v2, v3: v3 was never written")
+    refused("v_mov_b32_e32 v2, v3", "line 6: v_mov_b32_e32 v2, v3: v3 was never written")
     refused("s_mov_b32 s4, s5", "s5 was never written")
 
 
@@ -125,11 +86,8 @@ def test_all_waves_reach_a_barrier() -> None:
     refused(code, "waves [1] wait at a barrier that others never reach", warps=2)
 
 
-def test_execution_stays_in_the_kernel() -> None:
-    code = "s_branch .LEND\ns_endpgm\n"
-    with pytest.raises(EmulationError, match="runs behind the last instruction"):
-        execute_text(f"\t{code}".replace("\ns_endpgm", "\n\ts_endpgm") + ".LEND:\n")
-
-
-def execute_text(text: str) -> None:
-    launch(assemble(f"{text}{_DESCRIPTOR}", "gfx90a"), (1, 1, 1), bytes(8), Memory(), 4, 1)
+def test_execution_stays_in_the_kernel_and_ends() -> None:
+    refused(
+        "s_branch .LEND\ns_endpgm\n.LTOP:\ns_branch .LTOP\n.LEND:\ns_branch .LTOP", "the loop does not end"
+    )
+    refused("s_branch .LNOWHERE", "line 6: s_branch .LNOWHERE: unknown")

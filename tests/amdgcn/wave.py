@@ -36,6 +36,7 @@ class Wave:
         scratch: private memory, (words, lanes).
         flushes: matrix instructions of 16 bits replace denormals by zeros (CDNA2).
         visits: how often each instruction was executed.
+        limit: visits of a branch that show an endless loop.
         vector: (512, 64); `operands.py` describes the numbering.
         scalar: 128 values of 32 bits.
         scc: the scalar condition.
@@ -51,6 +52,7 @@ class Wave:
     scratch: np.ndarray
     flushes: bool
     visits: list[int]
+    limit: int
     vector: np.ndarray = field(default_factory=lambda: np.full((512, 64), _POISON, U32))
     scalar: list[int] = field(default_factory=lambda: [_POISON] * 128)
     scc: int = 0
@@ -143,6 +145,8 @@ class Wave:
             if target is None:
                 at += 1
             elif target >= 0:
+                if self.visits[at] > self.limit:
+                    raise EmulationError(f"{operation.place}: the loop does not end")
                 at = target
             elif target == END:
                 return

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -23,22 +23,42 @@ class Execution:
     """What a launch executed.
 
     Attributes:
+        program: the kernel.
         waves: number of waves.
         visits: executions of each instruction, summed over the waves.
         lds_loaded: bytes; likewise the other three.
     """
 
+    program: Program
     waves: int
     visits: list[int]
     lds_loaded: int = 0
     lds_stored: int = 0
     memory_loaded: int = 0
     memory_stored: int = 0
-    classes: Counter[str] = field(default_factory=Counter)
+
+    def classes(self) -> Counter[str]:
+        """Return the number of executed instructions by class, summed over the waves."""
+        counts: Counter[str] = Counter()
+        for operation, visits in zip(self.program.operations, self.visits, strict=True):
+            counts[_class_of(operation.instruction.mnemonic)] += visits
+        return counts
+
+
+def _class_of(mnemonic: str) -> str:
+    prefixes = {"v_mfma": "matrix", "v_": "vector", "ds_": "LDS", "s_load": "memory", "s_wait": "wait",
+                "s_nop": "wait", "s_barrier": "wait", "s_": "scalar"}  # fmt: skip
+    return next((name for prefix, name in prefixes.items() if mnemonic.startswith(prefix)), "memory")
 
 
 def launch(
-    program: Program, grid: tuple[int, int, int], kernarg: bytes, memory: Memory, lds_bytes: int, warps: int
+    program: Program,
+    grid: tuple[int, int, int],
+    kernarg: bytes,
+    memory: Memory,
+    lds_bytes: int,
+    warps: int,
+    limit: int = 1 << 24,
 ) -> Execution:
     """Execute a kernel.
 
@@ -49,13 +69,14 @@ def launch(
         memory: tensors that it may touch.
         lds_bytes: LDS of a workgroup.
         warps: waves of a workgroup.
+        limit: executions of one branch, by all waves, that show an endless loop.
 
     Raises:
         EmulationError: one of the checks failed.
     """
     arguments = np.frombuffer(kernarg, np.uint8)
     memory.allow(arguments.ctypes.data, arguments.nbytes)
-    done = Execution(warps * grid[0] * grid[1] * grid[2], [0] * len(program.operations))
+    done = Execution(program, warps * grid[0] * grid[1] * grid[2], [0] * len(program.operations))
     entry = 0
     if program.assembly.descriptor.get("user_sgpr_kernarg_preload_length"):
         entry = program.assembly.labels[_PRELOADED_ENTRY]
@@ -67,7 +88,7 @@ def launch(
             waves = []
             for number in range(warps):
                 scratch = np.full((scratch_words, 64), np.nan, np.float32).view(U32)
-                wave = Wave(number, memory, lds, scratch, flushes, done.visits)
+                wave = Wave(number, memory, lds, scratch, flushes, done.visits, limit)
                 _initialise(wave, program.assembly.descriptor, arguments, (x, y, z))
                 waves.append(wave)
             _run(waves, [wave.run(program, entry) for wave in waves], lds)

@@ -1,23 +1,34 @@
 """Fixtures of the kernel tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.kernels.launchers import Launcher
 
 
-@pytest.fixture(scope="module", params=["interpreter", "gfx90a"])
-def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
-    """A process that runs kernels in Triton's interpreter, and one that runs those compiled for gfx90a."""
-    running = Launcher(request.param)
-    yield running
-    running.close()
-
-
 @pytest.fixture(scope="module")
-def interpreter() -> Iterator[Launcher]:
-    """A process that runs kernels in Triton's interpreter."""
-    running = Launcher("interpreter")
-    yield running
-    running.close()
+def start() -> Iterator[Callable[[str], Launcher]]:
+    """Start a launcher by its name, once in a module."""
+    running: dict[str, Launcher] = {}
+
+    def get(name: str) -> Launcher:
+        if name not in running:
+            running[name] = Launcher(name)
+        return running[name]
+
+    yield get
+    for launcher in running.values():
+        launcher.close()
+
+
+@pytest.fixture(params=["interpreter", "gfx90a"])
+def launcher(request: pytest.FixtureRequest, start: Callable[[str], Launcher]) -> Launcher:
+    """Run kernels in Triton's interpreter, and compiled for gfx90a in the emulator."""
+    return start(request.param)
+
+
+@pytest.fixture
+def interpreter(start: Callable[[str], Launcher]) -> Launcher:
+    """Run kernels in Triton's interpreter."""
+    return start("interpreter")

@@ -108,7 +108,7 @@ def test_float16_is_as_exact_as_pytorch(interpreter: Launcher) -> None:
 def test_compiled_code_is_as_exact_as_pytorch(
     launcher: Launcher, dtype: torch.dtype, width: int, terrain: bool
 ) -> None:
-    a = make_arguments(tokens=67, width=width, heads=8, dtype=dtype)
+    a = make_arguments(tokens=95, width=width, heads=8, dtype=dtype)
     a = a if terrain else a | {"elevation": None, "alpha": None, "order": None}
     assert_as_good_as_pytorch(a, attend(launcher, a), floor=FLOORS[dtype])
 
