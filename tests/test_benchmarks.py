@@ -16,6 +16,7 @@ from benchmarks.elevation_attention import checked_flex, flex, make_inputs
 from benchmarks.measure import MIB, Timings, peak_bytes, time_paired, version_of
 from benchmarks.peaks import arithmetic_columns, memory_columns
 from benchmarks.table import NAMES, README, section
+from tests.kernels.launchers import Launcher
 
 CACHE = Path(__file__).parents[1] / ".cache" / "triton"
 
@@ -156,3 +157,19 @@ def test_each_benchmark_runs_and_prints_only_json(name: str) -> None:
     result = json.loads(run.stdout)
     assert result["benchmark"] == name
     assert result["rows"]
+
+
+@pytest.mark.slow
+def test_executed_matrix_instructions_do_the_useful_work_alone() -> None:
+    pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
+    from benchmarks.compiled_kernels import executed_counts
+
+    launcher = Launcher("gfx90a")
+    counts = [launcher.run(executed_counts, "gfx90a", "bf16", tokens) for tokens in (256, 512)]
+    launcher.close()
+    warps = {"forward": 8, "dq": 4, "dkdv": 4}
+    for name, rows, products in (("forward", 256, 2), ("dq", 128, 3), ("dkdv", 64, 4)):
+        for kernel in (name, f"{name}_plain"):
+            executed = warps[name] * (counts[1][kernel]["matrix"] - counts[0][kernel]["matrix"])
+            flop = 2 * 16 * 16 * 16 if name == "dkdv" else 2 * 32 * 32 * 8
+            assert executed * flop == products * 2 * rows * 256 * 96

@@ -19,13 +19,12 @@ What it cannot tell:
 * time, caches, bank conflicts and the order in which real waves run;
 * races between programs in global memory;
 * rounding of transcendentals and of sums in the matrix unit: exp2, log2 and reciprocals are rounded to
-  nearest here (the hardware guarantees 1 ulp), and a matrix instruction adds its products exactly and rounds
-  once;
+  nearest here (the hardware guarantees 1 ulp), and a matrix instruction adds its products in float64;
 * faults of the assembler: it reads the text, not the ELF file.
 
 Files: `assembly.py` (parser), `operands.py` (registers), `numerics.py` (float32 arithmetic), `scalar.py`,
-`vector.py`, `lanes.py` (DPP, SDWA, packed), `matrix.py`, `transfer.py` (loads, stores and LDS instructions),
-`memory.py` (tensors and LDS), `hazards.py`, `program.py` (instructions to operations), `wave.py`,
-`workgroup.py` (launch), `device.py` (driver for Triton), `mutants.py` (faults put into the text, as the test
-of the checks).
+`vector.py` and `rules.py` (what they compute), `lanes.py` (DPP, SDWA, packed), `matrix.py`, `transfer.py`
+(loads, stores and LDS instructions), `memory.py` (tensors and LDS), `hazards.py`, `program.py` (instructions
+to operations), `wave.py`, `workgroup.py` (launch), `device.py` (driver for Triton), `mutants.py` (faults put
+into the text, as the test of the checks), `snippets.py` (kernels of a few lines for tests).
 """

@@ -82,14 +82,12 @@ class EmulatedDevice(StandIn):
     Attributes:
         compilations: what Triton compiled.
         launches: the launches before they were executed, if they are recorded.
-        executions: what each of these executed.
     """
 
-    def __init__(self, architecture: str, *, record: bool = False) -> None:
+    def __init__(self, architecture: str, *, record: bool = False, execute: bool = True) -> None:
         super().__init__(architecture)
-        self._architecture, self._record = architecture, record
+        self._architecture, self._record, self._execute = architecture, record, execute
         self.compilations: list[Compilation] = []
-        self.executions: list[Execution] = []
         self.launches: list[Launch] = []
 
     def launcher_cls(self, source: Any, metadata: Any) -> Callable[..., None]:  # type: ignore[override]
@@ -103,11 +101,10 @@ class EmulatedDevice(StandIn):
             made = Launch(
                 name, self._architecture, text, kinds, arguments, grid, metadata.shared, metadata.num_warps
             )
-            before = made.copied() if self._record else None
-            done = made.execute()
-            if before:
-                self.launches.append(before)
-                self.executions.append(done)
+            if self._record:
+                self.launches.append(made.copied())
+            if self._execute:
+                made.execute()
 
         return run
 
@@ -148,11 +145,12 @@ def _packed(program: Program, values: list[bytes], grid: tuple[int, int, int], w
 
 
 @contextmanager
-def emulating(architecture: str, *, record: bool = False) -> Iterator[EmulatedDevice]:
+def emulating(architecture: str, *, record: bool = False, execute: bool = True) -> Iterator[EmulatedDevice]:
     """Execute the kernels launched in this context on the emulator of gfx90a or gfx942.
 
-    `record` keeps the launches, as they were before they were executed, and what they executed.
+    `record` keeps the launches, as they were before they were executed; without `execute` they are not
+    executed.
     """
-    device = EmulatedDevice(architecture, record=record)
+    device = EmulatedDevice(architecture, record=record, execute=execute)
     with standing_in(architecture, device) as device.compilations:
         yield device

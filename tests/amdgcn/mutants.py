@@ -24,8 +24,6 @@ from tests.kernels.launchers import attend, move
 
 TOKENS, WIDTH = 95, 96
 CASES = [("gfx90a", torch.float32), ("gfx90a", torch.bfloat16), ("gfx942", torch.bfloat16)]
-
-
 Change = Callable[[str], str]
 
 

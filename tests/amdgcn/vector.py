@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from tests.amdgcn.wave import Wave
 
 Action = Callable[["Wave"], None]
-_BUILDERS: dict[str, Callable[[Instruction], Action]] = {}
 
 
 def action(instruction: Instruction) -> Action:
@@ -40,27 +39,17 @@ def action(instruction: Instruction) -> Action:
         return across.dpp(instruction)
     if instruction.encoding == "sdwa":
         return across.sdwa(instruction)
-    if name in _BUILDERS:
-        return _BUILDERS[name](instruction)
+    if name in _OTHERS:
+        return _OTHERS[name](instruction)
     if name in INTEGER_RULES:
         return _integer(instruction)
     if name in FLOAT_RULES:
         return _float(instruction, instruction.operands[1:])
     if name.startswith("v_cmp_"):
         return _compare(instruction)
-    if name.startswith("v_fma_mix"):
-        return _mixed(instruction)
     if name.startswith("v_pk_"):
         return across.packed(instruction)
     raise EmulationError(f"unknown instruction {name}")
-
-
-def _builds(*names: str) -> Callable[[Callable[[Instruction], Action]], Callable[[Instruction], Action]]:
-    def register(build: Callable[[Instruction], Action]) -> Callable[[Instruction], Action]:
-        _BUILDERS.update(dict.fromkeys(names, build))
-        return build
-
-    return register
 
 
 def _integer(instruction: Instruction) -> Action:
@@ -102,12 +91,10 @@ def _compare(instruction: Instruction) -> Action:
     return run
 
 
-@_builds("v_fmac_f32")
 def _multiply_add(instruction: Instruction) -> Action:
     return _float(instruction, (*instruction.operands[1:], instruction.operands[0]), numerics.fma)
 
 
-@_builds("v_cndmask_b32")
 def _select(instruction: Instruction) -> Action:
     instruction.allow()
     target, false, true, mask = instruction.operands
@@ -115,7 +102,6 @@ def _select(instruction: Instruction) -> Action:
     return lambda wave: put(wave, np.where(lanes_of(chosen(wave)), ones(wave), zeros(wave)))
 
 
-@_builds("v_mov_b64")
 def _move_pair(instruction: Instruction) -> Action:
     instruction.allow()
     target, source = instruction.operands
@@ -130,7 +116,6 @@ def _move_pair(instruction: Instruction) -> Action:
     return run
 
 
-@_builds("v_mad_u64_u32")
 def _multiply_add_wide(instruction: Instruction) -> Action:
     instruction.allow()
     target, carry, left, right, addend = instruction.operands
@@ -151,62 +136,19 @@ def _multiply_add_wide(instruction: Instruction) -> Action:
     return run
 
 
-@_builds("v_readfirstlane_b32")
-def _read_first_lane(instruction: Instruction) -> Action:
+def _read_lane(instruction: Instruction) -> Action:
+    """Copy a lane to a scalar register: the lane of that number, or the first active one."""
     instruction.allow()
     put, get = put_scalar(instruction.operands[0]), lanes(instruction.operands[1])
+    number = scalar(instruction.operands[2]) if instruction.mnemonic == "v_readlane_b32" else None
 
     def run(wave: "Wave") -> None:
-        put(wave, int(np.broadcast_to(get(wave), 64)[int(np.argmax(wave.active))]))
+        lane = int(np.argmax(wave.active)) if number is None else number(wave) & 63
+        put(wave, int(np.broadcast_to(get(wave), 64)[lane]))
 
     return run
 
 
-@_builds("v_readlane_b32")
-def _read_lane(instruction: Instruction) -> Action:
-    instruction.allow()
-    put, source, lane = (
-        put_scalar(instruction.operands[0]),
-        row(instruction.operands[1]),
-        scalar(instruction.operands[2]),
-    )
-    return lambda wave: put(wave, int(wave.vector[source][lane(wave) & 63]))
-
-
-@_builds("v_writelane_b32")
-def _write_lane(instruction: Instruction) -> Action:
-    instruction.allow()
-    target, value, lane = (
-        row(instruction.operands[0]),
-        scalar(instruction.operands[1]),
-        scalar(instruction.operands[2]),
-    )
-
-    def run(wave: "Wave") -> None:
-        wave.vector[target][lane(wave) & 63] = value(wave)
-
-    return run
-
-
-@_builds("v_cvt_u32_f32")
-def _to_unsigned(instruction: Instruction) -> Action:
-    instruction.allow()
-    put, get = put_lanes(row(instruction.operands[0])), floats(instruction.operands[1])
-    return lambda wave: put(wave, numerics.to_unsigned(get(wave)))
-
-
-@_builds("v_ldexp_f32")
-def _scale_exponent(instruction: Instruction) -> Action:
-    instruction.allow()
-    put, get, exponent = (
-        put_lanes(row(instruction.operands[0])),
-        floats(instruction.operands[1]),
-        lanes(instruction.operands[2]),
-    )
-    return lambda wave: put(wave, np.ldexp(get(wave), exponent(wave).view(np.int32)).astype(F32).view(U32))
-
-
-@_builds("v_div_scale_f32")
 def _divide_scale(instruction: Instruction) -> Action:
     instruction.allow()
     put, put_flags = put_lanes(row(instruction.operands[0])), put_scalar_pair(instruction.operands[1])
@@ -221,7 +163,6 @@ def _divide_scale(instruction: Instruction) -> Action:
     return run
 
 
-@_builds("v_div_fmas_f32")
 def _divide_multiply_add(instruction: Instruction) -> Action:
     multiply_add = _float(instruction, instruction.operands[1:], numerics.fma)
 
@@ -259,3 +200,18 @@ def _mixed(instruction: Instruction) -> Action:
             put(wave, wave.vector[target] & U32(0xFFFF) | numerics.to_half(value) << U32(16))
 
     return run
+
+
+_OTHERS: dict[str, Callable[[Instruction], Action]] = {
+    "v_fmac_f32": _multiply_add,
+    "v_cndmask_b32": _select,
+    "v_mov_b64": _move_pair,
+    "v_mad_u64_u32": _multiply_add_wide,
+    "v_readfirstlane_b32": _read_lane,
+    "v_readlane_b32": _read_lane,
+    "v_div_scale_f32": _divide_scale,
+    "v_div_fmas_f32": _divide_multiply_add,
+    "v_fma_mix_f32": _mixed,
+    "v_fma_mixlo_f16": _mixed,
+    "v_fma_mixhi_f16": _mixed,
+}

@@ -17,13 +17,15 @@ Row = dict[str, Any]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-_NAMES = {
+KERNEL_NAMES = {
     "forward_kernel": "forward",
     "query_gradient_kernel": "dq",
     "key_value_gradient_kernel": "dkdv",
     "delta_kernel": "delta",
     "move_rows_kernel": "wind_gather",
 }
+"""Names in the table by the names of the `triton.jit` functions."""
+
 _PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}
 """Number of matrix products in the inner loop of each kernel, each of 2 BLOCK_M BLOCK_N D FLOP."""
 
@@ -52,7 +54,7 @@ def survey(
                 )
             for compilation in compilations:
                 name = _name(compilation)
-                products = _PRODUCTS.get(_NAMES[compilation.function])
+                products = _PRODUCTS.get(KERNEL_NAMES[compilation.function])
                 if only in (None, name):
                     yield row_of(compilation, arch, dtype, head_dim, name, products), compilation
 
@@ -90,7 +92,7 @@ def _launch_gathers(tokens: Tensor, order: Tensor) -> None:
 def _name(compilation: Compilation) -> str:
     """Return the kernel's name, with `_plain` if it has no bias."""
     plain = compilation.constants.get("BIAS") is False
-    return _NAMES[compilation.function] + ("_plain" if plain else "")
+    return KERNEL_NAMES[compilation.function] + ("_plain" if plain else "")
 
 
 def row_of(
