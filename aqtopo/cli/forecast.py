@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from aqtopo.inference.load import LoadedRun
+    from aqtopo.inference.weather import Need
 
 
 def forecast(
@@ -20,9 +21,9 @@ def forecast(
     ] = None,
     *,
     init: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(metavar="TIME", help="Initial time, ISO 8601, UTC, such as 2018-01-15T00; repeatable."),
-    ],
+    ] = None,
     tag: SavedTag = "best",
     store: StorePath = None,
     weather: Annotated[
@@ -45,16 +46,20 @@ def forecast(
     from aqtopo.inference.load import load_model
 
     # Check the input before the network is loaded.
-    init_times = list(dict.fromkeys(parse_init_time(text) for text in init))
-    if output is None and not needs:
-        raise ValueError("no output is named. Name OUT.nc or OUT.zarr, or list what is needed with --needs.")
-    if output is not None and not needs:
-        check_output(output, overwrite)
-    run = load_model(run_dir, tag, store)
-    if output is None or needs:
+    init_times = list(dict.fromkeys(parse_init_time(text) for text in init or ()))
+    if needs:
+        run = load_model(run_dir, tag, store)
         for init_time in init_times:
             _list_needs(run, init_time)
+        if not init_times:
+            _list_needs(run, None)
         return
+    if output is None:
+        raise ValueError("no output is named. Name OUT.nc or OUT.zarr, or list what is needed with --needs.")
+    if not init_times:
+        raise ValueError("no initial time is named. Name one, such as --init 2018-01-15T00.")
+    check_output(output, overwrite)
+    run = load_model(run_dir, tag, store)
     given = read_weather([weather] if weather else [], run)
     dataset = (
         forecasts(run, init_times, given) if init_times[1:] else make_forecast(run, init_times[0], given)
@@ -68,19 +73,29 @@ def forecast(
     typer.echo(f"{output}: {names} at {leads} h from {starts} UTC{source}")
 
 
-def _list_needs(run: "LoadedRun", init_time: "np.datetime64") -> None:
+def _list_needs(run: "LoadedRun", init_time: "np.datetime64 | None") -> None:
     """Print the hours and variables that a forecast needs, and those that the store lacks."""
     import numpy as np
 
     from aqtopo.inference.weather import needs
 
-    fields, weather = needs(run.store, run.config.data, init_time)
+    start = np.datetime64(0, "h") if init_time is None else init_time
+    fields, weather = needs(run.store, run.config.data, start)
     typer.echo(f"fields of a store, {run.store.path} or --store:")
     for need in fields:
         when = f"{-need.lead_h} h before" if need.lead_h else "initial time"
-        absent = "" if run.store.holds(np.array(need.time)) else "; not in this store"
-        typer.echo(f"  {need.time}  {when:12}  {', '.join(need.variables)}{absent}")
+        absent = init_time is not None and not run.store.holds(np.array(need.time))
+        _list_need(init_time, need, f"{when:12}", "; not in this store" if absent else "")
     if weather:
-        typer.echo(f"weather forecast from init_time {init_time}, --weather:")
+        typer.echo(
+            "weather forecast, --weather:"
+            if init_time is None
+            else f"weather forecast from init_time {init_time}, --weather:"
+        )
     for need in weather:
-        typer.echo(f"  {need.time}  lead_time {need.lead_h:3}  {', '.join(need.variables)}")
+        _list_need(init_time, need, f"lead_time {need.lead_h:3}")
+
+
+def _list_need(init_time: "np.datetime64 | None", need: "Need", when: str, note: str = "") -> None:
+    time = "" if init_time is None else f"{need.time}  "
+    typer.echo(f"  {time}{when}  {', '.join(need.variables)}{note}")
