@@ -63,7 +63,8 @@ def registers(token: str) -> Registers | None:
 def name_of(register: int) -> str:
     """Return the name of a register in sets of both files."""
     if register >= SCALARS:
-        return f"s{register - SCALARS}"
+        special = (name for name, place in _SPECIAL.items() if place == (register - SCALARS, 1))
+        return next(special, f"s{register - SCALARS}")
     return f"v{register}" if register < ACCUMULATORS else f"a{register - ACCUMULATORS}"
 
 

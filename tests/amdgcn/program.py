@@ -114,7 +114,7 @@ def _registers(instruction: Instruction) -> tuple[frozenset[int], frozenset[int]
         reads -= {max(_ids(instruction.operands[-1:]), default=-1)}
     if name.endswith("saveexec_b64"):
         writes |= {SCALARS + EXEC, SCALARS + EXEC + 1}
-    if name.startswith("v_div_fmas"):
+    if name.startswith(("v_div_fmas", "s_cbranch_vcc")):
         reads |= {SCALARS + VCC, SCALARS + VCC + 1}
     return reads, writes
 

@@ -24,6 +24,7 @@ def test_an_unknown_instruction_is_named_with_its_line() -> None:
 def test_a_register_must_have_been_written() -> None:
     refused("v_mov_b32_e32 v2, v3", "line 6: v_mov_b32_e32 v2, v3: v3 was never written")
     refused("s_mov_b32 s4, s5", "s5 was never written")
+    refused(".LTOP:\ns_cbranch_vccnz .LTOP", "vcc_lo was never written")
 
 
 @pytest.mark.parametrize(
