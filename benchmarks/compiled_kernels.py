@@ -6,7 +6,8 @@ size divides the number of tokens, every block needs masks: the rows of 8191 tok
 last rows are heads of 112 columns in fp32: the model's local bias widens heads of 96 columns to 112.
 
 For AMD, a second table counts what a wave executes for all tokens, on the emulator of `tests/amdgcn`:
-instructions by class, and bytes. `in loop` is the share of the inner loop, to which `eff1` applies.
+instructions by class, and the KiB that its lanes load and store, equal addresses counted once for each lane.
+`in loop` is the share of the inner loop, to which `eff1` applies.
 """
 
 from dataclasses import replace
@@ -76,7 +77,7 @@ def executed_rows(compiled: list[dict[str, Any]], arch: str, dtype: str) -> list
     for row in (row for row in compiled if (row["arch"], row["dtype"]) == (arch, dtype)):
         small, large = fewer[row["kernel"]], more[row["kernel"]]
         in_loop = {name: (large[name] - small[name]) * row["N"] / (COUNTED[1] - COUNTED[0]) for name in large}
-        counts = {name: round(2 * small[name] - large[name] + in_loop[name], 1) for name in large}
+        counts = {name: round(2 * small[name] - large[name] + in_loop[name]) for name in large}
         share = sum(in_loop[name] for name in CLASSES) / sum(counts[name] for name in CLASSES)
         facts = {key: row[key] for key in ("arch", "dtype", "kernel", "N", "D", "eff1")}
         rows.append(facts | {"in loop": round(share, 4)} | counts)
