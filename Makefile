@@ -64,12 +64,13 @@ docs: $(STAMP)
 fresh:
 	bash scripts/fresh.sh
 
+EXAMPLES ?= 2000
 fuzz: $(STAMP)
-	AQTOPO_FUZZ_EXAMPLES=2000 OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 7200 \
+	AQTOPO_FUZZ_EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --timeout 7200 \
 		tests/data/test_outside_forms.py tests/data/test_write_forms.py tests/evaluation/test_against_forms.py \
 		tests/evaluation/test_station_forms.py tests/inference/test_forecast_forms.py \
 		tests/inference/test_weather_forms.py \
-		tests/test_damaged_json.py
+		tests/test_damaged_json.py tests/test_damaged_files.py tests/checkpoint/test_damaged_states.py
 
 mutants: $(STAMP)
 	TRITON_CACHE_DIR=.cache/triton OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.amdgcn.mutants --count 500

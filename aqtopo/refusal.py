@@ -3,6 +3,8 @@
 The attribute `retry` of our own errors names the reaction; `retry_after` decides it for all other errors.
 """
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -11,6 +13,12 @@ from typing import NoReturn
 
 SHOWN = 12
 """Problems that a message lists; the others are only counted."""
+
+READ_ERRORS = (
+    OSError, EOFError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, MemoryError, SystemError, struct.error, zlib.error,
+)  # fmt: skip
+"""Errors that libraries raise on damaged files, besides those of their own classes."""
 
 
 class Retry(StrEnum):

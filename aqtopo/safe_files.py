@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -38,6 +38,17 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def is_special(path: Path) -> bool:
+    """Return True for a pipe, a device or a socket, or a link to one: reading it may never end."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def special_in(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return a special file with one of the names in a folder or in a folder below it, if there is one."""
+    folders = [folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())]
+    return next((path for each in folders for name in names if is_special(path := each / name)), None)
 
 
 def open_plain(path: Path, mode: str, **options: Any) -> IO[Any]:

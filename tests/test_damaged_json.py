@@ -1,17 +1,12 @@
 """JSON files of runs, exports and ablations, changed at random: read, or refused in our own words."""
 
-import copy
 import json
-import math
-import os
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aqtopo.ablation.plan import Description
@@ -19,110 +14,19 @@ from aqtopo.ablation.results_file import RESULTS_FILE, read_results
 from aqtopo.checkpoint.files import append_checksum
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from aqtopo.checkpoint.tags import STATE_FILE, Tag, best_tag, list_tags, read_tag
-from aqtopo.cli.main import raised_by_us
 from aqtopo.config import load_config
 from aqtopo.config.record import read_record
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file, scores_from_record
 from aqtopo.inference.card import EARLIER_CARD_FILE, EARLIER_MODEL_FILE, STATIC_FILE, read_card
-from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 from aqtopo.run_directory.run_state import read_run_state
 from tests.cli.test_export import write_made_scores
 from tests.conftest import make_manifest
-
-EXAMPLES = int(os.environ.get("AQTOPO_FUZZ_EXAMPLES", "0")) or 300
-
-fuzzed = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    derandomize="AQTOPO_FUZZ_EXAMPLES" not in os.environ,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-Json = Any
+from tests.damage import Json, as_text, assert_read_or_refused, changed, damaged, fuzzed
 
 NAME, TIME = "epoch00-step000007-val0.5000", "2026-11-22T06:13:11+00:00"
 TAG = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6, number=1)
-
-VALUES = st.one_of(
-    st.sampled_from(
-        [None, True, False, 0, -1, 1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf]
-    ),
-    st.sampled_from(["", "x", "a.b", "../x", "/x", "\x1b[2J", "\ud800", "2018", "NaN", "float32", "9" * 999]),
-    st.builds(list),
-    st.builds(dict),
-    st.just([[1], [1, 2]]),
-    st.just({"a": {"a": None}}),
-    st.sampled_from([60, 150, 300]).map(lambda depth: json.loads("[" * depth + "]" * depth)),
-).map(copy.deepcopy)  # later changes may change what was drawn
-
-
-def places(tree: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of all values below the whole."""
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in pairs:
-        yield (*path, key)
-        yield from places(value, (*path, key))
-
-
-@st.composite
-def changed(draw: st.DrawFn, tree: Json) -> Json:
-    """Draw the tree with up to three changes: another value, one fewer, one more, or one exchanged."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw(st.integers(1, 3))):
-        found = list(places(tree))
-        if not found:
-            return draw(VALUES)
-        *parents, key = draw(st.sampled_from(found))
-        parent = tree
-        for part in parents:
-            parent = parent[part]
-        match draw(st.sampled_from(["replace", "remove", "repeat", "exchange", "whole"])):
-            case "replace":
-                parent[key] = draw(VALUES)
-            case "remove":
-                del parent[key]
-            case "repeat" if isinstance(parent, list):
-                parent.append(copy.deepcopy(parent[key]))
-            case "repeat":
-                parent[draw(st.sampled_from([*parent, "new", ""]))] = copy.deepcopy(parent[key])
-            case "exchange":
-                other = draw(st.sampled_from([*parent] if isinstance(parent, dict) else range(len(parent))))
-                parent[key], parent[other] = parent[other], parent[key]
-            case "whole" if draw(st.integers(0, 9)) == 0:
-                return draw(VALUES)
-    return tree
-
-
-@st.composite
-def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """Draw a text of which, at times, the end is lost or a byte is changed."""
-    place = draw(st.integers(0, max(len(text) - 1, 0)))
-    match draw(st.sampled_from(["whole"] * 6 + ["cut", "byte"])):
-        case "cut":
-            return text[:place]
-        case "byte":
-            return text[:place] + bytes([draw(st.integers(0, 255))]) + text[place + 1 :]
-    return text
-
-
-def as_text(tree: Json) -> bytes:
-    return json.dumps(tree, indent=1).encode(errors="surrogatepass")
-
-
-def assert_read_or_refused(read: Callable[[], object]) -> None:
-    """Read, and accept only the program's own refusals."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            read()
-        except RefusedError:
-            pass
-        except ValueError as error:
-            note(str(error))
-            if not raised_by_us(error):
-                raise AssertionError("the command line would end with a traceback") from error
 
 
 def sample_config() -> Json:

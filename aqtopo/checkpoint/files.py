@@ -37,7 +37,7 @@ from aqtopo.distributed.process_group import (
     require_deepspeed,
     shard_by_size,
 )
-from aqtopo.refusal import BusyError, RefusedError, file_named
+from aqtopo.refusal import READ_ERRORS, BusyError, RefusedError, file_named
 from aqtopo.safe_files import replacing
 
 if TYPE_CHECKING:
@@ -49,9 +49,6 @@ HASH_THREADS = 4
 
 POLL_S = 0.5
 """Time between two attempts to get a lock that another process holds [s]."""
-
-_READ_ERRORS = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError)
-
 
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*$")]
 """Path of a file within a saved state or an export: relative, without `..`."""
@@ -300,8 +297,23 @@ def load_torch(path: Path) -> Any:
         raise RefusedError(
             f"{path} holds more than data, or is damaged, and was not loaded{needs}."
         ) from error
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise RefusedError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+@contextmanager
+def refused_contents(path: Path) -> Iterator[None]:
+    """Refuse a file, or a folder, whose contents are not those of a saved state.
+
+    Raises:
+        RefusedError: a key is missing, or a value is of another type or shape.
+    """
+    try:
+        yield
+    except READ_ERRORS as error:
+        raise RefusedError(
+            f"{path} holds other contents than a saved state ({type(error).__name__}: {first_line(error)})."
+        ) from error
 
 
 def save_torch(data: Any, path: Path) -> None:

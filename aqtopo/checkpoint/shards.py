@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from aqtopo.checkpoint.files import load_torch
+from aqtopo.checkpoint.files import load_torch, refused_contents
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE, Manifest
 from aqtopo.distributed.process_group import RankGroup, shard
 from aqtopo.refusal import RefusedError, raise_problems
@@ -124,11 +124,12 @@ class ShardedState:
     def tensor(self, name: str, kind: str) -> Tensor:
         """Assemble the whole fp32 tensor of a parameter (weight or moment) from the ranks' fragments."""
         index, group = self._groups[name]
-        parts = [
-            self._part(rank, index, kind)[fragment.in_part]
-            for rank, fragment in owners(group.elements, self.manifest.world_size, name)
-        ]
-        return torch.cat(parts).float().reshape(self.manifest.parameters[name].shape)
+        with refused_contents(self.folder):
+            parts = [
+                self._part(rank, index, kind)[fragment.in_part]
+                for rank, fragment in owners(group.elements, self.manifest.world_size, name)
+            ]
+            return torch.cat(parts).float().reshape(self.manifest.parameters[name].shape)
 
     def check(self, ranks: RankGroup) -> None:
         """Compare the counters and step counts with the manifest; the ranks share the shards.
@@ -140,7 +141,8 @@ class ShardedState:
         for index, group in enumerate(self.manifest.groups):
             expected = self.manifest.optimizer_steps[group.name]
             for rank in shard(sorted(self._files), ranks):
-                counted = float(self._shard(rank)["base_optimizer_state"]["state"][index]["step"])
+                with refused_contents(self.folder / self._files[rank]):
+                    counted = float(self._shard(rank)["base_optimizer_state"]["state"][index]["step"])
                 if counted != expected:
                     raise RefusedError(
                         f"{self.folder}: rank {rank} counted {counted:g} steps for group {group.name}, but "
@@ -148,17 +150,20 @@ class ShardedState:
                     )
 
     def _part(self, rank: int, index: int, kind: str) -> Tensor:
-        content = self._shard(rank)
-        if kind == MASTER:
-            part: Tensor = content["single_partition_of_fp32_groups"][index].detach()
-        else:
-            part = content["base_optimizer_state"]["state"][index][kind]
-        return part
+        with refused_contents(self.folder / self._files[rank]):
+            content = self._shard(rank)
+            if kind == MASTER:
+                part: Tensor = content["single_partition_of_fp32_groups"][index].detach()
+            else:
+                part = content["base_optimizer_state"]["state"][index][kind]
+            return part
 
     def _shard(self, rank: int) -> dict[str, Any]:
         """Return a rank's shard; it is memory-mapped, so keeping it open takes no memory."""
         if rank not in self._loaded:
-            self._loaded[rank] = load_torch(self.folder / self._files[rank])["optimizer_state_dict"]
+            path = self.folder / self._files[rank]
+            with refused_contents(path):
+                self._loaded[rank] = load_torch(path)["optimizer_state_dict"]
         return self._loaded[rank]
 
 
@@ -171,8 +176,10 @@ def check_counters(folder: Path, manifest: Manifest) -> None:
     path = folder / MODEL_STATES
     counters = load_torch(path)
     for name, value in manifest.counters.items():
-        if counters.get(name) != value:
-            raise RefusedError(f"{path}: {name} is {counters.get(name)}, but the manifest says {value}.")
+        with refused_contents(path):
+            found, equal = counters.get(name), bool(counters.get(name) == value)
+        if not equal:
+            raise RefusedError(f"{path}: {name} is {found}, but the manifest says {value}.")
 
 
 def check_weights(folder: Path, manifest: Manifest) -> None:

@@ -24,6 +24,7 @@ from aqtopo.checkpoint.files import (
     check_files,
     exclusive_lock_on_all_ranks,
     load_torch,
+    refused_contents,
     save_torch,
     sync,
     sync_and_hash,
@@ -110,7 +111,8 @@ class UniversalState:
         """
         manifest = self.manifest
         check_counters(self.folder, manifest)
-        groups = len(load_torch(self.folder / OPTIMIZER_STATE)["param_groups"])
+        with refused_contents(self.folder / OPTIMIZER_STATE):
+            groups = len(load_torch(self.folder / OPTIMIZER_STATE)["param_groups"])
         if groups != len(manifest.groups):
             raise RefusedError(
                 f"{self.folder / OPTIMIZER_STATE} has {groups} groups, but the manifest has "
@@ -118,7 +120,9 @@ class UniversalState:
             )
         for name in shard(list(manifest.parameters), ranks):
             path, expected = self.folder / tensor_file(name, STEP), manifest.step_of(name)
-            if (found := float(load_torch(path))) != expected:
+            with refused_contents(path):
+                found = float(load_torch(path))
+            if found != expected:
                 raise RefusedError(f"{path} holds step {found:g}, but the manifest says {expected:g}.")
 
     def tensor(self, name: str, kind: str) -> Tensor:

@@ -85,8 +85,8 @@ def _times(config: RunSections) -> Iterator[Problem]:
             yield _problem(config, f"data.{second}", allowed)
 
 
-MAX_CELLS = 2**26
-"""Largest number of cells: a global grid of 4 km has half of it."""
+MAX_CELLS, MAX_SIDE = 2**26, 2**16
+"""Largest number of cells, and of rows or columns: a global grid of 4 km has half of the first."""
 
 
 def _shapes(config: RunSections) -> Iterator[Problem]:
@@ -95,6 +95,8 @@ def _shapes(config: RunSections) -> Iterator[Problem]:
         yield _problem(config, "data.grid", f"must have at most {MAX_CELLS} cells")
     for axis, name in enumerate(("rows", "columns")):
         cells, regions = config.data.grid[axis], model.regions[axis]
+        if cells > MAX_SIDE:
+            yield _problem(config, f"data.grid.{axis}", f"must be at most {MAX_SIDE}")
         if cells % model.patch:
             yield _problem(config, f"data.grid.{axis}", f"must be a multiple of model.patch = {model.patch}")
         elif (cells // model.patch) % regions:

@@ -154,4 +154,12 @@ def _rename(dataset: xr.Dataset, found: dict[str, Hashable | None], source: str)
             if dims[0] in dataset.coords:
                 dataset = dataset.drop_vars([dims[0]])
             dataset = dataset.swap_dims({dims[0]: name})
-    return dataset.rename({name: axis for name, axis in names.items() if name != axis})
+    try:
+        return dataset.rename({name: axis for name, axis in names.items() if name != axis})
+    except ValueError as error:
+        shown = ", ".join(f"{AXES[axis]} {name}" for name, axis in names.items() if name != axis)
+        raise_input_error(
+            source,
+            f"has dimensions that cannot be told from its axes: {shown} ({error})",
+            "Rename the dimensions",
+        )

@@ -19,7 +19,7 @@ from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.missing import ZARR_ARRAYS, check_chunks
 from aqtopo.data.names import find_variable
 from aqtopo.data.units import Conversion, UnitsError, conversion
-from aqtopo.refusal import raise_input_error
+from aqtopo.refusal import READ_ERRORS, raise_input_error
 from aqtopo.variables import VARIABLES, Variable
 
 OnInvalid = Literal["refuse", "mask"]
@@ -97,8 +97,7 @@ class Channel:
             raw = given.load()
             if np.isinf(raw.values).any():
                 raw = raw.where(np.isfinite(raw))
-        except (OSError, RuntimeError, TypeError, ValueError) as error:
-            # TypeError: packing attributes that are text. ValueError: a checksum of zarr.
+        except READ_ERRORS as error:
             raise_input_error(
                 self.source, f"is damaged in {given.name} ({error})", "Download or copy the file again"
             )
@@ -271,8 +270,12 @@ def drop_single(array: xr.DataArray, kept: Iterable[Hashable], source: str) -> x
     """Return an array without its dimensions of size 1 that are not kept.
 
     Raises:
-        ValueError: a further dimension is larger.
+        ValueError: a further dimension is larger, or one is there twice.
     """
+    if len(set(array.dims)) < len(array.dims):
+        raise_input_error(
+            source, f"has {array.name} with one dimension twice: {array.dims}", "Rename one of them"
+        )
     more = [d for d in array.dims if d not in kept]
     large = [f"{d} (size {array.sizes[d]})" for d in more if array.sizes[d] != 1]
     if large:

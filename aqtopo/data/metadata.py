@@ -9,9 +9,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from aqtopo.data.descriptions import Described as Channels
 from aqtopo.data.descriptions import channel_variables
-from aqtopo.data.schema import MAX_SMALL_BYTES, SCHEMA_VERSION, Hours, checked_times, raise_store_error
+from aqtopo.data.schema import (
+    SCHEMA_VERSION,
+    Hours,
+    check_metadata_files,
+    check_small_arrays,
+    checked_times,
+    raise_store_error,
+)
 from aqtopo.data.shards import read_with_deadline
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import NEEDED_CHANNELS, READ_DEADLINE_S, Variables
 
 if TYPE_CHECKING:
@@ -69,33 +78,41 @@ _ARRAYS = ("fields", "static", "time", "channel", "static_channel")
 
 
 def _read_quickly(path: Path) -> Metadata | None:
-    """Return the metadata of a store that `write_store` wrote; None if its form differs."""
+    """Return the metadata of a store that `write_store` wrote; None if its form differs, or is damaged."""
+    try:
+        found = _read_arrays(path)
+    except READ_ERRORS:
+        return None
+    if found is None:
+        return None
+    (rows, columns), times, fields, static = found
+    for array, (names, _) in (("fields", fields), ("static", static)):
+        if not set(NEEDED_CHANNELS[array]) <= set(names):
+            return None
+    return Metadata(
+        str(path), (rows, columns), channel_variables(path, fields, static), checked_times(path, times)
+    )
+
+
+def _read_arrays(path: Path) -> tuple[tuple[int, int], Hours, Channels, Channels] | None:
+    """Return grid, times, and the channels and attributes of both arrays; None if their form differs."""
     import zarr
 
-    try:
-        group = zarr.open_group(path, mode="r", zarr_format=3)
-        arrays: dict[str, Any] = {name: group[name] for name in _ARRAYS}
-    except (KeyError, OSError, ValueError):
-        return None
+    check_metadata_files(path)
+    group = zarr.open_group(path, mode="r", zarr_format=3)
+    arrays: dict[str, Any] = {name: group[name] for name in _ARRAYS}
     hours = "hours since 1970-01-01"
     usual = group.attrs.get("schema_version") == SCHEMA_VERSION and arrays["time"].attrs.get("units") == hours
     usual = usual and arrays["time"].attrs.get("calendar", "standard") in _CALENDARS
     if not usual or arrays["fields"].ndim != 4:
         return None
-    if any(arrays[name].size * arrays[name].dtype.itemsize > MAX_SMALL_BYTES for name in _COORDINATES):
-        return None
-    names = {name: [str(each) for each in arrays[name][:]] for name in ("channel", "static_channel")}
-    for array, name in (("fields", "channel"), ("static", "static_channel")):
-        if not set(NEEDED_CHANNELS[array]) <= set(names[name]):
-            return None
-    variables = channel_variables(
-        path,
-        (names["channel"], dict(arrays["fields"].attrs)),
-        (names["static_channel"], dict(arrays["static"].attrs)),
+    check_small_arrays(path, {name: arrays[name] for name in _COORDINATES})
+    fields, static = (
+        ([str(each) for each in arrays[channels][:]], dict(arrays[array].attrs))
+        for array, channels in (("fields", "channel"), ("static", "static_channel"))
     )
     times = np.asarray(arrays["time"][:], dtype="datetime64[h]")
-    rows, columns = arrays["fields"].shape[2:]
-    return Metadata(str(path), (rows, columns), variables, checked_times(path, times))
+    return arrays["fields"].shape[2:], times, fields, static
 
 
 def check_fit(store: Described, config: "RunConfig") -> None:

@@ -13,6 +13,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
+from aqtopo.data import zarr_texts  # noqa: F401  (bounds the texts)
 from aqtopo.refusal import raise_input_error
 
 ZARR_ARRAYS = "zarr_arrays"
@@ -29,6 +30,11 @@ _DEFAULT_FILLS = {
 """NetCDF's default fill values (netcdf.h). Values of one byte have none, as in the NetCDF library."""
 
 _DECLARED = ("_FillValue", "missing_value")
+
+MAX_COORDINATE_BYTES = 2**28
+"""Largest size of a coordinate: a damaged shape must not take all memory."""
+MAX_CHUNKS = 2**20
+"""Largest number of absent chunks; a damaged shape declares any number of them."""
 
 
 def restore_fill_values(dataset: xr.Dataset) -> xr.Dataset:
@@ -92,11 +98,14 @@ def absent_chunks(path: Path) -> AbsentChunks | None:
     """Return the chunks, or shards, that an array in a folder lacks; None if it has all of them."""
     array = zarr.open_array(path, mode="r")
     sizes = array.shards or array.chunks
-    grid = [range(-(-length // size)) for length, size in zip(array.shape, sizes, strict=True)]
+    lengths = [-(-length // size) for length, size in zip(array.shape, sizes, strict=True)]
     files = [Path(folder, file) for folder, _, found in os.walk(path) for file in found]
+    total = prod(lengths)
+    if total > MAX_CHUNKS + len(files):
+        raise ValueError(f"{path.name} has {len(files)} files, and its metadata declare {total} chunks")
     present = {file.relative_to(path).as_posix() for file in files}
     key = array.metadata.encode_chunk_key
-    absent = [place for place in product(*grid) if key(place) not in present]
+    absent = [place for place in product(*map(range, lengths)) if key(place) not in present]
     if not absent:
         return None
     cells = sum(
@@ -104,11 +113,11 @@ def absent_chunks(path: Path) -> AbsentChunks | None:
         for place in absent
     )
     first = tuple(i * size for i, size in zip(absent[0], sizes, strict=True))
-    return AbsentChunks([key(place) for place in absent], prod(map(len, grid)), first, cells)
+    return AbsentChunks([key(place) for place in absent], total, first, cells)
 
 
 def lost_coordinate(path: Path, names: Collection[str]) -> str | None:
-    """Return which coordinate of a zarr group has lost chunks, as part of a message; None if none has.
+    """Return which coordinate of a zarr group has lost chunks or is too large, as part of a message, or None.
 
     A single value that equals the fill value, such as hour 0, is no loss: writers leave out its chunk.
 
@@ -120,6 +129,8 @@ def lost_coordinate(path: Path, names: Collection[str]) -> str | None:
         dims: Any = array.attrs.get("_ARRAY_DIMENSIONS", getattr(array.metadata, "dimension_names", None))
         if name not in (dims or ()) and name.lower() not in names:
             continue
+        if array.nbytes > MAX_COORDINATE_BYTES:
+            return f"declares {' x '.join(map(str, array.shape))} values of the coordinate {name}, too many"
         absent = absent_chunks(path / name)
         if absent is None:
             continue

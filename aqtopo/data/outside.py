@@ -7,6 +7,7 @@ in the units of `aqtopo.variables`.
 
 import fcntl
 import importlib.util
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +21,8 @@ from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
 from aqtopo.data.missing import ZARR_ARRAYS, lost_coordinate, restore_fill_values, zarr_arrays
 from aqtopo.data.names import find_variable
 from aqtopo.data.units import UnitsError, conversion
-from aqtopo.refusal import raise_input_error
+from aqtopo.refusal import READ_ERRORS, raise_input_error
+from aqtopo.safe_files import is_special, special_in
 from aqtopo.variables import VARIABLES, Variable
 
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
@@ -28,6 +30,7 @@ CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 _COPY_AGAIN = "Copy the store again from its source"
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
+_ZARR_METADATA = (*_ZARR_FILES, ".zarray", ".zattrs")
 
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "is compressed (gzip)", "Decompress it with `gunzip`"),
@@ -42,6 +45,10 @@ _OTHER_FORMATS = (
 
 _PACKING = ("scale_factor", "add_offset", "_FillValue", "missing_value", "_Unsigned")
 """Attributes that xarray moves to `encoding` when it decodes."""
+
+
+_TEXTS = ("standard_name", "units", "long_name", "axis", "positive", "calendar", "_CoordinateAxisType")
+"""Attributes that are texts."""
 
 
 def open_outside(paths: str | Path | Sequence[str | Path], variables: Sequence[Variable] = ()) -> xr.Dataset:
@@ -124,9 +131,11 @@ def check_decoded(dataset: xr.Dataset, source: str) -> None:
 def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
     engine = engine_of(path)
     options: dict[str, Any] = {"consolidated": False} if engine == "zarr" else {}
+    if engine == "netcdf4":
+        _check_sizes(path)
     try:
         lost = lost_coordinate(path, COORDINATE_NAMES) if engine == "zarr" else None
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except READ_ERRORS as error:
         _refuse_unreadable(path, error)
     if lost:  # xarray would decode what zarr reads in their place
         raise_input_error(str(path), lost, _COPY_AGAIN)
@@ -135,16 +144,18 @@ def _open(path: Path, chunks: dict[str, int] | None) -> xr.Dataset:
         dataset = xr.open_dataset(
             path, engine=engine, chunks=chunks, decode_times=False, decode_timedelta=False, **options
         )
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+    except READ_ERRORS as error:
         _refuse_unreadable(path, error)
     for name, variable in dataset.variables.items():
+        for key in [key for key in _TEXTS if not isinstance(variable.attrs.get(key, ""), str)]:
+            del variable.attrs[key]  # zarr's attributes may be of any type
         if " since " in str(variable.attrs.get("units", "")):
             calendar = str(variable.attrs.get("calendar", "standard")).lower()
             if calendar not in CALENDARS:
                 _refuse_calendar(str(path), name, calendar)
     try:
         return xr.decode_cf(dataset, mask_and_scale=False, decode_timedelta=False)
-    except (ValueError, OverflowError) as error:
+    except READ_ERRORS as error:
         raise_input_error(
             str(path),
             f"has times that cannot be decoded ({str(error).split('. Try')[0]})",
@@ -156,6 +167,9 @@ def engine_of(path: Path) -> str:
     """Return xarray's engine by the content of a file, or refuse what is no NetCDF file or zarr store."""
     if not path.exists():
         raise_input_error(str(path), "does not exist: there is no such file", "Correct the path")
+    special = path if is_special(path) else special_in(path, _ZARR_METADATA) if path.is_dir() else None
+    if special is not None:
+        raise_input_error(str(special), "is a pipe or a device", "Name a NetCDF file or a zarr store")
     if path.is_dir():
         if not any((path / name).is_file() for name in _ZARR_FILES):
             raise_input_error(
@@ -196,13 +210,41 @@ def engine_of(path: Path) -> str:
     return "netcdf4"
 
 
+def _check_sizes(path: Path) -> None:
+    """Refuse a NetCDF file whose arrays are larger than a file of its size can hold."""
+    import netCDF4
+
+    try:
+        with netCDF4.Dataset(path) as file:
+            arrays = {name: (variable.shape, variable.dtype) for name, variable in file.variables.items()}
+    except READ_ERRORS as error:
+        _refuse_unreadable(path, error)
+    for name, (shape, dtype) in arrays.items():
+        check_size(path, name, shape, dtype.itemsize if isinstance(dtype, np.dtype) else 1)
+
+
+def check_size(path: Path, name: str, shape: Sequence[int], item_bytes: int) -> None:
+    """Check that a file can hold an array, before it takes memory.
+
+    Raises:
+        ValueError: the array has more than 256 MiB and than 1024 times the size of the file; zlib packs 1032
+            to 1.
+    """
+    if math.prod(shape) * item_bytes > max(2**28, 2**10 * path.stat().st_size):
+        raise_input_error(
+            str(path),
+            f"declares {' x '.join(map(str, shape))} values of {name}, more than its bytes can hold",
+            "Download or copy it again",
+        )
+
+
 def _check_classic(path: Path) -> None:
     """Refuse a classic NetCDF file that is too short: the NetCDF library reads its end as zeros."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
             needed = classic_size(file)
-    except (ValueError, IndexError) as error:
+    except READ_ERRORS as error:
         _refuse_damaged(path, error)
     if size < needed:
         _refuse_damaged(path, ValueError(f"{needed} bytes are declared"))

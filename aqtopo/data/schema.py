@@ -16,13 +16,15 @@ A failed check raises a `ValueError` of one paragraph: the store, the fault and 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.data.descriptions import MASK, attribute_mapping
 from aqtopo.refusal import UnreadableDataError
+from aqtopo.safe_files import special_in
 from aqtopo.variables import NEEDED_CHANNELS, VARIABLES, check_name
 
 if TYPE_CHECKING:
@@ -37,8 +39,9 @@ HOURS_PER_SHARD = 24
 FIELDS_DIMS = ("time", "channel", "lat", "lon")
 STATIC_DIMS = ("static_channel", "lat", "lon")
 
-MAX_SMALL_BYTES = 2**30
-"""Largest size of a coordinate or of the static fields: a damaged shape must not take all memory."""
+MAX_SMALL_BYTES, MAX_SMALL_FILES = 2**29, 2**16
+"""Largest size and number of files of coordinates and static fields together: damaged ones must not take all
+memory or time. 80 years of hours have 6 MB, 20 static fields of 1000 x 2000 cells 160 MB."""
 
 ARRAYS = {"fields": FIELDS_DIMS, "static": STATIC_DIMS}
 """Dimensions of each array."""
@@ -58,6 +61,28 @@ def raise_store_error(store: object, what: str, remedy: str) -> NoReturn:
 def raise_unreadable(store: object, what: str, remedy: str) -> NoReturn:
     """Raise the error for hours that cannot be read now but may be readable later."""
     raise UnreadableDataError(f"The data store {store} {what}. {remedy}")
+
+
+def check_metadata_files(store: "str | Path") -> None:
+    """Check that no file of a store's metadata is a device; the deadline ends the wait for a pipe."""
+    special = special_in(Path(store), ("zarr.json",))
+    if special is not None and not special.is_fifo():
+        raise_store_error(store, f"has a device at {special}", "Copy it again from its source.")
+
+
+def check_small_arrays(store: object, arrays: "Mapping[str, Any]") -> None:
+    """Check that zarr's coordinates and static fields, by name, have all their files and a plausible size."""
+    total = 0
+    for name, array in arrays.items():
+        total += array.size * array.dtype.itemsize
+        if total > MAX_SMALL_BYTES or array.nchunks > MAX_SMALL_FILES:
+            shape = " x ".join(map(str, array.shape))
+            raise_store_error(
+                store, f"has {shape} values in `{name}`, too many", "Copy it again from its source."
+            )
+        if lost := array.nchunks - array.nchunks_initialized:  # zarr reads it as fill values
+            fault = f"has lost {lost} of {array.nchunks} files of `{name}`"
+            raise_store_error(store, fault, "Copy it again from its source.")
 
 
 def check_layout(store: object, dataset: "xr.Dataset", first: bool = True) -> None:

@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 from zarr.dtype import Float32
 
+from aqtopo.data import zarr_texts  # noqa: F401  (bounds the texts)
 from aqtopo.data.schema import HOURS_PER_SHARD
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import READ_DEADLINE_S
-
-READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError)
-"""Errors of zarr and its codecs on damaged data (a truncated shard, a wrong checksum, invalid JSON)."""
 
 CHECKSUMS = "shard_blake2b"
 """Name of the array of the shards' checksums, (shard,) uint64."""

@@ -21,18 +21,18 @@ from aqtopo.data.descriptions import attribute_mapping, channel_variables
 from aqtopo.data.schema import (
     FIELDS_DIMS,
     HOURS_PER_SHARD,
-    MAX_SMALL_BYTES,
     SCHEMA_VERSION,
     STATIC_DIMS,
     Hours,
     check_layout,
+    check_metadata_files,
+    check_small_arrays,
     check_static,
     checked_times,
     raise_store_error,
     raise_unreadable,
 )
 from aqtopo.data.shards import (
-    READ_ERRORS,
     DamagedShardError,
     PlainShards,
     ZarrFields,
@@ -40,6 +40,7 @@ from aqtopo.data.shards import (
     read_with_deadline,
     shard_path,
 )
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import READ_DEADLINE_S, Variables
 
 if TYPE_CHECKING:
@@ -284,8 +285,11 @@ def _open_dataset(path: Path) -> xr.Dataset:
         )
     if not (path / "zarr.json").is_file():
         _refuse_other(path)
+    check_metadata_files(path)
     try:
-        _check_small_arrays(path)
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+        small = ("static", *FIELDS_DIMS, *STATIC_DIMS)
+        check_small_arrays(path, {name: array for name, array in group.arrays() if name in small})
         dataset = xr.open_zarr(path, zarr_format=3, consolidated=False, chunks=None)
         loaded: xr.Dataset = dataset.drop_vars("fields", errors="ignore").load()
         return loaded.assign(fields=dataset["fields"]) if "fields" in dataset else loaded
@@ -307,24 +311,6 @@ def _refuse_other(path: Path) -> NoReturn:
         raise ValueError(f"There is no data store at {path}: {error}") from error
     remedy = "Make a store from it with `aqtopo.data.write_store`, see docs/data.md."
     raise_store_error(path, f"is {found}, not a store", remedy)
-
-
-def _check_small_arrays(path: Path) -> None:
-    """Refuse a lost file of a coordinate or of the static fields: zarr reads it as fill values."""
-    for name, array in zarr.open_group(path, mode="r", zarr_format=3).arrays():
-        if name not in ("static", *FIELDS_DIMS, *STATIC_DIMS):
-            continue
-        if array.size * array.dtype.itemsize > MAX_SMALL_BYTES:
-            shape = " x ".join(map(str, array.shape))
-            fault = f"has {shape} values in `{name}`, too many"
-            raise_store_error(path, fault, "Copy it again from its source.")
-        lost = array.nchunks - array.nchunks_initialized
-        if lost:
-            raise_store_error(
-                path,
-                f"has lost {lost} of {array.nchunks} files of `{name}`",
-                "Copy it again from its source.",
-            )
 
 
 FURTHER_STATISTICS = "further_statistics"
@@ -361,7 +347,7 @@ def _read_statistics(path: str | Path, attributes: Mapping[str, Any]) -> Statist
     def numbers(key: str) -> dict[str, float]:
         values = attribute_mapping(f"The data store {path}", attributes, key)
         for name, value in values.items():
-            number = type(value) in (float, int) and math.isfinite(value) and (key == _MEAN or value >= 0)
+            number = type(value) in (float, int) and abs(value) < 1e300 and (key == _MEAN or value >= 0)
             if value is not None and not number:
                 raise_store_error(path, f"has {key} of {name} = {value!r}", _STATISTICS_REMEDY)
         return {name: math.nan if value is None else float(value) for name, value in values.items()}

@@ -43,6 +43,7 @@ from aqtopo.data.schema import (
 from aqtopo.data.shards import CHECKSUMS, shard_checksum
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import file_named, raise_input_error
+from aqtopo.safe_files import temporary_path
 from aqtopo.variables import Variable, VariableKind, Variables
 
 _TIME_CHUNK = 2**16
@@ -60,8 +61,8 @@ def write_store(
     Each block has `fields (time, channel, lat, lon)`; the first also has `static (static_channel, lat, lon)`
     and the attribute `source`. Axes are recognised as `aqtopo.data.outside` does, and dimensions may be in
     any order. A latitude or longitude without a jump keeps its direction. All blocks except the last have a
-    multiple of 24 h, so no shard is written twice. The store is written to `<path>.partial` and renamed when
-    it is complete.
+    multiple of 24 h, so no shard is written twice. The store is written to `<path>.<8 hex digits>.tmp` and
+    renamed when it is complete; only a killed process leaves that folder behind.
 
     Values are converted from the units in `fields.attrs["channel_units"]`, if it is there.
 
@@ -80,15 +81,8 @@ def write_store(
         ValueError: `path` exists already or cannot be written, a channel is not described, or a block is
             undecoded, has undeclared fill values or impossible magnitudes, or violates `aqtopo.data.schema`.
     """
-    final = Path(path)
-    partial = final.with_name(final.name + ".partial")
-    if final.exists():
-        raise ValueError(f"{final} exists already and is not overwritten. Remove it or choose another name.")
-    if partial.exists():
-        raise ValueError(
-            f"{partial} exists: another process is writing {final}, or was killed while writing. "
-            "Remove it if no process is writing."
-        )
+    final, partial = Path(path), temporary_path(Path(path))
+    _check_new(final)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
@@ -101,10 +95,16 @@ def write_store(
             given = {variable.name: variable for variable in variables}
             listed = [blocks] if isinstance(blocks, xr.Dataset) else blocks
             outside = _write_blocks(listed, partial, final, given)
+        _check_new(final)  # another process may have written it
         partial.rename(final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return dict(outside)
+
+
+def _check_new(path: Path) -> None:
+    if path.exists():
+        raise ValueError(f"{path} exists already and is not overwritten. Remove it or choose another name.")
 
 
 def _write_blocks(blocks: Iterable[xr.Dataset], partial: Path, name: Path, given: Variables) -> Counter[str]:

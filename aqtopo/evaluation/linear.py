@@ -33,6 +33,7 @@ from aqtopo.data.shards import stored_checksums
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.safe_files import replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
 
@@ -329,7 +330,7 @@ def _read(file: Path, predictors: Predictors, shape: tuple[int, ...]) -> Linear:
                 f"its coefficients are {coefficients.dtype} {coefficients.shape} instead of {shape}"
             )
         return Linear(predictors, coefficients, float(metadata["penalty"]), int(metadata["times"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, *READ_ERRORS) as error:
         raise ValueError(
             f"the regression in {file} is damaged ({error}). Remove it; it is fitted anew."
         ) from error

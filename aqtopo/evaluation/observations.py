@@ -11,6 +11,8 @@ from typing import NoReturn
 import numpy as np
 import pandas as pd
 
+from aqtopo.safe_files import is_special
+
 COLUMNS = ("id", "lat", "lon", "time", "pollutant", "value")
 
 NUMBERS = ("lat", "lon", "value")
@@ -23,6 +25,9 @@ SEPARATORS = (",", ";", "\t")
 
 MISSING = ("", "na", "n/a", "nan", "null", "none")
 """A missing value, in any case; in the column `value` only, for a station may be called NA."""
+
+_LONGEST_LINE = 2**20
+"""Longest first line [bytes]: a file that is no table is not read into memory."""
 
 _DECIMAL_COMMA = r"[-+]?\d*,\d+([eE][-+]?\d+)?"
 
@@ -80,8 +85,14 @@ def read_observations(path: Path) -> pd.DataFrame:
 
 def _read_text(path: Path) -> pd.DataFrame:
     """Return the entries of the columns as text without blanks around it, indexed by line."""
+    if is_special(path):
+        _refuse(path, "it is a pipe or a device")
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_LONGEST_LINE)
+            if len(content) == _LONGEST_LINE and b"\n" not in content:
+                _refuse(path, f"its first line has more than {_LONGEST_LINE} bytes")
+            content += file.read()
     except OSError as error:
         _refuse(path, str(error.strerror))
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")

@@ -26,6 +26,7 @@ from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
 from aqtopo.evaluation.scores import count_wins, squared_errors, tidy_scores
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import NAME_PATTERN, Variable, Variables, variables_as_json, with_defaults
 
 Pollutant = Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -391,5 +392,5 @@ def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
         return found.load()
     except (FileNotFoundError, KeyError) as error:
         raise ValueError(f"{path} has no table {table}. {remedy}") from error
-    except (OSError, RuntimeError, ValueError) as error:  # zarr raises these for a damaged chunk
+    except READ_ERRORS as error:
         raise ValueError(f"the table {table} of {path} cannot be read ({error}). {remedy}") from error

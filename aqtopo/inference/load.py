@@ -26,7 +26,7 @@ from aqtopo.inference.card import CARD_FILE, MODULE, STATIC_FILE, Card, is_expor
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
-from aqtopo.variables import VARIABLES
+from aqtopo.variables import NEEDED_CHANNELS, VARIABLES
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
         )
     check_files(folder, card.files, SINGLE_RANK)
     config = _config_in(card, folder)
-    static = {name: values.numpy() for name, values in load_weights(folder / STATIC_FILE).items()}
+    static = _static_of(card, folder)
     place = store_path or Path(config.data.store)
     if store_path is None and not place.exists():
         store = _store_of_card(card, config, static)
@@ -161,6 +161,22 @@ def check_hours(run: LoadedRun) -> None:
             f"There is no data store at {run.store.path}, with which the exported model {run.run_dir} was "
             "trained. Name a store on its grid with --store (from Python: store=)."
         )
+
+
+def _static_of(card: Card, folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the static fields and axes of an export; raise ValueError if one is missing or misshapen."""
+    rows, columns = card.data.cells
+    tensors = load_weights(folder / STATIC_FILE)
+    shapes = dict.fromkeys((*NEEDED_CHANNELS["static"], *tensors), (rows, columns))
+    for name, shape in (shapes | {"lat": (rows,), "lon": (columns,)}).items():
+        found = tensors.get(name)
+        if found is None or tuple(found.shape) != shape or found.dtype not in (torch.float32, torch.float64):
+            given = "no" if found is None else f"the {found.dtype} {tuple(found.shape)}"
+            raise ValueError(
+                f"{folder / STATIC_FILE} has {given} `{name}`, and its card a grid of {rows} x {columns} "
+                "cells. Export the model again with `aqtopo export`."
+            )
+    return {name: values.numpy() for name, values in tensors.items()}
 
 
 def _store_of_card(card: Card, config: RunConfig, static: dict[str, np.ndarray[Any, Any]]) -> Store:

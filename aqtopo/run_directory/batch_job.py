@@ -68,8 +68,8 @@ class BatchJob:
         """Record a failure of this rank, unless a failure with the same reaction is recorded."""
         if self.folder is not None:
             # If the disk is full, the script has only the exit code.
-            with suppress(OSError), (self.folder / retry.value).open("x", encoding="utf-8") as file:
-                file.write(f"{code} {why}\n")
+            with suppress(OSError), (self.folder / retry.value).open("xb") as file:
+                file.write(f"{code} {why}\n".encode(errors="backslashreplace"))  # halves of surrogates
 
     def note_save(self, tag: str, run_dir: Path) -> None:
         """Record a save and its run directory."""

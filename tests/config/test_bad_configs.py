@@ -184,6 +184,7 @@ CONTRADICTIONS: list[tuple[Any, ...]] = [
     ("data.validation_years", [2014], "must share no year with data.train_years, and 2014 is in both"),
     ("data.test_years", [2017, 2018], "must share no year with data.validation_years, and 2017 is in both"),
     ("data.grid[0]", 17, "must be a multiple of model.patch = 2"),
+    ("data.grid[1]", 2**20, "must be at most 65536"),
     ("model.regions[1]", 3, "must divide the 16 columns of patches"),
     ("checkpoint.keep_every_steps", 10, "must be null without checkpoint.every_steps"),
     (

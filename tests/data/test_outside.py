@@ -2,6 +2,7 @@
 
 import fcntl
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -308,3 +309,18 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
         open_outside([write("5.nc", fixed), first])
     with pytest.raises(ValueError, match=r"5\.nc has no time, and .*1\.nc has"):
         open_outside([first, tmp_path / "5.nc"])
+
+
+@pytest.mark.parametrize("name", ["lat", "pm25"])
+def test_arrays_that_a_file_cannot_hold_are_not_read(tmp_path: Path, name: str) -> None:
+    with netCDF4.Dataset(tmp_path / "large.nc", "w") as file:
+        file.createDimension(name if name == "lat" else "y", 2**30)
+        file.createVariable(name, "f4", (name if name == "lat" else "y",), chunksizes=(2**20,))
+    with pytest.raises(ValueError, match=rf"declares 1073741824 values of {name}, more than its bytes can"):
+        open_outside(tmp_path / "large.nc")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.nc")
+    with pytest.raises(ValueError, match=r"pipe\.nc is a pipe or a device"):
+        open_outside(tmp_path / "pipe.nc")

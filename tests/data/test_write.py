@@ -377,11 +377,17 @@ def test_an_existing_store_is_not_overwritten(tiny_dataset: xr.Dataset, damaged:
     assert snapshot(damaged) == before
 
 
-def test_running_writer_is_not_disturbed(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
-    (tmp_path / "new.zarr.partial").mkdir()
-    with pytest.raises(ValueError, match="another process is writing"):
-        write_store(tiny_dataset, tmp_path / "new.zarr")
-    assert (tmp_path / "new.zarr.partial").exists()
+def test_two_writers_do_not_disturb_each_other(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:
+    (tmp_path / "new.zarr.partial").mkdir()  # somebody else's
+
+    def slow() -> Iterator[xr.Dataset]:
+        yield tiny_dataset.isel(time=slice(0, 24))
+        write_store(tiny_dataset.isel(time=slice(0, 48)), tmp_path / "new.zarr")
+
+    with pytest.raises(ValueError, match=r"new\.zarr exists already"):
+        write_store(slow(), tmp_path / "new.zarr")
+    assert open_store(tmp_path / "new.zarr").times.size == 48
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.zarr", "new.zarr.partial"]
 
 
 def test_path_that_cannot_be_written_is_named(tiny_dataset: xr.Dataset, tmp_path: Path) -> None:

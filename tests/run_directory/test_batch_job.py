@@ -50,3 +50,8 @@ def test_first_failure_of_each_kind_is_kept(tmp_path: Path) -> None:
     job.note_failure(Retry.NEVER, 2, "second")
     assert (tmp_path / "failed").read_text(encoding="utf-8") == "1 lost a rank\n"
     assert (tmp_path / "never").read_text(encoding="utf-8") == "3 first\n"
+
+
+def test_a_reason_with_half_a_surrogate_pair_is_written(tmp_path: Path) -> None:
+    BatchJob.from_environment({JOB_DIR: str(tmp_path)}).note_failure(Retry.NEVER, 2, "x\ud800")
+    assert (tmp_path / "never").read_bytes() == b"2 x\\ud800\n"

@@ -11,7 +11,6 @@ import re
 import stat
 import tarfile
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from aqtopo.data.schema import Hours
+from aqtopo.refusal import READ_ERRORS
+from aqtopo.safe_files import is_special
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz")
 MAX_BYTES = 256 * 2**20
@@ -53,12 +54,7 @@ _IGNORED = {
 }
 """Reasons by the suffix of a name without an hour."""
 
-_DAMAGE = (
-    OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError, ValueError,
-    OverflowError,
-)  # fmt: skip
-"""zipfile raises RuntimeError for encrypted members, and NotImplementedError, its subclass, for unknown
-formats; tarfile raises the last two for impossible numbers in headers."""
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, *READ_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -239,6 +235,9 @@ def _files(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile
     """Yield the hours `wanted` of a file or archive."""
     if stamp_of(path.name) is not None:
         yield _file(path)
+        return
+    if is_special(path):
+        yield HourlyFile(np.datetime64("NaT"), str(path), None, "is a pipe or a device")
         return
     try:
         yield from (_zip if path.name.lower().endswith(".zip") else _tar)(path, wanted)

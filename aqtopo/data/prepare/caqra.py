@@ -3,7 +3,7 @@
 Three stages; a resumed command skips finished stages and repeats the others:
 
 1. every day to a part file, in several processes (`aqtopo.data.prepare.days`);
-2. the parts to a store, in order (`write_store`, which renames a finished store into place);
+2. the parts to a store, in order (`write_store`); a finished store is renamed into place;
 3. statistics, and the quality report beside the store.
 
 The parts are in `<OUT>.parts`, as large as the store, and are removed at the end. Memory holds a day per
@@ -33,7 +33,7 @@ from aqtopo.data.prepare.days import (
     hours_of,
     is_due,
     make_days,
-    part_path,
+    read_part,
     report_of,
     write_atomically,
 )
@@ -51,6 +51,8 @@ from aqtopo.data.schema import FIELDS_DIMS, HOURS_PER_SHARD, STATIC_DIMS
 from aqtopo.data.statistics import write_statistics
 from aqtopo.data.store import Report, Statistics, Store, no_progress, open_store
 from aqtopo.data.write import write_store
+from aqtopo.refusal import READ_ERRORS
+from aqtopo.safe_files import is_special, open_plain, remove
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS
 
 TimeZone = Literal["UTC", "Beijing"]
@@ -59,7 +61,7 @@ HOURS_AHEAD: dict[TimeZone, int] = {"UTC": 0, "Beijing": 8}
 SOURCE = "Chinese Air Quality Reanalysis (CAQRA; Kong et al. 2021, doi:10.5194/essd-13-529-2021)"
 
 _CHUNK_DAYS = 4
-_RECIPE_FILE, _LOCK_FILE = "recipe.json", "lock"
+_RECIPE_FILE, _LOCK_FILE, _STORE = "recipe.json", "lock", "store"
 _PROBED_DAYS, _PROBED_FILES = 8, 3
 _MAX_PROBES = 48
 """Largest number of unusable files in the search for the source grid: two days."""
@@ -169,7 +171,9 @@ def prepare(recipe: Recipe, report: Report = no_progress) -> dict[str, Any]:
             if not any(day.hours for day in reports):
                 years = ", ".join(map(str, recipe.years))
                 raise ValueError(f"{recipe.source} has no usable hour in {years}.")
-            write_store(_chunks(recipe, static, reports, report), recipe.out)
+            # In the folder of the parts, where the next command removes what a killed one has left.
+            write_store(_chunks(recipe, static, reports, report), recipe.parts / _STORE)
+            (recipe.parts / _STORE).rename(recipe.out)
         # The report is there, without statistics, if they cannot be computed.
         _write_report(recipe, inventory, None)
         _check_train_years(recipe)
@@ -223,14 +227,15 @@ def _locked(recipe: Recipe) -> Iterator[None]:
         recipe.parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{recipe.out} cannot be written ({error}). Choose another path.") from error
-    with (recipe.parts / _LOCK_FILE).open("w", encoding="utf-8") as lock:
+    with open_plain(recipe.parts / _LOCK_FILE, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise ValueError(f"Another process is preparing {recipe.out}. Wait until it ends.") from error
         _check_part_settings(recipe)
-        # Because of the lock, a partial store is the remainder of a killed run.
-        shutil.rmtree(recipe.out.with_name(f"{recipe.out.name}.partial"), ignore_errors=True)
+        # Because of the lock, these are the remainders of a killed run.
+        for leftover in (*recipe.parts.glob("*.tmp"), recipe.parts / _STORE):
+            remove(leftover)
         yield
 
 
@@ -238,7 +243,12 @@ def _check_part_settings(recipe: Recipe) -> None:
     """Write the settings of the part files, or refuse to resume with other ones."""
     path = recipe.parts / _RECIPE_FILE
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            if is_special(path):
+                raise OSError("it is a pipe or a device")
+            before = dict(json.loads(path.read_bytes()))
+        except READ_ERRORS as error:
+            raise ValueError(f"{path} is damaged ({error}). Remove {recipe.parts} to restart.") from error
         changed = [name for name, value in recipe.part_settings.items() if before.get(name) != value]
         if changed:
             raise ValueError(
@@ -246,8 +256,14 @@ def _check_part_settings(recipe: Recipe) -> None:
                 "to resume, or remove the folder to restart."
             )
         return
-    if any(recipe.parts.glob("*.npy")) or any(recipe.parts.glob("*.json")):
+    others = sorted(each.name for each in recipe.parts.iterdir() if each.name != _LOCK_FILE)
+    if any(name.endswith((".npy", ".json")) for name in others):
         raise ValueError(f"{recipe.parts} holds days without the settings they were made with. Remove it.")
+    if others:
+        raise ValueError(
+            f"{recipe.parts} holds {others[0]}, which `aqtopo prepare` did not write, and the folder is "
+            "removed at the end. Move it away, or choose another name for the store."
+        )
     write_atomically(path, recipe.part_settings)
 
 
@@ -346,7 +362,7 @@ def _chunks(
     for done, day in enumerate(reports, start=1):
         if day.hours:
             date = np.datetime64(day.day, "D")
-            fields = np.concatenate([fields, np.load(part_path(recipe.parts, date))])
+            fields = np.concatenate([fields, read_part(recipe.parts, day, hour)])
             times = np.concatenate([times, hours_of(date)[day.hours]])
         if times.size >= chunk_hours:
             yield _dataset(recipe, static, fields[:chunk_hours], times[:chunk_hours])

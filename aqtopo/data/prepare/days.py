@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import os
 import threading
+import tokenize
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from aqtopo.data.forcings import HOURS_PER_DAY
 from aqtopo.data.prepare.archives import Inventory
@@ -28,8 +30,8 @@ from aqtopo.data.prepare.hourly import Fields, SourceGrid, UnusableFileError, re
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report
-from aqtopo.refusal import file_named
-from aqtopo.safe_files import replacing
+from aqtopo.refusal import READ_ERRORS, file_named
+from aqtopo.safe_files import is_special, replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
 
 _HOUR = np.timedelta64(1, "h")
@@ -162,9 +164,38 @@ def part_path(parts: Path, day: np.datetime64) -> Path:
 
 
 def report_of(parts: Path, day: np.datetime64) -> DayReport | None:
-    """Return the report of a finished day; None for others."""
-    path = parts / f"{day}.json"
-    return DayReport(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    """Return the report of a finished day; None for others, and if it is damaged: the day is made again."""
+    if is_special(parts / f"{day}.json"):
+        return None
+    try:
+        report = _REPORT.validate_json((parts / f"{day}.json").read_bytes(), strict=True)
+    except (OSError, ValidationError):
+        return None
+    known = set(report.hours) <= set(range(HOURS_PER_DAY)) and len(report.temperature) == HOURS_PER_DAY
+    return report if known and report.day == str(day) else None
+
+
+def read_part(parts: Path, report: DayReport, hour: tuple[int, ...]) -> Fields:
+    """Return the fields (h, C, H, W) of a finished day with hours; `hour` is (C, H, W).
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    day = np.datetime64(report.day, "D")
+    try:
+        if is_special(part_path(parts, day)):
+            raise OSError("it is a pipe or a device")
+        # Memory-mapped: a damaged header asks for no memory.
+        fields = np.load(part_path(parts, day), mmap_mode="r")
+        if fields.shape == (len(report.hours), *hour) and fields.dtype == np.float32:
+            return np.asarray(fields)
+        fault = f"{fields.dtype} {fields.shape}"
+    except (SyntaxError, tokenize.TokenError, *READ_ERRORS) as error:
+        fault = f"{type(error).__name__}: {error}"
+    raise ValueError(
+        f"{part_path(parts, day)} is damaged ({fault}). Remove {parts / f'{day}.json'} and repeat the "
+        "command: the day is made again."
+    )
 
 
 def write_atomically(path: Path, content: NDArray[np.float32] | Mapping[str, Any]) -> None:
@@ -183,6 +214,8 @@ def _mean(values: Fields) -> float | None:
     return float(finite.mean(dtype=np.float64)) if finite.size else None
 
 
+_REPORT = TypeAdapter(DayReport)
+
 _maker: DayMaker | None = None
 """Set once in each pool process."""
 
@@ -193,8 +226,6 @@ def make_days(maker: DayMaker, days: Sequence[np.datetime64], workers: int, repo
     Raises:
         ValueError: a process was killed; finished days are kept.
     """
-    for leftover in maker.parts.glob("*.tmp"):
-        leftover.unlink()
     due = [day for day in days if maker.is_due(day)]
     report("days regridded", len(days) - len(due), len(days))
     if not due:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from aqtopo.data.channels import is_fill_value
 from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.units import Conversion, UnitsError, conversion
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import DYNAMIC_VARIABLES, VARIABLES
 
 Fields = NDArray[np.float32]
@@ -131,7 +132,7 @@ def rotate_wind(fields: Fields, angle: NDArray[np.float64]) -> Fields:
 def _open(content: bytes) -> Any:
     try:
         return netCDF4.Dataset("hour.nc", memory=content)
-    except (OSError, RuntimeError) as error:
+    except READ_ERRORS as error:
         raise UnusableFileError(f"is not a complete NetCDF file ({error})") from error
 
 
@@ -153,7 +154,7 @@ def _field(file: Any, name: str) -> tuple[Fields, str]:
         )
     try:
         values = np.ma.filled(np.ma.asarray(variable[...]).astype(np.float32), np.nan)
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except READ_ERRORS as error:
         raise UnusableFileError(f"is damaged in {name} ({error})") from error
     others = tuple(axis for axis, d in enumerate(variable.dimensions) if d not in (ROWS, COLUMNS))
     if any(values.shape[axis] != 1 for axis in others):

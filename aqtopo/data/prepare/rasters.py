@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from aqtopo.data.channels import open_channel, read_channel
 from aqtopo.data.grid import Grid
-from aqtopo.data.outside import normalise, open_outside
+from aqtopo.data.outside import check_size, normalise, open_outside
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.topography import Topography, load_topography, overlap
 from aqtopo.variables import VARIABLES, Variable
@@ -152,6 +152,7 @@ def _read_tiff(file: Path, grid: Grid, variable: Variable) -> Raster:
                     f"{file} is not on a latitude-longitude grid (its reference system is {raster.crs}). "
                     "Convert it with `gdalwarp -t_srs EPSG:4326`."
                 )
+            check_size(file, "heights", (raster.height, raster.width), 4)
             lon = transform.c + transform.a * (np.arange(raster.width) + 0.5)
             lat = transform.f + transform.e * (np.arange(raster.height) + 0.5)
             rows, columns = _slice(lat, grid.lat), _slice(lon, grid.lon)

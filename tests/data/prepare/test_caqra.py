@@ -261,6 +261,31 @@ def test_a_complete_store_of_a_killed_command_is_not_remade(recipe: MakeRecipe, 
     assert (made.out / "fields" / "c" / "0" / "0" / "0" / "0").stat().st_mtime_ns == before
 
 
+def test_folders_of_others_are_kept_and_own_remainders_removed(recipe: MakeRecipe) -> None:
+    made = recipe()
+    other = made.out.with_name(f"{made.out.name}.partial")
+    other.mkdir()
+    made.parts.mkdir()
+    (made.parts / "letter.txt").write_text("dear", encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"caqra\.zarr\.parts holds letter\.txt, which `aqtopo prepare` did not"
+    ):
+        prepare(made)
+    (made.parts / "letter.txt").unlink()
+
+    def die(what: str, done: int, total: int) -> None:
+        if what == "days stored":
+            (made.parts / "store.0123abcd.tmp").mkdir()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(made, die)
+    assert [path.name for path in made.parts.glob("store*")] == ["store.0123abcd.tmp"]
+    prepare(made)
+    assert other.is_dir()
+    assert not made.parts.exists()
+
+
 @pytest.mark.parametrize("parts", [False, True], ids=["no folder", "an empty folder"])
 def test_a_finished_store_and_its_report_are_not_changed(recipe: MakeRecipe, parts: bool) -> None:
     made = recipe()

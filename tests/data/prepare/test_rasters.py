@@ -209,3 +209,14 @@ def test_the_content_decides_between_netcdf_and_geotiff(tmp_path: Path) -> None:
         (write_netcdf(tmp_path / "b.nc"), "b.tif"),
     ):
         np.testing.assert_allclose(elevation(written.rename(tmp_path / name), GRID), expected, rtol=1e-5)
+
+
+def test_a_tiff_cannot_declare_more_than_its_bytes_hold(tmp_path: Path) -> None:
+    path, corner = tmp_path / "large.tif", from_origin(99.0, 35.0, 1e-4, 1e-4)
+    with rasterio.open(
+        path, "w", driver="GTiff", width=60000, height=60000, count=1, dtype="float32", crs="EPSG:4326",
+        transform=corner, tiled=True, sparse_ok=True,
+    ):  # fmt: skip
+        pass
+    with pytest.raises(ValueError, match="declares 60000 x 60000 values of heights, more than its bytes"):
+        elevation(path, GRID)

@@ -1,0 +1,292 @@
+"""Files changed at random, and a process of its own that reads them."""
+
+import copy
+import gc
+import json
+import math
+import multiprocessing
+import os
+import resource
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
+from aqtopo.cli.main import raised_by_us
+from aqtopo.refusal import RefusedError
+from aqtopo.safe_files import remove
+
+EXAMPLES = int(os.environ.get("AQTOPO_FUZZ_EXAMPLES", "0")) or 300
+
+fuzzed = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize="AQTOPO_FUZZ_EXAMPLES" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+MORE_BYTES = 2**30
+"""Memory that a changed file may take beyond what the unchanged one takes."""
+
+LONGEST_S = 30.0
+"""Longest time of one reading; a longer one hangs."""
+
+Json = Any
+Read = Callable[[], object]
+
+VALUES = st.one_of(
+    st.sampled_from(
+        [None, True, False, 0, -1, 1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf]
+    ),
+    st.sampled_from(["", "x", "a.b", "../x", "/x", "\x1b[2J", "\ud800", "2018", "NaN", "float32", "9" * 999]),
+    st.builds(list),
+    st.builds(dict),
+    st.just([[1], [1, 2]]),
+    st.just({"a": {"a": None}}),
+    st.sampled_from([60, 150, 300]).map(lambda depth: json.loads("[" * depth + "]" * depth)),
+).map(copy.deepcopy)  # later changes may change what was drawn
+
+
+def places(tree: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths of all values below the whole."""
+    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in pairs:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+@st.composite
+def changed(draw: st.DrawFn, tree: Json) -> Json:
+    """Draw the tree with up to three changes: another value, one fewer, one more, or one exchanged."""
+    tree = copy.deepcopy(tree)
+    for _ in range(draw(st.integers(1, 3))):
+        found = list(places(tree))
+        if not found:
+            return draw(VALUES)
+        *parents, key = draw(st.sampled_from(found))
+        parent = tree
+        for part in parents:
+            parent = parent[part]
+        match draw(st.sampled_from(["replace", "remove", "repeat", "exchange", "whole"])):
+            case "replace":
+                parent[key] = draw(VALUES)
+            case "remove":
+                del parent[key]
+            case "repeat" if isinstance(parent, list):
+                parent.append(copy.deepcopy(parent[key]))
+            case "repeat":
+                parent[draw(st.sampled_from([*parent, "new", ""]))] = copy.deepcopy(parent[key])
+            case "exchange":
+                other = draw(st.sampled_from([*parent] if isinstance(parent, dict) else range(len(parent))))
+                parent[key], parent[other] = parent[other], parent[key]
+            case "whole" if draw(st.integers(0, 9)) == 0:
+                return draw(VALUES)
+    return tree
+
+
+@st.composite
+def damaged(draw: st.DrawFn, text: bytes) -> bytes:
+    """Draw a text of which, at times, the end is lost or a byte is changed."""
+    place = draw(st.integers(0, max(len(text) - 1, 0)))
+    match draw(st.sampled_from(["whole"] * 6 + ["cut", "byte"])):
+        case "cut":
+            return text[:place]
+        case "byte":
+            return text[:place] + bytes([draw(st.integers(0, 255))]) + text[place + 1 :]
+    return text
+
+
+def as_text(tree: Json) -> bytes:
+    """Return a tree as JSON."""
+    return json.dumps(tree, indent=1).encode(errors="surrogatepass")
+
+
+@st.composite
+def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
+    """Draw a file with up to three changes: of a byte, a number, the length, or of a part."""
+    for _ in range(draw(st.integers(1, 3))):
+        end = len(content)
+        place = draw(
+            st.one_of(st.integers(0, min(end, 64)), st.integers(0, min(end, 1024)), st.integers(0, end))
+        )
+        match draw(st.sampled_from(["byte", "byte", "number", "number", "cut", "longer", "part", "empty"])):
+            case "byte":
+                content = (
+                    content[:place]
+                    + bytes([draw(st.integers(0, 255) | st.integers(32, 126))])
+                    + content[place + 1 :]
+                )
+            case "number":  # sizes and offsets are numbers of 1 to 8 bytes
+                width = draw(st.sampled_from([1, 2, 4, 8]))
+                number = draw(st.sampled_from([0, 1, 2**31, 2**40, 2**62, -1, -2])) % 256**width
+                packed = number.to_bytes(width, draw(st.sampled_from(["little", "big"])))
+                content = content[:place] + packed + content[place + width :]
+            case "cut":
+                content = content[:place]
+            case "longer":
+                content += draw(st.sampled_from([b"\0", b"\n", content, bytes(4096), b"x" * 2**20]))
+            case "part":
+                other = draw(st.integers(0, end))
+                content = content[:place] + content[other : other + 64] + content[place + 64 :]
+            case "empty" if draw(st.integers(0, 9)) == 0:
+                content = b""
+    return content
+
+
+KINDS = ("missing", "link to itself", "dangling link", "folder", "pipe", "endless device", "linked")
+"""What may lie in the place of a file, see `other_kind`."""
+
+
+@contextmanager
+def other_kind(path: Path, kind: str) -> Iterator[None]:
+    """Put something else in the place of a file for a time, or a link to the file itself, moved away."""
+    moved = path.with_name("moved")
+    path.rename(moved)
+    try:
+        _put(path, kind, moved)
+        yield
+    finally:
+        remove(path)
+        moved.rename(path)
+
+
+def _put(path: Path, kind: str, moved: Path) -> None:
+    match kind:
+        case "link to itself":
+            path.symlink_to(path)
+        case "dangling link":
+            path.symlink_to(path.with_name("nowhere"))
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "endless device":
+            path.symlink_to("/dev/zero")
+        case "linked":
+            path.symlink_to(moved)
+
+
+def complaint(read: Read) -> str:
+    """Read, and return what is wrong with the program; "" for a result or a refusal in its own words."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            read()
+        except (RefusedError, OSError, ValueError) as error:
+            refused = not isinstance(error, ValueError) or raised_by_us(error)
+            return "" if refused and not _asked_for_memory(error) else traceback.format_exc()
+        except BaseException:  # noqa: BLE001  (whatever else it is, it would be a traceback)
+            return traceback.format_exc()
+    return ""
+
+
+def _asked_for_memory(error: BaseException | None) -> bool:
+    """Return True for the effect of an array that a large machine would have allocated."""
+    while error is not None:
+        size = getattr(error, "_total_size", 0) if isinstance(error, MemoryError) else 0
+        if MORE_BYTES < size < 2**40:
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def assert_read_or_refused(read: Read) -> None:
+    """Read, and accept only the program's own refusals."""
+    found = complaint(read)
+    assert not found, f"the command line would end with a traceback:\n{found}"
+
+
+class Reader:
+    """A forked process that reads a file again and again, so that a crash or a hang does not end the test.
+
+    Args:
+        read: reads the file; the first call is with the unchanged one.
+    """
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def complaint(self) -> str:
+        """Read once; return what is wrong with the program, or ""."""
+        try:
+            self._pipe.send(None)
+            if self._pipe.poll(LONGEST_S):
+                text, used = self._pipe.recv()
+                self._base = min(getattr(self, "_base", used), used)
+                more = used - self._base
+                found = text or (f"{more >> 20} MiB more than before are taken" if more > MORE_BYTES else "")
+            else:
+                found = f"it takes longer than {LONGEST_S:g} s"
+        except (EOFError, ConnectionError):
+            self._process.join()
+            found = f"the process ended with {self._process.exitcode}"
+        if found:
+            self.close()
+            self._start()
+        return found
+
+    def assert_read_or_refused(self) -> None:
+        """Read once, and accept only a result or the program's own refusals."""
+        found = self.complaint()
+        assert not found, f"neither a result nor a refusal: {found}"
+
+
+def _serve(read: Read, pipe: Any) -> None:
+    """Read whenever it is asked for, and answer with the complaint and the largest memory so far [bytes]."""
+    # The rest of the machine is not to suffer from a finding.
+    with Path("/proc/self/statm").open(encoding="ascii") as sizes:
+        mapped = int(sizes.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + 4 * MORE_BYTES, resource.RLIM_INFINITY))
+    gc.freeze()  # else each collection goes through all of the libraries
+    while True:
+        pipe.recv()
+        found = complaint(read)
+        pipe.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+@dataclass(frozen=True)
+class Door:
+    """Files that a command opens, and the function that reads them for it."""
+
+    files: list[Path]
+    read: Read
+
+
+@st.composite
+def changed_file(draw: st.DrawFn, path: Path) -> bytes:
+    """Draw a changed form of a file: JSON by its values, others by their bytes."""
+    content = path.read_bytes()
+    if path.suffix == ".json" or path.name in (".zarray", ".zattrs", ".zgroup"):
+        return draw(damaged(as_text(draw(changed(json.loads(content))))))
+    return draw(changed_bytes(content))
+
+
+def read_changed(files: list[Path], reader: Reader, data: st.DataObject) -> None:
+    """Change one of the files, read it, and restore it."""
+    path = data.draw(st.sampled_from(files)) if len(files) > 1 else files[0]
+    before = path.read_bytes()
+    try:
+        path.write_bytes(data.draw(changed_file(path)))
+        reader.assert_read_or_refused()
+    finally:
+        path.write_bytes(before)

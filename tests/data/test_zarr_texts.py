@@ -1,0 +1,55 @@
+"""Damaged counts of texts are refused before they take memory, and unpickling stays off."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from zarr.dtype import VariableLengthBytes, VariableLengthUTF8
+
+import aqtopo.data.zarr_texts  # noqa: F401
+from aqtopo.data.outside import open_outside
+from tests.data.outside_files import make_hours
+
+
+@pytest.mark.filterwarnings("ignore:The data type")
+@pytest.mark.parametrize("empty", ["", b""], ids=["texts", "bytes"])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_damaged_number_of_texts_is_refused(tmp_path: Path, version: Any, empty: Any) -> None:
+    dtype: Any = VariableLengthUTF8() if empty == "" else VariableLengthBytes()
+    array = zarr.create_array(
+        tmp_path / "names", shape=2, dtype=dtype, zarr_format=version, compressors=None, fill_value=empty
+    )
+    array[:] = np.array(["one", "two"] if empty == "" else [b"one", b"two"], dtype=object)
+    assert len(zarr.open_array(tmp_path / "names", mode="r")[:]) == 2
+    chunk = tmp_path / "names" / ("c/0" if version == 3 else "0")
+    chunk.write_bytes((2**20).to_bytes(4, "little") + chunk.read_bytes()[4:])
+    with pytest.raises(ValueError, match="a chunk of 18 bytes claims to hold 1048576 texts"):
+        zarr.open_array(tmp_path / "names", mode="r")[:]
+
+
+class Payload:
+    """Object whose unpickling writes a file."""
+
+    def __init__(self, proof: Path) -> None:
+        self.proof = proof
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.proof,)
+
+
+def test_a_store_with_a_pickle_is_refused(tmp_path: Path) -> None:
+    make_hours().to_zarr(tmp_path / "h.zarr", zarr_format=2, consolidated=False)
+    metadata = tmp_path / "h.zarr" / "lat" / ".zarray"
+    filters = [{"id": "vlen-utf8"}, {"id": "pickle", "protocol": 5}]
+    changes = {"compressor": None, "dtype": "|O", "fill_value": "", "filters": filters}
+    metadata.write_text(
+        json.dumps(json.loads(metadata.read_text(encoding="utf-8")) | changes), encoding="utf-8"
+    )
+    metadata.with_name("0").write_bytes(pickle.dumps(Payload(tmp_path / "proof")))
+    with pytest.raises(ValueError, match=r"h\.zarr is a damaged zarr store"):
+        open_outside(tmp_path / "h.zarr")
+    assert not (tmp_path / "proof").exists()
