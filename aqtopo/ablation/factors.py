@@ -11,7 +11,9 @@ from aqtopo.config import ModelConfig
 from aqtopo.config.overrides import parse_override
 from aqtopo.config.paths import spell
 
-DEFAULT_LEVELS: dict[str, tuple[object, ...]] = {"elevation_bias": ("published", False)}
+BF16 = "deepspeed.bf16.enabled"
+
+DEFAULT_LEVELS: dict[str, tuple[object, ...]] = {"elevation_bias": ("published", False), BF16: (True, False)}
 """Default levels, by setting, that differ from the list of all allowed values."""
 
 VARIABLE_SECTIONS = ("model", "optimizer")
@@ -25,6 +27,9 @@ VARIABLE_INPUTS = (
 )
 """Inputs that can be varied; all variants have the samples that the longest history leaves."""
 
+VARIABLE_SETTINGS = (*VARIABLE_INPUTS, BF16)
+"""Settings that can be varied in other sections."""
+
 
 @dataclass(frozen=True)
 class Factor:
@@ -35,8 +40,8 @@ class Factor:
 
     @property
     def name(self) -> str:
-        """Last part of the path."""
-        return self.path.rpartition(".")[2]
+        """Last part of the path that distinguishes the setting."""
+        return _short_name(self.path)
 
     @property
     def baseline(self) -> object:
@@ -75,7 +80,7 @@ class Variant:
     def _named(self) -> list[tuple[str, object]]:
         """Return the names and values that distinguish the variant."""
         if self.also:
-            return [(path.rpartition(".")[2], value) for path, value in self.also]
+            return [(_short_name(path), value) for path, value in self.also]
         return [(factor.name, level) for factor, level in zip(self.factors, self.levels, strict=True)]
 
     def level(self, factor: Factor) -> object:
@@ -86,6 +91,11 @@ class Variant:
         """Return the variant that differs from this one in one factor."""
         place = self.factors.index(factor)
         return Variant(self.factors, (*self.levels[:place], level, *self.levels[place + 1 :]))
+
+
+def _short_name(path: str) -> str:
+    """Return the last part of a path, but `bf16` for `deepspeed.bf16.enabled`."""
+    return path.removesuffix(".enabled").rpartition(".")[2]
 
 
 def format_level(level: object) -> str:
@@ -136,11 +146,11 @@ def _path(name: str) -> str:
     """Return the full path of a factor; a bare name is in `model`."""
     path = name if "." in name else f"model.{name}"
     section = path.partition(".")[0]
-    if section not in VARIABLE_SECTIONS and path not in VARIABLE_INPUTS:
+    if section not in VARIABLE_SECTIONS and path not in VARIABLE_SETTINGS:
         raise ValueError(
             f"{name} cannot be varied: a factor must be in {' or '.join(VARIABLE_SECTIONS)}, or one of "
-            f"{', '.join(VARIABLE_INPUTS)}, so that all variants have the same samples in the same order and "
-            "the same budget. Set other settings with --set."
+            f"{', '.join(VARIABLE_SETTINGS)}, so that all variants have the same samples in the same order "
+            "and the same budget. Set other settings with --set."
         )
     field = path.partition(".")[2]
     if section == "model" and field not in ModelConfig.model_fields:

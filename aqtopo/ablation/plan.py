@@ -114,8 +114,8 @@ def _common_history(
 def _check_distinct(trials: Sequence[Trial]) -> None:
     """Raise ValueError if two variants of one seed have the same settings or the same run directory."""
     for one, other in itertools.combinations(trials, 2):
-        settings = [(trial.config.data, trial.config.model, trial.config.optimizer) for trial in (one, other)]
-        if settings[0] == settings[1]:
+        same_inputs = one.config.data == other.config.data
+        if same_inputs and _varied(one.config) == _varied(other.config):
             first, second = (
                 f"--also {trial.variant.label}" if trial.variant.also else trial.variant.label
                 for trial in (one, other)
@@ -126,6 +126,11 @@ def _check_distinct(trials: Sequence[Trial]) -> None:
                 f"Two variants have the run directory {one.run_dir}, which is named after the last part of "
                 "their settings. Train one of them with another --out."
             )
+
+
+def _varied(config: RunConfig) -> tuple[object, ...]:
+    """Return the settings beside the inputs that variants can differ in."""
+    return config.model, config.optimizer, config.deepspeed.bf16
 
 
 def claim_folder(ablation: Ablation) -> None:
@@ -156,7 +161,7 @@ def _check_run_dir(trial: Trial) -> None:
     if not (trial.run_dir / CONFIG_FILE).is_file():
         return
     found, wanted = read_run_config(trial.run_dir), trial.config
-    same_settings = (found.model, found.optimizer) == (wanted.model, wanted.optimizer)
+    same_settings = _varied(found) == _varied(wanted)
     if not (same_settings and found.training.seed == wanted.training.seed):
         raise ValueError(
             f"{trial.run_dir} contains another training than {trial}; folders are named after the last part "

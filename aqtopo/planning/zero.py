@@ -11,7 +11,8 @@ and b bytes per element of the model's type (4 in fp32, 2 in bf16 and fp16), a r
 
 With `offload_optimizer: cpu` the last three are in host memory, gradients in fp32. The backward pass adds a
 reduction buffer: `setup_buckets` allocates `reduce_bucket_size` elements at any model size, twice with
-`overlap_comm`. Without `contiguous_gradients` the gradients stay in place until they are copied.
+`overlap_comm`. Without `contiguous_gradients` the gradients stay in place until they are copied. Another
+`communication_data_type` than the model's adds a bucket in that type.
 
 Every micro-step reduces the gradients. `reduce_scatter: true` is an all-reduce of each bucket, of which a
 rank keeps its shard. If `use_multi_rank_bucket_allreduce` is false, each shard is reduced to its owner: half
@@ -103,10 +104,17 @@ def workspace_bytes(config: RunConfig) -> int:
 def reduction_bytes(parameters: int, config: RunConfig) -> int:
     """Return the bytes of the reduction buffers, which exist in the backward pass only."""
     zero = config.deepspeed.zero_optimization
-    element = ELEMENT_BYTES[config.deepspeed.precision]
+    element, sent = ELEMENT_BYTES[config.deepspeed.precision], ELEMENT_BYTES[_sent_type(config)]
+    bucket = min(parameters, zero.reduce_bucket_size)
+    converted = sent * bucket if sent != element else 0
     if zero.contiguous_gradients:
-        return element * zero.reduce_bucket_size * (2 if zero.overlap_comm else 1)
-    return element * min(parameters, zero.reduce_bucket_size) * 2
+        return converted + element * zero.reduce_bucket_size * (2 if zero.overlap_comm else 1)
+    return converted + element * bucket * 2
+
+
+def _sent_type(config: RunConfig) -> str:
+    """Return the type in which the gradients are reduced."""
+    return config.deepspeed.communication_data_type or config.deepspeed.precision
 
 
 @dataclass(frozen=True)
@@ -140,7 +148,7 @@ def step_collectives(elements: Mapping[str, int], config: RunConfig, micro_steps
     """Return the collectives of a step of some micro-steps, without those of single numbers."""
     zero, world = config.deepspeed.zero_optimization, config.world_size
     element = ELEMENT_BYTES[config.deepspeed.precision]
-    gradients = element * sum(elements.values())
+    gradients = ELEMENT_BYTES[_sent_type(config)] * sum(elements.values())
     buckets = math.ceil(sum(elements.values()) / zero.reduce_bucket_size)
     owned = zero.reduce_scatter and not zero.use_multi_rank_bucket_allreduce
     kind, messages = ("reduce", world) if owned else ("all-reduce", buckets)

@@ -23,6 +23,15 @@ def test_levels_can_be_lists_and_optimizer_settings() -> None:
     ]
 
 
+def test_precision_is_a_factor_with_a_readable_name() -> None:
+    (precision,) = parse_factors(["deepspeed.bf16.enabled"])
+    assert (precision.path, precision.levels) == ("deepspeed.bf16.enabled", (True, False))
+    bf16, fp32 = variants((precision,))
+    assert (bf16.label, fp32.slug) == ("bf16=true", "bf16-false")
+    with pytest.raises(ValueError, match=r"deepspeed\.gradient_clipping cannot be varied"):
+        parse_factors(["deepspeed.gradient_clipping=0.5,1.0"])
+
+
 def test_every_combination_is_a_variant_and_the_last_is_the_baseline() -> None:
     found = variants(
         parse_factors(["wind_order", "elevation_bias=published,uphill,false", "regions=[2,2],[1,1]"])

@@ -103,6 +103,19 @@ def test_variants_of_the_inputs_have_the_samples_that_the_longest_history_allows
     assert {config.data.stored_before for config in configs} == {longest}
 
 
+def test_variants_of_the_precision_start_equal_and_keep_their_folders(config_path: Path) -> None:
+    ablation = plan(config_path, "deepspeed.bf16.enabled")
+    bf16, fp32 = ablation.trials
+    assert (bf16.config.deepspeed.precision, fp32.config.deepspeed.precision) == ("bf16", "fp32")
+    claim_folder(ablation)
+    starts = compare_starts([bf16.config, fp32.config], open_store(ablation.base.data.store))
+    assert (starts.different, starts.only_in_some, starts.same_order) == ((), (), True)
+    bf16.run_dir.mkdir(parents=True)
+    (bf16.run_dir / "config.json").write_text(fp32.config.to_json(), encoding="utf-8")
+    with pytest.raises(ValueError, match="contains another training than bf16=true"):
+        claim_folder(ablation)
+
+
 @pytest.mark.parametrize(
     ("grid", "also"),
     [

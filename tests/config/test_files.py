@@ -20,6 +20,7 @@ def test_the_runs_that_must_ship_do() -> None:
     assert {path.stem for path in CONFIGS} >= {
         "demo_cpu",
         "lumi_400gpu",
+        "lumi_400gpu_bf16",
         "lumi_400gpu_rowmajor",
         "lumi_128gpu_wind",
         "lumi_64gpu_debug",

@@ -58,6 +58,33 @@ def test_losses_do_not_depend_on_launcher_or_world_size(
         )
 
 
+def test_bfloat16_has_float32_master_weights_and_reductions(
+    tiny_config: TinyConfig, run_training: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Steps of alpha are a fortieth of the distance of bfloat16 numbers near 2, which is 2^-7."""
+    alphas, losses = [], []
+    for ranks, accumulation, deepspeed in (
+        (1, 1, {}),
+        (1, 1, {"bf16": {"enabled": True}}),
+        (2, 1, {"bf16": {"enabled": True}, "communication_data_type": "fp32"}),
+    ):
+        run_dir = str(tmp_path / f"{ranks}{len(deepspeed)}")
+        changes = settings(ranks, accumulation, run_dir=run_dir)
+        changes["deepspeed"] |= deepspeed
+        changes["optimizer"]["base_lr"] = 2e-3
+        finished = run_training(tiny_config(**changes), "deepspeed" if ranks > 1 else "alone", ranks=ranks)
+        assert finished.code == 0, finished.output
+        validations = finished.events("validation")
+        alphas.append([event["alpha"]["blocks.0.attn.alpha"][0] for event in validations])
+        losses.append([event["val_loss"] for event in validations])
+    fp32, *bf16 = alphas
+    assert 0 < abs(fp32[-1] - 2) < 2**-8
+    for course, loss in zip(bf16, losses[1:], strict=True):
+        assert course == pytest.approx(fp32, abs=1e-3)
+        assert course[-1] != 2
+        assert loss == pytest.approx(losses[0], rel=1e-2)
+
+
 def test_a_run_leaves_metrics_versions_and_its_best_states(
     tiny_config: TinyConfig, run_training: Callable[..., Any]
 ) -> None:

@@ -42,6 +42,13 @@ def test_loaded_run_has_the_saved_weights_in_evaluation_mode(saved_run: SavedRun
         torch.testing.assert_close(run.model.state_dict()[name], tensor, rtol=0, atol=0)
 
 
+def test_a_bfloat16_run_is_scored_in_float32(
+    tiny_config: Callable[..., RunConfig], save_untrained: Callable[..., Path]
+) -> None:
+    run = load_run(save_untrained(tiny_config(deepspeed={"bf16": {"enabled": True}})))
+    assert {tensor.dtype for tensor in run.model.parameters()} == {torch.float32}
+
+
 def test_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a run directory: it has no config\.json"):
         load_run(tmp_path)

@@ -98,12 +98,13 @@ def test_one_alpha_serves_all_heads() -> None:
     assert torch.equal(one, each)
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_computes_in_float32_and_returns_the_input_dtype(dtype: torch.dtype) -> None:
+def test_computes_in_float32_and_returns_the_input_dtype(dtype: torch.dtype, backend: str | None) -> None:
     a = make_arguments()
     low = {name: x.to(dtype) for name, x in a.items()} | {"elevation": a["elevation"].float()}
     exact = elevation_attention(**{name: x.double() for name, x in low.items()})
-    out = elevation_attention(**low)
+    out = elevation_attention(**low, backend=backend)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 

@@ -1,7 +1,7 @@
 import torch
 
 from aqtopo.model import AirQualityViT
-from aqtopo.model.attention import ElevationAttention, SelfAttention
+from aqtopo.model.attention import ElevationAttention, SelfAttention, torch_attention
 
 from .conftest import ModelMaker, lead, random_inputs, random_terrain, uniform_wind
 
@@ -94,6 +94,18 @@ def test_casting_the_model_keeps_heights_in_float32(make_model: ModelMaker) -> N
     model.bfloat16()
     assert torch.equal(elevation_attention_of(model).height_bits, before)
     assert forecast(model.float().bfloat16()).isfinite().all()
+
+
+def test_softmax_is_float32_in_a_bfloat16_model() -> None:
+    """Scores up to about 30, which bfloat16 rounds by up to 0.06, and weights by up to 6%."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 64, 16, generator=generator).bfloat16() for _ in range(3))
+    q = 8 * q
+    exact = torch_attention(q.double(), k.double(), v.double(), scale=None)
+    error = (torch_attention(q, k, v, scale=None).double() - exact).norm() / exact.norm()
+    rounded = (q @ k.transpose(-1, -2) / 4).softmax(-1) @ v
+    assert error < 3e-3
+    assert (rounded.double() - exact).norm() / exact.norm() > 6e-3
 
 
 def test_both_attentions_write_the_same_rows_in_any_order(make_model: ModelMaker) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.planning import make_plan
-from aqtopo.planning.zero import reduction_bytes, state_bytes
+from aqtopo.planning.zero import reduction_bytes, state_bytes, step_collectives
 
 REFERENCE = "ds_configs/resume_reference.json"
 
@@ -44,6 +44,14 @@ def test_gradients_have_their_accumulation_type() -> None:
         "deepspeed.data_types.grad_accum_dtype=fp32",
     )
     assert state_bytes({"all": 1000}, config).gradients == 4000
+
+
+def test_gradients_are_sent_in_their_communication_type() -> None:
+    half = reference("deepspeed.bf16.enabled=true")
+    whole = reference("deepspeed.bf16.enabled=true", "deepspeed.communication_data_type=fp32")
+    sizes = [[one.size for one in step_collectives({"all": 8000}, config, 1)] for config in (half, whole)]
+    assert sizes == [[2 * 8000, 2 * 8000], [4 * 8000, 2 * 8000]]
+    assert reduction_bytes(1000, whole) - reduction_bytes(1000, half) == 4 * 1000
 
 
 def test_offloaded_state_is_in_host_memory() -> None:
