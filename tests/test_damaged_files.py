@@ -353,6 +353,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("exported_model", "static.safetensors", lambda content: content.replace(b'"lat"', b'"lot"')),
     ("scores", "scores.zarr/zarr.json", _with(attributes=[])),
     ("stations", "stations.csv", lambda _: b"x" * 2**21),
+    ("stations", "stations.csv", lambda content: content.replace(b"2018-01-02T03", b"2418-01-02T03")),
 ]
 """Changes that once ended in a traceback, a wait, or a demand for all memory."""
 

@@ -204,4 +204,6 @@ def _times(entries: pd.Series) -> pd.Series:
     midnight = entries.str.fullmatch(r".*[T ]24(:?00){0,2}(Z|[-+]\d\d:?\d\d)?")
     hours = entries.mask(midnight, entries.str.replace(r"([T ])24", r"\g<1>00", regex=True))
     times = pd.to_datetime(hours, utc=True, format="ISO8601", errors="coerce").dt.tz_localize(None)
-    return (times + pd.to_timedelta(midnight.astype(int), unit="D")).astype("datetime64[ns]")
+    times += pd.to_timedelta(midnight.astype(int), unit="D")
+    known = times.between(pd.Timestamp("1678-01-01"), pd.Timestamp("2262-01-01"))  # of nanoseconds
+    return times.where(known).astype("datetime64[ns]")
