@@ -57,6 +57,7 @@ from aqtopo.refusal import RefusedError
 from aqtopo.safe_files import remove, temporary_path
 
 LATEST = "latest_universal"
+_LONGEST_NAME = 4096  # bytes, and more than a file system allows
 ZERO = "zero"
 OPTIMIZER_STATE = f"{ZERO}/optimizer_state.pt"
 STEP = "step"
@@ -74,9 +75,13 @@ def folder_in(outer: Path) -> Path:
     """Return the inner folder of a universal checkpoint, which `latest_universal` names.
 
     Raises:
-        RefusedError: `latest_universal` names no folder beside it.
+        RefusedError: `latest_universal` is no file or names no folder beside it.
     """
-    text = (outer / LATEST).read_bytes().decode(errors="replace")
+    latest = outer / LATEST
+    if not latest.is_file():  # reading a pipe or a device may never end
+        raise RefusedError(f"{latest} is missing or no plain file. Name the folder beside it.")
+    with latest.open("rb") as file:
+        text = file.read(_LONGEST_NAME).decode(errors="replace")
     folders = [path for path in sorted(outer.iterdir()) if path.is_dir()]
     for folder in folders:
         if text == f"{folder.name}\n":
