@@ -11,6 +11,7 @@ of every block returns the mean over all tokens, the median of the seeds: near 0
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -51,11 +52,14 @@ def attention_use(run_dir: Path) -> float:
     return 100 * (without / loss(run.model, batches) - 1)
 
 
-def of_linear(run_dir: Path) -> float:
-    """Return the squared error of a run relative to that of `linear`."""
-    scores = json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))
-    squared_error = scores["summary"]["squared_error"]
-    return float(squared_error["model"] / squared_error["linear"])
+def of_regression(run_dirs: Sequence[Path], name: str) -> str:
+    """Return the squared error of runs relative to that of a regression: mean and range."""
+    ratios = []
+    for run_dir in run_dirs:
+        scores = json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))
+        squared_error = scores["summary"]["squared_error"]
+        ratios.append(squared_error["model"] / squared_error[name])
+    return f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) of {name}"
 
 
 def squared(percent: float | None) -> float:
@@ -80,9 +84,9 @@ def main() -> None:
         results = read_results(folder)
         *variants, baseline = results.variants
         seeds = [f"seed{seed}" for seed in results.seeds]
-        ratios = [of_linear(folder / RUNS / baseline.folder / seed) for seed in seeds]
-        ratio = f"{np.mean(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
-        table = Table(title=f"{folder}: {len(seeds)} seeds; baseline's squared error {ratio} of linear")
+        runs = [folder / RUNS / baseline.folder / seed for seed in seeds]
+        ratios = ", ".join(of_regression(runs, name) for name in ("linear", "linear_same"))
+        table = Table(title=f"{folder}: {len(seeds)} seeds; baseline's squared error {ratios}")
         for name in ("variant", "change %", "95% seeds", "95% days", "p (Holm)", "bands %", "attention %"):
             table.add_column(name)
         changes = [squared_changes(variant, baseline) for variant in variants]

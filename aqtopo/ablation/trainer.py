@@ -44,9 +44,10 @@ def is_trained(trial: Trial) -> bool:
 
 
 def is_scored(trial: Trial) -> bool:
-    """Return true if the scores of the best tag on the whole test split exist.
+    """Return true if the scores of the best tag on the whole test split exist, all cells weighted alike.
 
-    `aqtopo evaluate` may have replaced them by those of another tag, of validation or of fewer days.
+    `aqtopo evaluate` may have replaced them by those of another tag, of validation, of fewer days or with
+    area weights.
 
     Raises:
         ValueError: the scores cannot be read.
@@ -56,7 +57,8 @@ def is_scored(trial: Trial) -> bool:
     attributes, best = read_table(trial.run_dir, "by_day").attrs, best_tag(trial.run_dir)
     count = sample_table(trial.config, open_store(trial.config.data.store).times, "test").times.size
     found = [attributes.get(key) for key in ("split", "tag", "initialisations")]
-    return best is not None and found == ["test", best.name, count]
+    weighting = str(attributes.get("weighting", "none"))  # absent in older scores
+    return best is not None and found == ["test", best.name, count] and weighting.startswith("none")
 
 
 def is_done(trial: Trial) -> bool:

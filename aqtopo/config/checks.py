@@ -65,7 +65,9 @@ def _inputs(config: RunSections) -> Iterator[Problem]:
         if any(later <= earlier for earlier, later in pairwise(getattr(data, field))):
             yield _problem(config, f"data.{field}", "must be ascending, without repetition")
     repeated = [name for place, name in enumerate(config.inputs) if name in config.inputs[:place]]
-    if repeated and len(set(data.variables)) == len(data.variables):
+    lists = (data.variables, data.forcings, data.history_hours, data.history_variables or ())
+    own = any(len(set(each)) < len(each) for each in (*lists, data.weather_at_horizons, data.horizons))
+    if repeated and not own:  # a repetition within one list is reported there
         yield _problem(config, "data.variables", f"must hold no {repeated[0]}: another input has this name")
     if data.history_variables is not None and not data.history_hours:
         yield _problem(config, "data.history_variables", "must be null without data.history_hours")

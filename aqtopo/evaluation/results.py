@@ -141,6 +141,8 @@ class ScoreRecord(Record):
     """First initial time."""
     last_init: Time
     """Last initial time."""
+    weighting: str = ""
+    """Weights of the cells; empty in older files, in which all are equal."""
     variables: tuple[Variable, ...] = ()
     """Descriptions of the pollutants; empty in older files, whose pollutants are CAQRA's."""
     scores: Annotated[tuple[PairScores, ...], Field(min_length=1)]

@@ -12,6 +12,7 @@ from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import MODEL, WHOLE
 from aqtopo.evaluation.scores import count_wins, squared_errors
+from aqtopo.inference.card import scored_with
 from aqtopo.variables import variables_from_json
 
 TABLE_WIDTH = 120
@@ -39,7 +40,7 @@ def score_table(scores: xr.Dataset) -> Table:
             *(f"{measure}\n{MODEL}" for measure in ("ACC", "bias")),
         ),
         title=f"{attrs['run']} ({attrs['tag']}) on {attrs['split']} {', '.join(map(str, attrs['years']))}: "
-        f"{forecasts}{_weather(scores)}",
+        f"{forecasts}{scored_with(scores.attrs)}",
         caption=f"RMSE and bias in {units}; * lowest RMSE; skill = 1 - RMSE / RMSE of the best of the other "
         "forecasts, positive is better; ACC = correlation of anomalies from climatology",
     )
@@ -144,7 +145,8 @@ def stratum_table(done: Evaluation, stratum: str) -> Table:
     """Table of the model's RMSE and skill against the best reference, by season, hour, area or station."""
     scores = done.strata[stratum]
     columns = [name for h in scores["horizon"].values for name in (f"RMSE\n{h} h", "skill")]
-    title = f"RMSE of the model by {stratum}, and skill against the best reference{_weather(scores)}"
+    given = _weather(scores) if stratum == "station" else scored_with(scores.attrs)
+    title = f"RMSE of the model by {stratum}, and skill against the best reference{given}"
     table = _table(("pollutant", stratum), columns, title)
     # Most stations observe some of the pollutants.
     for pollutant in scores["pollutant"][scores["count"].any((stratum, "horizon"))].values:

@@ -182,26 +182,38 @@ def _listed(values: Sequence[object]) -> str:
 
 
 def _score_table(scores: Mapping[str, Any] | None) -> str:
-    """Return the RMSE of model and persistence as a table."""
+    """Return the RMSE of the model and its baselines as a table."""
     if scores is None:
         return "Not scored: `aqtopo evaluate` scores the model beside four baselines."
 
     def rmse(measures: Mapping[str, float | None]) -> str:
         return "-" if measures["rmse"] is None else f"{measures['rmse']:.4g}"
 
+    pairs = scores["scores"]
+    names = [name for name, value in pairs[0].items() if isinstance(value, Mapping) and "rmse" in value]
     rows = [
-        ("RMSE", "lead time", "model", "persistence", "units"),
-        ("---",) * 5,
+        ("RMSE", "lead time", *names, "units"),
+        ("---",) * (len(names) + 3),
         *(
             (
                 pair["pollutant"],
                 f"{pair['horizon_h']} h",
-                rmse(pair["model"]),
-                rmse(pair["persistence"]),
+                *(rmse(pair[name]) for name in names),
                 pair["units"],
             )
-            for pair in scores["scores"]
+            for pair in pairs
         ),
     ]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"Split: {scores['split']}, {_listed(scores['years'])}.\n\n{table}"
+    return f"Split: {scores['split']}, {_listed(scores['years'])}{scored_with(scores)}.\n\n{table}"
+
+
+def scored_with(scores: Mapping[str, Any]) -> str:
+    """Return the weather to come and the weights of the cells, to follow a title of scores; empty without.
+
+    Args:
+        scores: content of `scores.json`, or the attributes of its tables.
+    """
+    by_area = str(scores.get("weighting", "")).startswith("area")
+    parts = [str(scores["weather"])] if "weather" in scores else []
+    return "".join(f"; {part}" for part in [*parts, *(["cells weighted by area"] if by_area else [])])

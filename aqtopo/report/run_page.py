@@ -107,6 +107,7 @@ def _render(
         summary=summary(scores),
         scored_on=f"the {content.split} period {_listed(content.years)}",
         seen=_SEEN[content.split],
+        weighted_by_area=content.weighting.startswith("area"),
         init_times=_init_times(content),
         numbers=_numbers(run, score_table, history),
         canvas=canvas,

@@ -269,19 +269,26 @@ def test_finished_trainings_are_not_submitted_again(config_path: Path) -> None:
         assert said in CliRunner().invoke(app, ["ablate", str(config_path), *options]).output
 
 
-@pytest.mark.parametrize(("split", "every_hours"), [("validation", None), ("test", 48)])
-def test_scores_of_another_split_or_fewer_days_are_not_accepted(
+@pytest.mark.parametrize(
+    ("split", "options"),
+    [
+        ("validation", EvalOptions()),
+        ("test", EvalOptions(every_hours=48)),
+        ("test", EvalOptions(weighting="area")),
+    ],
+)
+def test_scores_of_another_split_weighting_or_fewer_days_are_not_accepted(
     tiny_config: TinyConfig,
     save_untrained: Callable[..., Path],
     split: EvaluatedSplit,
-    every_hours: int | None,
+    options: EvalOptions,
 ) -> None:
     """`aqtopo evaluate` in the folder of a training leaves such scores."""
     config = tiny_config()
     run_dir = save_untrained(config)
     trial = Trial(0, variants(parse_factors(["wind_order"]))[0], 0, config)
     assert not is_scored(trial)
-    write_results(evaluate(load_run(run_dir), split, options=EvalOptions(every_hours=every_hours)), run_dir)
+    write_results(evaluate(load_run(run_dir), split, options=options), run_dir)
     assert not is_scored(trial)
     write_tables({"by_day": read_table(run_dir, "by_day").drop_attrs()}, run_dir)
     assert not is_scored(trial)

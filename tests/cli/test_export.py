@@ -14,7 +14,7 @@ import xarray as xr
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
-from aqtopo.evaluation.points import BASELINES, FORECASTS
+from aqtopo.evaluation.points import BASELINES, FORECASTS, WEIGHTINGS
 from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE, read_score_file
 from aqtopo.inference.card import CARD_FILE, MODEL_FILE, README_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
@@ -54,6 +54,7 @@ def write_made_scores(run_dir: Path, tag: str) -> dict[str, Any]:
     entry |= dict.fromkeys(FORECASTS, measures)
     init = {"initialisations": 1, "first_init": "2018-01-01T00", "last_init": "2018-01-01T00"}
     head = {"run": "tiny", "tag": tag, "split": "test", "years": [2018], "created": "2018-02-01", **init}
+    head |= {"weighting": WEIGHTINGS["none"]}
     scores = [entry | {"skill": dict.fromkeys(BASELINES, 0.0) | {"climatology": None}}]
     content = {"format_version": FORMAT_VERSION, **head, "scores": scores, "exceedances": [], "spectra": []}
     (run_dir / SCORES_FILE).write_text(
@@ -338,9 +339,22 @@ def test_readme_is_a_card_of_hugging_face(aqtopo: Command, untrained_run: Path, 
     assert "# tiny" in readme
     assert "8 x 16 cells, 20 to 48 degrees north, 74 to 134 degrees east" in readme
     assert "The data are simulated" in readme
-    assert "| pm25 | 12 h | 1 | 1 | ug m-3 |" in readme
+    assert "| RMSE | lead time | model | persistence | climatology | linear | linear_same | units |" in readme
+    assert "| pm25 | 12 h | 1 | 1 | 1 | 1 | 1 | ug m-3 |" in readme
+    assert "Split: test, 2018.\n" in readme
     config = json.loads((tmp_path / "model" / CARD_FILE).read_text(encoding="utf-8"))
     assert (config["model_type"], config["architectures"]) == ("aqtopo", ["AirQualityViT"])
+
+
+def test_readme_names_the_weather_and_the_weights_of_its_scores(
+    aqtopo: Command, untrained_run: Path, tmp_path: Path
+) -> None:
+    content = write_made_scores(untrained_run, load_run(untrained_run).tag_name)
+    content |= {"weather": "perfect weather", "weighting": WEIGHTINGS["area"], "strata": {}}
+    (untrained_run / SCORES_FILE).write_text(json.dumps(content), encoding="utf-8")
+    assert aqtopo("export", untrained_run, tmp_path / "model").code == 0
+    readme = (tmp_path / "model" / README_FILE).read_text(encoding="utf-8")
+    assert "Split: test, 2018; perfect weather; cells weighted by area.\n" in readme
 
 
 def test_export_of_an_earlier_version_can_be_loaded(

@@ -279,6 +279,23 @@ def test_every_error_has_its_own_line_and_none_is_reported_twice(
     ]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("forcings", ["insolation", "insolation"]),
+        ("history_hours", [6, 6]),
+        ("weather_at_horizons", ["u", "u"]),
+    ],
+)
+def test_a_repeated_input_is_one_error_at_its_own_place(
+    document: dict[str, Any], write: Callable[[object], str], field: str, value: list[object]
+) -> None:
+    change(document, f"data.{field}", value)
+    with pytest.raises(ValueError, match=f"data.{field}") as caught:
+        load_config(write(document))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_two_precisions_at_once_are_refused(document: dict[str, Any], write: Callable[[object], str]) -> None:
     document["deepspeed"] |= {"bf16": {"enabled": True}, "fp16": {"enabled": True}}
     with pytest.raises(

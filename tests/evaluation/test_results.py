@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from aqtopo.evaluation.points import BASELINES, FORECASTS
+from aqtopo.evaluation.points import BASELINES, FORECASTS, WEIGHTINGS
 from aqtopo.evaluation.results import (
     SCORES_FILE,
     read_score_file,
@@ -40,6 +40,7 @@ def scores() -> xr.Dataset:
     )
     described = variables_as_json(VARIABLES[name] for name in POLLUTANTS)
     head = {"initialisations": 3, "first_init": "2018-02-27T06", "last_init": "2018-02-28T12"}
+    head |= {"weighting": WEIGHTINGS["none"]}
     return made.assign_attrs(
         run="made", tag="t", split="test", years=[2018], versions={"numpy": "2"}, variables=described, **head
     )

@@ -6,7 +6,7 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from aqtopo.evaluation.points import BASELINES, FORECASTS
+from aqtopo.evaluation.points import BASELINES, FORECASTS, WEIGHTINGS
 from aqtopo.evaluation.tables import TABLE_WIDTH, score_table, summary, table_width
 from aqtopo.variables import HORIZONS_H, TARGET_VARIABLES
 
@@ -56,6 +56,13 @@ def test_every_pair_has_a_row_that_fits(scores: xr.Dataset) -> None:
 
 def test_the_title_names_run_state_years_and_number_of_forecasts(scores: xr.Dataset) -> None:
     assert "demo (epoch02-step000100) on test 2017, 2018: 1,096 forecasts" in printed(scores)[0]
+
+
+def test_the_title_names_the_weights_of_the_cells(scores: xr.Dataset) -> None:
+    title = "demo (epoch02-step000100) on test 2017, 2018: 1,096 forecasts"
+    for weighting, added in (("none", ""), ("area", "; cells weighted by area")):
+        lines = printed(scores.assign_attrs(weighting=WEIGHTINGS[weighting]))
+        assert lines[0].strip() == title + added
 
 
 def test_a_single_forecast_is_called_one(scores: xr.Dataset) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from aqtopo.checkpoint.tags import find_tag
 from aqtopo.config import RunConfig
-from aqtopo.evaluation.evaluate import evaluate
+from aqtopo.evaluation.evaluate import EvalOptions, evaluate
 from aqtopo.evaluation.points import BASELINES
 from aqtopo.evaluation.results import write_scores, write_tables
 from aqtopo.inference.load import load_run
@@ -119,6 +119,13 @@ def test_validation_scores_are_called_optimistic(finished_run: Path) -> None:
     write_scores(evaluate(load_run(finished_run), "validation").scores, finished_run)
     html = write_report(finished_run).read_text(encoding="utf-8")
     assert "Scored on the validation period 2017, which was used for choosing the weights" in html
+
+
+def test_weights_of_the_cells_are_named(finished_run: Path) -> None:
+    weighted = evaluate(load_run(finished_run), options=EvalOptions(weighting="area"))
+    write_scores(weighted.scores, finished_run)
+    html = write_report(finished_run).read_text(encoding="utf-8")
+    assert "for choosing the weights. Cells are weighted by area.</p>" in html
 
 
 def test_text_of_the_user_is_escaped(
