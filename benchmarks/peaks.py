@@ -2,7 +2,7 @@
 
 import torch
 
-from aqtopo.planning.machines import NODE_TYPES
+from aqtopo.planning.node_types import NODE_TYPES
 
 
 def _peaks(name: str) -> dict[str, float]:

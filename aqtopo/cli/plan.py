@@ -33,9 +33,8 @@ def plan(
     from rich.console import Console
 
     from aqtopo.config import load_config
-    from aqtopo.planning import make_plan
     from aqtopo.planning.machines import find_node_type
-    from aqtopo.planning.plan import batch_note
+    from aqtopo.planning.plan import batch_note, make_plan
     from aqtopo.planning.scaling import scaling, step_time
     from aqtopo.planning.tables import as_rows, plan_tables, scaling_tables
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from aqtopo.config import RunConfig
-from aqtopo.planning.machines import NodeType
+from aqtopo.planning.node_types import NodeType
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.zero import Collective, step_collectives
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from aqtopo.planning.machines import NodeType
+from aqtopo.planning.node_types import NodeType
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.scaling import NETWORK_SHARE, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives

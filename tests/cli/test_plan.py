@@ -33,7 +33,7 @@ def test_invalid_epoch_gives_one_paragraph_and_exit_code_2() -> None:
 
 def test_planning_loads_no_deepspeed() -> None:
     program = (
-        "import sys; from aqtopo.config import load_config; from aqtopo.planning import make_plan; "
+        "import sys; from aqtopo.config import load_config; from aqtopo.planning.plan import make_plan; "
         f"make_plan(load_config({REFERENCE!r})); print('deepspeed' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from aqtopo.planning.machines import NODE_TYPES, find_node_type
+from aqtopo.planning.machines import find_node_type
+from aqtopo.planning.node_types import NODE_TYPES
 
 MACHINE = {
     "name": "four H100",

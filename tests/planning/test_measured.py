@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from aqtopo.config import RunConfig
-from aqtopo.planning import make_plan
+from aqtopo.planning.plan import make_plan
 from aqtopo.planning.zero import PASSES, step_collectives
 
 pytestmark = pytest.mark.slow

@@ -7,8 +7,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model.locality import EXTRA_COLUMNS
-from aqtopo.planning import make_plan
 from aqtopo.planning.micro_step import activation_bytes, count_flop
+from aqtopo.planning.plan import make_plan
 from tests.planning.counted_pass import make_model, product_flop, run, saved_bytes
 
 TinyConfig = Callable[..., RunConfig]

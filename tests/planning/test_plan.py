@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.data.samples import SampleTable, StepPlan
-from aqtopo.planning import Plan, make_plan
-from aqtopo.planning.plan import Calendar, make_calendar
+from aqtopo.planning.plan import Calendar, Plan, make_calendar, make_plan
 
 TinyConfig = Callable[..., RunConfig]
 

@@ -4,8 +4,8 @@ import pytest
 from rich.console import Console
 
 from aqtopo.config import load_config
-from aqtopo.planning import Plan, make_plan
-from aqtopo.planning.machines import NODE_TYPES
+from aqtopo.planning.node_types import NODE_TYPES
+from aqtopo.planning.plan import Plan, make_plan
 from aqtopo.planning.scaling import (
     UTILIZATION,
     efficiency,

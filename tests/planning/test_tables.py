@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from aqtopo.config import RunConfig, load_config
-from aqtopo.planning import Plan, make_plan
+from aqtopo.planning.plan import Plan, make_plan
 from aqtopo.planning.tables import plan_tables, readable_bytes
 
 

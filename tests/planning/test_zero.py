@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig, load_config
-from aqtopo.planning import make_plan
+from aqtopo.planning.plan import make_plan
 from aqtopo.planning.zero import reduction_bytes, state_bytes, step_collectives
 
 REFERENCE = "ds_configs/resume_reference.json"
