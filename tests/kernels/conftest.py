@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.kernels.launchers import Launcher
+from tests.kernels.launchers import ON_DEVICE, Launcher
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def start() -> Iterator[Callable[[str], Launcher]]:
         launcher.close()
 
 
-@pytest.fixture(params=["interpreter", "gfx90a"])
+@pytest.fixture(params=["interpreter", "gfx90a", *ON_DEVICE])
 def launcher(request: pytest.FixtureRequest, start: Callable[[str], Launcher]) -> Launcher:
-    """Run kernels in Triton's interpreter, and compiled for gfx90a in the emulator.
+    """Run kernels in Triton's interpreter, compiled for gfx90a in the emulator, and on a GPU if there is one.
 
     With an empty Triton cache, all tests on the emulator take about 220 s of processor time.
     """

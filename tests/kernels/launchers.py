@@ -1,4 +1,4 @@
-"""Runs the `triton.jit` functions on the CPU, interpreted or emulated, in a separate process.
+"""Runs the `triton.jit` functions interpreted, emulated, or on a GPU, in a separate process.
 
 Whether a kernel is interpreted or compiled is decided when its module is imported, so both need processes.
 What the kernels write into is poisoned with NaN and stands between guard bands: an element left out or one
@@ -15,6 +15,10 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+
+ON_DEVICE = ["device"] if torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1" else []
+"""Launcher of the GPU. TRITON_INTERPRET=1 adds it without a GPU: its tensors are then on the CPU."""
 
 CACHE = Path(__file__).parents[2] / ".cache" / "triton"
 P = ParamSpec("P")
@@ -26,16 +30,20 @@ _new_empty = torch.Tensor.new_empty
 
 
 class Launcher:
-    """A process in which the kernels run on CPU tensors; `run` calls a function of a module there.
+    """A process in which the kernels run; `run` calls a function of a module there, with CPU tensors.
 
-    They run in Triton's interpreter, or compiled for gfx90a or gfx942 on the emulator of `tests.amdgcn`.
+    They run in Triton's interpreter, compiled for gfx90a or gfx942 on the emulator of `tests.amdgcn`, or on
+    the GPU ("device").
     """
 
     def __init__(self, name: str) -> None:
+        self._name = name
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(name,))
 
     def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._name == "device":
+            return self._pool.submit(_on_device, function, args, kwargs).result(timeout=300)
         return self._pool.submit(function, *args, **kwargs).result(timeout=300)
 
     def close(self) -> None:
@@ -44,6 +52,8 @@ class Launcher:
 
 def _start(name: str) -> None:
     torch.set_num_threads(1)
+    if name == "device":
+        return
     if name == "interpreter":
         os.environ["TRITON_INTERPRET"] = "1"
         return
@@ -51,6 +61,13 @@ def _start(name: str) -> None:
     from tests.amdgcn.device import emulating
 
     _emulation.enter_context(emulating(name))  # until the process ends
+
+
+def _on_device(function: Callable[..., T], args: Any, kwargs: Any) -> T:
+    """Call a function with its tensors on the device, and return its result's tensors on the CPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    args, kwargs = pytree.tree_map_only(Tensor, lambda x: x.to(device), (args, kwargs))
+    return pytree.tree_map_only(Tensor, lambda x: x.cpu(), function(*args, **kwargs))
 
 
 def attend(dout: Tensor | None, *inputs: Any) -> tuple[Tensor, ...]:
@@ -167,6 +184,6 @@ def _poisoned(
     if others:  # not from a launch: the interpreter copies arguments
         return _new_empty(self, shape, dtype=dtype, **others)
     size = torch.Size(shape).numel()
-    buffer = torch.full((size + 2 * _GUARD,), float("nan"), dtype=dtype or self.dtype)
+    buffer = torch.full((size + 2 * _GUARD,), float("nan"), dtype=dtype or self.dtype, device=self.device)
     _guarded.append(buffer)
     return buffer[_GUARD : _GUARD + size].view(shape)

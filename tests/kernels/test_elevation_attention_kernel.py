@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aqtopo_kernels.elevation_attention.reference import elevation_attention_reference
 from tests.kernels import launchers
-from tests.kernels.launchers import Launcher
+from tests.kernels.launchers import ON_DEVICE, Launcher
 
 pytest.importorskip("triton", reason="triton is not installed: pip install -e .[triton]")
 
@@ -19,7 +19,7 @@ FLOORS = {torch.float32: 5e-7, torch.float16: 5e-4, torch.bfloat16: 4e-3}
 NAMES = ("out", "dq", "dk", "dv", "dalpha")
 
 slow_if_emulated = pytest.mark.parametrize(
-    "launcher", ["interpreter", pytest.param("gfx90a", marks=pytest.mark.slow)], indirect=True
+    "launcher", ["interpreter", pytest.param("gfx90a", marks=pytest.mark.slow), *ON_DEVICE], indirect=True
 )
 
 
@@ -102,6 +102,7 @@ def test_float16_is_as_exact_as_pytorch(interpreter: Launcher) -> None:
         ("gfx90a", torch.bfloat16),
         ("gfx90a", torch.float16),
         ("gfx942", torch.bfloat16),
+        *(("device", dtype) for dtype in FLOORS if torch.cuda.is_available()),
     ],
     indirect=["launcher"],
 )
