@@ -19,8 +19,8 @@ import torch
 
 from aqtopo.checkpoint.tags import Tag, write_tag
 from aqtopo.run_directory.log_file import METRICS_FILE
-from benchmarks.measure import parse_arguments, report
-from benchmarks.start_up import CONFIG, PUBLISHED_INPUTS, make_store
+from benchmarks.measure import PUBLISHED_INPUTS, parse_arguments, report
+from benchmarks.start_up import CONFIG, make_store
 
 ROUNDS = 5
 

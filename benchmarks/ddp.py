@@ -4,7 +4,8 @@ Each program has two processes, on two grids. All processes stay alive, and the 
 step. The rows have samples/s, the peak memory of a process, and the seconds by part of the slowest process.
 Ratios to DDP are medians of the ratio within a round. The ratio of processor time, summed over both
 processes, is less sensitive to other work on the machine. The cost of sharding depends on the parameters; the
-time of the whole step also depends on the tokens. Each process has its own GPU, if there are GPUs.
+time of the whole step also depends on the tokens. Each process has its own GPU, if there are GPUs. In
+bfloat16, which `benchmarks.gpu_check` also measures, DDP runs under autocast.
 """
 
 import os
@@ -13,20 +14,30 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 import torch.multiprocessing as multiprocessing
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from aqtopo.config import RunConfig, load_config
 from aqtopo.model import AirQualityViT, build_model
 from aqtopo.training.step import squared_error
-from benchmarks.measure import MIB, device, parse_arguments, peak_bytes, report, time_paired
-from benchmarks.start_up import PUBLISHED_INPUTS
-from benchmarks.train_step import SEED, Clock, make_batch, make_terrain
+from benchmarks.measure import (
+    MIB,
+    PUBLISHED_INPUTS,
+    device,
+    gpu_name,
+    parse_arguments,
+    peak_bytes,
+    report,
+    time_paired,
+)
+from benchmarks.peaks import arithmetic_columns
+from benchmarks.train_step import SEED, Clock, make_batch, make_terrain, step_flop
 
 RANKS = 2
 CONFIG = Path("ds_configs/demo_cpu.json")
@@ -39,6 +50,11 @@ BUCKET_ELEMENTS = 60_000_000
 
 CPU_ADAM = "engine, cpu_adam"
 """The engine with DeepSpeed's CPU AdamW (`optimizer.implementation`), compiled at its first use."""
+
+ADAMW = "adamw"
+"""The model with PyTorch's AdamW, without DDP or DeepSpeed; only for one process."""
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def enough_gpus() -> bool:
@@ -54,13 +70,20 @@ def enough_gpus() -> bool:
 
 
 def compare_programs(
-    grid: tuple[int, int], steps: int, model: dict[str, int], names: tuple[str, ...] = ("ddp", "engine")
+    grid: tuple[int, int],
+    steps: int,
+    model: dict[str, int],
+    names: tuple[str, ...] = ("ddp", "engine"),
+    *,
+    ranks: int = RANKS,
+    precision: str = "fp32",
 ) -> list[dict[str, Any]]:
     """Rows of the programs: seconds by part, memory, and ratios to DDP."""
-    programs = {name: Program(name, grid, model) for name in names}
+    programs = {name: Program(name, grid, model, ranks, precision) for name in names}
     timings = time_paired({name: program.step for name, program in programs.items()}, steps)
     memory = {name: program.stop() / MIB for name, program in programs.items()}
-    facts = {"ranks": RANKS, "grid": f"{grid[0]} x {grid[1]}"}
+    facts = {"ranks": ranks, "grid": f"{grid[0]} x {grid[1]}", "precision": precision}
+    flop = step_flop(_config("ddp", grid, model, precision).model, grid)
     rows: list[dict[str, Any]] = []
     for name, program in programs.items():
         of_ddp = {
@@ -68,7 +91,8 @@ def compare_programs(
             "samples_per_processor_s_of_ddp": processor_time_ratio(programs["ddp"], program, steps),
             "mib_of_ddp": memory[name] / memory["ddp"],
         }
-        speed = {"program": name, "samples_per_s": RANKS / timings.median(name)}
+        speed: dict[str, Any] = {"program": name, "samples_per_s": ranks / timings.median(name)}
+        speed |= arithmetic_columns(gpu_name(), PRECISIONS[precision], flop / timings.median(name))
         rows.append(facts | speed | program.median_step(steps) | {"mib_a_rank": memory[name]} | of_ddp)
     return rows
 
@@ -82,13 +106,15 @@ def processor_time_ratio(one: "Program", other: "Program", last: int) -> float:
 class Program:
     """Resident processes that run one train step on request."""
 
-    def __init__(self, name: str, grid: tuple[int, int], model: dict[str, int]) -> None:
+    def __init__(
+        self, name: str, grid: tuple[int, int], model: dict[str, int], ranks: int, precision: str
+    ) -> None:
         with closing(socket.socket()) as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        self._pipes, theirs = zip(*(multiprocessing.Pipe() for _ in range(RANKS)), strict=True)
-        rank_arguments = (name, grid, model, port, theirs)
-        self._processes = multiprocessing.spawn(_rank, rank_arguments, nprocs=RANKS, join=False, daemon=True)
+        self._pipes, theirs = zip(*(multiprocessing.Pipe() for _ in range(ranks)), strict=True)
+        rank_arguments = (name, grid, model, precision, port, theirs)
+        self._processes = multiprocessing.spawn(_rank, rank_arguments, nprocs=ranks, join=False, daemon=True)
         for pipe in theirs:
             pipe.close()  # so that recv raises EOFError if the process ends
         self._steps: list[dict[str, float]] = []
@@ -128,28 +154,46 @@ class Program:
 
 
 def _rank(
-    rank: int, program: str, grid: tuple[int, int], shape: dict[str, int], port: int, pipes: tuple[Any, ...]
+    rank: int,
+    program: str,
+    grid: tuple[int, int],
+    shape: dict[str, int],
+    precision: str,
+    port: int,
+    pipes: tuple[Any, ...],
 ) -> None:
     for other in (*pipes[:rank], *pipes[rank + 1 :]):
         other.close()
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(RANKS), MASTER_ADDR="127.0.0.1")
+    ranks = len(pipes)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
-    from aqtopo.distributed import process_group
-    from aqtopo.distributed.launch import read_launch
-
-    config = _config(program, grid, shape)
-    where = process_group.connect(read_launch())
+    config = _config(program, grid, shape, precision)
+    where = _connect(program)
     model = build_model(config, make_terrain(grid)).train()
     batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
-    make_step = _ddp_step if program == "ddp" else _engine_step
-    pipes[rank].send(peak_bytes(lambda: _serve(make_step(config, model, where, batch), pipes[rank])))
-    process_group.disconnect()
+    make_step = _plain_step if program in ("ddp", ADAMW) else _engine_step
+    pipes[rank].send(peak_bytes(lambda: _serve(make_step(config, model, where, batch, program), pipes[rank])))
+    distributed.destroy_process_group()
 
 
-def _config(program: str, grid: tuple[int, int], shape: dict[str, int]) -> RunConfig:
+def _connect(program: str) -> torch.device:
+    """Join the process group, without DeepSpeed where the program does not use it; return the device."""
+    from aqtopo.distributed import process_group
+    from aqtopo.distributed.device import select_device
+    from aqtopo.distributed.launch import read_launch
+
+    if program not in ("ddp", ADAMW):
+        return process_group.connect(read_launch())
+    where = select_device(read_launch())
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=timedelta(minutes=5))
+    return where
+
+
+def _config(program: str, grid: tuple[int, int], shape: dict[str, int], precision: str) -> RunConfig:
     changes = ["optimizer.implementation=cpu_adam"] if program == CPU_ADAM else []
-    changes += PUBLISHED_INPUTS
+    changes += [*PUBLISHED_INPUTS, *(["deepspeed.bf16.enabled=true"] if precision == "bf16" else [])]
     changes += [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
     fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
@@ -165,11 +209,12 @@ def _serve(step: Callable[[Clock], None], pipe: Any) -> None:
 
 
 def _engine_step(
-    config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
+    config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor], program: str
 ) -> Callable[[Clock], None]:
+    del program
     from aqtopo.training.engine import build_engine
 
-    engine = build_engine(config, model, RANKS, where)
+    engine = build_engine(config, model, distributed.get_world_size(), where)
 
     def step(clock: Clock) -> None:
         loss = _loss(engine, batch)
@@ -182,14 +227,18 @@ def _engine_step(
     return step
 
 
-def _ddp_step(
-    _: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor]
+def _plain_step(
+    config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor], program: str
 ) -> Callable[[Clock], None]:
-    replica = nn.parallel.DistributedDataParallel(model.to(where))
+    replica: nn.Module = model.to(where)
+    if program == "ddp":
+        replica = nn.parallel.DistributedDataParallel(replica)
+    bf16 = config.deepspeed.precision == "bf16"
     optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
 
     def step(clock: Clock) -> None:
-        loss = _loss(replica, batch)
+        with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
+            loss = _loss(replica, batch)
         clock.mark("forward")
         loss.backward()
         clock.mark("backward and reduction")

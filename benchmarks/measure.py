@@ -27,6 +27,14 @@ Work = Callable[[], object]
 
 MIB = 2**20
 
+PUBLISHED_INPUTS = (
+    "data.forcings=[]",
+    "data.history_hours=[]",
+    "data.history_variables=null",
+    "model.local_path=false",
+)
+"""Overrides that leave the inputs of the published configurations, which small grids allow too."""
+
 
 @dataclass
 class Timings:

@@ -6,7 +6,6 @@ and no hashes. Then a new engine resumes: convert, load, verify. Its tensors are
 files.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -15,12 +14,13 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from aqtopo.config import CheckpointConfig, RunConfig, load_config
 from aqtopo.fault_testing.forked import PRELOADED
-from benchmarks.measure import Timings, parse_arguments, report
+from benchmarks.measure import Timings, device, parse_arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "resume_reference.json"
 SMALL = ["model.dim=64", "model.depth=2", "model.heads=2"]
@@ -28,7 +28,7 @@ STEP = 311
 RANKS = 2
 
 
-def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
+def run_rank(rank: int, ranks: int, port: int, quick: bool, folder: str) -> None:
     """Measure on one rank; rank 0 writes the rows to `rows.json`."""
     from aqtopo.distributed.launch import Launch
     from aqtopo.distributed.process_group import TorchRanks, connect
@@ -36,9 +36,9 @@ def run_rank(rank: int, port: int, quick: bool, folder: str) -> None:
     from aqtopo.training.engine import build_engine
 
     config = load_config(CONFIG, SMALL if quick else [])
-    device = connect(Launch("torch", rank, rank, RANKS, RANKS, "127.0.0.1", port))
-    world = TorchRanks(rank, RANKS, device)
-    engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), RANKS, device)
+    device = connect(Launch("torch", rank, rank, ranks, ranks, "127.0.0.1", port))
+    world = TorchRanks(rank, ranks, device)
+    engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), ranks, device)
     fill_moments(engine)
     saving, source = time_saves(engine, config, Path(folder), world, rounds=1 if quick else 7)
     engine.destroy()
@@ -54,7 +54,7 @@ def fill_moments(engine: Any) -> None:
     zero = engine.optimizer
     for master in zero.single_partition_of_fp32_groups:
         moments = {"exp_avg": torch.randn_like(master) * 1e-3, "exp_avg_sq": torch.rand_like(master) * 1e-6}
-        zero.optimizer.state[master] = {"step": torch.tensor(float(STEP))} | {
+        zero.optimizer.state[master] = {"step": torch.tensor(float(STEP), device=master.device)} | {
             kind: moment.detach() for kind, moment in moments.items()
         }
     engine.global_steps = STEP
@@ -102,7 +102,7 @@ def time_saves(
             timings.seconds[name].append(seconds[name])
     row = {
         "parameters": sum(p.numel() for p in engine.module.parameters()),
-        "ranks": RANKS,
+        "ranks": world.size,
         "deepspeed's save [s]": timings.median("deepspeed"),
         "training held up [s]": timings.median("held up"),
         "held up / deepspeed's": timings.ratio("held up", "deepspeed"),
@@ -126,7 +126,7 @@ def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
     names = match_names(state.manifest, model_groups(config, model), other_tensors(model), Allowed())
     reading, weights = time_action(lambda: read_weights(state.folder, world), world)
     load_module(model, weights, names)
-    engine = build_engine(config, model, RANKS, world.device)
+    engine = build_engine(config, model, world.size, world.device)
     restoring, _ = time_action(lambda: restore_engine(engine, state, names), world)
     rates = {group["name"]: group["lr"] for group in engine.optimizer.param_groups}
     verify, verified = time_action(
@@ -141,29 +141,37 @@ def time_resume(config: RunConfig, source: Path, world: Any) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Start the ranks, wait for them and print the figures."""
-    options: argparse.Namespace = parse_arguments(__doc__)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+def measure(*, quick: bool, ranks: int = RANKS) -> list[dict[str, Any]]:
+    """Start the ranks, wait for them and return the rows.
+
+    Raises:
+        ChildProcessError: a rank failed; its error is on stderr.
+    """
+    on_gpu = device().type == "cuda"  # a forked process cannot use a GPU that its parent has looked for
+    multiprocessing.set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     folder = tempfile.mkdtemp(prefix="aqtopo-resume-")
     try:
-        processes = [
-            context.Process(target=run_rank, args=(rank, port, options.quick, folder))
-            for rank in range(RANKS)
-        ]
+        start = get_context("spawn").Process if on_gpu else get_context("forkserver").Process
+        processes = [start(target=run_rank, args=(rank, ranks, port, quick, folder)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
         if any(process.exitcode for process in processes):
-            raise SystemExit(1)
-        report("resume", json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8")), options)
+            raise ChildProcessError("a rank of the resume failed; its error is above")
+        rows: list[dict[str, Any]] = json.loads((Path(folder) / "rows.json").read_text(encoding="utf-8"))
+        return rows
     finally:
         shutil.rmtree(folder)
+
+
+def main() -> None:
+    """Print the figures."""
+    options = parse_arguments(__doc__)
+    report("resume", measure(quick=options.quick), options)
 
 
 if __name__ == "__main__":

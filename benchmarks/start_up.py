@@ -31,16 +31,9 @@ from aqtopo.run_directory.log_file import METRICS_FILE, StartLine, StepLine, of_
 from aqtopo.training.prepare import AUTO, ResumeOptions
 from aqtopo.training.start import train
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
-from benchmarks.measure import parse_arguments, report
+from benchmarks.measure import PUBLISHED_INPUTS, parse_arguments, report
 
 CONFIG = Path(__file__).parents[1] / "ds_configs" / "fault_test_cpu.json"
-PUBLISHED_INPUTS = (
-    "data.forcings=[]",
-    "data.history_hours=[]",
-    "data.history_variables=null",
-    "model.local_path=false",
-)
-"""Overrides that leave the inputs of the published configurations, which small grids allow too."""
 GRID = (8, 16)
 YEARS = (2016, 2017, 2018)
 HOURS = 240

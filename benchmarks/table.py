@@ -45,10 +45,12 @@ def run(name: str, options: list[str]) -> dict[str, Any]:
 def section(result: dict[str, Any]) -> str:
     """Markdown of a benchmark's rows, one table for each set of columns."""
     machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    parts = [f"`python -m benchmarks.{result['benchmark']}` on {machine}"]
-    for _, rows in groupby(result["rows"], key=list):
-        parts.append(_table(list(rows)))
-    return "\n\n".join(parts)
+    return f"`python -m benchmarks.{result['benchmark']}` on {machine}\n\n{tables(result['rows'])}"
+
+
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Markdown of rows, one table for each set of columns."""
+    return "\n\n".join(_table(list(alike)) for _, alike in groupby(rows, key=list))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

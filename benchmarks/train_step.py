@@ -119,7 +119,7 @@ def measure_step(
         seconds.pop("between steps", None)
         rows.append({"step_seconds": sum(seconds.values())} | seconds)
     row = sorted(rows, key=lambda row: row["step_seconds"])[len(rows) // 2]
-    flop_s = _flop(network) / row["step_seconds"]
+    flop_s = step_flop(network.config, grid) / row["step_seconds"]
     row |= {f"of_{GEMM[dtype]}": flop_s / _gemm_flop_s(product, dtype)} | arithmetic_columns(
         gpu_name(), dtype, flop_s
     )
@@ -129,9 +129,9 @@ def measure_step(
     return [facts | {"gib_peak": (memory + weights) / 2**30} | row]
 
 
-def _flop(network: AirQualityViT) -> float:
+def step_flop(config: ModelConfig, grid: tuple[int, int]) -> float:
     """FLOP of the blocks' matrix products, forward and backward, for one sample; the rest is below 1%."""
-    config, tokens = network.config, network.pos_embed.shape[1]
+    tokens = grid[0] // config.patch * (grid[1] // config.patch)
     projections, attention = 72.0 * tokens * config.dim**2, 14.0 * tokens**2 * config.dim
     return config.depth * (projections + attention)
 

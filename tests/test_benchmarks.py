@@ -132,7 +132,7 @@ def test_two_processes_never_share_a_gpu(
 
 def test_rank_processes_end_with_their_parent() -> None:
     others = multiprocessing.active_children()
-    program = ddp.Program("ddp", (16, 32), ddp.SMALL)
+    program = ddp.Program("ddp", (16, 32), ddp.SMALL, ddp.RANKS, "fp32")
     children = [child for child in multiprocessing.active_children() if child not in others]
     try:
         # At its end Python joins processes that are not daemons, and these wait for a message forever.
