@@ -7,12 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import xarray as xr
 from safetensors.torch import load_file
 
 from aqtopo.checkpoint import list_tags
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
+from aqtopo.data import write_statistics, write_store
 from tests.curves import mlflow_curves, tensorboard_curves, wandb_curves
 
 TinyConfig = Callable[..., RunConfig]
@@ -33,23 +36,44 @@ def settings(ranks: int, accumulation: int, **changes: Any) -> dict[str, Any]:
     }
 
 
+@pytest.fixture
+def larger_store(tiny_dataset: xr.Dataset, tmp_path: Path) -> Path:
+    """The tiny store with four cells in place of each, large enough for the local path."""
+    lat, lon = np.linspace(20.0, 48.0, 16), np.linspace(74.0, 134.0, 32)
+    larger = tiny_dataset.reindex(lat=lat, lon=lon, method="nearest")
+    for place, field in ((2, np.repeat(lat[:, None], 32, 1)), (3, np.repeat(lon[None], 16, 0))):
+        larger["static"][place] = field
+    write_store(larger, tmp_path / "larger.zarr")
+    write_statistics(tmp_path / "larger.zarr", [2016])
+    return tmp_path / "larger.zarr"
+
+
 def test_losses_do_not_depend_on_launcher_or_world_size(
-    tiny_config: TinyConfig, run_training: Callable[..., Any], tmp_path: Path
+    tiny_config: TinyConfig, larger_store: Path, run_training: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """With all inputs and the local path."""
+    every = {
+        "data": {
+            "store": str(larger_store),
+            "grid": [16, 32],
+            "forcings": ["cos_local_time", "sin_local_time", "insolation"],
+            "history_hours": [6],
+            "weather_at_horizons": ["u", "rh"],
+        },
+        "model": {"dropout": 0.1, "drop_path": 0.1, "local_path": True, "local_width": 8},
+    }
     runs = {}
     for launcher, ranks, accumulation in (("alone", 1, 2), ("deepspeed", 2, 1), ("torchrun", 4, 1)):
         run_dir = str(tmp_path / launcher)
-        finished = run_training(
-            tiny_config(**settings(ranks, accumulation, run_dir=run_dir, area_weighted_loss=True)),
-            launcher,
-            ranks=ranks,
-        )
+        own = {"run_dir": run_dir, "area_weighted_loss": True, "validate_every": 11 * accumulation}
+        config = tiny_config(**(settings(ranks, accumulation, **own) | every))
+        finished = run_training(config, launcher, ranks=ranks)
         assert finished.code == 0, finished.output
         runs[launcher] = finished
 
     alone = runs["alone"]
     validations = [event["val_loss"] for event in alone.events("validation")]
-    assert len(alone.losses()) == 24
+    assert len(alone.losses()) == 23
     assert validations[-1] != pytest.approx(validations[0], rel=5e-4)  # the steps change the weights
     for other in ("deepspeed", "torchrun"):
         assert runs[other].losses() == pytest.approx(alone.losses(), rel=2e-5)
