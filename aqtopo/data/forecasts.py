@@ -81,14 +81,16 @@ def open_forecasts(
     rows = {hours: np.flatnonzero(np.isclose(leads, hours, rtol=0, atol=1e-4)) for hours in horizons_h}
     absent = [hours for hours in horizons_h if not rows[hours].size]
     if absent:
-        _fail(source, f"has no lead time of {absent[0]} h (it has {', '.join(f'{h:g}' for h in leads)} h)")
+        found, needed = (", ".join(f"{hours:g}" for hours in each) for each in (leads, horizons_h))
+        what = f"has no lead time of {absent[0]} h (it has {found} h)"
+        _fail(source, what, f"Give forecasts that have {needed} h")
     for axis, wanted, period in (("lat", store.lat, None), ("lon", store.lon, 360.0)):
         if axis not in dataset.dims:
             _fail(source, f"has no dimension of {AXES[axis]}s")
-        found = rows_of(dataset[axis].values, np.asarray(wanted, dtype=np.float64), period)
-        if found is None:
-            _fail(source, f"is on another grid than {store.path}; interpolate it to that grid first")
-        dataset = dataset.isel({axis: found})
+        rows_found = rows_of(dataset[axis].values, np.asarray(wanted, dtype=np.float64), period)
+        if rows_found is None:
+            _fail(source, f"is on another grid than {store.path}", "Interpolate it to that grid first")
+        dataset = dataset.isel({axis: rows_found})
     dataset = dataset.isel(lead_time=[int(rows[hours][0]) for hours in horizons_h])
     dataset.encoding["source"] = source
     channels = [
@@ -120,8 +122,11 @@ def _name(files: Sequence[Path]) -> str:
     return files[0].stem if len(files) == 1 or not common else common
 
 
-def _fail(source: str, what: str) -> NoReturn:
-    raise ValueError(
-        f"{source} {what}, so it cannot be used. Give initial times, lead times, latitudes "
-        "and longitudes as `aqtopo forecast` writes them, or with their CF standard names."
-    )
+AS_WRITTEN = (
+    "Give initial times, lead times, latitudes and longitudes as `aqtopo forecast` writes them, or with "
+    "their CF standard names"
+)
+
+
+def _fail(source: str, what: str, remedy: str = AS_WRITTEN) -> NoReturn:
+    raise ValueError(f"{source} {what}, so it cannot be used. {remedy}.")
