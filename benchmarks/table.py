@@ -24,6 +24,7 @@ NAMES = (
     "wind_order",
     "embedding",
     "train_step",
+    "all_inputs",
     "ddp",
     "loader",
     "encodings",
@@ -31,6 +32,7 @@ NAMES = (
     "start_up",
     "command_start_up",
     "preflight",
+    "regression",
 )
 
 
