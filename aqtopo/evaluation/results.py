@@ -344,7 +344,8 @@ def write_results(done: Evaluation, run_dir: Path) -> list[Path]:
     written = [write_scores(done.scores, run_dir, strata, others, f"{stem}.json")]
     axes = ["pollutant", "lead_time", "score", "forecast"]
     rows = tidy_scores(done.scores).to_dataframe(dim_order=axes).reset_index()
-    written.append(_write_csv(rows[[*axes, "value", "units", "count"]], run_dir / f"{stem}.csv"))
+    rows = rows[[*axes, "value", "units", "count"]].assign(**_weather(done.scores))
+    written.append(_write_csv(rows, run_dir / f"{stem}.csv"))
     written.append(write_tables(done.tables, run_dir, stem))
     if by_station is not None:
         written.append(_write_csv(station_frame(by_station), run_dir / f"{stem}_stations.csv"))
@@ -360,9 +361,13 @@ def _write_csv(frame: Any, path: Path) -> Path:
 def station_frame(by_station: xr.Dataset) -> Any:
     """Return a pandas DataFrame with a row for each station, pollutant, horizon and forecast."""
     rows = by_station.drop_vars(["skill", "reference"]).to_dataframe().reset_index()
-    given = {"weather": by_station.attrs["weather"]} if "weather" in by_station.attrs else {}
     first = ["station", "lat", "lon", "pollutant", "units", "horizon", "forecast", "count"]
-    return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0").assign(**given)
+    return rows[[*first, "rmse", "mae", "bias", "acc"]].query("count > 0").assign(**_weather(by_station))
+
+
+def _weather(scores: xr.Dataset) -> dict[str, str]:
+    """Return a column with whose weather to come the run was given; none for a run that reads none."""
+    return {"weather": scores.attrs["weather"]} if "weather" in scores.attrs else {}
 
 
 def write_tables(tables: Mapping[str, xr.Dataset], run_dir: Path, stem: str = SCORES) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 
@@ -120,6 +121,7 @@ def test_scores_with_the_stores_weather_from_a_file_are_those_with_perfect_weath
         names = [path.name for path in write_results(done, tmp_path / stem)]
         assert names == [f"{stem}.json", f"{stem}.csv", f"{stem}.zarr"]
         assert json.loads((tmp_path / stem / names[0]).read_text(encoding="utf-8"))["weather"] == words
+        assert set(pd.read_csv(tmp_path / stem / names[1])["weather"]) == {words}
         for table in (score_table(done.scores), detail_table(done, "season"), detail_table(done, "spectra")):
             assert str(getattr(table, "title", "")).endswith(f"; {words}")
         by_station = (
