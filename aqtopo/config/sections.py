@@ -195,6 +195,12 @@ class ModelConfig(Strict):
     local_heads: Positive | None = None
     """Number of heads of each biased block with the local bias; null for all."""
 
+    pollutant_attention: bool = False
+    """Let the pollutants of a token attend to each other in the head, before its last layer."""
+
+    bias_scales: Annotated[tuple[Positive, ...], Field(strict=False)] = ()
+    """Side of the windows, in patches, whose mean elevations each of `bias_blocks` compares; empty for 1."""
+
     sector_embedding: bool = False
     """Add a learned embedding of wind sector and scan position to that of the map position; false for an
     embedding of the scan position alone."""

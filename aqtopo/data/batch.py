@@ -6,7 +6,6 @@ Shapes: B samples, V input variables, A fields at the valid times, K lead times,
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -219,13 +218,13 @@ class BatchReader:
         self, batch: dict[str, Tensor], samples: NDArray[np.int64], init_times: Hours, ends: Hours
     ) -> None:
         """Write the forcings of the initial times (n,) and, at the valid times (n, K), the insolation."""
-        places = range(len(self._weather), len(self._at_horizons))
-        for sample, time, valid_times in zip(samples, init_times, ends, strict=True):
-            for place, name in self._forcings:
-                batch["inputs"][sample, place] = torch.from_numpy(forcing(name, time, self._lat, self._lon))
-            for (lead, valid_time), place in product(enumerate(valid_times), places):
-                values = forcing(self._at_horizons[place], valid_time, self._lat, self._lon)
-                batch["weather"][sample, lead, place] = torch.from_numpy(values)
+        into = torch.from_numpy(samples)
+        for place, name in self._forcings:
+            values = forcing(name, init_times, self._lat, self._lon)
+            batch["inputs"][into, place] = torch.from_numpy(values)
+        for place in range(len(self._weather), len(self._at_horizons)):
+            values = forcing(self._at_horizons[place], ends.ravel(), self._lat, self._lon)
+            batch["weather"][into, :, place] = torch.from_numpy(values).unflatten(0, ends.shape)
 
     def _put_hour(
         self,

@@ -30,6 +30,7 @@ from aqtopo.model.embedding import TokenEmbedding, VariableAggregation, collapse
 from aqtopo.model.geometry import RASTER_ORDER, PatchCentres, Terrain, TokenGeometry, patch_mean_wind
 from aqtopo.model.initialisation import initialise_modules, sincos_1d, sincos_2d
 from aqtopo.model.local_path import LocalPath
+from aqtopo.model.pollutant_attention import PollutantAttention
 from aqtopo.model.transformer_block import make_block
 from aqtopo.model.wind_order import WindOrder
 from aqtopo.variables import HORIZONS_H
@@ -91,7 +92,7 @@ class AirQualityViT(nn.Module):
         self.pos_drop = SampleDropout(config.dropout, "tokens")
         centres = PatchCentres.from_terrain(terrain, config.patch) if config.local_bias else None
         self.blocks = nn.ModuleList(
-            make_block(config, index, height_m, centres) for index in range(config.depth)
+            make_block(config, index, _heights(config, index, height_m, self.patch_grid), centres) for index in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.dim)
         self.head = _head(config, targets)
@@ -297,7 +298,11 @@ def _head(config: ModelConfig, targets: int) -> nn.Sequential:
     hidden = [
         layer for _ in range(config.decoder_depth) for layer in (nn.Linear(config.dim, config.dim), nn.GELU())
     ]
-    return nn.Sequential(*hidden, nn.Linear(config.dim, targets * config.patch**2))
+    outputs = targets * config.patch**2
+    if not config.pollutant_attention:
+        return nn.Sequential(*hidden, nn.Linear(config.dim, outputs))
+    pollutants = PollutantAttention(config.dim, config.heads, targets)
+    return nn.Sequential(*hidden, pollutants, nn.Linear(pollutants.width * targets, outputs))
 
 
 def _to_raster(pixels_BKNR: Tensor, order_BN: Tensor | None) -> Tensor:
@@ -307,3 +312,13 @@ def _to_raster(pixels_BKNR: Tensor, order_BN: Tensor | None) -> Tensor:
     B, K, N, R = pixels_BKNR.shape
     rows_BNR = pixels_BKNR.transpose(1, 2).reshape(B, N, K * R)
     return wind_scatter(rows_BNR, order_BN).view(B, N, K, R).transpose(1, 2)
+
+
+def _heights(config, index, height_m, patch_grid):  # type: ignore[no-untyped-def]
+    """Return the mean elevation of each patch's window, in a biased block with a scale of its own."""
+    if index not in config.bias_blocks or not config.bias_scales:
+        return height_m
+    side = config.bias_scales[config.bias_blocks.index(index)]
+    rows, columns = (size // side for size in patch_grid)
+    means = height_m.reshape(rows, side, columns, side).mean((1, 3))
+    return means.repeat(side, 0).repeat(side, 1).ravel().astype(np.float32)

@@ -98,9 +98,8 @@ def test_further_inputs_are_forcings_then_earlier_fields(tiny_store: Path, tiny_
     np.testing.assert_array_equal(batch.targets, plain.targets)
     for sample, time in enumerate(TIMES):
         for place, name in enumerate(HISTORY["forcings"]):
-            np.testing.assert_array_equal(
-                batch.inputs[sample, 15 + place], forcing(name, time, store.lat, store.lon)
-            )
+            expected = forcing(name, np.array([time]), store.lat, store.lon)[0]
+            np.testing.assert_array_equal(batch.inputs[sample, 15 + place], expected)
         for place, (name, hours) in enumerate(config.data.history):
             earlier = read(tiny_store, tiny_config(), np.array([time - hours]), LEADS[:1], (0,))
             expected = earlier.inputs[0, INPUT_VARIABLES.index(name)]
@@ -146,7 +145,7 @@ def test_the_weather_has_the_fields_and_the_insolation_of_the_valid_times(
             np.testing.assert_array_equal(
                 batch.weather[sample, lead, place], then[INPUT_VARIABLES.index(name)]
             )
-        expected = forcing("insolation", time, store.lat, store.lon)
+        expected = forcing("insolation", np.array([time]), store.lat, store.lon)[0]
         np.testing.assert_array_equal(batch.weather[sample, lead, 2], expected)
 
 
