@@ -219,4 +219,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Loader processes do not import the main module, so the classes of this one must not belong to it.
+    from benchmarks import loader
+
+    loader.main()

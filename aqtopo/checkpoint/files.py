@@ -38,7 +38,7 @@ from aqtopo.distributed.process_group import (
     shard_by_size,
 )
 from aqtopo.refusal import READ_ERRORS, BusyError, RefusedError, file_named
-from aqtopo.safe_files import replacing
+from aqtopo.safe_files import is_special, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -273,6 +273,10 @@ def load_weights(path: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if is_special(path):
+        raise ValueError(
+            f"the weights {path} are a pipe or a device and were not read. Choose another --tag."
+        )
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
@@ -287,6 +291,8 @@ def load_torch(path: Path) -> Any:
     """
     import torch
 
+    if is_special(path):
+        raise RefusedError(f"{path} is a pipe or a device and was not read.")
     try:
         with torch.serialization.safe_globals(_deepspeed_classes()):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -89,7 +89,8 @@ def open_forecasts(
             _fail(source, f"has no dimension of {AXES[axis]}s")
         rows_found = rows_of(dataset[axis].values, np.asarray(wanted, dtype=np.float64), period)
         if rows_found is None:
-            _fail(source, f"is on another grid than {store.path}", "Interpolate it to that grid first")
+            what = f"is on another grid than {store.path}: its {AXES[axis]}s differ"
+            _fail(source, what, "Interpolate it to that grid first")
         dataset = dataset.isel({axis: rows_found})
     dataset = dataset.isel(lead_time=[int(rows[hours][0]) for hours in horizons_h])
     dataset.encoding["source"] = source
