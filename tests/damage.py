@@ -272,6 +272,29 @@ class Door:
     read: Read
 
 
+Opened = Callable[[str], tuple[Door, Reader]]
+
+
+@contextmanager
+def opened_once(make: Callable[[str], Door]) -> Iterator[Opened]:
+    """Yield a function that makes each door once, with a process that reads its files."""
+    made: dict[str, tuple[Door, Reader]] = {}
+
+    def opened(name: str) -> tuple[Door, Reader]:
+        if name not in made:
+            door = make(name)
+            assert door.read() is not None
+            made[name] = door, Reader(door.read)
+            made[name][1].assert_read_or_refused()
+        return made[name]
+
+    try:
+        yield opened
+    finally:
+        for _, reader in made.values():
+            reader.close()
+
+
 @st.composite
 def changed_file(draw: st.DrawFn, path: Path) -> bytes:
     """Draw a changed form of a file: JSON by its values, others by their bytes."""
@@ -281,7 +304,7 @@ def changed_file(draw: st.DrawFn, path: Path) -> bytes:
     return draw(changed_bytes(content))
 
 
-def read_changed(files: list[Path], reader: Reader, data: st.DataObject) -> None:
+def assert_changed_is_read_or_refused(files: list[Path], reader: Reader, data: st.DataObject) -> None:
     """Change one of the files, read it, and restore it."""
     path = data.draw(st.sampled_from(files)) if len(files) > 1 else files[0]
     before = path.read_bytes()

@@ -42,7 +42,17 @@ from aqtopo.lightning.checkpoint import read_lightning
 from aqtopo.training.initial_weights import read_source
 from aqtopo.variables import STATIC_CHANNELS
 from tests.conftest import SaveUntrained, tiny_tree
-from tests.damage import KINDS, Door, Read, Reader, as_text, fuzzed, other_kind, read_changed
+from tests.damage import (
+    KINDS,
+    Door,
+    Opened,
+    Read,
+    as_text,
+    assert_changed_is_read_or_refused,
+    fuzzed,
+    opened_once,
+    other_kind,
+)
 from tests.data.forecast_files import perfect_forecasts
 from tests.data.prepare.raw import hourly_file, lambert_grid, write_archive
 from tests.data.prepare.test_rasters import GRID, write_netcdf, write_tiff
@@ -280,38 +290,25 @@ DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
 @pytest.fixture(scope="module")
 def doors(
     tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: SaveUntrained
-) -> Iterator[Callable[[str], tuple[Door, Reader]]]:
-    """Make each door once, with a process that reads its files."""
-    made: dict[str, tuple[Door, Reader]] = {}
-
-    def make(name: str) -> tuple[Door, Reader]:
-        if name not in made:
-            door = DOORS[name](tmp_path_factory.mktemp(name), tiny_store, save_untrained)
-            assert door.read() is not None
-            made[name] = door, Reader(door.read)
-            made[name][1].assert_read_or_refused()
-        return made[name]
-
-    yield make
-    for _, reader in made.values():
-        reader.close()
-
-
-Make = Callable[[str], tuple[Door, Reader]]
+) -> Iterator[Opened]:
+    with opened_once(
+        lambda name: DOORS[name](tmp_path_factory.mktemp(name), tiny_store, save_untrained)
+    ) as opened:
+        yield opened
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOORS)
 @fuzzed
 @given(data=st.data())
-def test_changed_files(doors: Make, name: str, data: st.DataObject) -> None:
+def test_changed_files(doors: Opened, name: str, data: st.DataObject) -> None:
     door, reader = doors(name)
-    read_changed(door.files, reader, data)
+    assert_changed_is_read_or_refused(door.files, reader, data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DOORS)
-def test_other_kinds_of_files(doors: Make, name: str, kind: str) -> None:
+def test_other_kinds_of_files(doors: Opened, name: str, kind: str) -> None:
     door, reader = doors(name)
     path = door.files[-1]
     with other_kind(path, kind):
@@ -359,7 +356,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
 
 
 @pytest.mark.parametrize(("name", "file", "change"), FOUND)
-def test_found_changes(doors: Make, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
+def test_found_changes(doors: Opened, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
     door, reader = doors(name)
     (path,) = [path for path in door.files if path.as_posix().endswith(f"/{file}")]
     before = path.read_bytes()
@@ -371,7 +368,7 @@ def test_found_changes(doors: Make, name: str, file: str, change: Callable[[byte
         path.write_bytes(before)
 
 
-def test_a_number_of_texts_does_not_take_memory(doors: Make) -> None:
+def test_a_number_of_texts_does_not_take_memory(doors: Opened) -> None:
     door, reader = doors("scores")
     (path,) = [path for path in door.files if path.parts[-3:] == ("forecast", "c", "0")]
     before = path.read_bytes()

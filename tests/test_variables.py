@@ -27,6 +27,7 @@ BLH = Variable(name="blh", long_name="boundary-layer height", units="m", valid_r
         ({"valid_range": (5.0, 5.0)}, "two numbers, the lower one first"),
         ({"valid_range": (0.0, float("nan"))}, "has valid_range"),
         ({"valid_range": 3.0}, "has valid_range = 3.0"),
+        ({"valid_range": (0, 10**400)}, "has valid_range"),
         ({"valid_range": ("0", "1")}, "has valid_range"),
         ({"plausible_level": (5.0, 1.0)}, "has plausible_level = .*two numbers, the lower one first"),
         ({"plausible_level": 3.0}, "has plausible_level = 3.0. It must be .* or None"),

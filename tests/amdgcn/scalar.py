@@ -96,10 +96,10 @@ def _compare(name: str, operands: tuple[str, ...]) -> Callable[["Wave"], None]:
     if name.startswith("s_bitcmp"):
         wanted = int(name[len("s_bitcmp")])
 
-        def test(wave: "Wave") -> None:
+        def compare_bit(wave: "Wave") -> None:
             wave.scc = int(left(wave) >> (right(wave) & 31) & 1 == wanted)
 
-        return test
+        return compare_bit
     _, _, relation, kind = name.split("_")
     compare = {
         "lt": int.__lt__, "le": int.__le__, "gt": int.__gt__,

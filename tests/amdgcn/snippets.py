@@ -44,7 +44,7 @@ def run(
     return tensor
 
 
-def refused(code: str, message: str, *, warps: int = 1, architecture: str = "gfx90a") -> None:
+def assert_refused(code: str, message: str, *, warps: int = 1, architecture: str = "gfx90a") -> None:
     """Check that the emulator refuses the code with a message."""
     with pytest.raises(EmulationError, match=re.escape(message)):
         run(code, warps=warps, architecture=architecture)

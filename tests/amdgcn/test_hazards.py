@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.amdgcn.snippets import refused, run
+from tests.amdgcn.snippets import assert_refused, run
 
 START = """
 v_mov_b32_e32 v2, 1.0
@@ -61,10 +61,12 @@ def test_instructions_need_their_wait_states(architecture: str, first: str, then
     if "readfirstlane_b32 s2" not in first:  # it writes no address, which is refused, too
         run(between(states), architecture=architecture, tensor=np.zeros(1024, np.uint32))
     if states:
-        refused(between(states - 1), "1 more wait states are needed (s_nop)", architecture=architecture)
+        assert_refused(
+            between(states - 1), "1 more wait states are needed (s_nop)", architecture=architecture
+        )
 
 
 def test_other_instructions_count_as_wait_states() -> None:
     filled = "s_mov_b32 s6, 0\n" * 10 + "s_nop 0\n"
     run(f"{START}{F32} v[10:13], v2, v3, 0\n{filled}{READ}")
-    refused(f"{START}{F32} v[10:13], v2, v3, 0\n{filled[:-8]}{READ}", "1 more wait states")
+    assert_refused(f"{START}{F32} v[10:13], v2, v3, 0\n{filled[:-8]}{READ}", "1 more wait states")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.amdgcn.numerics import exp2, fma, reciprocal, to_half
-from tests.amdgcn.snippets import refused, run
+from tests.amdgcn.snippets import assert_refused, run
 
 LANES = np.arange(64)
 STORE = "s_nop 7\ns_nop 7\ns_nop 7\nglobal_store_dword v1, v2, s[2:3]"
@@ -50,7 +50,7 @@ def test_integers_and_lanes(code: str, expected: Callable[[np.ndarray], np.ndarr
 def test_the_upper_half_of_a_sum_is_unknown_if_its_addend_is() -> None:
     code = "v_mov_b32_e32 v4, 0\nv_mad_u64_u32 v[2:3], s[4:5], v0, v0, v[4:5]\n"
     run(f"{code}{STORE}")
-    refused(f"{code}v_mov_b32_e32 v6, v3", "v3 was never written")
+    assert_refused(f"{code}v_mov_b32_e32 v6, v3", "v3 was never written")
 
 
 def test_fma_rounds_once() -> None:

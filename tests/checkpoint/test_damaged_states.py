@@ -1,7 +1,7 @@
 """Files of a saved state, changed at random, with right hashes: read, or refused in our own words."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,15 @@ from aqtopo.checkpoint.inspection import open_state, verify_state
 from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.universal import convert, folder_in, universal_folder
 from aqtopo.distributed.process_group import SINGLE_RANK
-from tests.damage import KINDS, Door, Reader, fuzzed, other_kind, read_changed
+from tests.damage import (
+    KINDS,
+    Door,
+    Opened,
+    assert_changed_is_read_or_refused,
+    fuzzed,
+    opened_once,
+    other_kind,
+)
 
 from .conftest import tag_folder
 
@@ -64,38 +72,26 @@ DOORS = {
     for door in (verify_shards, verify_universal, convert_shards, name_of_a_universal_state)
 }
 
-Make = Callable[[str], tuple[Door, Reader]]
-
 
 @pytest.fixture(scope="module")
-def doors(tmp_path_factory: pytest.TempPathFactory, saved: Path) -> Iterator[Make]:
-    """Make each door once, with a process that reads its files."""
-    made: dict[str, tuple[Door, Reader]] = {}
-
-    def make(name: str) -> tuple[Door, Reader]:
-        if name not in made:
-            door = DOORS[name](Path(shutil.copytree(saved, tmp_path_factory.mktemp(name) / "run")))
-            assert door.read()
-            made[name] = door, Reader(door.read)
-            made[name][1].assert_read_or_refused()
-        return made[name]
-
-    yield make
-    for _, reader in made.values():
-        reader.close()
+def doors(tmp_path_factory: pytest.TempPathFactory, saved: Path) -> Iterator[Opened]:
+    with opened_once(
+        lambda name: DOORS[name](Path(shutil.copytree(saved, tmp_path_factory.mktemp(name) / "run")))
+    ) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("name", DOORS)
 @fuzzed
 @given(data=st.data())
-def test_changed_files(doors: Make, name: str, data: st.DataObject) -> None:
+def test_changed_files(doors: Opened, name: str, data: st.DataObject) -> None:
     door, reader = doors(name)
-    read_changed(door.files, reader, data)
+    assert_changed_is_read_or_refused(door.files, reader, data)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", DOORS)
-def test_other_kinds_of_files(doors: Make, name: str, kind: str) -> None:
+def test_other_kinds_of_files(doors: Opened, name: str, kind: str) -> None:
     door, reader = doors(name)
     with other_kind(door.files[-1], kind):
         reader.assert_read_or_refused()
