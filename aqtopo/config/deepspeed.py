@@ -84,8 +84,8 @@ class BFloat16(Strict):
     immediate_grad_update: bool = False
     """Apply gradient updates at once instead of at the boundary."""
 
-    check_grad_overflow: bool = True
-    """Skip a step whose gradients are not finite."""
+    check_grad_overflow: Literal[True] = True
+    """Must be true: an update with a loss or gradient that is not finite is skipped."""
 
 
 class Float16(Strict):
@@ -120,7 +120,7 @@ class DataTypes(Strict):
     """Types of internal buffers."""
 
     grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Type in which gradients are accumulated; null for the model's."""
+    """Type in which a rank adds the gradients of its micro-steps; null for fp32, in every precision."""
 
 
 class CommsLogger(Strict):
@@ -170,11 +170,11 @@ class FlopsProfiler(Strict):
 class ThroughputTimer(Strict):
     """DeepSpeed's throughput timer."""
 
-    enabled: bool = True
-    """Measure samples per second."""
+    enabled: bool = False
+    """Measure samples per second for DeepSpeed's own messages; the log has those of aqtopo."""
 
     synchronized: bool = True
-    """Synchronise the device at each measurement: exact, but slower."""
+    """Wait for the device twice in each micro-step: exact, but slower."""
 
 
 class Timers(Strict):
@@ -192,7 +192,7 @@ class TagCheckpoint(Strict):
 
 
 class DeepSpeedConfig(Strict):
-    """Configuration for `deepspeed.initialize`; `verbatim` returns it as written."""
+    """Configuration for `deepspeed.initialize`, from `with_defaults`; `verbatim` returns it as written."""
 
     train_micro_batch_size_per_gpu: Positive | None = None
     """Samples per rank and micro-step; null for train_batch_size / (accumulation x world size)."""
@@ -264,6 +264,18 @@ class DeepSpeedConfig(Strict):
             return "bf16"
         return "fp16" if self.fp16.enabled else "fp32"
 
+    @property
+    def accumulation_type(self) -> Precision:
+        """Type in which a rank adds the gradients of its micro-steps."""
+        return self.data_types.grad_accum_dtype or "fp32"
+
     def verbatim(self) -> dict[str, Any]:
         """Return only the keys that were set, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)
+
+    def with_defaults(self) -> dict[str, Any]:
+        """Return the keys that were set, and those whose defaults differ from DeepSpeed's."""
+        return self.verbatim() | {
+            "timers": self.timers.model_dump(),
+            "data_types": {"grad_accum_dtype": self.accumulation_type},
+        }

@@ -76,6 +76,11 @@ class Batch:
         """Return the batch in page-locked memory, which a GPU copies asynchronously."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the batch's memory on a GPU until the work queued on a stream is done."""
+        for name in _TENSORS:
+            getattr(self, name).record_stream(stream)
+
     def clone(self) -> "Batch":
         """Return a copy in this process's own memory."""
         return replace(self, **{name: getattr(self, name).clone() for name in _TENSORS})

@@ -5,7 +5,7 @@ and b bytes per element of the model's type (4 in fp32, 2 in bf16 and fp16), a r
 
     parameters      b P      `bit16_groups_flat`, complete; each group is padded to a multiple of 2 W
     gradients       a P / W  `averaged_gradients`, its shard; a bytes per element by
-                             `data_types.grad_accum_dtype`, by default the model's type
+                             `data_types.grad_accum_dtype`, by default 4
     master weights  4 P / W  `single_partition_of_fp32_groups`: a clone even in fp32
     moments         8 P / W  AdamW's two, in fp32
 
@@ -73,7 +73,7 @@ def state_bytes(elements: Mapping[str, int], config: RunConfig) -> StateBytes:
     model_type = config.deepspeed.precision
     offload = config.deepspeed.zero_optimization.offload_optimizer
     offloaded = offload is not None and offload.device == "cpu"
-    gradient_type = "fp32" if offloaded else config.deepspeed.data_types.grad_accum_dtype or model_type
+    gradient_type = "fp32" if offloaded else config.deepspeed.accumulation_type
     return StateBytes(
         parameters=ELEMENT_BYTES[model_type] * padded,
         gradients=ELEMENT_BYTES[gradient_type] * shard,

@@ -133,7 +133,7 @@ def build_engine(config: RunConfig, model: AirQualityViT, world_size: int, devic
         eps=config.optimizer.eps,
         weight_decay=config.optimizer.weight_decay,
     )
-    block = config.deepspeed.verbatim() | batch_fields(config, world_size)
+    block = config.deepspeed.with_defaults() | batch_fields(config, world_size)
     engine, *_ = deepspeed.initialize(
         model=model.to(device), optimizer=optimizer, config=block, dist_init_required=False
     )

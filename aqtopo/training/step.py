@@ -8,9 +8,14 @@ With `training.area_weighted_loss`, each pixel counts with the cosine of its lat
 Targets are normalised, so all pollutants have equal weight. DeepSpeed averages gradients over the W ranks and
 adds those of the micro-steps, so `squared error x W / valid pixels of the step` on each rank has the gradient
 of L.
+
+On a GPU, the step itself does not wait for the device. It reads by `HostCopy`, after DeepSpeed's update,
+which waits for the gradient norm to skip a gradient that is not finite. All values that are read here are
+queued before that. A loss that is not finite makes the gradient NaN on the device, so DeepSpeed skips that
+update too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,48 +78,108 @@ def train_step(
     this rank cannot commit the last state.
 
     Raises:
-        NonFiniteLossError: on all ranks, before the update.
+        NonFiniteLossError: on all ranks; the weights are not updated.
+        ValueError: the step has no valid target.
     """
     set_lrs(engine, lrs)
-    device = engine.device
     requests = [stop is Stop.RESTART, stop is Stop.END, save_failed]
     counts = [
         [float(pixel_weight(b.valid, row_weights)), b.samples, b.filled, *requests] for b in micro_batches
     ]
-    sums = process_group.total(torch.tensor(counts, dtype=torch.float64, device=device).sum(0)).tolist()
-    pixels, samples, filled, restarts, ends, failures = sums
+    sums = process_group.total(_to_device(torch.tensor(counts, dtype=torch.float64).sum(0), engine.device))
+    facts = HostCopy(sums)
+    weights = None if row_weights is None else _to_device(row_weights, engine.device)
+    scale = (engine.world_size / sums[0]).float()
+    errors: list[Tensor] = []
+    for index, batch in enumerate(on_device(micro_batches, engine.device)):
+        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+        error = _forward(engine, batch, config, weights, epoch)
+        # 0 x infinity is NaN: DeepSpeed skips the update also if only the loss overflows.
+        engine.backward(error * (scale + 0 * error.detach()), scale_wrt_gas=False)
+        errors.append(error.detach())
+        if index < len(micro_batches) - 1:
+            engine.step()
+    # In float64, a sum of finite errors is finite.
+    error_sum = HostCopy(process_group.total(torch.stack(errors).double().sum()))
+    pixels, samples, filled, restarts, ends, failures = facts.read()
     if not pixels:
         raise ValueError(
             f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Check the times "
             f"{', '.join(str(time) for batch in micro_batches for time in batch.times)} in the store."
         )
-    errors: list[Tensor] = []
-    for index, batch in enumerate(micro_batches):
-        engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
-        error = _forward(engine, batch.to(device), config, row_weights, epoch)
-        engine.backward(error * (engine.world_size / pixels), scale_wrt_gas=False)
-        errors.append(error.detach())
-        if index < len(micro_batches) - 1:
-            engine.step()
-    loss = float(process_group.total(torch.stack(errors).sum())) / pixels
+    norm = _update(engine)
+    loss = error_sum.read() / pixels
     if not np.isfinite(loss):
         suspects = [not torch.isfinite(error) for error in errors]
         raise NonFiniteLossError(_describe("loss", loss, step, epoch, suspects, micro_batches, config))
-    engine.step()
-    # DeepSpeed skips the update if a gradient is not finite; only fp16's loss scaler expects that.
-    applied, norm = engine.was_step_applied(), float(engine.get_global_grad_norm())
-    if not applied and config.deepspeed.precision != "fp16":
-        suspects = [True] * len(micro_batches)
+    if norm is None and config.deepspeed.precision != "fp16":  # only fp16's loss scaler expects that
+        norm, suspects = float(engine.get_global_grad_norm()), [True] * len(micro_batches)
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
     agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
-    return StepResult(loss, norm if applied else None, int(samples), int(filled), agreed, failures > 0)
+    return StepResult(loss, norm, int(samples), int(filled), agreed, failures > 0)
 
 
-def loss_weights(config: RunConfig, store: Store, device: torch.device) -> Tensor | None:
-    """Return the weights (H, 1) of the grid's rows in the loss, in fp32; None if all are 1."""
+class HostCopy:
+    """Copy of a device tensor in host memory, made without waiting; `read` waits until it is complete."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._complete = torch.cuda.Event() if values.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._complete is not None:
+            self._complete.record()
+
+    def read(self) -> Any:
+        """Return the number or the list of numbers."""
+        if self._complete is not None:
+            self._complete.synchronize()
+        return self._values.tolist()
+
+
+def on_device(micro_batches: Sequence[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield the micro-batches on a device; a GPU copies the next one during the computations of each."""
+    if device.type != "cuda":
+        yield from micro_batches
+        return
+    computing = torch.cuda.current_stream(device)
+    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def copy(batch: Batch) -> Batch:
+        with torch.cuda.stream(copying):
+            return batch.to(device)
+
+    copies = map(copy, micro_batches)
+    ahead = next(copies, None)
+    while ahead is not None:
+        computing.wait_stream(copying)
+        batch, ahead = ahead, next(copies, None)
+        batch.record_stream(computing)
+        yield batch
+
+
+def _update(engine: Any) -> float | None:
+    """Update the weights; return the gradient norm before clipping, or None if DeepSpeed skipped the update.
+
+    The copy of the norm is queued before the update, so that reading it does not wait for the update.
+    """
+    norms: list[HostCopy] = []
+    zero = engine.optimizer
+    hook = zero.optimizer.register_step_pre_hook(lambda *_: norms.append(HostCopy(zero._global_grad_norm)))
+    engine.step()
+    hook.remove()
+    assert bool(norms) == engine.was_step_applied()
+    return float(norms[0].read()) if norms else None
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Return a small tensor on a device, copied without waiting for the device."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
+
+
+def loss_weights(config: RunConfig, store: Store) -> Tensor | None:
+    """Return the weights (H, 1) of the grid's rows in the loss, in fp32 on the host; None if all are 1."""
     if not config.training.area_weighted_loss:
         return None
-    return torch.from_numpy(np.cos(np.deg2rad(store.lat))[:, None].astype(np.float32)).to(device)
+    return torch.from_numpy(np.cos(np.deg2rad(store.lat))[:, None].astype(np.float32))
 
 
 def pixel_weight(valid: Tensor, row_weights: Tensor | None = None) -> Tensor:

@@ -49,7 +49,7 @@ class Trainer:
         self.stop_after = stop_after
         self.epoch = self.step_in_epoch = self.step = 0
         self.train_loss, self.data = float("nan"), 0
-        self.row_weights = loss_weights(self.config, prepared.store, ranks.device)
+        self.row_weights = loss_weights(self.config, prepared.store)
         self.early = EarlyStopping(self.config.training.patience)
         self.running = RunningLoss()
         self.saver = Saver(prepared.run_dir, self.config.checkpoint, ranks, self._note_save)

@@ -80,6 +80,7 @@ def _sums(
     iterator = iter(batches)
     most = process_group.largest(min(len(batches), limit or len(batches)), engine.device)
     sums = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    weights = None if row_weights is None else row_weights.to(engine.device)
     for first in range(0, most, BATCHES_BETWEEN_STOP_CHECKS):
         if stop_requested():
             return None
@@ -87,8 +88,8 @@ def _sums(
             on_device = batch.to(engine.device)
             # The engine's forward would register hooks for a backward pass.
             prediction = engine.module(*on_device.model_inputs)
-            sums[0] += squared_error(prediction, on_device.targets, on_device.valid, row_weights)
-            sums[1] += pixel_weight(on_device.valid, row_weights)
+            sums[0] += squared_error(prediction, on_device.targets, on_device.valid, weights)
+            sums[1] += pixel_weight(on_device.valid, weights)
     return sums
 
 

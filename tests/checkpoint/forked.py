@@ -2,7 +2,7 @@
 
     python forked.py JOBS.json
 
-Each job is {"world": W, "file": of this folder, "function": in it, "arguments": {...}, "folder": for output}.
+Each job is {"world": W, "file": without .py, "function": in it, "arguments": {...}, "folder": for output}.
 Jobs run one after the other; a rank's output goes to `<folder>/rank<r>.log`, its exit code to `codes.json`.
 """
 
@@ -20,7 +20,7 @@ import torch  # noqa: F401
 
 
 def load_module(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

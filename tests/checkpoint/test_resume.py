@@ -42,25 +42,35 @@ def settings(ranks: int, run_dir: Path) -> dict[str, Any]:
     }
 
 
+IN_BF16 = load_config("ds_configs/lumi_400gpu_bf16.json").deepspeed.verbatim() | {
+    "train_micro_batch_size_per_gpu": 1,
+    "gradient_accumulation_steps": 3,
+}
+"""The `deepspeed` block of the configuration for clusters; 6 samples a step on two ranks."""
+
+
 def losses(run_dir: Path) -> dict[int, float]:
     return {event["step"]: event["train_loss"] for event in events(run_dir, "step")}
 
 
 @pytest.fixture(scope="session")
 def crossed(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
-    """Uninterrupted runs at each world size, and their step-5 tags resumed at each world size."""
+    """Uninterrupted runs at each world size, and their step-5 tags resumed at each world size.
+
+    Also a run of two ranks in bfloat16, resumed at two ranks and at one.
+    """
     folder = tmp_path_factory.mktemp("resumed")
     base = json.loads(_base(tiny_store))
-    jobs = []
-    for world in WORLDS:
-        tree = _merged(base, settings(world, folder / f"run{world}"))
-        path = folder / f"{world}.json"
-        path.write_text(RunConfig.model_validate(tree).to_json(), encoding="utf-8")
-        stop = ["--stop-after", str(STEPS + 4)]
+    jobs, stop = [], ["--stop-after", str(STEPS + 4)]
+    trees = {str(world): (world, settings(world, folder / f"run{world}")) for world in WORLDS}
+    trees["bf16"] = 2, settings(2, folder / "runbf16") | {"deepspeed": IN_BF16}
+    for name, (world, changes) in trees.items():
+        path = folder / f"{name}.json"
+        path.write_text(RunConfig.model_validate(_merged(base, changes)).to_json(), encoding="utf-8")
         jobs.append(Job(world, "aqtopo", {"arguments": ["train", str(path), *stop]}))
-    for before in WORLDS:
+    for before in trees:
         tag = folder / f"run{before}" / CHECKPOINTS / f"epoch00-step{SAVED:06d}"
-        for after in WORLDS:
+        for after in WORLDS if before != "bf16" else (1, 2):
             run_dir = folder / f"run{before}to{after}"
             arguments = ["train", str(folder / f"{before}.json"), "--resume", str(tag), *stop]
             arguments += ["--set", f"training.run_dir={run_dir}"]
@@ -114,6 +124,18 @@ def test_losses_after_a_mid_epoch_resume_equal_the_uninterrupted_runs(
         assert replace(one, number=other.number) == other  # it has saved more states of its own
         states = [open_state(crossed / name) for name in (f"run{before}", f"run{before}to{after}")]
         assert not list(diff_states(*states))
+
+
+def test_resume_in_bf16_has_the_same_bits_on_as_many_ranks(crossed: Path) -> None:
+    expected, found = losses(crossed / "runbf16"), losses(crossed / "runbf16to2")
+    assert found == {step: expected[step] for step in range(SAVED + 1, STEPS + 5)}
+    assert not list(diff_states(*(open_state(crossed / name) for name in ("runbf16", "runbf16to2"))))
+    assert expected != pytest.approx(losses(crossed / "run2"), rel=1e-5)  # it does compute in bfloat16
+
+
+def test_resume_in_bf16_on_one_rank_gives_the_same_losses(crossed: Path) -> None:
+    expected, found = losses(crossed / "runbf16"), losses(crossed / "runbf16to1")
+    assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-5)
 
 
 @pytest.mark.parametrize("after", WORLDS)

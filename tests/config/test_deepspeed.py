@@ -54,13 +54,30 @@ def test_offload_with_pytorchs_optimizer_is_possible() -> None:
     assert config.zero_optimization.offload_optimizer.device == "cpu"
 
 
+OTHER_DEFAULTS = {("ThroughputTimer", "enabled")}
+"""Keys whose default is not DeepSpeed's; `with_defaults` passes it on."""
+
+
 def test_every_declared_key_is_deepspeeds_own_with_its_own_default() -> None:
     for ours, theirs in _counterparts():
         for name, field in fields_of(ours).items():
             assert name in theirs.model_fields, f"{theirs.__name__} has no {name}"
             default = theirs.model_fields[name].default
-            if not field.is_required() and not isinstance(field.default, Strict):
+            if (ours.__name__, name) in OTHER_DEFAULTS:
+                assert field.default != default
+            elif not field.is_required() and not isinstance(field.default, Strict):
                 assert field.default == (tuple(default) if isinstance(default, list) else default), name
+
+
+def test_defaults_that_differ_from_deepspeeds_are_passed_on() -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig as Theirs
+
+    read = Theirs(DeepSpeedConfig.model_validate(SHORT).with_defaults())
+    assert (read.grad_accum_dtype, read.timers_config.enabled) == ("fp32", False)
+    chosen = {"data_types": {"grad_accum_dtype": "bf16"}, "timers": {"throughput": {"enabled": True}}}
+    read = Theirs(DeepSpeedConfig.model_validate(SHORT | chosen).with_defaults())
+    assert (read.grad_accum_dtype, read.timers_config.enabled) == ("bf16", True)
+    assert read.timers_config.synchronized
 
 
 def test_every_top_level_key_is_known_to_deepspeed() -> None:

@@ -30,10 +30,10 @@ def test_one_rank_in_fp32_holds_20_bytes_per_parameter() -> None:
     assert state.host == 0
 
 
-def test_bf16_halves_weights_and_gradients_but_not_optimizer_state() -> None:
+def test_bf16_halves_the_weights_but_not_gradients_and_optimizer_state() -> None:
     alone = reference("training.nodes=1", "training.ranks_per_node=1", "deepspeed.bf16.enabled=true")
     state = state_bytes({"all": 1000}, alone)
-    assert astuple(state)[:4] == (2000, 2000, 4000, 8000)
+    assert astuple(state)[:4] == (2000, 4000, 4000, 8000)
 
 
 def test_gradients_have_their_accumulation_type() -> None:
@@ -41,9 +41,9 @@ def test_gradients_have_their_accumulation_type() -> None:
         "training.nodes=1",
         "training.ranks_per_node=1",
         "deepspeed.bf16.enabled=true",
-        "deepspeed.data_types.grad_accum_dtype=fp32",
+        "deepspeed.data_types.grad_accum_dtype=bf16",
     )
-    assert state_bytes({"all": 1000}, config).gradients == 4000
+    assert state_bytes({"all": 1000}, config).gradients == 2000
 
 
 def test_gradients_are_sent_in_their_communication_type() -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,16 @@ import torch
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
 from aqtopo.data.loader import TrainingLoader
-from aqtopo.training.step import _describe_batch, loss_weights, pixel_weight, squared_error
+from aqtopo.training.step import (
+    HostCopy,
+    _describe_batch,
+    loss_weights,
+    on_device,
+    pixel_weight,
+    squared_error,
+)
+from tests.checkpoint.conftest import Job, run_jobs_in
+from tests.conftest import tiny_tree
 
 SHAPE = (2, 1, 6, 4, 4)
 
@@ -51,9 +61,9 @@ def test_area_weights_are_the_cosine_of_the_latitude(
     tiny_store: Path, tiny_config: Callable[..., RunConfig]
 ) -> None:
     store = open_store(tiny_store)
-    assert loss_weights(tiny_config(), store, torch.device("cpu")) is None
+    assert loss_weights(tiny_config(), store) is None
     config = tiny_config(training={"area_weighted_loss": True})
-    weights = loss_weights(config, store, torch.device("cpu"))
+    weights = loss_weights(config, store)
     assert weights is not None
     np.testing.assert_allclose(weights[:, 0], np.cos(np.radians(store.lat)), rtol=1e-6)
 
@@ -71,3 +81,97 @@ def test_weighted_loss_is_the_weighted_mean_over_valid_pixels() -> None:
     weights = np.broadcast_to(row_weights.numpy(), SHAPE) * valid.numpy()
     np.testing.assert_allclose(loss, np.average(errors, weights=weights), rtol=1e-6)
     assert pixel_weight(valid) == valid.sum()
+
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"bf16": {"enabled": True}, "communication_data_type": "fp32"},
+    "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4}},
+    "unclipped": {"gradient_clipping": 0.0},
+    "offloaded": {
+        "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}},
+        "zero_force_ds_cpu_optimizer": False,
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def stepped(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
+    """Outputs of the jobs in stepping.py, on two ranks with two micro-steps, by precision."""
+    folder = tmp_path_factory.mktemp("stepped")
+    jobs = []
+    for name, block in PRECISIONS.items():
+        tree = tiny_tree(tiny_store, folder / "run")
+        tree["training"] |= {"ranks_per_node": 2, "area_weighted_loss": name == "bf16"}
+        tree["deepspeed"] |= block
+        config = RunConfig.model_validate(tree).to_json()
+        (folder / f"{name}.json").write_text(config, encoding="utf-8")
+        for function in ("spoiled_steps", "host_reads", "summed_gradients"):
+            arguments = {"config": str(folder / f"{name}.json"), "out": str(folder / f"{name}.{function}")}
+            jobs.append(Job(2, function, arguments, file="../training/stepping"))
+    for job, ended in zip(jobs, run_jobs_in(folder / "jobs", jobs), strict=True):
+        assert not any(ended.codes), (job, ended.output[-3000:])
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("stepped")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Path, precision: str) -> None:
+    """On either rank, though only rank 1 has the bad value, and only in the first of two micro-steps."""
+    messages = {
+        "infinite loss": "the training loss is inf at step 3, epoch 0; the weights were not updated",
+        "loss not a number": "the training loss is nan at step 5, epoch 0; the weights were not updated",
+        "infinite gradient": "the training gradient is inf at step 7, epoch 0; the weights were not updated",
+        "no target": "step 9 of epoch 0 has no valid target",
+    }
+    for rank in (0, 1):
+        found = torch.load(stepped / f"{precision}.spoiled_steps.{rank}")
+        for name, message in messages.items():
+            attempt = found[name]
+            assert not attempt["changed"], (name, attempt["changed"])
+            assert np.isfinite(attempt["good"])
+            if (precision, name) == ("fp16", "infinite gradient"):  # only an overflow of the loss scale
+                assert attempt["error"] is attempt["norm"] is None
+            else:
+                assert message in attempt["error"], attempt["error"]
+        losses = [attempt["good"] for attempt in found.values()]
+        assert losses == sorted(losses, reverse=True)  # the steps between go on
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("stepped")
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_step_reads_nothing_on_the_host_that_deepspeed_does_not(stepped: Path, precision: str) -> None:
+    """Each such read would make a GPU wait for the host, and the host for the GPU."""
+    readers = (stepped / f"{precision}.host_reads").read_text(encoding="utf-8").split()
+    ours = [place for place in readers if not place.startswith("deepspeed/")]
+    assert len(set(ours)) == 1, readers
+    assert len(ours) == 2  # the valid pixels of the two micro-batches, which are in host memory
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("stepped")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "offloaded"])
+def test_gradients_of_micro_steps_are_added_in_fp32(stepped: Path, precision: str) -> None:
+    found = torch.load(stepped / f"{precision}.summed_gradients")
+    assert found["gradient"].unique().tolist() == [256.5 * (2**4 if precision == "fp16" else 1)]
+    assert not found["timer"]  # it would wait for the device twice in each micro-step
+
+
+def test_batches_are_the_same_on_the_device(tiny_config: Callable[..., RunConfig]) -> None:
+    config = tiny_config()
+    batches = next(TrainingLoader(open_store(config.data.store), config, 0, 1).steps(0))
+    assert list(on_device(batches, torch.device("cpu"))) == batches  # the same objects, not copies
+    if torch.cuda.is_available():
+        gpu = torch.device("cuda")
+        pinned = [batch.pin_memory() for batch in batches]
+        for batch, copy in zip(batches, on_device(pinned, gpu), strict=True):
+            assert copy.targets.device.type == "cuda"
+            torch.testing.assert_close(copy.inputs.cpu(), batch.inputs)
+        assert HostCopy(torch.arange(3, device=gpu)).read() == [0, 1, 2]
+
+
+def test_host_copy_reads_numbers_and_lists() -> None:
+    assert HostCopy(torch.tensor(2.5)).read() == 2.5
+    assert HostCopy(torch.tensor([1.0, 2.0])).read() == [1.0, 2.0]
