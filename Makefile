@@ -70,7 +70,7 @@ fuzz: $(STAMP)
 		tests/data/test_outside_forms.py tests/data/test_write_forms.py tests/evaluation/test_against_forms.py \
 		tests/evaluation/test_station_forms.py tests/inference/test_forecast_forms.py \
 		tests/inference/test_weather_forms.py \
-		tests/test_damaged_json.py tests/test_damaged_files.py tests/checkpoint/test_damaged_states.py
+		tests/test_damaged_json.py tests/test_damaged_files.py tests/test_damaged_weights.py tests/checkpoint/test_damaged_states.py
 
 mutants: $(STAMP)
 	TRITON_CACHE_DIR=.cache/triton OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m tests.amdgcn.mutants --count 500

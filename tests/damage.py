@@ -1,9 +1,6 @@
-"""Files changed at random, and a process of its own that reads them."""
+"""Processes that read changed files, and what they must answer."""
 
-import copy
 import gc
-import json
-import math
 import multiprocessing
 import os
 import resource
@@ -21,6 +18,7 @@ from hypothesis import strategies as st
 from aqtopo.cli.main import raised_by_us
 from aqtopo.refusal import RefusedError
 from aqtopo.safe_files import remove
+from tests.changes import changed_file
 
 EXAMPLES = int(os.environ.get("AQTOPO_FUZZ_EXAMPLES", "0")) or 300
 
@@ -37,107 +35,7 @@ MORE_BYTES = 2**30
 LONGEST_S = 30.0
 """Longest time of one reading; a longer one hangs."""
 
-Json = Any
 Read = Callable[[], object]
-
-VALUES = st.one_of(
-    st.sampled_from(
-        [None, True, False, 0, -1, 1, 7, 2**31, 2**63, 10**400, 0.5, -0.0, 1e308, math.nan, math.inf]
-    ),
-    st.sampled_from(["", "x", "a.b", "../x", "/x", "\x1b[2J", "\ud800", "2018", "NaN", "float32", "9" * 999]),
-    st.builds(list),
-    st.builds(dict),
-    st.just([[1], [1, 2]]),
-    st.just({"a": {"a": None}}),
-    st.sampled_from([60, 150, 300]).map(lambda depth: json.loads("[" * depth + "]" * depth)),
-).map(copy.deepcopy)  # later changes may change what was drawn
-
-
-def places(tree: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the paths of all values below the whole."""
-    pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
-    for key, value in pairs:
-        yield (*path, key)
-        yield from places(value, (*path, key))
-
-
-@st.composite
-def changed(draw: st.DrawFn, tree: Json) -> Json:
-    """Draw the tree with up to three changes: another value, one fewer, one more, or one exchanged."""
-    tree = copy.deepcopy(tree)
-    for _ in range(draw(st.integers(1, 3))):
-        found = list(places(tree))
-        if not found:
-            return draw(VALUES)
-        *parents, key = draw(st.sampled_from(found))
-        parent = tree
-        for part in parents:
-            parent = parent[part]
-        match draw(st.sampled_from(["replace", "remove", "repeat", "exchange", "whole"])):
-            case "replace":
-                parent[key] = draw(VALUES)
-            case "remove":
-                del parent[key]
-            case "repeat" if isinstance(parent, list):
-                parent.append(copy.deepcopy(parent[key]))
-            case "repeat":
-                parent[draw(st.sampled_from([*parent, "new", ""]))] = copy.deepcopy(parent[key])
-            case "exchange":
-                other = draw(st.sampled_from([*parent] if isinstance(parent, dict) else range(len(parent))))
-                parent[key], parent[other] = parent[other], parent[key]
-            case "whole" if draw(st.integers(0, 9)) == 0:
-                return draw(VALUES)
-    return tree
-
-
-@st.composite
-def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """Draw a text of which, at times, the end is lost or a byte is changed."""
-    place = draw(st.integers(0, max(len(text) - 1, 0)))
-    match draw(st.sampled_from(["whole"] * 6 + ["cut", "byte"])):
-        case "cut":
-            return text[:place]
-        case "byte":
-            return text[:place] + bytes([draw(st.integers(0, 255))]) + text[place + 1 :]
-    return text
-
-
-def as_text(tree: Json) -> bytes:
-    """Return a tree as JSON."""
-    return json.dumps(tree, indent=1).encode(errors="surrogatepass")
-
-
-@st.composite
-def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a file with up to three changes: of a byte, a number, the length, or of a part."""
-    for _ in range(draw(st.integers(1, 3))):
-        end = len(content)
-        place = draw(
-            st.one_of(st.integers(0, min(end, 64)), st.integers(0, min(end, 1024)), st.integers(0, end))
-        )
-        match draw(st.sampled_from(["byte", "byte", "number", "number", "cut", "longer", "part", "empty"])):
-            case "byte":
-                content = (
-                    content[:place]
-                    + bytes([draw(st.integers(0, 255) | st.integers(32, 126))])
-                    + content[place + 1 :]
-                )
-            case "number":  # sizes and offsets are numbers of 1 to 8 bytes
-                width = draw(st.sampled_from([1, 2, 4, 8]))
-                number = draw(st.sampled_from([0, 1, 2**31, 2**40, 2**62, -1, -2])) % 256**width
-                packed = number.to_bytes(width, draw(st.sampled_from(["little", "big"])))
-                content = content[:place] + packed + content[place + width :]
-            case "cut":
-                content = content[:place]
-            case "longer":
-                content += draw(st.sampled_from([b"\0", b"\n", content, bytes(4096), b"x" * 2**20]))
-            case "part":
-                other = draw(st.integers(0, end))
-                content = content[:place] + content[other : other + 64] + content[place + 64 :]
-            case "empty" if draw(st.integers(0, 9)) == 0:
-                content = b""
-    return content
-
 
 KINDS = ("missing", "link to itself", "dangling link", "folder", "pipe", "endless device", "linked")
 """What may lie in the place of a file, see `other_kind`."""
@@ -277,31 +175,31 @@ Opened = Callable[[str], tuple[Door, Reader]]
 
 @contextmanager
 def opened_once(make: Callable[[str], Door]) -> Iterator[Opened]:
-    """Yield a function that makes each door once, with a process that reads its files."""
-    made: dict[str, tuple[Door, Reader]] = {}
+    """Yield a function that makes each door once, and a process that reads its files until another is opened.
+
+    One process at a time: each may take as much memory as the tests.
+    """
+    made: dict[str, Door] = {}
+    running: dict[str, Reader] = {}
 
     def opened(name: str) -> tuple[Door, Reader]:
         if name not in made:
-            door = make(name)
-            assert door.read() is not None
-            made[name] = door, Reader(door.read)
-            made[name][1].assert_read_or_refused()
-        return made[name]
+            made[name] = make(name)
+            assert made[name].read() is not None
+        if name not in running:
+            close()
+            running[name] = Reader(made[name].read)
+            running[name].assert_read_or_refused()
+        return made[name], running[name]
+
+    def close() -> None:
+        while running:
+            running.popitem()[1].close()
 
     try:
         yield opened
     finally:
-        for _, reader in made.values():
-            reader.close()
-
-
-@st.composite
-def changed_file(draw: st.DrawFn, path: Path) -> bytes:
-    """Draw a changed form of a file: JSON by its values, others by their bytes."""
-    content = path.read_bytes()
-    if path.suffix == ".json" or path.name in (".zarray", ".zattrs", ".zgroup"):
-        return draw(damaged(as_text(draw(changed(json.loads(content))))))
-    return draw(changed_bytes(content))
+        close()
 
 
 def assert_changed_is_read_or_refused(files: list[Path], reader: Reader, data: st.DataObject) -> None:

@@ -14,16 +14,19 @@ from aqtopo.ablation.results_file import RESULTS_FILE, read_results
 from aqtopo.checkpoint.files import append_checksum
 from aqtopo.checkpoint.manifest import MANIFEST_FILE, read_manifest
 from aqtopo.checkpoint.tags import STATE_FILE, Tag, best_tag, list_tags, read_tag
-from aqtopo.config import load_config
+from aqtopo.config import RunConfig, load_config
 from aqtopo.config.record import read_record
 from aqtopo.evaluation.results import SCORES_FILE, read_score_file, scores_from_record
 from aqtopo.inference.card import EARLIER_CARD_FILE, EARLIER_MODEL_FILE, STATIC_FILE, read_card
+from aqtopo.planning.machines import find_node_type
+from aqtopo.report.history import preference_rows, read_alphas, read_history
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 from aqtopo.run_directory.run_state import read_run_state
+from tests.changes import Json, as_text, changed, damaged
 from tests.cli.test_export import write_made_scores
 from tests.conftest import make_manifest
-from tests.damage import Json, as_text, assert_read_or_refused, changed, damaged, fuzzed
+from tests.damage import assert_read_or_refused, fuzzed
 
 NAME, TIME = "epoch00-step000007-val0.5000", "2026-11-22T06:13:11+00:00"
 TAG = Tag(epoch=0, step=7, step_in_epoch=7, val_loss=0.5, train_loss=0.6, number=1)
@@ -95,6 +98,12 @@ def sample_card() -> Json:
     }
 
 
+def sample_machine() -> Json:
+    peaks = {"fp32": 1.0, "bf16": 2.0, "fp16": 2.0}
+    speeds = {"node_network_gb_s": 9.0, "inside_network_gb_s": 9.0, "storage_gb_s": 9.0, "memory_tb_s": 1.0}
+    return {"name": "x", "gpus_per_node": 4, "memory_gb": 64.0, "tflops": peaks, **speeds}
+
+
 def sample_lines() -> list[Json]:
     return [
         {"event": "start", "time": TIME, "total_steps": 9, "world_size": 2, "slurm": {"job": "1"}},
@@ -118,6 +127,7 @@ RECORDS: dict[str, tuple[Callable[[], Json], str, Callable[[Path], object]]] = {
     "ablation": (sample_ablation, "a.json", lambda folder: read_record(folder / "a.json", Description, "x")),
     "results": (sample_results, RESULTS_FILE, read_results),
     "card": (sample_card, EARLIER_CARD_FILE, read_card),
+    "machine": (sample_machine, "m.json", lambda folder: find_node_type(str(folder / "m.json"), 1)),
 }
 
 
@@ -177,3 +187,10 @@ def test_metrics(tmp_path: Path, data: st.DataObject) -> None:
     )
     (tmp_path / METRICS_FILE).write_bytes(data.draw(damaged(text)))
     assert_read_or_refused(lambda: read_run_state(tmp_path))
+    assert_read_or_refused(lambda: _read_curves(tmp_path))
+
+
+def _read_curves(run_dir: Path) -> object:
+    config = RunConfig.model_validate(sample_config())
+    history = read_history(run_dir / METRICS_FILE)
+    return read_alphas(run_dir, config, history), preference_rows(history)

@@ -148,16 +148,16 @@ def _rename(dataset: xr.Dataset, found: dict[str, Hashable | None], source: str)
             f"has {lat} and {lon} on the dimension {dataset[lat].dims[0]}: a list of points, not a grid",
             "Give fields on a latitude-longitude grid",
         )
-    for name in names:
-        dims = dataset[name].dims
-        if len(dims) == 1 and dims[0] != name:
-            if dims[0] in dataset.coords:
-                dataset = dataset.drop_vars([dims[0]])
-            dataset = dataset.swap_dims({dims[0]: name})
     try:
+        for name in names:
+            dims = dataset[name].dims
+            if len(dims) == 1 and dims[0] != name:
+                if dims[0] in dataset.coords:
+                    dataset = dataset.drop_vars([dims[0]])
+                dataset = dataset.swap_dims({dims[0]: name})
         return dataset.rename({name: axis for name, axis in names.items() if name != axis})
     except ValueError as error:
-        shown = ", ".join(f"{AXES[axis]} {name}" for name, axis in names.items() if name != axis)
+        shown = ", ".join(f"{AXES[axis]} {name}" for name, axis in names.items())
         raise_input_error(
             source,
             f"has dimensions that cannot be told from its axes: {shown} ({error})",

@@ -13,7 +13,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from aqtopo.data import zarr_texts  # noqa: F401  (bounds the texts)
+from aqtopo.data import zarr_codecs  # noqa: F401  (checks chunks)
 from aqtopo.refusal import raise_input_error
 
 ZARR_ARRAYS = "zarr_arrays"

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec, ShardingCodecIndexLocation
 from zarr.dtype import Float32
 
-from aqtopo.data import zarr_texts  # noqa: F401  (bounds the texts)
+from aqtopo.data import zarr_codecs  # noqa: F401  (checks chunks)
 from aqtopo.data.schema import HOURS_PER_SHARD
 from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import READ_DEADLINE_S

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import xarray as xr
+import zarr
 from pydantic import Field, model_validator
 
 from aqtopo.checkpoint.files import write_durably
@@ -28,6 +29,9 @@ from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
 from aqtopo.refusal import READ_ERRORS
 from aqtopo.variables import NAME_PATTERN, Variable, Variables, variables_as_json, with_defaults
+
+MAX_TABLE_BYTES = 2**30
+"""Largest size of a table that is read: a damaged shape must not take all memory."""
 
 Pollutant = Annotated[str, Field(pattern=NAME_PATTERN)]
 
@@ -395,6 +399,10 @@ def read_table(run_dir: Path, table: str, stem: str = SCORES) -> xr.Dataset:
     path = run_dir / f"{stem}.zarr"
     remedy = f"Score the run with `aqtopo evaluate {run_dir}`."
     try:
+        group = zarr.open_group(path, path=table, mode="r", use_consolidated=False)
+        size = sum(array.nbytes for _, array in group.arrays())
+        if size > MAX_TABLE_BYTES:
+            raise ValueError(f"it declares {size} bytes, more than the maximum of {MAX_TABLE_BYTES}")
         found: xr.Dataset = xr.open_zarr(path, group=table, consolidated=False, chunks=None)
         return found.load()
     except (FileNotFoundError, KeyError) as error:

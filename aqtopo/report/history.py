@@ -15,6 +15,7 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.checkpoint.tags import read_lock
 from aqtopo.config import RunConfig
 from aqtopo.model.attention import ALPHA
+from aqtopo.refusal import READ_ERRORS
 from aqtopo.report.images import FloatArray
 from aqtopo.run_directory.log_file import (
     Line,
@@ -27,6 +28,7 @@ from aqtopo.run_directory.log_file import (
     ValidationResetLine,
     read_log,
 )
+from aqtopo.safe_files import is_special
 
 
 @dataclass(frozen=True)
@@ -162,13 +164,16 @@ def read_alphas(run_dir: Path, config: RunConfig, history: History) -> Alphas | 
 
 def _read_alpha(folder: Path) -> dict[str, FloatArray]:
     """Read alpha from one saved state, without its other weights."""
+    path = folder / WEIGHTS_FILE
     try:
-        with read_lock(folder), safe_open(folder / WEIGHTS_FILE, framework="np") as weights:
+        if is_special(path):
+            raise OSError("it is a pipe or a device")
+        with read_lock(folder), safe_open(path, framework="np") as weights:
             names = [name for name in weights.keys() if name.endswith(ALPHA)]  # noqa: SIM118
             return {name: weights.get_tensor(name).astype(np.float64) for name in names}
-    except (OSError, SafetensorError) as error:
+    except (SafetensorError, *READ_ERRORS) as error:
         raise ValueError(
-            f"cannot read alpha from {folder / WEIGHTS_FILE}: {error}. Remove that state, or try again if a "
+            f"cannot read alpha from {path}: {error}. Remove that state, or try again if a "
             "running training has just removed it."
         ) from error
 

@@ -58,7 +58,7 @@ class BatchJob:
         if self.folder is None or not int(self.facts.get("restart_count", 0)):
             return False
         note = self.folder / "run"
-        return note.is_file() and note.read_text(encoding="utf-8") == f"{Path(run_dir).resolve()}\n"
+        return note.is_file() and note.read_bytes() == os.fsencode(f"{Path(run_dir).resolve()}\n")
 
     def request_restart(self, why: str) -> None:
         """Request a requeue of the job."""

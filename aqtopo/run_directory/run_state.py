@@ -32,6 +32,9 @@ RECENT_STEPS = 50
 SILENT_AFTER_S = 120.0
 """A run is silent after this time without a log line, and after ten times its usual interval [s]."""
 
+MAX_ERROR_CHARACTERS = 1000
+"""Length of the error that is shown."""
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -196,7 +199,9 @@ def _time(line: Line) -> datetime:
 
 def _last_error(run_dir: Path, since: datetime | None) -> str | None:
     """Return the first line of the newest stack dump since the last start."""
-    files = sorted((run_dir / STACKS).glob("rank*.txt"), key=lambda path: path.stat().st_mtime)
+    found = (path for path in (run_dir / STACKS).glob("rank*.txt") if path.is_file())
+    files = sorted(found, key=lambda path: path.stat().st_mtime)
     if not files or (since is not None and files[-1].stat().st_mtime < since.timestamp()):
         return None
-    return files[-1].read_text(encoding="utf-8").partition("\n")[0]
+    with files[-1].open(encoding="utf-8", errors="replace") as file:
+        return file.readline(MAX_ERROR_CHARACTERS).rstrip("\n")

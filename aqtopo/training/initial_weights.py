@@ -34,6 +34,9 @@ from aqtopo.model.wind_order import WindOrder
 PREFIX = r"^((model|net|module|climax|_orig_mod)\.)+"
 """Prefixes of Lightning, DDP and torch.compile."""
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+"""Types of saved weights."""
+
 _LEVELS = {
     "geopotential": (50, 250, 500, 600, 700, 850, 925),
     "u_component_of_wind": (50, 250, 500, 600, 700, 850, 925),
@@ -126,6 +129,7 @@ def initial_weights(config: RunConfig, module: nn.Module) -> InitialWeights:
     """
     path = str(config.training.initial_weights)
     source, state = read_source(Path(path)), module.state_dict()
+    _check_types(path, source, state)
     found = {name: _tensor(name, tensor, source, config) for name, tensor in state.items()}
     new = {name: state[name] if part.values is None else part.values for name, part in found.items()}
     matched = tuple(name for name, part in found.items() if part.values is not None)
@@ -140,6 +144,17 @@ def initial_weights(config: RunConfig, module: nn.Module) -> InitialWeights:
     _check_allowed(fresh, path, source, state, config)
     moved = "pos_embed" in matched and source.patches != config.patch_grid
     return InitialWeights(new, matched, fresh, unused, source.patches if moved else None)
+
+
+def _check_types(path: str, source: Source, state: Mapping[str, Tensor]) -> None:
+    """Refuse integers, complex and packed numbers in the place of weights."""
+    for name in (name for name in state if name in source.weights):
+        saved, own = source.weights[name].dtype, state[name].dtype
+        if saved not in (own, *FLOATS):
+            raise ValueError(
+                f"training.initial_weights = {path} holds {name} as {saved}, and the model's is {own}. Save "
+                f"it as one of {', '.join(map(str, FLOATS))}."
+            )
 
 
 def _check_allowed(
@@ -191,8 +206,13 @@ def _tensor(name: str, tensor: Tensor, source: Source, config: RunConfig) -> _Pa
     # The head's rows are (pixel of the patch, target).
     head = name.startswith("head.")
     if head and source.config is not None:
+        pixels = source.config.model.patch**2
+        if saved.ndim == 0 or saved.shape[0] % pixels:
+            return nothing
         tensor = tensor.reshape(config.model.patch**2, -1, *tensor.shape[1:])
-        saved = saved.reshape(source.config.model.patch**2, -1, *saved.shape[1:])
+        saved = saved.reshape(pixels, saved.shape[0] // pixels, *saved.shape[1:])
+    if saved.ndim != tensor.ndim or any(saved.shape[dim] != len(rows) for dim, rows in then.items()):
+        return nothing
     others = [
         tuple(size for dim, size in enumerate(each.shape) if dim not in now) for each in (tensor, saved)
     ]

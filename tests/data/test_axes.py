@@ -169,6 +169,10 @@ HARMFUL: dict[str, tuple[Change, str]] = {
         lambda d: d.isel(lat=xr.DataArray(range(6), dims="p"), lon=xr.DataArray(range(6), dims="p")),
         "a list of points, not a grid",
     ),
+    "longitudes of times": (
+        lambda d: d.drop_vars("lon").assign_coords(lon=("time", [1.0, 2.0, 3.0])),
+        "has dimensions that cannot be told from its axes: .*longitude lon",
+    ),
     "an hour twice": (lambda d: d.isel(time=[0, 0, 1]), "the time 2016-01-01T00:00 more than once"),
     "missing time": (
         lambda d: d.assign_coords(time=np.array(["2016-01-01", "NaT", "2016-01-02"], "M8[ns]")),

@@ -15,7 +15,7 @@ from aqtopo.checkpoint.manifest import read_manifest
 from aqtopo.checkpoint.tags import last_tag, list_tags
 from aqtopo.config import RunConfig
 from aqtopo.distributed.launch import read_launch
-from aqtopo.inference.export import export_model, export_weights
+from aqtopo.inference.export import CONFIG_KEY, export_model, export_weights
 from aqtopo.inference.load import load_run
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.refusal import RefusedError
@@ -153,6 +153,29 @@ def test_file_without_names_of_rows_is_not_matched_by_position(
     config = fine_tuning(tiny_config, tmp_path / "plain.safetensors")
     with pytest.raises(ValueError, match=r"var_embed \[1, 15, 32\]: the names of its saved rows are unknown"):
         initial_weights(config, model_of(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.float4_e2m1fn_x2])
+def test_weights_that_are_no_floating_point_numbers_are_refused(
+    tiny_config: TinyConfig, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    config = fine_tuning(tiny_config, tmp_path / "plain.safetensors", "*")
+    weights = model_of(config).state_dict()
+    weights["norm.weight"] = weights["norm.weight"].contiguous().view(torch.int32).view(dtype)
+    save_file(weights, tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match=f"holds norm.weight as {dtype}, and the model's is torch.float32"):
+        initial_weights(config, model_of(config))
+
+
+def test_weights_with_fewer_rows_than_their_configuration_start_fresh(
+    trained: Path, tiny_config: TinyConfig, tmp_path: Path
+) -> None:
+    weights = load_run(trained).model.state_dict()
+    cut = {"token_embeds.proj_biases": 14, "head.4.bias": 1}
+    weights |= {name: weights[name][:rows].clone() for name, rows in cut.items()}
+    config = tiny_config()
+    save_file(weights, tmp_path / "cut.safetensors", {CONFIG_KEY: config.to_json()})
+    assert begun(fine_tuning(tiny_config, tmp_path / "cut.safetensors", "*"))[1] == list(cut)
 
 
 def climax(path: Path, config: RunConfig, **more: object) -> dict[str, Tensor]:

@@ -1,16 +1,17 @@
-"""Damaged counts of texts are refused before they take memory, and unpickling stays off."""
+"""Damaged chunks are refused before they take memory or end the process; unpickling stays off."""
 
 import json
 import pickle
 from pathlib import Path
 from typing import Any
 
+import numcodecs
 import numpy as np
 import pytest
 import zarr
 from zarr.dtype import VariableLengthBytes, VariableLengthUTF8
 
-import aqtopo.data.zarr_texts  # noqa: F401
+import aqtopo.data.zarr_codecs  # noqa: F401
 from aqtopo.data.outside import open_outside
 from tests.data.outside_files import make_hours
 
@@ -29,6 +30,22 @@ def test_a_damaged_number_of_texts_is_refused(tmp_path: Path, version: Any, empt
     chunk.write_bytes((2**20).to_bytes(4, "little") + chunk.read_bytes()[4:])
     with pytest.raises(ValueError, match="a chunk of 18 bytes claims to hold 1048576 texts"):
         zarr.open_array(tmp_path / "names", mode="r")[:]
+
+
+@pytest.mark.parametrize("left", [10, 50_000])
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_truncated_chunk_of_blosc_is_refused(tmp_path: Path, version: Any, left: int) -> None:
+    compressor = numcodecs.Blosc() if version == 2 else zarr.codecs.BloscCodec()
+    values = np.random.default_rng(0).random(10_000)
+    zarr.create_array(
+        tmp_path / "a", data=values, chunks=values.shape, zarr_format=version, compressors=compressor
+    )
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a", mode="r")[:], values)
+    chunk = tmp_path / "a" / ("c/0" if version == 3 else "0")
+    whole = chunk.read_bytes()
+    chunk.write_bytes(whole[:left])
+    with pytest.raises(ValueError, match=rf"a chunk of Blosc has {left} bytes of"):
+        zarr.open_array(tmp_path / "a", mode="r")[:]
 
 
 class Payload:
