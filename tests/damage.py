@@ -35,6 +35,12 @@ MORE_BYTES = 2**30
 LONGEST_S = 30.0
 """Longest time of one reading; a longer one hangs."""
 
+STALL_S = 600.0
+"""The same for a reading that takes hardly any time of the processor: a busy machine stops processes."""
+
+READINGS = 1000
+"""Readings of one process: libraries keep memory of damaged files."""
+
 Read = Callable[[], object]
 
 KINDS = ("missing", "link to itself", "dangling link", "folder", "pipe", "endless device", "linked")
@@ -101,7 +107,7 @@ def assert_read_or_refused(read: Read) -> None:
 
 
 class Reader:
-    """A forked process that reads a file again and again, so that a crash or a hang does not end the test.
+    """A forked process that reads a file many times, so that a crash or a hang does not end the test.
 
     Args:
         read: reads the file; the first call is with the unchanged one.
@@ -117,6 +123,7 @@ class Reader:
         self._process = context.Process(target=_serve, args=(self._read, theirs), daemon=True)
         self._process.start()
         theirs.close()
+        self._count = 0
 
     def close(self) -> None:
         """End the process."""
@@ -127,21 +134,29 @@ class Reader:
     def complaint(self) -> str:
         """Read once; return what is wrong with the program, or ""."""
         try:
+            before = self._processor_s()
             self._pipe.send(None)
-            if self._pipe.poll(LONGEST_S):
-                text, used = self._pipe.recv()
-                self._base = min(getattr(self, "_base", used), used)
-                more = used - self._base
+            answered = self._pipe.poll(LONGEST_S) or (
+                self._processor_s() - before < LONGEST_S / 3 and self._pipe.poll(STALL_S)
+            )
+            if answered:
+                text, more = self._pipe.recv()
                 found = text or (f"{more >> 20} MiB more than before are taken" if more > MORE_BYTES else "")
             else:
                 found = f"it takes longer than {LONGEST_S:g} s"
         except (EOFError, ConnectionError):
             self._process.join()
             found = f"the process ended with {self._process.exitcode}"
-        if found:
+        self._count += 1
+        if found or self._count == READINGS:
             self.close()
             self._start()
         return found
+
+    def _processor_s(self) -> float:
+        """Return the time of the processor that the process has taken."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def assert_read_or_refused(self) -> None:
         """Read once, and accept only a result or the program's own refusals."""
@@ -150,16 +165,22 @@ class Reader:
 
 
 def _serve(read: Read, pipe: Any) -> None:
-    """Read whenever it is asked for, and answer with the complaint and the largest memory so far [bytes]."""
+    """Read whenever it is asked for, and answer with the complaint and the memory that it took [bytes]."""
     # The rest of the machine is not to suffer from a finding.
-    with Path("/proc/self/statm").open(encoding="ascii") as sizes:
-        mapped = int(sizes.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + 4 * MORE_BYTES, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * MORE_BYTES, resource.RLIM_INFINITY))
     gc.freeze()  # else each collection goes through all of the libraries
     while True:
         pipe.recv()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM, the peak, to VmRSS
+        before = _memory("VmHWM")
         found = complaint(read)
-        pipe.send((found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send((found, _memory("VmHWM") - before))
+
+
+def _memory(name: str) -> int:
+    """Return a size of this process in /proc [bytes]."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 @dataclass(frozen=True)

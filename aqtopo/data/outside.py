@@ -18,6 +18,7 @@ import xarray as xr
 from aqtopo.data.axes import COORDINATE_NAMES, normalise_axes
 from aqtopo.data.classic_netcdf import classic_size
 from aqtopo.data.coordinates import AXES, GRID_TOLERANCE_DEG
+from aqtopo.data.hdf5_heaps import check_heaps_of_file
 from aqtopo.data.missing import ZARR_ARRAYS, lost_coordinate, restore_fill_values, zarr_arrays
 from aqtopo.data.names import find_variable
 from aqtopo.data.units import UnitsError, conversion
@@ -215,6 +216,7 @@ def _check_sizes(path: Path) -> None:
     import netCDF4
 
     try:
+        check_heaps_of_file(path)
         with netCDF4.Dataset(path) as file:
             arrays = {name: (variable.shape, variable.dtype) for name, variable in file.variables.items()}
     except READ_ERRORS as error:

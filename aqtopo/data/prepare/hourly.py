@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aqtopo.data.channels import is_fill_value
+from aqtopo.data.hdf5_heaps import check_heaps
 from aqtopo.data.levels import implausible_level, level
 from aqtopo.data.units import Conversion, UnitsError, conversion
 from aqtopo.refusal import READ_ERRORS
@@ -131,6 +132,7 @@ def rotate_wind(fields: Fields, angle: NDArray[np.float64]) -> Fields:
 
 def _open(content: bytes) -> Any:
     try:
+        check_heaps(content)
         return netCDF4.Dataset("hour.nc", memory=content)
     except READ_ERRORS as error:
         raise UnusableFileError(f"is not a complete NetCDF file ({error})") from error
