@@ -41,6 +41,10 @@ _EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGLINK,
 )
 
+_ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22
+_IN_ZIP64 = 2**16 - 1
+"""Number of members of a zip whose number is elsewhere."""
+
 _BLOCK, _NO_BLOCK = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
 _PIECE_BYTES = 2**20
 
@@ -281,6 +285,21 @@ def _zip(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
                 except _DAMAGE as error:
                     problem = f"is damaged ({_text(error)})"
             yield HourlyFile(stamp, f"{path}:{member.filename}", content, problem)
+    _check_number(path, len(archive.infolist()))
+
+
+def _check_number(path: Path, found: int) -> None:
+    """Check the number of members that a zip declares at its end: `zipfile` does not.
+
+    Raises:
+        BadZipFile: members are lost, or there is none.
+    """
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, _ZIP_END_BYTES + 2**16), os.SEEK_END)
+        tail = file.read()
+    declared = int.from_bytes(tail[tail.rindex(_ZIP_END) + 10 :][:2], "little")
+    if found == 0 or declared not in (found % 2**16, _IN_ZIP64):
+        raise zipfile.BadZipFile(f"it lists {found} of {declared} members")
 
 
 def _tar(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
@@ -289,7 +308,9 @@ def _tar(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
             while file.read(_PIECE_BYTES):  # verifies the checksum
                 pass
             file.seek(0)
+        found = 0
         for archive, member in _tar_members(file):
+            found += 1
             stamp, where = stamp_of(member.name), f"{path}:{member.name}"
             if member.isdir():
                 continue
@@ -305,6 +326,8 @@ def _tar(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
             content = archive.extractfile(member)
             assert content is not None
             yield HourlyFile(stamp, where, content.read())
+        if not found:
+            raise tarfile.ReadError("it has no members")
 
 
 class _BoundedHeader(tarfile.TarInfo):

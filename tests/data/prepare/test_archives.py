@@ -200,6 +200,29 @@ def test_concatenated_archives_are_read_to_their_end(tmp_path: Path, suffix: str
     assert {stamp_name(file.stamp): file.content for file in found(tmp_path)} == MEMBERS
 
 
+@pytest.mark.parametrize(
+    ("place", "number", "listed", "declared"), [(12, 0, 0, 3), (10, 4, 3, 4)], ids=["size", "number"]
+)
+def test_a_zip_that_lists_fewer_members_than_it_declares_is_damaged(
+    tmp_path: Path, place: int, number: int, listed: int, declared: int
+) -> None:
+    path = tmp_path / "CN-Reanalysis20130102.zip"
+    write_archive(path, {f"CN-Reanalysis20130102{hour:02}.nc": b"x" for hour in range(3)})
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"PK\5\6") + place
+    content[at : at + 2] = number.to_bytes(2, "little")
+    path.write_bytes(content)
+    *members, archive = found(tmp_path)
+    assert len(members) == listed
+    assert archive.problem == f"is damaged (BadZipFile: it lists {listed} of {declared} members)"
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar", "tar.gz"])
+def test_an_archive_without_members_is_damaged(tmp_path: Path, suffix: str) -> None:
+    write_archive(tmp_path / f"CN-Reanalysis20130102.{suffix}", {})
+    assert "members" in found(tmp_path)[0].problem
+
+
 def test_a_folder_without_the_data_set_is_refused(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("", encoding="utf-8")
     with pytest.raises(ValueError, match=r"holds neither .* nor archives"):
