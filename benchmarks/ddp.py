@@ -6,6 +6,8 @@ Ratios to DDP are medians of the ratio within a round. The ratio of processor ti
 processes, is less sensitive to other work on the machine. The cost of sharding depends on the parameters; the
 time of the whole step also depends on the tokens. Each process has its own GPU, if there are GPUs. In
 bfloat16, which `benchmarks.gpu_check` also measures, DDP runs under autocast.
+
+All programs have the same AdamW, rates, clipping and samples, and their losses must agree at every step.
 """
 
 import os
@@ -16,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -45,8 +47,17 @@ PUBLISHED = {"dim": 768, "depth": 6, "heads": 8, "patch": 2}
 """Model size of the comparison; all else is as in the demo's configuration."""
 
 SMALL = {"dim": 128, "depth": 2, "heads": 4, "patch": 4}
-BUCKET_ELEMENTS = 60_000_000
-"""As in the configurations for clusters; the demo's buckets fit its small model."""
+ZERO = {
+    "cuda": ("reduce_bucket_size=60000000",),
+    "cpu": ("reduce_bucket_size=6553600", "contiguous_gradients=false"),
+}
+"""Changes of `deepspeed.zero_optimization`. On GPUs they are those of the configurations for clusters.
+
+On the CPU the bucket is DDP's, 25 MiB, and gradients stay in place: copying them took a tenth of the step.
+"""
+
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""Largest relative difference of a program's loss from the first program's, by precision."""
 
 CPU_ADAM = "engine, cpu_adam"
 """The engine with DeepSpeed's CPU AdamW (`optimizer.implementation`), compiled at its first use."""
@@ -81,6 +92,7 @@ def compare_programs(
     """Rows of the programs: seconds by part, memory, and ratios to DDP."""
     programs = {name: Program(name, grid, model, ranks, precision) for name in names}
     timings = time_paired({name: program.step for name, program in programs.items()}, steps)
+    check_losses({name: program.losses for name, program in programs.items()}, LOSS_TOLERANCE[precision])
     memory = {name: program.stop() / MIB for name, program in programs.items()}
     facts = {"ranks": ranks, "grid": f"{grid[0]} x {grid[1]}", "precision": precision}
     flop = step_flop(_config("ddp", grid, model, precision).model, grid)
@@ -95,6 +107,16 @@ def compare_programs(
         speed |= arithmetic_columns(gpu_name(), PRECISIONS[precision], flop / timings.median(name))
         rows.append(facts | speed | program.median_step(steps) | {"mib_a_rank": memory[name]} | of_ddp)
     return rows
+
+
+def check_losses(losses: dict[str, list[float]], tolerance: float) -> None:
+    """Raise AssertionError unless all programs have the losses of the first one, and these decrease."""
+    (first, expected), *others = losses.items()
+    assert expected[-1] < expected[0], f"{first} does not learn: {expected}"
+    for name, found in others:
+        pairs = zip(expected, found, strict=True)
+        worst = max(abs(own / other - 1) for other, own in pairs)
+        assert worst <= tolerance, f"losses of {name} and {first} differ by {worst:.2g}: {found}, {expected}"
 
 
 def processor_time_ratio(one: "Program", other: "Program", last: int) -> float:
@@ -120,12 +142,14 @@ class Program:
         self._steps: list[dict[str, float]] = []
         self.processor_seconds: list[float] = []
         """Sum over all processes, by step. Other work on the machine changes it less than wall time."""
+        self.losses: list[float] = []
 
     def step(self) -> None:
         """Run one step on all processes; record the seconds by part of the slowest process."""
-        parts, processor_seconds = zip(*self._ask(True), strict=True)
+        parts, processor_seconds, losses = zip(*self._ask(True), strict=True)
         self._steps.append(max(parts, key=lambda seconds: sum(seconds.values())))
         self.processor_seconds.append(sum(processor_seconds))
+        self.losses.append(mean(losses))
 
     def median_step(self, last: int) -> dict[str, float]:
         """Seconds by part of the step with the median length among the `last` steps."""
@@ -193,59 +217,70 @@ def _connect(program: str) -> torch.device:
 
 def _config(program: str, grid: tuple[int, int], shape: dict[str, int], precision: str) -> RunConfig:
     changes = ["optimizer.implementation=cpu_adam"] if program == CPU_ADAM else []
-    changes += [*PUBLISHED_INPUTS, *(["deepspeed.bf16.enabled=true"] if precision == "bf16" else [])]
+    changes += ["deepspeed.bf16.enabled=true"] if precision == "bf16" else []
+    changes += [*PUBLISHED_INPUTS, "optimizer.base_lr=1e-4"]
     changes += [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
-    fields += [f"zero_optimization.reduce_bucket_size={BUCKET_ELEMENTS}"]
+    fields += [f"zero_optimization.{change}" for change in ZERO[device().type]]
     return load_config(CONFIG, changes + [f"deepspeed.{field}" for field in fields])
 
 
-def _serve(step: Callable[[Clock], None], pipe: Any) -> None:
-    """Run a step for every true message; answer with its seconds by part and its processor seconds."""
+def _serve(step: Callable[[Clock], Tensor], pipe: Any) -> None:
+    """Run a step for every true message; answer with its seconds by part, processor seconds and loss."""
     while pipe.recv():
         clock, began = Clock(), time.process_time()
-        step(clock)
-        pipe.send((dict(clock.seconds), time.process_time() - began))
+        loss = step(clock)
+        pipe.send((dict(clock.seconds), time.process_time() - began, float(loss.detach())))
 
 
 def _engine_step(
     config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor], program: str
-) -> Callable[[Clock], None]:
+) -> Callable[[Clock], Tensor]:
     del program
     from aqtopo.training.engine import build_engine
 
     engine = build_engine(config, model, distributed.get_world_size(), where)
 
-    def step(clock: Clock) -> None:
+    def step(clock: Clock) -> Tensor:
         loss = _loss(engine, batch)
         clock.mark("forward")
         engine.backward(loss, scale_wrt_gas=False)
         clock.mark("backward and reduction")
         engine.step()
         clock.mark("update")
+        return loss
 
     return step
 
 
 def _plain_step(
     config: RunConfig, model: AirQualityViT, where: torch.device, batch: list[Tensor], program: str
-) -> Callable[[Clock], None]:
+) -> Callable[[Clock], Tensor]:
     replica: nn.Module = model.to(where)
     if program == "ddp":
         replica = nn.parallel.DistributedDataParallel(replica)
     bf16 = config.deepspeed.precision == "bf16"
-    optimizer = torch.optim.AdamW(replica.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    settings = config.optimizer
+    optimizer = torch.optim.AdamW(
+        replica.parameters(),
+        lr=settings.base_lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
 
-    def step(clock: Clock) -> None:
+    def step(clock: Clock) -> Tensor:
         with torch.autocast(where.type, torch.bfloat16, enabled=bf16):
             loss = _loss(replica, batch)
         clock.mark("forward")
         loss.backward()
         clock.mark("backward and reduction")
-        torch.nn.utils.clip_grad_norm_(replica.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(replica.parameters(), config.deepspeed.gradient_clipping)
         optimizer.step()
         optimizer.zero_grad()
         clock.mark("update")
+        return loss
 
     return step
 

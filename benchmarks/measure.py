@@ -1,7 +1,7 @@
 """Paired timings, peak memory, machine facts and output of the benchmarks.
 
-Contenders take turns within a round, so that other work on the machine slows all of them equally. A ratio is
-the median over rounds of the ratio within a round, not a ratio of two medians.
+Contenders take turns within a round, in alternating order, so that other work slows all of them equally. A
+ratio is the median over rounds of the ratio within a round, not a ratio of two medians.
 """
 
 import argparse
@@ -80,10 +80,10 @@ def seconds_of(work: Work) -> float:
 def time_paired(
     contenders: dict[str, Work], rounds: int, *, warm_up: bool = True, before: dict[str, Work] | None = None
 ) -> Timings:
-    """Time all contenders in turn, `rounds` times; the calls of `before` are not timed."""
+    """Time all contenders in turn, `rounds` times, every second round backwards; `before` is not timed."""
     timings = Timings({name: [] for name in contenders})
     for round_ in range(rounds + warm_up):
-        for name, work in contenders.items():
+        for name, work in list(contenders.items())[:: -1 if round_ % 2 else 1]:
             if before:
                 before[name]()
             seconds = seconds_of(work)

@@ -27,10 +27,10 @@ def test_a_ratio_is_that_of_paired_rounds_and_not_of_medians() -> None:
     assert timings.median("one") == 3.0
 
 
-def test_contenders_take_turns() -> None:
+def test_contenders_take_turns_in_alternating_order() -> None:
     calls: list[str] = []
     timings = time_paired({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert calls == ["a", "b"] * 3
+    assert calls == ["a", "b", "b", "a", "a", "b"]
     assert [len(seconds) for seconds in timings.seconds.values()] == [2, 2]
 
 
@@ -128,6 +128,14 @@ def test_two_processes_never_share_a_gpu(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert ddp.enough_gpus() is enough
     assert ("2 processes need one GPU each; available: 1" in capsys.readouterr().err) is not enough
+
+
+def test_programs_with_other_losses_or_that_do_not_learn_have_no_figures() -> None:
+    ddp.check_losses({"ddp": [2.0, 1.0], "engine": [2.0, 1.00001]}, 1e-4)
+    with pytest.raises(AssertionError, match=r"losses of engine and ddp differ by 0\.1:"):
+        ddp.check_losses({"ddp": [2.0, 1.0], "engine": [2.0, 1.1]}, 1e-4)
+    with pytest.raises(AssertionError, match="ddp does not learn"):
+        ddp.check_losses({"ddp": [1.0, 1.0], "engine": [1.0, 1.0]}, 1e-4)
 
 
 def test_rank_processes_end_with_their_parent() -> None:

@@ -119,6 +119,7 @@ CHOICES: list[tuple[Any, ...]] = [
         "must be false: it reorders the flat buffers",
     ),
     ("deepspeed.zero_optimization.compute_grad_norm", False, "must be true: every step logs the norm"),
+    ("deepspeed.bf16.check_grad_overflow", False, "must be true: an update with a loss or gradient that"),
     (
         "deepspeed.zero_optimization.offload_optimizer",
         {"device": "nvme"},
