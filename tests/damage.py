@@ -4,6 +4,7 @@ import gc
 import multiprocessing
 import os
 import resource
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,10 +34,10 @@ MORE_BYTES = 2**30
 """Memory that a changed file may take beyond what the unchanged one takes."""
 
 LONGEST_S = 30.0
-"""Longest time of one reading; a longer one hangs."""
+"""Longest time of the processor of one reading; a longer one hangs."""
 
-STALL_S = 600.0
-"""The same for a reading that takes hardly any time of the processor: a busy machine stops processes."""
+STALL_S = 300.0
+"""Longest time of one reading in all: a busy machine stops processes for minutes."""
 
 READINGS = 1000
 """Readings of one process: libraries keep memory of damaged files."""
@@ -134,16 +135,12 @@ class Reader:
     def complaint(self) -> str:
         """Read once; return what is wrong with the program, or ""."""
         try:
-            before = self._processor_s()
             self._pipe.send(None)
-            answered = self._pipe.poll(LONGEST_S) or (
-                self._processor_s() - before < LONGEST_S / 3 and self._pipe.poll(STALL_S)
-            )
-            if answered:
+            if self._answers():
                 text, more = self._pipe.recv()
                 found = text or (f"{more >> 20} MiB more than before are taken" if more > MORE_BYTES else "")
             else:
-                found = f"it takes longer than {LONGEST_S:g} s"
+                found = "it takes too long"
         except (EOFError, ConnectionError):
             self._process.join()
             found = f"the process ended with {self._process.exitcode}"
@@ -152,6 +149,14 @@ class Reader:
             self.close()
             self._start()
         return found
+
+    def _answers(self) -> bool:
+        """Wait for the answer; return False if there is none."""
+        start, before = time.monotonic(), self._processor_s()
+        while not self._pipe.poll(1.0):
+            if self._processor_s() - before > LONGEST_S or time.monotonic() - start > STALL_S:
+                return False
+        return True
 
     def _processor_s(self) -> float:
         """Return the time of the processor that the process has taken."""
