@@ -37,7 +37,7 @@ def places(tree: Json, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
 
 @st.composite
 def changed(draw: st.DrawFn, tree: Json) -> Json:
-    """Draw the tree with up to three changes: another value, one fewer, one more, or one exchanged."""
+    """Draw the tree with up to three changes: a value is replaced, removed, repeated or swapped."""
     tree = copy.deepcopy(tree)
     for _ in range(draw(st.integers(1, 3))):
         found = list(places(tree))
@@ -66,7 +66,7 @@ def changed(draw: st.DrawFn, tree: Json) -> Json:
 
 @st.composite
 def damaged(draw: st.DrawFn, text: bytes) -> bytes:
-    """Draw a text of which, at times, the end is lost or a byte is changed."""
+    """Draw the text: mostly as it is, sometimes without its end or with one changed byte."""
     place = draw(st.integers(0, max(len(text) - 1, 0)))
     match draw(st.sampled_from(["whole"] * 6 + ["cut", "byte"])):
         case "cut":
@@ -83,7 +83,7 @@ def as_text(tree: Json) -> bytes:
 
 @st.composite
 def changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a file with up to three changes: of a byte, a number, the length, or of a part."""
+    """Draw a file with up to three changes, each of a byte, a number, the length or a part."""
     for _ in range(draw(st.integers(1, 3))):
         end = len(content)
         place = draw(
@@ -133,7 +133,7 @@ def _with_checksum(header: bytes) -> bytes:
 
 @st.composite
 def changed_tar(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a tar of which one header is changed, or follows an extended header; checksums are right."""
+    """Draw a tar with one changed or one additional header; in 9 of 10 draws its checksum is correct."""
     start = draw(st.sampled_from(_tar_headers(content)))
     header, before = content[start : start + 512], b""
     match draw(st.sampled_from(["number", "number", "type", "name", "extended", "extended", "magic"])):
@@ -184,7 +184,7 @@ def _extended_tar_header(draw: st.DrawFn, header: bytes) -> bytes:
 
 @st.composite
 def changed_gzip(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a gzipped tar whose content is changed, with a right checksum."""
+    """Draw a gzipped tar with changed content and the correct checksum of gzip."""
     return gzip.compress(draw(changed_tar(gzip.decompress(content))), 1)
 
 
@@ -292,7 +292,7 @@ DESCRS = (
 
 @st.composite
 def changed_npy(draw: st.DrawFn, content: bytes) -> bytes:
-    """Draw a file of numpy with another header."""
+    """Draw an npy file with another header."""
     end = 10 + int.from_bytes(content[8:10], "little")
     fields: dict[Any, Any] = ast.literal_eval(content[10:end].decode())
     match draw(st.sampled_from(["descr", "shape", "fortran_order", "other", "lost"])):

@@ -1,4 +1,4 @@
-"""Processes that read changed files, and what they must answer."""
+"""Processes that read changed files, and the check of their answers."""
 
 import gc
 import multiprocessing
@@ -33,18 +33,18 @@ MORE_BYTES = 2**30
 """Memory that a changed file may take beyond what the unchanged one takes."""
 
 LONGEST_S = 30.0
-"""Longest time of the processor of one reading; a longer one hangs."""
+"""Limit of the processor time of one read [s]: beyond it, the read counts as hung."""
 
 STALLED_S = 300
-"""Longest time of one reading in all: a busy machine stops processes for minutes."""
+"""Limit of the wall time of one read [s], because a busy machine may stop a process for minutes."""
 
 READINGS = 1000
-"""Readings of one process: libraries keep memory of damaged files."""
+"""Reads per process: libraries leak memory on damaged files."""
 
 Read = Callable[[], object]
 
 KINDS = ("missing", "link to itself", "dangling link", "folder", "pipe", "endless device", "linked")
-"""What may lie in the place of a file, see `other_kind`."""
+"""Things that `other_kind` puts in the place of a file."""
 
 
 @contextmanager
@@ -85,13 +85,13 @@ def complaint(read: Read) -> str:
         except (RefusedError, OSError, ValueError) as error:
             refused = not isinstance(error, ValueError) or raised_by_us(error)
             return "" if refused and not _asked_for_memory(error) else traceback.format_exc()
-        except BaseException:  # noqa: BLE001  (whatever else it is, it would be a traceback)
+        except BaseException:  # noqa: BLE001  (the command line would show a traceback)
             return traceback.format_exc()
     return ""
 
 
 def _asked_for_memory(error: BaseException | None) -> bool:
-    """Return True for the effect of an array that a large machine would have allocated."""
+    """Return True if an array was too large for this process, but not for a large machine."""
     while error is not None:
         size = getattr(error, "_total_size", 0) if isinstance(error, MemoryError) else 0
         if MORE_BYTES < size < 2**40:
@@ -152,7 +152,7 @@ class Reader:
     def _answers(self) -> bool:
         """Wait for the answer; return False if there is none."""
         before = self._processor_s()
-        for _ in range(STALLED_S):  # counted, for these tests may be stopped too
+        for _ in range(STALLED_S):  # counts polls, because a busy machine may stop this process too
             if self._pipe.poll(1.0):
                 return True
             if self._processor_s() - before > LONGEST_S:
@@ -160,7 +160,7 @@ class Reader:
         return False
 
     def _processor_s(self) -> float:
-        """Return the time of the processor that the process has taken."""
+        """Return the processor time of the process [s]."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -171,11 +171,11 @@ class Reader:
 
 
 def _serve(read: Read, pipe: Any, other_end: Any) -> None:
-    """Read whenever it is asked for, and answer with the complaint and the memory that it took [bytes]."""
+    """Read once for each message; answer with the complaint and the memory taken [bytes]."""
     other_end.close()  # else the process outlives the tests
-    # The rest of the machine is not to suffer from a finding.
+    # A file that takes all memory must not stop other programs.
     resource.setrlimit(resource.RLIMIT_AS, (_memory("VmSize") + 4 * MORE_BYTES, resource.RLIM_INFINITY))
-    gc.freeze()  # else each collection goes through all of the libraries
+    gc.freeze()  # else each collection scans the objects of all libraries
     while True:
         pipe.recv()
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets VmHWM, the peak, to VmRSS
@@ -192,7 +192,7 @@ def _memory(name: str) -> int:
 
 @dataclass(frozen=True)
 class Door:
-    """Files that a command opens, and the function that reads them for it."""
+    """Files that a command opens, and the function that reads them."""
 
     files: list[Path]
     read: Read
@@ -203,9 +203,9 @@ Opened = Callable[[str], tuple[Door, Reader]]
 
 @contextmanager
 def opened_once(make: Callable[[str], Door]) -> Iterator[Opened]:
-    """Yield a function that makes each door once, and a process that reads its files until another is opened.
+    """Yield a function that returns a door, made once, and the process that reads its files.
 
-    One process at a time: each may take as much memory as the tests.
+    Only the process of the last door runs, because each may take as much memory as the tests.
     """
     made: dict[str, Door] = {}
     running: dict[str, Reader] = {}

@@ -120,7 +120,7 @@ class DataTypes(Strict):
     """Types of internal buffers."""
 
     grad_accum_dtype: Literal["fp32", "bf16", "fp16"] | None = None
-    """Type in which a rank adds the gradients of its micro-steps; null for fp32, in every precision."""
+    """Type in which a rank adds the gradients of its micro-steps; null: fp32, in every precision."""
 
 
 class CommsLogger(Strict):
@@ -171,7 +171,7 @@ class ThroughputTimer(Strict):
     """DeepSpeed's throughput timer."""
 
     enabled: bool = False
-    """Measure samples per second for DeepSpeed's own messages; the log has those of aqtopo."""
+    """Measure samples per second for DeepSpeed's messages; metrics.jsonl has aqtopo's own measurement."""
 
     synchronized: bool = True
     """Wait for the device twice in each micro-step: exact, but slower."""
@@ -192,7 +192,7 @@ class TagCheckpoint(Strict):
 
 
 class DeepSpeedConfig(Strict):
-    """Configuration for `deepspeed.initialize`, from `with_defaults`; `verbatim` returns it as written."""
+    """DeepSpeed's block; `with_defaults` returns the configuration for `deepspeed.initialize`."""
 
     train_micro_batch_size_per_gpu: Positive | None = None
     """Samples per rank and micro-step; null for train_batch_size / (accumulation x world size)."""

@@ -77,7 +77,7 @@ class Batch:
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
     def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the batch's memory on a GPU until the work queued on a stream is done."""
+        """Delay the reuse of the batch's GPU memory, once freed, until the stream's queued work is done."""
         for name in _TENSORS:
             getattr(self, name).record_stream(stream)
 

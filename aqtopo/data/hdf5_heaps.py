@@ -1,7 +1,8 @@
-"""Check of the global heaps of a NetCDF-4 file, which the HDF5 library may read without end.
+"""Check of the global heaps of a NetCDF-4 file: the HDF5 library never returns from some damaged ones.
 
-A heap is a row of objects, each with its size ("HDF5 File Format Specification", section III.E). The library
-goes on by the size of an object, also if it is 0: such a damaged file takes all time of a processor.
+A heap is a sequence of objects, each with its size ("HDF5 File Format Specification", section III.E). The
+library adds the size to the position to find the next object. If the size is 0 or the sum overflows, it loops
+forever.
 """
 
 import mmap
@@ -9,17 +10,17 @@ from pathlib import Path
 
 _HEAP = b"GCOL\x01\0\0\0"
 _HEADER_BYTES = 16
-"""Of a heap, and of an object."""
+"""Size of a heap's header, and of an object's."""
 
 MAX_FILE_BYTES = 2**30
-"""Size of a file up to which it is searched, in about a second."""
+"""Largest file that is searched, in about a second; larger files are not checked."""
 
 
 def check_heaps_of_file(path: Path) -> None:
     """Check the heaps of a file of up to 1 GiB.
 
     Raises:
-        ValueError: an object of a heap has no size.
+        ValueError: an object has a size with which HDF5 loops forever.
     """
     with path.open("rb") as file:
         if 0 < path.stat().st_size <= MAX_FILE_BYTES:
@@ -31,18 +32,18 @@ def check_heaps(content: bytes | mmap.mmap) -> None:
     """Check the heaps of a file in memory.
 
     Raises:
-        ValueError: an object of a heap has no size.
+        ValueError: an object has a size with which HDF5 loops forever.
     """
     start = content.find(_HEAP)
     while start >= 0:
         end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
-        place = start + _HEADER_BYTES
-        while place + _HEADER_BYTES <= end:
-            index = int.from_bytes(content[place : place + 2], "little")
-            size = int.from_bytes(content[place + 8 : place + 16], "little")
+        position = start + _HEADER_BYTES
+        while position + _HEADER_BYTES <= end:
+            index = int.from_bytes(content[position : position + 2], "little")
+            size = int.from_bytes(content[position + 8 : position + 16], "little")
             # The size of free space, index 0, includes its header.
             step = size if index == 0 else _HEADER_BYTES + -(-size // 8) * 8
             if step == 0 or step >= 2**63:
-                raise ValueError(f"an object of the HDF5 heap at byte {start} has the size {size}")
-            place += step
+                raise ValueError(f"an object of the HDF5 heap at byte {start} has the impossible size {size}")
+            position += step
         start = content.find(_HEAP, start + 1)

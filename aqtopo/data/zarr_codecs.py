@@ -1,8 +1,8 @@
 """Codecs of zarr that check a chunk before they decode it; importing this module registers them.
 
 A chunk of texts begins with their number. numcodecs allocates 8 bytes for each before it reads them, so a
-damaged number asks for up to 32 GiB. A chunk of Blosc states its length. Blosc trusts it and reads beyond the
-end of a truncated chunk, which ends the process or gives wrong values.
+damaged number asks for up to 32 GiB. The header of a Blosc chunk states its length. Blosc reads that many
+bytes, also beyond the end of a truncated chunk, which ends the process or gives wrong values.
 """
 
 from typing import Any
@@ -31,7 +31,7 @@ def _check_length(chunk: Any) -> None:
     raw = memoryview(chunk).cast("B")
     stated = max(int.from_bytes(raw[12:_BLOSC_HEADER_BYTES], "little"), _BLOSC_HEADER_BYTES)
     if len(raw) < stated:
-        raise ValueError(f"a chunk of Blosc has {len(raw)} bytes of {stated}")
+        raise ValueError(f"a Blosc chunk has only {len(raw)} of {stated} bytes")
 
 
 class BoundedUTF8(VLenUTF8):  # type: ignore[misc]
@@ -53,7 +53,7 @@ class BoundedBytes(VLenBytes):  # type: ignore[misc]
 
 
 class CheckedBlosc(Blosc):  # type: ignore[misc]
-    """Codec of zarr v2's chunks of Blosc."""
+    """Codec of zarr v2's Blosc chunks."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
@@ -78,7 +78,7 @@ class VLenBytesCodec(codecs.VLenBytesCodec):
 
 
 class BloscCodec(codecs.BloscCodec):
-    """Codec of zarr v3's chunks of Blosc."""
+    """Codec of zarr v3's Blosc chunks."""
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         _check_length(chunk_bytes.as_array_like())

@@ -33,7 +33,7 @@ SILENT_AFTER_S = 120.0
 """A run is silent after this time without a log line, and after ten times its usual interval [s]."""
 
 MAX_ERROR_CHARACTERS = 1000
-"""Length of the error that is shown."""
+"""Largest length of the error that is shown."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ PREFIX = r"^((model|net|module|climax|_orig_mod)\.)+"
 """Prefixes of Lightning, DDP and torch.compile."""
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-"""Types of saved weights."""
+"""Types of saved weights that are converted to the model's."""
 
 _LEVELS = {
     "geopotential": (50, 250, 500, 600, 700, 850, 925),
@@ -147,7 +147,11 @@ def initial_weights(config: RunConfig, module: nn.Module) -> InitialWeights:
 
 
 def _check_types(path: str, source: Source, state: Mapping[str, Tensor]) -> None:
-    """Refuse integers, complex and packed numbers in the place of weights."""
+    """Refuse weights that are integers, complex or packed numbers.
+
+    Raises:
+        ValueError: a weight is neither of the model's type nor one of `FLOATS`.
+    """
     for name in (name for name in state if name in source.weights):
         saved, own = source.weights[name].dtype, state[name].dtype
         if saved not in (own, *FLOATS):

@@ -9,14 +9,15 @@ Targets are normalised, so all pollutants have equal weight. DeepSpeed averages 
 adds those of the micro-steps, so `squared error x W / valid pixels of the step` on each rank has the gradient
 of L.
 
-On a GPU, the step itself does not wait for the device. It reads by `HostCopy`, after DeepSpeed's update,
-which waits for the gradient norm to skip a gradient that is not finite. All values that are read here are
-queued before that. A loss that is not finite makes the gradient NaN on the device, so DeepSpeed skips that
-update too.
+On a GPU, the host queues the whole step without waiting for a result: each value is copied by `HostCopy` as
+soon as it is queued, and read later. The counts, queued first, are read before the update. The loss and the
+gradient norm are read after it; DeepSpeed itself waits for the norm, to skip an update whose gradient is not
+finite. A loss that is not finite makes the gradient NaN on the device, so DeepSpeed skips that update too.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def train_step(
     for index, batch in enumerate(on_device(micro_batches, engine.device)):
         engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
         error = _forward(engine, batch, config, weights, epoch)
-        # 0 x infinity is NaN: DeepSpeed skips the update also if only the loss overflows.
+        # 0 x infinity is NaN: DeepSpeed then skips the update, even if only the loss overflows.
         engine.backward(error * (scale + 0 * error.detach()), scale_wrt_gas=False)
         errors.append(error.detach())
         if index < len(micro_batches) - 1:
@@ -141,7 +142,7 @@ def on_device(micro_batches: Sequence[Batch], device: torch.device) -> Iterator[
         yield from micro_batches
         return
     computing = torch.cuda.current_stream(device)
-    copying = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    copying = _copy_stream(device)
 
     def copy(batch: Batch) -> Batch:
         with torch.cuda.stream(copying):
@@ -156,6 +157,12 @@ def on_device(micro_batches: Sequence[Batch], device: torch.device) -> Iterator[
         yield batch
 
 
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of all copies to a GPU. PyTorch keeps freed memory per stream, and has 32 streams."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
 def _update(engine: Any) -> float | None:
     """Update the weights; return the gradient norm before clipping, or None if DeepSpeed skipped the update.
 
@@ -163,9 +170,8 @@ def _update(engine: Any) -> float | None:
     """
     norms: list[HostCopy] = []
     zero = engine.optimizer
-    hook = zero.optimizer.register_step_pre_hook(lambda *_: norms.append(HostCopy(zero._global_grad_norm)))
-    engine.step()
-    hook.remove()
+    with zero.optimizer.register_step_pre_hook(lambda *_: norms.append(HostCopy(zero._global_grad_norm))):
+        engine.step()
     assert bool(norms) == engine.was_step_applied()
     return float(norms[0].read()) if norms else None
 

@@ -1,4 +1,4 @@
-"""Damaged heaps of NetCDF-4 files, which the HDF5 library reads without end, are refused."""
+"""Damaged heaps of NetCDF-4 files, in which the HDF5 library loops forever, are refused."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def damaged(content: bytes, size: int) -> bytes:
 def test_a_heap_without_end_is_refused(tmp_path: Path, size: int) -> None:
     content = hourly_file(*lambert_grid(5, 6, 400e3), 0)
     check_heaps(content)
-    with pytest.raises(UnusableFileError, match=f"an object of the HDF5 heap at byte .* has the size {size}"):
+    with pytest.raises(UnusableFileError, match=f"object of the HDF5 heap .* has the impossible size {size}"):
         read_grid(damaged(content, size))
     path = tmp_path / "a.nc"
     make_hours().to_netcdf(path)

@@ -44,7 +44,7 @@ def test_a_truncated_chunk_of_blosc_is_refused(tmp_path: Path, version: Any, lef
     chunk = tmp_path / "a" / ("c/0" if version == 3 else "0")
     whole = chunk.read_bytes()
     chunk.write_bytes(whole[:left])
-    with pytest.raises(ValueError, match=rf"a chunk of Blosc has {left} bytes of"):
+    with pytest.raises(ValueError, match=rf"a Blosc chunk has only {left} of \d+ bytes"):
         zarr.open_array(tmp_path / "a", mode="r")[:]
 
 

@@ -1,4 +1,4 @@
-"""Work of a test's ranks: steps whose loss or gradient is not finite, and the reads of a step on the host."""
+"""Jobs of test_step.py: steps with a non-finite loss or gradient, host reads, and summed gradients."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Steps:
 
     def __init__(self, config: RunConfig) -> None:
         self.config, self.ranks = config, start()
-        get_accelerator().is_fp16_supported = lambda: True  # only slow on a CPU
+        get_accelerator().is_fp16_supported = lambda: True  # fp16 works on a CPU, but is slow
         store = open_store(config.data.store)
         model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
         self.engine = build_engine(config, model, self.ranks.size, self.ranks.device)
@@ -92,7 +92,7 @@ def spoiled_steps(config: str, out: str) -> None:
 
 
 class HostReads(TorchDispatchMode):
-    """Records who reads a tensor's value on the host, which waits for a GPU: aqtopo or DeepSpeed."""
+    """Records the lines that read a tensor's value on the host. Such a read waits for a GPU."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ def reader(frame: Any) -> str:
 
 
 def host_reads(config: str, out: str) -> None:
-    """List the places that read values in a step."""
+    """List the lines that read values on the host in a step."""
     steps = Steps(load_config(config))
     steps.step()
     with HostReads() as reads:

@@ -8,6 +8,7 @@ import torch
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
+from aqtopo.data.batch import Batch
 from aqtopo.data.loader import TrainingLoader
 from aqtopo.training.step import (
     HostCopy,
@@ -118,7 +119,7 @@ def stepped(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
 @pytest.mark.xdist_group("stepped")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Path, precision: str) -> None:
-    """On either rank, though only rank 1 has the bad value, and only in the first of two micro-steps."""
+    """Only rank 1 has the bad value, and only in the first of two micro-steps."""
     messages = {
         "infinite loss": "the training loss is inf at step 3, epoch 0; the weights were not updated",
         "loss not a number": "the training loss is nan at step 5, epoch 0; the weights were not updated",
@@ -136,14 +137,14 @@ def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Pa
             else:
                 assert message in attempt["error"], attempt["error"]
         losses = [attempt["good"] for attempt in found.values()]
-        assert losses == sorted(losses, reverse=True)  # the steps between go on
+        assert losses == sorted(losses, reverse=True)  # the good steps between them still learn
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("stepped")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_step_reads_nothing_on_the_host_that_deepspeed_does_not(stepped: Path, precision: str) -> None:
-    """Each such read would make a GPU wait for the host, and the host for the GPU."""
+    """On a GPU, the host would wait for each such read, and then the GPU for the host."""
     readers = (stepped / f"{precision}.host_reads").read_text(encoding="utf-8").split()
     ours = [place for place in readers if not place.startswith("deepspeed/")]
     assert len(set(ours)) == 1, readers
@@ -159,9 +160,13 @@ def test_gradients_of_micro_steps_are_added_in_fp32(stepped: Path, precision: st
     assert not found["timer"]  # it would wait for the device twice in each micro-step
 
 
+def loaded(config: RunConfig) -> list[Batch]:
+    return list(next(TrainingLoader(open_store(config.data.store), config, 0, 1).steps(0)))
+
+
 def test_batches_are_the_same_on_the_device(tiny_config: Callable[..., RunConfig]) -> None:
     config = tiny_config()
-    batches = next(TrainingLoader(open_store(config.data.store), config, 0, 1).steps(0))
+    batches = loaded(config)
     assert list(on_device(batches, torch.device("cpu"))) == batches  # the same objects, not copies
     if torch.cuda.is_available():
         gpu = torch.device("cuda")
@@ -170,6 +175,18 @@ def test_batches_are_the_same_on_the_device(tiny_config: Callable[..., RunConfig
             assert copy.targets.device.type == "cuda"
             torch.testing.assert_close(copy.inputs.cpu(), batch.inputs)
         assert HostCopy(torch.arange(3, device=gpu)).read() == [0, 1, 2]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="only a GPU has streams")
+def test_copies_of_a_step_reuse_the_memory_of_the_last(tiny_config: Callable[..., RunConfig]) -> None:
+    config, gpu = tiny_config(), torch.device("cuda")
+    pinned = [batch.pin_memory() for batch in loaded(config)]
+    reserved = []
+    for _ in range(32):  # as many streams as PyTorch has
+        assert len(list(on_device(pinned, gpu))) == len(pinned)
+        torch.cuda.synchronize()
+        reserved.append(torch.cuda.memory_reserved())
+    assert reserved[-1] == reserved[1]
 
 
 def test_host_copy_reads_numbers_and_lists() -> None:

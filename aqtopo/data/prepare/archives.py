@@ -43,7 +43,7 @@ _EXTENDED_HEADERS = (
 
 _ZIP_END, _ZIP_END_BYTES = b"PK\5\6", 22
 _IN_ZIP64 = 2**16 - 1
-"""Number of members of a zip whose number is elsewhere."""
+"""Count in a zip's end record if the real count is in its zip64 record."""
 
 _BLOCK, _NO_BLOCK = tarfile.BLOCKSIZE, bytes(tarfile.BLOCKSIZE)
 _PIECE_BYTES = 2**20
@@ -289,10 +289,10 @@ def _zip(path: Path, wanted: Collection[np.datetime64]) -> Iterator[HourlyFile]:
 
 
 def _check_number(path: Path, found: int) -> None:
-    """Check the number of members that a zip declares at its end: `zipfile` does not.
+    """Check the number of members that a zip's end record declares, which `zipfile` ignores.
 
     Raises:
-        BadZipFile: members are lost, or there is none.
+        BadZipFile: the directory lists fewer or more members, or none.
     """
     with path.open("rb") as file:
         file.seek(-min(path.stat().st_size, _ZIP_END_BYTES + 2**16), os.SEEK_END)
