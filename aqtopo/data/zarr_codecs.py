@@ -2,20 +2,45 @@
 
 A chunk of texts begins with their number. numcodecs allocates 8 bytes for each before it reads them, so a
 damaged number asks for up to 32 GiB. The header of a Blosc chunk states its length. Blosc reads that many
-bytes, also beyond the end of a truncated chunk, which ends the process or gives wrong values.
+bytes, also beyond the end of a truncated chunk, which ends the process or gives wrong values. 45 kB of
+Zstandard may hold 1.4 GB, so no chunk is decoded to much more than its array's shape and type require. Chunks
+of lzma, and frames of Zstandard that state no size, are not bounded.
 """
 
+import bz2
+import functools
+import gzip
+import io
+import math
+import zlib
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import numcodecs.registry
 import zarr
 from numcodecs.blosc import Blosc
+from numcodecs.bz2 import BZ2
+from numcodecs.compat import ensure_bytes, ndarray_copy
+from numcodecs.gzip import GZip
+from numcodecs.lz4 import LZ4
 from numcodecs.vlen import VLenBytes, VLenUTF8
+from numcodecs.zlib import Zlib
+from numcodecs.zstd import Zstd
 from zarr import codecs
-from zarr.registry import register_codec
+from zarr.core.codec_pipeline import BatchedCodecPipeline
+from zarr.registry import register_codec, register_pipeline
 
 _NUMBER_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
+_PIECE_BYTES = 2**20
+
+MAX_TEXT_BYTES = 2**28
+"""Largest size of a decoded chunk of texts, whose type states no size."""
+
+_largest: ContextVar[int] = ContextVar("_largest", default=2**31)
+"""Largest size of a decoded chunk of the array that is read [bytes]."""
 
 
 def _check_count(chunk: Any) -> None:
@@ -26,9 +51,35 @@ def _check_count(chunk: Any) -> None:
         raise ValueError(f"a chunk of {len(raw)} bytes claims to hold {count} texts")
 
 
+def _check_size(size: int) -> None:
+    """Check the size of a decoded chunk."""
+    if size > _largest.get():
+        raise ValueError(f"a chunk decodes to {size} bytes or more; its array allows {_largest.get()}")
+
+
+def _read_bounded(file: gzip.GzipFile | bz2.BZ2File) -> bytes:
+    content = bytearray()
+    while piece := file.read(_PIECE_BYTES):
+        content += piece
+        _check_size(len(content))
+    return bytes(content)
+
+
+def _zstd_size(chunk: Any) -> int:
+    """Return the decoded size in the header of a Zstandard frame (RFC 8878, 3.1.1.1); 0 if it has none."""
+    raw = bytes(memoryview(chunk).cast("B")[:18])
+    if len(raw) < 6 or raw[:4] != _ZSTD_MAGIC:
+        return 0
+    one_segment = raw[4] >> 5 & 1
+    width = (one_segment, 2, 4, 8)[raw[4] >> 6]
+    start = 6 - one_segment + (0, 1, 2, 4)[raw[4] & 3]
+    return int.from_bytes(raw[start : start + width], "little") + (256 if width == 2 else 0)
+
+
 def _check_length(chunk: Any) -> None:
-    """Check that a chunk has the length that its Blosc header states."""
+    """Check the two sizes in the header of a chunk of Blosc: its own, and that of its content."""
     raw = memoryview(chunk).cast("B")
+    _check_size(int.from_bytes(raw[4:8], "little"))
     stated = max(int.from_bytes(raw[12:_BLOSC_HEADER_BYTES], "little"), _BLOSC_HEADER_BYTES)
     if len(raw) < stated:
         raise ValueError(f"a Blosc chunk has only {len(raw)} of {stated} bytes")
@@ -61,6 +112,55 @@ class CheckedBlosc(Blosc):  # type: ignore[misc]
         return super().decode(buf, out)
 
 
+class BoundedZstd(Zstd):  # type: ignore[misc]
+    """Codec of zarr v2's chunks of Zstandard."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        _check_size(_zstd_size(buf))
+        return super().decode(buf, out)
+
+
+class BoundedLZ4(LZ4):  # type: ignore[misc]
+    """Codec of zarr v2's chunks of LZ4, which begin with their decoded size."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        _check_size(int.from_bytes(memoryview(buf).cast("B")[:_NUMBER_BYTES], "little"))
+        return super().decode(buf, out)
+
+
+class BoundedGZip(GZip):  # type: ignore[misc]
+    """Codec of chunks of gzip."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        with gzip.GzipFile(fileobj=io.BytesIO(ensure_bytes(buf))) as file:
+            return ndarray_copy(_read_bounded(file), out)
+
+
+class BoundedBZ2(BZ2):  # type: ignore[misc]
+    """Codec of zarr v2's chunks of bzip2."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        with bz2.BZ2File(io.BytesIO(ensure_bytes(buf))) as file:
+            return ndarray_copy(_read_bounded(file), out)
+
+
+class BoundedZlib(Zlib):  # type: ignore[misc]
+    """Codec of zarr v2's chunks of zlib."""
+
+    def decode(self, buf: Any, out: Any = None) -> Any:
+        """Decode a chunk."""
+        decoder = zlib.decompressobj()
+        content = decoder.decompress(ensure_bytes(buf), _largest.get() + 1)
+        _check_size(len(content))
+        if not decoder.eof:
+            raise ValueError("a chunk of zlib is truncated")
+        return ndarray_copy(content, out)
+
+
 class VLenUTF8Codec(codecs.VLenUTF8Codec):
     """Codec of zarr v3's texts. zarr checks the name of its class."""
 
@@ -85,12 +185,61 @@ class BloscCodec(codecs.BloscCodec):
         return await super()._decode_single(chunk_bytes, chunk_spec)
 
 
-for _codec in (BoundedUTF8, BoundedBytes, CheckedBlosc):
+class ZstdCodec(codecs.ZstdCodec):
+    """Codec of zarr v3's chunks of Zstandard."""
+
+    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
+        _check_size(_zstd_size(chunk_bytes.as_array_like()))
+        return await super()._decode_single(chunk_bytes, chunk_spec)
+
+
+class GzipCodec(codecs.GzipCodec):
+    """Codec of zarr v3's chunks of gzip."""
+
+    @functools.cached_property
+    def _gzip_codec(self) -> BoundedGZip:
+        return BoundedGZip(self.level)
+
+
+class BoundedPipeline(BatchedCodecPipeline):
+    """Codecs of an array, in order, with the largest size of its decoded chunks."""
+
+    async def decode_batch(self, chunk_bytes_and_specs: Iterable[tuple[Any, Any]]) -> Iterable[Any]:
+        """Decode chunks."""
+        chunks = list(chunk_bytes_and_specs)
+        token = _largest.set(max((_bound(spec) for _, spec in chunks), default=0))
+        try:
+            return await super().decode_batch(chunks)
+        finally:
+            _largest.reset(token)
+
+
+def _bound(spec: Any) -> int:
+    """Return the largest size of a decoded chunk; filters of zarr v2 may hold values in wider types."""
+    dtype = spec.dtype.to_native_dtype()
+    texts = dtype.kind in "OT"
+    return MAX_TEXT_BYTES if texts else 8 * math.prod(spec.shape) * dtype.itemsize + _PIECE_BYTES
+
+
+for _codec in (
+    BoundedUTF8,
+    BoundedBytes,
+    CheckedBlosc,
+    BoundedZstd,
+    BoundedLZ4,
+    BoundedGZip,
+    BoundedBZ2,
+    BoundedZlib,
+):
     numcodecs.registry.register_codec(_codec)
 for _name, _class in (
     ("vlen-utf8", VLenUTF8Codec),
     ("vlen-bytes", VLenBytesCodec),
     ("blosc", BloscCodec),
+    ("zstd", ZstdCodec),
+    ("gzip", GzipCodec),
 ):
     register_codec(_name, _class)
     zarr.config.set({f"codecs.{_name}": f"{_class.__module__}.{_class.__qualname__}"})
+register_pipeline(BoundedPipeline)
+zarr.config.set({"codec_pipeline.path": f"{__name__}.{BoundedPipeline.__qualname__}"})

@@ -10,7 +10,9 @@ Exports of earlier versions hold `card.json` and `weights.safetensors` instead; 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from aqtopo.checkpoint.files import FileName, FileRecord
 from aqtopo.checkpoint.tags import Tag
@@ -51,7 +53,8 @@ class NormalizationFacts(Strict):
     kind: str
     statistics_years: tuple[int, ...]
     mean: dict[str, float]
-    std: dict[str, float]
+    std: dict[str, Annotated[float, Field(ge=0)]]
+    """Population standard deviations; 0 for a constant channel."""
 
 
 class Card(Strict):

@@ -297,6 +297,17 @@ def test_unreadable_card_is_refused(aqtopo: Command, exported: Path, tmp_path: P
     assert "Export the model again" in complaint
 
 
+@pytest.mark.parametrize("std", [-1.0, None])
+def test_a_deviation_in_a_card_that_is_none_is_refused(
+    aqtopo: Command, exported: Path, tmp_path: Path, std: float | None
+) -> None:
+    card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
+    card["normalization"]["std"]["pm25"] = std
+    (exported / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
+    complaint = aqtopo("forecast", exported, tmp_path / "out.nc", "--init", INIT).complaint
+    assert "normalization.std.pm25" in complaint
+
+
 def test_unknown_settings_in_a_card_are_named(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
     card["config"]["model"]["sixth_sense"] = True

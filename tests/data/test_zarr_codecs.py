@@ -48,6 +48,37 @@ def test_a_truncated_chunk_of_blosc_is_refused(tmp_path: Path, version: Any, lef
         zarr.open_array(tmp_path / "a", mode="r")[:]
 
 
+COMPRESSORS = [
+    *(("2", codec) for codec in (numcodecs.Zstd(), numcodecs.GZip(), numcodecs.Zlib(), numcodecs.LZ4())),
+    *(("2", codec) for codec in (numcodecs.BZ2(), numcodecs.Blosc("zstd"))),
+    *(("3", codec) for codec in (zarr.codecs.ZstdCodec(), zarr.codecs.GzipCodec(), zarr.codecs.BloscCodec())),
+]
+
+
+@pytest.mark.parametrize(("version", "compressor"), COMPRESSORS, ids=str)
+def test_a_chunk_that_decodes_to_more_than_its_array_is_refused(
+    tmp_path: Path, version: str, compressor: Any
+) -> None:
+    form: Any = int(version)
+    for name, size in (("small", 1000), ("large", 20_000_000)):
+        values = np.arange(size, dtype="f4") if name == "small" else np.zeros(size, "f4")
+        array = zarr.create_array(
+            tmp_path / name,
+            shape=size,
+            chunks=(size,),
+            dtype="f4",
+            zarr_format=form,
+            compressors=compressor,
+            config={"write_empty_chunks": True},
+        )
+        array[:] = values
+        np.testing.assert_array_equal(zarr.open_array(tmp_path / name, mode="r")[:], values)
+    chunk = "c/0" if version == "3" else "0"
+    (tmp_path / "large" / chunk).replace(tmp_path / "small" / chunk)
+    with pytest.raises(ValueError, match=r"a chunk decodes to \d+ bytes or more"):
+        zarr.open_array(tmp_path / "small", mode="r")[:]
+
+
 class Payload:
     """Object whose unpickling writes a file."""
 
