@@ -70,6 +70,9 @@ class Variable:
             text = getattr(self, key)
             if not (key == "standard_name" and text is None) and not _is_text(text):
                 self._refuse(key, f"printable text of 1 to {MAX_TEXT} characters")
+        # They are a column of the scores' CSV.
+        if re.match(r"[=+@]|-.", self.units):
+            self._refuse("units", "a text that spreadsheets do not run as a formula")
         if self.kind not in ("dynamic", "static"):
             self._refuse("kind", "'dynamic' or 'static'")
         if not isinstance(self.pollutant, bool):

@@ -23,6 +23,8 @@ BLH = Variable(name="blh", long_name="boundary-layer height", units="m", valid_r
         ({"long_name": ""}, "blh has long_name = ''. It must be printable text"),
         ({"long_name": "a\nb"}, "has long_name"),
         ({"units": None}, "has units = None"),
+        ({"units": "=cmd|' /C calc'!A0"}, "a text that spreadsheets do not run as a formula"),
+        ({"units": "-2+3"}, "a text that spreadsheets do not run as a formula"),
         ({"standard_name": 3}, "has standard_name = 3"),
         ({"valid_range": (5.0, 5.0)}, "two numbers, the lower one first"),
         ({"valid_range": (0.0, float("nan"))}, "has valid_range"),
