@@ -13,6 +13,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
@@ -95,7 +96,8 @@ def time_paired(
 def peak_bytes(work: Work) -> int:
     """Return the peak memory of a call above the memory before it, without its results.
 
-    On the CPU it is the resident memory of the process, from the kernel's high-water mark.
+    On the CPU it is the resident memory of the process, from the kernel's high-water mark. The call runs in a
+    new thread, so memory that an operator keeps for each thread is counted.
     """
     gc.collect()
     if torch.cuda.is_available():
@@ -108,7 +110,8 @@ def peak_bytes(work: Work) -> int:
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the high-water mark
     before = _status_bytes("VmRSS")
-    results = work()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        results = thread.submit(work).result()
     return _status_bytes("VmHWM") - before - _bytes_of(results)
 
 

@@ -17,6 +17,7 @@ README = Path(__file__).with_name("README.md")
 NAMES = (
     "elevation_attention",
     "error_spread",
+    "cpu_attention",
     "cpu_candidates",
     "local_bias",
     "compiled_kernels",

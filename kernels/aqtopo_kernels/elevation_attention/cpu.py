@@ -36,6 +36,7 @@ from aqtopo_kernels.elevation_attention.rises import (
     sum_within_bins,
 )
 from aqtopo_kernels.elevation_attention.sorting import SortedTerrain
+from aqtopo_kernels.elevation_attention.workspace import workspace
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
@@ -69,20 +70,23 @@ def forward(
     """
     elevation, alpha = _or_flat(q, elevation, alpha)
     terrain = SortedTerrain.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
-    bands = _bands(terrain)
     out_BHND, lse_BHN1 = empty_like_tokens(q), q.new_empty((*q.shape[:3], 1), dtype=terrain.compute)
-    for heads in _head_groups(q):
-        q_BGND, k_BGND, v_BGND = (terrain.sources(x[:, heads]) for x in (q, k, v))
+    for samples, heads in _groups(q):
+        group = terrain.of_samples(samples)
+        q_BGND, k_BGND, v_BGND = (
+            group.sources(name, x[samples, heads]) for name, x in {"q": q, "k": k, "v": v}.items()
+        )
         q_BGND.mul_(scale)
-        out_BGND, lse_BGN1 = torch.empty_like(q_BGND), torch.empty_like(q_BGND[..., :1])
+        out_BGND = workspace.empty("out", q_BGND.shape, terrain.compute)
+        lse_BGN1 = torch.empty_like(q_BGND[..., :1])
         alpha_G11 = _of_heads(alpha, heads, terrain.compute)
-        for band in bands:
+        for band in _bands(group):
             rows = band[0].rows
             out_BGND[:, :, rows], lse_BGN1[:, :, rows] = _merged(
                 [part.attend(q_BGND, k_BGND, v_BGND, alpha_G11) for part in band]
             )
-        terrain.write_results(out_BHND[:, heads], out_BGND)
-        terrain.write_results(lse_BHN1[:, heads], lse_BGN1)
+        group.write_results(out_BHND[samples, heads], out_BGND)
+        group.write_results(lse_BHN1[samples, heads], lse_BGN1)
     return out_BHND, lse_BHN1.squeeze(-1)
 
 
@@ -103,21 +107,25 @@ def backward(
     terrain = SortedTerrain.of(elevation, order, torch.promote_types(q.dtype, torch.float32))
     dq, dk, dv = gradients = tuple(empty_like_tokens(q) for _ in range(3))
     dalpha_H = torch.zeros(q.shape[1], dtype=torch.float64)
-    bands, spare = _bands(terrain), _round_up(q.shape[-1] + _SPARE) - q.shape[-1]
-    for heads in _head_groups(q):
-        q_BGND, k_BGND, v_BGND = (terrain.sources(x[:, heads], spare) for x in (q, k, v))
-        q_BGND.mul_(scale)
-        out_BGND, dout_BGND = (terrain.results(x[:, heads], spare) for x in (out, dout))
-        lse_BGN = terrain.results(lse[:, heads].unsqueeze(-1)).squeeze(-1)
-        saved = _Saved(q_BGND, k_BGND, v_BGND, out_BGND, dout_BGND, lse_BGN)
-        sums = tuple(lse_BGN.new_zeros((*lse_BGN.shape, q.shape[-1])) for _ in range(3))
+    spare = _round_up(q.shape[-1] + _SPARE) - q.shape[-1]
+    for samples, heads in _groups(q):
+        group = terrain.of_samples(samples)
+        sorted_copies = [
+            *(group.sources(n, x[samples, heads], spare) for n, x in {"q": q, "k": k, "v": v}.items()),
+            *(group.results(n, x[samples, heads], spare) for n, x in {"out": out, "dout": dout}.items()),
+            group.results("lse", lse[samples, heads].unsqueeze(-1)).squeeze(-1),
+        ]
+        saved = _Saved(*sorted_copies)
+        saved.q.mul_(scale)
+        shape = (*saved.lse.shape, q.shape[-1])
+        sums = tuple(workspace.empty(name, shape, terrain.compute).zero_() for name in ("dq", "dk", "dv"))
         alpha_G11 = _of_heads(alpha, heads, terrain.compute)
-        for band in bands:
+        for band in _bands(group):
             for part in band:
                 dalpha_H[heads] -= part.add_gradients(sums, saved, alpha_G11)
         sums[0].mul_(scale)
         for gradient, total in zip(gradients, sums, strict=True):
-            terrain.write_sources(gradient[:, heads], total)
+            group.write_sources(gradient[samples, heads], total)
     dalpha = dalpha_H if len(alpha) > 1 else dalpha_H.sum(0, keepdim=True)
     return dq, dk, dv, (dalpha / METRES_PER_UNIT).to(alpha.dtype)
 
@@ -216,7 +224,7 @@ class _Within(_BandPart):
 
     @cached_property
     def rises(self) -> Tensor:
-        """Rises within the band, cached for all heads."""
+        """Rises within the band, cached for the heads of a group."""
         return rise(self.key_height, self.key_height).unsqueeze(1)
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -276,10 +284,20 @@ def _of_heads(alpha: Tensor, heads: slice, dtype: torch.dtype) -> Tensor:
     return (alpha[heads] if len(alpha) > 1 else alpha)[:, None, None].to(dtype) / METRES_PER_UNIT
 
 
-def _head_groups(q: Tensor) -> Iterator[slice]:
-    """Split the heads into groups that use all threads (PyTorch's backward uses B x H) and limit memory."""
+def _groups(q: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Split samples and heads into groups that limit the memory of sorted copies.
+
+    A group has at least one head of a sample for each thread: PyTorch's backward pass runs B x H tasks.
+    """
     B, H, N, D = q.shape
-    fill_threads = -(-torch.get_num_threads() // B)
-    at_most = max(fill_threads, _GROUP_ELEMENTS // (B * N * D), 1)
-    group = -(-H // -(-H // at_most))  # groups of nearly equal size
-    return (slice(first, min(first + group, H)) for first in range(0, H, group))
+    threads, limit = torch.get_num_threads(), _GROUP_ELEMENTS // (N * D)
+    for samples in _parts(B, max(threads, limit)):
+        size = samples.stop - samples.start
+        for heads in _parts(H, max(-(-threads // size), limit // size, 1)):
+            yield samples, heads
+
+
+def _parts(count: int, at_most: int) -> Iterator[slice]:
+    """Split a range into parts of nearly equal size."""
+    size = -(-count // -(-count // at_most))
+    return (slice(first, min(first + size, count)) for first in range(0, count, size))
