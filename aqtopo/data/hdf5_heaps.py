@@ -32,9 +32,9 @@ def check_heaps(content: bytes | mmap.mmap) -> None:
     """Check the heaps of a file in memory.
 
     Raises:
-        ValueError: an object has a size with which HDF5 loops forever.
+        ValueError: an object has a size with which HDF5 loops forever, or heaps overlap.
     """
-    start = content.find(_HEAP)
+    start, left = content.find(_HEAP), 4 * len(content) // _HEADER_BYTES
     while start >= 0:
         end = min(start + int.from_bytes(content[start + 8 : start + 16], "little"), len(content))
         position = start + _HEADER_BYTES
@@ -45,5 +45,7 @@ def check_heaps(content: bytes | mmap.mmap) -> None:
             step = size if index == 0 else _HEADER_BYTES + -(-size // 8) * 8
             if step == 0 or step >= 2**63:
                 raise ValueError(f"an object of the HDF5 heap at byte {start} has the impossible size {size}")
-            position += step
+            position, left = position + step, left - 1
+        if left < 0:  # a walk through each of many heaps that overlap would take hours
+            raise ValueError(f"the HDF5 heap at byte {start} overlaps others")
         start = content.find(_HEAP, start + 1)

@@ -29,3 +29,15 @@ def test_a_heap_without_end_is_refused(tmp_path: Path, size: int) -> None:
     path.write_bytes(damaged(path.read_bytes(), size))
     with pytest.raises(ValueError, match=r"a\.nc is damaged or incomplete.*an object of the HDF5 heap"):
         open_outside(path)
+
+
+def test_heaps_that_overlap_are_refused_soon() -> None:
+    heaps, objects = 1000, (1).to_bytes(16, "little") * 4000  # empty objects
+    content = b""
+    for number in range(heaps):  # each has one object that ends where the empty objects begin
+        to_objects = 32 * (heaps - number - 1)
+        size = 32 + to_objects + len(objects)
+        content += b"GCOL\x01\0\0\0" + size.to_bytes(8, "little")
+        content += (1).to_bytes(8, "little") + to_objects.to_bytes(8, "little")
+    with pytest.raises(ValueError, match=r"heap at byte \d+ overlaps others"):
+        check_heaps(content + objects)
