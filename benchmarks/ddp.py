@@ -97,7 +97,7 @@ def compare_programs(
     check_losses({name: program.losses for name, program in programs.items()}, LOSS_TOLERANCE[precision])
     memory = {name: program.stop() / MIB for name, program in programs.items()}
     facts = {"ranks": ranks, "grid": f"{grid[0]} x {grid[1]}", "precision": precision}
-    flop = step_flop(_config("ddp", grid, model, precision).model, grid)
+    flop = step_flop(_config("ddp", grid, model, ranks, precision).model, grid)
     rows: list[dict[str, Any]] = []
     for name, program in programs.items():
         of_ddp = {
@@ -194,7 +194,7 @@ def _rank(
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), OMP_NUM_THREADS="1", DS_ACCELERATOR=device().type)
     torch.set_num_threads(1)
-    config = _config(program, grid, shape, precision)
+    config = _config(program, grid, shape, ranks, precision)
     where = _connect(program)
     model = build_model(config, make_terrain(grid)).train()
     batch = make_batch(grid, config.micro_batch, len(config.data.horizons), where)
@@ -217,10 +217,13 @@ def _connect(program: str) -> torch.device:
     return where
 
 
-def _config(program: str, grid: tuple[int, int], shape: dict[str, int], precision: str) -> RunConfig:
+def _config(
+    program: str, grid: tuple[int, int], shape: dict[str, int], ranks: int, precision: str
+) -> RunConfig:
+    """Return the configuration of one sample per process, with an update in every step."""
     changes = ["optimizer.implementation=cpu_adam"] if program == CPU_ADAM else []
     changes += ["deepspeed.bf16.enabled=true"] if precision == "bf16" else []
-    changes += [*PUBLISHED_INPUTS, "optimizer.base_lr=1e-4"]
+    changes += [*PUBLISHED_INPUTS, "optimizer.base_lr=1e-4", f"training.ranks_per_node={ranks}"]
     changes += [f"data.grid={list(grid)}", *(f"model.{name}={value}" for name, value in shape.items())]
     fields = ["train_micro_batch_size_per_gpu=1", "gradient_accumulation_steps=1"]
     fields += [f"zero_optimization.{change}" for change in ZERO[device().type]]
