@@ -76,7 +76,16 @@ def _zstd_size(chunk: Any) -> int:
     return int.from_bytes(raw[start : start + width], "little") + (256 if width == 2 else 0)
 
 
-def _check_length(chunk: Any) -> None:
+def _check_zstd(chunk: Any) -> None:
+    _check_size(_zstd_size(chunk))
+
+
+def _check_lz4(chunk: Any) -> None:
+    """Check the decoded size, with which a chunk of LZ4 begins."""
+    _check_size(int.from_bytes(memoryview(chunk).cast("B")[:_NUMBER_BYTES], "little"))
+
+
+def _check_blosc(chunk: Any) -> None:
     """Check the two sizes in the header of a chunk of Blosc: its own, and that of its content."""
     raw = memoryview(chunk).cast("B")
     _check_size(int.from_bytes(raw[4:8], "little"))
@@ -85,53 +94,52 @@ def _check_length(chunk: Any) -> None:
         raise ValueError(f"a Blosc chunk has only {len(raw)} of {stated} bytes")
 
 
-class BoundedUTF8(VLenUTF8):  # type: ignore[misc]
-    """Codec of zarr v2's texts."""
+class _Checked:
+    """Base class of codecs of zarr v2 that check a chunk before they decode it."""
+
+    @staticmethod
+    def check(chunk: Any) -> None:
+        """Raise a ValueError if the chunk must not be decoded."""
+        raise NotImplementedError
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
-        _check_count(buf)
-        return super().decode(buf, out)
+        self.check(buf)
+        return super().decode(buf, out)  # type: ignore[misc]
 
 
-class BoundedBytes(VLenBytes):  # type: ignore[misc]
-    """Codec of zarr v2's byte strings."""
+class CheckedUTF8(_Checked, VLenUTF8):  # type: ignore[misc]
+    """Codec of texts."""
 
-    def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a chunk."""
-        _check_count(buf)
-        return super().decode(buf, out)
+    check = staticmethod(_check_count)
 
 
-class CheckedBlosc(Blosc):  # type: ignore[misc]
-    """Codec of zarr v2's Blosc chunks."""
+class CheckedBytes(_Checked, VLenBytes):  # type: ignore[misc]
+    """Codec of byte strings."""
 
-    def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a chunk."""
-        _check_length(buf)
-        return super().decode(buf, out)
+    check = staticmethod(_check_count)
 
 
-class BoundedZstd(Zstd):  # type: ignore[misc]
-    """Codec of zarr v2's chunks of Zstandard."""
+class CheckedBlosc(_Checked, Blosc):  # type: ignore[misc]
+    """Codec of Blosc."""
 
-    def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a chunk."""
-        _check_size(_zstd_size(buf))
-        return super().decode(buf, out)
+    check = staticmethod(_check_blosc)
 
 
-class BoundedLZ4(LZ4):  # type: ignore[misc]
-    """Codec of zarr v2's chunks of LZ4, which begin with their decoded size."""
+class CheckedZstd(_Checked, Zstd):  # type: ignore[misc]
+    """Codec of Zstandard."""
 
-    def decode(self, buf: Any, out: Any = None) -> Any:
-        """Decode a chunk."""
-        _check_size(int.from_bytes(memoryview(buf).cast("B")[:_NUMBER_BYTES], "little"))
-        return super().decode(buf, out)
+    check = staticmethod(_check_zstd)
+
+
+class CheckedLZ4(_Checked, LZ4):  # type: ignore[misc]
+    """Codec of LZ4."""
+
+    check = staticmethod(_check_lz4)
 
 
 class BoundedGZip(GZip):  # type: ignore[misc]
-    """Codec of chunks of gzip."""
+    """Codec of gzip."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
@@ -140,7 +148,7 @@ class BoundedGZip(GZip):  # type: ignore[misc]
 
 
 class BoundedBZ2(BZ2):  # type: ignore[misc]
-    """Codec of zarr v2's chunks of bzip2."""
+    """Codec of bzip2."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
@@ -149,7 +157,7 @@ class BoundedBZ2(BZ2):  # type: ignore[misc]
 
 
 class BoundedZlib(Zlib):  # type: ignore[misc]
-    """Codec of zarr v2's chunks of zlib."""
+    """Codec of zlib."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
@@ -161,40 +169,45 @@ class BoundedZlib(Zlib):  # type: ignore[misc]
         return ndarray_copy(content, out)
 
 
-class VLenUTF8Codec(codecs.VLenUTF8Codec):
-    """Codec of zarr v3's texts. zarr checks the name of its class."""
+class _CheckedV3:
+    """Base class of codecs of zarr v3 that check a chunk before they decode it."""
+
+    @staticmethod
+    def check(chunk: Any) -> None:
+        """Raise a ValueError if the chunk must not be decoded."""
+        raise NotImplementedError
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        _check_count(chunk_bytes.as_array_like())
-        return await super()._decode_single(chunk_bytes, chunk_spec)
+        self.check(chunk_bytes.as_array_like())
+        return await super()._decode_single(chunk_bytes, chunk_spec)  # type: ignore[misc]
 
 
-class VLenBytesCodec(codecs.VLenBytesCodec):
-    """Codec of zarr v3's byte strings."""
+class VLenUTF8Codec(_CheckedV3, codecs.VLenUTF8Codec):
+    """Codec of texts. zarr checks the name of its class."""
 
-    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        _check_count(chunk_bytes.as_array_like())
-        return await super()._decode_single(chunk_bytes, chunk_spec)
+    check = staticmethod(_check_count)
 
 
-class BloscCodec(codecs.BloscCodec):
-    """Codec of zarr v3's Blosc chunks."""
+class VLenBytesCodec(_CheckedV3, codecs.VLenBytesCodec):
+    """Codec of byte strings."""
 
-    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        _check_length(chunk_bytes.as_array_like())
-        return await super()._decode_single(chunk_bytes, chunk_spec)
+    check = staticmethod(_check_count)
 
 
-class ZstdCodec(codecs.ZstdCodec):
-    """Codec of zarr v3's chunks of Zstandard."""
+class BloscCodec(_CheckedV3, codecs.BloscCodec):
+    """Codec of Blosc."""
 
-    async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
-        _check_size(_zstd_size(chunk_bytes.as_array_like()))
-        return await super()._decode_single(chunk_bytes, chunk_spec)
+    check = staticmethod(_check_blosc)
+
+
+class ZstdCodec(_CheckedV3, codecs.ZstdCodec):
+    """Codec of Zstandard."""
+
+    check = staticmethod(_check_zstd)
 
 
 class GzipCodec(codecs.GzipCodec):
-    """Codec of zarr v3's chunks of gzip."""
+    """Codec of gzip."""
 
     @functools.cached_property
     def _gzip_codec(self) -> BoundedGZip:
@@ -222,11 +235,11 @@ def _bound(spec: Any) -> int:
 
 
 for _codec in (
-    BoundedUTF8,
-    BoundedBytes,
+    CheckedUTF8,
+    CheckedBytes,
     CheckedBlosc,
-    BoundedZstd,
-    BoundedLZ4,
+    CheckedZstd,
+    CheckedLZ4,
     BoundedGZip,
     BoundedBZ2,
     BoundedZlib,
