@@ -51,6 +51,23 @@ def special_in(folder: Path, names: Sequence[str]) -> Path | None:
     return next((path for each in folders for name in names if is_special(path := each / name)), None)
 
 
+def special_below(folder: Path) -> Path | None:
+    """Return a special file anywhere below a folder, if there is one.
+
+    A link to a folder is followed only in the folder itself, where it may be an array of a zarr store.
+    """
+    links = [entry.path for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
+    left = [str(folder), *links]
+    while left:
+        with os.scandir(left.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
+                elif not entry.is_file() and is_special(Path(entry.path)):
+                    return Path(entry.path)
+    return None
+
+
 def open_plain(path: Path, mode: str, **options: Any) -> IO[Any]:
     """Open a file for writing; `mode` and `options` are those of `open`.
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from aqtopo.safe_files import open_plain, remove, replacing
+from aqtopo.safe_files import open_plain, remove, replacing, special_below
 
 
 def test_a_file_replaces_another_and_leaves_no_temporary(tmp_path: Path) -> None:
@@ -68,3 +68,21 @@ def test_a_plain_file_is_opened(tmp_path: Path) -> None:
         with open_plain(tmp_path / "file", "a", encoding="utf-8") as file:
             file.write(text)
     assert (tmp_path / "file").read_text(encoding="utf-8") == "ab"
+
+
+@pytest.mark.parametrize("place", ["pipe", "array/c/0/pipe", "linked/c/pipe"])
+def test_a_special_file_is_found_anywhere(tmp_path: Path, place: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "linked").symlink_to(tmp_path / "elsewhere")
+    (store / "loop").symlink_to(store)
+    (store / "dangling").symlink_to(tmp_path / "nothing")
+    (store / "plain").touch()
+    assert special_below(store) is None
+    path = store / place
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    found = special_below(store)
+    assert found is not None
+    assert found.resolve() == path.resolve()

@@ -23,7 +23,7 @@ from aqtopo.data.missing import ZARR_ARRAYS, lost_coordinate, restore_fill_value
 from aqtopo.data.names import find_variable
 from aqtopo.data.units import UnitsError, conversion
 from aqtopo.refusal import READ_ERRORS, raise_input_error
-from aqtopo.safe_files import is_special, special_in
+from aqtopo.safe_files import is_special, special_below
 from aqtopo.variables import VARIABLES, Variable
 
 CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
@@ -31,7 +31,6 @@ CALENDARS = ("standard", "gregorian", "proleptic_gregorian")
 _COPY_AGAIN = "Copy the store again from its source"
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zmetadata")
-_ZARR_METADATA = (*_ZARR_FILES, ".zarray", ".zattrs")
 
 _OTHER_FORMATS = (
     (b"\x1f\x8b", "is compressed (gzip)", "Decompress it with `gunzip`"),
@@ -168,7 +167,7 @@ def engine_of(path: Path) -> str:
     """Return xarray's engine by the content of a file, or refuse what is no NetCDF file or zarr store."""
     if not path.exists():
         raise_input_error(str(path), "does not exist: there is no such file", "Correct the path")
-    special = path if is_special(path) else special_in(path, _ZARR_METADATA) if path.is_dir() else None
+    special = path if is_special(path) else special_below(path) if path.is_dir() else None
     if special is not None:
         raise_input_error(str(special), "is a pipe or a device", "Name a NetCDF file or a zarr store")
     if path.is_dir():
