@@ -17,7 +17,8 @@ from aqtopo.config import RunConfig
 from aqtopo.data.samples import sample_table
 from aqtopo.data.store import Store
 from aqtopo.evaluation.points import BASELINES
-from aqtopo.evaluation.results import ScoreRecord, read_score_file, scores_from_record
+from aqtopo.evaluation.results import read_score_file, scores_from_record
+from aqtopo.evaluation.score_record import ScoreRecord
 from aqtopo.evaluation.tables import summary
 from aqtopo.inference.load import LoadedRun, load_run
 from aqtopo.report.attention import Place, draw_attention

@@ -8,7 +8,7 @@ import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import BASELINES, FORECASTS, MODEL
-from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
+from aqtopo.evaluation.score_record import Exceedance, PairScores, Skill, Spectrum
 from aqtopo.report.text import capitalised, plus, pretty_units, round_together, rounded
 from aqtopo.variables import Variables, variables_from_json
 

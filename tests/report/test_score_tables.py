@@ -4,7 +4,7 @@ import xarray as xr
 
 from aqtopo.evaluation.exceedances import NO_DAILY_MEANS
 from aqtopo.evaluation.points import BASELINES, FORECASTS, LINEAR, LINEAR_SAME
-from aqtopo.evaluation.results import Exceedance, PairScores, Skill, Spectrum
+from aqtopo.evaluation.score_record import Exceedance, PairScores, Skill, Spectrum
 from aqtopo.report.score_tables import (
     breakdown_tables,
     exceedance_rows,
