@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
+from tests.damage import Opened, opened_once
 
 # Every run tests the same examples, so a failure belongs to the change that is tested.
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -315,3 +316,21 @@ def full_disk(small_disk: Path) -> Path:
     """A file system without a free byte."""
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free))
     return small_disk
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give the tests of `tests/damage.py` the doors of the module that imports them."""
+    if "door_name" in metafunc.fixturenames:
+        metafunc.parametrize("door_name", metafunc.module.DOORS)
+    if "found" in metafunc.fixturenames:
+        rows = metafunc.module.FOUND
+        metafunc.parametrize("found", rows, ids=[f"{number} {row[0]}" for number, row in enumerate(rows)])
+
+
+@pytest.fixture(scope="module")
+def doors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
+    """Return a function that opens a door of the module."""
+    given = [request.getfixturevalue(name) for name in request.module.FIXTURES]
+    makers = request.module.DOORS
+    with opened_once(lambda name: makers[name](tmp_path_factory.mktemp(name), *given)) as opened:
+        yield opened

@@ -1,4 +1,9 @@
-"""Processes that read changed files, and the check of their answers."""
+"""Processes that read changed files, and the tests that a module of doors imports.
+
+Such a module has `DOORS`, functions by name that make the files of a door in a folder, `FIXTURES`, names of
+the fixtures that they are given too, and for `test_found_changes` `FOUND`, rows of a door, the end of a
+file's path, and a change of its content. `pytest_generate_tests` in conftest.py reads them.
+"""
 
 import gc
 import multiprocessing
@@ -12,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aqtopo.cli.main import raised_by_us
@@ -199,6 +205,7 @@ class Door:
 
 
 Opened = Callable[[str], tuple[Door, Reader]]
+Found = tuple[str, str, Callable[[bytes], bytes]]
 
 
 @contextmanager
@@ -230,12 +237,44 @@ def opened_once(make: Callable[[str], Door]) -> Iterator[Opened]:
         close()
 
 
-def assert_changed_is_read_or_refused(files: list[Path], reader: Reader, data: st.DataObject) -> None:
-    """Change one of the files, read it, and restore it."""
-    path = data.draw(st.sampled_from(files)) if len(files) > 1 else files[0]
+@contextmanager
+def _restored(path: Path) -> Iterator[bytes]:
+    """Yield the content of a file, and restore it."""
     before = path.read_bytes()
     try:
-        path.write_bytes(data.draw(changed_file(path)))
-        reader.assert_read_or_refused()
+        yield before
     finally:
         path.write_bytes(before)
+
+
+@pytest.mark.slow
+@fuzzed
+@given(data=st.data())
+def test_changed_files(doors: Opened, door_name: str, data: st.DataObject) -> None:
+    """Change one of the files at random."""
+    door, reader = doors(door_name)
+    path = data.draw(st.sampled_from(door.files)) if len(door.files) > 1 else door.files[0]
+    with _restored(path):
+        path.write_bytes(data.draw(changed_file(path)))
+        reader.assert_read_or_refused()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_kinds_of_files(doors: Opened, door_name: str, kind: str) -> None:
+    """Put something else in the place of a file of each name."""
+    door, reader = doors(door_name)
+    for path in {path.name: path for path in door.files}.values():
+        with other_kind(path, kind):
+            reader.assert_read_or_refused()
+        reader.assert_read_or_refused()
+
+
+def test_found_changes(doors: Opened, found: Found) -> None:
+    """Make a change that once ended in a traceback, a wait, or a demand for all memory."""
+    name, file, change = found
+    door, reader = doors(name)
+    (path,) = [path for path in door.files if path.as_posix().endswith(f"/{file}")]
+    with _restored(path) as before:
+        assert change(before) != before
+        path.write_bytes(change(before))
+        reader.assert_read_or_refused()

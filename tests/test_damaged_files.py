@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +10,7 @@ from typing import Any
 
 import numcodecs
 import numpy as np
-import pytest
 import xarray as xr
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aqtopo.config import RunConfig
 from aqtopo.data import open_store
@@ -36,15 +33,13 @@ from aqtopo.inference.weather import open_weather
 from aqtopo.variables import STATIC_CHANNELS
 from tests.changes import as_text
 from tests.conftest import SaveUntrained, tiny_tree
-from tests.damage import (
-    KINDS,
+from tests.damage import (  # noqa: F401  (the tests run here)
     Door,
-    Opened,
+    Found,
     Read,
-    assert_changed_is_read_or_refused,
-    fuzzed,
-    opened_once,
-    other_kind,
+    test_changed_files,
+    test_found_changes,
+    test_other_kinds_of_files,
 )
 from tests.data.forecast_files import perfect_forecasts
 from tests.data.prepare.raw import hourly_file, lambert_grid, write_archive
@@ -240,33 +235,7 @@ DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def doors(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: SaveUntrained
-) -> Iterator[Opened]:
-    with opened_once(
-        lambda name: DOORS[name](tmp_path_factory.mktemp(name), tiny_store, save_untrained)
-    ) as opened:
-        yield opened
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DOORS)
-@fuzzed
-@given(data=st.data())
-def test_changed_files(doors: Opened, name: str, data: st.DataObject) -> None:
-    door, reader = doors(name)
-    assert_changed_is_read_or_refused(door.files, reader, data)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", DOORS)
-def test_other_kinds_of_files(doors: Opened, name: str, kind: str) -> None:
-    door, reader = doors(name)
-    path = door.files[-1]
-    with other_kind(path, kind):
-        reader.assert_read_or_refused()
-    reader.assert_read_or_refused()
+FIXTURES = ("tiny_store", "save_untrained")
 
 
 def _cut(content: bytes) -> bytes:
@@ -281,7 +250,7 @@ def _with(**changes: Any) -> Callable[[bytes], bytes]:
     return lambda content: as_text(json.loads(content) | changes)
 
 
-FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+FOUND: list[Found] = [
     ("metadata_of_a_store", "channel/zarr.json", _with(shape=None)),
     ("metadata_of_a_store", "channel/zarr.json", _with(chunk_grid={"name": {}})),
     ("metadata_of_a_store", "time/zarr.json", _with(codecs=7)),
@@ -303,32 +272,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("parts_of_prepare", "2013-01-01.npy", _at(10, b"(((")),
     ("scores", "squared/zarr.json", _with(shape=[2, 2**30], dimension_names=["forecast", "x"])),
     ("scores", "scores.zarr/zarr.json", _with(attributes=[])),
+    ("scores", "forecast/c/0", lambda content: content.replace(b"\x02\0\0\0\x05", b"\0\0\0\x40\x05")),
     ("stations", "stations.csv", lambda _: b"x" * 2**21),
     ("stations", "stations.csv", lambda content: content.replace(b"2018-01-02T03", b"2418-01-02T03")),
 ]
-"""Changes that once ended in a traceback, a wait, or a demand for all memory."""
-
-
-@pytest.mark.parametrize(("name", "file", "change"), FOUND)
-def test_found_changes(doors: Opened, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
-    door, reader = doors(name)
-    (path,) = [path for path in door.files if path.as_posix().endswith(f"/{file}")]
-    before = path.read_bytes()
-    assert change(before) != before
-    try:
-        path.write_bytes(change(before))
-        reader.assert_read_or_refused()
-    finally:
-        path.write_bytes(before)
-
-
-def test_a_number_of_texts_does_not_take_memory(doors: Opened) -> None:
-    door, reader = doors("scores")
-    (path,) = [path for path in door.files if path.parts[-3:] == ("forecast", "c", "0")]
-    before = path.read_bytes()
-    assert before.count(b"\x02\0\0\0\x05\0\0\0model") == 1
-    try:
-        path.write_bytes(before.replace(b"\x02\0\0\0\x05", b"\0\0\0\x40\x05"))
-        reader.assert_read_or_refused()
-    finally:
-        path.write_bytes(before)

@@ -2,14 +2,11 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from aqtopo.checkpoint.files import describe_file, write_tensors
 from aqtopo.checkpoint.manifest import WEIGHTS_FILE
@@ -30,14 +27,12 @@ from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_state import read_run_state
 from aqtopo.training.initial_weights import initial_weights
 from tests.conftest import SaveUntrained, tiny_tree
-from tests.damage import (
-    KINDS,
+from tests.damage import (  # noqa: F401  (the tests run here)
     Door,
-    Opened,
-    assert_changed_is_read_or_refused,
-    fuzzed,
-    opened_once,
-    other_kind,
+    Found,
+    test_changed_files,
+    test_found_changes,
+    test_other_kinds_of_files,
 )
 from tests.test_damaged_json import sample_lines
 
@@ -163,50 +158,10 @@ DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def doors(
-    tmp_path_factory: pytest.TempPathFactory, tiny_store: Path, save_untrained: SaveUntrained
-) -> Iterator[Opened]:
-    with opened_once(
-        lambda name: DOORS[name](tmp_path_factory.mktemp(name), tiny_store, save_untrained)
-    ) as opened:
-        yield opened
+FIXTURES = ("tiny_store", "save_untrained")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", DOORS)
-@fuzzed
-@given(data=st.data())
-def test_changed_files(doors: Opened, name: str, data: st.DataObject) -> None:
-    door, reader = doors(name)
-    assert_changed_is_read_or_refused(door.files, reader, data)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", DOORS)
-def test_other_kinds_of_files(doors: Opened, name: str, kind: str) -> None:
-    door, reader = doors(name)
-    for path in door.files:
-        with other_kind(path, kind):
-            reader.assert_read_or_refused()
-        reader.assert_read_or_refused()
-
-
-FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
+FOUND: list[Found] = [
     ("exported_model", "static.safetensors", lambda content: content.replace(b'"lat"', b'"lot"')),
     ("notes_of_a_run", "rank0.txt", lambda _: b"\xff"),
 ]
-"""Changes that once ended in a traceback."""
-
-
-@pytest.mark.parametrize(("name", "file", "change"), FOUND)
-def test_found_changes(doors: Opened, name: str, file: str, change: Callable[[bytes], bytes]) -> None:
-    door, reader = doors(name)
-    (path,) = [path for path in door.files if path.name == file]
-    before = path.read_bytes()
-    assert change(before) != before
-    try:
-        path.write_bytes(change(before))
-        reader.assert_read_or_refused()
-    finally:
-        path.write_bytes(before)
