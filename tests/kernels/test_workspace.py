@@ -1,6 +1,5 @@
 """Memory that calls on the CPU reuse: one set for each thread, and never part of a result."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -17,11 +16,6 @@ from .test_elevation_attention import differentiate, make_arguments, random_orde
 def gradients(tokens: int, seed: int) -> tuple[Tensor, ...]:
     order = random_orders(2, tokens, seed)
     return tuple(differentiate(elevation_attention, make_arguments(tokens=tokens, seed=seed), order))
-
-
-def in_a_new_thread(work: Callable[[], object]) -> None:
-    with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(work).result()
 
 
 def test_a_later_call_does_not_change_results() -> None:
@@ -42,13 +36,15 @@ def test_threads_do_not_share_memory() -> None:
 
 
 def test_training_after_a_first_call_within_inference_mode() -> None:
-    def work() -> None:
-        a = make_arguments(tokens=30)
+    def work() -> tuple[Tensor, ...]:
         with torch.inference_mode():
-            elevation_attention(**a)
-        differentiate(elevation_attention, a, random_orders(2, 30))
+            elevation_attention(**make_arguments(tokens=30))
+        return gradients(30, seed=1)
 
-    in_a_new_thread(work)
+    with ThreadPoolExecutor(max_workers=1) as new_thread:
+        found = new_thread.submit(work).result()
+    for one, other in zip(found, gradients(30, seed=1), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_memory_is_reused_and_grows() -> None:
