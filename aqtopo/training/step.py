@@ -104,10 +104,7 @@ def train_step(
     error_sum = HostCopy(process_group.total(torch.stack(errors).double().sum()))
     pixels, samples, filled, restarts, ends, failures = facts.read()
     if not pixels:
-        raise ValueError(
-            f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Check the times "
-            f"{', '.join(str(time) for batch in micro_batches for time in batch.times)} in the store."
-        )
+        raise ValueError(_no_target(step, epoch, micro_batches))
     norm = _update(engine)
     loss = error_sum.read() / pixels
     if not np.isfinite(loss):
@@ -118,6 +115,14 @@ def train_step(
         raise NonFiniteLossError(_describe("gradient", norm, step, epoch, suspects, micro_batches, config))
     agreed = Stop.END if ends else Stop.RESTART if restarts else Stop.NO
     return StepResult(loss, norm, int(samples), int(filled), agreed, failures > 0)
+
+
+def _no_target(step: int, epoch: int, micro_batches: Sequence[Batch]) -> str:
+    times = ", ".join(str(time) for batch in micro_batches for time in batch.times)
+    return (
+        f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Check the times "
+        f"{times} in the store."
+    )
 
 
 class HostCopy:
