@@ -16,7 +16,8 @@ reduction buffer: `setup_buckets` allocates `reduce_bucket_size` elements at any
 
 Every micro-step reduces the gradients. `reduce_scatter: true` is an all-reduce of each bucket, of which a
 rank keeps its shard. If `use_multi_rank_bucket_allreduce` is false, each shard is reduced to its owner: half
-the bytes, in W times as many messages. After the update, the weights of each group are all-gathered.
+the bytes, in W times as many messages. After the update, the weights of each group are all-gathered; with
+gloo, in pieces of `allgather_bucket_size`.
 
 In a ring, each rank sends 2 (W - 1) / W of the bytes of an all-reduced tensor, and (W - 1) / W of those of a
 reduced or gathered tensor. One link of the ring leaves each node, so a node sends as much as a rank.

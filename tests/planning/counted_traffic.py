@@ -1,13 +1,14 @@
 """Count the bytes of DeepSpeed's collectives in a step, on forked ranks.
 
-Usage: counted_traffic.py CONFIG FOLDER RANKS ...; writes rank 0's {kind: bytes} to FOLDER/<ranks>.json.
+Usage: counted_traffic.py CONFIG FOLDER RANKS ...; writes rank 0's {kind: [bytes of each call, ...]} to
+FOLDER/<ranks>.json.
 """
 
 import json
 import os
 import socket
 import sys
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,19 +26,22 @@ from aqtopo.training.engine import build_engine
 KINDS = {
     "all_reduce": "all-reduce",
     "reduce": "reduce",
+    "all_gather": "all-gather",
     "all_gather_into_tensor": "all-gather",
     "reduce_scatter_tensor": "reduce-scatter",
     "broadcast": "broadcast",
 }
 
 
-def count_calls(counted: Counter[str]) -> None:
-    """Wrap every collective: add the bytes of its first tensor to `counted`."""
+def count_calls(counted: dict[str, list[int]]) -> None:
+    """Wrap every collective: add the bytes of its first argument to `counted`."""
 
     def counting(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            tensor = args[0] if args else kwargs.get("output_tensor", kwargs.get("tensor"))
-            counted[kind] += tensor.numel() * tensor.element_size()
+            named = (kwargs[name] for name in ("output_tensor", "tensor_list", "tensor") if name in kwargs)
+            first = args[0] if args else next(named)
+            tensors = first if isinstance(first, list) else [first]
+            counted[kind].append(sum(tensor.numel() * tensor.element_size() for tensor in tensors))
             return function(*args, **kwargs)
 
         return call
@@ -47,7 +51,7 @@ def count_calls(counted: Counter[str]) -> None:
 
 
 def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
-    counted: Counter[str] = Counter()
+    counted: dict[str, list[int]] = defaultdict(list)
     count_calls(counted)
     config = load_config(path)
     device = process_group.connect(Launch("torch", rank, rank, world, world, "127.0.0.1", port))
