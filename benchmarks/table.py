@@ -19,6 +19,7 @@ NAMES = (
     "error_spread",
     "cpu_attention",
     "cpu_candidates",
+    "spinning",
     "local_bias",
     "compiled_kernels",
     "wind_gather",

@@ -30,6 +30,7 @@ from aqtopo.cli.watch import watch
 from aqtopo.refusal import RefusedError, Retry, retry_after
 from aqtopo.run_directory.batch_job import BatchJob
 
+SPIN_COUNT = "10000"
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REFUSED = 3
@@ -67,6 +68,10 @@ def options(
 
 def main() -> None:
     """Run the command line; errors that a user can correct are printed without a traceback."""
+    # A waiting thread of PyTorch would spin 300000 times and take the core from other processes. OpenMP
+    # reads this when PyTorch is imported.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     out, err = EscapedStream(sys.stdout), EscapedStream(sys.stderr, progress=True)
     with redirect_stdout(out), redirect_stderr(err):
         _run()
