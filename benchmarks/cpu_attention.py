@@ -4,6 +4,7 @@ Forward and backward passes are measured after their results were compared. PyTo
 processor; a second process measures with ATEN_CPU_CAPABILITY=avx2, the kernels of most other processors. The
 columns are those of `benchmarks.elevation_attention`: `masked` is scaled_dot_product_attention with the bias
 as its mask, `plain` is the same without any bias, and the floor has only the products, at the rate of sgemm.
+`flash_of_masked` is the part of `time_of_masked` in PyTorch's flash kernels, by its profiler.
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,
 divided by that of the call alone in the same round. Threads that wait for each other and shared caches make
 it larger than 1.
@@ -23,6 +24,8 @@ from multiprocessing.synchronize import Event
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from aqtopo_kernels import elevation_attention
 from benchmarks.elevation_attention import (
@@ -56,8 +59,18 @@ def measure(tokens: int, rounds: int, product: int) -> dict[str, Any]:
     row: dict[str, Any] = {"kernels": torch.backends.cpu.get_cpu_capability(), "N": tokens}
     names = ("seconds", "time_of_masked", "sgemm_floor_of_masked", "time_of_plain", "sgemm_gflop_s", "mib")
     row |= {name: timed[name] for name in (*names, "memory_of_masked")}
+    row["flash_of_masked"] = row["time_of_masked"] * share_in_flash(inputs)
     ratio = beside_other_work(lambda: differentiate(elevation_attention, inputs), rounds)
     return row | {"beside_other_work": ratio}
+
+
+def share_in_flash(inputs: list[Tensor]) -> float:
+    """Return the share of PyTorch's flash kernels in the processor time of our call."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        differentiate(elevation_attention, inputs)
+    events = profiler.key_averages()
+    flash = sum(event.self_cpu_time_total for event in events if "flash_attention_for_cpu" in event.key)
+    return float(flash / sum(event.self_cpu_time_total for event in events))
 
 
 def beside_other_work(work: Work, rounds: int) -> float:
