@@ -4,7 +4,7 @@ import errno
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -45,24 +45,28 @@ def is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def special_in(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return a special file with one of the names in a folder or in a folder below it, if there is one."""
+def special_in(folder: Path, name: str) -> Path | None:
+    """Return a special file of this name in a folder or in a folder directly below it, if there is one."""
     folders = [folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())]
-    return next((path for each in folders for name in names if is_special(path := each / name)), None)
+    return next((path for each in folders if is_special(path := each / name)), None)
 
 
 def special_below(folder: Path) -> Path | None:
-    """Return a special file anywhere below a folder, if there is one.
+    """Return a special file below a folder, if there is one.
 
-    A link to a folder is followed only in the folder itself, where it may be an array of a zarr store.
+    Links to folders are followed, because a zarr store may have them; each folder is read once.
     """
-    links = [entry.path for entry in os.scandir(folder) if entry.is_symlink() and entry.is_dir()]
-    left = [str(folder), *links]
+    left, seen = [folder], set()
     while left:
-        with os.scandir(left.pop()) as entries:
+        path = left.pop()
+        status = path.stat()
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(path) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    left.append(entry.path)
+                if entry.is_dir():
+                    left.append(Path(entry.path))
                 elif not entry.is_file() and is_special(Path(entry.path)):
                     return Path(entry.path)
     return None

@@ -70,13 +70,15 @@ def test_a_plain_file_is_opened(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text(encoding="utf-8") == "ab"
 
 
-@pytest.mark.parametrize("place", ["pipe", "array/c/0/pipe", "linked/c/pipe"])
+@pytest.mark.parametrize("place", ["pipe", "array/c/0/pipe", "linked/c/pipe", "group/array/linked/0/pipe"])
 def test_a_special_file_is_found_anywhere(tmp_path: Path, place: str) -> None:
     (tmp_path / "elsewhere").mkdir()
     store = tmp_path / "store"
     store.mkdir()
     (store / "linked").symlink_to(tmp_path / "elsewhere")
     (store / "loop").symlink_to(store)
+    (store / "group" / "array").mkdir(parents=True)
+    (store / "group" / "array" / "linked").symlink_to(tmp_path / "elsewhere")
     (store / "dangling").symlink_to(tmp_path / "nothing")
     (store / "plain").touch()
     assert special_below(store) is None

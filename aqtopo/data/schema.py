@@ -65,7 +65,7 @@ def raise_unreadable(store: object, what: str, remedy: str) -> NoReturn:
 
 def check_metadata_files(store: "str | Path") -> None:
     """Check that no file of a store's metadata is a device; the deadline ends the wait for a pipe."""
-    special = special_in(Path(store), ("zarr.json",))
+    special = special_in(Path(store), "zarr.json")
     if special is not None and not special.is_fifo():
         raise_store_error(store, f"has a device at {special}", "Copy it again from its source.")
 
