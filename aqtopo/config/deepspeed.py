@@ -45,7 +45,7 @@ class ZeroOptimization(Strict):
     """Collect the updated parameters by all-gather instead of broadcasts."""
 
     allgather_bucket_size: Elements = 500_000_000
-    """Elements per all-gather on a CPU; on GPUs each parameter group is gathered at once."""
+    """Elements per all-gather on a CPU, about; on GPUs each parameter group is gathered at once."""
 
     overlap_comm: bool | None = None
     """Overlap gradient reduction with the backward pass; null lets DeepSpeed choose (off at stage 2)."""

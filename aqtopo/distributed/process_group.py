@@ -130,9 +130,9 @@ def connect(launch: Launch, timeout_s: float = COLLECTIVE_TIMEOUT_S) -> "device"
     backend = "nccl" if device.type == "cuda" else "gloo"
     init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout_s))
     if backend == "gloo":
-        # Gloo gathers into a new buffer and copies it. Without this function DeepSpeed gathers updated
-        # parameters in pieces of `allgather_bucket_size`, for which the allocator reuses its memory.
-        deepspeed.comm.comm.cdb.all_gather_function = None
+        # With gloo, an all-gather into a tensor allocates its whole output once more and copies it. Otherwise
+        # DeepSpeed gathers updated parameters in pieces of `allgather_bucket_size`, which reuse memory.
+        deepspeed.comm.has_all_gather_into_tensor = lambda: False
     # Before this barrier all ranks only read; after it, rank 0 may write.
     barrier()
     return device

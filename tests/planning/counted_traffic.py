@@ -33,8 +33,8 @@ KINDS = {
 }
 
 
-def count_calls(counted: dict[str, list[int]]) -> None:
-    """Wrap every collective: add the bytes of its first argument to `counted`."""
+def record_calls(counted: dict[str, list[int]]) -> None:
+    """Wrap the collectives of `KINDS`: append the bytes of the first argument of each call to `counted`."""
 
     def counting(function: Callable[..., Any], kind: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -52,7 +52,7 @@ def count_calls(counted: dict[str, list[int]]) -> None:
 
 def run_rank(path: str, rank: int, world: int, port: int, folder: Path) -> None:
     counted: dict[str, list[int]] = defaultdict(list)
-    count_calls(counted)
+    record_calls(counted)
     config = load_config(path)
     device = process_group.connect(Launch("torch", rank, rank, world, world, "127.0.0.1", port))
     engine = build_engine(config, build_model(config, Terrain.flat(config.data.grid)), world, device)
