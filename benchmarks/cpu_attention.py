@@ -4,7 +4,7 @@ Forward and backward passes are measured after their results were compared. PyTo
 processor; a second process measures with ATEN_CPU_CAPABILITY=avx2, the kernels of most other processors. The
 columns are those of `benchmarks.elevation_attention`: `masked` is scaled_dot_product_attention with the bias
 as its mask, `plain` is the same without any bias, and the floor has only the products, at the rate of sgemm.
-`flash_of_masked` is the part of `time_of_masked` in PyTorch's flash kernels, by its profiler.
+`flash_of_masked` is `time_of_masked` times the share of PyTorch's flash kernels in it, by PyTorch's profiler.
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,
 divided by that of the call alone in the same round. Threads that wait for each other and shared caches make
 it larger than 1.
@@ -65,7 +65,7 @@ def measure(tokens: int, rounds: int, product: int) -> dict[str, Any]:
 
 
 def share_in_flash(inputs: list[Tensor]) -> float:
-    """Return the share of PyTorch's flash kernels in the processor time of our call."""
+    """Return the share of PyTorch's flash kernels in the time of all operators of our call."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         differentiate(elevation_attention, inputs)
     events = profiler.key_averages()

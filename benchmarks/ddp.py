@@ -4,7 +4,7 @@ Each program has two processes, on two grids. All processes stay alive, and the 
 step. The rows have samples/s, the peak memory of a process, and the seconds by part of the slowest process.
 Ratios to DDP are medians of the ratio within a round. The ratio of processor time, summed over both
 processes, is less sensitive to other work on the machine. The cost of sharding depends on the parameters; the
-time of the whole step also depends on the tokens. Each process has its own GPU, if there are GPUs. In
+time of the whole step also depends on the tokens. Each process has its own GPU, or one thread of the CPU. In
 bfloat16, which `benchmarks.gpu_check` also measures, DDP runs under autocast.
 
 All programs have the same AdamW settings, clipping and samples, and their losses must agree at every step.
@@ -48,8 +48,11 @@ PUBLISHED = {"dim": 768, "depth": 6, "heads": 8, "patch": 2}
 """Model size of the comparison; all else is as in the demo's configuration."""
 
 SMALL = {"dim": 128, "depth": 2, "heads": 4, "patch": 4}
-ZERO = {"cuda": ("reduce_bucket_size=60000000", "overlap_comm=true", "reduce_scatter=true"), "cpu": ()}
-"""Changes to `deepspeed.zero_optimization` by device: on GPUs, to that of the configurations for clusters."""
+ZERO: dict[str, tuple[str, ...]] = {
+    "cuda": ("reduce_bucket_size=60000000", "contiguous_gradients=true", "overlap_comm=true"),
+    "cpu": (),
+}
+"""Changes to `zero_optimization` of `CONFIG`, by device; on GPUs, to that of the cluster configurations."""
 
 LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """Largest relative difference between the losses of a program and of the first one, by precision."""

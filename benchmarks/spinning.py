@@ -1,9 +1,10 @@
-"""Train step on the CPU by the rounds that a waiting OpenMP thread spins, alone and beside other work.
+"""Train step on the CPU with three spin counts of waiting OpenMP threads, alone and beside other work.
 
-The rounds are GOMP_SPINCOUNT: 300000 is libgomp's default, 10000 that of the command `aqtopo`; with 0 a
-thread sleeps at once, as with OMP_WAIT_POLICY=passive. One process of each makes steps of the published
-model, in turn, with the same number of threads. Beside other work, another process multiplies matrices on
-each core. Ratios to the default are medians of the ratio within a round. The losses must be equal.
+The spin count is GOMP_SPINCOUNT: 300000 is libgomp's default, 10000 that of the command `aqtopo`; with 0 a
+thread sleeps at once, as with OMP_WAIT_POLICY=passive. Each spin count has its own process. The processes
+make steps of the published model in turn, with equally many threads. Beside other work, another process
+multiplies matrices on each core. Ratios to the default are medians of the ratio within a round. The losses
+must be equal.
 """
 
 import json
@@ -24,15 +25,15 @@ from benchmarks.cpu_attention import other_processes
 from benchmarks.measure import device, parse_arguments, report
 from benchmarks.train_step import SEED, make_batch, make_terrain
 
-DEFAULT = 300_000
-SPINS = (DEFAULT, 10_000, 0)
+LIBGOMP_DEFAULT = 300_000
+SPINS = (LIBGOMP_DEFAULT, 10_000, 0)
 PUBLISHED = {"regions": [8, 8]}
 """The published model, with regions that divide the grids."""
 
 SMALL = {"dim": 96, "depth": 2, "heads": 1, "regions": [8, 8]}
 
 
-class Stepper:
+class StepProcess:
     """A process that makes a train step on request."""
 
     def __init__(self, grid: tuple[int, int], model: dict[str, Any], spins: int) -> None:
@@ -56,7 +57,7 @@ class Stepper:
         self._process.communicate()
 
 
-def make_steps(grid: tuple[int, int], model: dict[str, Any]) -> None:
+def serve_steps(grid: tuple[int, int], model: dict[str, Any]) -> None:
     """Make a step for each line of the standard input and print its measurements."""
     config = ModelConfig.model_validate(model)
     network = AirQualityViT(config, make_terrain(grid), variables=15, targets=6).train()
@@ -76,18 +77,18 @@ def make_steps(grid: tuple[int, int], model: dict[str, Any]) -> None:
 
 def compare(grid: tuple[int, int], model: dict[str, Any], rounds: int) -> list[dict[str, Any]]:
     """Return a row of each spin count, alone and beside other work."""
-    steppers = {spins: Stepper(grid, model, spins) for spins in SPINS}
-    for stepper in steppers.values():
-        stepper.step()  # the first step, which also allocates
+    processes = {spins: StepProcess(grid, model, spins) for spins in SPINS}
+    for process in processes.values():
+        process.step()  # the first step, which also allocates
     rows = []
-    for beside, context in (("nothing", nullcontext()), ("a product on each core", other_processes())):
+    for beside, context in (("nothing", nullcontext()), ("a matrix product on each core", other_processes())):
         with context:
-            taken = [{spins: stepper.step() for spins, stepper in steppers.items()} for _ in range(rounds)]
+            taken = [{spins: process.step() for spins, process in processes.items()} for _ in range(rounds)]
         assert all(len({step["loss"] for step in steps.values()}) == 1 for steps in taken), taken
         facts = {"grid": f"{grid[0]} x {grid[1]}", "beside": beside}
         rows += [facts | _row(spins, taken) for spins in SPINS]
-    for stepper in steppers.values():
-        stepper.stop()
+    for process in processes.values():
+        process.stop()
     return rows
 
 
@@ -95,7 +96,7 @@ def _row(spins: int, taken: list[dict[int, dict[str, float]]]) -> dict[str, Any]
     row: dict[str, Any] = {"GOMP_SPINCOUNT": spins}
     for quantity in ("seconds", "processor_seconds"):
         row[quantity] = median(steps[spins][quantity] for steps in taken)
-        ratios = (steps[spins][quantity] / steps[DEFAULT][quantity] for steps in taken)
+        ratios = (steps[spins][quantity] / steps[LIBGOMP_DEFAULT][quantity] for steps in taken)
         row[f"{quantity}_of_default"] = median(ratios)
     return row
 
@@ -103,7 +104,7 @@ def _row(spins: int, taken: list[dict[int, dict[str, float]]]) -> dict[str, Any]
 def main() -> None:
     """Print the figures."""
     if sys.argv[1:2] == ["--steps"]:
-        make_steps(*json.loads(sys.argv[2]))
+        serve_steps(*json.loads(sys.argv[2]))
         return
     options = parse_arguments(__doc__)
     if device().type != "cpu":

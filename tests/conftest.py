@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.variables import DYNAMIC_VARIABLES, STATIC_CHANNELS, VARIABLES
-from tests.damage import Opened, opened_once
+from tests.damage import OpenTarget, target_opener
 
 # Every run tests the same examples, so a failure belongs to the change that is tested.
 settings.register_profile("seeded", derandomize=True, deadline=None)
@@ -319,18 +319,22 @@ def full_disk(small_disk: Path) -> Path:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the tests of `tests/damage.py` the doors of the module that imports them."""
-    if "door_name" in metafunc.fixturenames:
-        metafunc.parametrize("door_name", metafunc.module.DOORS)
-    if "found" in metafunc.fixturenames:
-        rows = metafunc.module.FOUND
-        metafunc.parametrize("found", rows, ids=[f"{number} {row[0]}" for number, row in enumerate(rows)])
+    """Parametrize the tests of `tests/damage.py` with the tables of the module that imports them."""
+    if "target_name" in metafunc.fixturenames:
+        metafunc.parametrize("target_name", metafunc.module.TARGETS)
+    if "known_fault" in metafunc.fixturenames:
+        rows = metafunc.module.KNOWN_FAULTS
+        metafunc.parametrize(
+            "known_fault", rows, ids=[f"{number} {row[0]}" for number, row in enumerate(rows)]
+        )
 
 
 @pytest.fixture(scope="module")
-def doors(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
-    """Return a function that opens a door of the module."""
+def open_target(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OpenTarget]:
+    """Return a function that makes a target of the module and starts the process that reads it."""
     given = [request.getfixturevalue(name) for name in request.module.FIXTURES]
-    makers = request.module.DOORS
-    with opened_once(lambda name: makers[name](tmp_path_factory.mktemp(name), *given)) as opened:
+    makers = request.module.TARGETS
+    with target_opener(lambda name: makers[name](tmp_path_factory.mktemp(name), *given)) as opened:
         yield opened

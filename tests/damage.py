@@ -1,8 +1,9 @@
-"""Processes that read changed files, and the tests that a module of doors imports.
+"""Tests of changed files, and the processes that read them.
 
-Such a module has `DOORS`, functions by name that make the files of a door in a folder, `FIXTURES`, names of
-the fixtures that they are given too, and for `test_found_changes` `FOUND`, rows of a door, the end of a
-file's path, and a change of its content. `pytest_generate_tests` in conftest.py reads them.
+A module that imports the tests has `TARGETS`, which maps names to functions that make files in a folder,
+`FIXTURES`, the names of the fixtures that they are given too, and for `test_known_faults` `KNOWN_FAULTS`,
+rows of a target, the end of a file's path, and a change of its content. `pytest_generate_tests` in
+conftest.py reads them.
 """
 
 import gc
@@ -197,27 +198,27 @@ def _memory(name: str) -> int:
 
 
 @dataclass(frozen=True)
-class Door:
+class FuzzTarget:
     """Files that a command opens, and the function that reads them."""
 
     files: list[Path]
     read: Read
 
 
-Opened = Callable[[str], tuple[Door, Reader]]
-Found = tuple[str, str, Callable[[bytes], bytes]]
+OpenTarget = Callable[[str], tuple[FuzzTarget, Reader]]
+KnownFault = tuple[str, str, Callable[[bytes], bytes]]
 
 
 @contextmanager
-def opened_once(make: Callable[[str], Door]) -> Iterator[Opened]:
-    """Yield a function that returns a door, made once, and the process that reads its files.
+def target_opener(make: Callable[[str], FuzzTarget]) -> Iterator[OpenTarget]:
+    """Yield a function that returns a target, made once, and the process that reads its files.
 
-    Only the process of the last door runs, because each may take as much memory as the tests.
+    Only the process of the last target runs, because each may take as much memory as the tests.
     """
-    made: dict[str, Door] = {}
+    made: dict[str, FuzzTarget] = {}
     running: dict[str, Reader] = {}
 
-    def opened(name: str) -> tuple[Door, Reader]:
+    def opened(name: str) -> tuple[FuzzTarget, Reader]:
         if name not in made:
             made[name] = make(name)
             assert made[name].read() is not None
@@ -250,30 +251,30 @@ def _restored(path: Path) -> Iterator[bytes]:
 @pytest.mark.slow
 @fuzzed
 @given(data=st.data())
-def test_changed_files(doors: Opened, door_name: str, data: st.DataObject) -> None:
+def test_changed_files(open_target: OpenTarget, target_name: str, data: st.DataObject) -> None:
     """Change one of the files at random."""
-    door, reader = doors(door_name)
-    path = data.draw(st.sampled_from(door.files)) if len(door.files) > 1 else door.files[0]
+    target, reader = open_target(target_name)
+    path = data.draw(st.sampled_from(target.files)) if len(target.files) > 1 else target.files[0]
     with _restored(path):
         path.write_bytes(data.draw(changed_file(path)))
         reader.assert_read_or_refused()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_other_kinds_of_files(doors: Opened, door_name: str, kind: str) -> None:
+def test_other_kinds_of_files(open_target: OpenTarget, target_name: str, kind: str) -> None:
     """Put something else in the place of a file of each name."""
-    door, reader = doors(door_name)
-    for path in {path.name: path for path in door.files}.values():
+    target, reader = open_target(target_name)
+    for path in {path.name: path for path in target.files}.values():
         with other_kind(path, kind):
             reader.assert_read_or_refused()
         reader.assert_read_or_refused()
 
 
-def test_found_changes(doors: Opened, found: Found) -> None:
-    """Make a change that once ended in a traceback, a wait, or a demand for all memory."""
-    name, file, change = found
-    door, reader = doors(name)
-    (path,) = [path for path in door.files if path.as_posix().endswith(f"/{file}")]
+def test_known_faults(open_target: OpenTarget, known_fault: KnownFault) -> None:
+    """Make a change that once ended in a traceback, a hang or an allocation of all memory."""
+    name, file, change = known_fault
+    target, reader = open_target(name)
+    (path,) = [path for path in target.files if path.as_posix().endswith(f"/{file}")]
     with _restored(path) as before:
         assert change(before) != before
         path.write_bytes(change(before))

@@ -34,11 +34,11 @@ from aqtopo.variables import STATIC_CHANNELS
 from tests.changes import as_text
 from tests.conftest import SaveUntrained, tiny_tree
 from tests.damage import (  # noqa: F401  (the tests run here)
-    Door,
-    Found,
+    FuzzTarget,
+    KnownFault,
     Read,
     test_changed_files,
-    test_found_changes,
+    test_known_faults,
     test_other_kinds_of_files,
 )
 from tests.data.forecast_files import perfect_forecasts
@@ -50,12 +50,12 @@ INITS = np.array(["2018-01-02", "2018-01-03"], dtype="M8[h]")
 WEATHER = ("u", "temp")
 
 
-def metadata_of_a_store(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def metadata_of_a_store(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     copy = Path(shutil.copytree(store, folder / "store.zarr"))
-    return Door(sorted(copy.rglob("zarr.json")), lambda: _open(copy))
+    return FuzzTarget(sorted(copy.rglob("zarr.json")), lambda: _open(copy))
 
 
-def chunks_of_a_store(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def chunks_of_a_store(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     copy = Path(shutil.copytree(store, folder / "store.zarr"))
     right = [open_store(store).read(hour) for hour in (0, 12, 23)]
 
@@ -66,7 +66,7 @@ def chunks_of_a_store(folder: Path, store: Path, _: SaveUntrained) -> Door:
         return right
 
     small = [path for path in copy.rglob("c/**/*") if path.is_file() and "fields" not in path.parts]
-    return Door([copy / "fields" / "c" / "0" / "0" / "0" / "0", *sorted(small)], read)
+    return FuzzTarget([copy / "fields" / "c" / "0" / "0" / "0" / "0", *sorted(small)], read)
 
 
 def _open(path: Path) -> object:
@@ -95,52 +95,52 @@ def _against(path: Path, store: Path) -> Read:
     return read
 
 
-def netcdf4(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def netcdf4(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path = _forecasts(folder, store, "other.nc")
-    return Door([path], _against(path, store))
+    return FuzzTarget([path], _against(path, store))
 
 
-def classic_netcdf(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def classic_netcdf(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path = _forecasts(folder, store, "other.nc", format="NETCDF3_64BIT")
     config = tiny_tree(store, folder / "run")
     config["data"] |= {"weather_at_horizons": list(WEATHER), "horizons": [12, 24]}
     opened, data = open_store(store), RunConfig.model_validate(config).data
-    return Door([path], lambda: open_weather(path, opened, data).at(INITS))
+    return FuzzTarget([path], lambda: open_weather(path, opened, data).at(INITS))
 
 
-def zarr_2(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def zarr_2(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path = _forecasts(folder, store, "other.zarr", zarr_format=2)  # with Blosc
-    return Door(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
+    return FuzzTarget(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
 
 
-def zarr_2_zlib(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def zarr_2_zlib(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     names = ("pm25", *WEATHER, "init_time", "lead_time", "lat", "lon")
     encoding = {name: {"compressors": (numcodecs.Zlib(),)} for name in names}
     path = _forecasts(folder, store, "other.zarr", zarr_format=2, encoding=encoding)
-    return Door(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
+    return FuzzTarget(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
 
 
-def zarr_3(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def zarr_3(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path = _forecasts(folder, store, "other.zarr", zarr_format=3)
-    return Door(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
+    return FuzzTarget(sorted(each for each in path.rglob("*") if each.is_file()), _against(path, store))
 
 
-def elevation_netcdf(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def elevation_netcdf(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     path = write_netcdf(folder / "z.nc")
-    return Door([path], lambda: elevation(path, GRID))
+    return FuzzTarget([path], lambda: elevation(path, GRID))
 
 
-def elevation_tiff(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def elevation_tiff(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     path = write_tiff(folder / "z.tif")
-    return Door([path], lambda: elevation(path, GRID))
+    return FuzzTarget([path], lambda: elevation(path, GRID))
 
 
-def stations(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def stations(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path, opened = folder / "stations.csv", open_store(store)
     places = (("a", 100), ("b", 110))
     rows = [f"{n},30.5,{lon},2018-01-02T0{h}:00,pm25,{40 + h}" for n, lon in places for h in range(8)]
     path.write_text("\n".join(["id,lat,lon,time,pollutant,value", *rows, ""]), encoding="utf-8")
-    return Door([path], lambda: read_stations(path, opened, ("pm25",)))
+    return FuzzTarget([path], lambda: read_stations(path, opened, ("pm25",)))
 
 
 def _maker(source: Path, parts: Path) -> DayMaker:
@@ -152,7 +152,7 @@ def _maker(source: Path, parts: Path) -> DayMaker:
     return DayMaker(parts, Inventory.of(source), 0, grid, regridder, turn_wind=False)
 
 
-def _archive(folder: Path, suffix: str) -> Door:
+def _archive(folder: Path, suffix: str) -> FuzzTarget:
     lat, lon = lambert_grid(5, 6, 400e3)
     source = folder / "source"
     source.mkdir()
@@ -173,26 +173,26 @@ def _archive(folder: Path, suffix: str) -> Door:
                 assert file.content is None or read_grid(file.content)
         return replace(maker, inventory=inventory).make(DAY)
 
-    return Door([path], read)
+    return FuzzTarget([path], read)
 
 
-def hourly_netcdf(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def hourly_netcdf(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     return _archive(folder, ".nc")
 
 
-def zip_archive(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def zip_archive(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     return _archive(folder, ".zip")
 
 
-def tar_archive(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def tar_archive(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     return _archive(folder, ".tar")
 
 
-def gzip_archive(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def gzip_archive(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     return _archive(folder, ".tar.gz")
 
 
-def parts_of_prepare(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def parts_of_prepare(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     _archive(folder, ".nc")
     grid = Grid((4, 4), (30.0, 38.0), (98.0, 108.0))
     recipe = caqra.Recipe(folder / "source", folder / "out.zarr", (2013,), (2013,), "UTC", grid)
@@ -208,10 +208,10 @@ def parts_of_prepare(folder: Path, _: Path, __: SaveUntrained) -> Door:
         caqra._check_part_settings(recipe)
         return list(caqra._chunks(recipe, static, caqra._reports(recipe), no_progress))
 
-    return Door(sorted(path for path in recipe.parts.iterdir() if path.stat().st_size), read)
+    return FuzzTarget(sorted(path for path in recipe.parts.iterdir() if path.stat().st_size), read)
 
 
-def scores(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def scores(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     by_day = xr.Dataset(
         {"squared": (("forecast", "day"), np.ones((2, 3)))},
         coords={"forecast": np.array(["model", "b"], object), "day": np.arange(3)},
@@ -219,15 +219,15 @@ def scores(folder: Path, store: Path, _: SaveUntrained) -> Door:
     xr.DataTree.from_dict({"by_day": by_day}).to_zarr(
         folder / "scores.zarr", zarr_format=3, consolidated=False
     )
-    return Door(
+    return FuzzTarget(
         sorted(path for path in (folder / "scores.zarr").rglob("*") if path.is_file()),
         lambda: read_table(folder, "by_day"),
     )
 
 
-DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
-    door.__name__: door
-    for door in (
+TARGETS: dict[str, Callable[[Path, Path, SaveUntrained], FuzzTarget]] = {
+    target.__name__: target
+    for target in (
         metadata_of_a_store, chunks_of_a_store, netcdf4, classic_netcdf, zarr_2, zarr_2_zlib, zarr_3,
         elevation_netcdf, elevation_tiff, stations, hourly_netcdf, zip_archive, tar_archive, gzip_archive,
         parts_of_prepare, scores,
@@ -250,7 +250,7 @@ def _with(**changes: Any) -> Callable[[bytes], bytes]:
     return lambda content: as_text(json.loads(content) | changes)
 
 
-FOUND: list[Found] = [
+KNOWN_FAULTS: list[KnownFault] = [
     ("metadata_of_a_store", "channel/zarr.json", _with(shape=None)),
     ("metadata_of_a_store", "channel/zarr.json", _with(chunk_grid={"name": {}})),
     ("metadata_of_a_store", "time/zarr.json", _with(codecs=7)),

@@ -28,16 +28,16 @@ from aqtopo.run_directory.run_state import read_run_state
 from aqtopo.training.initial_weights import initial_weights
 from tests.conftest import SaveUntrained, tiny_tree
 from tests.damage import (  # noqa: F401  (the tests run here)
-    Door,
-    Found,
+    FuzzTarget,
+    KnownFault,
     test_changed_files,
-    test_found_changes,
+    test_known_faults,
     test_other_kinds_of_files,
 )
 from tests.test_damaged_json import sample_lines
 
 
-def exported_model(folder: Path, store: Path, save: SaveUntrained) -> Door:
+def exported_model(folder: Path, store: Path, save: SaveUntrained) -> FuzzTarget:
     config = RunConfig.model_validate(tiny_tree(store, folder / "run"))
     export_model(save(config), "best", folder / "model", None)
     names = (MODEL_FILE, STATIC_FILE)
@@ -51,7 +51,7 @@ def exported_model(folder: Path, store: Path, save: SaveUntrained) -> Door:
         (folder / "model" / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
         return load_model(folder / "model")
 
-    return Door([folder / "model" / name for name in names], read)
+    return FuzzTarget([folder / "model" / name for name in names], read)
 
 
 def _lightning_content() -> dict[str, object]:
@@ -83,26 +83,26 @@ def _starts_from(path: Path, store: Path) -> Callable[[], object]:
     return lambda: initial_weights(config, model)
 
 
-def lightning(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def lightning(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     path = folder / "last.ckpt"
     content = _lightning_content()
     content["state_dict"]["net.head.0.bias"] = torch.ones(32)  # type: ignore[index]
     torch.save(content, path)
     start = _starts_from(path, store)
-    return Door([path], lambda: (read_lightning(path), start()))
+    return FuzzTarget([path], lambda: (read_lightning(path), start()))
 
 
-def initial_safetensors(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def initial_safetensors(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     config = RunConfig.model_validate(tiny_tree(store, folder / "run"))
     weights = build_model(config, Terrain.flat(config.data.grid)).state_dict()
     paths = [folder / "plain.safetensors", folder / "described.safetensors"]
     for path, metadata in zip(paths, ({}, {CONFIG_KEY: config.to_json()}), strict=True):
         write_tensors(path, weights, metadata)
     reads = [_starts_from(path, store) for path in paths]
-    return Door(paths, lambda: [read() for read in reversed(reads)])
+    return FuzzTarget(paths, lambda: [read() for read in reversed(reads)])
 
 
-def regression(folder: Path, store: Path, _: SaveUntrained) -> Door:
+def regression(folder: Path, store: Path, _: SaveUntrained) -> FuzzTarget:
     copy = Path(shutil.copytree(store, folder / "store.zarr"))
     config = RunConfig.model_validate(tiny_tree(copy, folder / "run"))
     baseline = LinearBaseline(open_store(copy), config.data, Predictors(("pm25",)))
@@ -112,16 +112,16 @@ def regression(folder: Path, store: Path, _: SaveUntrained) -> Door:
         return fitted.described
 
     read()
-    return Door(list(folder.rglob("linear-*.safetensors")), read)
+    return FuzzTarget(list(folder.rglob("linear-*.safetensors")), read)
 
 
-def order_of_parameters(folder: Path, _: Path, __: SaveUntrained) -> Door:
+def order_of_parameters(folder: Path, _: Path, __: SaveUntrained) -> FuzzTarget:
     path = folder / "names.txt"
     path.write_text("model.a\nmodel.b\n", encoding="utf-8")
-    return Door([path], lambda: rename(ParameterOrder.parse(str(path)).names, []))
+    return FuzzTarget([path], lambda: rename(ParameterOrder.parse(str(path)).names, []))
 
 
-def notes_of_a_run(folder: Path, store: Path, save: SaveUntrained) -> Door:
+def notes_of_a_run(folder: Path, store: Path, save: SaveUntrained) -> FuzzTarget:
     config = RunConfig.model_validate(tiny_tree(store, folder / "run"))
     run_dir = save(config)
     (tag,) = list_tags(run_dir)
@@ -147,12 +147,12 @@ def notes_of_a_run(folder: Path, store: Path, save: SaveUntrained) -> Door:
         )
         return next_tag(tag, run_dir), error, alphas
 
-    return Door(list(notes), read)
+    return FuzzTarget(list(notes), read)
 
 
-DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
-    door.__name__: door
-    for door in (
+TARGETS: dict[str, Callable[[Path, Path, SaveUntrained], FuzzTarget]] = {
+    target.__name__: target
+    for target in (
         exported_model, lightning, initial_safetensors, regression, order_of_parameters, notes_of_a_run,
     )
 }  # fmt: skip
@@ -161,7 +161,7 @@ DOORS: dict[str, Callable[[Path, Path, SaveUntrained], Door]] = {
 FIXTURES = ("tiny_store", "save_untrained")
 
 
-FOUND: list[Found] = [
+KNOWN_FAULTS: list[KnownFault] = [
     ("exported_model", "static.safetensors", lambda content: content.replace(b'"lat"', b'"lot"')),
     ("notes_of_a_run", "rank0.txt", lambda _: b"\xff"),
 ]

@@ -30,10 +30,12 @@ from aqtopo.cli.watch import watch
 from aqtopo.refusal import RefusedError, Retry, retry_after
 from aqtopo.run_directory.batch_job import BatchJob
 
-SPIN_COUNT = "10000"
 EXIT_FAILED = 1
 EXIT_BAD_INPUT = 2
 EXIT_REFUSED = 3
+
+SPIN_COUNT = "10000"
+"""Times that a waiting OpenMP thread looks before it sleeps; `benchmarks.spinning` compares values."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(config_app, name="config")
@@ -68,8 +70,8 @@ def options(
 
 def main() -> None:
     """Run the command line; errors that a user can correct are printed without a traceback."""
-    # A waiting thread of PyTorch would spin 300000 times and take the core from other processes. OpenMP
-    # reads this when PyTorch is imported.
+    # By default a waiting thread spins 300000 times, and its core does no other work. OpenMP reads the
+    # variable when PyTorch is imported.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     out, err = EscapedStream(sys.stdout), EscapedStream(sys.stderr, progress=True)

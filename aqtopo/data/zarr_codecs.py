@@ -5,6 +5,9 @@ damaged number asks for up to 32 GiB. The header of a Blosc chunk states its len
 bytes, also beyond the end of a truncated chunk, which ends the process or gives wrong values. 45 kB of
 Zstandard may hold 1.4 GB, so no chunk is decoded to much more than its array's shape and type require. Chunks
 of lzma, and frames of Zstandard that state no size, are not bounded.
+
+`Checked` codecs read the size before they decode a chunk; `Bounded` codecs, whose chunks do not state it,
+stop decoding. The codecs of zarr v3 have the names of zarr's own, which zarr checks.
 """
 
 import bz2
@@ -48,7 +51,7 @@ def _check_count(chunk: Any) -> None:
     raw = memoryview(chunk).cast("B")
     count = int.from_bytes(raw[:_NUMBER_BYTES], "little")
     if len(raw) < (count + 1) * _NUMBER_BYTES:
-        raise ValueError(f"a chunk of {len(raw)} bytes claims to hold {count} texts")
+        raise ValueError(f"a chunk of {len(raw)} bytes declares {count} texts")
 
 
 def _check_size(size: int) -> None:
@@ -81,7 +84,7 @@ def _check_zstd(chunk: Any) -> None:
 
 
 def _check_lz4(chunk: Any) -> None:
-    """Check the decoded size, with which a chunk of LZ4 begins."""
+    """Check the decoded size, at the start of a chunk of LZ4."""
     _check_size(int.from_bytes(memoryview(chunk).cast("B")[:_NUMBER_BYTES], "little"))
 
 
@@ -94,7 +97,7 @@ def _check_blosc(chunk: Any) -> None:
         raise ValueError(f"a Blosc chunk has only {len(raw)} of {stated} bytes")
 
 
-class _Checked:
+class _CheckedV2:
     """Base class of codecs of zarr v2 that check a chunk before they decode it."""
 
     @staticmethod
@@ -108,31 +111,31 @@ class _Checked:
         return super().decode(buf, out)  # type: ignore[misc]
 
 
-class CheckedUTF8(_Checked, VLenUTF8):  # type: ignore[misc]
+class CheckedUTF8(_CheckedV2, VLenUTF8):  # type: ignore[misc]
     """Codec of texts."""
 
     check = staticmethod(_check_count)
 
 
-class CheckedBytes(_Checked, VLenBytes):  # type: ignore[misc]
+class CheckedBytes(_CheckedV2, VLenBytes):  # type: ignore[misc]
     """Codec of byte strings."""
 
     check = staticmethod(_check_count)
 
 
-class CheckedBlosc(_Checked, Blosc):  # type: ignore[misc]
+class CheckedBlosc(_CheckedV2, Blosc):  # type: ignore[misc]
     """Codec of Blosc."""
 
     check = staticmethod(_check_blosc)
 
 
-class CheckedZstd(_Checked, Zstd):  # type: ignore[misc]
+class CheckedZstd(_CheckedV2, Zstd):  # type: ignore[misc]
     """Codec of Zstandard."""
 
     check = staticmethod(_check_zstd)
 
 
-class CheckedLZ4(_Checked, LZ4):  # type: ignore[misc]
+class CheckedLZ4(_CheckedV2, LZ4):  # type: ignore[misc]
     """Codec of LZ4."""
 
     check = staticmethod(_check_lz4)
@@ -183,7 +186,7 @@ class _CheckedV3:
 
 
 class VLenUTF8Codec(_CheckedV3, codecs.VLenUTF8Codec):
-    """Codec of texts. zarr checks the name of its class."""
+    """Codec of texts."""
 
     check = staticmethod(_check_count)
 

@@ -22,7 +22,7 @@ from aqtopo.checkpoint.files import write_durably
 from aqtopo.config.record import read_record
 from aqtopo.evaluation.evaluate import Evaluation
 from aqtopo.evaluation.points import BASELINES, FORECASTS, WHOLE
-from aqtopo.evaluation.score_record import ScoreRecord
+from aqtopo.evaluation.score_record import FORMAT_VERSION, ScoreRecord
 from aqtopo.evaluation.scores import count_wins, squared_errors, tidy_scores
 from aqtopo.evaluation.spectra import TRUTH
 from aqtopo.inference.forecast_file import write_atomically
@@ -34,7 +34,6 @@ MAX_TABLE_BYTES = 2**30
 """Largest size of a table that is read: a damaged shape must not take all memory."""
 
 SCORES_FILE = "scores.json"
-FORMAT_VERSION = 2
 
 _MEASURES = ("rmse", "mae", "bias", "acc")
 _COUNTS = ("count", "left_out")
@@ -73,7 +72,7 @@ def scores_to_json(
 
 
 def _or_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None
 
 
 def _records(table: xr.Dataset) -> list[dict[str, Any]]:
@@ -97,17 +96,13 @@ def _entries(scores: xr.Dataset) -> list[dict[str, Any]]:
             "units": str(ordered["units"].values[c]),
             **{name: int(arrays[name][pair]) for name in _COUNTS},
             **{
-                name: {measure: _number(arrays[measure][f, c, k]) for measure in _MEASURES}
+                name: {measure: _or_null(arrays[measure][f, c, k]) for measure in _MEASURES}
                 for f, name in enumerate(forecasts)
             },
-            "skill": {name: _number(arrays["skill"][r, c, k]) for r, name in enumerate(references)},
+            "skill": {name: _or_null(arrays["skill"][r, c, k]) for r, name in enumerate(references)},
         }
 
     return [entry((c, k)) for c, k in np.ndindex(ordered.sizes["pollutant"], ordered.sizes["horizon"])]
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def scores_from_record(content: ScoreRecord) -> xr.Dataset:
@@ -208,7 +203,7 @@ def station_frame(by_station: xr.Dataset) -> Any:
 
 
 def _weather(scores: xr.Dataset) -> dict[str, str]:
-    """Return a column with whose weather to come the run was given; none for a run that reads none."""
+    """Return the column `weather`, the source of the weather at the valid times, if the run reads it."""
     return {"weather": scores.attrs["weather"]} if "weather" in scores.attrs else {}
 
 

@@ -10,6 +10,7 @@ from aqtopo.config.strict import NonNegative, Positive, Problem, raise_contradic
 from aqtopo.evaluation.points import BASELINES, FORECASTS
 from aqtopo.variables import NAME_PATTERN, Variable, Variables, with_defaults
 
+FORMAT_VERSION = 2
 Pollutant = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 

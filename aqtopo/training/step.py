@@ -104,7 +104,7 @@ def train_step(
     error_sum = HostCopy(process_group.total(torch.stack(errors).double().sum()))
     pixels, samples, filled, restarts, ends, failures = facts.read()
     if not pixels:
-        raise ValueError(_no_target(step, epoch, micro_batches))
+        raise ValueError(_describe_missing_targets(step, epoch, micro_batches))
     norm = _update(engine)
     loss = error_sum.read() / pixels
     if not np.isfinite(loss):
@@ -117,7 +117,7 @@ def train_step(
     return StepResult(loss, norm, int(samples), int(filled), agreed, failures > 0)
 
 
-def _no_target(step: int, epoch: int, micro_batches: Sequence[Batch]) -> str:
+def _describe_missing_targets(step: int, epoch: int, micro_batches: Sequence[Batch]) -> str:
     times = ", ".join(str(time) for batch in micro_batches for time in batch.times)
     return (
         f"step {step} of epoch {epoch} has no valid target: all are missing or masked. Check the times "

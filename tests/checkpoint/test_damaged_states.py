@@ -12,7 +12,7 @@ from aqtopo.checkpoint.manifest import read_manifest, write_manifest
 from aqtopo.checkpoint.universal import convert, folder_in, universal_folder
 from aqtopo.distributed.process_group import SINGLE_RANK
 from tests.damage import (  # noqa: F401  (the tests run here)
-    Door,
+    FuzzTarget,
     test_changed_files,
     test_other_kinds_of_files,
 )
@@ -29,19 +29,19 @@ def _with_right_hashes(folder: Path) -> Path:
     return folder
 
 
-def verify_shards(run_dir: Path) -> Door:
+def verify_shards(run_dir: Path) -> FuzzTarget:
     folder = tag_folder(run_dir)
     files = [*folder.glob("*.pt"), *folder.glob("*.safetensors")]
-    return Door(sorted(files), lambda: verify_state(open_state(_with_right_hashes(folder))))
+    return FuzzTarget(sorted(files), lambda: verify_state(open_state(_with_right_hashes(folder))))
 
 
-def verify_universal(run_dir: Path) -> Door:
+def verify_universal(run_dir: Path) -> FuzzTarget:
     folder = universal_folder(tag_folder(run_dir))
     files = [*folder.rglob("first.weight/*.pt"), *folder.glob("*.pt"), folder / "zero" / "optimizer_state.pt"]
-    return Door(sorted(files), lambda: verify_state(open_state(_with_right_hashes(folder))))
+    return FuzzTarget(sorted(files), lambda: verify_state(open_state(_with_right_hashes(folder))))
 
 
-def convert_shards(run_dir: Path) -> Door:
+def convert_shards(run_dir: Path) -> FuzzTarget:
     folder, beside = tag_folder(run_dir), sorted(run_dir.parent.iterdir())
 
     def read() -> object:
@@ -53,20 +53,20 @@ def convert_shards(run_dir: Path) -> Door:
             assert sorted(run_dir.parent.iterdir()) == beside, "a write outside"
         return True
 
-    return Door(sorted(folder.glob("*optim_states.pt")), read)
+    return FuzzTarget(sorted(folder.glob("*optim_states.pt")), read)
 
 
-def name_of_a_universal_state(run_dir: Path) -> Door:
+def name_of_a_universal_state(run_dir: Path) -> FuzzTarget:
     outer = universal_folder(tag_folder(run_dir)).parent
-    return Door([outer / "latest_universal"], lambda: folder_in(outer))
+    return FuzzTarget([outer / "latest_universal"], lambda: folder_in(outer))
 
 
-def _of_a_copy(make: Callable[[Path], Door]) -> Callable[[Path, Path], Door]:
+def _of_a_copy(make: Callable[[Path], FuzzTarget]) -> Callable[[Path, Path], FuzzTarget]:
     return lambda folder, saved: make(Path(shutil.copytree(saved, folder / "run")))
 
 
-DOORS = {
-    door.__name__: _of_a_copy(door)
-    for door in (verify_shards, verify_universal, convert_shards, name_of_a_universal_state)
+TARGETS = {
+    target.__name__: _of_a_copy(target)
+    for target in (verify_shards, verify_universal, convert_shards, name_of_a_universal_state)
 }
 FIXTURES = ("saved",)

@@ -15,7 +15,8 @@ from aqtopo.checkpoint.manifest import WEIGHTS_FILE
 from aqtopo.config import RunConfig
 from aqtopo.data import write_statistics, write_store
 from aqtopo.evaluation.points import BASELINES, FORECASTS, WEIGHTINGS
-from aqtopo.evaluation.results import FORMAT_VERSION, SCORES_FILE, read_score_file
+from aqtopo.evaluation.results import SCORES_FILE, read_score_file
+from aqtopo.evaluation.score_record import FORMAT_VERSION
 from aqtopo.inference.card import CARD_FILE, MODEL_FILE, README_FILE, STATIC_FILE, read_card
 from aqtopo.inference.load import load_run
 from aqtopo.variables import Variable

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-MAIN = "import sys; sys.argv = ['aqtopo']; from aqtopo.cli.main import main; main()"
+COMPLETE = "import sys; sys.argv = ['aqtopo']; from aqtopo.cli.main import main; main()"
 
 
 def test_version_is_that_of_the_package(aqtopo: Any) -> None:
@@ -21,19 +21,19 @@ def test_commands_are_completed(words: str, expected: str) -> None:
     position = str(words.count(" "))
     environment = {"_AQTOPO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": position}
     ended = subprocess.run(
-        [sys.executable, "-c", MAIN], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", COMPLETE], env=environment, capture_output=True, text=True, check=True
     )
     assert ended.stdout.split() == [expected]
 
 
-@pytest.mark.parametrize(("setting", "spins"), [({}, "10000"), ({"OMP_WAIT_POLICY": "passive"}, "0")])
-def test_waiting_threads_spin_shortly_unless_the_user_sets_the_policy(
-    setting: dict[str, str], spins: str
-) -> None:
-    program = MAIN.replace("['aqtopo']", "['aqtopo', 'plan', 'ds_configs/demo_cpu.json']")
+@pytest.mark.parametrize(
+    ("setting", "spins"),
+    [({}, "10000"), ({"OMP_WAIT_POLICY": "passive"}, "0"), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_spin_count_of_openmp_unless_the_user_sets_it(setting: dict[str, str], spins: str) -> None:
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     ended = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-m", "aqtopo", "plan", "ds_configs/demo_cpu.json"],
         env=inherited | {"OMP_DISPLAY_ENV": "verbose"} | setting,
         capture_output=True,
         text=True,

@@ -84,7 +84,7 @@ def test_weighted_loss_is_the_weighted_mean_over_valid_pixels() -> None:
     assert pixel_weight(valid) == valid.sum()
 
 
-PRECISIONS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "fp32": {},
     "bf16": {"bf16": {"enabled": True}, "communication_data_type": "fp32"},
     "fp16": {"fp16": {"enabled": True, "initial_scale_power": 4}},
@@ -104,10 +104,10 @@ PRECISIONS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="session")
 def stepped(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
-    """Outputs of the jobs in stepping.py, on two ranks with two micro-steps, by precision."""
+    """Outputs of the jobs in stepping.py, on two ranks with two micro-steps, by variant."""
     folder = tmp_path_factory.mktemp("stepped")
     jobs = []
-    for name, block in PRECISIONS.items():
+    for name, block in VARIANTS.items():
         tree = tiny_tree(tiny_store, folder / "run")
         tree["training"] |= {"ranks_per_node": 2, "area_weighted_loss": name == "bf16"}
         tree["deepspeed"] |= block
@@ -123,8 +123,8 @@ def stepped(tmp_path_factory: pytest.TempPathFactory, tiny_store: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("stepped")
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Path, precision: str) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Path, variant: str) -> None:
     """Only rank 1 has the bad value, and only in the first of two micro-steps."""
     messages = {
         "infinite loss": "the training loss is inf at step 3, epoch 0; the weights were not updated",
@@ -133,12 +133,12 @@ def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Pa
         "no target": "step 9 of epoch 0 has no valid target",
     }
     for rank in (0, 1):
-        found = torch.load(stepped / f"{precision}.spoiled_steps.{rank}")
+        found = torch.load(stepped / f"{variant}.spoiled_steps.{rank}")
         for name, message in messages.items():
             attempt = found[name]
             assert not attempt["changed"], (name, attempt["changed"])
             assert np.isfinite(attempt["good"])
-            if (precision, name) == ("fp16", "infinite gradient"):  # only an overflow of the loss scale
+            if (variant, name) == ("fp16", "infinite gradient"):  # only an overflow of the loss scale
                 assert attempt["error"] is attempt["norm"] is None
             else:
                 assert message in attempt["error"], attempt["error"]
@@ -148,10 +148,10 @@ def test_loss_or_gradient_that_is_not_finite_never_changes_the_state(stepped: Pa
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("stepped")
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_step_reads_nothing_on_the_host_that_deepspeed_does_not(stepped: Path, precision: str) -> None:
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_step_reads_nothing_on_the_host_that_deepspeed_does_not(stepped: Path, variant: str) -> None:
     """On a GPU, the host would wait for each such read, and then the GPU for the host."""
-    readers = (stepped / f"{precision}.host_reads").read_text(encoding="utf-8").split()
+    readers = (stepped / f"{variant}.host_reads").read_text(encoding="utf-8").split()
     ours = [place for place in readers if not place.startswith("deepspeed/")]
     assert len(set(ours)) == 1, readers
     assert len(ours) == 2  # the valid pixels of the two micro-batches, which are in host memory
@@ -159,10 +159,10 @@ def test_a_step_reads_nothing_on_the_host_that_deepspeed_does_not(stepped: Path,
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("stepped")
-@pytest.mark.parametrize("precision", [name for name in PRECISIONS if name != "unclipped"])
-def test_gradients_of_micro_steps_are_added_in_fp32(stepped: Path, precision: str) -> None:
-    found = torch.load(stepped / f"{precision}.summed_gradients")
-    assert found["gradient"].unique().tolist() == [256.5 * (2**4 if precision == "fp16" else 1)]
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "unclipped"])
+def test_gradients_of_micro_steps_are_added_in_fp32(stepped: Path, variant: str) -> None:
+    found = torch.load(stepped / f"{variant}.summed_gradients")
+    assert found["gradient"].unique().tolist() == [256.5 * (2**4 if variant == "fp16" else 1)]
     assert not found["timer"]  # it would wait for the device twice in each micro-step
 
 
