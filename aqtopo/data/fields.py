@@ -73,7 +73,7 @@ def read_fields(given: xr.Dataset, like: Store, names: Sequence[str], hours: Hou
     if absent.size:
         raise_input_error(
             source,
-            f"has no fields at {', '.join(map(str, absent))}; it has {times.size} hours from {times[0]} to "
+            f"has no fields at {', '.join(map(str, absent))}; it has {times.size} hour(s) from {times[0]} to "
             f"{times[-1]}",
             "Add these hours. `needs()` of the model lists what a forecast reads",
         )

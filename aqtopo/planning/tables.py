@@ -60,7 +60,7 @@ def _course(plan: Plan) -> Table:
     )
     table.add_row("micro-steps per epoch", f"{steps.micro_steps_per_epoch:,}")
     table.add_row("steps per epoch", f"{steps.steps_per_epoch:,}")
-    table.add_row("total steps", f"{calendar.total_steps:,} in {calendar.epochs} epochs")
+    table.add_row("total steps", f"{calendar.total_steps:,} in {calendar.epochs} epoch(s)")
     table.add_section()
     table.add_row(f"validations in epoch {plan.epoch}", _validations(plan))
     return table

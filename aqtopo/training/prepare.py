@@ -114,7 +114,8 @@ def prepare(config: RunConfig, launch: Launch, options: ResumeOptions) -> Prepar
         raise ValueError(
             f"{launch.size} process(es) were started, but training.nodes x training.ranks_per_node = "
             f"{nodes} x {ranks_per_node} = {config.world_size}. Start that many, for example "
-            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node."
+            f"`{launch.example(nodes, ranks_per_node)}`, or change training.nodes, training.ranks_per_node. "
+            f"{run_dir} has no saved state, which any number of processes could resume."
         )
     _check_claim(source, run_dir, config, options)
     store = open_run_store(config)
