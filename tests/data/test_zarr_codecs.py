@@ -28,7 +28,7 @@ def test_a_damaged_number_of_texts_is_refused(tmp_path: Path, version: Any, empt
     assert len(zarr.open_array(tmp_path / "names", mode="r")[:]) == 2
     chunk = tmp_path / "names" / ("c/0" if version == 3 else "0")
     chunk.write_bytes((2**20).to_bytes(4, "little") + chunk.read_bytes()[4:])
-    with pytest.raises(ValueError, match="a chunk of 18 bytes claims to hold 1048576 texts"):
+    with pytest.raises(ValueError, match="a chunk of 18 bytes declares 1048576 texts"):
         zarr.open_array(tmp_path / "names", mode="r")[:]
 
 
