@@ -65,10 +65,13 @@ def special_below(folder: Path) -> Path | None:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    left.append(Path(entry.path))
-                elif not entry.is_file() and is_special(Path(entry.path)):
-                    return Path(entry.path)
+                inner = Path(entry.path)
+                # Unlike an entry, a path takes a link to itself for a missing file.
+                kind = inner if entry.is_symlink() else entry
+                if kind.is_dir():
+                    left.append(inner)
+                elif not kind.is_file() and is_special(inner):
+                    return inner
     return None
 
 

@@ -80,6 +80,7 @@ def test_a_special_file_is_found_anywhere(tmp_path: Path, place: str) -> None:
     (store / "group" / "array").mkdir(parents=True)
     (store / "group" / "array" / "linked").symlink_to(tmp_path / "elsewhere")
     (store / "dangling").symlink_to(tmp_path / "nothing")
+    (store / "itself").symlink_to(store / "itself")
     (store / "plain").touch()
     assert special_below(store) is None
     path = store / place

@@ -167,16 +167,10 @@ def engine_of(path: Path) -> str:
     """Return xarray's engine by the content of a file, or refuse what is no NetCDF file or zarr store."""
     if not path.exists():
         raise_input_error(str(path), "does not exist: there is no such file", "Correct the path")
-    special = path if is_special(path) else special_below(path) if path.is_dir() else None
-    if special is not None:
-        raise_input_error(str(special), "is a pipe or a device", "Name a NetCDF file or a zarr store")
+    if is_special(path):
+        _refuse_special(path)
     if path.is_dir():
-        if not any((path / name).is_file() for name in _ZARR_FILES):
-            raise_input_error(
-                str(path),
-                f"is a directory without a zarr group ({', '.join(_ZARR_FILES)})",
-                "Name a NetCDF file or the folder of a zarr store. If it was copied, copy it again",
-            )
+        _check_zarr_folder(path)
         return "zarr"
     try:
         with path.open("rb") as file:
@@ -208,6 +202,29 @@ def engine_of(path: Path) -> str:
     if head.startswith(b"CDF"):
         _check_classic(path)
     return "netcdf4"
+
+
+def _check_zarr_folder(path: Path) -> None:
+    """Refuse a folder that is no zarr group, or that has a pipe, a device or a folder that cannot be read."""
+    names = [path / name for name in _ZARR_FILES]
+    if not any(name.is_file() or is_special(name) for name in names):
+        raise_input_error(
+            str(path),
+            f"is a directory without a zarr group ({', '.join(_ZARR_FILES)})",
+            "Name a NetCDF file or the folder of a zarr store. If it was copied, copy it again",
+        )
+    try:
+        special = special_below(path)
+    except OSError as error:
+        raise_input_error(
+            str(path), f"has a folder that cannot be read ({error.strerror})", "Correct its permissions"
+        )
+    if special is not None:
+        _refuse_special(special)
+
+
+def _refuse_special(path: Path) -> NoReturn:
+    raise_input_error(str(path), "is a pipe or a device", "Name a NetCDF file or a zarr store")
 
 
 def _check_sizes(path: Path) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import gzip
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,7 @@ def test_other_content_is_named(tmp_path: Path, content: bytes, message: str) ->
 def test_missing_files_and_plain_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone\.nc does not exist: there is no such file"):
         open_outside(tmp_path / "gone.nc")
+    os.mkfifo(tmp_path / "pipe")  # a folder that is no store is not searched for pipes
     with pytest.raises(ValueError, match="is a directory without a zarr group"):
         open_outside(tmp_path)
     with pytest.raises(ValueError, match="No file is given"):
@@ -318,6 +320,19 @@ def test_arrays_that_a_file_cannot_hold_are_not_read(tmp_path: Path, name: str) 
         file.createVariable(name, "f4", (name if name == "lat" else "y",), chunksizes=(2**20,))
     with pytest.raises(ValueError, match=rf"declares 1073741824 values of {name}, more than its bytes can"):
         open_outside(tmp_path / "large.nc")
+
+
+def test_an_unreadable_folder_of_a_store_is_named(tmp_path: Path) -> None:
+    make_hours().to_zarr(tmp_path / "a.zarr")
+    inner = os.open(tmp_path / "a.zarr", os.O_RDONLY)
+    for _ in range(25):  # the path becomes too long, which stops root too
+        os.mkdir("x" * 200, dir_fd=inner)
+        outer, inner = inner, os.open("x" * 200, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(inner)
+    with pytest.raises(ValueError, match=r"a\.zarr has a folder that cannot be read \(File name too long\)"):
+        open_outside(tmp_path / "a.zarr")
+    shutil.rmtree(tmp_path / "a.zarr")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
