@@ -44,8 +44,10 @@ class ZeroOptimization(Strict):
     allgather_partitions: bool = True
     """Collect the updated parameters by all-gather instead of broadcasts."""
 
-    allgather_bucket_size: Elements = 500_000_000
-    """Elements per all-gather on a CPU, about; on GPUs each parameter group is gathered at once."""
+    allgather_bucket_size: Annotated[Elements, Field(ge=1000, multiple_of=2)] = 500_000_000
+    """Elements per all-gather on a CPU, about; on GPUs each parameter group is gathered at once.
+
+    DeepSpeed requires an even number."""
 
     overlap_comm: bool | None = None
     """Overlap gradient reduction with the backward pass; null lets DeepSpeed choose (off at stage 2)."""

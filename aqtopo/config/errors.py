@@ -26,6 +26,7 @@ _ALLOWED = {
     "greater_than_equal": "must be at least {ge:.15g}",
     "less_than": "must be less than {lt:.15g}",
     "less_than_equal": "must be at most {le:.16g}",
+    "multiple_of": "must be a multiple of {multiple_of:.15g}",
     "string_too_short": "must not be empty",
     "string_too_long": "must have at most {max_length} characters",
     "too_short": "must hold at least {min_length} item",

@@ -77,6 +77,8 @@ TYPES: list[tuple[Any, ...]] = [
 RANGES: list[tuple[Any, ...]] = [
     ("optimizer.base_lr", 0, "must be greater than 0"),
     ("optimizer.weight_decay", -0.01, "must be at least 0"),
+    ("deepspeed.zero_optimization.allgather_bucket_size", 1001, "must be a multiple of 2"),
+    ("deepspeed.zero_optimization.allgather_bucket_size", 2, "must be at least 1000"),
     ("optimizer.betas[1]", 1.0, "must be less than 1"),
     ("optimizer.eps", 0, "must be greater than 0"),
     ("schedule.eta_min", -1e-6, "must be at least 0"),
