@@ -16,7 +16,7 @@ import gzip
 import io
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
 
@@ -100,10 +100,8 @@ def _check_blosc(chunk: Any) -> None:
 class _CheckedV2:
     """Base class of codecs of zarr v2 that check a chunk before they decode it."""
 
-    @staticmethod
-    def check(chunk: Any) -> None:
-        """Raise a ValueError if the chunk must not be decoded."""
-        raise NotImplementedError
+    check: Callable[[Any], None]
+    """Raise a ValueError if the chunk must not be decoded."""
 
     def decode(self, buf: Any, out: Any = None) -> Any:
         """Decode a chunk."""
@@ -175,10 +173,8 @@ class BoundedZlib(Zlib):  # type: ignore[misc]
 class _CheckedV3:
     """Base class of codecs of zarr v3 that check a chunk before they decode it."""
 
-    @staticmethod
-    def check(chunk: Any) -> None:
-        """Raise a ValueError if the chunk must not be decoded."""
-        raise NotImplementedError
+    check: Callable[[Any], None]
+    """Raise a ValueError if the chunk must not be decoded."""
 
     async def _decode_single(self, chunk_bytes: Any, chunk_spec: Any) -> Any:
         self.check(chunk_bytes.as_array_like())
