@@ -1,15 +1,21 @@
 """Elevation attention on the CPU with AVX-512 and with AVX2, alone and beside other work.
 
 Forward and backward passes are measured after their results were compared. PyTorch chooses its kernels by the
-processor; a second process measures with ATEN_CPU_CAPABILITY=avx2, the kernels of most other processors. The
-columns are those of `benchmarks.elevation_attention`: `masked` is scaled_dot_product_attention with the bias
-as its mask, `plain` is the same without any bias, and the floor has only the products, at the rate of sgemm.
-`flash_of_masked` is `time_of_masked` times the share of PyTorch's flash kernels in it, by PyTorch's profiler.
+processor; a second process measures with ATEN_CPU_CAPABILITY=avx2, the kernels of most other processors. In a
+third, glibc keeps freed memory (`memory`), so that the large matrices of `masked` cost no page faults.
+
+The columns are those of `benchmarks.elevation_attention`: `masked` is scaled_dot_product_attention with the
+bias as its mask, and `plain` is the same without any bias. Lower bounds of `time_of_masked`:
+- `sgemm_floor_of_masked`: only the products, at the rate of a large square product;
+- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`), with
+  the faster of two sizes of tiles;
+- `flash_of_masked`: `time_of_masked` times the share of PyTorch's flash kernels in it, by its profiler.
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,
 divided by that of the call alone in the same round. Threads that wait for each other and shared caches make
 it larger than 1.
 """
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -31,6 +37,7 @@ from aqtopo_kernels import elevation_attention
 from benchmarks.elevation_attention import (
     OUTPUTS,
     SAME,
+    Attend,
     differentiate,
     make_inputs,
     masked,
@@ -41,27 +48,101 @@ from benchmarks.measure import Work, device, multiply_matrices, parse_arguments,
 
 VARIABLE = "ATEN_CPU_CAPABILITY"
 
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+"""Settings with which glibc gives no memory back."""
+
+TILES = (512, 1024)
+"""Rows and columns of scores in a tile."""
+
+
+class Tiled(torch.autograd.Function):
+    """exp(q k^T) v of (B, H, N, D) queries in tiles: attention without its sums of rows, maxima and bias."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: int) -> Tensor:
+        """Return exp(q k^T) v, (B, H, N, D)."""
+        ctx.save_for_backward(q, k, v)
+        ctx.size = size
+        out = torch.zeros_like(q)
+        for heads, rows, columns, scores, _ in _tiles(q, size):
+            _exponentials(q[0, heads, rows], k[0, heads, columns], scores)
+            out[0, heads, rows].baddbmm_(scores, v[0, heads, columns])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v."""
+        q, k, v = ctx.saved_tensors
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        for heads, rows, columns, scores, gradient in _tiles(q, ctx.size):
+            _exponentials(q[0, heads, rows], k[0, heads, columns], scores)
+            torch.bmm(dout[0, heads, rows], v[0, heads, columns].mT, out=gradient)
+            dv[0, heads, columns].baddbmm_(scores.mT, dout[0, heads, rows])
+            gradient.mul_(scores)
+            dq[0, heads, rows].baddbmm_(gradient, k[0, heads, columns])
+            dk[0, heads, columns].baddbmm_(gradient.mT, q[0, heads, rows])
+        return dq, dk, dv, None
+
+
+def _tiles(q: Tensor, size: int) -> Iterator[tuple[slice, slice, slice, Tensor, Tensor]]:
+    """Heads, rows and columns of each tile, one head for each thread, and two reused matrices of scores."""
+    _, H, N, _ = q.shape
+    G = torch.get_num_threads()
+    scores, gradient = q.new_empty((G, size, size)), q.new_empty((G, size, size))
+    for head, column, row in itertools.product(range(0, H, G), range(0, N, size), range(0, N, size)):
+        heads, rows, columns = slice(head, head + G), slice(row, row + size), slice(column, column + size)
+        matrix = slice(min(G, H - head)), slice(min(size, N - row)), slice(min(size, N - column))
+        yield heads, rows, columns, scores[matrix], gradient[matrix]
+
+
+def _exponentials(q: Tensor, k: Tensor, scores: Tensor) -> None:
+    torch.bmm(q, k.mT, out=scores)
+    scores.exp_()
+
+
+def tiled(size: int) -> Attend:
+    """`Tiled` with tiles of this size and the signature of the contenders."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, _elevation: Tensor, _alpha: Tensor) -> Tensor:
+        out: Tensor = Tiled.apply(q * q.shape[-1] ** -0.5, k, v, size)
+        return out
+
+    return attend
+
+
+def whole(q: Tensor, k: Tensor, v: Tensor, _elevation: Tensor, _alpha: Tensor) -> Tensor:
+    """Return what `Tiled` computes, with whole matrices."""
+    return torch.exp(q * q.shape[-1] ** -0.5 @ k.mT) @ v
+
 
 def measure(tokens: int, rounds: int, product: int) -> dict[str, Any]:
     """Return the row of a number of tokens."""
     inputs = make_inputs(tokens)
     inputs[4] = inputs[4][:1]  # one alpha for all heads
-    for name, ours, theirs in zip(
-        OUTPUTS, differentiate(elevation_attention, inputs), differentiate(masked, inputs), strict=True
-    ):
-        difference = float((ours - theirs).abs().max() / theirs.abs().max())
-        if difference > SAME[torch.float32]:
-            raise SystemExit(
-                f"fused and masked differ by {difference:.2g} (relative) in {name} at {tokens} tokens."
-            )
-    implementations = {"fused": elevation_attention, "masked": masked, "plain": plain}
+    compare(elevation_attention, masked, inputs)
+    tiles = {f"tiles_{size}": tiled(size) for size in TILES}
+    for attend in tiles.values():
+        compare(attend, whole, make_inputs(1100))
+    implementations = {"fused": elevation_attention, "masked": masked, "plain": plain} | tiles
     timed = time_attention(tokens, rounds, implementations, torch.float32, product)
-    row: dict[str, Any] = {"kernels": torch.backends.cpu.get_cpu_capability(), "N": tokens}
+    row: dict[str, Any] = {"kernels": torch.backends.cpu.get_cpu_capability()}
+    row |= {"memory": "kept" if KEPT.items() <= os.environ.items() else "returned", "N": tokens}
     names = ("seconds", "time_of_masked", "sgemm_floor_of_masked", "time_of_plain", "sgemm_gflop_s", "mib")
     row |= {name: timed[name] for name in (*names, "memory_of_masked")}
+    of_tiles = max(timed[f"time_of_{name}"] for name in tiles)
+    row["tiled_floor_of_masked"] = row["time_of_masked"] / of_tiles
     row["flash_of_masked"] = row["time_of_masked"] * share_in_flash(inputs)
     ratio = beside_other_work(lambda: differentiate(elevation_attention, inputs), rounds)
     return row | {"beside_other_work": ratio}
+
+
+def compare(attend: Attend, other: Attend, inputs: list[Tensor]) -> None:
+    """End the run if two implementations differ."""
+    pairs = zip(OUTPUTS, differentiate(attend, inputs), differentiate(other, inputs), strict=True)
+    for name, ours, theirs in pairs:
+        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+        if difference > SAME[torch.float32]:
+            raise SystemExit(f"Two implementations differ by {difference:.2g} (relative) in {name}.")
 
 
 def share_in_flash(inputs: list[Tensor]) -> float:
@@ -116,6 +197,14 @@ def _multiply(started: Event) -> None:
         started.set()
 
 
+def variants() -> list[dict[str, str]]:
+    """Variables of the processes that measure too; none in such a process."""
+    if VARIABLE in os.environ or os.environ.keys() & KEPT:
+        return []
+    narrow = [{VARIABLE: "avx2"}] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
+    return [*narrow, KEPT]
+
+
 def main() -> None:
     """Print the figures."""
     options = parse_arguments(__doc__)
@@ -123,9 +212,9 @@ def main() -> None:
         raise SystemExit("A GPU is visible, but cpu_attention runs on the CPU; set CUDA_VISIBLE_DEVICES=")
     sizes = [(512, 1, 512)] if options.quick else [(2048, 5, 4096), (4096, 3, 4096), (8192, 3, 4096)]
     rows = [measure(*size) for size in sizes]
-    if VARIABLE not in os.environ and torch.backends.cpu.get_cpu_capability() == "AVX512":
+    for variables in variants():
         command = [sys.executable, "-m", "benchmarks.cpu_attention", "--json", *sys.argv[1:]]
-        environment = {**os.environ, VARIABLE: "avx2"}
+        environment = {**os.environ, **variables}
         printed = subprocess.run(
             command, check=True, stdout=subprocess.PIPE, text=True, env=environment
         ).stdout
