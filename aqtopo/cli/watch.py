@@ -92,6 +92,8 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     for name, value in rows.items():
         # Text: rich would read brackets in a str as markup.
         table.add_row(Text(escaped(name)), Text(escaped(value)))
+    if state.loss_jump is not None:
+        table.add_row("warning", Text(f"the loss has jumped: {state.loss_jump}", style="bold yellow"))
     if verdict is not None:
         loss = _number(state.resumed_loss)
         table.add_row("resumed", Text(f"{verdict}: first losses {loss}", style=f"bold {COLOURS[verdict]}"))

@@ -11,6 +11,7 @@ from aqtopo.distributed.deadlines import STACKS
 from aqtopo.run_directory.log_file import (
     METRICS_FILE,
     Line,
+    LossAfterResumeLine,
     ResumeLine,
     StartLine,
     StepLine,
@@ -50,6 +51,7 @@ class RunState:
         left_s: time to the last step at the recent pace [s]; None if unknown.
         resume: verification line of the last resume.
         resumed_loss: mean of the first losses after the last resume; None without a resume or a step.
+        loss_jump: mean train loss after the last resume and the saved one, if it has jumped; else None.
         error: first line of the last error of any rank since the last start.
     """
 
@@ -67,6 +69,7 @@ class RunState:
     left_s: float | None
     resume: str | None
     resumed_loss: float | None
+    loss_jump: str | None
     error: str | None
 
     def verdict(self, success_below: float, failure_above: float) -> str | None:
@@ -110,6 +113,7 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
         left_s=max(total - summary.step, 0) * pace.step_s if pace and total else None,
         resume=None if summary.resume is None else summary.resume.line,
         resumed_loss=summary.resumed_loss,
+        loss_jump=summary.loss_jump,
         error=_last_error(run_dir, None if start is None else _time(start)),
     )
 
@@ -131,6 +135,7 @@ class _Summary:
     start: StartLine | None = None
     resume: ResumeLine | None = None
     update: StepLine | None = None
+    loss_jump: str | None = None  # since the last resume
     starts: int = 0
     val_losses: list[float] = field(default_factory=list)
     alpha: dict[str, list[float]] = field(default_factory=dict)
@@ -160,9 +165,11 @@ class _Summary:
                 self.starts += 1
                 self.recent.clear()
             case ResumeLine():
-                self.resume = line
+                self.resume, self.loss_jump = line, None
                 self.recent.clear()
                 self.first_losses.clear()
+            case LossAfterResumeLine(jump=True):
+                self.loss_jump = f"train loss {line.running:.4f} after the resume, saved {line.saved:.4f}"
 
     @property
     def resumed_loss(self) -> float | None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from aqtopo.cli.main import app
 
 
-def write_resumed_run(run_dir: Path, loss: float) -> Path:
+def write_resumed_run(run_dir: Path, loss: float, jump: bool = False) -> Path:
     moment = "2026-11-22T02:00:00+00:00"
     events = [
         {"event": "start", "step": 0, "total_steps": 100, "alpha": {"blocks.0.attn.alpha": [1.987, 2.0151]}},
@@ -28,6 +28,7 @@ def write_resumed_run(run_dir: Path, loss: float) -> Path:
             "lr": {"head": 5e-5},
             "samples_per_s": 12.0,
         },
+        {"event": "loss_after_resume", "step": 7, "running": loss, "saved": 0.5, "jump": jump},
         {"event": "stop", "reason": "all epochs done"},
     ]
     run_dir.mkdir()
@@ -43,6 +44,16 @@ def test_output_contains_the_documented_strings(tmp_path: Path) -> None:
         assert text in result.stdout
     assert "blocks.0 1.987 to 2.015" in result.stdout
     assert re.search(r"blocks\.0 travel \[h\] .*0  21\.5", result.stdout)
+
+
+def test_jump_of_the_loss_after_a_resume_is_a_warning(tmp_path: Path) -> None:
+    shown = {
+        jump: CliRunner().invoke(app, ["watch", str(write_resumed_run(tmp_path / str(jump), 0.7, jump))])
+        for jump in (False, True)
+    }
+    assert [shown[jump].exit_code for jump in (False, True)] == [0, 0]
+    assert re.search(r"warning .*the loss has jumped: train loss 0\.7000", shown[True].stdout)
+    assert "warning" not in shown[False].stdout
 
 
 def test_invalid_log_line_is_named(tmp_path: Path) -> None:

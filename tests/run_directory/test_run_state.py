@@ -55,6 +55,18 @@ def test_state_of_a_running_run(tmp_path: Path) -> None:
     assert state.verdict(1.0, 3.0) is None
 
 
+def test_jump_of_the_loss_is_that_after_the_last_resume(tmp_path: Path) -> None:
+    jump, none = (
+        {"event": "loss_after_resume", "step": 22, "running": running, "saved": 1.5, "jump": running > 1.875}
+        for running in (2.0, 1.6)
+    )
+    found = [
+        read_run_state(write_run(tmp_path / "run", START, *events), BEGIN).loss_jump
+        for events in ([RESUME], [RESUME, jump], [RESUME, none], [RESUME, jump, START, RESUME])
+    ]
+    assert found == [None, "train loss 2.0000 after the resume, saved 1.5000", None, None]
+
+
 def test_best_loss_is_that_of_the_present_data(tmp_path: Path) -> None:
     first, second = ({"event": "validation", "step": 1, "epoch": 0, "val_loss": loss} for loss in (0.1, 0.5))
     reset = {"event": "validation_reset", "step": 1, "saved_best": 0.1}
