@@ -71,6 +71,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     from rich.text import Text
 
     from aqtopo.cli.terminal import escaped
+    from aqtopo.run_directory.run_state import duration_text
 
     rows = {
         "state": state.state,
@@ -82,7 +83,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
         "alpha [1/km]": "  ".join(_strengths(name, values) for name, values in state.alpha.items()) or "-",
         **{name: "  ".join(f"{value:.3g}" for value in values) for name, values in state.preferences.items()},
         "samples/s": _number(state.samples_per_s),
-        "time left": "-" if state.left_s is None else _duration(state.left_s),
+        "time left": "-" if state.left_s is None else duration_text(state.left_s),
         "resume": state.resume or "none",
         "last error": state.error or "none",
     }
@@ -108,8 +109,3 @@ def _strengths(name: str, values: list[float]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"

@@ -10,6 +10,7 @@ from aqtopo.planning.node_types import NodeType
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.scaling import NETWORK_SHARE, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives
+from aqtopo.run_directory.run_state import duration_text
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:
@@ -154,7 +155,7 @@ def _step(plan: Plan, node_type: NodeType, utilization: float, here: StepTime) -
     table.add_row("samples/s", f"{here.samples_per_s:.0f}", "model")
     table.add_row(
         "whole run",
-        f"{plan.calendar.total_steps * here.seconds / 3600:.1f} h",
+        duration_text(plan.calendar.total_steps * here.seconds),
         "model, without validation and saving",
     )
     table.add_section()

@@ -118,6 +118,17 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
     )
 
 
+def duration_text(seconds: float) -> str:
+    """Format a duration: `0.35 s`, `12 s`, `1 min 30 s`, `2 h 05 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
 class _Pace(NamedTuple):
     """Mean wall time between steps and between logged lines [s]."""
 
@@ -195,7 +206,7 @@ def _state(summary: _Summary, now: datetime) -> str:
         return "waiting for its next start" if restart else f"ended: {last.reason}"
     silence = (now - _time(last)).total_seconds()
     if silence > max(SILENT_AFTER_S, 10 * pace.line_s if pace else 0.0):
-        return f"silent for {silence:.0f} s"
+        return f"silent for {duration_text(silence)}"
     return "starting" if isinstance(last, StartLine | ResumeLine) else "running"
 
 
