@@ -288,9 +288,16 @@ def test_module_of_other_code_is_exported(
     assert forecast.attrs["tag"] == "module"
     assert model.evaluate(every_hours=120).attrs["tag"] == "module"
     torch.testing.assert_close(model.module.pos_embed, module.pos_embed.float(), rtol=0, atol=0)
-    other = tiny_config(model={"depth": 3})
+    deeper, shallower = tiny_config(model={"depth": 3}), tiny_config(model={"depth": 1})
+    wider = tiny_config(model={"dim": 48})
     for given, settings, message in (
-        (module, {"config": other}, "does not fit the configuration"),
+        (
+            module,
+            {"config": deeper},
+            r"tiny: 1\d tensor\(s\) missing \(blocks\.2\.\S+, .* and \d+ more\)\. Give",
+        ),
+        (module, {"config": shallower}, r"tiny: 1\d tensor\(s\) unexpected \(blocks\.1\."),
+        (module, {"config": wider}, r"shape \(\S+ \[[\d, ]+\] instead of \[[\d, ]*48[\d, ]*\], "),
         (module, {}, "cannot be exported with config = None"),
         (torch.nn.Linear(1, 1), {"config": config}, "class Linear cannot be exported"),
         (model, {}, "is an exported model"),

@@ -43,7 +43,7 @@ from aqtopo.inference.card import (
     is_export,
     readme,
 )
-from aqtopo.inference.load import LoadedRun, load_run
+from aqtopo.inference.load import LoadedRun, load_run, load_strictly
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.run_directory.run_file import RUN_FILE, read_run_file
 from aqtopo.safe_files import replacing
@@ -81,10 +81,12 @@ def export_module(
     store = open_run_store(config, store_path)
     normalization = check_store(store, config)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
-    try:
-        model.load_state_dict(module.state_dict(), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the module does not fit the configuration {config.name}: {error}") from error
+    load_strictly(
+        model,
+        module.state_dict(),
+        f"the module does not fit the configuration {config.name}",
+        "Give the configuration of its training, with the same `model`, grid, inputs, targets and horizons.",
+    )
     return export_run(LoadedRun(Path(), config, None, model.eval(), store, normalization), out, None)
 
 

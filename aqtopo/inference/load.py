@@ -21,12 +21,16 @@ from aqtopo.data.coordinates import GRID_TOLERANCE_DEG
 from aqtopo.data.statistics import Normalization, normalization_for, scaling_digest
 from aqtopo.data.store import Store, open_run_store, open_store
 from aqtopo.data.units import same_units
+from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, MODULE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
 from aqtopo.variables import NEEDED_CHANNELS, VARIABLES
+
+SHOWN_TENSORS = 3
+"""Tensors of each kind that a message names."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,12 @@ def load_run(run_dir: Path, tag: str = "best", store_path: Path | None = None) -
             manifest = read_manifest(path.parent)
             _check_data(manifest.run, config, store, run_dir)
             check_files(path.parent, {WEIGHTS_FILE: _record(manifest.files, path)}, SINGLE_RANK)
-            model.load_state_dict(load_weights(path), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not fit the model of {run_dir / CONFIG_FILE}: {error}") from error
+            load_strictly(
+                model,
+                load_weights(path),
+                f"{path} does not fit the model of {run_dir / CONFIG_FILE}",
+                "Restore the configuration of the training, or name another --tag.",
+            )
     except (RefusedError, FileNotFoundError) as error:
         if path.parent.exists():
             raise
@@ -86,6 +93,40 @@ def load_run(run_dir: Path, tag: str = "best", store_path: Path | None = None) -
             "name another --tag."
         ) from error
     return LoadedRun(run_dir, config, found, model.eval(), store, normalization_for(config, store))
+
+
+def load_strictly(
+    model: AirQualityViT, weights: Mapping[str, torch.Tensor], misfit: str, remedy: str
+) -> None:
+    """Load weights that have exactly the tensors of a model.
+
+    Raises:
+        ValueError: they have not; the message is `misfit`, the differences and `remedy`.
+    """
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"{misfit}: {_differences(model, weights) or error}. {remedy}") from error
+
+
+def _differences(model: AirQualityViT, weights: Mapping[str, torch.Tensor]) -> str:
+    """Describe the tensors that differ in name or shape: numbers and first names."""
+    expected = model.state_dict()
+    shapes = {
+        name: f"{list(weights[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in weights and weights[name].shape != tensor.shape
+    }
+    kinds = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+        "of another shape": [f"{name} {shape}" for name, shape in shapes.items()],
+    }
+    return "; ".join(
+        f"{len(names)} tensor(s) {kind} ({abridged(names, SHOWN_TENSORS)})"
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _record(files: Mapping[str, FileRecord], path: Path) -> FileRecord:
@@ -143,10 +184,12 @@ def _load_export(folder: Path, tag: str, store_path: Path | None) -> LoadedRun:
     else:
         store = _as_in_training(open_store(place), card, static)
     model = build_model(config, Terrain(store.static["elevation"], store.lat, store.lon))
-    try:
-        model.load_state_dict(load_weights(folder / card.model_file), strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit the model of their card: {error}") from error
+    load_strictly(
+        model,
+        load_weights(folder / card.model_file),
+        f"the weights in {folder} do not fit the model of their card",
+        "Export the run again.",
+    )
     return LoadedRun(folder, config, card.state, model.eval(), store, normalization_for(config, store))
 
 
