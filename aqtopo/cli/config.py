@@ -97,7 +97,7 @@ def init(
     with out.open("x", encoding="utf-8") as new:
         new.write(fitted.to_json())
     training = fitted.config.training
-    start = read_launch().example(training.nodes, training.ranks_per_node).replace("...", str(out))
+    start = read_launch().example(training.nodes, training.ranks_per_node, f"train {out}")
     typer.echo("\n".join([f"{out}: written, checked against {store}", *fitted.choices]))
     typer.echo(f"To train: {start}")
 

@@ -39,13 +39,13 @@ class Launch:
         """True on rank 0, which writes the files and the console."""
         return self.rank == 0
 
-    def example(self, nodes: int, ranks_per_node: int) -> str:
-        """Return a command that starts this many processes with the same launcher."""
+    def example(self, nodes: int, ranks_per_node: int, arguments: str = "...") -> str:
+        """Return a command that starts `aqtopo ARGUMENTS` on this many processes with the same launcher."""
         if self.launcher == "slurm" or nodes > 1:
-            return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo train ..."
+            return f"srun --nodes={nodes} --ntasks-per-node={ranks_per_node} aqtopo {arguments}"
         if ranks_per_node == 1:
-            return "aqtopo train ..."
-        return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo train ..."
+            return f"aqtopo {arguments}"
+        return f"deepspeed --num_gpus {ranks_per_node} --module aqtopo {arguments}"
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:

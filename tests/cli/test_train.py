@@ -41,7 +41,9 @@ def nothing_written(config: RunConfig) -> bool:
 def test_other_world_size_than_configured(tiny_config: TinyConfig, refusal: Refusal) -> None:
     config = tiny_config(training={"ranks_per_node": 2})
     expected = "1 process(es) were started, but training.nodes x training.ranks_per_node = 1 x 2 = 2"
-    assert expected in refusal(config)
+    message = refusal(config)
+    assert expected in message
+    assert "`deepspeed --num_gpus 2 --module aqtopo ...`" in message  # of `doctor` too
     assert nothing_written(config)
 
 
