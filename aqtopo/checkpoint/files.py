@@ -33,8 +33,8 @@ from pydantic import Field
 
 from aqtopo.distributed.process_group import (
     RankGroup,
+    import_deepspeed_quietly,
     raise_problems_on_all_ranks,
-    require_deepspeed,
     shard_by_size,
 )
 from aqtopo.refusal import READ_ERRORS, BusyError, RefusedError, file_named
@@ -338,7 +338,7 @@ def loadable_torch_files() -> Iterator[None]:
     as a call of `getattr`, which `load_torch` does not allow. SHA-256 replaces CRC-32: 0.25 s instead of
     1.4 s for 312 MB on one core.
     """
-    require_deepspeed()
+    import_deepspeed_quietly()
     import torch
     from deepspeed.runtime.zero.config import ZeroStageEnum
 
@@ -357,7 +357,7 @@ def _pickle_by_value(member: Enum) -> tuple[type[Enum], tuple[object]]:
 
 def _deepspeed_classes() -> list[Any]:
     """Return the classes in ZeRO's shards; unpickling them runs no code of theirs."""
-    require_deepspeed()
+    import_deepspeed_quietly()
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -5,6 +5,8 @@ Functions that need PyTorch import it, so that commands that read only names and
 """
 
 import json
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from aqtopo.distributed.launch import Launch, export_launch, read_launch
+from aqtopo.distributed.launch import Launch, export_launch, read_launch, restored_environment
 from aqtopo.refusal import RefusedError, raise_problems
 
 if TYPE_CHECKING:
@@ -149,6 +151,23 @@ def require_deepspeed() -> None:
             "Training, several processes and the optimizer's saved state need the package deepspeed, which "
             "is not installed. Install it with `pip install 'aqtopo[train]'`."
         )
+
+
+def import_deepspeed_quietly() -> None:
+    """Import DeepSpeed to read or write its files, without its warning that there is no GPU.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    import torch
+
+    require_deepspeed()
+    if "deepspeed" in sys.modules:
+        return
+    with restored_environment():
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise it prints the warning on stdout
+        import deepspeed  # noqa: F401
 
 
 def join() -> RankGroup:

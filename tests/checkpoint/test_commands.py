@@ -1,6 +1,9 @@
 """`aqtopo checkpoint ...` as it is typed."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,15 @@ def test_inspect_shows_norms_by_name(run_dir: Path, typed: Type) -> None:
     assert [group["name"] for group in shown["groups"]] == ["early", "tiny", "late"]
     assert code == 0
     assert "first.weight" in typed("inspect", run_dir)[1]
+
+
+def test_without_a_gpu_stdout_holds_only_json(run_dir: Path) -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("DS_ACCELERATOR", None)
+    command = [sys.executable, "-m", "aqtopo", "checkpoint", "verify", "--json", str(tag_folder(run_dir))]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(ended.stdout)["sound"]
+    assert ended.stderr == ""
 
 
 def test_verify_reports_sound_or_ends_with_code_3(run_dir: Path, typed: Type) -> None:
