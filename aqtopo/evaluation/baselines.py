@@ -74,8 +74,11 @@ def fit_baselines(
     if climatology is None:
         climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
     linear, linear_same = (
-        LinearBaseline(store, data, predictors).fit_once(run_dir, report, ranks)
-        for predictors in (Predictors.of_store(store), Predictors.of_run(store, data))
+        LinearBaseline(store, data, predictors, name).fit_once(run_dir, report, ranks)
+        for name, predictors in (
+            (LINEAR, Predictors.of_store(store)),
+            (LINEAR_SAME, Predictors.of_run(store, data)),
+        )
     )
     return Fits(climatology, linear, linear_same)
 

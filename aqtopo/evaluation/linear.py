@@ -10,10 +10,11 @@ Shapes: T initial time, P predictor, J = K C output (horizon, pollutant), M cell
 
 import functools
 import hashlib
+import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from aqtopo.data.shards import stored_checksums
 from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
+from aqtopo.evaluation.points import LINEAR
 from aqtopo.refusal import READ_ERRORS
 from aqtopo.safe_files import replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
@@ -122,10 +124,11 @@ class LinearBaseline:
         store: data store.
         data: targets, horizons and years.
         predictors: inputs.
+        name: name in the progress.
     """
 
-    def __init__(self, store: Store, data: DataConfig, predictors: Predictors) -> None:
-        self._store, self._data, self.predictors = store, data, predictors
+    def __init__(self, store: Store, data: DataConfig, predictors: Predictors, name: str = LINEAR) -> None:
+        self._store, self._data, self.predictors, self._name = store, data, predictors, name
         positive = {name: std if std > 0 else 1.0 for name, std in store.std.items()}
         self._normalization = Normalization(store.mean, positive)
         named = [*predictors.variables, *data.targets]
@@ -195,10 +198,16 @@ class LinearBaseline:
                 "chosen. Score the run on a store that holds its validation years."
             )
         found, errors = [], np.zeros(len(PENALTIES))
-        for rows in self._row_blocks():
-            train_sums, validation_sums = (
-                self._sums(times, rows, report, ranks) for times in (train, validation)
-            )
+        shares = [shard(_blocks(times), ranks) for times in (train, validation)]
+        row_blocks = list(self._row_blocks())
+        steps, due = itertools.count(), len(row_blocks) * sum(map(len, shares))
+
+        def advance() -> None:
+            report(f"blocks of the regression {self._name}", next(steps), due)
+
+        advance()
+        for rows in row_blocks:
+            train_sums, validation_sums = (self._sums(blocks, rows, advance, ranks) for blocks in shares)
             candidates = train_sums.solve()
             errors += [validation_sums.squared_error(candidate) for candidate in candidates]
             found.append(np.stack([candidate.permute(1, 2, 0).float().numpy() for candidate in candidates]))
@@ -236,23 +245,23 @@ class LinearBaseline:
         for first in range(0, self._shape[0], rows):
             yield slice(first, first + rows)
 
-    def _sums(self, times: Hours, rows: slice, report: Report, ranks: RankGroup) -> "_Sums":
-        """Return the sums of products over the times, from all ranks.
+    def _sums(
+        self, own: Sequence[Hours], rows: slice, advance: Callable[[], None], ranks: RankGroup
+    ) -> "_Sums":
+        """Return the sums of products over the blocks of times of all ranks; `own` are those of this rank.
 
-        The ranks share blocks of times, which are the same at any number of ranks.
+        `advance` is called after each block.
         """
-        blocks = [times[first : first + TIMES_PER_BLOCK] for first in range(0, times.size, TIMES_PER_BLOCK)]
-        own = shard(blocks, ranks)
         cells = len(range(self._shape[0])[rows]) * self._shape[1]
         outputs = len(self._data.horizons) * len(self._data.targets)
         sums = _Sums.zeros(cells, len(self.predictors), outputs)
-        for done, block in enumerate(own):
-            report("blocks of a regression", done, len(own))
+        for block in own:
             inputs, targets = self._inputs(block, rows), self._targets(block, rows)
             missing = ~torch.isfinite(targets).all(2)
             inputs[missing], targets[missing] = 0.0, 0.0
             sums.products.add_(inputs.mT @ torch.cat([inputs, targets], dim=2))
             sums.squares.add_(targets.square().sum(1))
+            advance()
         return _Sums(ranks.all_reduce_sum(sums.products), ranks.all_reduce_sum(sums.squares))
 
     def _inputs(self, times: Hours, rows: slice) -> Tensor:
@@ -292,6 +301,11 @@ class LinearBaseline:
     def _read_day(self, number: int) -> FloatArray:
         first = number * HOURS_PER_SHARD
         return self._hours.read_span(first, min(first + HOURS_PER_SHARD, self._store.times.size))
+
+
+def _blocks(times: Hours) -> list[Hours]:
+    """Return times in blocks that ranks share; they are the same at any number of ranks."""
+    return [times[first : first + TIMES_PER_BLOCK] for first in range(0, times.size, TIMES_PER_BLOCK)]
 
 
 def _write(fitted: Linear, files: Sequence[Path]) -> None:

@@ -249,10 +249,12 @@ def test_blocks_of_rows_do_not_change_the_result(
 ) -> None:
     baseline = LinearBaseline(store, data, SOME_FIELDS)
     whole = baseline.fit()
-    steps: list[int] = []
+    reported: list[tuple[str, int, int]] = []
     monkeypatch.setattr("aqtopo.evaluation.linear.MAX_SUM_BYTES", 1)
-    in_rows = baseline.fit(lambda _what, done, _due: steps.append(done))
-    assert steps.count(0) == 2 * TINY_GRID[0]
+    in_rows = baseline.fit(lambda *facts: reported.append(facts))
+    last = len(reported) - 1
+    assert reported == [("blocks of the regression linear", done, last) for done in range(last + 1)]
+    assert last % TINY_GRID[0] == 0
     assert (in_rows.penalty, in_rows.times) == (whole.penalty, whole.times)
     np.testing.assert_allclose(in_rows.coefficients, whole.coefficients, rtol=1e-4, atol=1e-5)
 
