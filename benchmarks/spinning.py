@@ -109,6 +109,10 @@ def main() -> None:
     options = parse_arguments(__doc__)
     if device().type != "cpu":
         raise SystemExit("A GPU is visible, but spinning runs on the CPU; set CUDA_VISIBLE_DEVICES=")
+    if torch.get_num_threads() == 1:
+        raise SystemExit(
+            "One thread waits for no other, so spin counts change nothing; set --threads 2 or more."
+        )
     sizes = [((32, 64), SMALL, 1)] if options.quick else [((32, 64), PUBLISHED, 9), ((64, 128), PUBLISHED, 5)]
     report("spinning", [row for size in sizes for row in compare(*size)], options)
 

@@ -158,13 +158,22 @@ def test_rank_processes_end_with_their_parent() -> None:
 def test_each_benchmark_runs_and_prints_only_json(name: str) -> None:
     if name == "compiled_kernels" and find_llvm_mca() is None:
         pytest.skip(NO_LLVM_MCA)
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", "1"]
+    threads = "2" if name == "spinning" else "1"
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--json", "--threads", threads]
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "TRITON_CACHE_DIR": str(CACHE)}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     assert result["benchmark"] == name
     assert result["rows"]
+
+
+def test_spin_counts_of_one_thread_are_not_compared() -> None:
+    command = [sys.executable, "-m", "benchmarks.spinning", "--quick", "--threads", "1"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
+    assert (run.returncode, run.stdout) == (1, "")
+    assert "set --threads 2 or more" in run.stderr
 
 
 @pytest.mark.slow
