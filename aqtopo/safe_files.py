@@ -4,6 +4,7 @@ import errno
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,16 @@ UNFINISHED = ".tmp"
 def temporary_path(path: Path, end: str = UNFINISHED) -> Path:
     """Return a path beside `path` that nothing else uses: its name has a random part."""
     return path.with_name(f"{path.name}.{secrets.token_hex(4)}{end}")
+
+
+def check_writable(folder: Path) -> None:
+    """Create and remove a file in a folder: access bits mean nothing for root or on read-only file systems.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 @contextmanager

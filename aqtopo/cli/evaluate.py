@@ -100,6 +100,7 @@ def evaluate(
         if output is not None and not output.is_dir():
             raise ValueError(f"--output {output} is not a folder. Create it first.")
         run = load_model(run_dir, tag, store)
+        _check_folder(output or run_dir)
         options = _options(run, region or (), stations, against or (), every, weights, weather or ())
         ranks = join()
         done = score(run, split.value, ProgressBar() if ranks.rank == 0 else no_progress, ranks, options)
@@ -112,6 +113,18 @@ def evaluate(
         return
     _print_tables(done, detail or ())
     typer.echo(f"written to {', '.join(map(str, written))}")
+
+
+def _check_folder(folder: Path) -> None:
+    from aqtopo.safe_files import check_writable
+
+    try:
+        check_writable(folder)
+    except OSError as error:
+        raise ValueError(
+            f"the folder of the scores {folder} cannot be written ({error.strerror}). Choose another with "
+            "--output DIR."
+        ) from error
 
 
 def _print_tables(done: "Evaluation", details: Sequence[Detail]) -> None:

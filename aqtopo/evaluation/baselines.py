@@ -71,15 +71,18 @@ def fit_baselines(
     Raises:
         ValueError: the training years have too few hours, or a shard cannot be read.
     """
-    if climatology is None:
-        climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
-    linear, linear_same = (
-        LinearBaseline(store, data, predictors, name).fit_once(run_dir, report, ranks)
+    regressions = [
+        LinearBaseline(store, data, predictors, name)
         for name, predictors in (
             (LINEAR, Predictors.of_store(store)),
             (LINEAR_SAME, Predictors.of_run(store, data)),
         )
-    )
+    ]
+    for regression in regressions:
+        regression.fit_times()  # refuses before the first fit, which takes minutes
+    if climatology is None:
+        climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
+    linear, linear_same = (regression.fit_once(run_dir, report, ranks) for regression in regressions)
     return Fits(climatology, linear, linear_same)
 
 

@@ -148,16 +148,18 @@ def evaluate(
     if options.stations is not None:
         check_observed(options.stations, valid_times(init_times, data.horizons))
     areas = areas_of(run.store, options.regions, options.weighting)
+    batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
+    own = init_times[evaluation_share(init_times.size, ranks.rank, ranks.size)]
+    _check_values(options, own, batch_size, report)
     fits = fit_baselines(run.store, data, run.run_dir, report, ranks, climatology)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
     others = dict(baseline_forecasts(run.store, data, fits, None if weather is None else weather.at))
     if against is not None:
         others[against.name] = against.at
-    batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
     reading = reading_config(config, weather)
     batches = EvaluationLoader(run.store, reading, split, ranks.rank, ranks.size, batch_size, init_times)
     kept = _KeptValues(options)
-    filled, done, due = 0, 0, evaluation_share(init_times.size, ranks.rank, ranks.size).size
+    filled, done, due = 0, 0, own.size
     report("forecasts", done, due)
     for batch in batches:
         forecasts = {MODEL: predict(run, with_weather(batch, weather, run.normalization))}
@@ -235,6 +237,19 @@ def _init_times(
             "--every (1 takes every hour)."
         )
     return common
+
+
+def _check_values(options: EvalOptions, times: Hours, batch_size: int, report: Report) -> None:
+    """Read the weather and the other model's forecasts from initial times once, before the fits.
+
+    Raises:
+        ValueError: the weather has a gap, or a value is impossible or cannot be read.
+    """
+    given = [each for each in (options.weather, options.against) if each is not None]
+    for first in range(0, times.size if given else 0, batch_size):
+        for forecasts in given:
+            forecasts.at(times[first : first + batch_size])
+        report("forecasts checked", min(first + batch_size, times.size), times.size)
 
 
 def _accumulators(

@@ -172,13 +172,11 @@ class LinearBaseline:
         }
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
-    def fit(self, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
-        """Fit to the training years and choose the penalties on the validation years.
-
-        The ranks share the times.
+    def fit_times(self) -> tuple[Hours, Hours]:
+        """Return the initial times of the fit, and those on which the penalty is chosen.
 
         Raises:
-            ValueError: there are too few training times, or a shard cannot be read.
+            ValueError: there are too few training times, or no validation time.
         """
         data = self._data
         train, validation = (
@@ -197,6 +195,17 @@ class LinearBaseline:
                 f"{self._store.path} with all fields and targets, so the regression's penalty cannot be "
                 "chosen. Score the run on a store that holds its validation years."
             )
+        return train, validation
+
+    def fit(self, report: Report = no_progress, ranks: RankGroup = SINGLE_RANK) -> Linear:
+        """Fit to the training years and choose the penalties on the validation years.
+
+        The ranks share the times.
+
+        Raises:
+            ValueError: as `fit_times`, or a shard cannot be read.
+        """
+        train, validation = self.fit_times()
         found, errors = [], np.zeros(len(PENALTIES))
         shares = [shard(_blocks(times), ranks) for times in (train, validation)]
         row_blocks = list(self._row_blocks())

@@ -6,7 +6,6 @@ A claimed directory belongs to one configuration.
 import json
 import os
 import platform
-import tempfile
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -39,7 +38,7 @@ from aqtopo.model import Terrain, build_model
 from aqtopo.refusal import RefusedError, raise_problems
 from aqtopo.run_directory.log_file import METRICS_FILE
 from aqtopo.run_directory.run_file import CONFIG_FILE, RUN_FILE, RunFile, read_run_config
-from aqtopo.safe_files import UNFINISHED, open_plain
+from aqtopo.safe_files import UNFINISHED, check_writable, open_plain
 from aqtopo.training.engine import check_supported, group_parameters
 from aqtopo.training.initial_weights import initial_weights
 from aqtopo.training.schedule import Schedule
@@ -245,9 +244,7 @@ def check_run_directory(run_dir: Path, config: RunConfig, start_over: bool = Fal
             raise ValueError(f"{folder} is a link that leads to no folder. Correct the link, or remove it.")
     ancestor = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
     try:
-        # Access bits are meaningless for root and on read-only file systems, so this writes a file.
-        with tempfile.TemporaryFile(dir=ancestor):
-            pass
+        check_writable(ancestor)
     except OSError as error:
         raise ValueError(
             f"the run directory {run_dir} cannot be written ({error.strerror}: {ancestor}). "

@@ -80,12 +80,15 @@ def test_output_of_libraries_stays_out_of_the_json(
         (["--stations", "gone.csv"], "cannot be read"),
         (["--against", "gone.nc"], "there is no such file"),
         (["--against", "gone*.nc"], "'gone*.nc' matches no file"),
+        (["--output", "/proc/self/fdinfo"], "/proc/self/fdinfo cannot be written"),
     ],
 )
 def test_bad_options_are_refused_before_writing(
     aqtopo: Command, untrained_run: Path, options: list[str], message: str
 ) -> None:
-    assert message in aqtopo("evaluate", untrained_run, *options).complaint
+    complaint = aqtopo("evaluate", untrained_run, *options).complaint
+    assert message in complaint
+    assert "hours of climatology" not in complaint
     assert not (untrained_run / SCORES_FILE).exists()
 
 
@@ -159,6 +162,7 @@ def test_too_few_hours_for_the_regressions_are_refused(
     complaint = aqtopo("evaluate", run).complaint
     assert "with 40 predictors needs at least 120 hours, and the training years 2016 have 96" in complaint
     assert "Score the run on a store with more hours of its training years." in complaint
+    assert "hours of climatology" not in complaint
     assert not (run / SCORES_FILE).exists()
 
 

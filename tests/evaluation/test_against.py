@@ -69,14 +69,16 @@ def test_the_runs_own_forecasts_score_as_the_run(
 
 
 @pytest.mark.parametrize("fill", [-9999.0, 1e20])
-def test_an_undeclared_fill_value_ends_the_evaluation(
+def test_an_undeclared_fill_value_is_found_before_the_fits(
     run: LoadedRun, dataset: xr.Dataset, written: Written, fill: float
 ) -> None:
     dataset["pm25"][1, 0, 2, 3] = fill
+    options, counted = EvalOptions(against=opened(written(dataset), run)), set[str]()
     with pytest.raises(
         ValueError, match=r"pm25 = \S+ in 1 of .*first at initial time 2018-01-04T00:00, lead time 12"
     ):
-        evaluate(run, options=EvalOptions(against=opened(written(dataset), run)))
+        evaluate(run, report=lambda what, _done, _due: counted.add(what), options=options)
+    assert not counted
 
 
 def test_negative_values_are_kept_counted_and_reported(

@@ -274,6 +274,20 @@ def test_the_scores_need_the_weather_of_every_start(
     assert "--weather perfect cannot be combined" in message
 
 
+def test_a_gap_in_the_weather_is_found_before_any_fit(
+    run_dir: Path,
+    written: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    last = np.datetime64(INITS[-1], "ns")
+    path = written(lambda d: d.assign(u=d["u"].where((d["init_time"] != last) | (d["lead_time"] != 96))))
+    message = fails(["evaluate", run_dir, "--weather", path], monkeypatch, capsys)
+    assert f"has no value of u in 128 of 128 cells 96 h after {INITS[-1]}" in message
+    assert "hours of climatology" not in message
+    assert "regression" not in message
+
+
 @pytest.mark.parametrize(
     ("options", "start", "last"),
     [
