@@ -1,4 +1,5 @@
 import math
+import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -221,18 +222,33 @@ def test_any_shape_equals_the_formula(
 @pytest.mark.parametrize(
     ("dtype", "floor"), [(torch.float32, 5e-7), (torch.bfloat16, 0.0), (torch.float16, 0.0)]
 )
-def test_errors_are_at_most_twice_those_of_the_dense_formula_in_the_same_dtype(
+def test_median_errors_are_at_most_twice_those_of_pytorch_in_the_same_dtype(
     alpha: float, dtype: torch.dtype, floor: float
 ) -> None:
-    a = make_arguments(batch=1, heads=8, tokens=1030, width=96, seed=1)
+    # A few elements decide the error of one draw, and with them the processor's order of summation.
+    draws = [errors_of_draw(alpha, dtype, seed) for seed in range(15)]
+    for outputs in zip(*draws, strict=True):
+        error, own = (statistics.median(values) for values in zip(*outputs, strict=True))
+        assert error <= 2 * max(own, floor)
+
+
+def errors_of_draw(alpha: float, dtype: torch.dtype, seed: int) -> list[tuple[float, float]]:
+    """Return the largest errors of our attention and of PyTorch's, by output, of the largest value."""
+    a = make_arguments(batch=1, heads=2, tokens=1030, width=96, seed=seed)
     a["elevation"] = a["elevation"].float()
-    a["alpha"] = torch.full((8,), alpha)
+    a["alpha"] = torch.full((2,), alpha)
     low = {name: x if name in ("elevation", "alpha") else x.to(dtype) for name, x in a.items()}
     exact = differentiate(elevation_attention_reference, {name: x.double() for name, x in low.items()})
-    found, dense = (differentiate(f, low) for f in (elevation_attention, masked))
-    for one, other, truth in zip(found, dense, exact, strict=True):
-        error, own = (float((x.double() - truth).abs().max() / truth.abs().max()) for x in (one, other))
-        assert error <= 2 * max(own, floor)
+    both = (differentiate(f, low) for f in (elevation_attention, masked))
+    return [
+        (largest_error(ours, truth), largest_error(theirs, truth))
+        for ours, theirs, truth in zip(*both, exact, strict=True)
+    ]
+
+
+def largest_error(found: Tensor, truth: Tensor) -> float:
+    """Return the largest error relative to the largest value."""
+    return float((found.double() - truth).abs().max() / truth.abs().max())
 
 
 def masked(q: Tensor, k: Tensor, v: Tensor, elevation: Tensor, alpha: Tensor, order: None) -> Tensor:

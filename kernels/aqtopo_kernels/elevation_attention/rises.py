@@ -12,7 +12,7 @@ Shapes: B batch, G heads, R rows of a band, C keys, W keys of a bin, S bins, X =
 import torch
 from torch import Tensor
 
-BIN = 256
+BIN = 128
 """Tokens per bin of a band: smaller bins need more columns, larger bins a larger direct sum."""
 
 _BINS_ABOVE = 4
