@@ -5,11 +5,13 @@ processor; a second process measures with ATEN_CPU_CAPABILITY=avx2, the kernels 
 third, glibc keeps freed memory (`memory`), so that the large matrices of `masked` cost no page faults.
 
 The columns are those of `benchmarks.elevation_attention`: `masked` is scaled_dot_product_attention with the
-bias as its mask, and `plain` is the same without any bias. Lower bounds of `time_of_masked`:
-- `sgemm_floor_of_masked`: only the products, at the rate of a large square product;
-- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`), with
-  the faster of two sizes of tiles;
-- `flash_of_masked`: `time_of_masked` times the share of PyTorch's flash kernels in it, by its profiler.
+bias as its mask, and `plain` is the same without any bias. Three bounds say how much could be gained:
+- `sgemm_floor_of_masked`: only the products, at the rate of a large square product. It is a bound for every
+  implementation that recomputes the scores.
+- `flash_of_masked`: only PyTorch's flash kernels in our call, by PyTorch's profiler.
+- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`). It is
+  a bound for implementations without flash kernels. The faster of two sizes of tiles counts.
+
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,
 divided by that of the call alone in the same round. Threads that wait for each other and shared caches make
 it larger than 1.
