@@ -254,12 +254,8 @@ def normalization_for(config: "RunConfig", store: Store) -> Normalization:
     for name in needed:
         if store.std[name] == 0:
             _check_constant(store, name)
-    return Normalization(store.mean, divisors(store.std))
-
-
-def divisors(std: Mapping[str, float]) -> dict[str, float]:
-    """Return the divisors of a normalisation: 1 for a constant channel, which becomes 0 instead of NaN."""
-    return {name: 1.0 if value == 0 else value for name, value in std.items()}
+    # A constant channel, of standard deviation 0, becomes 0 instead of NaN.
+    return Normalization(store.mean, {name: 1.0 if std == 0 else std for name, std in store.std.items()})
 
 
 def _check_constant(store: Store, name: str) -> None:

@@ -31,7 +31,7 @@ from aqtopo.data.read_check import HourCheck
 from aqtopo.data.samples import usable_times
 from aqtopo.data.schema import HOURS_PER_SHARD, Hours
 from aqtopo.data.shards import stored_checksums
-from aqtopo.data.statistics import Normalization, divisors
+from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.evaluation.points import LINEAR
@@ -129,7 +129,8 @@ class LinearBaseline:
 
     def __init__(self, store: Store, data: DataConfig, predictors: Predictors, name: str = LINEAR) -> None:
         self._store, self._data, self.predictors, self._name = store, data, predictors, name
-        self._normalization = Normalization(store.mean, divisors(store.std))
+        positive = {name: std if std > 0 else 1.0 for name, std in store.std.items()}
+        self._normalization = Normalization(store.mean, positive)
         named = [*predictors.variables, *data.targets]
         named += [name for name, _ in (*predictors.history, *predictors.weather)]
         self._hours = HourCheck(store, named)

@@ -54,10 +54,7 @@ class NormalizationFacts(Strict):
     statistics_years: tuple[int, ...]
     mean: dict[str, float]
     std: dict[str, Annotated[float, Field(ge=0)]]
-    """Divisors: population standard deviations, 1 for a constant channel.
-
-    Cards of versions 1 and 2 have 0 for a constant channel.
-    """
+    """Population standard deviations; 0 for a constant channel."""
 
 
 class Card(Strict):
@@ -65,7 +62,7 @@ class Card(Strict):
 
     model_type: Literal["aqtopo"] = "aqtopo"
     architectures: tuple[str, ...] = ("AirQualityViT",)
-    format_version: Literal[1, 2, 3] = 3
+    format_version: Literal[1, 2] = 2
     name: str
     description: str
     exported: str
@@ -110,12 +107,6 @@ def read_card(folder: Path) -> Card:
         raise ValueError(
             f"{folder / name} lists the files {', '.join(card.files)} instead of {card.model_file} and "
             f"{STATIC_FILE}. Export the model again with `aqtopo export`."
-        )
-    zero = [channel for channel, std in card.normalization.std.items() if std == 0]
-    if zero and card.format_version >= 3:
-        raise ValueError(
-            f"{folder / name} has a standard deviation of 0 for {zero[0]}, which must be positive: that of "
-            "a constant channel is 1. Export the model again with `aqtopo export`."
         )
     return card
 

@@ -30,7 +30,6 @@ from aqtopo.checkpoint.tags import STATE_FILE, read_tag, val_loss_in
 from aqtopo.checkpoint.universal import SavedState
 from aqtopo.config import RunConfig
 from aqtopo.data.check import check_store
-from aqtopo.data.statistics import divisors
 from aqtopo.data.store import Store, open_run_store
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import (
@@ -152,7 +151,7 @@ def _card(run: LoadedRun, scores: Mapping[str, Any] | None, files: dict[str, Fil
             kind=config.data.normalization,
             statistics_years=store.statistics_years,
             mean={name: value for name, value in store.mean.items() if math.isfinite(value)},
-            std={name: value for name, value in divisors(store.std).items() if math.isfinite(value)},
+            std={name: value for name, value in store.std.items() if math.isfinite(value)},
         ),
         inputs=config.inputs,
         variables=tuple(store.variables[name] for name in dict.fromkeys(config.data.channels)),

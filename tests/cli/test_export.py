@@ -309,34 +309,6 @@ def test_a_deviation_in_a_card_that_is_none_is_refused(
     assert "normalization.std.pm25" in complaint
 
 
-def test_a_constant_channel_has_deviation_1_in_a_card_and_0_only_in_earlier_cards(
-    aqtopo: Command,
-    tiny_dataset: xr.Dataset,
-    tiny_config: Callable[..., RunConfig],
-    save_untrained: Callable[..., Path],
-    tmp_path: Path,
-) -> None:
-    store, folder = tmp_path / "constant.zarr", tmp_path / "model"
-    fields = tiny_dataset["fields"]
-    write_store(tiny_dataset.assign(fields=fields.where(fields["channel"] != "temp", 280.0)), store)
-    assert write_statistics(store, [2016]).std["temp"] == 0
-    run = save_untrained(tiny_config(data={"store": str(store)}))
-    assert aqtopo("export", run, folder).code == 0
-    assert read_card(folder).normalization.std["temp"] == 1
-    assert aqtopo("forecast", folder, tmp_path / "written.nc", "--init", INIT).code == 0
-
-    card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    card["normalization"]["std"]["temp"] = 0.0
-    (folder / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
-    complaint = aqtopo("forecast", folder, tmp_path / "refused.nc", "--init", INIT).complaint
-    assert f"{CARD_FILE} has a standard deviation of 0 for temp" in complaint
-
-    (folder / CARD_FILE).write_text(json.dumps(card | {"format_version": 2}), encoding="utf-8")
-    assert aqtopo("forecast", folder, tmp_path / "earlier.nc", "--init", INIT).code == 0
-    written, earlier = (without_history(tmp_path / name) for name in ("written.nc", "earlier.nc"))
-    xr.testing.assert_identical(written, earlier)
-
-
 def test_unknown_settings_in_a_card_are_named(aqtopo: Command, exported: Path, tmp_path: Path) -> None:
     card = json.loads((exported / CARD_FILE).read_text(encoding="utf-8"))
     card["config"]["model"]["sixth_sense"] = True

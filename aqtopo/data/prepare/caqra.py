@@ -211,7 +211,7 @@ def _check_train_years(recipe: Recipe) -> None:
 
 
 def _check_unchanged(inventory: Inventory, recipe: Recipe, hours_ahead: int) -> None:
-    """Refuse to finish a store of a killed run if its files are not those that its days were made from."""
+    """Refuse to finish a store of a killed run if files were added or replaced since its days were made."""
     for day in recipe.days:
         if is_due(recipe.parts, inventory, day, hours_ahead):
             raise ValueError(

@@ -1,8 +1,7 @@
 """Regridding of days in parallel: each day becomes a part file and a report.
 
 The report of a day is written last, by rename: a day with a report is finished, and a killed command resumes
-with the other days. A day is made again if its files were added, changed or removed since. A day whose files
-are all gone is kept: downloads are deleted to save space. Days are independent.
+with the other days. A day is made again if its files have changed since. Days are independent.
 
 Shapes: h hours present, C channels, H x W target grid, n x m source grid.
 """
@@ -106,7 +105,7 @@ class DayMaker:
         return report
 
     def is_due(self, day: np.datetime64) -> bool:
-        """Return true if the day has files and they are not those that it was made from."""
+        """Return true if there are files of the day that it was not made from."""
         return is_due(self.parts, self.inventory, day, self.hours_ahead)
 
     def _collect(self, day: np.datetime64, report: DayReport, fields: dict[int, Fields]) -> None:
@@ -154,9 +153,9 @@ def day_stamps(day: np.datetime64, hours_ahead: int) -> Hours:
 
 
 def is_due(parts: Path, inventory: Inventory, day: np.datetime64, hours_ahead: int) -> bool:
-    """Return true if the day has files and they are not those that it was made from."""
+    """Return true if there are files of the day that it was not made from."""
     versions, report = inventory.versions(day_stamps(day, hours_ahead)), report_of(parts, day)
-    return bool(versions) and (report is None or versions != report.sources)
+    return bool(versions) and (report is None or not versions.items() <= report.sources.items())
 
 
 def part_path(parts: Path, day: np.datetime64) -> Path:
@@ -222,7 +221,7 @@ _maker: DayMaker | None = None
 
 
 def make_days(maker: DayMaker, days: Sequence[np.datetime64], workers: int, report: Report) -> None:
-    """Make every day that is due, in several processes.
+    """Make every unfinished day that has files, in several processes.
 
     Raises:
         ValueError: a process was killed; finished days are kept.

@@ -184,28 +184,6 @@ def test_an_archive_that_was_downloaded_again_is_read_again(
     assert quality["damaged_archives"] == []
 
 
-def test_a_day_is_made_again_without_a_file_that_was_removed(
-    recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values]
-) -> None:
-    lat, lon = source_grid
-    write_archive(folder / "CN-Reanalysis20130105.tar", day_files(lat, lon, "2013-01-05"))
-    wrong = folder / "CN-Reanalysis2013010503.nc"
-    wrong.write_bytes(hourly_file(lat, lon, 9))
-
-    def die(what: str, done: int, total: int) -> None:
-        if what == "days stored":
-            raise KeyboardInterrupt
-
-    made = recipe(source=folder)
-    with pytest.raises(KeyboardInterrupt):
-        prepare(made, die)
-    wrong.unlink()
-    quality = prepare(made)
-    store = open_store(made.out)
-    np.testing.assert_allclose(store.read(3), expected(store, 3), rtol=1e-5)
-    assert quality["duplicated_hours"] == []
-
-
 def test_a_training_year_without_data_ends_with_a_report(
     recipe: MakeRecipe, folder: Path, source_grid: tuple[Values, Values]
 ) -> None:
