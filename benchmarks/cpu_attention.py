@@ -9,8 +9,8 @@ bias as its mask, and `plain` is the same without any bias. Three bounds say how
 - `sgemm_floor_of_masked`: only the products, at the rate of a large square product. It is a bound for every
   implementation that recomputes the scores.
 - `flash_of_masked`: only PyTorch's flash kernels in our call, by PyTorch's profiler.
-- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`). It is
-  a bound for implementations without flash kernels. The faster of two sizes of tiles counts.
+- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`). It
+  is a bound for implementations without flash kernels. The faster of two sizes of tiles counts.
 
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,
 divided by that of the call alone in the same round. Threads that wait for each other and shared caches make
@@ -48,7 +48,7 @@ from benchmarks.elevation_attention import (
 )
 from benchmarks.measure import Work, device, multiply_matrices, parse_arguments, report
 
-VARIABLE = "ATEN_CPU_CAPABILITY"
+CAPABILITY = "ATEN_CPU_CAPABILITY"
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**33), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 """Settings with which glibc gives no memory back."""
@@ -58,11 +58,11 @@ TILES = (512, 1024)
 
 
 class Tiled(torch.autograd.Function):
-    """exp(q k^T) v of (B, H, N, D) queries in tiles: attention without its sums of rows, maxima and bias."""
+    """exp(q k^T) v of (1, H, N, D) queries in tiles: attention without its sums of rows, maxima and bias."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, size: int) -> Tensor:
-        """Return exp(q k^T) v, (B, H, N, D)."""
+        """Return exp(q k^T) v, (1, H, N, D)."""
         ctx.save_for_backward(q, k, v)
         ctx.size = size
         out = torch.zeros_like(q)
@@ -123,8 +123,6 @@ def measure(tokens: int, rounds: int, product: int) -> dict[str, Any]:
     inputs[4] = inputs[4][:1]  # one alpha for all heads
     compare(elevation_attention, masked, inputs)
     tiles = {f"tiles_{size}": tiled(size) for size in TILES}
-    for attend in tiles.values():
-        compare(attend, whole, make_inputs(1100))
     implementations = {"fused": elevation_attention, "masked": masked, "plain": plain} | tiles
     timed = time_attention(tokens, rounds, implementations, torch.float32, product)
     row: dict[str, Any] = {"kernels": torch.backends.cpu.get_cpu_capability()}
@@ -144,7 +142,10 @@ def compare(attend: Attend, other: Attend, inputs: list[Tensor]) -> None:
     for name, ours, theirs in pairs:
         difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
         if difference > SAME[torch.float32]:
-            raise SystemExit(f"Two implementations differ by {difference:.2g} (relative) in {name}.")
+            raise SystemExit(
+                f"{attend} and {other} differ by {difference:.2g} (relative) in {name} "
+                f"at {inputs[0].shape[2]} tokens."
+            )
 
 
 def share_in_flash(inputs: list[Tensor]) -> float:
@@ -200,10 +201,10 @@ def _multiply(started: Event) -> None:
 
 
 def variants() -> list[dict[str, str]]:
-    """Variables of the processes that measure too; none in such a process."""
-    if VARIABLE in os.environ or os.environ.keys() & KEPT:
+    """Return the environment variables of each further process; none within such a process."""
+    if CAPABILITY in os.environ or os.environ.keys() & KEPT:
         return []
-    narrow = [{VARIABLE: "avx2"}] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
+    narrow = [{CAPABILITY: "avx2"}] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
     return [*narrow, KEPT]
 
 
@@ -213,6 +214,8 @@ def main() -> None:
     if device().type != "cpu":
         raise SystemExit("A GPU is visible, but cpu_attention runs on the CPU; set CUDA_VISIBLE_DEVICES=")
     sizes = [(512, 1, 512)] if options.quick else [(2048, 5, 4096), (4096, 3, 4096), (8192, 3, 4096)]
+    for size in TILES:
+        compare(tiled(size), whole, make_inputs(1100))
     rows = [measure(*size) for size in sizes]
     for variables in variants():
         command = [sys.executable, "-m", "benchmarks.cpu_attention", "--json", *sys.argv[1:]]

@@ -79,7 +79,7 @@ def fit_baselines(
         )
     ]
     for regression in regressions:
-        regression.fit_times()  # refuses before the first fit, which takes minutes
+        regression.fit_times()  # raises before the fits, which take minutes
     if climatology is None:
         climatology = fit_climatology(store, data.targets, data.train_years, report, ranks)
     linear, linear_same = (regression.fit_once(run_dir, report, ranks) for regression in regressions)

@@ -240,7 +240,7 @@ def _init_times(
 
 
 def _check_values(options: EvalOptions, times: Hours, batch_size: int, report: Report) -> None:
-    """Read the weather and the other model's forecasts from initial times once, before the fits.
+    """Read the weather and the other model's forecasts for these initial times once, before the fits.
 
     Raises:
         ValueError: the weather has a gap, or a value is impossible or cannot be read.

@@ -101,7 +101,7 @@ def load_strictly(
     """Load weights that have exactly the tensors of a model.
 
     Raises:
-        ValueError: they have not; the message is `misfit`, the differences and `remedy`.
+        ValueError: names or shapes differ; the message is `misfit`, the differences and `remedy`.
     """
     try:
         model.load_state_dict(weights, strict=True)

@@ -51,7 +51,7 @@ class RunState:
         left_s: time to the last step at the recent pace [s]; None if unknown.
         resume: verification line of the last resume.
         resumed_loss: mean of the first losses after the last resume; None without a resume or a step.
-        loss_jump: mean train loss after the last resume and the saved one, if it has jumped; else None.
+        loss_jump: text with the mean train loss after the last resume and the saved one; None without a jump.
         error: first line of the last error of any rank since the last start.
     """
 

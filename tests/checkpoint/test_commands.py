@@ -75,7 +75,6 @@ def test_without_a_gpu_stdout_holds_only_json(run_dir: Path) -> None:
     command = [sys.executable, "-m", "aqtopo", "checkpoint", "verify", "--json", str(tag_folder(run_dir))]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert json.loads(ended.stdout)["sound"]
-    assert ended.stderr == ""
 
 
 def test_verify_reports_sound_or_ends_with_code_3(run_dir: Path, typed: Type) -> None:

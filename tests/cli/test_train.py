@@ -43,7 +43,7 @@ def test_other_world_size_than_configured(tiny_config: TinyConfig, refusal: Refu
     expected = "1 process(es) were started, but training.nodes x training.ranks_per_node = 1 x 2 = 2"
     message = refusal(config)
     assert expected in message
-    assert "`deepspeed --num_gpus 2 --module aqtopo ...`" in message  # of `doctor` too
+    assert "`deepspeed --num_gpus 2 --module aqtopo ...`" in message  # `doctor` shows it too
     assert nothing_written(config)
 
 

@@ -78,7 +78,7 @@ def test_an_undeclared_fill_value_is_found_before_the_fits(
         ValueError, match=r"pm25 = \S+ in 1 of .*first at initial time 2018-01-04T00:00, lead time 12"
     ):
         evaluate(run, report=lambda what, _done, _due: counted.add(what), options=options)
-    assert not counted
+    assert counted <= {"forecasts checked"}
 
 
 def test_negative_values_are_kept_counted_and_reported(

@@ -225,7 +225,7 @@ def test_any_shape_equals_the_formula(
 def test_median_errors_are_at_most_twice_those_of_pytorch_in_the_same_dtype(
     alpha: float, dtype: torch.dtype, floor: float
 ) -> None:
-    # A few elements decide the error of one draw, and with them the processor's order of summation.
+    # A few elements determine the largest error of a draw, and so does the order of the processor's sums.
     draws = [errors_of_draw(alpha, dtype, seed) for seed in range(15)]
     for outputs in zip(*draws, strict=True):
         error, own = (statistics.median(values) for values in zip(*outputs, strict=True))
@@ -233,7 +233,7 @@ def test_median_errors_are_at_most_twice_those_of_pytorch_in_the_same_dtype(
 
 
 def errors_of_draw(alpha: float, dtype: torch.dtype, seed: int) -> list[tuple[float, float]]:
-    """Return the largest errors of our attention and of PyTorch's, by output, of the largest value."""
+    """Return for each output our largest error and PyTorch's, relative to the largest value."""
     a = make_arguments(batch=1, heads=2, tokens=1030, width=96, seed=seed)
     a["elevation"] = a["elevation"].float()
     a["alpha"] = torch.full((2,), alpha)
