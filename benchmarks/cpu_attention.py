@@ -9,7 +9,7 @@ bias as its mask, and `plain` is the same without any bias. Three bounds say how
 - `sgemm_floor_of_masked`: only the products, at the rate of a large square product. It is a bound for every
   implementation that recomputes the scores.
 - `flash_of_masked`: only PyTorch's flash kernels in our call, by PyTorch's profiler.
-- `tiled_floor_of_masked`: only the products and exponentials, by PyTorch's operators in tiles (`Tiled`). It
+- `tiled_floor_of_masked`: mainly products and exponentials, by PyTorch's operators in tiles (`Tiled`). It
   is a bound for implementations without flash kernels. The faster of two sizes of tiles counts.
 
 `beside_other_work` is the processor time of our call while another process multiplies matrices on each core,

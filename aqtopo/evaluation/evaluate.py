@@ -150,7 +150,7 @@ def evaluate(
     areas = areas_of(run.store, options.regions, options.weighting)
     batch_size = max(1, TOKENS_PER_BATCH // run.config.tokens)
     own = init_times[evaluation_share(init_times.size, ranks.rank, ranks.size)]
-    _check_values(options, own, batch_size, report)
+    _check_values(options, own, batch_size, report, ranks)
     fits = fit_baselines(run.store, data, run.run_dir, report, ranks, climatology)
     accumulators = _accumulators(run, init_times, areas, options, ranks)
     others = dict(baseline_forecasts(run.store, data, fits, None if weather is None else weather.at))
@@ -239,17 +239,28 @@ def _init_times(
     return common
 
 
-def _check_values(options: EvalOptions, times: Hours, batch_size: int, report: Report) -> None:
+def _check_values(
+    options: EvalOptions, times: Hours, batch_size: int, report: Report, ranks: RankGroup
+) -> None:
     """Read the weather and the other model's forecasts for these initial times once, before the fits.
 
     Raises:
-        ValueError: the weather has a gap, or a value is impossible or cannot be read.
+        ValueError: the weather has a gap, or a value is impossible or cannot be read; on every rank.
     """
     given = [each for each in (options.weather, options.against) if each is not None]
-    for first in range(0, times.size if given else 0, batch_size):
-        for forecasts in given:
-            forecasts.at(times[first : first + batch_size])
-        report("forecasts checked", min(first + batch_size, times.size), times.size)
+    if not given:
+        return
+    problem, cause = "", None
+    try:
+        for first in range(0, times.size, batch_size):
+            for forecasts in given:
+                forecasts.at(times[first : first + batch_size])
+            report("forecasts checked", min(first + batch_size, times.size), times.size)
+    except ValueError as error:
+        problem, cause = str(error), error
+    for found in ranks.gather_texts(problem):
+        if found:
+            raise ValueError(found) from cause
 
 
 def _accumulators(

@@ -212,7 +212,8 @@ class LinearBaseline:
         steps, due = itertools.count(), len(row_blocks) * sum(map(len, shares))
 
         def advance() -> None:
-            report(f"blocks of the regression {self._name}", next(steps), due)
+            if due:
+                report(f"blocks of the regression {self._name}", next(steps), due)
 
         advance()
         for rows in row_blocks:

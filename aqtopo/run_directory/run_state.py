@@ -1,5 +1,6 @@
 """State of a run, read from its metrics.jsonl during or after the run."""
 
+import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
 
 def duration_text(seconds: float) -> str:
     """Format a duration: `0.35 s`, `12 s`, `1 min 30 s`, `2 h 05 min`."""
-    if seconds < 59.5:
+    if seconds < 59.5 or not math.isfinite(seconds):
         return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
@@ -180,7 +181,7 @@ class _Summary:
                 self.recent.clear()
                 self.first_losses.clear()
             case LossAfterResumeLine(jump=True):
-                self.loss_jump = f"train loss {line.running:.4f} after the resume, saved {line.saved:.4f}"
+                self.loss_jump = f"train loss {line.running:.4g} after the resume, saved {line.saved:.4g}"
 
     @property
     def resumed_loss(self) -> float | None:

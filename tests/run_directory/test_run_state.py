@@ -64,7 +64,7 @@ def test_jump_of_the_loss_is_that_after_the_last_resume(tmp_path: Path) -> None:
         read_run_state(write_run(tmp_path / "run", START, *events), BEGIN).loss_jump
         for events in ([RESUME], [RESUME, jump], [RESUME, none], [RESUME, jump, START, RESUME])
     ]
-    assert found == [None, "train loss 2.0000 after the resume, saved 1.5000", None, None]
+    assert found == [None, "train loss 2 after the resume, saved 1.5", None, None]
 
 
 def test_best_loss_is_that_of_the_present_data(tmp_path: Path) -> None:
@@ -93,6 +93,7 @@ def test_states_silent_and_ended(tmp_path: Path) -> None:
         (3599.4, "59 min 59 s"),
         (3599.6, "1 h 00 min"),
         (360_029.0, "100 h 00 min"),
+        (float("inf"), "inf s"),
     ],
 )
 def test_durations_have_a_suitable_unit(seconds: float, text: str) -> None:
