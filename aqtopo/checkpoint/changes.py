@@ -114,7 +114,7 @@ def check_changes(changes: list[ConfigChange], allowed: Allowed) -> None:
     raise_problems(
         "the configuration differs from the saved run's",
         [str(change) for change in refused],
-        f"Restore the old values, or allow the changes: {options}",
+        f"Restore the old values, allow the changes: {options}, or start a run in another training.run_dir",
     )
 
 

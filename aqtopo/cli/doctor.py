@@ -1,5 +1,7 @@
 """`aqtopo doctor`: the preflight checks of a run, without training."""
 
+import typer
+
 from aqtopo.cli.options import ConfigFile, Json, Overrides, print_json
 
 
@@ -38,4 +40,6 @@ def doctor(config: ConfigFile, overrides: Overrides = None, as_json: Json = Fals
         for name, value in checkup.facts.items():
             table.add_row(name, value)
         new_console().print(table)
+        if not checkup.problems:
+            typer.echo("no problem found")
     checkup.raise_problems(in_full=launch.is_main)

@@ -91,7 +91,7 @@ def resume(
     event = {
         "step": manifest.run.position.step,
         "source": str(prepared.source),
-        "line": _line(verified, manifest, loss, ranks.size),
+        "line": _line(verified, manifest, loss, ranks.size, allowed),
         "seconds": seconds,
         "world_before": manifest.world_size,
         "world_size": ranks.size,
@@ -147,13 +147,16 @@ def _compare_probe(
 ) -> tuple[float, list[str]]:
     """Return the probe loss and its difference from the saved one, unless an allowed change affects it."""
     loss, saved = probe_loss(engine, batch), manifest.run.losses.probe
-    changed = any(allowed.allows_change_in(part) for part in PROBE_SETTINGS)
-    if saved is None or verified.fresh or changed:
+    if saved is None or not _probe_is_compared(verified, allowed):
         return loss, []
     tolerance = PROBE_TOLERANCE[config.deepspeed.precision] * abs(saved)
     if abs(loss - saved) <= tolerance:
         return loss, []
     return loss, [f"probe loss {loss:.9g}, saved {saved:.9g} (tolerance {tolerance:.2g})"]
+
+
+def _probe_is_compared(verified: Verified, allowed: Allowed) -> bool:
+    return not verified.fresh and not any(allowed.allows_change_in(part) for part in PROBE_SETTINGS)
 
 
 def _compare_samples(manifest: Manifest, prepared: Prepared) -> list[str]:
@@ -168,16 +171,19 @@ def _compare_samples(manifest: Manifest, prepared: Prepared) -> list[str]:
     return [f"the next samples are {found}, predicted were {position.next_samples}"]
 
 
-def _line(verified: Verified, manifest: Manifest, loss: float, world: int) -> str:
+def _line(verified: Verified, manifest: Manifest, loss: float, world: int, allowed: Allowed) -> str:
     """Format the verification line of the log."""
     count = f"{verified.parameters}/{verified.total}"
     fresh = f", {verified.fresh} fresh as allowed" if verified.fresh else ""
     rates = " ".join(f"{group}={lr:.6e}" for group, lr in verified.rates.items())
     saved = manifest.run.losses.probe
+    probe = "none" if saved is None else f"{saved:.4f}"
+    if saved is not None and not _probe_is_compared(verified, allowed):
+        probe += ", not compared because of an allowed change"
     return (
         f"resume verified: {count} parameters, {count} exp_avg, {count} exp_avg_sq{fresh}, step "
         f"{verified.step}, {verified.groups}/{len(verified.rates)} groups, lr {rates}, probe loss {loss:.4f} "
-        f"(saved {'none' if saved is None else f'{saved:.4f}'}), world {manifest.world_size} -> {world}"
+        f"(saved {probe}), world {manifest.world_size} -> {world}"
     )
 
 

@@ -160,6 +160,12 @@ def refusals(crossed: Path) -> dict[str, Ended]:
         "lr allowed": ["--set", "optimizer.base_lr=0.002", "--allow-change", "optimizer.base_lr"],
         "clipping": ["--set", "deepspeed.gradient_clipping=0.5"],
         "bf16": ["--set", 'deepspeed.bf16={"enabled":true}'],
+        "bf16 allowed": [
+            "--set",
+            'deepspeed.bf16={"enabled":true}',
+            "--allow-change",
+            "deepspeed.bf16.enabled",
+        ],
         "seed": ["--set", "training.seed=7"],
         "seed allowed": ["--set", "training.seed=7", "--allow-change", "training.seed"],
         "damaged": [],
@@ -247,6 +253,14 @@ def test_allowed_change_is_applied_and_recorded(crossed: Path, refusals: dict[st
     assert json.loads((run_dir / "config.json").read_text(encoding="utf-8"))["optimizer"]["base_lr"] == 0.002
     before, after = (events(path, "step")[-1]["lr"]["others"] for path in (crossed / "run2", run_dir))
     assert after > 1.4 * before
+
+
+def test_probe_loss_that_an_allowed_change_affects_is_not_compared(
+    crossed: Path, refusals: dict[str, Ended]
+) -> None:
+    assert refusals["bf16 allowed"].codes == [0], refusals["bf16 allowed"].output
+    event = events(crossed / "refusals" / "bf16_allowed", "resume")[-1]
+    assert ", not compared because of an allowed change), world 2 -> 1" in event["line"]
 
 
 def test_auto_resumes_in_the_same_directory(crossed: Path, refusals: dict[str, Ended]) -> None:
