@@ -87,12 +87,12 @@ def raise_input_error(source: object, fact: str, remedy: str) -> NoReturn:
 
 
 def raise_problems(
-    summary: str, problems: Sequence[str], remedy: str = "", kind: type[RefusedError] = RefusedError
+    summary: str, problems: Sequence[str], remedy: str = "", kind: type[Exception] = RefusedError
 ) -> None:
     """Raise an error that lists the problems, if there are any.
 
     Raises:
-        RefusedError: `problems` is not empty; the error is of class `kind`.
+        kind: `problems` is not empty.
     """
     if not problems:
         return

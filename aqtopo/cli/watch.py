@@ -71,7 +71,7 @@ def _table(run_dir: Path, state: "RunState", saved: str | None, verdict: str | N
     from rich.text import Text
 
     from aqtopo.cli.terminal import escaped
-    from aqtopo.run_directory.run_state import duration_text
+    from aqtopo.text import duration_text
 
     rows = {
         "state": state.state,

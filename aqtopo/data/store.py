@@ -303,7 +303,7 @@ def _open_dataset(path: Path) -> xr.Dataset:
 
 def _refuse_other(path: Path) -> NoReturn:
     """Raise the error that says what a path is instead of a store."""
-    from aqtopo.data.outside import engine_of  # takes time, and stores do not need it
+    from aqtopo.data.file_formats import engine_of  # takes time, and stores do not need it
 
     try:
         found = {"netcdf4": "a NetCDF file", "zarr": "a zarr group of version 2"}[engine_of(path)]

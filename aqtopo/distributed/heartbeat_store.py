@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from aqtopo.distributed.launch import Launch
 from aqtopo.refusal import LostRankError
+from aqtopo.text import abridged
 
 
 class HeartbeatStore:
@@ -94,12 +95,6 @@ class HeartbeatStore:
             raise LostRankError(
                 f"rank 0 or its node does not answer ({str(error).splitlines()[0]})"
             ) from error
-
-
-def abridged(names: Sequence[str], most: int = 16) -> str:
-    """Join the first names of a list for a message and count the rest."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def is_connection_error(error: BaseException | None) -> bool:

@@ -228,12 +228,12 @@ def raise_problems_on_all_ranks(
     summary: str,
     problems: Sequence[str],
     remedy: str = "",
-    kind: type[RefusedError] = RefusedError,
+    kind: type[Exception] = RefusedError,
 ) -> None:
     """Raise the same error on every rank if any rank has problems; it lists those of all ranks.
 
     Raises:
-        RefusedError: a rank has a problem; the error is of class `kind`.
+        kind: a rank has a problem.
     """
     gathered = [json.loads(text) for text in ranks.gather_texts(json.dumps(list(problems)))]
     raise_problems(summary, sorted({problem for own in gathered for problem in own}), remedy, kind)
@@ -241,21 +241,24 @@ def raise_problems_on_all_ranks(
 
 @contextmanager
 def refusals_on_all_ranks(
-    ranks: RankGroup, summary: str, errors: tuple[type[Exception], ...] = (RefusedError,)
+    ranks: RankGroup,
+    summary: str,
+    errors: tuple[type[Exception], ...] = (RefusedError,),
+    kind: type[Exception] = RefusedError,
 ) -> Iterator[None]:
     """Raise the errors of a block on every rank at its end, so that no rank skips a collective.
 
     Every rank runs the block, which must contain no collectives. `errors` are the classes that are caught.
 
     Raises:
-        RefusedError: the block failed on a rank.
+        kind: the block failed on a rank.
     """
     problems = []
     try:
         yield
     except errors as error:
         problems = [str(error)]
-    raise_problems_on_all_ranks(ranks, summary, problems)
+    raise_problems_on_all_ranks(ranks, summary, problems, kind=kind)
 
 
 def gather_mappings(own: Mapping[str, Any], ranks: RankGroup) -> dict[str, Any]:

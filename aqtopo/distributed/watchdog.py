@@ -24,10 +24,11 @@ from types import TracebackType
 from typing import IO, Self, TypeVar
 
 from aqtopo.distributed.deadlines import STACKS, read_deadlines
-from aqtopo.distributed.heartbeat_store import HeartbeatStore, abridged, is_connection_error
+from aqtopo.distributed.heartbeat_store import HeartbeatStore, is_connection_error
 from aqtopo.distributed.launch import Launch, export_launch
 from aqtopo.refusal import LostRankError, RefusedError
 from aqtopo.safe_files import open_plain
+from aqtopo.text import abridged
 
 Result = TypeVar("Result")
 

@@ -18,7 +18,7 @@ from aqtopo.data.loader import EvaluationLoader
 from aqtopo.data.samples import evaluation_share, sample_table
 from aqtopo.data.schema import Hours
 from aqtopo.data.store import Report, no_progress
-from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup
+from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, refusals_on_all_ranks
 from aqtopo.evaluation.baselines import Climatology, Fits, baseline_forecasts, fit_baselines
 from aqtopo.evaluation.exceedances import Exceedances, exceedance_scores
 from aqtopo.evaluation.points import (
@@ -248,19 +248,11 @@ def _check_values(
         ValueError: the weather has a gap, or a value is impossible or cannot be read; on every rank.
     """
     given = [each for each in (options.weather, options.against) if each is not None]
-    if not given:
-        return
-    problem, cause = "", None
-    try:
-        for first in range(0, times.size, batch_size):
+    with refusals_on_all_ranks(ranks, "the forecasts cannot be scored", (ValueError,), ValueError):
+        for first in range(0, times.size if given else 0, batch_size):
             for forecasts in given:
                 forecasts.at(times[first : first + batch_size])
             report("forecasts checked", min(first + batch_size, times.size), times.size)
-    except ValueError as error:
-        problem, cause = str(error), error
-    for found in ranks.gather_texts(problem):
-        if found:
-            raise ValueError(found) from cause
 
 
 def _accumulators(

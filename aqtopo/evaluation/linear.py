@@ -35,12 +35,10 @@ from aqtopo.data.statistics import Normalization
 from aqtopo.data.store import Report, Store, no_progress
 from aqtopo.distributed.process_group import SINGLE_RANK, RankGroup, shard
 from aqtopo.evaluation.points import LINEAR
+from aqtopo.evaluation.ridge import PENALTIES, RidgeSums
 from aqtopo.refusal import READ_ERRORS
 from aqtopo.safe_files import replacing
 from aqtopo.variables import DYNAMIC_VARIABLES
-
-PENALTIES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-"""Candidates for the ridge penalty, as a multiple of the number of times."""
 
 MAX_TIMES = 4000
 """Most initial times of a fit; of more, every n-th is taken."""
@@ -257,14 +255,14 @@ class LinearBaseline:
 
     def _sums(
         self, own: Sequence[Hours], rows: slice, advance: Callable[[], None], ranks: RankGroup
-    ) -> "_Sums":
+    ) -> RidgeSums:
         """Return the sums of products over the blocks of times of all ranks; `own` are those of this rank.
 
         `advance` is called after each block.
         """
         cells = len(range(self._shape[0])[rows]) * self._shape[1]
         outputs = len(self._data.horizons) * len(self._data.targets)
-        sums = _Sums.zeros(cells, len(self.predictors), outputs)
+        sums = RidgeSums.zeros(cells, len(self.predictors), outputs)
         for block in own:
             inputs, targets = self._inputs(block, rows), self._targets(block, rows)
             missing = ~torch.isfinite(targets).all(2)
@@ -272,7 +270,7 @@ class LinearBaseline:
             sums.products.add_(inputs.mT @ torch.cat([inputs, targets], dim=2))
             sums.squares.add_(targets.square().sum(1))
             advance()
-        return _Sums(ranks.all_reduce_sum(sums.products), ranks.all_reduce_sum(sums.squares))
+        return RidgeSums(ranks.all_reduce_sum(sums.products), ranks.all_reduce_sum(sums.squares))
 
     def _inputs(self, times: Hours, rows: slice) -> Tensor:
         """Return the predictors (M, T, P); 0, a channel's mean, for missing values."""
@@ -358,49 +356,3 @@ def _read(file: Path, predictors: Predictors, shape: tuple[int, ...]) -> Linear:
         raise ValueError(
             f"the regression in {file} is damaged ({error}). Remove it; it is fitted anew."
         ) from error
-
-
-@dataclass(frozen=True, eq=False)
-class _Sums:
-    """Sums over times, float64. Products of a block of times are in float32.
-
-    Attributes:
-        products: (M, P, P + J), predictors times predictors and outputs.
-        squares: (M, J), squared outputs.
-    """
-
-    products: Tensor
-    squares: Tensor
-
-    @classmethod
-    def zeros(cls, cells: int, predictors: int, outputs: int) -> "_Sums":
-        """No times."""
-        return cls(
-            torch.zeros(cells, predictors, predictors + outputs, dtype=torch.float64),
-            torch.zeros(cells, outputs, dtype=torch.float64),
-        )
-
-    @property
-    def split(self) -> tuple[Tensor, Tensor]:
-        """Predictors times predictors (M, P, P), and times outputs (M, P, J)."""
-        predictors = self.products.shape[1]
-        return self.products[..., :predictors], self.products[..., predictors:]
-
-    def solve(self) -> list[Tensor]:
-        """Return the coefficients (M, P, J) for each of `PENALTIES`."""
-        gram, products = self.split
-        # The first predictor is 1, so its sum of squares is the number of times. It has no penalty.
-        count = gram[:, 0, 0]
-        unit = torch.eye(gram.shape[1], dtype=gram.dtype)
-        unit[0, 0] = 0.0
-        candidates = []
-        for penalty in PENALTIES:
-            matrix = gram + penalty * count.clamp(min=1.0)[:, None, None] * unit
-            matrix[count == 0, 0, 0] = 1.0  # a cell without a time: all coefficients become 0
-            candidates.append(torch.linalg.solve(matrix, products))
-        return candidates
-
-    def squared_error(self, coefficients: Tensor) -> float:
-        """Return the squared error of coefficients over cells, outputs and these times."""
-        gram, products = self.split
-        return float(self.squares.sum() + ((gram @ coefficients - 2 * products) * coefficients).sum())

@@ -21,12 +21,12 @@ from aqtopo.data.coordinates import GRID_TOLERANCE_DEG
 from aqtopo.data.statistics import Normalization, normalization_for, scaling_digest
 from aqtopo.data.store import Store, open_run_store, open_store
 from aqtopo.data.units import same_units
-from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.distributed.process_group import SINGLE_RANK
 from aqtopo.inference.card import CARD_FILE, MODULE, STATIC_FILE, Card, is_export, read_card
 from aqtopo.model import AirQualityViT, Terrain, build_model
 from aqtopo.refusal import RefusedError
 from aqtopo.run_directory.run_file import CONFIG_FILE, read_run_config, training_path
+from aqtopo.text import abridged
 from aqtopo.variables import NEEDED_CHANNELS, VARIABLES
 
 SHOWN_TENSORS = 3

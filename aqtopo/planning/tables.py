@@ -10,7 +10,7 @@ from aqtopo.planning.node_types import NodeType
 from aqtopo.planning.plan import Plan
 from aqtopo.planning.scaling import NETWORK_SHARE, StepTime, efficiency
 from aqtopo.planning.zero import step_collectives
-from aqtopo.run_directory.run_state import duration_text
+from aqtopo.text import duration_text
 
 
 def plan_tables(plan: Plan) -> Iterator[Table]:

@@ -1,6 +1,5 @@
 """State of a run, read from its metrics.jsonl during or after the run."""
 
-import math
 import statistics
 from collections import deque
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from aqtopo.run_directory.log_file import (
     ValidationResetLine,
     read_log,
 )
+from aqtopo.text import duration_text
 
 RESTART_REASON = "asked to stop and to be started again"
 """Stop reason of a run that its batch job starts again."""
@@ -117,17 +117,6 @@ def read_run_state(run_dir: Path, now: datetime | None = None) -> RunState:
         loss_jump=summary.loss_jump,
         error=_last_error(run_dir, None if start is None else _time(start)),
     )
-
-
-def duration_text(seconds: float) -> str:
-    """Format a duration: `0.35 s`, `12 s`, `1 min 30 s`, `2 h 05 min`."""
-    if seconds < 59.5 or not math.isfinite(seconds):
-        return f"{seconds:.2g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes:02d} min"
 
 
 class _Pace(NamedTuple):

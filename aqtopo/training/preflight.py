@@ -19,11 +19,11 @@ import torch
 
 from aqtopo.checkpoint.manifest import package_versions
 from aqtopo.distributed import process_group
-from aqtopo.distributed.heartbeat_store import abridged
 from aqtopo.model import Terrain
 from aqtopo.model.transformer_block import kernel_head_widths
 from aqtopo.model.wind_order import sector_order_table
 from aqtopo.run_directory.monitors import login_problems
+from aqtopo.text import abridged
 from aqtopo.training.engine import optimizer_problem
 from aqtopo.training.kernel_check import kernel_problem
 from aqtopo.training.prepare import Prepared

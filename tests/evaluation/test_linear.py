@@ -15,9 +15,10 @@ from safetensors.numpy import load_file, save_file
 from aqtopo.config import DataConfig, RunConfig
 from aqtopo.data import Store, open_store, write_statistics, write_store
 from aqtopo.evaluation.evaluate import evaluate
-from aqtopo.evaluation.linear import PENALTIES, Linear, LinearBaseline, Predictors
+from aqtopo.evaluation.linear import Linear, LinearBaseline, Predictors
 from aqtopo.evaluation.points import FORECASTS
 from aqtopo.evaluation.results import write_results
+from aqtopo.evaluation.ridge import PENALTIES
 from aqtopo.inference.load import load_run
 from aqtopo.variables import DYNAMIC_VARIABLES, HORIZONS_H, TARGET_VARIABLES
 from tests.conftest import TINY_GRID, make_tiny_dataset

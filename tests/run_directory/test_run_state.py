@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from aqtopo.run_directory.run_state import RESTART_REASON, duration_text, read_run_state
+from aqtopo.run_directory.run_state import RESTART_REASON, read_run_state
 
 BEGIN = datetime(2026, 11, 22, tzinfo=UTC)
 
@@ -81,23 +81,6 @@ def test_states_silent_and_ended(tmp_path: Path) -> None:
     assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "silent for 59 min 59 s"
     run = write_run(tmp_path / "run", START, step(1, 2.0), {"event": "stop", "reason": "all epochs done"})
     assert read_run_state(run, BEGIN + timedelta(hours=1)).state == "ended: all epochs done"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.0, "0 s"),
-        (0.0321, "0.032 s"),
-        (59.4, "59 s"),
-        (59.6, "1 min 00 s"),
-        (3599.4, "59 min 59 s"),
-        (3599.6, "1 h 00 min"),
-        (360_029.0, "100 h 00 min"),
-        (float("inf"), "inf s"),
-    ],
-)
-def test_durations_have_a_suitable_unit(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
 
 
 def test_run_that_stops_for_a_restart_has_not_ended(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from aqtopo.data.channels import open_channel, read_channel
+from aqtopo.data.file_formats import check_size
 from aqtopo.data.grid import Grid
-from aqtopo.data.outside import check_size, normalise, open_outside
+from aqtopo.data.outside import normalise, open_outside
 from aqtopo.data.prepare.regrid import Regridder
 from aqtopo.data.topography import Topography, load_topography, overlap
 from aqtopo.variables import VARIABLES, Variable
